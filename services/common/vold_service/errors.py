@@ -1,0 +1,72 @@
+"""One list of errors, and what each is called on gRPC and on HTTP.
+
+An engine raises `ServiceError`; the faces translate it. Nothing else decides a status.
+"""
+
+import grpc
+from vold_proto.v1 import status_pb2
+
+Code = status_pb2.Code
+
+HTTP_STATUS: dict[int, int] = {
+    status_pb2.OK: 200,
+    status_pb2.INVALID_ARGUMENT: 422,
+    status_pb2.UNAUTHENTICATED: 401,
+    status_pb2.PERMISSION_DENIED: 403,
+    status_pb2.NOT_FOUND: 404,
+    status_pb2.RESOURCE_EXHAUSTED: 429,
+    status_pb2.DEADLINE_EXCEEDED: 504,
+    status_pb2.UNAVAILABLE: 503,
+    status_pb2.FAILED_PRECONDITION: 409,
+    status_pb2.CANCELLED: 499,
+    status_pb2.INTERNAL: 500,
+}
+
+GRPC_STATUS: dict[int, grpc.StatusCode] = {code: getattr(grpc.StatusCode, Code.Name(code)) for code in HTTP_STATUS}
+
+STATUS_METADATA = "vold-status-bin"
+"""Trailing metadata that carries the whole Status beside gRPC's own code and text."""
+
+
+class ServiceError(Exception):
+    """A request, or one item of it, that cannot be served.
+
+    message: what is wrong, with the value and the remedy. field: the path of the field at fault
+    ("completions[3].ids"). retry_seconds: when to come back, where that makes sense.
+    """
+
+    def __init__(self, code: "status_pb2.Code", message: str, *, field: str = "", retry_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.field = field
+        self.retry_seconds = retry_seconds
+
+    def status(self) -> status_pb2.Status:
+        return status_pb2.Status(
+            code=self.code, message=self.message, field=self.field, retry_seconds=self.retry_seconds
+        )
+
+
+def invalid(field: str, message: str) -> ServiceError:
+    """INVALID_ARGUMENT for `field`."""
+    return ServiceError(status_pb2.INVALID_ARGUMENT, message, field=field)
+
+
+def not_found(field: str, message: str) -> ServiceError:
+    return ServiceError(status_pb2.NOT_FOUND, message, field=field)
+
+
+def too_late(message: str = "the deadline passed before the work was done: allow more time or send less") -> ServiceError:
+    return ServiceError(status_pb2.DEADLINE_EXCEEDED, message)
+
+
+def unavailable(message: str, retry_seconds: float = 1.0) -> ServiceError:
+    return ServiceError(status_pb2.UNAVAILABLE, message, retry_seconds=retry_seconds)
+
+
+def internal(error: BaseException) -> ServiceError:
+    """For a fault of ours: the kind of the error, not its text, which may hold what must not be shown."""
+    return ServiceError(
+        status_pb2.INTERNAL, f"the server failed with {type(error).__name__}: its log has the whole story"
+    )

@@ -1,0 +1,123 @@
+"""Run both faces on one event loop until a signal: warm up, say ready, serve, drain, stop."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from vold_service.grpc import GrpcServer
+from vold_service.settings import ServerSettings, split_address
+
+log = logging.getLogger("vold.serve")
+
+
+class Readiness:
+    """Whether the service takes work. The HTTP face reads it; `serve` sets it."""
+
+    def __init__(self) -> None:
+        self.ready = False
+
+    def __call__(self) -> bool:
+        return self.ready
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # `serve` handles signals for both faces
+
+
+async def serve(
+    settings: ServerSettings,
+    *,
+    name: str,
+    app: FastAPI,
+    grpc_server: GrpcServer,
+    readiness: Readiness,
+    start: Callable[[], Awaitable[None]],
+    stop: Callable[[], Awaitable[None]],
+) -> None:
+    """Listen at once (so that probes get an answer), `start` the engine, serve, and on SIGTERM or SIGINT drain.
+
+    Prints one JSON line once ready: {"ready": name, "http": url, "grpc": address, "pid": pid}.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+
+    http_server, http_task, http_url = None, None, None
+    if settings.http is not None:
+        listener = _bind(settings.http)
+        host, port = listener.getsockname()[:2]
+        http_url = f"http://{host}:{port}"
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+            lifespan="off",
+        )
+        http_server = _Uvicorn(config)
+        http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
+    grpc_address = None
+    if settings.grpc is not None:
+        grpc_address = await grpc_server.start(settings.grpc)
+
+    starting = asyncio.create_task(_as_coroutine(start))
+    waiting = asyncio.create_task(stopping.wait())
+    await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        starting.result()
+        if not stopping.is_set():
+            readiness.ready = True
+            await grpc_server.set_ready(True)
+            ready = {"ready": name, "http": http_url, "grpc": grpc_address, "pid": os.getpid()}
+            print(json.dumps(ready), flush=True)
+            await waiting
+    else:
+        starting.cancel()
+
+    log.info("draining for up to %.0f s", settings.drain_seconds)
+    readiness.ready = False
+    await grpc_server.set_ready(False)
+    if http_server is not None:
+        http_server.should_exit = True
+    await asyncio.gather(
+        grpc_server.stop(settings.drain_seconds), *([http_task] if http_task is not None else [])
+    )
+    await stop()
+    if grpc_address is not None and grpc_address.startswith("unix:"):
+        Path(grpc_address.removeprefix("unix:")).unlink(missing_ok=True)
+
+
+async def _as_coroutine(function: Callable[[], Awaitable[None]]) -> None:
+    await function()
+
+
+def _bind(address: str) -> socket.socket:
+    host, port = split_address(address)
+    try:
+        return socket.create_server((host, port), backlog=1024, family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise OSError(f"cannot listen on {address}: {error.strerror}; choose another port, or 0 for a free one") from error
+
+
+def run(main: Callable[[], Awaitable[None]], *, log_level: str) -> None:
+    """Run a server's `main` under asyncio with logging set up; a failure to start ends with its message and status 1."""
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    try:
+        asyncio.run(_as_coroutine(main))  # type: ignore[arg-type]
+    except OSError as error:
+        raise SystemExit(f"error: {error}") from error

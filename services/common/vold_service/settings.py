@@ -1,0 +1,38 @@
+"""Settings that every server has. A service adds its own by subclassing."""
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1 << 20
+
+
+class ServerSettings(BaseSettings):
+    """Where to listen and what to refuse. Each is also an environment variable, VOLD_ and the name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="VOLD_", extra="forbid")
+
+    http: str | None = Field(default="127.0.0.1:8000", description="HOST:PORT of the HTTP face; port 0 picks one")
+    grpc: str | None = Field(default="127.0.0.1:50051", description="HOST:PORT or unix:PATH of the gRPC face")
+    max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="largest request either face reads")
+    drain_seconds: float = Field(default=20.0, ge=0, description="how long SIGTERM waits for work in flight")
+    log_level: str = Field(default="info", description="debug, info, warning or error")
+
+    @field_validator("http")
+    @classmethod
+    def _host_and_port(cls, value: str | None) -> str | None:
+        return value if value is None else "{}:{}".format(*split_address(value))
+
+    @field_validator("grpc")
+    @classmethod
+    def _grpc_address(cls, value: str | None) -> str | None:
+        if value is None or value.startswith("unix:"):
+            return value
+        return "{}:{}".format(*split_address(value))
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """HOST:PORT in two. Raises ValueError that names the value and the form."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{address!r} is not HOST:PORT; write for example 127.0.0.1:8000, or port 0 for a free one")
+    return host, int(port)
