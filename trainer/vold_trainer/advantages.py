@@ -1,0 +1,23 @@
+"""Group advantages. Shapes: P prompts, G completions of each, C = P * G completions, prompt by prompt."""
+
+import torch
+from torch import Tensor
+
+
+def group_advantages(rewards_PG: Tensor, *, divide_by_std: bool = True, delta: float = 1e-4) -> Tensor:
+    """How much better each completion is than its group (GRPO, arXiv 2402.03300).
+
+    rewards_PG: float [P, G]; NaN marks a missing reward, which is left out of its group's statistics.
+    Returns float [P, G]: (r - mean) / (std + delta), std with Bessel's correction; without the division where
+    `divide_by_std` is False (Dr.GRPO, arXiv 2503.20783). A missing reward, and a group with fewer than two
+    rewards, get 0: they teach nothing.
+    """
+    known_PG = ~rewards_PG.isnan()
+    count_P1 = known_PG.sum(-1, keepdim=True)
+    filled_PG = torch.where(known_PG, rewards_PG, 0.0)
+    mean_P1 = filled_PG.sum(-1, keepdim=True) / count_P1.clamp(min=1)
+    centred_PG = torch.where(known_PG, filled_PG - mean_P1, 0.0)
+    if divide_by_std:
+        variance_P1 = centred_PG.square().sum(-1, keepdim=True) / (count_P1 - 1).clamp(min=1)
+        centred_PG = centred_PG / (variance_P1.sqrt() + delta)
+    return torch.where(count_P1 > 1, centred_PG, 0.0)

@@ -1,0 +1,80 @@
+"""Prompts and completions as padded batches.
+
+Shapes: B sequences, S positions (prompt and completion), T completion positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vold_trainer.data import Example
+from vold_trainer.models import Student
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs: what the model takes. predicts_BS: True where the next token belongs to a completion. ids_N: those
+    tokens, row by row. mask_BT: bool, the completions as a padded rectangle, the N True places in the same order.
+    """
+
+    inputs: dict[str, Tensor]
+    predicts_BS: Tensor
+    ids_N: Tensor
+    mask_BT: Tensor
+
+    def rectangle(self, values_N: Tensor, fill: float = 0.0) -> Tensor:
+        """Values of the N completion tokens laid out as [B, T]; gradients flow through."""
+        out_BT = values_N.new_full(self.mask_BT.shape, fill)
+        return out_BT.masked_scatter(self.mask_BT, values_N)
+
+
+def make_batch(
+    student: Student,
+    examples: Sequence[Example],
+    completions: Sequence[Sequence[int]],
+    *,
+    device: torch.device | None = None,
+) -> Batch:
+    """Prompts (left-padded by the processor) followed by completions (right-padded), on `device`.
+
+    Raises ValueError for an empty completion: there is nothing to learn from it.
+    """
+    if not all(completions):
+        raise ValueError(
+            f"completions[{[bool(c) for c in completions].index(False)}] is empty: drop it before batching"
+        )
+    prompts = student.encode(examples)
+    lengths_B = torch.tensor([len(ids) for ids in completions])
+    mask_BT = torch.arange(int(lengths_B.max())) < lengths_B.unsqueeze(-1)
+    ids_N = torch.tensor([token for ids in completions for token in ids])
+    ids_BT = torch.full(mask_BT.shape, student.pad_id).masked_scatter(mask_BT, ids_N)
+
+    shape = prompts["input_ids"].shape
+    inputs = {}
+    for name, value in prompts.items():
+        if name == "input_ids":
+            inputs[name] = torch.cat([value, ids_BT], -1)
+        elif name == "attention_mask":
+            inputs[name] = torch.cat([value, mask_BT.to(value.dtype)], -1)
+        elif value.shape == shape:  # one value a token, such as the token's type: completions are text, type 0
+            inputs[name] = torch.cat([value, value.new_zeros(mask_BT.shape)], -1)
+        else:
+            inputs[name] = value
+    if student.processor is student.tokenizer:
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    predicts_BS = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    start = shape[1] - 1
+    predicts_BS[:, start : start + mask_BT.shape[1]] = mask_BT
+    batch = Batch(inputs, predicts_BS, ids_N, mask_BT)
+    if device is None:
+        return batch
+    moved = {name: value.to(device) for name, value in inputs.items()}
+    return Batch(moved, predicts_BS.to(device), ids_N.to(device), mask_BT.to(device))
+
+
+def micro_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Indices in groups of at most `size`, neighbours in length together so that little is padded."""
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    return [order[start : start + size] for start in range(0, len(order), size)]

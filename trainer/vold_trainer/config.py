@@ -1,0 +1,307 @@
+"""What a run is told: YAML files validated by pydantic, with dotted overrides on the command line.
+
+    load(TrainConfig, Path("configs/pocket_vold.yaml"), ["objective.beta=0.01", "optim.lr=1e-4"])
+
+One model per component, beside the others here because a reader wants them on one page. Every field has its
+unit or meaning in its description; an unknown key is an error that names the nearest known one.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vold_trainer.errors import UsageError
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class StudentConfig(Config):
+    path: str = Field(description="folder or hub name of the student; pocket:NAME is one that ships with vold")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="what it computes in")
+    freeze: list[str] = Field(default=["vision"], description="parts that do not learn: vision, projector, embeddings")
+    trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
+
+
+class TeacherConfig(Config):
+    url: str | list[str] = Field(default="local:pocket:teacher", description="where the teacher is; several: replicas")
+    model: str = Field(default="", description="which teacher of the service; empty: its default")
+    api_key_env: str = Field(default="VOLD_TEACHER_API_KEY", description="environment variable that holds the key")
+    timeout: float = Field(default=120.0, gt=0, description="seconds for one call, retries included")
+    allow_identity_change: bool = Field(default=False, description="go on when another teacher answers in mid-run")
+    min_shared: float = Field(default=0.9, ge=0, le=1, description="least share of student ids that mean the same")
+
+
+class VerifierConfig(Config):
+    url: str | list[str] = Field(default="local:", description="where the verifier is; local: starts one")
+    name: str = Field(default="math", description="which verifier judges, where the row names none")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="its parameters")
+    api_key_env: str = Field(default="VOLD_VERIFIER_API_KEY", description="environment variable that holds the key")
+    timeout: float = Field(default=120.0, gt=0, description="seconds for one call, retries included")
+
+
+class DataConfig(Config):
+    source: str = Field(default="pocket", description="pocket, or a JSONL file")
+    split: Literal["train", "validation", "test"] = Field(default="train", description="of the pocket world")
+    modality: Literal["text", "image"] = Field(default="text", description="of the pocket world")
+    limit: int | None = Field(default=None, ge=1, description="rows to use; all of a file where absent")
+    offset: int = Field(default=0, ge=0, description="rows to leave out at the start")
+    seed: int = Field(default=0, description="which problems the pocket world draws")
+    skip_broken: bool = Field(default=False, description="leave out broken rows instead of stopping")
+
+
+class OptimConfig(Config):
+    lr: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: int = Field(default=5, ge=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class RolloutConfig(Config):
+    prompts: int = Field(default=16, ge=1, description="prompts a step (P)")
+    group: int = Field(default=8, ge=1, description="completions of each prompt (G)")
+    max_tokens: int = Field(default=96, ge=1, description="completion tokens at most")
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    batch: int = Field(default=0, ge=0, description="sequences generated together; 0: all of a step")
+
+
+class ObjectiveConfig(Config):
+    name: Literal["grpo", "opd", "vold"] = "vold"
+    beta: float = Field(default=0.1, ge=0, description="weight of the teacher term (vold)")
+    masked: bool = Field(default=True, description="teacher term on wrong rollouts only (vold)")
+    eps_low: float = Field(default=0.2, ge=0, description="clip below: 1 - eps_low")
+    eps_high: float = Field(default=0.3, ge=0, description="clip above: 1 + eps_high")
+    advantage_std: bool = Field(default=True, description="divide the group advantage by its standard deviation")
+    normalise: Literal["sequence", "token"] = Field(
+        default="sequence", description="mean over tokens then sequences, or over all tokens"
+    )
+
+
+class BatchConfig(Config):
+    size: int = Field(default=0, ge=0, description="sequences in one optimiser step; 0: all of a step's rollouts")
+    micro: int = Field(default=64, ge=1, description="sequences in one forward and backward pass")
+
+
+class MissingConfig(Config):
+    max_share: float = Field(default=0.2, ge=0, le=1, description="of a step's rollouts that may miss a score")
+    patience: int = Field(default=3, ge=1, description="steps in a row above max_share before the run stops")
+
+
+class RunConfig(Config):
+    """What sft and train share."""
+
+    out: Path = Field(description="the run's folder")
+    seed: int = 0
+    student: StudentConfig
+    threads: int = Field(default=0, ge=0, description="CPU threads of this process; 0: torch's choice")
+    trackers: list[str] = Field(
+        default_factory=list, description="accelerate trackers: tensorboard, wandb, trackio, ..."
+    )
+    save_every: int = Field(default=0, ge=0, description="steps between checkpoints to resume from; 0: only at SIGTERM")
+
+
+class SftConfig(RunConfig):
+    """`vold sft`: completion-only loss on traces, vision tower frozen."""
+
+    traces: Path = Field(description="JSONL of `vold traces`: messages and completion")
+    steps: int = Field(default=250, ge=1)
+    batch: int = Field(default=48, ge=1, description="sequences a step")
+    optim: OptimConfig = OptimConfig(lr=1e-3, warmup_steps=20, schedule="cosine")
+
+
+class TrainConfig(RunConfig):
+    """`vold train`: GRPO, distillation, or both, on text-only prompts."""
+
+    teacher: TeacherConfig | None = TeacherConfig()
+    verifier: VerifierConfig | None = VerifierConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig = OptimConfig()
+    batch: BatchConfig = BatchConfig()
+    missing: MissingConfig = MissingConfig()
+    steps: int = Field(default=60, ge=1)
+    samples_every: int = Field(default=10, ge=1, description="steps between rollouts kept for the report")
+
+    @model_validator(mode="after")
+    def _has_its_services(self) -> "TrainConfig":
+        if self.objective.name in ("opd", "vold") and self.teacher is None:
+            raise ValueError(f"objective.name {self.objective.name!r} needs a teacher: set teacher.url")
+        if self.objective.name in ("grpo", "vold") and self.verifier is None:
+            raise ValueError(f"objective.name {self.objective.name!r} needs a verifier: set verifier.url")
+        if self.objective.name in ("grpo", "vold") and self.rollout.group < 2:
+            raise ValueError("rollout.group is 1: a group advantage needs at least 2 completions of each prompt")
+        return self
+
+
+class TracesConfig(Config):
+    """`vold traces`: cold-start completions sampled from the teacher."""
+
+    out: Path = Field(description="JSONL to write")
+    seed: int = 0
+    teacher: TeacherConfig = TeacherConfig()
+    verifier: VerifierConfig | None = VerifierConfig()
+    data: DataConfig = DataConfig(limit=3000)
+    samples: int = Field(default=1, ge=1, description="completions of each prompt")
+    max_tokens: int = Field(default=96, ge=1)
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    keep: Literal["all", "correct"] = Field(default="correct", description="correct: only what the verifier accepts")
+    request: int = Field(default=256, ge=1, description="prompts in one call")
+
+
+class EvalConfig(Config):
+    """`vold eval`: greedy accuracy on one or more sets."""
+
+    out: Path = Field(description="folder for eval.json and eval_samples.jsonl")
+    student: StudentConfig
+    verifier: VerifierConfig = VerifierConfig()
+    data: list[DataConfig] = [
+        DataConfig(split="test", modality="text", limit=500),
+        DataConfig(split="test", modality="image", limit=500),
+    ]
+    max_tokens: int = Field(default=96, ge=1)
+    batch: int = Field(default=128, ge=1, description="sequences generated together")
+    samples: int = Field(default=12, ge=0, description="answers of each set kept for the report")
+    threads: int = Field(default=0, ge=0, description="CPU threads of this process; 0: torch's choice")
+
+
+def load(kind: type[ConfigT], path: Path | None, overrides: Sequence[str] = ()) -> ConfigT:
+    """A config from a YAML file (or from nothing) and `a.b=value` overrides, later ones winning.
+
+    Values are read as YAML. Raises UsageError that names the file, the key, the value and the remedy.
+    """
+    raw: dict[str, Any] = {}
+    where = "command line"
+    if path is not None:
+        where = str(path)
+        if not path.is_file():
+            raise UsageError(f"config file {where!r} does not exist: give the path of a YAML file")
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise UsageError(f"{where} is not valid YAML: {error}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise UsageError(f"{where} holds a {type(loaded).__name__}: a config is a mapping of keys to values")
+        raw = loaded or {}
+    for override in overrides:
+        _set(raw, override)
+    try:
+        return kind.model_validate(_numbers(raw))
+    except ValidationError as error:
+        raise UsageError(_explain(kind, error, where)) from error
+
+
+def dump(config: Config) -> str:
+    """The config as YAML, every default written out, so that a run's folder says all that was chosen."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _set(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"override {override!r} is not KEY=VALUE: write for example optim.lr=1e-4")
+    node: Any = raw
+    parts = key.strip().split(".")
+    for part in parts[:-1]:
+        child = _child(node, part, override)
+        if child is None:
+            child = {}
+            node[part] = child
+        node = child
+    last = parts[-1]
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"override {override!r}: {value!r} is not a YAML value: {error}") from error
+    if isinstance(node, list):
+        node[_index(node, last, override)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, override)]
+    if not isinstance(node, dict):
+        raise UsageError(f"override {override!r}: nothing lies below {part!r}, for its parent is a plain value")
+    return node.get(part)
+
+
+def _index(node: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise UsageError(f"override {override!r}: {part!r} is no index into a list of {len(node)}")
+    return int(part)
+
+
+def _numbers(node: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as a string; people mean the number."""
+    if isinstance(node, dict):
+        return {key: _numbers(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_numbers(value) for value in node]
+    if isinstance(node, str) and node[:1] in "+-.0123456789" and "e" in node.lower():
+        try:
+            return float(node)
+        except ValueError:
+            return node
+    return node
+
+
+def _explain(kind: type[Config], error: ValidationError, where: str) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _keys(kind, item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
+            lines.append(f"{where}: unknown key {key!r}; {hint}")
+        elif item["type"] == "missing":
+            lines.append(f"{where}: {key!r} is missing: set it in the file or as {key}=VALUE")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            got = "" if item["type"] == "value_error" else f"; got {item['input']!r}"
+            lines.append(f"{where}: {key + ': ' if key else ''}{message}{got}")
+    return "\n".join(lines)
+
+
+def _keys(kind: type[Config], path: Sequence[int | str]) -> list[str]:
+    """The fields of the model that `path` leads to, through optional fields and lists."""
+    model: type[BaseModel] | None = kind
+    for part in path:
+        if model is None:
+            return []
+        if isinstance(part, int):
+            continue
+        found = model.model_fields.get(part)
+        model = _model_in(found.annotation) if found else None
+    return list(model.model_fields) if model else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if model := _model_in(argument):
+            return model
+    return None
+
+
+def merged(base: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """A copy of nested mappings with `changes` laid over them, mapping by mapping."""
+    out = dict(base)
+    for key, value in changes.items():
+        old = out.get(key)
+        out[key] = merged(old, **value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out

@@ -1,0 +1,28 @@
+"""The optimizer and its schedule."""
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from vold_trainer.config import OptimConfig
+from vold_trainer.errors import UsageError
+
+SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "linear"}
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig, steps: int) -> tuple[AdamW, LRScheduler]:
+    """AdamW with weight decay on matrices only, and its warm-up and decay over `steps`."""
+    learning = [value for value in model.parameters() if value.requires_grad]
+    if not learning:
+        raise UsageError("student.freeze leaves nothing to learn: take a part out of it")
+    groups = [
+        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = AdamW(groups, lr=config.lr, betas=config.betas, foreach=torch.cuda.is_available() or None)
+    scheduler = get_scheduler(
+        SCHEDULES[config.schedule], optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
+    )
+    return optimizer, scheduler

@@ -1,0 +1,140 @@
+"""Rollouts with transformers' own generate. Each completion is handed on as soon as it ends, so that scoring
+runs while the rest of the batch is still being drawn.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from vold_trainer.data import Example
+from vold_trainer.models import Student
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion. row: its place in the step (prompt * G + completion). ids: with the id that ended it.
+    truncated: it ran into max_tokens.
+    """
+
+    row: int
+    example: Example
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    text: str
+    truncated: bool
+
+
+OnFinished = Callable[[list[Rollout]], None]
+
+
+class _HandOn(StoppingCriteria):
+    """Notices rows that just ended. Stops nothing by itself."""
+
+    def __init__(
+        self, eos_ids: Sequence[int], prompt_length: int, hand_on: Callable[[list[int], Tensor], None]
+    ) -> None:
+        self.eos_ids = torch.tensor(eos_ids)
+        self.prompt_length = prompt_length
+        self.hand_on = hand_on
+        self.done_B: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        ended_B = torch.isin(input_ids[:, -1], self.eos_ids.to(input_ids.device))
+        if self.done_B is None:
+            self.done_B = torch.zeros_like(ended_B)
+        new_B = ended_B & ~self.done_B
+        if new_B.any():
+            self.done_B = self.done_B | ended_B
+            self.hand_on(new_B.nonzero().flatten().tolist(), input_ids[:, self.prompt_length :])
+        return torch.zeros_like(ended_B)
+
+
+@torch.no_grad()
+def generate(
+    student: Student,
+    examples: Sequence[Example],
+    *,
+    group: int = 1,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    batch: int = 0,
+    seed: int = 0,
+    on_finished: OnFinished | None = None,
+) -> list[Rollout]:
+    """`group` completions of each example, in order (example by example). temperature 0 is greedy.
+
+    batch: sequences generated together, 0 for all. The same seed gives the same completions on the CPU.
+    `on_finished` gets every completion once, in the order in which they end.
+    """
+    model = student.model
+    was_training = model.training
+    model.eval()
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        rollouts: list[Rollout] = []
+        together = max(1, batch // group) if batch else len(examples)
+        for start in range(0, len(examples), together):
+            rollouts += _generate_batch(
+                student,
+                examples[start : start + together],
+                start * group,
+                group,
+                max_tokens,
+                temperature,
+                top_p,
+                on_finished,
+            )
+    model.train(was_training)
+    return rollouts
+
+
+def _generate_batch(
+    student: Student,
+    examples: Sequence[Example],
+    first_row: int,
+    group: int,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    on_finished: OnFinished | None,
+) -> list[Rollout]:
+    inputs = {name: value.to(student.model.device) for name, value in student.encode(examples).items()}
+    prompts = [
+        tuple(ids[mask.bool()].tolist())
+        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    ]
+    eos_ids = student.eos_ids
+    finished: dict[int, Rollout] = {}
+
+    def collect(rows: list[int], ids_BT: Tensor, truncated: bool = False) -> None:
+        completions = [tuple(ids_BT[row].tolist()) for row in rows]
+        texts = student.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        new = [
+            Rollout(first_row + row, examples[row // group], prompts[row // group], ids, text, truncated)
+            for row, ids, text in zip(rows, completions, texts, strict=True)
+        ]
+        finished.update({rollout.row: rollout for rollout in new})
+        if on_finished is not None:
+            on_finished(new)
+
+    prompt_length = inputs["input_ids"].shape[1]
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+    sequences = student.model.generate(
+        **inputs,
+        max_new_tokens=max_tokens,
+        num_return_sequences=group,
+        eos_token_id=eos_ids,
+        pad_token_id=student.pad_id,
+        stopping_criteria=StoppingCriteriaList([_HandOn(eos_ids, prompt_length, collect)]),
+        **(sampling or {"do_sample": False}),
+    )
+    last = first_row + len(examples) * group
+    rest = [row - first_row for row in range(first_row, last) if row not in finished]
+    if rest:
+        collect(rest, sequences[:, prompt_length:], truncated=True)
+    return [finished[row] for row in range(first_row, last)]

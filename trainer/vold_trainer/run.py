@@ -1,0 +1,166 @@
+"""A run's folder and its live view: config.yaml, run.json, metrics.jsonl, timeline.jsonl, rollouts.jsonl."""
+
+import contextlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from vold_trainer.config import RunConfig, dump
+
+console = Console(stderr=True)
+
+
+class RunFolder:
+    """Writes a run's files. On every rank but the first it writes nothing."""
+
+    def __init__(self, config: RunConfig, about: Mapping[str, Any], accelerator: Accelerator, *, resumed: bool) -> None:
+        self.path = config.out
+        self.writes = accelerator.is_main_process
+        self.accelerator = accelerator
+        self.clock = time.monotonic()
+        self._files: dict[str, IO[str]] = {}
+        self._mode = "a" if resumed else "w"
+        if self.writes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.yaml").write_text(dump(config))
+            started = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
+            write_json(self.path / "run.json", {**about, **started})
+        if config.trackers:
+            accelerator.init_trackers("vold", config=_flat(config.model_dump(mode="json")))
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line of metrics, and the numbers among them to the trackers."""
+        row = {"step": step, "time": time.monotonic() - self.clock, **values}
+        self._write("metrics.jsonl", row)
+        self.accelerator.log({key: value for key, value in values.items() if isinstance(value, int | float)}, step=step)
+
+    def spans(self, step: int, spans: Iterable[tuple[str, float, float]]) -> None:
+        for lane, start, end in spans:
+            row = {"step": step, "lane": lane, "start": start - self.clock, "end": end - self.clock}
+            self._write("timeline.jsonl", row)
+
+    def rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self._write("rollouts.jsonl", row)
+
+    def close(self) -> None:
+        for stream in self._files.values():
+            stream.close()
+        self.accelerator.end_training()
+
+    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+        if not self.writes:
+            return
+        if name not in self._files:
+            self._files[name] = (self.path / name).open(self._mode)
+        self._files[name].write(json.dumps(finite(row)) + "\n")
+        self._files[name].flush()
+
+
+def trim_after(path: Path, step: int) -> None:
+    """Drop what a run that is resumed at `step` wrote about later steps, a half-written last line included."""
+    for name in ("metrics.jsonl", "timeline.jsonl", "rollouts.jsonl"):
+        file = path / name
+        if not file.is_file():
+            continue
+        kept = []
+        for line in file.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError, KeyError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+        file.write_text("".join(line + "\n" for line in kept))
+
+
+def finite(value: Any) -> Any:
+    """NaN and infinities as None, all the way down: JSON has no word for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    partial.write_text(json.dumps(finite(value), indent=2) + "\n")
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int, *, shown: bool = True) -> Iterator["Live"]:
+    """A bar with a label, a count, the time left and a line of figures."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("[dim]{task.fields[figures]}"),
+        console=console,
+        disable=not shown,
+    )
+    with bar:
+        yield Live(bar, bar.add_task(label, total=total, figures=""))
+
+
+class Live:
+    def __init__(self, bar: Progress, task: Any) -> None:
+        self.bar = bar
+        self.task = task
+
+    def update(self, done: int, **figures: float | str | None) -> None:
+        """Set how much is done and what the line says."""
+        words = [
+            f"{name} {value if isinstance(value, str) else f'{value:.3g}'}"
+            for name, value in figures.items()
+            if value is not None
+        ]
+        self.bar.update(self.task, completed=done, figures="  ".join(words))
+
+
+class StopSignal:
+    """Whether SIGTERM asked the run to save and stop. Handles the signal only in the main thread."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "StopSignal":
+        self._handles = threading.current_thread() is threading.main_thread()
+        if self._handles:
+            self._old = signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._handles:
+            signal.signal(signal.SIGTERM, self._old)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.requested = True
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted names, which is what trackers take."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
+    return out

@@ -1,0 +1,148 @@
+"""Services by URL; `local:` starts one as a child process on a Unix socket and talks to it over the same wire.
+
+with open_services(teacher=config.teacher, verifier=config.verifier) as services: ...
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vold_client import AsyncTeacherClient, AsyncVerifierClient, TeacherClient, VerifierClient, VoldError
+
+from vold_trainer.config import TeacherConfig, VerifierConfig
+from vold_trainer.errors import UsageError
+from vold_trainer.models import resolve_model
+
+START_SECONDS = 180.0
+
+
+@dataclass(frozen=True)
+class Services:
+    """URLs that answer. Empty where the run does not use that service."""
+
+    teacher_urls: tuple[str, ...] = ()
+    verifier_urls: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def open_services(
+    *, teacher: TeacherConfig | None = None, verifier: VerifierConfig | None = None
+) -> Iterator[Services]:
+    """Start what is local, wait until all of it is ready, and stop what was started here on leaving.
+
+    Raises UsageError that names the URL where a service does not come up.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vold-")))
+        children: list[tuple[str, subprocess.Popen[bytes], Path]] = []
+
+        def resolve(urls: str | Sequence[str], what: str) -> tuple[str, ...]:
+            listed = urls.split(",") if isinstance(urls, str) else list(urls)
+            resolved = []
+            for url in listed:
+                url = url.strip()
+                if not url.startswith("local:"):
+                    resolved.append(url)
+                    continue
+                socket = folder / f"{what}-{len(children)}.sock"
+                arguments = [
+                    sys.executable,
+                    "-m",
+                    f"vold_{what}",
+                    "serve",
+                    "--grpc",
+                    f"unix:{socket}",
+                    "--http",
+                    "none",
+                ]
+                if what == "teacher":
+                    arguments += ["--model", _local_model(url)]
+                log = folder / f"{what}-{len(children)}.log"
+                children.append((url, stack.enter_context(_child(arguments, log)), log))
+                resolved.append(f"unix:{socket}")
+            return tuple(resolved)
+
+        teacher_urls = resolve(teacher.url, "teacher") if teacher is not None else ()
+        verifier_urls = resolve(verifier.url, "verifier") if verifier is not None else ()
+        if teacher is not None:
+            _wait(TeacherClient(list(teacher_urls), api_key=_key(teacher.api_key_env)), "teacher.url", children)
+        if verifier is not None:
+            _wait(VerifierClient(list(verifier_urls), api_key=_key(verifier.api_key_env)), "verifier.url", children)
+        yield Services(teacher_urls, verifier_urls)
+
+
+def teacher_client(config: TeacherConfig, services: Services, run_id: str = "") -> AsyncTeacherClient:
+    return AsyncTeacherClient(
+        list(services.teacher_urls), timeout=config.timeout, api_key=_key(config.api_key_env), run_id=run_id
+    )
+
+
+def verifier_client(config: VerifierConfig, services: Services, run_id: str = "") -> AsyncVerifierClient:
+    return AsyncVerifierClient(
+        list(services.verifier_urls), timeout=config.timeout, api_key=_key(config.api_key_env), run_id=run_id
+    )
+
+
+def _key(variable: str) -> str | None:
+    return os.environ.get(variable) or None
+
+
+def _local_model(url: str) -> str:
+    model = url.removeprefix("local:")
+    if not model:
+        raise UsageError("teacher.url 'local:' names no model: write local:PATH, or local:pocket:teacher")
+    path = resolve_model(model)
+    if not Path(path).is_dir():
+        raise UsageError(f"teacher.url {url!r}: there is no model folder {path!r}")
+    return path
+
+
+@contextlib.contextmanager
+def _child(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as stream:
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            arguments, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _die_with_parent() -> None:
+    """A killed trainer must not leave its services behind; and Ctrl-C is for the trainer to handle."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _wait(
+    client: TeacherClient | VerifierClient, field: str, children: list[tuple[str, subprocess.Popen[bytes], Path]]
+) -> None:
+    with client:
+        waited = 0.0
+        while True:
+            for url, process, log in children:
+                if process.poll() is not None:
+                    tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+                    raise UsageError(f"{url!r} ended with status {process.returncode} before it was ready:\n{tail}")
+            step = 5.0 if children else 20.0
+            try:
+                client.ready(step)
+                return
+            except VoldError as error:
+                waited += step
+                if not children or waited >= START_SECONDS:
+                    raise UsageError(f"{field}: {error}") from error
