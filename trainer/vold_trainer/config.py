@@ -7,7 +7,7 @@ unit or meaning in its description; an unknown key is an error that names the ne
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -48,6 +48,7 @@ class VerifierConfig(Config):
 
 
 class DataConfig(Config):
+    name: str = Field(default="", description="what results call it; else the modality, or the file's name")
     source: str = Field(default="pocket", description="pocket, or a JSONL file")
     split: Literal["train", "validation", "test"] = Field(default="train", description="of the pocket world")
     modality: Literal["text", "image"] = Field(default="text", description="of the pocket world")
@@ -55,6 +56,10 @@ class DataConfig(Config):
     offset: int = Field(default=0, ge=0, description="rows to leave out at the start")
     seed: int = Field(default=0, description="which problems the pocket world draws")
     skip_broken: bool = Field(default=False, description="leave out broken rows instead of stopping")
+
+    @property
+    def label(self) -> str:
+        return self.name or (self.modality if self.source == "pocket" else Path(self.source).stem)
 
 
 class OptimConfig(Config):
@@ -177,14 +182,16 @@ class EvalConfig(Config):
 
 
 def load(kind: type[ConfigT], path: Path | None, overrides: Sequence[str] = ()) -> ConfigT:
-    """A config from a YAML file (or from nothing) and `a.b=value` overrides, later ones winning.
+    """A config from a YAML file and `a.b=value` overrides, later ones winning.
 
-    Values are read as YAML. Raises UsageError that names the file, the key, the value and the remedy.
+    path: None for an empty one; pocket:NAME for one that ships with vold. Values are read as YAML.
+    Raises UsageError that names the file, the key, the value and the remedy.
     """
     raw: dict[str, Any] = {}
     where = "command line"
     if path is not None:
         where = str(path)
+        path = _shipped(where) if where.startswith("pocket:") else path
         if not path.is_file():
             raise UsageError(f"config file {where!r} does not exist: give the path of a YAML file")
         try:
@@ -200,6 +207,16 @@ def load(kind: type[ConfigT], path: Path | None, overrides: Sequence[str] = ()) 
         return kind.model_validate(_numbers(raw))
     except ValidationError as error:
         raise UsageError(_explain(kind, error, where)) from error
+
+
+def _shipped(name: str) -> Path:
+    """The file of a config that ships with vold, pocket:NAME."""
+    folder = Path(__file__).parent / "pocket" / "configs"
+    path = folder / f"{name.removeprefix('pocket:')}.yaml"
+    if not path.is_file():
+        known = ", ".join(f"pocket:{file.stem}" for file in sorted(folder.glob("*.yaml")))
+        raise UsageError(f"there is no config {name!r}; shipped with vold: {known}")
+    return path
 
 
 def dump(config: Config) -> str:
@@ -296,12 +313,3 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         if model := _model_in(argument):
             return model
     return None
-
-
-def merged(base: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    """A copy of nested mappings with `changes` laid over them, mapping by mapping."""
-    out = dict(base)
-    for key, value in changes.items():
-        old = out.get(key)
-        out[key] = merged(old, **value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return out

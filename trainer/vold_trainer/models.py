@@ -72,14 +72,12 @@ class Student:
         """
         texts = [self.render(example) for example in examples]
         images = [image for example in examples for image in example.images]
-        options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-        if images:
-            if self.processor is self.tokenizer:
-                raise UsageError(f"student {self.path!r} reads text only, but example {examples[0].id!r} has an image")
-            options["images"] = images
-        elif self.processor is self.tokenizer:
-            options["add_special_tokens"] = False
-        return dict(self.processor(text=texts, **options))
+        padding: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        if not images:
+            return dict(self.tokenizer(texts, add_special_tokens=False, return_token_type_ids=False, **padding))
+        if self.processor is self.tokenizer:
+            raise UsageError(f"student {self.path!r} reads text only, but example {examples[0].id!r} has an image")
+        return dict(self.processor(text=texts, images=images, **padding))
 
     def prompt_ids(self, examples: Sequence[Example]) -> list[list[int]]:
         """The token ids of each prompt, image places included, without padding."""

@@ -74,12 +74,8 @@ def trim_after(path: Path, step: int) -> None:
         file = path / name
         if not file.is_file():
             continue
-        kept = []
-        for line in file.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError, KeyError):
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-        file.write_text("".join(line + "\n" for line in kept))
+        kept = [row for row in read_json_lines(file) if row.get("step", step + 1) <= step]
+        write_lines(file, kept)
 
 
 def finite(value: Any) -> Any:
@@ -101,6 +97,21 @@ def write_json(path: Path, value: Any) -> None:
         value = asdict(value)
     partial.write_text(json.dumps(finite(value), indent=2) + "\n")
     partial.replace(path)
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSONL file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(finite(row)) + "\n" for row in rows))
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file that may still be written; none where there is no file."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
 
 
 @contextlib.contextmanager

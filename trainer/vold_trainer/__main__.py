@@ -1,0 +1,3 @@
+from vold_trainer.cli import main
+
+main()

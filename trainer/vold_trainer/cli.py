@@ -1,0 +1,143 @@
+"""The command line: vold demo | traces | sft | train | eval | report | ablation | pocket."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vold_trainer.errors import VoldTrainerError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Teach a vision-language model to reason from a text-only teacher.",
+)
+
+ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; pocket:NAME for one that ships with vold")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, dotted: optim.lr=1e-4")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on from the run's last checkpoint")]
+
+
+def _split(config: Path | None, overrides: list[str] | None) -> tuple[Path | None, list[str]]:
+    """A first argument with an = in it is an override, not a file."""
+    given = list(overrides or [])
+    if config is not None and "=" in str(config):
+        return None, [str(config), *given]
+    return config, given
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder to write")] = Path("runs/demo"),
+    teacher_url: Annotated[str, typer.Option(help="a teacher; local:... starts one")] = "local:pocket:teacher",
+    verifier_url: Annotated[str, typer.Option(help="a verifier; local: starts one")] = "local:",
+    seed: Annotated[int, typer.Option(help="the same seed gives the same run")] = 0,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="[STAGE:]KEY=VALUE, STAGE one of traces, sft, train, eval")
+    ] = None,
+) -> None:
+    """The main job, end to end, in the pocket world: minutes on two CPU cores."""
+    from vold_trainer.demo import run_demo
+
+    run_demo(out, teacher_url=teacher_url, verifier_url=verifier_url, seed=seed, overrides=tuple(override or ()))
+
+
+@app.command()
+def traces(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Cold-start traces: the teacher answers prompts, the verifier may filter them."""
+    from vold_trainer.config import TracesConfig, load
+    from vold_trainer.traces import run_traces
+
+    settings = load(TracesConfig, *_split(config, overrides))
+    summary = run_traces(settings)
+    _say(f"kept {summary.kept} of {summary.asked} traces in {settings.out}; dropped {summary.dropped or 'none'}")
+
+
+@app.command()
+def sft(config: ConfigFile = None, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Cold start: fine-tune a student on traces, loss on the completions only."""
+    from vold_trainer.config import SftConfig, load
+    from vold_trainer.sft import run_sft
+
+    _say(f"student written to {run_sft(load(SftConfig, *_split(config, overrides)), resume=resume)}")
+
+
+@app.command()
+def train(config: ConfigFile = None, overrides: Overrides = None, resume: Resume = False) -> None:
+    """GRPO, distillation, or both, with teacher and verifier by URL."""
+    from vold_trainer.config import TrainConfig, load
+    from vold_trainer.grpo import run_train
+
+    _say(f"student written to {run_train(load(TrainConfig, *_split(config, overrides)), resume=resume)}")
+
+
+@app.command("eval")
+def evaluate(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Greedy accuracy of a student on one or more sets."""
+    from rich.table import Table
+
+    from vold_trainer.config import EvalConfig, load
+    from vold_trainer.evaluate import run_eval
+
+    settings = load(EvalConfig, *_split(config, overrides))
+    table = Table("set", "accuracy", "95 % interval", "n", "errors", title=settings.student.path)
+    for name, found in run_eval(settings).items():
+        low, high = found.interval
+        table.add_row(name, f"{found.accuracy:.1%}", f"{low:.1%} to {high:.1%}", str(found.n), str(found.errors))
+    Console().print(table)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs; several are compared")],
+    out: Annotated[Path | None, typer.Option(help="the page to write; report.html in the first run by default")] = None,
+    title: Annotated[str, typer.Option(help="what the page is called")] = "vold run",
+) -> None:
+    """One self-contained HTML page about one run, or comparing several."""
+    from vold_trainer.errors import UsageError
+    from vold_trainer.report import build_report
+
+    for run in runs:
+        if not run.is_dir():
+            raise UsageError(f"run folder {str(run)!r} does not exist: give the `out` of a run")
+    _say(f"report written to {build_report(runs, out or runs[0] / 'report.html', title=title)}")
+
+
+@app.command()
+def ablation(
+    out: Annotated[Path, typer.Option(help="folder to write; what is there already is not run again")] = Path(
+        "runs/ablation"
+    ),
+    results: Annotated[Path, typer.Option(help="where the table and the plot go")] = Path("benchmarks"),
+    seeds: Annotated[int, typer.Option(help="runs of every row")] = 3,
+    workers: Annotated[int, typer.Option(help="seeds run at the same time; each wants 2 cores")] = 1,
+    rows: Annotated[list[str] | None, typer.Option("--row", help="only these rows")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="[STAGE:]KEY=VALUE for every row")] = None,
+) -> None:
+    """The paper's component table in the pocket world, several seeds, with its plot."""
+    from vold_trainer.ablation import run_ablation
+
+    run_ablation(out, results, seeds=seeds, workers=workers, only=rows, overrides=tuple(override or ()))
+
+
+def main() -> None:
+    """Entry point: errors of use end with their message and status 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    from vold_client import VoldError
+
+    from vold_trainer.pocket.cli import app as pocket_app
+
+    app.add_typer(pocket_app, name="pocket", help="The pocket world: its problems, its pictures, its checkpoints.")
+    try:
+        app()
+    except (VoldTrainerError, VoldError) as error:
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    Console().print(text, highlight=False, soft_wrap=True)
