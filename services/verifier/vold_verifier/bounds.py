@@ -1,0 +1,66 @@
+"""What is refused before a parser sees it: text that is cheap to write and ruinous to evaluate."""
+
+import re
+
+MAX_ANSWER_CHARS = 1000
+MAX_DEPTH = 40
+MAX_EXPONENT_DIGITS = 4
+MAX_FACTORIAL = 5000
+
+_FACTORIAL = re.compile(r"(\d+)\s*\)?\s*!")
+_EXPONENT = re.compile(r"(?:\^|\*\*)\s*(?:\{|\()?\s*[+-]?\s*(\d[\d,_ ]*)")
+_TOWER = re.compile(r"(?:\^|\*\*)\s*(?:\{[^{}]*(?:\^|\*\*)|\([^()]*(?:\^|\*\*)|[\w.]+\s*(?:\^|\*\*))")
+_BINOMIAL = re.compile(r"\\[dt]?binom\s*\{?\s*(\d+)")
+_LONG_DIGITS = re.compile(r"\d{400,}")
+_REPEATED_FACTORIAL = re.compile(r"!\s*\)*\s*!|!\s*[\])}]+\s*!")
+_SCIENTIFIC = re.compile(r"\d[eE][+-]?\d{5,}")
+_BIG_OPERATOR = re.compile(r"\\(?:sum|prod|i+nt|oint|lim)(?![A-Za-z])")
+
+
+def fault(text: str) -> str | None:
+    """Why `text` may not be parsed, or None. Linear in its length."""
+    if len(text) > MAX_ANSWER_CHARS:
+        return f"{len(text):,} characters, over {MAX_ANSWER_CHARS:,}"
+    if "\x00" in text:
+        return "a NUL character"
+    if _depth(text) > MAX_DEPTH:
+        return f"nested deeper than {MAX_DEPTH} levels"
+    if _LONG_DIGITS.search(text):
+        return "a number of 400 digits or more"
+    if any(len(re.sub(r"\D", "", m.group(1))) > MAX_EXPONENT_DIGITS for m in _EXPONENT.finditer(text)):
+        return f"an exponent of more than {MAX_EXPONENT_DIGITS} digits"
+    if _SCIENTIFIC.search(text):
+        return f"an exponent of more than {MAX_EXPONENT_DIGITS} digits"
+    if _numeric_tower(text):
+        return "a tower of powers"
+    if "!" in text:
+        if _REPEATED_FACTORIAL.search(text):
+            return "a factorial of a factorial"
+        if any(len(n) > 6 or int(n) > MAX_FACTORIAL for n in _FACTORIAL.findall(text)):
+            return f"a factorial over {MAX_FACTORIAL:,}"
+    if any(len(n) > 6 or int(n) > 10 * MAX_FACTORIAL for n in _BINOMIAL.findall(text)):
+        return "a binomial coefficient over the limit"
+    if len(_BIG_OPERATOR.findall(text)) > 3:
+        return "more than three sums, products, integrals or limits"
+    return None
+
+
+def _numeric_tower(text: str) -> bool:
+    """Whether a power stands in an exponent: a^{b^c}. e^{x^2} and 2^{x^2} are left alone while they hold no 2-digit
+    number, as such exponents are small or symbolic."""
+    return any(
+        re.search(r"\d{2}", text[max(0, m.start() - 4) : m.end() + 6]) is not None
+        or len(re.findall(r"\^|\*\*", text[m.start() : m.start() + 24])) > 2
+        for m in _TOWER.finditer(text)
+    )
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for character in text:
+        if character in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")]}":
+            depth -= 1
+    return deepest

@@ -1,0 +1,117 @@
+"""`vold-verifier`: serve, and list what can be checked."""
+
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from vold_service.serve import Readiness, run, serve
+
+from vold_verifier import registry
+from vold_verifier.settings import VerifierSettings
+
+app = typer.Typer(
+    help="Rewards for completions, checked in worker processes that can be killed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", help="a module whose VERIFIERS are offered too; may be repeated")
+]
+
+
+@app.command("serve")
+def serve_command(
+    http: Annotated[str | None, typer.Option(help="HOST:PORT of the HTTP face, or none")] = None,
+    grpc: Annotated[str | None, typer.Option(help="HOST:PORT or unix:PATH of the gRPC face, or none")] = None,
+    workers: Annotated[int | None, typer.Option(help="worker processes; the number of cores by default")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="CPU seconds for one item [1]")] = None,
+    hard_time_limit: Annotated[
+        float | None, typer.Option(help="wall seconds after which a worker is killed [5 x time limit]")
+    ] = None,
+    worker_memory_bytes: Annotated[int | None, typer.Option(help="address space of one worker [512 MiB]")] = None,
+    recycle_after: Annotated[int | None, typer.Option(help="items after which a worker is replaced [2000]")] = None,
+    max_items: Annotated[int | None, typer.Option(help="items in one request [4096]")] = None,
+    max_queued_items: Annotated[int | None, typer.Option(help="items waiting in all [65536]")] = None,
+    max_completion_chars: Annotated[int | None, typer.Option(help="longest completion or prompt [262144]")] = None,
+    max_body_bytes: Annotated[int | None, typer.Option(help="largest request [64 MiB]")] = None,
+    drain_seconds: Annotated[float | None, typer.Option(help="how long SIGTERM waits for work in flight [20]")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [info]")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Serve over HTTP and gRPC until SIGTERM. Every option is also an environment variable, VOLD_TIME_LIMIT and so on."""
+    given: dict[str, Any] = {
+        "http": http,
+        "grpc": grpc,
+        "workers": workers,
+        "time_limit": time_limit,
+        "hard_time_limit": hard_time_limit,
+        "worker_memory_bytes": worker_memory_bytes,
+        "recycle_after": recycle_after,
+        "max_items": max_items,
+        "max_queued_items": max_queued_items,
+        "max_completion_chars": max_completion_chars,
+        "max_body_bytes": max_body_bytes,
+        "drain_seconds": drain_seconds,
+        "log_level": log_level,
+        "plugins": tuple(plugin) if plugin else None,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    for face in ("http", "grpc"):
+        if options.get(face) == "none":
+            options[face] = None
+    try:
+        settings = VerifierSettings(**options)
+    except ValidationError as error:
+        lines = [
+            f"--{'.'.join(map(str, e['loc'])).replace('_', '-')}: {e['msg']}; got {e['input']!r}"
+            for e in error.errors()
+        ]
+        raise typer.BadParameter("\n".join(lines)) from None
+    if settings.http is None and settings.grpc is None:
+        raise typer.BadParameter("both --http and --grpc are none: nothing would be served")
+    run(lambda: _serve(settings), log_level=settings.log_level)
+
+
+async def _serve(settings: VerifierSettings) -> None:
+    from vold_verifier.engine import Engine
+    from vold_verifier.grpc import make_server
+    from vold_verifier.http import make
+
+    engine, readiness = _engine(settings, Engine), Readiness()
+    await serve(
+        settings,
+        name="verifier",
+        app=make(engine, max_body_bytes=settings.max_body_bytes, ready=readiness),
+        grpc_server=make_server(engine, max_body_bytes=settings.max_body_bytes),
+        readiness=readiness,
+        start=engine.start,
+        stop=engine.stop,
+    )
+
+
+def _engine(settings: VerifierSettings, kind: Any) -> Any:
+    try:
+        return kind(settings)
+    except registry.PluginError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+@app.command("list")
+def list_command(plugin: Plugins = None) -> None:
+    """What can be checked."""
+    table = Table("verifier", "what it checks", "parameters")
+    for verifier in registry.load(plugin or ()).values():
+        table.add_row(verifier.name, verifier.summary, ", ".join(verifier.parameters.model_fields))
+    Console().print(table)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The verifier's rules, under both faces: which items are served, in what order results come, what ends a call.
+
+An item that cannot be judged gets an error and no reward; the others of its request are judged all the same.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import ValidationError
+from vold_proto.v1 import status_pb2, verifier_pb2
+from vold_service.call import Call
+from vold_service.errors import Code, ServiceError, invalid, too_late
+
+from vold_verifier import metrics, registry
+from vold_verifier.pool import Pool, PoolOptions
+from vold_verifier.settings import VerifierSettings
+from vold_verifier.verifiers.base import Verifier
+from vold_verifier.worker import first_error, read_parameters
+
+
+class Engine:
+    """Start it before use and stop it after, on the event loop that serves."""
+
+    def __init__(self, settings: VerifierSettings) -> None:
+        self.settings = settings
+        self.verifiers = registry.load(settings.plugins)
+        self.server_version = version("vold")
+        self.pool = Pool(
+            PoolOptions(
+                workers=settings.workers,
+                cpu_seconds=settings.time_limit,
+                wall_seconds=settings.wall_limit,
+                memory_bytes=settings.worker_memory_bytes,
+                recycle_after=settings.recycle_after,
+                max_queued=settings.max_queued_items,
+                plugins=settings.plugins,
+            )
+        )
+
+    async def start(self) -> None:
+        await self.pool.start()
+
+    async def stop(self) -> None:
+        await self.pool.stop()
+
+    def list_verifiers(self) -> verifier_pb2.ListVerifiersReply:
+        return verifier_pb2.ListVerifiersReply(
+            verifiers=[
+                verifier_pb2.VerifierInfo(
+                    name=verifier.name,
+                    summary=verifier.summary,
+                    parameters_schema=json.dumps(verifier.parameters.model_json_schema()),
+                )
+                for verifier in self.verifiers.values()
+            ],
+            server_version=self.server_version,
+            time_limit_seconds=self.settings.time_limit,
+        )
+
+    async def verify(self, call: Call, items: Sequence[verifier_pb2.VerifyItem]) -> verifier_pb2.VerifyReply:
+        """Results in the order of `items`. Raises ServiceError where the call as a whole cannot be served."""
+        started = time.monotonic()
+        if len(items) > self.settings.max_items:
+            raise invalid(
+                "items", f"the request has {len(items)} items, over the limit of {self.settings.max_items}: send fewer"
+            )
+        results: list[verifier_pb2.VerifyResult | None] = [None] * len(items)
+        accepted: list[tuple[int, Verifier[Any]]] = []
+        for index, item in enumerate(items):
+            try:
+                accepted.append((index, self._admit(item, f"items[{index}].")))
+            except ServiceError as error:
+                results[index] = self._refused(item, error)
+        if accepted:
+            await self._judge(call, items, accepted, results)
+        metrics.CALL_SECONDS.observe(time.monotonic() - started)
+        return verifier_pb2.VerifyReply(
+            request_id=call.request_id,
+            results=[r for r in results if r is not None],
+            server_version=self.server_version,
+        )
+
+    async def _judge(
+        self,
+        call: Call,
+        items: Sequence[verifier_pb2.VerifyItem],
+        accepted: Sequence[tuple[int, Verifier[Any]]],
+        results: list[verifier_pb2.VerifyResult | None],
+    ) -> None:
+        """Fill `results` at the accepted indices."""
+        done = asyncio.Event()
+        left = len(accepted)
+
+        def deliver(index: int, result: verifier_pb2.VerifyResult) -> None:
+            nonlocal left
+            results[index] = self._labelled(items[index], result, f"items[{index}].")
+            left -= 1
+            if not left:
+                done.set()
+
+        if call.expired:
+            raise too_late()
+        self.pool.reserve(len(accepted))
+        lane = self.pool.lane(deliver)
+        try:
+            for index, verifier in accepted:
+                lane.put(index, items[index].SerializeToString(), verifier.cost)
+            self.pool.feed_all()
+            try:
+                async with asyncio.timeout(call.remaining()):
+                    await done.wait()
+            except TimeoutError:
+                raise too_late(
+                    f"the deadline passed with {left} of {len(items)} items not judged: allow more time or send fewer"
+                ) from None
+        finally:
+            lane.close()
+
+    async def verify_stream(
+        self, call: Call, items: AsyncIterator[verifier_pb2.VerifyItem]
+    ) -> AsyncIterator[verifier_pb2.VerifyResult]:
+        """A result for every item, each as soon as it is there. Reads ahead no further than `max_stream_items`."""
+        results: asyncio.Queue[verifier_pb2.VerifyResult | None] = asyncio.Queue()
+        window = asyncio.Semaphore(self.settings.max_stream_items)
+        open_items: dict[int, verifier_pb2.VerifyItem] = {}
+
+        def deliver(key: int, result: verifier_pb2.VerifyResult) -> None:
+            results.put_nowait(self._labelled(open_items.pop(key), result, ""))
+
+        lane = self.pool.lane(deliver)
+
+        async def read() -> int:
+            count = 0
+            async for item in items:
+                await window.acquire()
+                await self.pool.room.wait()
+                try:
+                    verifier = self._admit(item, "")
+                except ServiceError as error:
+                    results.put_nowait(self._refused(item, error))
+                else:
+                    open_items[count] = item
+                    lane.put(count, item.SerializeToString(), verifier.cost)
+                    self.pool.feed_all()
+                count += 1
+            return count
+
+        reader = asyncio.create_task(read())
+        reader.add_done_callback(lambda _: results.put_nowait(None))
+        answered = 0
+        try:
+            async with asyncio.timeout(call.remaining()):
+                while not reader.done() or answered < reader.result():
+                    result = await results.get()
+                    if result is None:
+                        continue
+                    answered += 1
+                    window.release()
+                    yield result
+        except TimeoutError:
+            raise too_late(f"the deadline passed after {answered} results: allow more time or send fewer") from None
+        finally:
+            lane.close()
+            reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ServiceError):
+                await reader
+
+    def _admit(self, item: verifier_pb2.VerifyItem, path: str) -> Verifier[Any]:
+        """The item's verifier. Raises ServiceError for what can be told without looking at the answer."""
+        verifier = registry.look_up(self.verifiers, item.verifier, path + "verifier")
+        for name, text, limit in (
+            ("completion", item.completion, self.settings.max_completion_chars),
+            ("prompt", item.prompt, self.settings.max_completion_chars),
+            ("reference", item.reference, self.settings.max_reference_chars),
+        ):
+            if len(text) > limit:
+                raise invalid(
+                    path + name, f"{path}{name} has {len(text):,} characters, over the limit of {limit:,}: shorten it"
+                )
+        if item.HasField("parameters"):
+            try:
+                read_parameters(verifier, item.parameters)
+            except ValidationError as error:
+                field, message = first_error(error)
+                raise invalid(path + field, f"{path}{message}") from None
+        return verifier
+
+    def _refused(self, item: verifier_pb2.VerifyItem, error: ServiceError) -> verifier_pb2.VerifyResult:
+        return self._labelled(item, verifier_pb2.VerifyResult(error=error.status()), "")
+
+    def _labelled(
+        self, item: verifier_pb2.VerifyItem, result: verifier_pb2.VerifyResult, path: str
+    ) -> verifier_pb2.VerifyResult:
+        """`result` with the item's id and the path of a field at fault, counted in the metrics."""
+        result.id = item.id
+        if result.HasField("error"):
+            outcome = Code.Name(result.error.code)
+            if result.error.field:
+                result.error.field = path + result.error.field
+        else:
+            outcome = "correct" if result.correct else "wrong"
+        name = item.verifier if item.verifier in self.verifiers else "unknown"
+        _count(name, outcome).inc()
+        _seconds(name).observe(result.seconds)
+        return result
+
+
+@lru_cache(maxsize=1024)
+def _count(verifier: str, outcome: str) -> Any:
+    return metrics.ITEMS.labels(verifier, outcome)
+
+
+@lru_cache(maxsize=256)
+def _seconds(verifier: str) -> Any:
+    return metrics.ITEM_SECONDS.labels(verifier)

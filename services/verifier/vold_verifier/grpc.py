@@ -1,0 +1,47 @@
+"""The gRPC face: vold.v1.VerifierService over the engine."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from vold_proto.v1 import verifier_pb2, verifier_pb2_grpc
+from vold_service.errors import ServiceError
+from vold_service.grpc import GrpcServer, abort, call_of
+
+from vold_verifier.engine import Engine
+
+SERVICE = verifier_pb2.DESCRIPTOR.services_by_name["VerifierService"].full_name
+
+
+class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    async def ListVerifiers(  # noqa: N802
+        self, request: verifier_pb2.ListVerifiersRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> verifier_pb2.ListVerifiersReply:
+        return self.engine.list_verifiers()
+
+    async def Verify(  # noqa: N802
+        self, request: verifier_pb2.VerifyRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> verifier_pb2.VerifyReply:
+        try:
+            return await self.engine.verify(call_of(context, request.request_id, request.run_id), request.items)
+        except Exception as error:
+            await abort(context, error)
+
+    async def VerifyStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[verifier_pb2.VerifyItem], context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> AsyncIterator[verifier_pb2.VerifyResult]:
+        results = self.engine.verify_stream(call_of(context), request_iterator)
+        try:
+            async for result in results:
+                yield result
+        except ServiceError as error:
+            await abort(context, error)
+
+
+def make_server(engine: Engine, *, max_body_bytes: int) -> GrpcServer:
+    server = GrpcServer(max_body_bytes=max_body_bytes, services=[SERVICE])
+    verifier_pb2_grpc.add_VerifierServiceServicer_to_server(VerifierServicer(engine), server.server)
+    return server

@@ -1,0 +1,163 @@
+"""The HTTP face: the same messages as JSON or as application/x-protobuf."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from google.protobuf.message import Message
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from vold_proto.v1 import verifier_pb2
+from vold_service.errors import Code, invalid
+from vold_service.http import PROTOBUF, call_of, make_app, read_protobuf, speaks_protobuf, until_gone
+
+from vold_verifier.engine import Engine
+
+
+class ItemModel(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = ""
+    verifier: str
+    completion: str
+    reference: str = ""
+    prompt: str = ""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+    def message(self) -> verifier_pb2.VerifyItem:
+        item = verifier_pb2.VerifyItem(
+            id=self.id, verifier=self.verifier, completion=self.completion, reference=self.reference, prompt=self.prompt
+        )
+        if self.parameters:
+            item.parameters.update(self.parameters)
+        return item
+
+
+class RequestModel(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    request_id: str = ""
+    run_id: str = ""
+    items: list[ItemModel]
+
+
+class StatusModel(BaseModel):
+    code: str
+    message: str
+    field: str
+    retry_seconds: float
+
+
+class ResultModel(BaseModel):
+    """reward is null where there is an error: a missing reward is not a zero."""
+
+    id: str
+    reward: float | None
+    correct: bool | None
+    extracted: str | None
+    reason: str
+    error: StatusModel | None
+    seconds: float
+
+
+class ReplyModel(BaseModel):
+    request_id: str
+    results: list[ResultModel]
+    server_version: str
+
+
+class VerifierModel(BaseModel):
+    name: str
+    summary: str
+    parameters_schema: dict[str, Any]
+
+
+class ListModel(BaseModel):
+    verifiers: list[VerifierModel]
+    server_version: str
+    time_limit_seconds: float
+
+
+def make(engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool]) -> FastAPI:
+    app = make_app("vold verifier", max_body_bytes=max_body_bytes, ready=ready)
+
+    @app.get("/v1/verifiers", response_model=ListModel, tags=["verifier"])
+    async def list_verifiers(request: Request) -> Response:
+        """What can be checked, each with the JSON schema of its parameters."""
+        return _reply(request, engine.list_verifiers(), _list_json)
+
+    body = {
+        "content": {"application/json": {"schema": RequestModel.model_json_schema()}, PROTOBUF: {}},
+        "required": True,
+    }
+
+    @app.post("/v1/verify", response_model=ReplyModel, openapi_extra={"requestBody": body}, tags=["verifier"])
+    async def verify(request: Request) -> Response:
+        """A result for every item, in order. A bad item carries its own error and does not lose the others."""
+        call = call_of(request)
+        message = await _read(request)
+        if message.request_id or message.run_id:
+            call = type(call)(message.request_id or call.request_id, message.run_id or call.run_id, call.deadline)
+        reply = await until_gone(request, engine.verify(call, message.items))
+        return _reply(request, reply, _reply_json)
+
+    return app
+
+
+async def _read(request: Request) -> verifier_pb2.VerifyRequest:
+    if request.headers.get("content-type", "").startswith(PROTOBUF):
+        return await read_protobuf(request, verifier_pb2.VerifyRequest)
+    try:
+        model = RequestModel.model_validate_json(await request.body())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        raise invalid(field or "body", f"{field or 'body'}: {first['msg']}") from None
+    return verifier_pb2.VerifyRequest(
+        request_id=model.request_id, run_id=model.run_id, items=[item.message() for item in model.items]
+    )
+
+
+def _reply(request: Request, message: Message, as_json: Callable[[Any], dict[str, Any]]) -> Response:
+    if speaks_protobuf(request):
+        return Response(message.SerializeToString(), media_type=PROTOBUF)
+    return Response(json.dumps(as_json(message), ensure_ascii=False), media_type="application/json")
+
+
+def _list_json(reply: verifier_pb2.ListVerifiersReply) -> dict[str, Any]:
+    return {
+        "verifiers": [
+            {"name": info.name, "summary": info.summary, "parameters_schema": json.loads(info.parameters_schema)}
+            for info in reply.verifiers
+        ],
+        "server_version": reply.server_version,
+        "time_limit_seconds": reply.time_limit_seconds,
+    }
+
+
+def _reply_json(reply: verifier_pb2.VerifyReply) -> dict[str, Any]:
+    return {
+        "request_id": reply.request_id,
+        "results": [_result_json(result) for result in reply.results],
+        "server_version": reply.server_version,
+    }
+
+
+def _result_json(result: verifier_pb2.VerifyResult) -> dict[str, Any]:
+    error = None
+    if result.HasField("error"):
+        error = {
+            "code": Code.Name(result.error.code),
+            "message": result.error.message,
+            "field": result.error.field,
+            "retry_seconds": result.error.retry_seconds,
+        }
+    return {
+        "id": result.id,
+        "reward": result.reward if result.HasField("reward") else None,
+        "correct": result.correct if result.HasField("correct") else None,
+        "extracted": result.extracted if result.HasField("extracted") else None,
+        "reason": result.reason,
+        "error": error,
+        "seconds": result.seconds,
+    }

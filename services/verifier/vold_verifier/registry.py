@@ -1,0 +1,78 @@
+"""The verifiers a server offers: its own, those of installed packages, and those of modules named on the command line."""
+
+import importlib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from typing import Any
+
+from vold_service.errors import ServiceError, not_found
+
+from vold_verifier.verifiers.base import Verifier
+
+ENTRY_POINTS = "vold.verifiers"
+
+
+class PluginError(ValueError):
+    """A plugin cannot be used; the message names it and says why."""
+
+
+def load(plugins: Iterable[str] = ()) -> dict[str, Verifier[Any]]:
+    """All verifiers by name: built in, from the entry-point group `vold.verifiers`, and from the modules in `plugins`.
+
+    An entry point is a Verifier or a class of one; a plugin module has a list `VERIFIERS` of them. Raises PluginError.
+    """
+    from vold_verifier.verifiers.exact import ExactVerifier
+    from vold_verifier.verifiers.format import FormatVerifier
+    from vold_verifier.verifiers.math import MathVerifier
+    from vold_verifier.verifiers.numeric import NumericVerifier
+
+    found: dict[str, Verifier[Any]] = {}
+    for built_in in (MathVerifier, NumericVerifier, ExactVerifier, FormatVerifier):
+        _add(found, built_in, "vold")
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        origin = f"entry point {point.name} = {point.value}"
+        try:
+            loaded = point.load()
+        except (ImportError, AttributeError) as error:
+            raise PluginError(f"{origin}: {error}; fix or uninstall its package") from error
+        _add(found, loaded, origin)
+    for name in plugins:
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise PluginError(
+                f"plugin {name!r}: {error}; give the dotted name of a module on the import path"
+            ) from error
+        listed = getattr(module, "VERIFIERS", None)
+        if not isinstance(listed, list | tuple):
+            raise PluginError(f"plugin {name!r} has no list VERIFIERS of its verifiers")
+        for verifier in listed:
+            _add(found, verifier, f"plugin {name}")
+    return found
+
+
+def _add(found: dict[str, Verifier[Any]], candidate: Any, origin: str) -> None:
+    verifier = candidate() if isinstance(candidate, type) else candidate
+    missing = [
+        name for name in ("name", "summary", "parameters", "cost", "check", "warm_up") if not hasattr(verifier, name)
+    ]
+    if missing:
+        raise PluginError(f"{origin}: {candidate!r} has no {', '.join(missing)}; inherit from vold_verifier's Verifier")
+    if verifier.name in found:
+        raise PluginError(f"{origin}: the name {verifier.name!r} is taken by another verifier; rename one of them")
+    found[verifier.name] = verifier
+
+
+def look_up(verifiers: Mapping[str, Verifier[Any]], name: str, field: str) -> Verifier[Any]:
+    """The verifier called `name`. Raises NOT_FOUND for `field`, with a suggestion or the list."""
+    verifier = verifiers.get(name)
+    if verifier is not None:
+        return verifier
+    raise _unknown(verifiers, name, field)
+
+
+def _unknown(verifiers: Mapping[str, Verifier[Any]], name: str, field: str) -> ServiceError:
+    close = get_close_matches(name, verifiers, n=1)
+    remedy = f"did you mean {close[0]!r}?" if close else f"this server has {', '.join(sorted(verifiers))}"
+    return not_found(field, f"no verifier is called {name[:80]!r}: {remedy}")

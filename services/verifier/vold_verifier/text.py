@@ -1,0 +1,77 @@
+"""One spelling for text that looks the same: Unicode forms, invisible characters, mathematical symbols."""
+
+import re
+import unicodedata
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()")
+_SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
+_SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎]+")
+_VULGAR = re.compile("[¼½¾⅐-⅞]")
+_ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
+_SYMBOLS = {
+    "−": "-",
+    "–": "-",
+    "‐": "-",
+    "‑": "-",
+    "÷": "/",
+    "⁄": "/",
+    "∕": "/",
+    "×": r"\times ",
+    "⋅": r"\cdot ",
+    "·": r"\cdot ",
+    "π": r"\pi ",
+    "∞": r"\infty ",
+    "≤": r"\le ",
+    "≥": r"\ge ",
+    "≠": r"\ne ",
+    "≈": r"\approx ",
+    "±": r"\pm ",
+    "∪": r"\cup ",
+    "∩": r"\cap ",
+    "∈": r"\in ",
+    "∅": r"\emptyset ",
+    "ℝ": r"\mathbb{R}",
+    "°": r"^{\circ}",
+    "∫": r"\int ",
+    "∑": r"\sum ",
+    "∏": r"\prod ",
+    "’": "'",
+    "′": "'",
+    "“": '"',
+    "”": '"',
+}
+_SYMBOL_TABLE = str.maketrans(_SYMBOLS)
+
+
+def _vulgar(match: re.Match[str]) -> str:
+    top, _, bottom = unicodedata.normalize("NFKC", match.group()).partition("⁄")
+    return rf"\frac{{{top}}}{{{bottom}}}"
+
+
+def plain(text: str) -> str:
+    """NFKC without invisible characters (zero-width, direction marks, control characters other than white space)."""
+    if text.isascii() and text.isprintable():
+        return text
+    normal = unicodedata.normalize("NFKC", text)
+    return "".join(c for c in normal if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc", "Cn", "Co", "Cs"))
+
+
+def mathematical(text: str) -> str:
+    """`plain` text with mathematical characters as LaTeX.
+
+    Superscripts, subscripts and vulgar fractions are written out before NFKC, which would make x² into x2 and 2½
+    into 21/2.
+    """
+    if not text.isascii():
+        text = _SUPERSCRIPT_RUN.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
+        text = _SUBSCRIPT_RUN.sub(lambda m: "_{" + m.group().translate(_SUBSCRIPTS) + "}", text)
+        text = _VULGAR.sub(_vulgar, text)
+        text = _ROOT.sub(lambda m: r"\sqrt{" + (m.group(1) or m.group(2) or "") + "}", text)
+        text = text.translate(_SYMBOL_TABLE)
+    return plain(text)
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """`text` quoted for a message; of a long one its head, and how much there is in all."""
+    return repr(text) if len(text) <= limit else f"{text[:limit]!r}... ({len(text):,} characters)"

@@ -1,0 +1,81 @@
+"""What a verifier is: a name, parameters with a schema, and a pure function from an item to a verdict.
+
+A verifier runs in a worker process that may be killed at any moment, so it keeps no state between items and needs no
+time limit of its own. A third party adds one through the entry-point group `vold.verifiers`, or through a module
+named to `vold-verifier serve --plugin` whose `VERIFIERS` lists them.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Parameters(BaseModel):
+    """Base of every verifier's parameters. A name that is not a parameter is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """completion: the whole text of one completion. reference: the answer it is held against."""
+
+    completion: str
+    reference: str
+    prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """reward: what the trainer sees. extracted: the answer that was read, None where there was none."""
+
+    reward: float
+    correct: bool
+    extracted: str | None
+    reason: str
+
+    @classmethod
+    def right(cls, extracted: str | None, reason: str) -> "Verdict":
+        return cls(1.0, True, extracted, reason)
+
+    @classmethod
+    def wrong(cls, extracted: str | None, reason: str) -> "Verdict":
+        return cls(0.0, False, extracted, reason)
+
+
+class BadReferenceError(ValueError):
+    """The reference cannot be judged against: the item gets an error, not a reward."""
+
+
+class BadParameterError(ValueError):
+    """A parameter that is valid by itself does not fit this item. `field` is the parameter's name."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+P_contra = TypeVar("P_contra", bound=Parameters, contravariant=True)
+
+
+class Verifier(Protocol[P_contra]):
+    """Inherit from it for the defaults, or offer the same names.
+
+    name: what an item's `verifier` says. summary: one line for people. parameters: the model of an item's
+    `parameters`. cost: roughly how many cheap string checks one item costs; cheap items travel to a worker in
+    groups, costly ones nearly alone.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    parameters: ClassVar[type[Parameters]] = Parameters
+    cost: ClassVar[int] = 8
+
+    def check(self, item: Item, parameters: P_contra, /) -> Verdict:
+        """Judge one item. Raises BadReferenceError or BadParameterError where it cannot be judged."""
+        ...
+
+    def warm_up(self) -> None:
+        """Import and run what the first item would otherwise pay for. Called once, before workers are forked."""
+        return None

@@ -1,0 +1,57 @@
+"""`math`: LaTeX and plain mathematical answers, by an exact fast path and then by math-verify.
+
+The order: bounds, the same string, two exact numbers, and only then parsing. math-verify's own time limits are off:
+they need SIGALRM in the main thread and turn a slow answer into a wrong one; the pool's limits hold instead.
+"""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from vold_verifier import bounds, numbers, symbolic
+from vold_verifier.extraction import Extraction, find, reference_text
+from vold_verifier.text import mathematical, shorten
+from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
+
+
+class MathParameters(Extraction):
+    ordered: bool = Field(default=False, description="compare lists such as 1, 2 in order; by default as sets")
+
+
+class MathVerifier(Verifier[MathParameters]):
+    name: ClassVar[str] = "math"
+    summary: ClassVar[str] = "mathematical equality: numbers, expressions, sets, intervals, matrices, equations"
+    parameters: ClassVar[type[MathParameters]] = MathParameters
+
+    def warm_up(self) -> None:
+        symbolic.warm_up()
+
+    def check(self, item: Item, parameters: MathParameters, /) -> Verdict:
+        gold = symbolic.clean(mathematical(reference_text(item.reference)))
+        if not gold:
+            raise BadReferenceError("the reference is empty")
+        found = find(item.completion, parameters, item.prompt)
+        if found.answer is None:
+            return Verdict.wrong(None, found.reason)
+        if len(found.answer) > bounds.MAX_ANSWER_CHARS:
+            return Verdict.wrong(
+                found.answer[: bounds.MAX_ANSWER_CHARS], f"the answer has {len(found.answer):,} characters: not parsed"
+            )
+        answer = symbolic.clean(mathematical(found.answer))
+        if not answer:
+            return Verdict.wrong(found.answer, "the answer is empty")
+        if answer == gold:
+            return Verdict.right(found.answer, "the same text")
+        gold_number = numbers.parse(gold, units=True)
+        if gold_number is not None:
+            answer_number = numbers.parse(symbolic.value_side(answer), units=True)
+            if answer_number is not None:
+                if numbers.same(answer_number, gold_number):
+                    return Verdict.right(found.answer, "equal numbers")
+                return Verdict.wrong(found.answer, "different numbers")
+        if (fault := bounds.fault(answer)) is not None:
+            return Verdict.wrong(found.answer, f"the answer is not parsed: {fault}")
+        if (fault := bounds.fault(gold)) is not None:
+            raise BadReferenceError(f"the reference cannot be parsed safely: {fault}: {shorten(item.reference)}")
+        equal, reason = symbolic.compare(gold, answer, ordered=parameters.ordered)
+        return Verdict.right(found.answer, reason) if equal else Verdict.wrong(found.answer, reason)
