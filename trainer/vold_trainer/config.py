@@ -243,6 +243,8 @@ def _set(raw: dict[str, Any], override: str) -> None:
         raise UsageError(f"override {override!r}: {value!r} is not a YAML value: {error}") from error
     if isinstance(node, list):
         node[_index(node, last, override)] = parsed
+    elif not isinstance(node, dict):
+        raise UsageError(f"override {override!r}: {parts[-2]!r} is a plain value, nothing lies below it")
     else:
         node[last] = parsed
 

@@ -39,8 +39,8 @@ def run_demo(
         with TeacherClient(list(services.teacher_urls)) as client:
             info = client.info()
         say(
-            f"teacher {info.identity.model} ({info.backend}, {info.dtype}, weights {info.identity.weights_fingerprint}) "
-            f"at {services.teacher_urls[0]}; verifier at {services.verifier_urls[0]}"
+            f"teacher {info.identity.model} ({info.backend}, {info.dtype}) at {services.teacher_urls[0]}, "
+            f"weights {info.identity.weights_fingerprint}; verifier at {services.verifier_urls[0]}"
         )
         recipe = Recipe(out, services, seed, overrides)
         results = {}

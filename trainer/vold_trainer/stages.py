@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vold_trainer.config import (
-    Config,
     ConfigT,
     EvalConfig,
     SftConfig,

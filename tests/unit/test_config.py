@@ -1,0 +1,66 @@
+"""Configs: files, overrides, and mistakes that are named."""
+
+from pathlib import Path
+
+import pytest
+from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, dump, load
+from vold_trainer.errors import UsageError
+
+KINDS = {"traces": TracesConfig, "sft": SftConfig, "grpo": TrainConfig, "vold": TrainConfig, "eval": EvalConfig}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_shipped_configs_load_and_survive_a_round_trip(name, tmp_path):
+    config = load(KINDS[name], Path(f"pocket:{name}"))
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert load(KINDS[name], tmp_path / "again.yaml") == config
+
+
+def test_overrides_are_typed_nested_and_last_wins():
+    config = load(
+        TrainConfig,
+        Path("pocket:vold"),
+        ["optim.lr=1e-5", "objective.masked=false", "steps=3", "steps=4", "teacher.url=[grpc://a:1, grpc://b:2]"],
+    )
+    assert (config.optim.lr, config.objective.masked, config.steps) == (1e-5, False, 4)
+    assert config.teacher.url == ["grpc://a:1", "grpc://b:2"]
+
+
+def test_overrides_reach_into_lists():
+    config = load(EvalConfig, Path("pocket:eval"), ["data.1.limit=7"])
+    assert [data.limit for data in config.data] == [500, 7]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective.betta=1"], "unknown key 'objective.betta'; did you mean 'beta'"),
+        (["learning_rate=1"], "unknown key 'learning_rate'"),
+        (["optim.lr=fast"], "optim.lr: .*'fast'"),
+        (["optim.lr=-1"], "optim.lr: .*greater than 0.*-1"),
+        (["objective.name=ppo"], "objective.name: .*'ppo'"),
+        (["steps"], "'steps' is not KEY=VALUE"),
+        (["student.path.deep=1"], "'path'"),
+        (["data.3.limit=1"], "unknown key 'data.3'"),
+        (["teacher=null"], "'vold' needs a teacher: set teacher.url"),
+        (["rollout.group=1"], "rollout.group is 1"),
+    ],
+)
+def test_mistakes_name_the_key_the_value_and_the_remedy(overrides, message):
+    with pytest.raises(UsageError, match=message):
+        load(TrainConfig, Path("pocket:vold"), overrides)
+
+
+def test_files_that_are_not_configs(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere\.yaml' does not exist"):
+        load(TrainConfig, tmp_path / "nowhere.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(UsageError, match="holds a list"):
+        load(TrainConfig, tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        load(TrainConfig, tmp_path / "broken.yaml")
+    with pytest.raises(UsageError, match="'student' is missing"):
+        load(SftConfig, None, ["out=x", "traces=y"])
+    with pytest.raises(UsageError, match="pocket:vold"):
+        load(TrainConfig, Path("pocket:wold"))

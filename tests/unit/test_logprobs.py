@@ -1,0 +1,27 @@
+"""Chunked log-probabilities against torch's own, values and gradients."""
+
+import pytest
+import torch
+from vold_trainer.logprobs import token_logprobs
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_equal_log_softmax_for_any_chunk(chunk, temperature):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 11, bias=False).double()
+    hidden = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(0, 11, (7,))
+    found, entropy = token_logprobs(hidden, head, ids, temperature=temperature, chunk=chunk)
+    whole = (head(hidden).float() / temperature).log_softmax(-1)
+    assert torch.allclose(found, whole.gather(-1, ids[:, None]).flatten(), atol=1e-6)
+    assert torch.allclose(entropy, -(whole.exp() * whole).sum(-1), atol=1e-6)
+    weights = torch.randn(7)
+    mine = torch.autograd.grad((found * weights).sum(), [hidden, head.weight])
+    theirs = torch.autograd.grad((whole.gather(-1, ids[:, None]).flatten() * weights).sum(), [hidden, head.weight])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_nothing_in_nothing_out():
+    found, entropy = token_logprobs(torch.zeros(0, 8), torch.nn.Linear(8, 11), torch.zeros(0, dtype=torch.long))
+    assert len(found) == len(entropy) == 0
