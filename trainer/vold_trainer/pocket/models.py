@@ -1,0 +1,132 @@
+"""The pocket world's models: real architectures of transformers at toy size, and how to load what a folder holds."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils import is_torchvision_available
+
+from vold_trainer.pocket import tokenizer as tokens
+from vold_trainer.pocket.pictures import CELL
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+CHECKPOINT_NAMES = ("teacher", "teacher-b", "student")
+MAX_POSITIONS = 512
+
+
+def checkpoint_path(name: str) -> Path:
+    """The folder of a checkpoint that ships with the package: teacher, teacher-b or student.
+
+    Raises ValueError for another name, FileNotFoundError when the folder has not been built.
+    """
+    if name not in CHECKPOINT_NAMES:
+        raise ValueError(f"checkpoint={name!r} is unknown; choose one of {', '.join(CHECKPOINT_NAMES)}")
+    path = CHECKPOINTS / name
+    if not (path / "config.json").exists():
+        raise FileNotFoundError(f"{path} holds no checkpoint; build it with `vold pocket build`")
+    return path
+
+
+class ImageTextProcessor(Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor without its video part, which is the only one that needs torchvision."""
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
+        super().__init__(image_processor, tokenizer, None, chat_template=chat_template)
+
+
+def load_processor(path: str | Path) -> Any:
+    """The processor of a model folder, or the tokenizer of a folder that holds a text model.
+
+    AutoProcessor's choice, except that a Qwen2.5-VL folder gets a processor without video where it was saved so or
+    torchvision is missing.
+    """
+    saved_as = ProcessorMixin.get_processor_dict(path)[0].get("processor_class")
+    if saved_as == ImageTextProcessor.__name__ or (
+        not is_torchvision_available() and AutoConfig.from_pretrained(path).model_type == "qwen2_5_vl"
+    ):
+        return ImageTextProcessor.from_pretrained(path)
+    return AutoProcessor.from_pretrained(path)
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageTextProcessor:
+    """The student's processor: pictures keep their size, as every side is a multiple of a cell."""
+    image_processor = Qwen2VLImageProcessorPil(
+        patch_size=CELL // 2,
+        merge_size=2,
+        temporal_patch_size=1,
+        size={"shortest_edge": CELL**2, "longest_edge": CELL**2 * 256},
+    )
+    return ImageTextProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
+
+
+def build_teacher(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """An untrained teacher of 0.6 M parameters, float32."""
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=32,
+            max_position_embeddings=MAX_POSITIONS,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            tie_word_embeddings=True,
+            **_special_ids(tokenizer),
+        )
+    )
+
+
+def build_student(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
+    """An untrained student of 0.6 M parameters with a vision tower of one layer, float32."""
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 96,
+        "intermediate_size": 288,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": MAX_POSITIONS,
+        # Half of the 32 dimensions of a head: 4 frequencies for time, 6 for rows, 6 for columns.
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
+        **_special_ids(tokenizer),
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 2,
+        "patch_size": CELL // 2,
+        "temporal_patch_size": 1,
+        "fullatt_block_indexes": [0],
+        "out_hidden_size": 96,
+    }
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(token)
+        for name, token in (
+            ("image_token_id", tokens.IMAGE),
+            ("video_token_id", tokens.VIDEO),
+            ("vision_start_token_id", tokens.VISION_START),
+            ("vision_end_token_id", tokens.VISION_END),
+        )
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, tie_word_embeddings=True, **ids, **_special_ids(tokenizer)
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
+    return {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}

@@ -1,0 +1,162 @@
+"""Arithmetic problems and their scorer, both reasoning-gym's; disjoint splits and difficulty are ours.
+
+A problem is one expression of characters, so it can be written in a sentence or drawn as a picture.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import count, islice
+from typing import Any, Literal, get_args
+
+Split = Literal["train", "validation", "test"]
+Family = Literal["chain_sum", "basic_arithmetic"]
+
+FAMILIES: tuple[Family, ...] = get_args(Family)
+SPLITS: tuple[Split, ...] = get_args(Split)
+EXHAUSTED_AFTER = 20_000
+"""Draws in a row without a new expression after which a stream gives up."""
+SEED_STRIDE = 1_000_003
+"""reasoning-gym seeds entry i with seed + i: far apart seeds keep two streams from sharing entries."""
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How long and how large: terms in an expression and digits in a number, both ends included.
+
+    Raises ValueError for an empty or senseless range.
+    """
+
+    min_terms: int = 3
+    max_terms: int = 4
+    min_digits: int = 1
+    max_digits: int = 1
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("terms", self.min_terms, self.max_terms),
+            ("digits", self.min_digits, self.max_digits),
+        ):
+            if not 1 <= low <= high:
+                raise ValueError(f"min_{name}={low} and max_{name}={high}: give 1 <= min_{name} <= max_{name}")
+
+
+DEFAULT_DIFFICULTY = Difficulty()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One expression and its value. entry is reasoning-gym's own record, which its scorer reads."""
+
+    id: str
+    family: Family
+    expression: str
+    answer: str
+    terms: int
+    digits: int
+    entry: Mapping[str, Any]
+
+
+def normalise(expression: str) -> str:
+    """The expression without blanks: what decides its split and what is drawn."""
+    return "".join(expression.split())
+
+
+def split_of(expression: str) -> Split:
+    """The split an expression belongs to, by a hash of its normal form: 10 % test, 10 % validation, the rest train.
+
+    It depends on nothing else, so the splits stay disjoint whatever the seed or the difficulty.
+    """
+    bucket = int.from_bytes(hashlib.sha256(normalise(expression).encode()).digest()[:8]) % 100
+    if bucket < 10:
+        return "test"
+    return "validation" if bucket < 20 else "train"
+
+
+def draw(
+    split: Split,
+    *,
+    seed: int = 0,
+    difficulty: Difficulty = DEFAULT_DIFFICULTY,
+    families: Sequence[Family] = FAMILIES,
+    distinct: bool = True,
+) -> Iterator[Problem]:
+    """An endless stream of problems of one split, the families in turn; the same arguments give the same stream.
+
+    distinct leaves out an expression seen earlier in the stream. Raises ValueError for an unknown split or family, and
+    when the difficulty has no more expressions to give.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is unknown; choose one of {', '.join(SPLITS)}")
+    sources = [_dataset(family, difficulty, seed) for family in families]
+    if not sources:
+        raise ValueError(f"families=() draws nothing; choose from {', '.join(FAMILIES)}")
+    seen: set[str] = set()
+    position = 0
+    misses = 0
+    for index in count():
+        family = families[index % len(families)]
+        entry = sources[index % len(families)][index // len(families)]
+        metadata = entry["metadata"]
+        expression = normalise(metadata["expression"])
+        if split_of(expression) != split or (distinct and expression in seen):
+            misses += 1
+            if misses > EXHAUSTED_AFTER:
+                raise ValueError(
+                    f"{difficulty} has only {position} distinct {split} expressions in {', '.join(families)}; "
+                    "ask for fewer, or raise max_terms or max_digits"
+                )
+            continue
+        misses = 0
+        seen.add(expression)
+        yield Problem(
+            id=f"{split}-{position:06d}",
+            family=family,
+            expression=expression,
+            answer=entry["answer"],
+            terms=metadata["num_terms"],
+            digits=metadata["num_digits"],
+            entry=entry,
+        )
+        position += 1
+
+
+def problems(
+    split: Split,
+    n: int,
+    *,
+    seed: int = 0,
+    difficulty: Difficulty = DEFAULT_DIFFICULTY,
+    families: Sequence[Family] = FAMILIES,
+    offset: int = 0,
+) -> list[Problem]:
+    """Problems offset to offset + n of the distinct stream that draw gives. Raises what draw raises."""
+    return list(islice(draw(split, seed=seed, difficulty=difficulty, families=families), offset, offset + n))
+
+
+def score(problem: Problem, extracted: str | None) -> float:
+    """reasoning-gym's own score of an extracted answer, 0 to 1; 1 is right."""
+    return float(_dataset(problem.family, DEFAULT_DIFFICULTY, 0).score_answer(extracted, dict(problem.entry)))
+
+
+@cache
+def _dataset(family: Family, difficulty: Difficulty, seed: int) -> Any:
+    # Imported late: reasoning-gym takes more than a second, and reading pictures or checkpoints does not need it.
+    import reasoning_gym
+
+    ranges = {
+        "min_terms": difficulty.min_terms,
+        "max_terms": difficulty.max_terms,
+        "min_digits": difficulty.min_digits,
+        "max_digits": difficulty.max_digits,
+        "seed": seed * SEED_STRIDE,
+    }
+    if family == "chain_sum":
+        return reasoning_gym.create_dataset("chain_sum", **ranges)
+    if family == "basic_arithmetic":
+        # Sums and differences with brackets and negative numbers. allow_negation would add a minus before a bracket.
+        return reasoning_gym.create_dataset(
+            "basic_arithmetic", operators=["+", "-"], allow_parentheses=True, allow_negation=False, **ranges
+        )
+    raise ValueError(f"family={family!r} is unknown; choose from {', '.join(FAMILIES)}")

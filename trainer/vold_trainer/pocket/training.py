@@ -1,0 +1,144 @@
+"""How a pocket model is trained: batches of prompts and completions, a loss on completions, one loop.
+
+Shape letters: B sequences, S positions of a sequence, N cells of all pictures of a batch, H hidden size, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from vold_trainer.data import Example
+
+IGNORED = -100
+Progress = Callable[[int, dict[str, float]], None]
+"""Called after a step with its number, from 1, and its metrics."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how hot: AdamW, linear warm-up, cosine decay to a twentieth."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 50
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and what the model should answer, without the end of turn."""
+
+    example: Example
+    completion: str
+
+
+@dataclass
+class Batch:
+    """inputs: what the model's forward takes. labels_BS: token ids at completion positions, IGNORED elsewhere.
+    cells_N: id of the character that each picture cell shows; empty without pictures."""
+
+    inputs: dict[str, torch.Tensor]
+    labels_BS: torch.Tensor
+    cells_N: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+
+def prompt_text(processor: Any, example: Example) -> str:
+    """The prompt as the chat template writes it, up to where the assistant answers."""
+    text: str = processor.apply_chat_template(list(example.messages), tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def encode_prompts(processor: Any, examples: Sequence[Example], completions: Sequence[str] = ()) -> dict[str, Any]:
+    """Prompts, each followed by its completion if there are any, as padded tensors; padding stands on the left."""
+    texts = [prompt_text(processor, example) for example in examples]
+    if completions:
+        texts = [prompt + completion for prompt, completion in zip(texts, completions, strict=True)]
+    images = [image for example in examples for image in example.images]
+    pictures = {"images": images} if images else {}
+    return dict(processor(text=texts, padding=True, padding_side="left", return_tensors="pt", **pictures))
+
+
+def collate(processor: Any, samples: Sequence[Sample]) -> Batch:
+    """Samples as one batch; each completion ends with the end of turn, which is learned too."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    completions = [sample.completion + tokenizer.eos_token for sample in samples]
+    inputs = encode_prompts(processor, [sample.example for sample in samples], completions)
+    labels_BS = torch.full_like(inputs["input_ids"], IGNORED)
+    for row, ids in enumerate(tokenizer(completions).input_ids):
+        labels_BS[row, -len(ids) :] = torch.tensor(ids)
+    cells = "".join(sample.example.meta.get("cells", "") for sample in samples)
+    return Batch(inputs, labels_BS, torch.tensor(tokenizer.convert_tokens_to_ids(list(cells)), dtype=torch.long))
+
+
+def completion_loss(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood of the completion tokens of a batch."""
+    targets_BS = labels_BS[:, 1:]
+    kept_BS = targets_BS != IGNORED
+    return F.cross_entropy(logits_BSV[:, :-1][kept_BS], targets_BS[kept_BS])
+
+
+def alignment_loss(features_NH: torch.Tensor, embeddings_NH: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of cell features from their characters' embeddings, relative to the embeddings' size.
+
+    The embeddings are the target and get no gradient: the eye learns the tongue's alphabet.
+    """
+    target_NH = embeddings_NH.detach()
+    return (features_NH - target_NH).square().mean() / target_NH.square().mean()
+
+
+def train(
+    model: Any,
+    processor: Any,
+    draw_batch: Callable[[int], Sequence[Sample]],
+    recipe: Recipe,
+    *,
+    alignment_weight: float = 0.0,
+    progress: Progress | None = None,
+) -> None:
+    """Trains the model in place on draw_batch(n), n new samples a step. alignment_weight is for models that see."""
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, recipe))
+    seen: list[torch.Tensor] = []
+    hook = None
+    if alignment_weight:
+        hook = model.model.visual.register_forward_hook(lambda module, args, output: seen.append(output.pooler_output))
+    model.train()
+    for step, batch in enumerate(_batches(processor, draw_batch, recipe), start=1):
+        seen.clear()
+        loss = completion_loss(model(**batch.inputs).logits, batch.labels_BS)
+        metrics = {"loss": loss.item()}
+        if seen:
+            aligned = alignment_loss(seen[0], model.get_input_embeddings()(batch.cells_N))
+            loss = loss + alignment_weight * aligned
+            metrics["alignment"] = aligned.item()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        schedule.step()
+        if progress:
+            progress(step, metrics)
+    if hook:
+        hook.remove()
+    model.eval()
+
+
+def _batches(processor: Any, draw_batch: Callable[[int], Sequence[Sample]], recipe: Recipe) -> Iterator[Batch]:
+    for _ in range(recipe.steps):
+        yield collate(processor, draw_batch(recipe.batch))
+
+
+def _learning_rate_factor(step: int, recipe: Recipe) -> float:
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
