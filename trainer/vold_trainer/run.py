@@ -21,6 +21,11 @@ from vold_trainer.config import RunConfig, dump
 console = Console(stderr=True)
 
 
+def quiet() -> None:
+    """No bars and no notes from here on: for processes that work beside others."""
+    console.quiet = True
+
+
 class RunFolder:
     """Writes a run's files. On every rank but the first it writes nothing."""
 
@@ -115,7 +120,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int, *, shown: bool = True) -> Iterator["Live"]:
+def progress(label: str, total: int) -> Iterator["Live"]:
     """A bar with a label, a count, the time left and a line of figures."""
     bar = Progress(
         SpinnerColumn(),
@@ -125,7 +130,7 @@ def progress(label: str, total: int, *, shown: bool = True) -> Iterator["Live"]:
         TimeRemainingColumn(compact=True),
         TextColumn("[dim]{task.fields[figures]}"),
         console=console,
-        disable=not shown,
+        disable=console.quiet,
     )
     with bar:
         yield Live(bar, bar.add_task(label, total=total, figures=""))

@@ -50,9 +50,9 @@ class Recipe:
         mine = [o for o in self.overrides if _stage_and_key(o)[0] in ("", kind.__name__.removesuffix("Config").lower())]
         return load(kind, Path(f"pocket:{name}"), [*urls, *own, *(_stage_and_key(o)[1] for o in mine)])
 
-    def traces(self) -> tuple[Path, TracesSummary]:
+    def traces(self, name: str = "traces.jsonl") -> tuple[Path, TracesSummary]:
         """The teacher's answers to 3,000 training prompts, kept where the verifier finds them right."""
-        config = self._load(TracesConfig, "traces", f"out={self.out / 'traces.jsonl'}", f"data.seed={self.seed}")
+        config = self._load(TracesConfig, "traces", f"out={self.out / name}", f"data.seed={self.seed}")
         return config.out, run_traces(config)
 
     def sft(self, traces: Path, name: str = "sft", *own: str) -> Path:

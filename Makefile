@@ -1,0 +1,49 @@
+# Everything sets itself up: on a fresh machine `make demo` or `make test` is all there is to type.
+# PYTHON: which interpreter makes .venv.  PIP_ARGS: extra arguments of pip, for example an index with CPU wheels.
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+RUN := $(BIN)/python -m
+
+.PHONY: install demo test test-slow lint format proto bench bench-ablation compose clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "vold needs Python 3.11 or newer: make PYTHON=..."'
+	$(PYTHON) -m venv .venv
+	$(RUN) pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install  ## the main job, end to end, in minutes: traces, SFT, GRPO, VOLD, judged on pictures
+	$(BIN)/vold demo --out runs/demo
+
+test: install  ## everything but what is marked slow
+	$(RUN) pytest -m 'not slow'
+
+test-slow: install  ## rebuilds the pocket checkpoints and checks what they can do
+	$(RUN) pytest -m slow
+
+lint: install
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+format: install
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+proto: install  ## generate the stubs from proto/
+	$(BIN)/python proto/generate.py
+
+bench: install  ## the tables of benchmarks/README.md
+	$(BIN)/python benchmarks/run_all.py
+
+bench-ablation: install  ## the component table, 3 seeds: about an hour and a half on 2 cores
+	$(BIN)/vold ablation --out runs/ablation --results benchmarks
+
+compose:
+	docker compose up --build --exit-code-from trainer
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
