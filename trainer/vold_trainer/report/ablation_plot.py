@@ -1,0 +1,117 @@
+"""An ablation as files for a repository: a markdown table and an SVG dot plot.
+
+The plot is drawn as XML here: one dot plot is no reason for a plotting library in the trainer's image.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from vold_trainer.report.formats import MISSING, percent
+from vold_trainer.report.page import ablation_rows
+
+MEASURES = (("image_accuracy", "pictures", "#d9730d"), ("text_accuracy", "text", "#2f86d6"))
+
+_WIDTH, _LEFT, _RIGHT, _TOP, _ROW = 760, 250, 24, 44, 40
+# An SVG in an <img> follows the reader's theme through its own style sheet.
+_STYLE = """
+text { font: 13px system-ui, "DejaVu Sans", sans-serif; fill: #1b2027 } .dim { fill: #5c6672; font-size: 12px }
+.grid { stroke: #dfe3e8 } .page { fill: #ffffff }
+@media (prefers-color-scheme: dark) { text { fill: #e6e9ed } .dim { fill: #9aa4b0 } .grid { stroke: #2b323b } .page { fill: #101317 } }
+"""  # noqa: E501 - a style sheet
+
+
+def write_ablation(result: Mapping[str, Any], out_dir: Path) -> tuple[Path, Path]:
+    """Write ablation.md and ablation.svg into `out_dir` and return both paths.
+
+    result: {"rows": [{"name", "label", "seeds": [{"seed", "text_accuracy", "image_accuracy", "reward"}]}]}; accuracies
+    in [0, 1]; a null is shown as a dash and counts in no mean. Raises ValueError if there is no row.
+    """
+    rows = ablation_rows(result)
+    if not rows:
+        raise ValueError("the ablation has no rows; run at least one variant first")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    table, plot = out_dir / "ablation.md", out_dir / "ablation.svg"
+    table.write_text(markdown_table(result["rows"], rows), "utf-8")
+    ElementTree.ElementTree(draw(rows)).write(plot, encoding="utf-8", xml_declaration=True)
+    return table, plot
+
+
+def markdown_table(raw_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mean ± sample standard deviation over seeds, and each seed's value in the order of the seeds."""
+    head = ["variant", "pictures, %", "each seed", "text, %", "each seed", "reward", "seeds"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' + '---:|' * (len(head) - 1)}"]
+    for raw, row in zip(raw_rows, rows, strict=True):
+        cells = [row["label"].replace("|", "\\|").replace("\n", " ")]
+        for key, _, _ in MEASURES:
+            mean, spread = row["statistics"][key]
+            cells += [
+                _plus_minus(mean, spread, 100, 1),
+                ", ".join(_tenth(value) for value in row["values"][key]) or MISSING,
+            ]
+        cells.append(_plus_minus(*row["statistics"]["reward"], 1, 3))
+        cells.append(", ".join(str(seed.get("seed", MISSING)) for seed in raw.get("seeds") or []) or MISSING)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: Sequence[Mapping[str, Any]]) -> ElementTree.Element:
+    """The dot plot as an <svg> element: a dot a seed, a bar at the mean, a row a variant."""
+    height = _TOP + _ROW * len(rows) + 34
+    box = {"viewBox": f"0 0 {_WIDTH} {height}", "width": str(_WIDTH), "height": str(height), "role": "img"}
+    svg = ElementTree.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **box})
+    _add(svg, "title", text="Accuracy of each variant and seed")
+    _add(svg, "style", text=_STYLE)
+    _add(svg, "rect", width=_WIDTH, height=height, class_="page")
+    highest = max((value for row in rows for key, _, _ in MEASURES for value in row["values"][key]), default=1.0)
+    top = min(1.0, max(0.1, -(-highest * 10 // 1) / 10))  # the next full 10 %
+    _draw_axis(svg, top, height)
+    for i, row in enumerate(rows):
+        middle = _TOP + _ROW * (i + 0.5)
+        label = row["label"] if len(row["label"]) <= 34 else row["label"][:33] + "…"
+        _add(svg, "text", text=label, x=_LEFT - 14, y=middle + 4, text_anchor="end")
+        for (key, name, colour), shift in zip(MEASURES, (-7, 7), strict=True):
+            for value in row["values"][key]:
+                dot = _add(
+                    svg, "circle", cx=_x(value, top), cy=middle + shift, r=4.5, fill=colour, fill_opacity=0.55
+                )  # fmt: skip
+                _add(dot, "title", text=f"{row['label']}, {name}: {percent(value)}")
+            mean = row["statistics"][key][0]
+            if mean is not None:
+                _add(svg, "rect", x=_x(mean, top) - 1.5, y=middle + shift - 8, width=3, height=16, fill=colour)
+    return svg
+
+
+def _draw_axis(svg: ElementTree.Element, top: float, height: float) -> None:
+    ticks = round(top * 10)
+    every = 1 if ticks <= 5 else 2
+    for tick in range(0, ticks + 1, every):
+        x = _x(tick / 10, top)
+        _add(svg, "line", x1=x, x2=x, y1=_TOP, y2=height - 30, class_="grid")
+        _add(svg, "text", text=f"{10 * tick} %", x=x, y=height - 12, text_anchor="middle", class_="dim")
+    for i, (_, name, colour) in enumerate(MEASURES):
+        _add(svg, "circle", cx=_LEFT + 8 + 100 * i, cy=20, r=5, fill=colour)
+        _add(svg, "text", text=name, x=_LEFT + 20 + 100 * i, y=24)
+
+
+def _x(value: float, top: float) -> float:
+    return round(_LEFT + value / top * (_WIDTH - _LEFT - _RIGHT), 2)
+
+
+def _add(parent: ElementTree.Element, tag: str, text: str | None = None, **attributes: object) -> ElementTree.Element:
+    names = {name.rstrip("_").replace("_", "-"): str(value) for name, value in attributes.items()}
+    element = ElementTree.SubElement(parent, tag, names)
+    element.text = text
+    return element
+
+
+def _plus_minus(mean: float | None, spread: float | None, scale: float, digits: int) -> str:
+    if mean is None:
+        return MISSING
+    shown = f"{scale * mean:.{digits}f}"
+    return shown if spread is None else f"{shown} ± {scale * spread:.{digits}f}"
+
+
+def _tenth(share: float) -> str:
+    return f"{100 * share:.1f}"

@@ -1,0 +1,290 @@
+"""The report's figures: values in, plotly figures out, nothing else touched.
+
+A figure names no colour of text, grid or background: `report.js` takes those from the page's theme, light or dark. The
+colours of data are told apart by people with any colour vision and stand out on both. Text that comes from a run goes
+through `plain`, because plotly reads tags in names and hover texts.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import plotly.graph_objects as go
+
+from vold_trainer.report.formats import MISSING, percent
+from vold_trainer.report.read import LANES, Run, Span
+from vold_trainer.report.stats import ema, mean_and_spread, spread, wilson
+
+COLOURS = ("#2f86d6", "#d9730d", "#15976e", "#b65fa6", "#7f8791", "#1fa3b8", "#b8912a", "#6a6fd0")
+DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
+LANE_COLOURS = dict(zip(LANES, (COLOURS[0], COLOURS[2], COLOURS[3], COLOURS[1]), strict=True))
+MODALITIES = {"text_accuracy": ("text", COLOURS[0]), "image_accuracy": ("pictures", COLOURS[1])}
+
+# Clear in the middle, so that a gap of nothing is the page's own background in either theme.
+_DIVERGING = ((0.0, "#d9730d"), (0.5, "rgba(127,135,145,0.06)"), (1.0, "#2f86d6"))
+
+_MOST_POINTS = 1500
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric in a panel: its key in metrics.jsonl and its name in the legend."""
+
+    key: str
+    label: str
+
+
+def plain(text: str) -> str:
+    """Text for plotly, which would otherwise read `<b>` and `<a href>` in it."""
+    return escape(text, quote=False)
+
+
+def curves(runs: Sequence[Run], lines: Sequence[Line], *, share: bool = False, unit: str = "") -> go.Figure:
+    """Metrics over steps: a smoothed line over its own faint raw line.
+
+    One line or one run: a colour each. Several of both: the colour is the run, the dash the metric. A run that lacks a
+    key has no curve for it. share: the values are in [0, 1] and read as percentages.
+    """
+    figure = _figure(height=300, x_title="step", y_title=unit)
+    several = len(runs) > 1
+    for i, run in enumerate(runs):
+        for j, line in enumerate(lines):
+            if line.key not in run.keys:
+                continue
+            style = {"color": COLOURS[(i if several else j) % len(COLOURS)], "dash": DASHES[j % len(DASHES)]}
+            if not several:
+                style["dash"] = "solid"
+            label = " · ".join([run.name] * several + [line.label] * (len(lines) > 1)) or line.label
+            _add_curve(figure, run.steps, run.series(line.key), plain(label), style, share=share)
+    if share:
+        figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+    return figure
+
+
+def _add_curve(
+    figure: go.Figure, steps: list[int], values: list[float | None], label: str, style: dict[str, str], *, share: bool
+) -> None:
+    x, raw, smooth = _thin(steps, values, ema(values, span=max(3.0, min(20.0, len(values) / 8))))
+    hover = f"%{{y:{'.1%' if share else '.4g'}}}<extra>{label}</extra>"
+    # A line of one point is no line: a run that has just begun still shows where it is.
+    points = "lines+markers" if len(x) < 3 else "lines"
+    figure.add_scatter(
+        x=x,
+        y=raw,
+        mode="lines",
+        line=style | {"width": 1},
+        opacity=0.3,
+        legendgroup=label,
+        showlegend=False,
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        x=x,
+        y=smooth,
+        mode=points,
+        line=style | {"width": 2},
+        name=label,
+        legendgroup=label,
+        hovertemplate=hover,
+        connectgaps=True,
+    )
+
+
+def gap_by_position(run: Run, key: str = "gap_by_position") -> go.Figure | None:
+    """Heat map of the mean teacher-minus-student log-probability: steps across, relative positions upwards.
+
+    None if the run has no such metric.
+    """
+    rows = [(row["step"], row[key]) for row in run.metrics if isinstance(row.get(key), list) and row[key]]
+    if not rows:
+        return None
+    rows = spread(rows, 200)
+    height = max(len(row) for _, row in rows)
+    z = [[row[i] if i < len(row) else None for _, row in rows] for i in range(height)]
+    labels = [f"{100 * i // height} to {100 * (i + 1) // height} %" for i in range(height)]
+    # Of the sizes the 98th percentile bounds the colours: one wild first step must not make all others pale.
+    sizes = sorted(abs(value) for row in z for value in row if value is not None)
+    bound = (sizes[int(0.98 * (len(sizes) - 1))] if sizes else 0) or 1.0
+    figure = _figure(height=300, x_title="step", y_title="position in the completion")
+    figure.add_heatmap(
+        x=[step for step, _ in rows],
+        y=labels,
+        z=z,
+        zmin=-bound,
+        zmax=bound,
+        colorscale=_DIVERGING,
+        colorbar={"thickness": 10, "outlinewidth": 0, "title": {"text": "nats"}},
+        hovertemplate="step %{x}<br>position %{y}<br>%{z:.3f} nats<extra></extra>",
+    )
+    figure.update_yaxes(showgrid=False)
+    figure.update_xaxes(showgrid=False)
+    return figure
+
+
+def timeline(spans: Sequence[Span], steps: Sequence[int]) -> go.Figure:
+    """Who worked when in `steps`: a bar a span, a row a lane, a vertical line where a step begins."""
+    shown = [span for span in spans if span.step in set(steps)]
+    origin = min((span.start for span in shown), default=0.0)
+    lanes = [*LANES, *sorted({span.lane for span in shown} - set(LANES))]
+    lanes = [lane for lane in lanes if any(span.lane == lane for span in shown)]
+    figure = _figure(height=90 + 44 * max(len(lanes), 1), x_title="seconds")
+    for i, lane in enumerate(lanes):
+        own = [span for span in shown if span.lane == lane]
+        figure.add_bar(
+            orientation="h",
+            y=[plain(lane)] * len(own),
+            base=[span.start - origin for span in own],
+            x=[span.end - span.start for span in own],
+            customdata=[span.step for span in own],
+            width=0.62,
+            marker={"color": LANE_COLOURS.get(lane, COLOURS[(4 + i) % len(COLOURS)]), "line": {"width": 0}},
+            hovertemplate=f"step %{{customdata}} · {plain(lane)}<br>%{{x:.2f}} s<extra></extra>",
+            showlegend=False,
+        )
+    for step in steps:
+        start = min((span.start for span in shown if span.step == step), default=None)
+        if start is not None:
+            figure.add_vline(
+                x=start - origin,
+                line={"width": 1, "dash": "dot", "color": COLOURS[4]},
+                annotation={"text": str(step), "font": {"size": 11}, "yref": "paper", "y": 1.0, "yanchor": "bottom"},
+                annotation_position="top right",
+            )
+    # Overlaid, or plotly would stack bars that share a row on top of their bases.
+    figure.update_layout(barmode="overlay", margin={"t": 26}, hovermode="closest")
+    figure.update_yaxes(categoryorder="array", categoryarray=[plain(lane) for lane in reversed(lanes)], showgrid=False)
+    return figure
+
+
+def hidden_share(spans: Iterable[Span]) -> float | None:
+    """The share of the services' working time (teacher and verifier, as one) in which this machine worked too.
+
+    1 means that scoring cost no time of its own; None if nothing was scored.
+    """
+    scoring, own = [], []
+    for span in spans:
+        (scoring if span.lane in ("teacher", "verifier") else own).append((span.start, span.end))
+    total = _covered(scoring)
+    return (total + _covered(own) - _covered(scoring + own)) / total if total else None
+
+
+def _covered(pieces: Sequence[tuple[float, float]]) -> float:
+    """Seconds that lie in at least one of the pieces."""
+    covered, reached = 0.0, -math.inf
+    for start, end in sorted(pieces):
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return covered
+
+
+def stages(rows: Sequence[tuple[str, Mapping[str, float | None], int | None]]) -> go.Figure:
+    """Accuracy by stage, text and pictures side by side, with Wilson intervals where n is known.
+
+    rows: (label, {"text_accuracy", "image_accuracy"} in [0, 1] or None, n).
+    """
+    figure = _figure(height=340)
+    for key, (label, colour) in MODALITIES.items():
+        values = [scores.get(key) for _, scores, _ in rows]
+        ends = [
+            wilson(value, n) if value is not None and n else None for value, (_, _, n) in zip(values, rows, strict=True)
+        ]
+        figure.add_bar(
+            x=[plain(name) for name, _, _ in rows],
+            y=values,
+            name=label,
+            marker={"color": colour},
+            text=[percent(value, 0) if value is not None else "" for value in values],
+            textposition="inside",
+            insidetextanchor="start",
+            textfont={"color": "#ffffff"},
+            textangle=0,
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "thickness": 1.2,
+                "width": 4,
+                "color": COLOURS[4],
+                "array": [
+                    end[1] - value if end and value is not None else 0 for end, value in zip(ends, values, strict=True)
+                ],
+                "arrayminus": [
+                    value - end[0] if end and value is not None else 0 for end, value in zip(ends, values, strict=True)
+                ],
+            },
+            hovertemplate=f"%{{x}}, {label}: %{{y:.1%}}<extra></extra>",
+        )
+    figure.update_layout(barmode="group", bargap=0.35, hovermode="closest")
+    figure.update_yaxes(tickformat=".0%", range=[0, 1])
+    figure.update_xaxes(showgrid=False)
+    return figure
+
+
+def ablation(rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]]) -> go.Figure:
+    """A dot a seed and a bar at the mean, a row a variant, text and pictures in their colours.
+
+    rows: (label, {"text_accuracy", "image_accuracy": a value in [0, 1] per seed}), the first on top.
+    """
+    figure = _figure(height=110 + 40 * max(len(rows), 1))
+    for offset, (key, (label, colour)) in zip((-0.16, 0.16), MODALITIES.items(), strict=True):
+        dots = [(value, i + offset, name) for i, (name, scores) in enumerate(rows) for value in scores.get(key, ())]
+        means = [
+            (mean, i + offset, name, sd)
+            for i, (name, scores) in enumerate(rows)
+            for mean, sd in [mean_and_spread(scores.get(key, ()))]
+            if mean is not None
+        ]
+        figure.add_scatter(
+            x=[dot[0] for dot in dots],
+            y=[dot[1] for dot in dots],
+            mode="markers",
+            name=label,
+            legendgroup=label,
+            marker={"color": colour, "size": 8, "opacity": 0.55},
+            customdata=[plain(dot[2]) for dot in dots],
+            hovertemplate=f"%{{customdata}}, {label}: %{{x:.1%}}<extra></extra>",
+        )
+        figure.add_scatter(
+            x=[mean[0] for mean in means],
+            y=[mean[1] for mean in means],
+            mode="markers",
+            legendgroup=label,
+            showlegend=False,
+            marker={"color": colour, "symbol": "line-ns", "size": 15, "line": {"width": 3, "color": colour}},
+            customdata=[[plain(mean[2]), MISSING if mean[3] is None else f"± {100 * mean[3]:.1f}"] for mean in means],
+            hovertemplate=f"%{{customdata[0]}}, {label}: mean %{{x:.1%}} %{{customdata[1]}}<extra></extra>",
+        )
+    figure.update_yaxes(
+        tickvals=list(range(len(rows))),
+        ticktext=[plain(name) for name, _ in rows],
+        zeroline=False,
+        range=[len(rows) - 0.5, -0.5],
+    )
+    figure.update_xaxes(tickformat=".0%", rangemode="tozero")
+    figure.update_layout(hovermode="closest")
+    return figure
+
+
+def _thin(
+    steps: list[int], raw: list[float | None], smooth: list[float | None]
+) -> tuple[list[int], list[float | None], list[float | None]]:
+    """At most _MOST_POINTS of a curve: no screen shows more, and a long run has many curves."""
+    kept = spread(list(zip(steps, raw, smooth, strict=True)), _MOST_POINTS)
+    return [k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept]
+
+
+def _figure(*, height: int, x_title: str = "", y_title: str = "") -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        hovermode="x unified",
+        legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0, "xanchor": "left"},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        showlegend=True,
+    )
+    figure.update_xaxes(title={"text": x_title, "standoff": 6}, automargin=True, zeroline=False)
+    figure.update_yaxes(title={"text": y_title, "standoff": 6}, automargin=True, zeroline=False)
+    return figure

@@ -1,0 +1,436 @@
+"""A run's folder as dataclasses.
+
+The report is also made of runs that have just begun, are still going or were killed, so a missing file is an empty
+value, a last line without its newline is not there yet, and any other line that cannot be used is counted in
+`Run.problems` and skipped: it must be seen, and it must not cost the rest of the page.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from vold_trainer.report.stats import spread
+
+LANES = ("generate", "teacher", "verifier", "optimise")
+OUTCOMES = ("right", "wrong", "unverified")
+
+_SECRET_KEYS = ("api_key", "apikey", "api_keys", "authorization", "password", "secret", "access_token", "auth_token")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Span:
+    """One piece of work in one lane; `start` and `end` in seconds since the run started."""
+
+    step: int
+    lane: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled completion. The two log-probability tuples are as long as `tokens`; None is a missing score."""
+
+    step: int
+    id: str
+    prompt: str
+    reference: str
+    tokens: tuple[str, ...]
+    student_logprobs: tuple[float | None, ...]
+    teacher_logprobs: tuple[float | None, ...]
+    reward: float | None
+    correct: bool | None
+    extracted: str | None
+    reason: str
+
+    @property
+    def outcome(self) -> str:
+        return outcome_of(self.correct)
+
+
+@dataclass(frozen=True)
+class EvalSample:
+    """One answered test problem. `image` is a data URI of a raster picture, or None."""
+
+    modality: str
+    id: str
+    prompt: str
+    completion: str
+    reference: str
+    extracted: str | None
+    correct: bool | None
+    image: str | None
+
+    @property
+    def outcome(self) -> str:
+        return outcome_of(self.correct)
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy in [0, 1] over `n` problems; `interval` is None where the file does not give one."""
+
+    accuracy: float | None
+    n: int | None
+    interval: tuple[float, float] | None = None
+    by_category: Mapping[str, "Score"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """eval.json: a score per test set ("text", "image", ...), and how many problems could not be answered."""
+
+    scores: Mapping[str, Score]
+    errors: int | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the report shows of one run.
+
+    metrics: one mapping a step, in the order of steps: "step" an int, every other value a finite float, a list or None.
+    config: the configuration as YAML with secrets removed, None where there is none.
+    rollout_count: how many rollouts the run wrote; `rollouts` holds the few that are shown.
+    problems: sentences about what could not be read.
+    """
+
+    name: str
+    path: Path
+    meta: Mapping[str, Any]
+    config: str | None
+    metrics: tuple[Mapping[str, Any], ...]
+    timeline: tuple[Span, ...]
+    rollouts: tuple[Rollout, ...]
+    rollout_count: int
+    evaluation: Evaluation | None
+    samples: tuple[EvalSample, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def steps(self) -> list[int]:
+        return [row["step"] for row in self.metrics]
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the scalar metrics that hold a number at least once, in the order they first appear."""
+        seen: dict[str, None] = {}
+        for row in self.metrics:
+            for key, value in row.items():
+                if key not in ("step", "time") and isinstance(value, float):
+                    seen.setdefault(key)
+        return list(seen)
+
+    def series(self, key: str) -> list[float | None]:
+        """One value a step, None where the step has none."""
+        return [value if isinstance(value := row.get(key), float) else None for row in self.metrics]
+
+    def total(self, key: str) -> float:
+        return sum(value for value in self.series(key) if value is not None)
+
+
+def outcome_of(correct: bool | None) -> str:
+    return OUTCOMES[2] if correct is None else OUTCOMES[0] if correct else OUTCOMES[1]
+
+
+def read_runs(
+    paths: Sequence[Path], *, rollout_steps: int = 5, rollouts_a_step: int = 6, samples: int = 12
+) -> list[Run]:
+    """The runs in `paths`, named by as much of each path as tells them apart.
+
+    rollout_steps, rollouts_a_step: how many steps, spread over the run, and how many rollouts of each are kept.
+    samples: how many evaluation samples of each modality are kept.
+    Raises FileNotFoundError for a path that is not a folder: a typo must not become an empty report.
+    """
+    for path in paths:
+        if not path.is_dir():
+            raise FileNotFoundError(
+                f"run folder {str(path)!r} does not exist; give the folder that holds metrics.jsonl"
+            )
+    return [
+        _read_run(path, name, rollout_steps, rollouts_a_step, samples)
+        for path, name in zip(paths, _names(paths), strict=True)
+    ]
+
+
+def _read_run(path: Path, name: str, rollout_steps: int, rollouts_a_step: int, samples: int) -> Run:
+    problems: list[str] = []
+    meta = _json_object(path / "run.json", problems)
+    evaluation = _json_object(path / "eval.json", problems)
+    metrics = {row["step"]: row for row in _records(path / "metrics.jsonl", _metrics_row, problems)}
+    index = [
+        (offset, step, outcome)
+        for offset, (step, outcome) in _lines(path / "rollouts.jsonl", _rollout_key, problems)
+        if step is not None
+    ]
+    offsets = _pick_rollouts(index, rollout_steps, rollouts_a_step)
+    return Run(
+        name=name,
+        path=path,
+        meta=meta,
+        config=_config(path / "config.yaml", problems),
+        # A run resumed from a checkpoint writes some steps again: the later line is the one that led on.
+        metrics=tuple(metrics[step] for step in sorted(metrics)),
+        timeline=tuple(_records(path / "timeline.jsonl", _span, problems)),
+        rollouts=tuple(_records_at(path / "rollouts.jsonl", offsets, _rollout, problems)),
+        rollout_count=len(index),
+        evaluation=_evaluation(evaluation) if evaluation else None,
+        samples=tuple(_pick_samples(list(_records(path / "eval_samples.jsonl", _sample, problems)), samples)),
+        problems=tuple(problems),
+    )
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path.name} ({i})" for i, path in enumerate(paths, 1)]  # the same folder given twice
+
+
+def _pick_rollouts(index: Sequence[tuple[int, int, str]], steps: int, a_step: int) -> list[int]:
+    """Byte offsets of some right, wrong and unverified rollouts of the first, the last and some steps between."""
+    by_step: dict[int, dict[str, list[int]]] = {}
+    for offset, step, outcome in index:
+        by_step.setdefault(step, {}).setdefault(outcome, []).append(offset)
+    return [
+        offset
+        for step in spread(sorted(by_step), steps)
+        for offset in sorted(_alternate([by_step[step].get(outcome, []) for outcome in OUTCOMES], a_step))
+    ]
+
+
+def _pick_samples(samples: Sequence[EvalSample], limit: int) -> list[EvalSample]:
+    modalities = sorted({sample.modality for sample in samples}, key=lambda m: (m != "image", m))
+    chosen: list[EvalSample] = []
+    for modality in modalities:
+        of_outcome = [[s for s in samples if (s.modality, s.outcome) == (modality, outcome)] for outcome in OUTCOMES]
+        chosen += _alternate(of_outcome, limit)
+    return chosen
+
+
+def _alternate(lists: Sequence[Sequence[T]], limit: int) -> list[T]:
+    """One of each list in turn until `limit` are taken or all are empty."""
+    longest = max(map(len, lists), default=0)
+    return [items[i] for i in range(longest) for items in lists if i < len(items)][:limit]
+
+
+# Files
+
+
+def _lines(path: Path, parse: Callable[[dict[str, Any]], T], problems: list[str]) -> Iterator[tuple[int, T]]:
+    """(byte offset, parsed object) of each usable line; the unusable are summed up in one sentence at the end."""
+    if not path.exists():
+        return
+    bad: list[tuple[int, str]] = []
+    with path.open("rb") as file:
+        offset = 0
+        for number, line in enumerate(file, 1):
+            start, offset = offset, offset + len(line)
+            if not line.strip():
+                continue
+            try:
+                value = parse(_load(line))
+            except (ValueError, TypeError, KeyError) as error:
+                if line.endswith(b"\n"):  # else the writer is in the middle of it
+                    bad.append((number, f"{type(error).__name__}: {error}"))
+                continue
+            yield start, value
+    if bad:
+        number, error_text = bad[0]
+        lines = "1 line" if len(bad) == 1 else f"{len(bad)} lines"
+        problems.append(f"{path.name}: {lines} left out, the first at line {number} ({error_text})")
+
+
+def _records(path: Path, parse: Callable[[dict[str, Any]], T], problems: list[str]) -> Iterator[T]:
+    for _, value in _lines(path, parse, problems):
+        yield value
+
+
+def _records_at(
+    path: Path, offsets: Sequence[int], parse: Callable[[dict[str, Any]], T], problems: list[str]
+) -> Iterator[T]:
+    """The lines that start at `offsets`: a long run's rollouts do not fit in memory, the few that are shown do."""
+    if not offsets:
+        return
+    with path.open("rb") as file:
+        for offset in offsets:
+            file.seek(offset)
+            try:
+                yield parse(_load(file.readline()))
+            except (ValueError, TypeError, KeyError) as error:
+                problems.append(f"{path.name}: a rollout at byte {offset} left out ({type(error).__name__}: {error})")
+
+
+def _load(line: bytes) -> dict[str, Any]:
+    value = json.loads(line.decode("utf-8", errors="replace"))
+    if not isinstance(value, dict):
+        raise TypeError(f"a JSON object is expected, not {type(value).__name__}")
+    return value
+
+
+def _json_object(path: Path, problems: list[str]) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return _load(path.read_bytes())
+    except (ValueError, TypeError) as error:
+        problems.append(f"{path.name}: left out ({type(error).__name__}: {error})")
+        return {}
+
+
+def _config(path: Path, problems: list[str]) -> str | None:
+    if not path.exists():
+        return None
+    try:
+        value = yaml.safe_load(path.read_text("utf-8", errors="replace"))
+    except yaml.YAMLError as error:
+        problems.append(f"{path.name}: left out ({type(error).__name__}: {error})")
+        return None
+    return yaml.safe_dump(_without_secrets(value), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _without_secrets(value: Any) -> Any:
+    """The same value with API keys and the like replaced: a report is made to be passed on."""
+    if isinstance(value, dict):
+        return {
+            key: "(removed)" if item and str(key).lower() in _SECRET_KEYS else _without_secrets(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_without_secrets(item) for item in value]
+    if isinstance(value, str) and "://" in value and "@" in value:
+        scheme, _, rest = value.partition("://")
+        credentials, at, host = rest.rpartition("@")
+        return f"{scheme}://(removed)@{host}" if at and "/" not in credentials else value
+    return value
+
+
+# Lines
+
+
+def _metrics_row(raw: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {key: _metric(value) for key, value in raw.items()}
+    return row | {"step": _step(raw), "time": number(raw.get("time"))}
+
+
+def _metric(value: Any) -> float | list[float | None] | None:
+    return [number(item) for item in value] if isinstance(value, list) else number(value)
+
+
+def _span(raw: dict[str, Any]) -> Span:
+    start, end = number(raw["start"]), number(raw["end"])
+    if start is None or end is None or end < start:
+        raise ValueError(f"start {raw['start']!r} and end {raw['end']!r} are not two times in order")
+    return Span(step=_step(raw), lane=str(raw["lane"]), start=start, end=end)
+
+
+def _rollout_key(raw: dict[str, Any]) -> tuple[int, str]:
+    if not isinstance(raw["tokens"], list):
+        raise TypeError(f"tokens must be a list, not {type(raw['tokens']).__name__}")
+    return _step(raw), outcome_of(_flag(raw.get("correct")))
+
+
+def _rollout(raw: dict[str, Any]) -> Rollout:
+    tokens = tuple(map(str, raw["tokens"]))
+    return Rollout(
+        step=_step(raw),
+        id=_text(raw.get("id")),
+        prompt=_text(raw.get("prompt")),
+        reference=_text(raw.get("reference")),
+        tokens=tokens,
+        student_logprobs=_logprobs(raw.get("student_logprobs"), len(tokens)),
+        teacher_logprobs=_logprobs(raw.get("teacher_logprobs"), len(tokens)),
+        reward=number(raw.get("reward")),
+        correct=_flag(raw.get("correct")),
+        extracted=None if raw.get("extracted") is None else str(raw["extracted"]),
+        reason=_text(raw.get("reason")),
+    )
+
+
+def _logprobs(value: Any, length: int) -> tuple[float | None, ...]:
+    """Exactly `length` values: scores that do not line up with the tokens are shown as missing, never shifted."""
+    if not isinstance(value, list) or len(value) != length:
+        return (None,) * length
+    return tuple(map(number, value))
+
+
+def _sample(raw: dict[str, Any]) -> EvalSample:
+    image = raw.get("image")
+    return EvalSample(
+        modality=_text(raw.get("modality")) or "text",
+        id=_text(raw.get("id")),
+        prompt=_text(raw.get("prompt")),
+        completion=_text(raw.get("completion")),
+        reference=_text(raw.get("reference")),
+        extracted=None if raw.get("extracted") is None else str(raw["extracted"]),
+        correct=_flag(raw.get("correct")),
+        image=image if isinstance(image, str) else None,
+    )
+
+
+def _evaluation(raw: Mapping[str, Any]) -> Evaluation:
+    scores = {name: score for name, item in raw.items() if (score := _score(item)) is not None}
+    return Evaluation(scores=scores, errors=count(raw.get("errors")))
+
+
+def _score(raw: Any) -> Score | None:
+    if not isinstance(raw, Mapping):
+        return None
+    interval = raw.get("interval")
+    ends = [share(end) for end in interval] if isinstance(interval, list) else []
+    low, high = ends if len(ends) == 2 else (None, None)
+    categories = raw.get("by_category")
+    return Score(
+        accuracy=share(raw.get("accuracy")),
+        n=count(raw.get("n")),
+        interval=None if low is None or high is None else (low, high),
+        by_category={
+            str(name): score
+            for name, item in (categories.items() if isinstance(categories, Mapping) else ())
+            if (score := _score(item)) is not None
+        },
+    )
+
+
+# Values
+
+
+def number(value: Any) -> float | None:
+    """A finite float, or None for everything else: null, NaN, infinity, text, a nested object."""
+    if isinstance(value, bool | int | float) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def share(value: Any) -> float | None:
+    """A number in [0, 1], or None."""
+    found = number(value)
+    return found if found is not None and 0 <= found <= 1 else None
+
+
+def count(value: Any) -> int | None:
+    found = number(value)
+    return None if found is None else int(found)
+
+
+def _flag(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _step(raw: Mapping[str, Any]) -> int:
+    found = number(raw["step"])
+    if found is None:
+        raise ValueError(f"step must be a number, not {raw['step']!r}")
+    return int(found)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)

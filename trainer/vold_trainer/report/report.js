@@ -1,0 +1,104 @@
+"use strict";
+// Draws the figures when they come into sight, in the page's colours; filters cards; shows both values of a token.
+(() => {
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const touch = matchMedia("(pointer: coarse)");
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const drawn = new Set();
+
+  function themed(figure) {
+    const [text, dim, grid, line, card] = ["--text", "--dim", "--grid", "--line", "--card"].map(css);
+    const layout = structuredClone(figure.layout);
+    layout.font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: dim };
+    layout.hoverlabel = { bgcolor: card, bordercolor: line, font: { color: text } };
+    for (const axis of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
+      layout[axis] = { gridcolor: grid, linecolor: line, tickcolor: line, ...layout[axis] };
+    }
+    // On a touch screen a drag must scroll the page, not zoom the plot.
+    if (touch.matches) layout.dragmode = false;
+    return layout;
+  }
+
+  function draw(element) {
+    if (drawn.has(element)) return;
+    drawn.add(element);
+    const data = document.querySelector(`script[data-for="${element.id}"]`);
+    const figure = JSON.parse(data.textContent);
+    element.figure = figure;
+    Plotly.newPlot(element, figure.data, themed(figure), {
+      responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    });
+  }
+
+  const charts = [...document.querySelectorAll(".chart")];
+  const watcher = new IntersectionObserver((entries) => {
+    for (const entry of entries) if (entry.isIntersecting) { watcher.unobserve(entry.target); draw(entry.target); }
+  }, { rootMargin: "300px" });
+  charts.forEach((chart) => watcher.observe(chart));
+  addEventListener("beforeprint", () => charts.filter((chart) => chart.offsetParent).forEach(draw));
+  dark.addEventListener("change", () => drawn.forEach((chart) => Plotly.relayout(chart, themed(chart.figure))));
+
+  for (const switcher of document.querySelectorAll(".switcher")) {
+    const select = switcher.querySelector("[data-switch]");
+    const show = () => {
+      for (const choice of switcher.querySelectorAll("[data-choice]")) {
+        choice.hidden = choice.dataset.choice !== (select ? select.value : "0");
+      }
+    };
+    if (select) select.addEventListener("change", show);
+    show();
+  }
+
+  for (const section of document.querySelectorAll(".filtered")) {
+    const selects = [...section.querySelectorAll("[data-filter]")];
+    const items = [...section.querySelectorAll(".item")];
+    if (!items.length) continue;
+    const show = () => {
+      let count = 0;
+      for (const item of items) {
+        item.hidden = selects.some((select) => select.value !== "" && item.dataset[select.dataset.filter] !== select.value);
+        count += item.hidden ? 0 : 1;
+      }
+      section.querySelector(".shown").textContent = `${count} of ${items.length} shown`;
+      section.querySelector(".nothing").hidden = count > 0;
+    };
+    // The last step first: it is what the student has become, and a page of all steps is long.
+    const step = selects.find((select) => select.dataset.filter === "step");
+    if (step) step.selectedIndex = step.options.length - 1;
+    selects.forEach((select) => select.addEventListener("change", show));
+    show();
+  }
+
+  const tip = document.getElementById("tip");
+  const hide = () => { tip.hidden = true; };
+  const tell = (token) => {
+    tip.textContent = token.getAttribute("aria-label");
+    tip.hidden = false;
+    const box = token.getClientRects()[0];
+    const above = box.top - tip.offsetHeight - 6;
+    tip.style.left = `${Math.max(8, Math.min(box.left, innerWidth - tip.offsetWidth - 8))}px`;
+    tip.style.top = `${above > 4 ? above : box.bottom + 6}px`;
+  };
+  for (const tokens of document.querySelectorAll(".tokens")) {
+    const all = [...tokens.querySelectorAll(".tok")];
+    // One tab stop a rollout; inside it the arrow keys move, as in any grid.
+    all.forEach((token, i) => {
+      token.setAttribute("aria-label", `${token.textContent.trim()} ${token.title}`);
+      token.removeAttribute("title");
+      token.tabIndex = i ? -1 : 0;
+    });
+    const move = (from, to) => { if (all[to]) { all[from].tabIndex = -1; all[to].tabIndex = 0; all[to].focus(); } };
+    tokens.addEventListener("keydown", (event) => {
+      const at = all.indexOf(event.target);
+      const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1 }[event.key];
+      if (event.key === "Escape") hide();
+      if (at >= 0 && to !== undefined) { event.preventDefault(); move(at, to); }
+    });
+    for (const name of ["focusin", "mouseover", "click"]) {
+      tokens.addEventListener(name, (event) => { const token = event.target.closest(".tok"); if (token) tell(token); });
+    }
+    tokens.addEventListener("mouseleave", hide);
+    tokens.addEventListener("focusout", hide);
+  }
+  addEventListener("scroll", hide, { passive: true });
+})();

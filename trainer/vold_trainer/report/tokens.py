@@ -1,0 +1,71 @@
+"""A rollout's tokens coloured by teacher-minus-student log-probability.
+
+The scale diverges around 0 and is binned, so that a page of thousands of tokens needs a class a token and the theme
+decides the colours: blue where the teacher finds the token likelier than the student does, orange where less likely.
+A position without a score has a hatched class of its own: it is not a difference of zero.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vold_trainer.report.formats import logprob, visible
+from vold_trainer.report.read import Rollout
+
+EDGES = (0.1, 0.5, 1.0, 2.0, 4.0)
+"""Bounds of |gap| in nats between one shade and the next."""
+
+MASKED = "masked"
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """One token as the page shows it: `css` names its shade, `title` gives both values in words."""
+
+    text: str
+    css: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Shade:
+    """One entry of the legend."""
+
+    css: str
+    label: str
+
+
+def shade_of(gap: float | None) -> str:
+    """The class of a gap in nats: "g-5" (teacher far lower) to "g5" (far higher), "g0" within 0.1, MASKED for None."""
+    if gap is None:
+        return MASKED
+    level = bisect_left(EDGES, abs(gap))
+    return f"g-{level}" if gap < 0 < level else f"g{level}"
+
+
+def legend() -> list[Shade]:
+    """The shades from lowest to highest gap, labelled by the bound they reach beyond; then the masked one."""
+    lower = [Shade(f"g-{level}", f"−{EDGES[level - 1]:g}") for level in range(len(EDGES), 0, -1)]
+    higher = [Shade(f"g{level}", f"+{EDGES[level - 1]:g}") for level in range(1, len(EDGES) + 1)]
+    return [*lower, Shade("g0", "0"), *higher, Shade(MASKED, "no score")]
+
+
+def view_tokens(rollout: Rollout, *, limit: int = 1200) -> tuple[list[TokenView], int, list[TokenView]]:
+    """(first tokens, how many are left out, last tokens): all of them first when there are at most `limit`.
+
+    A long completion keeps three quarters of the limit from its start and a quarter from its end, where the answer is.
+    """
+    columns = (rollout.tokens, rollout.student_logprobs, rollout.teacher_logprobs)
+    views: Sequence[TokenView] = [_view(*item) for item in zip(*columns, strict=True)]
+    if len(views) <= limit:
+        return list(views), 0, []
+    head, tail = limit - limit // 4, limit // 4
+    return list(views[:head]), len(views) - limit, list(views[-tail:])
+
+
+def _view(token: str, student: float | None, teacher: float | None) -> TokenView:
+    gap = None if student is None or teacher is None else teacher - student
+    values = f"student {logprob(student)} · teacher {logprob(teacher)}"
+    title = f"{values} · no score, masked" if gap is None else f"{values} · difference {logprob(gap)}"
+    text = visible(token).replace("\n", "⏎\n").replace("\t", "⇥\t") or "∅"
+    return TokenView(text, shade_of(gap), title)
