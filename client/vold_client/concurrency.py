@@ -1,0 +1,97 @@
+"""Bounded concurrency with results as they are ready, and deadlines."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from vold_client.errors import DeadlineExceeded, InvalidArgument
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_END: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """One moment by which a whole call, retries included, must be over."""
+
+    seconds: float
+    at: float
+
+    @classmethod
+    def start(cls, seconds: float) -> "Deadline":
+        """`seconds` from now. Raises InvalidArgument where that is no positive number."""
+        return cls(check_timeout(seconds), time.monotonic() + seconds)
+
+    def remaining(self) -> float:
+        """Seconds left. Raises DeadlineExceeded where there are none."""
+        left = self.at - time.monotonic()
+        if left <= 0:
+            raise self.exceeded()
+        return left
+
+    def exceeded(self, url: str = "") -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"no answer within the call's {self.seconds:g} s: allow a longer timeout or send less", url=url
+        )
+
+
+def check_timeout(seconds: float) -> float:
+    if not (isinstance(seconds, int | float) and math.isfinite(seconds) and seconds > 0):
+        raise InvalidArgument(f"timeout is {seconds!r}: give a number of seconds above 0", field="timeout")
+    return seconds
+
+
+async def map_as_ready(
+    source: Iterable[T] | AsyncIterable[T], work: Callable[[T], Awaitable[R]], limit: int
+) -> AsyncGenerator[R, None]:
+    """`work` of every item, in the order in which it finishes, with at most `limit` taken and not yet handed on.
+
+    The source is read no faster than results are consumed. The first exception, of `work` or of the source, ends the
+    iteration and cancels the rest, as does closing the iterator early.
+    """
+    finished: asyncio.Queue[Any] = asyncio.Queue()
+    slots = asyncio.Semaphore(limit)
+
+    async def one(item: T) -> None:
+        finished.put_nowait(await work(item))
+
+    async def feed() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                await slots.acquire()
+                async for item in _iterate(source):
+                    group.create_task(one(item))
+                    await slots.acquire()
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            finished.put_nowait(_END)
+
+    feeder = asyncio.create_task(feed())
+    try:
+        while (result := await finished.get()) is not _END:
+            slots.release()
+            yield result
+        await feeder
+    finally:
+        feeder.cancel()
+        await asyncio.gather(feeder, return_exceptions=True)
+
+
+async def _iterate(source: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
+    if isinstance(source, AsyncIterable):
+        async for item in source:
+            yield item
+    elif isinstance(source, list | tuple):
+        for item in source:
+            yield item
+    else:
+        # An iterator may compute (a rollout) or wait: in a thread it holds up nobody else on this loop.
+        iterator = iter(source)
+        while (item := await asyncio.to_thread(next, iterator, _END)) is not _END:
+            yield item

@@ -1,0 +1,131 @@
+"""The HTTP wire: the same messages as protobuf bodies."""
+
+# ruff: noqa: ASYNC109  (a timeout here is a deadline that also travels on the wire)
+import asyncio
+from collections.abc import AsyncGenerator
+
+import httpx
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import DecodeError, Message
+from vold_proto.framing import Frames
+
+from vold_client.errors import DeadlineExceeded, Internal, NotFound, Unavailable, from_http
+from vold_client.methods import Method, Reply, Request
+from vold_client.transport import CallContext
+from vold_client.urls import Address
+
+PROTOBUF = "application/x-protobuf"
+
+
+class HttpTransport:
+    """One connection pool to one replica. Made inside the event loop that uses it."""
+
+    def __init__(self, address: Address, api_key: str | None) -> None:
+        self.address = address
+        headers = {"accept": PROTOBUF} | ({"authorization": f"Bearer {api_key}"} if api_key else {})
+        # Deadlines cover whole calls, below; connecting alone gets 10 s, so that a silent host costs no whole call.
+        self._client = httpx.AsyncClient(
+            base_url=address.target,
+            headers=headers,
+            timeout=httpx.Timeout(None, connect=10.0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+        )
+
+    async def unary(self, method: Method[Request, Reply], message: Request, context: CallContext) -> Reply:
+        try:
+            async with asyncio.timeout(context.timeout):
+                response = await self._client.send(self._request(method, message, context))
+        except TimeoutError:
+            raise self._exceeded() from None
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+        self._check(response)
+        return self._decode(method, response.content)
+
+    async def stream(
+        self, method: Method[Request, Reply], message: Request, context: CallContext
+    ) -> AsyncGenerator[Reply, None]:
+        deadline = asyncio.get_running_loop().time() + context.timeout
+        request = self._request(method, message, context)
+        response: httpx.Response | None = None
+        frames = Frames()
+        try:
+            async with asyncio.timeout_at(deadline):
+                response = await self._client.send(request, stream=True)
+                if not response.is_success:
+                    await response.aread()
+            self._check(response)
+            chunks = response.aiter_bytes()
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    chunk = await anext(chunks, None)
+                if chunk is None:
+                    break
+                try:
+                    events = [self._decode(method, frame) for frame in frames.feed(chunk)]
+                except ValueError as error:
+                    raise Internal(str(error), url=self.address.url) from None
+                for event in events:
+                    yield event
+            if frames.incomplete:
+                raise Unavailable("the service broke off in the middle of a message", url=self.address.url)
+        except TimeoutError:
+            raise self._exceeded() from None
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+        finally:
+            if response is not None:
+                await response.aclose()
+
+    def exchange(self, method: Method[Request, Reply], key: str, run_id: str) -> None:
+        """HTTP has no bidirectional stream."""
+
+    async def check_ready(self, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                response = await self._client.get("/readyz")
+        except TimeoutError:
+            raise self._exceeded() from None
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+        if response.status_code == 404:
+            raise NotFound("answers, but has no /readyz: is it a vold service?", url=self.address.url)
+        self._check(response)
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    def _request(self, method: Method[Request, Reply], message: Message, context: CallContext) -> httpx.Request:
+        headers = {"x-vold-timeout-seconds": f"{context.timeout:.3f}"}
+        if context.request_id:
+            headers["x-request-id"] = context.request_id
+        if context.run_id:
+            headers["x-vold-run-id"] = context.run_id
+        if method.verb == "GET":
+            params = MessageToDict(message, preserving_proto_field_name=True)
+            return self._client.build_request("GET", method.route, params=params, headers=headers)
+        headers["content-type"] = PROTOBUF
+        return self._client.build_request(
+            method.verb, method.route, content=message.SerializeToString(), headers=headers
+        )
+
+    def _check(self, response: httpx.Response) -> None:
+        if not response.is_success:
+            content_type = response.headers.get("content-type", "")
+            raise from_http(response.status_code, content_type, response.content, self.address.url)
+
+    def _decode(self, method: Method[Request, Reply], data: bytes) -> Reply:
+        try:
+            return method.reply.FromString(data)
+        except DecodeError as error:
+            name = method.reply.DESCRIPTOR.full_name
+            raise Internal(f"the reply is not a {name}: {error}", url=self.address.url) from None
+
+    def _exceeded(self) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            "no answer within the call's time: allow a longer timeout or send less", url=self.address.url
+        )
+
+    def _unreachable(self, error: httpx.TransportError) -> Unavailable:
+        reason = str(error) or type(error).__name__
+        return Unavailable(f"cannot be reached ({reason}): is the service running there?", url=self.address.url)

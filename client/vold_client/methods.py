@@ -1,0 +1,44 @@
+"""Every remote method once: its name on gRPC, its route on HTTP, and its messages."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from google.protobuf.message import Message
+from vold_proto.v1 import teacher_pb2, verifier_pb2
+
+Request = TypeVar("Request", bound=Message)
+Reply = TypeVar("Reply", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Request, Reply]):
+    """verb and route: on HTTP; empty where only gRPC has the method."""
+
+    path: str
+    request: type[Request]
+    reply: type[Reply]
+    verb: str = ""
+    route: str = ""
+
+
+_TEACHER = "/vold.v1.TeacherService"
+_VERIFIER = "/vold.v1.VerifierService"
+
+GET_INFO = Method(f"{_TEACHER}/GetInfo", teacher_pb2.GetInfoRequest, teacher_pb2.TeacherInfo, "GET", "/v1/info")
+GET_TOKENIZER = Method(
+    f"{_TEACHER}/GetTokenizer", teacher_pb2.GetTokenizerRequest, teacher_pb2.TokenizerReply, "GET", "/v1/tokenizer"
+)
+SCORE = Method(f"{_TEACHER}/Score", teacher_pb2.ScoreRequest, teacher_pb2.ScoreReply, "POST", "/v1/score")
+SCORE_STREAM = Method(f"{_TEACHER}/ScoreStream", teacher_pb2.ScoreRequest, teacher_pb2.ScoreReply)
+GENERATE = Method(
+    f"{_TEACHER}/Generate", teacher_pb2.GenerateRequest, teacher_pb2.GenerateEvent, "POST", "/v1/generate"
+)
+LIST_VERIFIERS = Method(
+    f"{_VERIFIER}/ListVerifiers",
+    verifier_pb2.ListVerifiersRequest,
+    verifier_pb2.ListVerifiersReply,
+    "GET",
+    "/v1/verifiers",
+)
+VERIFY = Method(f"{_VERIFIER}/Verify", verifier_pb2.VerifyRequest, verifier_pb2.VerifyReply, "POST", "/v1/verify")
+VERIFY_STREAM = Method(f"{_VERIFIER}/VerifyStream", verifier_pb2.VerifyItem, verifier_pb2.VerifyResult)

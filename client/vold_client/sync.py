@@ -1,0 +1,237 @@
+"""The sync face: the async clients, run on an event loop in a thread of their own."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from vold_client.base import AsyncClient
+from vold_client.packing import Budget
+from vold_client.teacher import AsyncTeacherClient, Messages
+from vold_client.types import (
+    Completion,
+    Generation,
+    Identity,
+    Ids,
+    Item,
+    ReplyDType,
+    ScoreRequest,
+    ScoreResult,
+    TeacherInfo,
+    TokenizerFile,
+    Verdict,
+    VerifierInfo,
+)
+from vold_client.verifier import AsyncVerifierClient, ItemBudget
+
+C = TypeVar("C", bound=AsyncClient)
+T = TypeVar("T")
+
+_END: Any = object()
+
+
+class _LoopThread:
+    """One event loop for every sync client of the process: gRPC's asyncio layer wants a single one."""
+
+    _lock = threading.Lock()
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def loop(cls) -> asyncio.AbstractEventLoop:
+        with cls._lock:
+            if cls._loop is None:
+                cls._loop = asyncio.new_event_loop()
+                threading.Thread(target=cls._loop.run_forever, name="vold-client", daemon=True).start()
+            return cls._loop
+
+
+class SyncClient(Generic[C]):
+    """Usable from any thread but the one of a running event loop's callbacks, which it would block."""
+
+    def __init__(self, client: C) -> None:
+        self._client = client
+        self._loop = _LoopThread.loop()
+
+    @property
+    def urls(self) -> list[str]:
+        return self._client.urls
+
+    def ready(self, timeout: float = 60.0) -> None:
+        """See AsyncClient.ready."""
+        self._run(self._client.ready(timeout))
+
+    def close(self) -> None:
+        """Close the connections. The client cannot be used again."""
+        self._run(self._client.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # on Ctrl-C the call must not go on behind the caller's back
+            raise
+
+    def _iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        async def step() -> T:
+            return await anext(items, _END)
+
+        async def stop() -> None:
+            await items.aclose()
+
+        try:
+            while (item := self._run(step())) is not _END:
+                yield item
+        finally:
+            self._run(stop())
+
+
+class TeacherClient(SyncClient[AsyncTeacherClient]):
+    """AsyncTeacherClient for code without an event loop: the same arguments, methods and errors."""
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        *,
+        timeout: float = 60.0,
+        retries: int = 4,
+        api_key: str | None = None,
+        run_id: str = "",
+        model: str = "",
+        max_in_flight: int = 32,
+        budget: Budget | None = None,
+    ) -> None:
+        super().__init__(
+            AsyncTeacherClient(
+                urls,
+                timeout=timeout,
+                retries=retries,
+                api_key=api_key,
+                run_id=run_id,
+                model=model,
+                max_in_flight=max_in_flight,
+                budget=budget,
+            )
+        )
+
+    def info(self, model: str = "", *, timeout: float | None = None) -> TeacherInfo:
+        """See AsyncTeacherClient.info."""
+        return self._run(self._client.info(model, timeout=timeout))
+
+    def tokenizer(self, model: str = "", *, timeout: float | None = None) -> TokenizerFile:
+        """See AsyncTeacherClient.tokenizer."""
+        return self._run(self._client.tokenizer(model, timeout=timeout))
+
+    def score(
+        self,
+        prompts: Sequence[Ids],
+        completions: Sequence[Completion],
+        *,
+        top_k: int = 0,
+        entropy: bool = False,
+        temperature: float = 1.0,
+        dtype: ReplyDType = "f32",
+        hidden_states: bool = False,
+        expect: Identity | str | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> ScoreResult:
+        """See AsyncTeacherClient.score."""
+        return self._run(
+            self._client.score(
+                prompts,
+                completions,
+                top_k=top_k,
+                entropy=entropy,
+                temperature=temperature,
+                dtype=dtype,
+                hidden_states=hidden_states,
+                expect=expect,
+                priority=priority,
+                timeout=timeout,
+                request_id=request_id,
+            )
+        )
+
+    def score_stream(self, requests: Iterable[ScoreRequest]) -> Iterator[ScoreResult]:
+        """See AsyncTeacherClient.score_stream."""
+        return self._iterate(self._client.score_stream(requests))
+
+    def generate(
+        self,
+        prompts: Sequence[Ids | Messages],
+        *,
+        n: int = 1,
+        max_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = None,
+        stop_ids: Sequence[int] = (),
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> Iterator[Generation]:
+        """See AsyncTeacherClient.generate."""
+        return self._iterate(
+            self._client.generate(
+                prompts,
+                n=n,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=seed,
+                stop_ids=stop_ids,
+                priority=priority,
+                timeout=timeout,
+            )
+        )
+
+
+class VerifierClient(SyncClient[AsyncVerifierClient]):
+    """AsyncVerifierClient for code without an event loop: the same arguments, methods and errors."""
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        *,
+        timeout: float = 60.0,
+        retries: int = 4,
+        api_key: str | None = None,
+        run_id: str = "",
+        max_in_flight: int = 256,
+        budget: ItemBudget | None = None,
+    ) -> None:
+        super().__init__(
+            AsyncVerifierClient(
+                urls,
+                timeout=timeout,
+                retries=retries,
+                api_key=api_key,
+                run_id=run_id,
+                max_in_flight=max_in_flight,
+                budget=budget,
+            )
+        )
+
+    def list_verifiers(self, *, timeout: float | None = None) -> list[VerifierInfo]:
+        """See AsyncVerifierClient.list_verifiers."""
+        return self._run(self._client.list_verifiers(timeout=timeout))
+
+    def verify(self, items: Sequence[Item], *, timeout: float | None = None) -> list[Verdict]:
+        """See AsyncVerifierClient.verify."""
+        return self._run(self._client.verify(items, timeout=timeout))
+
+    def verify_stream(self, items: Iterable[Item], *, timeout: float | None = None) -> Iterator[Verdict]:
+        """See AsyncVerifierClient.verify_stream."""
+        return self._iterate(self._client.verify_stream(items, timeout=timeout))
