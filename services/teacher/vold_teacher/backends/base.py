@@ -1,0 +1,59 @@
+"""What the engine asks of a backend. Every method runs on the engine's one device thread."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol
+
+from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, Sequence, SequenceScore
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What was loaded. vocab_size: rows of the output head. max_sequence: prompt and completion together."""
+
+    vocab_size: int
+    max_sequence: int
+    dtype: str
+    backend: str
+    eos_ids: tuple[int, ...]
+    weights_fingerprint: str
+    can_generate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredBatch:
+    """scores: in the order of the batch. computed_tokens: positions run through the model, padding included."""
+
+    scores: list[SequenceScore]
+    computed_tokens: int
+
+
+class Decoder(Protocol):
+    """Generates for many requests in one batch, a slice of decode steps at a time."""
+
+    def add(self, request: int, prompts: Seq[GeneratePrompt], options: SamplingOptions) -> None:
+        """Queue prompts of a request; `request` is the caller's number for it."""
+
+    def cancel(self, request: int) -> None:
+        """Forget a request: its waiting prompts at once, its running rows before the next step."""
+
+    def advance(self, seconds: float) -> list[tuple[int, GenerateChunk]]:
+        """Decode for about `seconds`, at least one step; (request, chunk) for what came out."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether `advance` has anything to do."""
+
+    @property
+    def computed_tokens(self) -> int:
+        """Positions run through the model so far, padding included."""
+
+
+class Backend(Protocol):
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
+        """Score a batch, whose padded size the engine has held under its budget."""
+
+    def decoder(self) -> Decoder: ...

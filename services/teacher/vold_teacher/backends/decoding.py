@@ -1,0 +1,390 @@
+"""Generation with a key-value cache, many requests in one batch, free rows refilled as completions finish.
+
+The cache is a block of columns that all rows share: every decode step writes one column for every row, so nothing is
+copied as completions grow. A row that begins later begins further right; what lies left of its start is masked, and
+positions count from the start. A finished row is refilled in place with a waiting prompt. Where none waits, the block
+shrinks to the rows that live.
+
+Shape letters: R rows of the batch, L filled columns, D head size, V vocabulary.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from vold_teacher.sampling import choose, stream_key, uniforms
+from vold_teacher.scoring import Head
+from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLimits:
+    """max_rows: completions decoded at once. max_cache_tokens: rows x columns of the cache.
+
+    max_batch_tokens: padded prompt tokens of one prefill; a single longer prompt still goes, alone.
+    """
+
+    max_rows: int = 256
+    max_cache_tokens: int = 1 << 16
+    max_batch_tokens: int = 1 << 14
+
+
+class _ColumnLayer(DynamicLayer):
+    """One layer's keys and values in buffers [R, heads, columns, D], of which the first `filled` columns hold data."""
+
+    def __init__(self, keys: Tensor, values: Tensor, filled: int) -> None:
+        super().__init__()
+        self.dtype, self.device = keys.dtype, keys.device
+        self.keys, self.values, self.filled = keys, values, filled
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        end = self.filled + key_states.shape[-2]
+        self.keys[:, :, self.filled : end] = key_states
+        self.values[:, :, self.filled : end] = value_states
+        self.filled = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        return self.filled
+
+
+ROW_STATE = np.dtype(
+    [
+        ("live", np.bool_),
+        ("start", np.int64),  # the column of its first prompt token
+        ("steps", np.int64),  # tokens sampled
+        ("sent", np.int64),  # of them, handed out
+        ("last_id", np.int64),
+        ("max_tokens", np.int64),
+        ("streams", np.bool_),
+        ("key", np.uint64),  # of its random stream
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("top_k", np.int64),
+    ]
+)
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """A completion under way."""
+
+    request: int
+    prompt: GeneratePrompt
+    index: int
+    options: SamplingOptions
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Completions first .. first + n of one prompt, prefilled together."""
+
+    request: int
+    prompt: GeneratePrompt
+    first: int
+    n: int
+    options: SamplingOptions
+
+
+class TorchDecoder:
+    """Rows under way and prompts waiting; see `Decoder` in backends/base.py. Requests take turns at free rows."""
+
+    def __init__(self, model: Any, head: Head, limits: DecoderLimits, *, rows: int) -> None:
+        """rows: of logits held at once."""
+        self._model = model
+        self._head = head
+        self._limits = limits
+        self._logit_rows = rows
+        self._device = model.device
+        self._waiting: dict[int, deque[_Group]] = {}
+        self._layers: list[_ColumnLayer] = []
+        self._rows: list[_Row | None] = []
+        self._filled = 0
+        self._columns = 0
+        self.computed_tokens = 0
+        self._forget_rows()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting) or any(row is not None for row in self._rows)
+
+    def add(self, request: int, prompts: Seq[GeneratePrompt], options: SamplingOptions) -> None:
+        groups: deque[_Group] = deque()
+        for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids)):  # neighbours in length share a prefill
+            columns = len(prompt.ids) + prompt.max_tokens
+            most = max(1, min(self._limits.max_rows, self._limits.max_cache_tokens // columns))
+            for first in range(0, options.n, most):
+                groups.append(_Group(request, prompt, first, min(most, options.n - first), options))
+        self._waiting[request] = groups
+
+    def cancel(self, request: int) -> None:
+        self._waiting.pop(request, None)
+        for slot, row in enumerate(self._rows):
+            if row is not None and row.request == request:
+                self._rows[slot] = None
+                self._state["live"][slot] = False
+
+    @torch.inference_mode()
+    def advance(self, seconds: float) -> list[tuple[int, GenerateChunk]]:
+        until = time.monotonic() + seconds
+        chunks: list[tuple[int, GenerateChunk]] = []
+        while self.busy:
+            groups = self._choose_groups()
+            if groups:
+                self._admit(groups)
+            else:
+                self._step()
+            chunks.extend(self._collect())
+            if chunks and any(row is not None and row.options.stream_tokens for row in self._rows):
+                break
+            if time.monotonic() >= until:
+                break
+        return chunks
+
+    def _choose_groups(self) -> list[_Group]:
+        """Waiting groups to admit now, taken off the queue: as many as fit, or none while too few rows are free."""
+        if not self._waiting:
+            return []
+        live = int(self._state["live"].sum())
+        chosen: list[_Group] = []
+        rows, widest, left = live, 0, self._remaining()
+        filled = self._filled - int(self._state["start"][self._state["live"]].min()) if live else 0
+        turns = deque((request, iter(groups)) for request, groups in self._waiting.items())
+        while turns:
+            request, groups = turns.popleft()
+            group = next(groups, None)
+            if group is None:
+                continue
+            widest = max(widest, len(group.prompt.ids))
+            left = max(left, group.prompt.max_tokens)
+            rows += group.n
+            if chosen or live:  # into an empty batch the first group goes whatever its size
+                columns = max(filled, widest) + left
+                if rows > self._limits.max_rows or rows * columns > self._limits.max_cache_tokens:
+                    break
+                if chosen and (len(chosen) + 1) * widest > self._limits.max_batch_tokens:
+                    break
+            chosen.append(group)
+            turns.append((request, groups))
+        else:
+            return self._take(chosen)
+        # More wait than fit: a prefill stops every running row, so let a quarter of the rows come free first.
+        return self._take(chosen) if sum(group.n for group in chosen) >= max(1, live // 4) else []
+
+    def _take(self, chosen: list[_Group]) -> list[_Group]:
+        for group in chosen:
+            groups = self._waiting.pop(group.request)
+            groups.popleft()
+            if groups:
+                self._waiting[group.request] = groups  # behind the others: requests take turns
+        return chosen
+
+    def _remaining(self) -> int:
+        """Columns that the longest of the running rows may still need."""
+        return int((self._state["max_tokens"] - self._state["steps"])[self._state["live"]].max(initial=0))
+
+    def _admit(self, groups: list[_Group]) -> None:
+        """Prefill each group's prompt once, spread its keys and values over the group's rows, sample a first token."""
+        lengths_P = np.array([len(group.prompt.ids) for group in groups])
+        width = int(lengths_P.max())
+        ids_PS = np.zeros((len(groups), width), np.int64)
+        for index, group in enumerate(groups):
+            ids_PS[index, width - lengths_P[index] :] = group.prompt.ids
+        columns_S = np.arange(width)
+        mask_PS = columns_S >= (width - lengths_P)[:, None]
+        positions_PS = np.maximum(columns_S - (width - lengths_P)[:, None], 0)
+        cache = DynamicCache()
+        hidden_PSH = self._model.base_model(
+            input_ids=self._tensor(ids_PS),
+            attention_mask=self._tensor(mask_PS),
+            position_ids=self._tensor(positions_PS),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        self.computed_tokens += ids_PS.size
+
+        new = [
+            _Row(group.request, group.prompt, group.first + index, group.options)
+            for group in groups
+            for index in range(group.n)
+        ]
+        slots_R = self._make_room(cache, len(new), width, max(group.prompt.max_tokens for group in groups))
+        repeats_P = self._tensor(np.array([group.n for group in groups]))
+        slots = self._tensor(slots_R)
+        for layer, fresh in zip(self._layers, cache.layers, strict=True):
+            span = slice(self._filled - width, self._filled)
+            layer.keys[slots, :, span] = fresh.keys.repeat_interleave(repeats_P, 0)
+            layer.values[slots, :, span] = fresh.values.repeat_interleave(repeats_P, 0)
+        self._fill_slots(slots_R, new)
+        self._sample(slots_R, hidden_PSH[:, -1].repeat_interleave(repeats_P, 0))
+
+    def _make_room(self, cache: Cache, count: int, width: int, max_tokens: int) -> np.ndarray:
+        """Slots int64 [count] for new rows of `width` columns that may grow by `max_tokens`."""
+        free_R = np.flatnonzero(~self._state["live"])
+        left = max(self._remaining(), max_tokens)
+        if len(free_R) >= count and width <= self._filled and self._filled + left <= self._columns:
+            return free_R[:count]
+        live_R = np.flatnonzero(self._state["live"])
+        rows = len(live_R) + count
+        offset = int(self._state["start"][live_R].min()) if len(live_R) else self._filled
+        filled = max(self._filled - offset, width)
+        # Spare columns, so that the next refills find room without copying; within the limit.
+        needed = filled + left
+        columns = max(needed, min(needed * 3 // 2, self._limits.max_cache_tokens // rows))
+        self._rebuild(cache, live_R, rows, filled, columns)
+        return np.arange(len(live_R), rows)
+
+    def _rebuild(self, cache: Cache | None, live_R: np.ndarray, rows: int, filled: int, columns: int) -> None:
+        """Move the living rows to the top of new buffers of `rows` x `columns`, ending at column `filled`."""
+        live = self._tensor(live_R)
+        kept = min(self._filled, filled)
+        shift = filled - self._filled
+        old_layers = self._layers or [None] * len(cache.layers if cache is not None else ())
+        layers = []
+        for index, old in enumerate(old_layers):
+            like = old if old is not None else cache.layers[index]  # type: ignore[union-attr]
+            keys = like.keys.new_zeros((rows, like.keys.shape[1], columns, like.keys.shape[3]))
+            values = like.values.new_zeros((rows, like.values.shape[1], columns, like.values.shape[3]))
+            if old is not None and len(live_R):
+                source = slice(self._filled - kept, self._filled)
+                keys[: len(live_R), :, filled - kept : filled] = old.keys[live][:, :, source]
+                values[: len(live_R), :, filled - kept : filled] = old.values[live][:, :, source]
+            layers.append(_ColumnLayer(keys, values, filled))
+        self._layers = layers
+        self._filled, self._columns = filled, columns
+        self._keep_rows(live_R, rows, shift)
+
+    def _step(self) -> None:
+        """One token for every row. A dead row computes along, unseen, until the block is rebuilt without it."""
+        live_R = np.flatnonzero(self._state["live"])
+        if not len(live_R):
+            self._forget_rows()
+            return
+        if len(live_R) * 2 <= len(self._rows):
+            offset = int(self._state["start"][live_R].min())
+            filled = self._filled - offset
+            self._rebuild(None, live_R, len(live_R), filled, filled + self._remaining())
+        positions_R = np.where(self._state["live"], self._filled - self._state["start"], 0)
+        mask_RL = np.arange(self._filled + 1) >= self._state["start"][:, None]
+        hidden_R1H = self._model.base_model(
+            input_ids=self._tensor(self._state["last_id"])[:, None],
+            attention_mask=self._tensor(mask_RL),
+            position_ids=self._tensor(positions_R)[:, None],
+            past_key_values=Cache(layers=list(self._layers)),
+            use_cache=True,
+        ).last_hidden_state
+        self._filled += 1
+        self.computed_tokens += len(self._rows)
+        self._sample(np.arange(len(self._rows)), hidden_R1H[:, 0])
+
+    def _sample(self, slots_R: np.ndarray, hidden_RH: Tensor) -> None:
+        """Sample a token for each of the slots from its hidden state [R, H] and record it."""
+        for begin in range(0, len(slots_R), self._logit_rows):
+            slots = slots_R[begin : begin + self._logit_rows]
+            logits_RV = self._head(hidden_RH[begin : begin + self._logit_rows]).float()
+            ids, logprobs = choose(
+                logits_RV,
+                self._tensor(uniforms(self._state["key"][slots], self._state["steps"][slots])),
+                self._tensor(self._state["temperature"][slots]),
+                self._tensor(self._state["top_p"][slots]),
+                self._tensor(self._state["top_k"][slots]),
+            )
+            steps = self._state["steps"][slots]
+            self._state["last_id"][slots] = ids.cpu().numpy()
+            room = steps < self._ids.shape[1]  # dead rows go on past their end
+            self._ids[slots[room], steps[room]] = self._state["last_id"][slots[room]]
+            self._logprobs[slots[room], steps[room]] = logprobs.cpu().numpy()[room]
+            self._state["steps"][slots] += 1
+
+    def _collect(self) -> list[tuple[int, GenerateChunk]]:
+        """What came out since the last call: finished completions, and the tokens of those that stream."""
+        stopped_R = (self._state["last_id"][:, None] == self._stop_ids).any(-1)
+        ended_R = self._state["live"] & (stopped_R | (self._state["steps"] >= self._state["max_tokens"]))
+        chunks = []
+        for slot in np.flatnonzero(
+            ended_R | (self._state["live"] & self._state["streams"] & (self._state["steps"] > self._state["sent"]))
+        ):
+            row = self._rows[slot]
+            assert row is not None
+            span = slice(self._state["sent"][slot], self._state["steps"][slot])
+            self._state["sent"][slot] = self._state["steps"][slot]
+            reason = None
+            if ended_R[slot]:
+                reason = "stop" if stopped_R[slot] else "length"
+                self._rows[slot] = None
+                self._state["live"][slot] = False
+            chunk = GenerateChunk(
+                prompt=row.prompt.index,
+                index=row.index,
+                ids=self._ids[slot, span].copy(),
+                logprobs=self._logprobs[slot, span].copy(),
+                finish_reason=reason,
+            )
+            chunks.append((row.request, chunk))
+        return chunks
+
+    def _forget_rows(self) -> None:
+        self._layers, self._rows, self._filled, self._columns = [], [], 0, 0
+        self._state = np.zeros(0, ROW_STATE)
+        self._stop_ids = np.zeros((0, 1), np.int64)
+        self._ids = np.zeros((0, 1), np.int32)
+        self._logprobs = np.zeros((0, 1), np.float32)
+
+    def _keep_rows(self, live_R: np.ndarray, rows: int, shift: int) -> None:
+        """Move the living rows' state to the top of arrays of `rows` rows; their columns move by `shift`."""
+        count = len(live_R)
+        self._rows = [self._rows[slot] for slot in live_R] + [None] * (rows - count)
+        state = np.zeros(rows, ROW_STATE)
+        state[:count] = self._state[live_R]
+        state["start"][:count] += shift
+        self._state = state
+        self._stop_ids = _grown(self._stop_ids[live_R], rows, self._stop_ids.shape[1], fill=-1)
+        self._ids = _grown(self._ids[live_R], rows, self._ids.shape[1])
+        self._logprobs = _grown(self._logprobs[live_R], rows, self._logprobs.shape[1])
+
+    def _fill_slots(self, slots_R: np.ndarray, new: list[_Row]) -> None:
+        """Begin the new rows in free slots, their prompts ending at the last filled column."""
+        rows = len(self._rows)
+        most_stops = max(len(row.options.stop_ids) for row in new)
+        if most_stops > self._stop_ids.shape[1]:
+            self._stop_ids = _grown(self._stop_ids, rows, most_stops, fill=-1)
+        most_tokens = max(row.prompt.max_tokens for row in new)
+        if most_tokens > self._ids.shape[1]:
+            self._ids = _grown(self._ids, rows, most_tokens)
+            self._logprobs = _grown(self._logprobs, rows, most_tokens)
+        for slot, row in zip(slots_R, new, strict=True):
+            options = row.options
+            self._rows[slot] = row
+            self._stop_ids[slot] = -1
+            self._stop_ids[slot, : len(options.stop_ids)] = sorted(options.stop_ids)
+            self._state[slot] = (
+                True,
+                self._filled - len(row.prompt.ids),
+                0,
+                0,
+                -1,
+                row.prompt.max_tokens,
+                options.stream_tokens,
+                stream_key(options.seed, row.prompt.index, row.index),
+                options.temperature,
+                options.top_p,
+                options.top_k,
+            )
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+def _grown(array: np.ndarray, rows: int, columns: int, fill: int = 0) -> np.ndarray:
+    """A copy in the corner of a larger array."""
+    larger = np.full((rows, columns), fill, array.dtype)
+    larger[: array.shape[0], : array.shape[1]] = array
+    return larger

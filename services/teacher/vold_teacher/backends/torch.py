@@ -1,0 +1,207 @@
+"""The torch backend: any causal language model that transformers can load, on one device."""
+
+import copy
+import logging
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from vold_teacher.backends.base import ModelInfo, ScoredBatch
+from vold_teacher.backends.decoding import DecoderLimits, TorchDecoder
+from vold_teacher.identity import weights_fingerprint
+from vold_teacher.scoring import RowScores, chunk_rows, prediction_rows, score_rows
+from vold_teacher.types import Sequence, SequenceScore
+
+log = logging.getLogger("vold.teacher.torch")
+
+# Elements of one chunk of float32 logits: 64 MiB on a CPU, where a chunk should stay near the caches, 256 MiB on a
+# GPU, where a chunk must be tall enough to pay for reading the head's weights.
+MAX_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
+
+# Layers whose past is plain keys and values, which the decoder's cache can hold for rows of different ages.
+CACHEABLE_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class _PassThrough(nn.Module):
+    """Stands where a causal model has its decoder: what comes in as embeddings goes out as hidden states."""
+
+    def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+
+
+class OutputHead:
+    """The model's own way from hidden states to logits: its `forward` with the decoder taken out.
+
+    So softcapping (Gemma), scaling (Cohere, Granite) and biases are the model's own code, not a copy of it. `check`
+    compares it with the whole model once.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = copy.copy(model)
+        self._model._modules = dict(model._modules)
+        self._model._modules[model.base_model_prefix] = _PassThrough()
+
+    def __call__(self, hidden_RH: Tensor) -> Tensor:
+        """[R, H] to [R, V]."""
+        return self._model(inputs_embeds=hidden_RH[None], use_cache=False).logits[0]
+
+    def check(self, model: Any) -> None:
+        """Raise OSError where the head after the decoder is not the whole model."""
+        ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        whole = model(input_ids=ids, use_cache=False).logits[0]
+        if not torch.allclose(self(hidden[0]), whole, rtol=1e-2, atol=1e-3):
+            raise OSError(
+                f"{type(model).__name__} computes its logits in a way that cannot be split from its decoder: "
+                "serve a model of another architecture"
+            )
+
+
+class TorchBackend:
+    """Scores and generates with a transformers model. Loading raises OSError with a message for the user."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        max_sequence: int | None = None,
+        limits: DecoderLimits,
+        max_logits: int | None = None,
+    ) -> None:
+        self.device = _device(device)
+        self.limits = limits
+        try:
+            self.model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise OSError(f"cannot load a causal language model from {path}: {error}") from error
+        self.model.to(self.device).eval().requires_grad_(False)
+        config = self.model.config.get_text_config(decoder=True)
+        self.head = OutputHead(self.model)
+        with torch.inference_mode():
+            self.head.check(self.model)
+        vocab_size = self.model.get_output_embeddings().weight.shape[0]
+        self.rows = chunk_rows(vocab_size, max_logits or MAX_LOGITS[self.device.type])
+        own_limit = getattr(config, "max_position_embeddings", None)
+        if max_sequence is not None and own_limit is not None and max_sequence > own_limit:
+            raise OSError(f"--max-sequence {max_sequence} is above the model's {own_limit}: ask for less")
+        layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+        self.info = ModelInfo(
+            vocab_size=vocab_size,
+            max_sequence=max_sequence or own_limit or 4096,
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            backend="torch",
+            eos_ids=_eos_ids(path, config.eos_token_id),
+            weights_fingerprint=weights_fingerprint(path),
+            can_generate=layer_types <= CACHEABLE_LAYERS and not getattr(self.model, "_is_stateful", False),
+        )
+
+    @torch.inference_mode()
+    def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
+        width = max(sequence.length for sequence in sequences)
+        ids_BS = np.zeros((len(sequences), width), np.int64)
+        for row, sequence in enumerate(sequences):
+            prompt = len(sequence.prompt)
+            ids_BS[row, :prompt] = sequence.prompt
+            ids_BS[row, prompt : sequence.length] = sequence.completion[:-1]
+        # No mask: under causal attention nothing to the right of a token, padding included, can reach it.
+        hidden_BSH = self.model.base_model(
+            input_ids=torch.from_numpy(ids_BS).to(self.device), use_cache=False
+        ).last_hidden_state
+        counts_B = torch.tensor([len(sequence.completion) for sequence in sequences])
+        rows_R = prediction_rows(torch.tensor([len(sequence.prompt) for sequence in sequences]), counts_B, width)
+        hidden_RH = hidden_BSH.flatten(0, 1)[rows_R.to(self.device)]
+        candidates_M, candidate_counts_R = _candidates(sequences)
+        temperature_B = torch.tensor([sequence.options.temperature for sequence in sequences])
+        scores = score_rows(
+            hidden_RH,
+            self.head,
+            torch.from_numpy(np.concatenate([s.completion for s in sequences]).astype(np.int64)).to(self.device),
+            temperature_R=temperature_B.repeat_interleave(counts_B).to(self.device),
+            top_k=max(sequence.options.top_k for sequence in sequences),
+            entropy=any(sequence.options.entropy for sequence in sequences),
+            candidates_M=candidates_M.to(self.device) if candidates_M is not None else None,
+            candidate_counts_R=candidate_counts_R,
+            rows=self.rows,
+        )
+        return ScoredBatch(_split(sequences, scores, hidden_RH), ids_BS.size)
+
+    def decoder(self) -> TorchDecoder:
+        return TorchDecoder(self.model, self.head, self.limits, rows=self.rows)
+
+
+def _candidates(sequences: Seq[Sequence]) -> tuple[Tensor | None, Tensor | None]:
+    """Candidates of all rows together: int64 [M] and, per row, how many [R]; (None, None) where nobody asks."""
+    if all(sequence.candidates is None for sequence in sequences):
+        return None, None
+    none = np.zeros(0, np.int32)
+    ids = [none if s.candidates is None else s.candidates for s in sequences]
+    counts = [np.zeros(len(s.completion)) if s.candidate_counts is None else s.candidate_counts for s in sequences]
+    return (
+        torch.from_numpy(np.concatenate(ids).astype(np.int64)),
+        torch.from_numpy(np.concatenate(counts).astype(np.int64)),
+    )
+
+
+def _split(sequences: Seq[Sequence], scores: RowScores, hidden_RH: Tensor) -> list[SequenceScore]:
+    """Each sequence's rows, as NumPy arrays of its own, and of them what it asked for."""
+    logprobs = scores.logprobs.cpu().numpy()
+    top_ids = None if scores.top_ids is None else scores.top_ids.to(torch.int32).cpu().numpy()
+    top_logprobs = None if scores.top_logprobs is None else scores.top_logprobs.cpu().numpy()
+    candidate_logprobs = None if scores.candidate_logprobs is None else scores.candidate_logprobs.cpu().numpy()
+    entropy = None if scores.entropy is None else scores.entropy.cpu().numpy()
+    results = []
+    row = candidate = 0
+    for sequence in sequences:
+        rows = slice(row, row + len(sequence.completion))
+        row = rows.stop
+        options = sequence.options
+        of_candidates = None
+        if sequence.candidates is not None and candidate_logprobs is not None:
+            of_candidates = candidate_logprobs[candidate : candidate + len(sequence.candidates)]
+            candidate += len(sequence.candidates)
+        results.append(
+            SequenceScore(
+                logprobs=logprobs[rows],
+                top_ids=top_ids[rows, : options.top_k] if options.top_k and top_ids is not None else None,
+                top_logprobs=top_logprobs[rows, : options.top_k]
+                if options.top_k and top_logprobs is not None
+                else None,
+                candidate_logprobs=of_candidates,
+                entropy=entropy[rows] if options.entropy and entropy is not None else None,
+                hidden_states=hidden_RH[rows].float().cpu().numpy() if options.hidden_states else None,
+            )
+        )
+    return results
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise OSError("--device cuda: torch sees no CUDA device; use --device cpu or auto")
+    return torch.device(name)
+
+
+def _eos_ids(path: Path, of_config: int | list[int] | None) -> tuple[int, ...]:
+    """Every id that ends a generation: the generation config's where there is one, and the config's."""
+    found = [of_config]
+    if (path / "generation_config.json").is_file():
+        found.append(GenerationConfig.from_pretrained(path).eos_token_id)
+    ids: set[int] = set()
+    for value in found:
+        ids.update([value] if isinstance(value, int) else value or [])
+    return tuple(sorted(ids))

@@ -1,0 +1,81 @@
+"""`vold-teacher serve`: one model behind gRPC and HTTP."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from vold_teacher.settings import TeacherSettings, check_model_folder
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Serve a teacher: log-probabilities and completions."
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `serve` a subcommand while it is the only one."""
+
+
+def _help(name: str) -> str:
+    return TeacherSettings.model_fields[name].description or ""
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Option(help=_help("model"))],
+    http: Annotated[str | None, typer.Option(help="HOST:PORT of the HTTP face, or none; port 0 picks one")] = None,
+    grpc: Annotated[str | None, typer.Option(help="HOST:PORT or unix:PATH of the gRPC face, or none")] = None,
+    no_http: Annotated[bool, typer.Option("--no-http", help="the same as --http none")] = False,
+    no_grpc: Annotated[bool, typer.Option("--no-grpc", help="the same as --grpc none")] = False,
+    name: Annotated[str | None, typer.Option(help=_help("name"))] = None,
+    revision: Annotated[str | None, typer.Option(help=_help("revision"))] = None,
+    backend: Annotated[str | None, typer.Option(help="torch")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
+    max_sequence: Annotated[int | None, typer.Option(help=_help("max_sequence"))] = None,
+    max_batch_tokens: Annotated[int | None, typer.Option(help=_help("max_batch_tokens"))] = None,
+    max_queue_tokens: Annotated[int | None, typer.Option(help=_help("max_queue_tokens"))] = None,
+    max_rows: Annotated[int | None, typer.Option(help=_help("max_rows"))] = None,
+    max_cache_tokens: Annotated[int | None, typer.Option(help=_help("max_cache_tokens"))] = None,
+    max_top_k: Annotated[int | None, typer.Option(help=_help("max_top_k"))] = None,
+    max_candidates: Annotated[int | None, typer.Option(help=_help("max_candidates"))] = None,
+    max_body_bytes: Annotated[int | None, typer.Option(help=_help("max_body_bytes"))] = None,
+    drain_seconds: Annotated[float | None, typer.Option(help=_help("drain_seconds"))] = None,
+    log_level: Annotated[str | None, typer.Option(help=_help("log_level"))] = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; prints one JSON line when ready. Options are also VOLD_TEACHER_ variables."""
+    given = {key: value for key, value in locals().items() if value is not None and key not in ("no_http", "no_grpc")}
+    try:
+        settings = _settings(given, no_http=no_http, no_grpc=no_grpc)
+        check_model_folder(settings.model)
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    from vold_service.serve import run  # late: --help should not wait for the libraries of the servers
+
+    from vold_teacher.server import main as serve_teacher
+
+    run(lambda: serve_teacher(settings), log_level=settings.log_level)
+
+
+def _settings(given: dict[str, Any], *, no_http: bool, no_grpc: bool) -> TeacherSettings:
+    """Options over environment over defaults. Raises ValueError with one line that names the option."""
+    for face, off in (("http", no_http), ("grpc", no_grpc)):
+        if off or given.get(face) == "none":
+            given[face] = None
+    try:
+        settings = TeacherSettings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
+        raise ValueError(f"{option} {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}") from error
+    if settings.http is None and settings.grpc is None:
+        raise ValueError("--http none and --grpc none together leave nothing to serve: keep one")
+    return settings
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,111 @@
+"""The gRPC face: translates, and nothing else."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import grpc
+from vold_proto.v1 import teacher_pb2 as pb
+from vold_proto.v1 import teacher_pb2_grpc
+from vold_service.call import Call
+from vold_service.errors import ServiceError, internal, invalid
+from vold_service.grpc import abort, call_of
+
+from vold_teacher.metrics import counted
+from vold_teacher.service import Teacher
+
+log = logging.getLogger("vold.teacher.grpc")
+
+SERVICE_NAME = "vold.v1.TeacherService"
+STREAM_IN_FLIGHT = 64
+"""Requests of one ScoreStream under way at once; the next is read when one of them is answered."""
+
+
+class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+
+    async def GetInfo(self, request: pb.GetInfoRequest, context: grpc.aio.ServicerContext) -> pb.TeacherInfo:  # noqa: N802
+        try:
+            with counted("grpc", "GetInfo"):
+                return self.teacher.info(request)
+        except Exception as error:
+            await abort(context, error)
+
+    async def GetTokenizer(  # noqa: N802
+        self, request: pb.GetTokenizerRequest, context: grpc.aio.ServicerContext
+    ) -> pb.TokenizerReply:
+        try:
+            with counted("grpc", "GetTokenizer"):
+                return self.teacher.tokenizer(request)
+        except Exception as error:
+            await abort(context, error)
+
+    async def Score(self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext) -> pb.ScoreReply:  # noqa: N802
+        try:
+            with counted("grpc", "Score"):
+                return await self.teacher.score(request, call_of(context, request.request_id, request.run_id))
+        except Exception as error:
+            await abort(context, error)
+
+    async def ScoreStream(  # noqa: N802
+        self, requests: AsyncIterator[pb.ScoreRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.ScoreReply]:
+        """Replies as they are ready. A request that fails has a reply with its status; the others go on."""
+        replies: asyncio.Queue[pb.ScoreReply | None] = asyncio.Queue()
+        slots = asyncio.Semaphore(STREAM_IN_FLIGHT)
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def answer(request: pb.ScoreRequest) -> None:
+            try:
+                with counted("grpc", "ScoreStream"):
+                    reply = await self.teacher.score(request, _stream_call(context, request))
+            except ServiceError as error:
+                reply = pb.ScoreReply(request_id=request.request_id, status=error.status())
+            except Exception as error:
+                log.exception("a request of a stream failed")
+                reply = pb.ScoreReply(request_id=request.request_id, status=internal(error).status())
+            await replies.put(reply)
+
+        async def read() -> None:
+            async for request in requests:
+                await slots.acquire()
+                task = asyncio.create_task(answer(request))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            await asyncio.gather(*tasks)
+            await replies.put(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (reply := await replies.get()) is not None:
+                yield reply
+                slots.release()
+        finally:
+            reader.cancel()
+            for task in tasks:
+                task.cancel()
+
+    async def Generate(  # noqa: N802
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.GenerateEvent]:
+        try:
+            with counted("grpc", "Generate"):
+                call = call_of(context, request.request_id, request.run_id)
+                async with aclosing(self.teacher.generate(request, call)) as events:
+                    async for event in events:
+                        yield event
+        except Exception as error:
+            await abort(context, error)
+
+
+def _stream_call(context: grpc.aio.ServicerContext, request: pb.ScoreRequest) -> Call:
+    """One request's call: its own timeout, within the stream's deadline."""
+    timeout = request.timeout_seconds
+    if timeout < 0 or timeout != timeout:
+        raise invalid("timeout_seconds", f"timeout_seconds is {timeout:g}: give a number above 0, or none")
+    stream = call_of(context, request.request_id, request.run_id)
+    remaining = stream.remaining()
+    limits = [seconds for seconds in (timeout or None, remaining) if seconds is not None]
+    return Call.start(stream.request_id, stream.run_id, min(limits, default=None))

@@ -1,0 +1,64 @@
+"""Put the teacher together from its settings and serve it on both faces."""
+
+import json
+import logging
+
+import torch
+from fastapi import FastAPI
+from vold_proto.v1 import teacher_pb2_grpc
+from vold_service.grpc import GrpcServer
+from vold_service.http import make_app
+from vold_service.serve import Readiness, serve
+
+from vold_teacher.backends.base import Backend
+from vold_teacher.backends.decoding import DecoderLimits
+from vold_teacher.backends.torch import TorchBackend
+from vold_teacher.engine.engine import EngineLimits
+from vold_teacher.grpc import SERVICE_NAME, TeacherServicer
+from vold_teacher.service import Teacher
+from vold_teacher.settings import TeacherSettings
+from vold_teacher.tokenizer import Tokenizer
+
+log = logging.getLogger("vold.teacher")
+
+
+def make_teacher(settings: TeacherSettings) -> Teacher:
+    def load() -> tuple[Backend, Tokenizer]:
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        backend = TorchBackend(
+            settings.model,
+            dtype=settings.dtype,
+            device=settings.device,
+            max_sequence=settings.max_sequence,
+            limits=DecoderLimits(settings.max_rows, settings.max_cache_tokens, settings.max_batch_tokens),
+        )
+        return backend, Tokenizer(settings.model)
+
+    config = json.loads((settings.model / "config.json").read_text())
+    return Teacher(
+        name=settings.name or settings.model.resolve().name,
+        revision=settings.revision or str(config.get("_commit_hash") or ""),
+        load=load,
+        engine_limits=EngineLimits(settings.max_batch_tokens, settings.max_queue_tokens),
+        max_top_k=settings.max_top_k,
+        max_candidates=settings.max_candidates,
+    )
+
+
+async def main(settings: TeacherSettings) -> None:
+    """Serve until a signal."""
+    teacher = make_teacher(settings)
+    readiness = Readiness()
+    app: FastAPI = make_app("vold teacher", max_body_bytes=settings.max_body_bytes, ready=readiness)
+    grpc_server = GrpcServer(max_body_bytes=settings.max_body_bytes, services=[SERVICE_NAME])
+    teacher_pb2_grpc.add_TeacherServiceServicer_to_server(TeacherServicer(teacher), grpc_server.server)
+    await serve(
+        settings,
+        name="vold-teacher",
+        app=app,
+        grpc_server=grpc_server,
+        readiness=readiness,
+        start=teacher.start,
+        stop=teacher.stop,
+    )

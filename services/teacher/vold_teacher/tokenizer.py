@@ -1,0 +1,49 @@
+"""The teacher's tokenizer: its file, its chat template, its special ids."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import AutoTokenizer
+from vold_proto.v1 import teacher_pb2 as pb
+from vold_service.errors import invalid
+
+from vold_teacher.identity import tokenizer_fingerprint
+from vold_teacher.types import Ids
+
+
+class Tokenizer:
+    """A folder's tokenizer. Raises OSError where there is none."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except (ValueError, KeyError, OSError, TypeError) as error:
+            raise OSError(f"cannot load a tokenizer from {folder}: {error}") from error
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        self.size = max(vocabulary.values()) + 1
+        self.fingerprint = tokenizer_fingerprint(vocabulary)
+        file = folder / "tokenizer.json"
+        self.file: bytes = file.read_bytes() if file.is_file() else self._tokenizer.backend_tokenizer.to_str().encode()
+        template = self._tokenizer.chat_template
+        self.chat_template: str = template if isinstance(template, str) else ""
+        special = {name: getattr(self._tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad", "unk")}
+        self.special_ids: dict[str, int] = {name: index for name, index in special.items() if index is not None}
+
+    def render(self, messages: list[pb.ChatMessage], field: str) -> Ids:
+        """The ids of a conversation, up to where the assistant's answer begins."""
+        if not self._tokenizer.chat_template:
+            raise invalid(field, f"{field}: this teacher's tokenizer has no chat template; send ids")
+        conversation = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                conversation, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except (TemplateError, ValueError) as error:
+            raise invalid(field, f"{field}: the chat template refused them: {error}") from error
+        return np.asarray(ids, np.int32)
+
+    def decode(self, ids: Ids) -> str:
+        """Text without special tokens."""
+        return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True))

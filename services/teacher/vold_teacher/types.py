@@ -1,0 +1,92 @@
+"""What the engine works on: plain NumPy arrays, whichever face they came through and whichever backend computes.
+
+Shape letters: T completion positions, K top-k, M candidates of all positions together, H hidden size.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """temperature divides the logits before the softmax, so it changes every log-probability and the entropy."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    entropy: bool = False
+    hidden_states: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sequence:
+    """One completion to score after its prompt.
+
+    prompt: [P], at least one id. completion: [T], at least one. candidates: [M], the ids to score besides the sampled
+    ones, position after position; candidate_counts: [T], how many each position has, summing to M.
+    """
+
+    prompt: Ids
+    completion: Ids
+    options: ScoreOptions
+    candidates: Ids | None = None
+    candidate_counts: Ids | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens to run through the model; the last one predicts nothing that is asked for."""
+        return len(self.prompt) + len(self.completion) - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequenceScore:
+    """What the model says of one completion. Natural logarithms; what was not asked for is None.
+
+    logprobs: [T] of the sampled tokens. top_ids, top_logprobs: [T, K], most likely first.
+    candidate_logprobs: [M]. entropy: [T]. hidden_states: [T, H], the state that predicts each position.
+    """
+
+    logprobs: Floats
+    top_ids: Ids | None = None
+    top_logprobs: Floats | None = None
+    candidate_logprobs: Floats | None = None
+    entropy: Floats | None = None
+    hidden_states: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """temperature 0 is greedy; top_k 0 and top_p 1 keep the whole vocabulary. stop_ids end a completion."""
+
+    max_tokens: int
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop_ids: frozenset[int] = frozenset()
+    stream_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GeneratePrompt:
+    """A prompt to complete n times. index: its place in the request, which the sampling seed depends on."""
+
+    ids: Ids
+    index: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GenerateChunk:
+    """New tokens of one completion. prompt: index in the request. logprobs: of `ids`, at temperature 1."""
+
+    prompt: int
+    index: int
+    ids: Ids
+    logprobs: Floats
+    finish_reason: str | None = None

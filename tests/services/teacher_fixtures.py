@@ -1,0 +1,121 @@
+"""Tiny teachers of real architectures, made on the spot, and `vold-teacher serve` as a real process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<user>", "<assistant>"]
+CHARACTERS = [chr(code) for code in range(32, 127)]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'user' %}<user>{% else %}<assistant>{% endif %}{{ m.content }}<eos>"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+VOCAB = 120  # more rows than the tokenizer has ids, as padded heads have
+
+
+def save_tokenizer(folder: Path) -> None:
+    vocabulary = {token: index for index, token in enumerate(SPECIAL + CHARACTERS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+        additional_special_tokens=["<user>", "<assistant>"],
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+
+
+def make_model(family: str, seed: int = 0) -> PreTrainedModel:
+    """float32, with weights large enough that its distributions are far from uniform."""
+    torch.manual_seed(seed)
+    common = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+    }
+    if family == "qwen3":
+        model: PreTrainedModel = Qwen3ForCausalLM(Qwen3Config(**common))
+    elif family == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**common))
+    elif family == "gemma2":  # soft-capped logits and attention, and sliding windows in every other layer
+        model = Gemma2ForCausalLM(
+            Gemma2Config(**common, final_logit_softcapping=5.0, sliding_window=8, query_pre_attn_scalar=16)
+        )
+    else:
+        raise ValueError(family)
+    return model.eval()
+
+
+def save_model(folder: Path, family: str = "qwen3", seed: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    make_model(family, seed).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Server:
+    http: str | None
+    grpc: str | None
+    process: subprocess.Popen[str]
+
+
+@contextmanager
+def teacher_server(
+    model: Path, *options: str, http: str = "127.0.0.1:0", grpc: str = "127.0.0.1:0"
+) -> Iterator[Server]:
+    """`python -m vold_teacher serve` on free ports, ready; SIGTERM at the end."""
+    command = [sys.executable, "-m", "vold_teacher", "serve", "--model", str(model), "--http", http, "--grpc", grpc]
+    process = subprocess.Popen(
+        [*command, "--threads", "1", "--log-level", "warning", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, f"the server ended with {process.wait()}"
+        ready = json.loads(line)
+        yield Server(ready["http"], ready["grpc"], process)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
