@@ -17,10 +17,11 @@ Place = Literal["boxed", "answer_tag", "answer_line", "whole", "final_part", "la
 MAX_WHOLE_CHARS = 200
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_ANSWER_LINE = re.compile(
+ANSWER_LINE = re.compile(
     r"^[\s>*_#-]*(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|答案)[*_\s]*(?:is\b[*_\s]*)?[:：][*_\s]*(?P<answer>.*?)[\s*_]*$",
     re.IGNORECASE | re.MULTILINE,
 )
+_ANSWER_IS = re.compile(r"^\s*(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b|:)\s*", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.])-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][+-]?\d+)?(?:/\d+)?%?")
 
 
@@ -42,10 +43,13 @@ class Extraction(Parameters):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """answer: the text at the accepted place, None where there is none. reason: why there is none, or the place."""
+    """answer: the text at the accepted place, None where there is none. reason: why there is none, or the place.
+    final: no answer, and nowhere else to look for one (an empty or unclosed box).
+    """
 
     answer: str | None
     reason: str
+    final: bool = False
 
 
 def final_part(completion: str, think_tag: str = "think", prompt: str = "") -> str | None:
@@ -86,20 +90,20 @@ def find(completion: str, extraction: Extraction, prompt: str = "") -> Found:
     """The answer of `completion` by the rules of `extraction`."""
     text = final_part(completion, extraction.think_tag, prompt)
     if text is None:
-        return Found(None, f"the thinking never ends: no </{extraction.think_tag}>")
+        return Found(None, f"the thinking never ends: no </{extraction.think_tag}>", final=True)
     for place in extraction.accept:
         if place == "boxed":
             contents, unclosed = boxes(text)
             if contents:
                 return _found(contents[-1], "boxed")
             if unclosed:
-                return Found(None, r"the last \boxed{ is never closed")
+                return Found(None, r"the last \boxed{ is never closed", final=True)
         elif place == "answer_tag":
             tagged = _last_tagged(text, extraction.answer_tag)
             if tagged is not None:
                 return _found(tagged, "answer tag")
         elif place == "answer_line":
-            lines = [line for line in _ANSWER_LINE.finditer(text) if line["answer"]]
+            lines = [line for line in ANSWER_LINE.finditer(text) if line["answer"]]
             if lines:
                 return _found(lines[-1]["answer"], "answer line")
         elif place == "whole":
@@ -115,7 +119,7 @@ def find(completion: str, extraction: Extraction, prompt: str = "") -> Found:
 
 
 def _found(answer: str, place: str) -> Found:
-    return Found(answer.strip(), place) if answer.strip() else Found(None, f"the {place} answer is empty")
+    return Found(answer.strip(), place) if answer.strip() else Found(None, f"the {place} answer is empty", final=True)
 
 
 def _last_tagged(text: str, tag: str) -> str | None:
@@ -125,8 +129,8 @@ def _last_tagged(text: str, tag: str) -> str | None:
 
 
 def reference_text(reference: str) -> str:
-    r"""A reference as its answer alone: what follows GSM8K's `####`, the inside of a \boxed{}, else all of it."""
+    r"""A reference as its answer alone: what follows GSM8K's `####` or "answer is", the inside of a \boxed{}."""
     _, mark, after = reference.rpartition("####")
     text = after if mark else reference
     contents, _ = boxes(text)
-    return (contents[-1] if contents else text).strip()
+    return (contents[-1] if contents else _ANSWER_IS.sub("", text, count=1)).strip()

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from vold_verifier import units
+
 MAX_CHARS = 1000
 MAX_EXPONENT = 9999
 """Powers of ten beyond this are refused: 10**1000000 would fill a worker's memory."""
@@ -36,9 +38,10 @@ _SCALES = {
     "dozen": 12,
 }
 _UNIT = re.compile(
-    r"^(?P<number>.*[\d}.])\s*(?:\\[,;~ ]|~)*\s*(?P<unit>(?:\^\s*\{?\\circ\}?|\\circ|\\(?:text|mathrm|textrm|mbox)\s*\{[^{}]*\}|[A-Za-zµμΩ])"
-    r"(?:[A-Za-zµμΩ ./·²³-]|\^\s*\{?-?[1-3]\}?|\\(?:text|mathrm|textrm|mbox)\s*\{[^{}]*\}){0,40})$"
+    r"^(?P<number>.*[\d}.])\s*(?:\\[,;~ ]|~)*\s*(?P<unit>(?:\^\s*\{?\\circ\}?|\\circ|\\(?:text|mathrm|textrm|mbox)\s*\{[A-Za-zµμΩ ./²³°-]*\}|[A-Za-zµμΩ])"
+    r"(?:[A-Za-zµμΩ ./·²³-]|\^\s*\{?-?[1-3]\}?|\\(?:text|mathrm|textrm|mbox)\s*\{[A-Za-zµμΩ ./²³°-]*\}){0,40})$"
 )
+_NOT_UNITS = frozenset("or and not nor to plus minus times over by divided squared cubed of in base".split())
 _UNIT_WRAP = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}")
 
 
@@ -59,8 +62,8 @@ class Number:
         return (self.value, self.value / 100) if self.percent else (self.value,)
 
 
-def parse(text: str, *, units: bool = False) -> Number | None:
-    """`text` as one number, or None. With `units`, words after it are its unit, and 5 million is a number.
+def parse(text: str, *, with_unit: bool = False) -> Number | None:
+    """`text` as one number, or None. With `with_unit`, words after it are its unit, and 5 million is a number.
 
     Knows signs, thousands separators (comma, space, thin space, underscore, apostrophe), decimals, 1e3, 1.5 x 10^3,
     a/b, \\frac{a}{b}, mixed numbers, percent and currency signs. `text` has been through `text.mathematical`.
@@ -79,24 +82,21 @@ def parse(text: str, *, units: bool = False) -> Number | None:
     number = _bare(text)
     if number is not None:
         return number if percent is None else Number(number.value, True, number.places, number.digits)
-    if units and percent is None and (match := _UNIT.match(text)):
+    if with_unit and percent is None and (match := _UNIT.match(text)):
         number = _bare(match["number"].strip())
         if number is not None:
             return _with_unit(number, _UNIT_WRAP.sub(r"\1", match["unit"]))
     return None
 
 
-def _with_unit(number: Number, unit: str) -> Number:
+def _with_unit(number: Number, unit: str) -> Number | None:
     first, _, rest = " ".join(unit.lower().split()).partition(" ")
+    if first in _NOT_UNITS or {"or", "and", "not"}.intersection(rest.split()):
+        return None
     scale = _SCALES.get(first)
     if scale is not None:
-        return Number(number.value * scale, unit=_singular(rest))
-    return Number(number.value, False, number.places, number.digits, _singular(f"{first} {rest}".strip()))
-
-
-def _singular(unit: str) -> str:
-    unit = unit.rstrip(". ")
-    return unit[:-1] if len(unit) > 2 and unit.endswith("s") else unit
+        return Number(number.value * scale, unit=rest)
+    return Number(number.value, False, number.places, number.digits, f"{first} {rest}".strip())
 
 
 def _bare(text: str) -> Number | None:
@@ -150,9 +150,9 @@ def same(a: Number, b: Number) -> bool:
     """Whether two numbers are equal, exactly or as a long rounding.
 
     A decimal with at least 6 decimals and 6 significant digits equals what it is the rounding of, so 0.333333 is 1/3
-    and 0.33 is not. A percent sign is read either way. Units must agree where both are written.
+    and 0.33 is not. A percent sign is read either way. Two known units must agree.
     """
-    if a.unit and b.unit and a.unit != b.unit:
+    if a.unit and b.unit and units.differ(a.unit, b.unit):
         return False
     if a.percent == b.percent:
         return _close(a, a.value, b, b.value)

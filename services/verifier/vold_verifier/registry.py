@@ -22,13 +22,14 @@ def load(plugins: Iterable[str] = ()) -> dict[str, Verifier[Any]]:
 
     An entry point is a Verifier or a class of one; a plugin module has a list `VERIFIERS` of them. Raises PluginError.
     """
+    from vold_verifier.verifiers.choice import ChoiceVerifier
     from vold_verifier.verifiers.exact import ExactVerifier
     from vold_verifier.verifiers.format import FormatVerifier
     from vold_verifier.verifiers.math import MathVerifier
     from vold_verifier.verifiers.numeric import NumericVerifier
 
     found: dict[str, Verifier[Any]] = {}
-    for built_in in (MathVerifier, NumericVerifier, ExactVerifier, FormatVerifier):
+    for built_in in (MathVerifier, NumericVerifier, ChoiceVerifier, ExactVerifier, FormatVerifier):
         _add(found, built_in, "vold")
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         origin = f"entry point {point.name} = {point.value}"

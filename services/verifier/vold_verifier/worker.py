@@ -96,9 +96,7 @@ def _check_within(
         with timer:
             return _check(item, verifiers), True
     except CpuLimitError:
-        message = (
-            f"verifier {item.verifier} used {timer.seconds:g} s of CPU time, the limit for one item"
-        )
+        message = f"verifier {item.verifier} used {timer.seconds:g} s of CPU time, the limit for one item"
         return _failed(status_pb2.DEADLINE_EXCEEDED, message), False
 
 

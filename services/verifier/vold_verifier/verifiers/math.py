@@ -6,27 +6,21 @@ they need SIGALRM in the main thread and turn a slow answer into a wrong one; th
 
 from typing import ClassVar
 
-from pydantic import Field
-
 from vold_verifier import bounds, numbers, symbolic
 from vold_verifier.extraction import Extraction, find, reference_text
 from vold_verifier.text import mathematical, shorten
 from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
 
 
-class MathParameters(Extraction):
-    ordered: bool = Field(default=False, description="compare lists such as 1, 2 in order; by default as sets")
-
-
-class MathVerifier(Verifier[MathParameters]):
+class MathVerifier(Verifier[Extraction]):
     name: ClassVar[str] = "math"
     summary: ClassVar[str] = "mathematical equality: numbers, expressions, sets, intervals, matrices, equations"
-    parameters: ClassVar[type[MathParameters]] = MathParameters
+    parameters: ClassVar[type[Extraction]] = Extraction
 
     def warm_up(self) -> None:
         symbolic.warm_up()
 
-    def check(self, item: Item, parameters: MathParameters, /) -> Verdict:
+    def check(self, item: Item, parameters: Extraction, /) -> Verdict:
         gold = symbolic.clean(mathematical(reference_text(item.reference)))
         if not gold:
             raise BadReferenceError("the reference is empty")
@@ -40,18 +34,23 @@ class MathVerifier(Verifier[MathParameters]):
         answer = symbolic.clean(mathematical(found.answer))
         if not answer:
             return Verdict.wrong(found.answer, "the answer is empty")
-        if answer == gold:
+        if symbolic.squash(answer) == symbolic.squash(gold):
             return Verdict.right(found.answer, "the same text")
-        gold_number = numbers.parse(gold, units=True)
+        gold_number = numbers.parse(gold, with_unit=True)
         if gold_number is not None:
-            answer_number = numbers.parse(symbolic.value_side(answer), units=True)
+            answer_number = numbers.parse(symbolic.value_side(answer), with_unit=True)
             if answer_number is not None:
                 if numbers.same(answer_number, gold_number):
                     return Verdict.right(found.answer, "equal numbers")
                 return Verdict.wrong(found.answer, "different numbers")
+        if found.reason == "whole" and symbolic.is_prose(answer) and not symbolic.as_words(gold):
+            return Verdict.wrong(None, "no marked answer: the text is a sentence")
         if (fault := bounds.fault(answer)) is not None:
             return Verdict.wrong(found.answer, f"the answer is not parsed: {fault}")
         if (fault := bounds.fault(gold)) is not None:
             raise BadReferenceError(f"the reference cannot be parsed safely: {fault}: {shorten(item.reference)}")
-        equal, reason = symbolic.compare(gold, answer, ordered=parameters.ordered)
+        try:
+            equal, reason = symbolic.compare(gold, answer)
+        except symbolic.UnreadableError as error:
+            raise BadReferenceError(f"{error}: {shorten(item.reference)}") from error
         return Verdict.right(found.answer, reason) if equal else Verdict.wrong(found.answer, reason)

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vold_verifier import numbers
+from vold_verifier import numbers, units
 from vold_verifier.extraction import Extraction, find, reference_text
 from vold_verifier.text import mathematical, shorten
 from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
@@ -31,16 +31,16 @@ class NumericVerifier(Verifier[NumericParameters]):
     cost: ClassVar[int] = 1
 
     def check(self, item: Item, parameters: NumericParameters, /) -> Verdict:
-        reference = numbers.parse(mathematical(reference_text(item.reference)), units=True)
+        reference = numbers.parse(mathematical(reference_text(item.reference)), with_unit=True)
         if reference is None:
             raise BadReferenceError(f"the reference is not a number: {shorten(item.reference)}")
         found = find(item.completion, parameters, item.prompt)
         if found.answer is None:
             return Verdict.wrong(None, found.reason)
         text = mathematical(found.answer)
-        answer = numbers.parse(text, units=parameters.units == "ignore")
+        answer = numbers.parse(text, with_unit=parameters.units == "ignore")
         if answer is None and "=" in text:
-            answer = numbers.parse(text.rpartition("=")[2], units=parameters.units == "ignore")
+            answer = numbers.parse(text.rpartition("=")[2], with_unit=parameters.units == "ignore")
         if answer is None:
             return Verdict.wrong(found.answer, f"the answer is not a number: {shorten(found.answer)}")
         if numbers.same(answer, reference):
@@ -51,7 +51,7 @@ class NumericVerifier(Verifier[NumericParameters]):
 
 
 def _within(answer: numbers.Number, reference: numbers.Number, parameters: NumericParameters) -> bool:
-    if answer.unit and reference.unit and answer.unit != reference.unit:
+    if answer.unit and reference.unit and units.differ(answer.unit, reference.unit):
         return False
     relative, absolute = Fraction(str(parameters.relative_tolerance)), Fraction(str(parameters.absolute_tolerance))
     if not relative and not absolute:
