@@ -50,6 +50,8 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
+                # A client may ask whether this end is alive while a long call says nothing.
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ]
         )
         self.services = ["", *services]
