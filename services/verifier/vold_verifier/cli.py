@@ -42,7 +42,7 @@ def serve_command(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [info]")] = None,
     plugin: Plugins = None,
 ) -> None:
-    """Serve over HTTP and gRPC until SIGTERM. Every option is also an environment variable, VOLD_TIME_LIMIT and so on."""
+    """Serve over HTTP and gRPC until SIGTERM. Each option is also an environment variable, such as VOLD_TIME_LIMIT."""
     given: dict[str, Any] = {
         "http": http,
         "grpc": grpc,

@@ -7,13 +7,13 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
 from pydantic import ValidationError
-from vold_proto.v1 import status_pb2, verifier_pb2
+from vold_proto.v1 import verifier_pb2
 from vold_service.call import Call
 from vold_service.errors import Code, ServiceError, invalid, too_late
 
@@ -124,7 +124,7 @@ class Engine:
 
     async def verify_stream(
         self, call: Call, items: AsyncIterator[verifier_pb2.VerifyItem]
-    ) -> AsyncIterator[verifier_pb2.VerifyResult]:
+    ) -> AsyncGenerator[verifier_pb2.VerifyResult, None]:
         """A result for every item, each as soon as it is there. Reads ahead no further than `max_stream_items`."""
         results: asyncio.Queue[verifier_pb2.VerifyResult | None] = asyncio.Queue()
         window = asyncio.Semaphore(self.settings.max_stream_items)
@@ -155,11 +155,10 @@ class Engine:
         reader.add_done_callback(lambda _: results.put_nowait(None))
         answered = 0
         try:
-            async with asyncio.timeout(call.remaining()):
-                while not reader.done() or answered < reader.result():
+            while not reader.done() or answered < reader.result():
+                async with asyncio.timeout(call.remaining()):
                     result = await results.get()
-                    if result is None:
-                        continue
+                if result is not None:
                     answered += 1
                     window.release()
                     yield result

@@ -17,8 +17,10 @@ Place = Literal["boxed", "answer_tag", "answer_line", "whole", "final_part", "la
 MAX_WHOLE_CHARS = 200
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-ANSWER_LINE = re.compile(
-    r"^[\s>*_#-]*(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|答案)[*_\s]*(?:is\b[*_\s]*)?[:：][*_\s]*(?P<answer>.*?)[\s*_]*$",
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is taken as one token and counts for nothing
+_ANSWER_LINE = re.compile(
+    r"^[^\S\n]*[>*_#-]*[^\S\n]*[*_]*(?:the\s)?(?:final\s|correct\s)?(?:answer|答案)"
+    r"[*_]*(?:\sis)?[*_ ]{0,4}[:：](?P<answer>.*)$",
     re.IGNORECASE | re.MULTILINE,
 )
 _ANSWER_IS = re.compile(r"^\s*(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b|:)\s*", re.IGNORECASE)
@@ -66,24 +68,24 @@ def final_part(completion: str, think_tag: str = "think", prompt: str = "") -> s
 
 
 def boxes(text: str) -> tuple[list[str], bool]:
-    r"""The contents of the balanced `\boxed{}` in order, outermost only, and whether any box stays open."""
-    contents, position, unclosed = [], 0, False
-    while match := _BOX.search(text, position):
-        depth, at = 1, match.end()
-        while at < len(text) and depth:
-            if text[at] == "\\":
-                at += 1  # an escaped brace does not count
-            elif text[at] == "{":
-                depth += 1
-            elif text[at] == "}":
-                depth -= 1
-            at += 1
-        if depth:
-            unclosed, position = True, match.end()
-        else:
-            contents.append(text[match.end() : at - 1])
-            position = at
-    return contents, unclosed
+    r"""The contents of the balanced `\boxed{}` in order, outermost only, and whether any box stays open. Linear."""
+    openings = [match.end() for match in _BOX.finditer(text)]
+    if not openings:
+        return [], False
+    closing: dict[int, int] = {}
+    stack: list[int] = []
+    for token in _BRACE.finditer(text, openings[0] - 1):
+        if token.group() == "{":
+            stack.append(token.end())
+        elif token.group() == "}" and stack:
+            closing[stack.pop()] = token.start()
+    contents, past = [], 0
+    for start in openings:
+        end = closing.get(start)
+        if end is not None and start > past:
+            contents.append(text[start:end])
+            past = end
+    return contents, any(start not in closing for start in openings)
 
 
 def find(completion: str, extraction: Extraction, prompt: str = "") -> Found:
@@ -103,9 +105,8 @@ def find(completion: str, extraction: Extraction, prompt: str = "") -> Found:
             if tagged is not None:
                 return _found(tagged, "answer tag")
         elif place == "answer_line":
-            lines = [line for line in ANSWER_LINE.finditer(text) if line["answer"]]
-            if lines:
-                return _found(lines[-1]["answer"], "answer line")
+            if lines := answer_lines(text):
+                return Found(lines[-1], "answer line")
         elif place == "whole":
             line = text.strip()
             if line and "\n" not in line and len(line) <= MAX_WHOLE_CHARS:
@@ -116,6 +117,11 @@ def find(completion: str, extraction: Extraction, prompt: str = "") -> Found:
         elif numbers := [m.group() for m in _NUMBER.finditer(text) if m.group()]:
             return Found(numbers[-1], "last number")
     return Found(None, "no answer in any accepted place: " + ", ".join(extraction.accept))
+
+
+def answer_lines(text: str) -> list[str]:
+    """What stands after the "Answer:" of each line that begins so, without emphasis marks; empty ones left out."""
+    return [answer for match in _ANSWER_LINE.finditer(text) if (answer := match["answer"].strip(" \t\r*_"))]
 
 
 def _found(answer: str, place: str) -> Found:

@@ -1,11 +1,11 @@
 """The gRPC face: vold.v1.VerifierService over the engine."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 from vold_proto.v1 import verifier_pb2, verifier_pb2_grpc
-from vold_service.errors import ServiceError
 from vold_service.grpc import GrpcServer, abort, call_of
 
 from vold_verifier.engine import Engine
@@ -33,11 +33,11 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     async def VerifyStream(  # noqa: N802
         self, request_iterator: AsyncIterator[verifier_pb2.VerifyItem], context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[verifier_pb2.VerifyResult]:
-        results = self.engine.verify_stream(call_of(context), request_iterator)
         try:
-            async for result in results:
-                yield result
-        except ServiceError as error:
+            async with aclosing(self.engine.verify_stream(call_of(context), request_iterator)) as results:
+                async for result in results:
+                    yield result
+        except Exception as error:
             await abort(context, error)
 
 

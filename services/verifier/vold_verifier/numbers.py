@@ -37,11 +37,14 @@ _SCALES = {
     "trillion": 10**12,
     "dozen": 12,
 }
+_UNIT_TEXT = r"\\(?:text|mathrm|textrm|mbox)\s*\{[A-Za-zµμΩ ./²³°-]*\}"
 _UNIT = re.compile(
-    r"^(?P<number>.*[\d}.])\s*(?:\\[,;~ ]|~)*\s*(?P<unit>(?:\^\s*\{?\\circ\}?|\\circ|\\(?:text|mathrm|textrm|mbox)\s*\{[A-Za-zµμΩ ./²³°-]*\}|[A-Za-zµμΩ])"
-    r"(?:[A-Za-zµμΩ ./·²³-]|\^\s*\{?-?[1-3]\}?|\\(?:text|mathrm|textrm|mbox)\s*\{[A-Za-zµμΩ ./²³°-]*\}){0,40})$"
+    rf"^(?P<number>.*[\d}}.])\s*(?:\\[,;~ ]|~)*\s*(?P<unit>(?:\^\s*\{{?\\circ\}}?|\\circ|{_UNIT_TEXT}|[A-Za-zµμΩ])"
+    rf"(?:[A-Za-zµμΩ ./·²³-]|\^\s*\{{?-?[1-3]\}}?|{_UNIT_TEXT}){{0,40}})$"
 )
-_NOT_UNITS = frozenset("or and not nor to plus minus times over by divided squared cubed of in base".split())
+_NOT_UNITS = frozenset(
+    ["or", "and", "not", "nor", "to", "plus", "minus", "times", "over", "by", "divided", "of", "base"]
+)
 _UNIT_WRAP = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}")
 
 

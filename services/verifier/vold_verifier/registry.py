@@ -1,4 +1,4 @@
-"""The verifiers a server offers: its own, those of installed packages, and those of modules named on the command line."""
+"""The verifiers a server offers: its own, those of installed packages, and those of plugin modules."""
 
 import importlib
 from collections.abc import Iterable, Mapping

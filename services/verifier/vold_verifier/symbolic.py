@@ -31,10 +31,11 @@ _TRAILING_UNIT = re.compile(
 _OPERATOR = re.compile(r"\\(?:i+nt|oint|sum|prod|lim)(?![A-Za-z])|\\frac\{d\}\{d[a-z]\}")
 _APPROX = re.compile(r"\\(?:approx|simeq|doteq|sim)(?![A-Za-z])")
 _EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
-_WORDS = frozenset("yes no odd even true false none never always north south east west".split())
+_WORDS = frozenset({"yes", "no", "odd", "even", "true", "none"})
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _CONSTANT_COMMANDS = frozenset(
-    "frac dfrac tfrac cfrac sqrt cdot times div pi sin cos tan cot sec csc arcsin arccos arctan log ln exp binom pm".split()
+    {"frac", "dfrac", "tfrac", "cfrac", "sqrt", "cdot", "times", "div", "pi", "binom", "exp", "log", "ln"}
+    | {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan"}
 )
 _PROSE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 

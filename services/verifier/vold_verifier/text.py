@@ -5,6 +5,7 @@ import unicodedata
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 _SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎]+")
 _VULGAR = re.compile("[¼½¾⅐-⅞]")
@@ -51,7 +52,7 @@ def _vulgar(match: re.Match[str]) -> str:
 
 def plain(text: str) -> str:
     """NFKC without invisible characters (zero-width, direction marks, control characters other than white space)."""
-    if text.isascii() and text.isprintable():
+    if text.isascii() and _CONTROL.search(text) is None:
         return text
     normal = unicodedata.normalize("NFKC", text)
     return "".join(c for c in normal if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc", "Cn", "Co", "Cs"))

@@ -78,4 +78,4 @@ class Verifier(Protocol[P_contra]):
 
     def warm_up(self) -> None:
         """Import and run what the first item would otherwise pay for. Called once, before workers are forked."""
-        return None
+        return

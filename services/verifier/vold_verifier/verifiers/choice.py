@@ -5,17 +5,17 @@ Several letters named in one breath are not an answer ("A or B"), nor is a lette
 """
 
 import re
-from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from vold_verifier.extraction import ANSWER_LINE, Extraction, Place, find, final_part
+from vold_verifier.extraction import Extraction, Place, answer_lines, final_part, find
 from vold_verifier.text import plain, shorten
 from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_STATED_CHARS = 200
+MAX_ANSWER_CHARS = 2000
 
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|rm|bf)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\[,;:! ]|~")
@@ -30,13 +30,14 @@ _JOINED = re.compile(
 )
 _WORD = re.compile(r"^\s+(?P<word>[a-z]+)", re.IGNORECASE)
 _REASONS = frozenset(
-    "because since as is was not non but while which for so and or rather instead due car weil porque".split()
+    {"because", "since", "as", "is", "was", "not", "non", "but", "while", "which", "for", "so", "and", "or", "rather"}
+    | {"instead", "due", "car", "weil", "porque"}
 )
 _MARKS = " \t\n*_$`.,:;!?()[]{}\"'。，：；！？"
 _STATED = re.compile(
     r"(?:\b(?:answer|option|choice|selected|réponse|respuesta|antwort|risposta|resposta)\b|答案|选项|选择)"
-    r"(?:\s+(?:is|for|sure|est|es|ist|lautet|selected|should|would|must|be|option|choice|definitely|clearly|therefore|thus))*"
-    r"[*_\s]*(?:是|为|[:：])?[*_\s]*(?=(?P<rest>\S))",
+    r"(?:\s{1,4}(?:is|for|sure|est|es|ist|lautet|selected|should|would|must|be|option|choice|definitely|clearly|therefore|thus))*"
+    r"[*_\s]{0,8}(?:是|为|[:：])?[*_\s]{0,8}(?=(?P<rest>\S))",
     re.IGNORECASE,
 )
 _CHOSEN = re.compile(
@@ -45,7 +46,7 @@ _CHOSEN = re.compile(
 _CALLED_RIGHT = re.compile(
     r"(?<![A-Za-zÀ-ɏ\d'’])(?P<letter>[A-Z])[*_)\]]*\s+(?:is|would\s+be|must\s+be)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
 )
-_LAST_LINE = re.compile(r"(?:^|\n)[\s*_$(\[]*(?P<letter>[A-Za-z])[\s*_$)\].]*$")
+_ONLY_LETTER = re.compile(r"^[\s*_$(\[]*(?P<letter>[A-Za-z])[\s*_$)\].]*$")
 
 
 class ChoiceParameters(Extraction):
@@ -117,8 +118,9 @@ def read(item: Item, parameters: ChoiceParameters) -> tuple[str | None, str]:
     text = plain(text)
     for place in parameters.accept:
         if place == "answer_line":
-            candidates: Iterator[str] = (match["answer"] for match in reversed(list(ANSWER_LINE.finditer(text))))
-            letter = next((letter for line in candidates if (letter := named(line, parameters))), None)
+            letter = next(
+                (named_ for line in reversed(answer_lines(text)) if (named_ := named(line, parameters))), None
+            )
             if letter is not None:
                 return letter, "answer line"
         elif place == "prose":
@@ -136,7 +138,7 @@ def read(item: Item, parameters: ChoiceParameters) -> tuple[str | None, str]:
 
 def named(answer: str, parameters: ChoiceParameters) -> str | None:
     """The one option that `answer` names: "B", "(b)", "B. Rome", "Rome", "B because ..."; else None."""
-    text = answer
+    text = answer[:MAX_ANSWER_CHARS]
     while (unwrapped := _WRAPPER.sub(r"\1", text)) != text:
         text = unwrapped
     text = _SPACING.sub(" ", text)
@@ -197,8 +199,9 @@ def _stated(text: str, parameters: ChoiceParameters) -> str | None:
             letter = match["letter"]
             if letter in parameters.offered and not _is_word(letter, rest) and not _JOINED.match(rest):
                 statements.append((match.start("letter"), letter))
-    if match := _LAST_LINE.search(text):
-        if (letter := match["letter"].upper()) in parameters.offered:
-            statements.append((match.start("letter"), letter))
+    last_line = text.rstrip().rpartition("\n")[2]
+    if len(last_line) <= MAX_STATED_CHARS and (only := _ONLY_LETTER.match(last_line)):
+        letter = only["letter"].upper()
+        statements.append((len(text), letter if letter in parameters.offered else None))
     named_ones = [(at, letter) for at, letter in statements if letter is not None]
     return max(named_ones)[1] if named_ones else None

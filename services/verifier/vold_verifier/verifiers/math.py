@@ -21,7 +21,12 @@ class MathVerifier(Verifier[Extraction]):
         symbolic.warm_up()
 
     def check(self, item: Item, parameters: Extraction, /) -> Verdict:
-        gold = symbolic.clean(mathematical(reference_text(item.reference)))
+        reference = reference_text(item.reference)
+        if len(reference) > bounds.MAX_ANSWER_CHARS:
+            raise BadReferenceError(
+                f"the reference has {len(reference):,} characters, over {bounds.MAX_ANSWER_CHARS:,}"
+            )
+        gold = symbolic.clean(mathematical(reference))
         if not gold:
             raise BadReferenceError("the reference is empty")
         found = find(item.completion, parameters, item.prompt)

@@ -31,12 +31,15 @@ class NumericVerifier(Verifier[NumericParameters]):
     cost: ClassVar[int] = 1
 
     def check(self, item: Item, parameters: NumericParameters, /) -> Verdict:
-        reference = numbers.parse(mathematical(reference_text(item.reference)), with_unit=True)
+        gold = reference_text(item.reference)
+        reference = numbers.parse(mathematical(gold), with_unit=True) if len(gold) <= numbers.MAX_CHARS else None
         if reference is None:
             raise BadReferenceError(f"the reference is not a number: {shorten(item.reference)}")
         found = find(item.completion, parameters, item.prompt)
         if found.answer is None:
             return Verdict.wrong(None, found.reason)
+        if len(found.answer) > numbers.MAX_CHARS:
+            return Verdict.wrong(found.answer, f"the answer has {len(found.answer):,} characters: not read")
         text = mathematical(found.answer)
         answer = numbers.parse(text, with_unit=parameters.units == "ignore")
         if answer is None and "=" in text:
