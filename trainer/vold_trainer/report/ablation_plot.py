@@ -47,10 +47,10 @@ def markdown_table(raw_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping
         for key, _, _ in MEASURES:
             mean, spread = row["statistics"][key]
             cells += [
-                _plus_minus(mean, spread, 100, 1),
+                _plus_minus(mean, spread, scale=100, digits=1),
                 ", ".join(_tenth(value) for value in row["values"][key]) or MISSING,
             ]
-        cells.append(_plus_minus(*row["statistics"]["reward"], 1, 3))
+        cells.append(_plus_minus(*row["statistics"]["reward"], scale=1, digits=3))
         cells.append(", ".join(str(seed.get("seed", MISSING)) for seed in raw.get("seeds") or []) or MISSING)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -106,7 +106,7 @@ def _add(parent: ElementTree.Element, tag: str, text: str | None = None, **attri
     return element
 
 
-def _plus_minus(mean: float | None, spread: float | None, scale: float, digits: int) -> str:
+def _plus_minus(mean: float | None, spread: float | None, *, scale: float, digits: int) -> str:
     if mean is None:
         return MISSING
     shown = f"{scale * mean:.{digits}f}"

@@ -19,10 +19,10 @@ from vold_trainer.report.stats import ema, mean_and_spread, spread, wilson
 COLOURS = ("#2f86d6", "#d9730d", "#15976e", "#b65fa6", "#7f8791", "#1fa3b8", "#b8912a", "#6a6fd0")
 DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
 LANE_COLOURS = dict(zip(LANES, (COLOURS[0], COLOURS[2], COLOURS[3], COLOURS[1]), strict=True))
-MODALITIES = {"text_accuracy": ("text", COLOURS[0]), "image_accuracy": ("pictures", COLOURS[1])}
+MODALITIES = {"image_accuracy": ("pictures", COLOURS[1]), "text_accuracy": ("text", COLOURS[0])}
 
 # Clear in the middle, so that a gap of nothing is the page's own background in either theme.
-_DIVERGING = ((0.0, "#d9730d"), (0.5, "rgba(127,135,145,0.06)"), (1.0, "#2f86d6"))
+_DIVERGING = ((0.0, "#d9730d"), (0.499, "rgba(217,115,13,0.03)"), (0.501, "rgba(47,134,214,0.03)"), (1.0, "#2f86d6"))
 
 _MOST_POINTS = 1500
 
@@ -58,7 +58,7 @@ def curves(runs: Sequence[Run], lines: Sequence[Line], *, share: bool = False, u
             label = " · ".join([run.name] * several + [line.label] * (len(lines) > 1)) or line.label
             _add_curve(figure, run.steps, run.series(line.key), plain(label), style, share=share)
     if share:
-        figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+        figure.update_yaxes(tickformat="~%", rangemode="tozero")
     return figure
 
 
@@ -162,7 +162,8 @@ def hidden_share(spans: Iterable[Span]) -> float | None:
 
     1 means that scoring cost no time of its own; None if nothing was scored.
     """
-    scoring, own = [], []
+    scoring: list[tuple[float, float]] = []
+    own: list[tuple[float, float]] = []
     for span in spans:
         (scoring if span.lane in ("teacher", "verifier") else own).append((span.start, span.end))
     total = _covered(scoring)
@@ -215,7 +216,7 @@ def stages(rows: Sequence[tuple[str, Mapping[str, float | None], int | None]]) -
             hovertemplate=f"%{{x}}, {label}: %{{y:.1%}}<extra></extra>",
         )
     figure.update_layout(barmode="group", bargap=0.35, hovermode="closest")
-    figure.update_yaxes(tickformat=".0%", range=[0, 1])
+    figure.update_yaxes(tickformat="~%", range=[0, 1])
     figure.update_xaxes(showgrid=False)
     return figure
 
@@ -260,7 +261,7 @@ def ablation(rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]]) -> go.Fi
         zeroline=False,
         range=[len(rows) - 0.5, -0.5],
     )
-    figure.update_xaxes(tickformat=".0%", rangemode="tozero")
+    figure.update_xaxes(tickformat="~%", rangemode="tozero")
     figure.update_layout(hovermode="closest")
     return figure
 
@@ -280,11 +281,11 @@ def _figure(*, height: int, x_title: str = "", y_title: str = "") -> go.Figure:
         height=height,
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
         hovermode="x unified",
-        legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0, "xanchor": "left"},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         showlegend=True,
     )
     figure.update_xaxes(title={"text": x_title, "standoff": 6}, automargin=True, zeroline=False)
-    figure.update_yaxes(title={"text": y_title, "standoff": 6}, automargin=True, zeroline=False)
+    figure.update_yaxes(title={"text": y_title, "standoff": 6}, automargin=True, zeroline=False, exponentformat="e")
     return figure

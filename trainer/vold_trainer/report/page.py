@@ -149,14 +149,16 @@ def warnings(runs: Sequence[Run], summary: Mapping[str, Any]) -> list[str]:
     found = []
     missing = number(summary.get("missing_scores"))
     if missing:
-        found.append(f"{formats.number(missing)} scores are missing over all stages.")
+        found.append(f"Missing scores over all stages: {formats.number(missing)}.")
     for run in runs:
         for key, service in (("missing/teacher", "teacher"), ("missing/verifier", "verifier")):
             if total := run.total(key):
-                scores = f"{formats.number(total)} scores of the {service}"
-                found.append(f"{run.name}: {scores} are missing; they were masked, not set to 0.")
+                missed = f"missing scores of the {service}: {formats.number(total)}"
+                found.append(f"{run.name}: {missed}; they were masked, not set to 0.")
         if run.evaluation is not None and run.evaluation.errors:
-            found.append(f"{run.name}: {formats.number(run.evaluation.errors)} test problems could not be answered.")
+            found.append(
+                f"{run.name}: test problems that could not be answered: {formats.number(run.evaluation.errors)}."
+            )
         found += [f"{run.name}: {problem}" for problem in run.problems]
     teachers = {
         run.meta["teacher"].get("weights_fingerprint") for run in runs if isinstance(run.meta.get("teacher"), dict)

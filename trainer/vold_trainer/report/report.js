@@ -10,6 +10,7 @@
     const [text, dim, grid, line, card] = ["--text", "--dim", "--grid", "--line", "--card"].map(css);
     const layout = structuredClone(figure.layout);
     layout.font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: dim };
+    layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: dim, activecolor: text };
     layout.hoverlabel = { bgcolor: card, bordercolor: line, font: { color: text } };
     for (const axis of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
       layout[axis] = { gridcolor: grid, linecolor: line, tickcolor: line, ...layout[axis] };
@@ -26,7 +27,9 @@
     const figure = JSON.parse(data.textContent);
     element.figure = figure;
     Plotly.newPlot(element, figure.data, themed(figure), {
-      responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+      responsive: true, displaylogo: false, displayModeBar: touch.matches ? false : "hover",
+      // Named one by one: the default bar also offers to send the chart to a server.
+      modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
     });
   }
 
@@ -100,5 +103,9 @@
     tokens.addEventListener("mouseleave", hide);
     tokens.addEventListener("focusout", hide);
   }
-  addEventListener("scroll", hide, { passive: true });
+  // Focus may scroll its token into sight: then the tip follows it.
+  addEventListener("scroll", () => {
+    const token = document.activeElement.closest(".tokens .tok");
+    if (token && !tip.hidden) tell(token); else hide();
+  }, { passive: true });
 })();

@@ -1,0 +1,50 @@
+"""The page in a real browser: no errors, no network, figures drawn, selectors and keyboard at work."""
+
+import pytest
+from report_browser import BINARY, browser
+from report_runs import ablation, summary, write_run
+from vold_trainer.report import build_report
+
+pytestmark = pytest.mark.skipif(BINARY is None, reason="no Chromium on this machine; install it to open the report")
+
+
+def test_page_in_a_browser(tmp_path):
+    runs = [write_run(tmp_path / name, name, steps=24, missing=name == "vold") for name in ("grpo", "vold")]
+    out = build_report(runs, tmp_path / "report.html", title="t", summary=summary(), ablation=ablation())
+    profile = tmp_path / "profile"
+    profile.mkdir()
+    with browser(profile) as page:
+        page.open(out, width=420, height=900, scheme="dark")
+        page.wait_for("document.querySelectorAll('#stages .main-svg').length > 0")
+        assert page.evaluate("document.documentElement.scrollWidth") == 420
+
+        visible = "[...document.querySelectorAll('#rollouts .item')].filter((item) => !item.hidden)"
+        choose = "(name, value) => {{ const s = document.querySelector(`#rollouts [data-filter=${{name}}]`); "
+        choose += "s.value = value; s.dispatchEvent(new Event('change')); return {0}.map((i) => i.dataset[name]); }}"
+        choose = choose.format(visible)
+        steps = page.evaluate(f"{visible}.map((item) => item.dataset.step)")
+        assert set(steps) == {"23"}, "the last step is shown first"
+        assert set(page.evaluate(f"({choose})('step', '1')")) == {"1"}
+        assert set(page.evaluate(f"({choose})('outcome', 'wrong')")) == {"wrong"}
+        assert page.evaluate(f"({choose})('outcome', 'unverified')") == []
+        assert page.evaluate("document.querySelector('#rollouts .nothing').hidden") is False
+        assert page.evaluate("document.querySelector('#rollouts .shown').textContent").startswith("0 of ")
+        page.evaluate(f"({choose})('outcome', '')")
+
+        token = f"{visible}[0].querySelector('.tok')"
+        page.evaluate(f"{token}.focus()")
+        assert "student" in page.evaluate("document.getElementById('tip').textContent")
+        for kind in ("keyDown", "keyUp"):
+            page.call("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight")
+        assert page.evaluate(f"document.activeElement === {token}.nextElementSibling")
+
+        shown = "[...document.querySelectorAll('#timeline [data-choice]')].findIndex((choice) => !choice.hidden)"
+        assert page.evaluate(shown) == 0
+        page.evaluate(
+            "(() => { const s = document.querySelector('#timeline [data-switch]');"
+            " s.value = '1'; s.dispatchEvent(new Event('change')); s.scrollIntoView(); })()"
+        )
+        assert page.evaluate(shown) == 1
+        page.wait_for("document.querySelector('#timeline [data-choice=\"1\"] .main-svg') !== null")
+        assert page.errors == []
+        assert [url for url in page.requests if not url.startswith(("file:", "data:", "blob:"))] == []
