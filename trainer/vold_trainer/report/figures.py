@@ -40,11 +40,14 @@ def plain(text: str) -> str:
     return escape(text, quote=False)
 
 
-def curves(runs: Sequence[Run], lines: Sequence[Line], *, share: bool = False, unit: str = "") -> go.Figure:
+def curves(
+    runs: Sequence[Run], lines: Sequence[Line], *, share: bool = False, unit: str = "", smooth: bool = True
+) -> go.Figure:
     """Metrics over steps: a smoothed line over its own faint raw line.
 
     One line or one run: a colour each. Several of both: the colour is the run, the dash the metric. A run that lacks a
     key has no curve for it. share: the values are in [0, 1] and read as percentages.
+    smooth=False: for what has no noise, where an average only lags.
     """
     figure = _figure(height=300, x_title="step", y_title=unit)
     several = len(runs) > 1
@@ -56,16 +59,24 @@ def curves(runs: Sequence[Run], lines: Sequence[Line], *, share: bool = False, u
             if not several:
                 style["dash"] = "solid"
             label = " · ".join([run.name] * several + [line.label] * (len(lines) > 1)) or line.label
-            _add_curve(figure, run.steps, run.series(line.key), plain(label), style, share=share)
+            _add_curve(figure, run.steps, run.series(line.key), plain(label), style, share=share, smooth=smooth)
     if share:
         figure.update_yaxes(tickformat="~%", rangemode="tozero")
     return figure
 
 
 def _add_curve(
-    figure: go.Figure, steps: list[int], values: list[float | None], label: str, style: dict[str, str], *, share: bool
+    figure: go.Figure,
+    steps: list[int],
+    values: list[float | None],
+    label: str,
+    style: dict[str, str],
+    *,
+    share: bool,
+    smooth: bool,
 ) -> None:
-    x, raw, smooth = _thin(steps, values, ema(values, span=max(3.0, min(20.0, len(values) / 8))))
+    span = max(3.0, min(20.0, len(values) / 8)) if smooth else 1.0
+    x, raw, line = _thin(steps, values, ema(values, span))
     hover = f"%{{y:{'.1%' if share else '.4g'}}}<extra>{label}</extra>"
     # A line of one point is no line: a run that has just begun still shows where it is.
     points = "lines+markers" if len(x) < 3 else "lines"
@@ -81,7 +92,7 @@ def _add_curve(
     )
     figure.add_scatter(
         x=x,
-        y=smooth,
+        y=line,
         mode=points,
         line=style | {"width": 2},
         name=label,

@@ -19,6 +19,7 @@ class Panel:
     lines: tuple[Line, ...]
     share: bool = False
     unit: str = ""
+    smooth: bool = True
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ PANELS = (
         share=True,
     ),
     Panel("Gradient norm", "Before clipping.", _lines(grad_norm="gradient norm")),
-    Panel("Learning rate", "", _lines(lr="learning rate")),
+    Panel("Learning rate", "", _lines(lr="learning rate"), smooth=False),
     Panel(
         "Missing scores",
         "Scores that never came: masked and counted, never taken as 0.",
@@ -119,7 +120,7 @@ def draw_panels(runs: Sequence[Run]) -> list[Drawn]:
     for panel in PANELS:
         lines = [line for line in panel.lines if line.key in present]
         if lines:
-            figure = curves(runs, lines, share=panel.share, unit=panel.unit)
+            figure = curves(runs, lines, share=panel.share, unit=panel.unit, smooth=panel.smooth)
             drawn.append(Drawn(panel.title, panel.note, figure))
     return drawn
 

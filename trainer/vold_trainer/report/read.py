@@ -1,25 +1,16 @@
-"""A run's folder as dataclasses.
+"""A run's folder as dataclasses: what each file means. How files are read, whole or unfinished, is in files.py."""
 
-The report is also made of runs that have just begun, are still going or were killed, so a missing file is an empty
-value, a last line without its newline is not there yet, and any other line that cannot be used is counted in
-`Run.problems` and skipped: it must be seen, and it must not cost the rest of the page.
-"""
-
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from vold_trainer.report.files import config_text, json_object, lines, records, records_at
 from vold_trainer.report.stats import spread
 
 LANES = ("generate", "teacher", "verifier", "optimise")
 OUTCOMES = ("right", "wrong", "unverified")
-
-_SECRET_KEYS = ("api_key", "apikey", "api_keys", "authorization", "password", "secret", "access_token", "auth_token")
 
 T = TypeVar("T")
 
@@ -161,12 +152,12 @@ def read_runs(
 
 def _read_run(path: Path, name: str, rollout_steps: int, rollouts_a_step: int, samples: int) -> Run:
     problems: list[str] = []
-    meta = _json_object(path / "run.json", problems)
-    evaluation = _json_object(path / "eval.json", problems)
-    metrics = {row["step"]: row for row in _records(path / "metrics.jsonl", _metrics_row, problems)}
+    meta = json_object(path / "run.json", problems)
+    evaluation = json_object(path / "eval.json", problems)
+    metrics = {row["step"]: row for row in records(path / "metrics.jsonl", _metrics_row, problems)}
     index = [
         (offset, step, outcome)
-        for offset, (step, outcome) in _lines(path / "rollouts.jsonl", _rollout_key, problems)
+        for offset, (step, outcome) in lines(path / "rollouts.jsonl", _rollout_key, problems)
         if step is not None
     ]
     offsets = _pick_rollouts(index, rollout_steps, rollouts_a_step)
@@ -174,14 +165,14 @@ def _read_run(path: Path, name: str, rollout_steps: int, rollouts_a_step: int, s
         name=name,
         path=path,
         meta=meta,
-        config=_config(path / "config.yaml", problems),
+        config=config_text(path / "config.yaml", problems),
         # A run resumed from a checkpoint writes some steps again: the later line is the one that led on.
         metrics=tuple(metrics[step] for step in sorted(metrics)),
-        timeline=tuple(_records(path / "timeline.jsonl", _span, problems)),
-        rollouts=tuple(_records_at(path / "rollouts.jsonl", offsets, _rollout, problems)),
+        timeline=tuple(records(path / "timeline.jsonl", _span, problems)),
+        rollouts=tuple(records_at(path / "rollouts.jsonl", offsets, _rollout, problems)),
         rollout_count=len(index),
         evaluation=_evaluation(evaluation) if evaluation else None,
-        samples=tuple(_pick_samples(list(_records(path / "eval_samples.jsonl", _sample, problems)), samples)),
+        samples=tuple(_pick_samples(list(records(path / "eval_samples.jsonl", _sample, problems)), samples)),
         problems=tuple(problems),
     )
 
@@ -220,97 +211,6 @@ def _alternate(lists: Sequence[Sequence[T]], limit: int) -> list[T]:
     """One of each list in turn until `limit` are taken or all are empty."""
     longest = max(map(len, lists), default=0)
     return [items[i] for i in range(longest) for items in lists if i < len(items)][:limit]
-
-
-# Files
-
-
-def _lines(path: Path, parse: Callable[[dict[str, Any]], T], problems: list[str]) -> Iterator[tuple[int, T]]:
-    """(byte offset, parsed object) of each usable line; the unusable are summed up in one sentence at the end."""
-    if not path.exists():
-        return
-    bad: list[tuple[int, str]] = []
-    with path.open("rb") as file:
-        offset = 0
-        for number, line in enumerate(file, 1):
-            start, offset = offset, offset + len(line)
-            if not line.strip():
-                continue
-            try:
-                value = parse(_load(line))
-            except (ValueError, TypeError, KeyError) as error:
-                if line.endswith(b"\n"):  # else the writer is in the middle of it
-                    bad.append((number, f"{type(error).__name__}: {error}"))
-                continue
-            yield start, value
-    if bad:
-        number, error_text = bad[0]
-        lines = "1 line" if len(bad) == 1 else f"{len(bad)} lines"
-        problems.append(f"{path.name}: {lines} left out, the first at line {number} ({error_text})")
-
-
-def _records(path: Path, parse: Callable[[dict[str, Any]], T], problems: list[str]) -> Iterator[T]:
-    for _, value in _lines(path, parse, problems):
-        yield value
-
-
-def _records_at(
-    path: Path, offsets: Sequence[int], parse: Callable[[dict[str, Any]], T], problems: list[str]
-) -> Iterator[T]:
-    """The lines that start at `offsets`: a long run's rollouts do not fit in memory, the few that are shown do."""
-    if not offsets:
-        return
-    with path.open("rb") as file:
-        for offset in offsets:
-            file.seek(offset)
-            try:
-                yield parse(_load(file.readline()))
-            except (ValueError, TypeError, KeyError) as error:
-                problems.append(f"{path.name}: a rollout at byte {offset} left out ({type(error).__name__}: {error})")
-
-
-def _load(line: bytes) -> dict[str, Any]:
-    value = json.loads(line.decode("utf-8", errors="replace"))
-    if not isinstance(value, dict):
-        raise TypeError(f"a JSON object is expected, not {type(value).__name__}")
-    return value
-
-
-def _json_object(path: Path, problems: list[str]) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return _load(path.read_bytes())
-    except (ValueError, TypeError) as error:
-        problems.append(f"{path.name}: left out ({type(error).__name__}: {error})")
-        return {}
-
-
-def _config(path: Path, problems: list[str]) -> str | None:
-    if not path.exists():
-        return None
-    try:
-        value = yaml.safe_load(path.read_text("utf-8", errors="replace"))
-    except yaml.YAMLError as error:
-        problems.append(f"{path.name}: left out ({type(error).__name__}: {error})")
-        return None
-    return yaml.safe_dump(_without_secrets(value), sort_keys=False, allow_unicode=True, width=100)
-
-
-def _without_secrets(value: Any) -> Any:
-    """The same value with API keys and the like replaced: a report is made to be passed on."""
-    if isinstance(value, dict):
-        return {
-            key: "(removed)" if item and str(key).lower() in _SECRET_KEYS else _without_secrets(item)
-            for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_without_secrets(item) for item in value]
-    if isinstance(value, str) and "://" in value and "@" in value:
-        scheme, _, rest = value.partition("://")
-        credentials, at, host = rest.rpartition("@")
-        return f"{scheme}://(removed)@{host}" if at and "/" not in credentials else value
-    return value
 
 
 # Lines
