@@ -16,7 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from vold_trainer.errors import UsageError
-from vold_trainer.report.ablation_plot import write_ablation
+from vold_trainer.report import write_ablation
 from vold_trainer.run import console, progress, quiet, read_json_lines, write_json
 from vold_trainer.services import Services
 from vold_trainer.stages import Recipe, pocket_services

@@ -50,7 +50,7 @@ def run_eval(config: EvalConfig) -> dict[str, SetResult]:
         torch.set_num_threads(config.threads)
     student = load_student(config.student)
     if torch.cuda.is_available():
-        student.model.to("cuda")
+        student.model.to(torch.device("cuda"))  # type: ignore[arg-type]
     results: dict[str, SetResult] = {}
     samples: list[dict[str, Any]] = []
     with (

@@ -9,6 +9,7 @@ Shapes: P prompts, G completions of a prompt, C = P * G, T completion positions.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vold_trainer import checkpoint
 from vold_trainer.advantages import group_advantages
 from vold_trainer.batching import make_batch, micro_batches
 from vold_trainer.config import ObjectiveConfig, TrainConfig
-from vold_trainer.data import PromptOrder, load_examples
+from vold_trainer.data import Example, PromptOrder, load_examples
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.handshake import compare, teacher_vocabulary, vocabulary
 from vold_trainer.models import CompletionScorer, Student, load_student
@@ -60,21 +61,16 @@ def run_train(config: TrainConfig, *, resume: bool = False) -> Path:
     objective = make_objective(config.objective)
     student = load_student(config.student)
     examples = load_examples(config.data)
-    with open_services(
-        teacher=config.teacher if objective.needs_teacher else None,
-        verifier=config.verifier,
-    ) as services:
+    teacher = config.teacher if objective.needs_teacher else None
+    verifier = config.verifier
+    with open_services(teacher=teacher, verifier=verifier) as services:
         scorer = Scorer(
-            make_teacher=(lambda: teacher_client(config.teacher, services, config.out.name))
-            if objective.needs_teacher and config.teacher
-            else None,
-            make_verifier=(lambda: verifier_client(config.verifier, services, config.out.name))
-            if config.verifier
-            else None,
-            verifier=config.verifier.name if config.verifier else "",
-            parameters=config.verifier.parameters if config.verifier else None,
+            make_teacher=partial(teacher_client, teacher, services, config.out.name) if teacher else None,
+            make_verifier=partial(verifier_client, verifier, services, config.out.name) if verifier else None,
+            verifier=verifier.name if verifier else "",
+            parameters=verifier.parameters if verifier else None,
             temperature=config.rollout.temperature,
-            allow_identity_change=bool(config.teacher and config.teacher.allow_identity_change),
+            allow_identity_change=teacher is not None and teacher.allow_identity_change,
         )
         try:
             return _Trainer(config, objective, student, scorer, resume).run(examples)
@@ -91,6 +87,7 @@ class _Scored:
     rewards_C: Tensor
     advantages_C: Tensor
     correct_C: Tensor
+    rewarded_C: Tensor
 
 
 class _Trainer:
@@ -132,7 +129,7 @@ class _Trainer:
             vocabulary(self.student.tokenizer),
             teacher_vocabulary(tokenizer_file.tokenizer_json),
             min_shared=self.config.teacher.min_shared,
-            size=self.student.model.get_input_embeddings().num_embeddings,
+            size=self.student.vocab_size,
         )
         console.print(f"[dim]handshake with {info.identity.model}: {self.scorer.handshake.describe()}")
         return {
@@ -142,7 +139,7 @@ class _Trainer:
             "tokenizer_fingerprint": info.identity.tokenizer_fingerprint,
         }
 
-    def run(self, examples: Sequence[Any]) -> Path:
+    def run(self, examples: Sequence[Example]) -> Path:
         config = self.config
         order = PromptOrder(len(examples), config.rollout.prompts, config.seed)
         label = f"{config.objective.name} on {config.data.modality} prompts"
@@ -162,7 +159,7 @@ class _Trainer:
         self.student.save(config.out / "model")
         return config.out / "model"
 
-    def _step(self, step: int, examples: Sequence[Any]) -> dict[str, float | None]:
+    def _step(self, step: int, examples: Sequence[Example]) -> dict[str, float | None]:
         """One step, written to the run's folder; returns the figures for the live view."""
         config = self.config
         started = time.monotonic()

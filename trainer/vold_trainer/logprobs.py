@@ -1,12 +1,17 @@
 """Log-probabilities of tokens under the student. Shapes: B sequences, T positions, V vocabulary, H hidden size."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+Head = Callable[[Tensor], Tensor]
+"""The output projection: hidden states [N, H] to logits [N, V]."""
+
 
 def token_logprobs(
-    hidden_NH: Tensor, head: torch.nn.Module, ids_N: Tensor, *, temperature: float = 1.0, chunk: int = 2048
+    hidden_NH: Tensor, head: Head, ids_N: Tensor, *, temperature: float = 1.0, chunk: int = 2048
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each id, and the entropy of its distribution, `chunk` positions at a time.
 
@@ -29,7 +34,7 @@ def token_logprobs(
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _chunk(hidden_NH: Tensor, head: torch.nn.Module, ids_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _chunk(hidden_NH: Tensor, head: Head, ids_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     logits_NV = head(hidden_NH).float() / temperature
     log_z_N = logits_NV.logsumexp(-1)
     logprobs_N = logits_NV.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1) - log_z_N

@@ -15,7 +15,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
 )
@@ -24,6 +23,7 @@ from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 from vold_trainer.logprobs import token_logprobs
+from vold_trainer.processors import load_processor
 
 log = logging.getLogger("vold.models")
 
@@ -44,6 +44,11 @@ class Student:
     path: str
 
     @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding, padding included."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
     def eos_ids(self) -> list[int]:
         """Every id that ends a completion, the usual one first."""
         configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
@@ -52,6 +57,13 @@ class Student:
             if item is not None and item not in ids:
                 ids.append(item)
         return ids
+
+    @property
+    def place_ids(self) -> list[int]:
+        """Ids that stand for an image or a video in a prompt. In a completion they would have no picture."""
+        config = self.model.config
+        names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+        return sorted({getattr(config, name) for name in names if getattr(config, name, None) is not None})
 
     @property
     def pad_id(self) -> int:
@@ -97,7 +109,7 @@ class Student:
 def resolve_model(path: str) -> str:
     """A folder or hub name; `pocket:NAME` becomes the folder of a checkpoint that ships with vold."""
     if path.startswith("pocket:"):
-        from vold_trainer.pocket.build import checkpoint_path
+        from vold_trainer.pocket.models import checkpoint_path
 
         name = path.removeprefix("pocket:")
         try:
@@ -125,7 +137,9 @@ def load_student(config: StudentConfig) -> Student:
     auto = AutoModelForImageTextToText if _reads_images(model_config) else AutoModelForCausalLM
     try:
         model = auto.from_pretrained(path, **options)
-        processor = _load_processor(path, config.trust_remote_code) if _reads_images(model_config) else None
+        processor = (
+            load_processor(path, trust_remote_code=config.trust_remote_code) if _reads_images(model_config) else None
+        )
         tokenizer = (
             processor.tokenizer
             if processor is not None
@@ -139,10 +153,6 @@ def load_student(config: StudentConfig) -> Student:
 
 def _reads_images(model_config: Any) -> bool:
     return type(model_config) in AutoModelForImageTextToText._model_mapping
-
-
-def _load_processor(path: str, trust_remote_code: bool) -> Any:
-    return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
 def freeze(model: PreTrainedModel, parts: Sequence[str]) -> int:

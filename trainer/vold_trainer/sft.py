@@ -63,8 +63,7 @@ def _trace(row: Mapping[str, Any], where: str, student: Student) -> Trace:
 
 
 def _reads_as(student: Student, ids: Sequence[int], text: str) -> bool:
-    size = student.model.get_input_embeddings().num_embeddings
-    if not all(isinstance(token, int) and 0 <= token < size for token in ids):
+    if not all(isinstance(token, int) and 0 <= token < student.vocab_size for token in ids):
         return False
     return ids[-1] in student.eos_ids and student.tokenizer.decode(ids, skip_special_tokens=True) == text
 

@@ -1,7 +1,7 @@
 """What every objective gets and gives, and the pieces they share."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -41,8 +41,8 @@ class Outcome:
 class Objective(Protocol):
     """needs_teacher, needs_reward: whether the loop has to ask for those scores."""
 
-    needs_teacher: bool
-    needs_reward: bool
+    needs_teacher: ClassVar[bool]
+    needs_reward: ClassVar[bool]
 
     def __call__(self, rollouts: Rollouts) -> Outcome: ...
 

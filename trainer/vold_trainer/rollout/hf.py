@@ -4,6 +4,7 @@ runs while the rest of the batch is still being drawn.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,12 +125,14 @@ def _generate_batch(
 
     prompt_length = inputs["input_ids"].shape[1]
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
-    sequences = student.model.generate(
+    draw: Any = student.model.generate
+    sequences = draw(
         **inputs,
         max_new_tokens=max_tokens,
         num_return_sequences=group,
         eos_token_id=eos_ids,
         pad_token_id=student.pad_id,
+        suppress_tokens=student.place_ids or None,
         stopping_criteria=StoppingCriteriaList([_HandOn(eos_ids, prompt_length, collect)]),
         **(sampling or {"do_sample": False}),
     )
