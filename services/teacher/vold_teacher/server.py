@@ -4,7 +4,6 @@ import json
 import logging
 
 import torch
-from fastapi import FastAPI
 from vold_proto.v1 import teacher_pb2_grpc
 from vold_service.grpc import GrpcServer
 from vold_service.http import make_app
@@ -15,6 +14,7 @@ from vold_teacher.backends.decoding import DecoderLimits
 from vold_teacher.backends.torch import TorchBackend
 from vold_teacher.engine.engine import EngineLimits
 from vold_teacher.grpc import SERVICE_NAME, TeacherServicer
+from vold_teacher.http import add_routes
 from vold_teacher.service import Teacher
 from vold_teacher.settings import TeacherSettings
 from vold_teacher.tokenizer import Tokenizer
@@ -50,7 +50,8 @@ async def main(settings: TeacherSettings) -> None:
     """Serve until a signal."""
     teacher = make_teacher(settings)
     readiness = Readiness()
-    app: FastAPI = make_app("vold teacher", max_body_bytes=settings.max_body_bytes, ready=readiness)
+    app = make_app("vold teacher", max_body_bytes=settings.max_body_bytes, ready=readiness)
+    add_routes(app, teacher)
     grpc_server = GrpcServer(max_body_bytes=settings.max_body_bytes, services=[SERVICE_NAME])
     teacher_pb2_grpc.add_TeacherServiceServicer_to_server(TeacherServicer(teacher), grpc_server.server)
     await serve(

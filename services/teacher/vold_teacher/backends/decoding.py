@@ -39,6 +39,9 @@ class DecoderLimits:
 class _ColumnLayer(DynamicLayer):
     """One layer's keys and values in buffers [R, heads, columns, D], of which the first `filled` columns hold data."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, keys: Tensor, values: Tensor, filled: int) -> None:
         super().__init__()
         self.dtype, self.device = keys.dtype, keys.device
@@ -147,6 +150,8 @@ class TorchDecoder:
                 break
             if time.monotonic() >= until:
                 break
+        if not self.busy:
+            self._forget_rows()
         return chunks
 
     def _choose_groups(self) -> list[_Group]:
@@ -216,18 +221,19 @@ class TorchDecoder:
             for group in groups
             for index in range(group.n)
         ]
-        slots_R = self._make_room(cache, len(new), width, max(group.prompt.max_tokens for group in groups))
+        slots_R = self._make_room(cache.layers, len(new), width, max(group.prompt.max_tokens for group in groups))
         repeats_P = self._tensor(np.array([group.n for group in groups]))
         slots = self._tensor(slots_R)
-        for layer, fresh in zip(self._layers, cache.layers, strict=True):
+        layers: list[Any] = cache.layers
+        for layer, fresh in zip(self._layers, layers, strict=True):
             span = slice(self._filled - width, self._filled)
             layer.keys[slots, :, span] = fresh.keys.repeat_interleave(repeats_P, 0)
             layer.values[slots, :, span] = fresh.values.repeat_interleave(repeats_P, 0)
         self._fill_slots(slots_R, new)
         self._sample(slots_R, hidden_PSH[:, -1].repeat_interleave(repeats_P, 0))
 
-    def _make_room(self, cache: Cache, count: int, width: int, max_tokens: int) -> np.ndarray:
-        """Slots int64 [count] for new rows of `width` columns that may grow by `max_tokens`."""
+    def _make_room(self, fresh: Seq[Any], count: int, width: int, max_tokens: int) -> np.ndarray:
+        """Slots int64 [count] for new rows of `width` columns that may grow by `max_tokens`; `fresh` as in _rebuild."""
         free_R = np.flatnonzero(~self._state["live"])
         left = max(self._remaining(), max_tokens)
         if len(free_R) >= count and width <= self._filled and self._filled + left <= self._columns:
@@ -239,39 +245,36 @@ class TorchDecoder:
         # Spare columns, so that the next refills find room without copying; within the limit.
         needed = filled + left
         columns = max(needed, min(needed * 3 // 2, self._limits.max_cache_tokens // rows))
-        self._rebuild(cache, live_R, rows, filled, columns)
+        self._rebuild(fresh, live_R, rows, filled, columns)
         return np.arange(len(live_R), rows)
 
-    def _rebuild(self, cache: Cache | None, live_R: np.ndarray, rows: int, filled: int, columns: int) -> None:
-        """Move the living rows to the top of new buffers of `rows` x `columns`, ending at column `filled`."""
+    def _rebuild(self, fresh: Seq[Any], live_R: np.ndarray, rows: int, filled: int, columns: int) -> None:
+        """Move the living rows to the top of new buffers of `rows` x `columns`, ending at column `filled`.
+
+        fresh: layers whose keys and values tell the shapes where there are no buffers yet.
+        """
         live = self._tensor(live_R)
         kept = min(self._filled, filled)
-        shift = filled - self._filled
-        old_layers = self._layers or [None] * len(cache.layers if cache is not None else ())
+        source, target = slice(self._filled - kept, self._filled), slice(filled - kept, filled)
         layers = []
-        for index, old in enumerate(old_layers):
-            like = old if old is not None else cache.layers[index]  # type: ignore[union-attr]
+        for like in self._layers or fresh:
             keys = like.keys.new_zeros((rows, like.keys.shape[1], columns, like.keys.shape[3]))
             values = like.values.new_zeros((rows, like.values.shape[1], columns, like.values.shape[3]))
-            if old is not None and len(live_R):
-                source = slice(self._filled - kept, self._filled)
-                keys[: len(live_R), :, filled - kept : filled] = old.keys[live][:, :, source]
-                values[: len(live_R), :, filled - kept : filled] = old.values[live][:, :, source]
+            if len(live_R):
+                keys[: len(live_R), :, target] = like.keys[live, :, source]
+                values[: len(live_R), :, target] = like.values[live, :, source]
             layers.append(_ColumnLayer(keys, values, filled))
         self._layers = layers
+        self._keep_rows(live_R, rows, filled - self._filled)
         self._filled, self._columns = filled, columns
-        self._keep_rows(live_R, rows, shift)
 
     def _step(self) -> None:
         """One token for every row. A dead row computes along, unseen, until the block is rebuilt without it."""
         live_R = np.flatnonzero(self._state["live"])
-        if not len(live_R):
-            self._forget_rows()
-            return
         if len(live_R) * 2 <= len(self._rows):
             offset = int(self._state["start"][live_R].min())
             filled = self._filled - offset
-            self._rebuild(None, live_R, len(live_R), filled, filled + self._remaining())
+            self._rebuild([], live_R, len(live_R), filled, filled + self._remaining())
         positions_R = np.where(self._state["live"], self._filled - self._state["start"], 0)
         mask_RL = np.arange(self._filled + 1) >= self._state["start"][:, None]
         hidden_R1H = self._model.base_model(

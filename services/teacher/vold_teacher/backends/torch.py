@@ -78,16 +78,7 @@ class TorchBackend:
     ) -> None:
         self.device = _device(device)
         self.limits = limits
-        try:
-            self.model = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-            )
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise OSError(f"cannot load a causal language model from {path}: {error}") from error
+        self.model = _load(path, dtype)
         self.model.to(self.device).eval().requires_grad_(False)
         config = self.model.config.get_text_config(decoder=True)
         self.head = OutputHead(self.model)
@@ -186,6 +177,19 @@ def _split(sequences: Seq[Sequence], scores: RowScores, hidden_RH: Tensor) -> li
             )
         )
     return results
+
+
+def _load(path: Path, dtype: str) -> Any:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise OSError(f"cannot load a causal language model from {path}: {error}") from error
 
 
 def _device(name: str) -> torch.device:

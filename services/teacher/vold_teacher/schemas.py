@@ -1,0 +1,258 @@
+"""The wire's messages as JSON: the same fields, with lists of numbers where protobuf has packed bytes."""
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from vold_proto.arrays import pack_ids, unpack_floats, unpack_ids
+from vold_proto.v1 import status_pb2
+from vold_proto.v1 import teacher_pb2 as pb
+
+TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PromptIn(_Message):
+    ids: list[TokenId]
+
+
+class CompletionIn(_Message):
+    id: str = Field(default="", description="comes back in the result")
+    prompt: Count = Field(default=0, description="index into prompts")
+    ids: list[TokenId]
+    candidates: list[list[TokenId]] | None = Field(
+        default=None, description="ids to score besides the sampled one: a list for each completion position"
+    )
+
+
+class ScoreOptionsIn(_Message):
+    temperature: float = 1.0
+    top_k: Count = 0
+    entropy: bool = False
+    hidden_states: bool = False
+
+
+class ScoreIn(_Message):
+    request_id: str = ""
+    model: str = ""
+    prompts: list[PromptIn]
+    completions: list[CompletionIn]
+    options: ScoreOptionsIn = ScoreOptionsIn()
+    expect_weights_fingerprint: str = ""
+    priority: int = Field(default=0, ge=-(2**31), lt=2**31)
+    run_id: str = ""
+
+    def to_proto(self) -> pb.ScoreRequest:
+        request = pb.ScoreRequest(
+            request_id=self.request_id,
+            model=self.model,
+            prompts=[pb.Prompt(ids=pack_ids(prompt.ids)) for prompt in self.prompts],
+            options=pb.ScoreOptions(**self.options.model_dump()),
+            expect_weights_fingerprint=self.expect_weights_fingerprint,
+            priority=self.priority,
+            run_id=self.run_id,
+        )
+        for completion in self.completions:
+            message = request.completions.add(id=completion.id, prompt=completion.prompt, ids=pack_ids(completion.ids))
+            if completion.candidates is not None:
+                message.candidates.ids = pack_ids([index for ids in completion.candidates for index in ids])
+                message.candidates.counts = pack_ids([len(ids) for ids in completion.candidates])
+        return request
+
+
+class IdentityOut(_Message):
+    model: str
+    revision: str
+    weights_fingerprint: str
+    tokenizer_fingerprint: str
+
+    @classmethod
+    def of(cls, identity: pb.Identity) -> "IdentityOut":
+        return cls(
+            model=identity.model,
+            revision=identity.revision,
+            weights_fingerprint=identity.weights_fingerprint,
+            tokenizer_fingerprint=identity.tokenizer_fingerprint,
+        )
+
+
+class StatusOut(_Message):
+    code: str
+    message: str
+    field: str
+    retry_seconds: float
+
+    @classmethod
+    def of(cls, status: status_pb2.Status) -> "StatusOut":
+        return cls(
+            code=status_pb2.Code.Name(status.code),
+            message=status.message,
+            field=status.field,
+            retry_seconds=status.retry_seconds,
+        )
+
+
+class CompletionScoreOut(_Message):
+    """Natural logarithms; null where it was not asked for, or where `status` says why there is nothing."""
+
+    id: str
+    status: StatusOut | None = None
+    logprobs: list[float] | None = None
+    top_ids: list[list[int]] | None = Field(default=None, description="[T, K], most likely first")
+    top_logprobs: list[list[float]] | None = None
+    candidate_logprobs: list[list[float]] | None = Field(default=None, description="like the candidates asked for")
+    entropy: list[float] | None = Field(default=None, description="[T], nats")
+    hidden_states: list[list[float]] | None = Field(default=None, description="[T, H]")
+    cached: bool = False
+
+
+class ScoreOut(_Message):
+    request_id: str
+    identity: IdentityOut
+    scores: list[CompletionScoreOut]
+    queue_seconds: float
+    compute_seconds: float
+
+    @classmethod
+    def of(cls, reply: pb.ScoreReply, request: pb.ScoreRequest) -> "ScoreOut":
+        """The reply to `request`, whose shapes unpack it."""
+        return cls(
+            request_id=reply.request_id,
+            identity=IdentityOut.of(reply.identity),
+            scores=[
+                _score_out(score, completion, request.options, reply.dtype)
+                for score, completion in zip(reply.scores, request.completions, strict=True)
+            ],
+            queue_seconds=reply.queue_seconds,
+            compute_seconds=reply.compute_seconds,
+        )
+
+
+def _score_out(
+    score: pb.CompletionScore, asked: pb.Completion, options: pb.ScoreOptions, dtype: "pb.DType"
+) -> CompletionScoreOut:
+    if score.HasField("status"):
+        return CompletionScoreOut(id=score.id, status=StatusOut.of(score.status))
+    positions = len(unpack_ids(asked.ids))
+    out = CompletionScoreOut(id=score.id, logprobs=unpack_floats(score.logprobs, dtype).tolist(), cached=score.cached)
+    if options.top_k:
+        out.top_ids = unpack_ids(score.top_ids).reshape(positions, -1).tolist()
+        out.top_logprobs = unpack_floats(score.top_logprobs, dtype).reshape(positions, -1).tolist()
+    wanted = asked.candidates
+    if wanted.counts or wanted.per_position:
+        counts = unpack_ids(wanted.counts) if wanted.counts else np.full(positions, wanted.per_position)
+        parts = np.split(unpack_floats(score.candidate_logprobs, dtype), np.cumsum(counts)[:-1])
+        out.candidate_logprobs = [part.tolist() for part in parts]
+    if options.entropy:
+        out.entropy = unpack_floats(score.entropy, dtype).tolist()
+    if options.hidden_states:
+        out.hidden_states = unpack_floats(score.hidden_states, dtype).reshape(positions, -1).tolist()
+    return out
+
+
+class MessageIn(_Message):
+    role: str
+    content: str
+
+
+class GeneratePromptIn(_Message):
+    """Either ids or messages."""
+
+    id: str = ""
+    ids: list[TokenId] = []
+    messages: list[MessageIn] = []
+
+
+class GenerateOptionsIn(_Message):
+    n: Count = 1
+    max_tokens: Count
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: Count = 0
+    seed: int | None = Field(default=None, ge=0, lt=2**64)
+    stop_ids: list[TokenId] = []
+    stream_tokens: bool = False
+
+
+class GenerateIn(_Message):
+    request_id: str = ""
+    model: str = ""
+    prompts: list[GeneratePromptIn]
+    options: GenerateOptionsIn
+    priority: int = Field(default=0, ge=-(2**31), lt=2**31)
+    run_id: str = ""
+    stream: bool = Field(default=False, description="answer with a line of JSON for each event, as it comes")
+
+    def to_proto(self) -> pb.GenerateRequest:
+        return pb.GenerateRequest(
+            request_id=self.request_id,
+            model=self.model,
+            prompts=[
+                pb.GeneratePrompt(
+                    id=prompt.id,
+                    ids=pack_ids(prompt.ids),
+                    messages=[pb.ChatMessage(role=item.role, content=item.content) for item in prompt.messages],
+                )
+                for prompt in self.prompts
+            ],
+            options=pb.GenerateOptions(**self.options.model_dump(exclude_none=True)),
+            priority=self.priority,
+            run_id=self.run_id,
+        )
+
+
+class GenerateEventOut(_Message):
+    id: str
+    index: int
+    ids: list[int]
+    logprobs: list[float]
+    finished: bool
+    finish_reason: str
+    text: str
+    prompt_ids: list[int]
+    status: StatusOut | None = None
+
+    @classmethod
+    def of(cls, event: pb.GenerateEvent) -> "GenerateEventOut":
+        return cls(
+            id=event.id,
+            index=event.index,
+            ids=unpack_ids(event.ids).tolist(),
+            logprobs=unpack_floats(event.logprobs).tolist(),
+            finished=event.finished,
+            finish_reason=event.finish_reason,
+            text=event.text,
+            prompt_ids=unpack_ids(event.prompt_ids).tolist(),
+            status=StatusOut.of(event.status) if event.HasField("status") else None,
+        )
+
+
+class GenerateOut(_Message):
+    """Events in the order they came; with stream_tokens, several of one completion."""
+
+    request_id: str
+    identity: IdentityOut | None
+    events: list[GenerateEventOut]
+
+    @classmethod
+    def of(cls, request_id: str, events: Iterable[pb.GenerateEvent]) -> "GenerateOut":
+        events = list(events)
+        identity = IdentityOut.of(events[0].identity) if events else None
+        return cls(request_id=request_id, identity=identity, events=[GenerateEventOut.of(event) for event in events])
+
+
+class ModelOut(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "vold"
+
+
+class ModelsOut(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelOut]
