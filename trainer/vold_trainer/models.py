@@ -46,7 +46,8 @@ class Student:
     @property
     def vocab_size(self) -> int:
         """Rows of the embedding, padding included."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
+        embeddings: Any = self.model.get_input_embeddings()
+        return int(embeddings.weight.shape[0])
 
     @property
     def eos_ids(self) -> list[int]:
@@ -137,18 +138,15 @@ def load_student(config: StudentConfig) -> Student:
     auto = AutoModelForImageTextToText if _reads_images(model_config) else AutoModelForCausalLM
     try:
         model = auto.from_pretrained(path, **options)
-        processor = (
-            load_processor(path, trust_remote_code=config.trust_remote_code) if _reads_images(model_config) else None
-        )
-        tokenizer = (
-            processor.tokenizer
-            if processor is not None
-            else AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-        )
+        if auto is AutoModelForImageTextToText:
+            processor = load_processor(path, trust_remote_code=config.trust_remote_code)
+            tokenizer = processor.tokenizer
+        else:
+            processor = tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise UsageError(f"student.path {config.path!r} cannot be loaded: {error}") from error
     freeze(model, config.freeze)
-    return Student(model, processor if processor is not None else tokenizer, tokenizer, config.path)
+    return Student(model, processor, tokenizer, config.path)
 
 
 def _reads_images(model_config: Any) -> bool:
