@@ -383,7 +383,8 @@ class TorchDecoder:
             )
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        # A field of the row state has strides that torch refuses, even where NumPy calls a single row contiguous.
+        return torch.from_numpy(array.copy()).to(self._device)
 
 
 def _grown(array: np.ndarray, rows: int, columns: int, fill: int = 0) -> np.ndarray:
