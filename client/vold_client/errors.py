@@ -1,6 +1,7 @@
 """One hierarchy of errors: what a service answered, and what kept it from answering."""
 
 # ruff: noqa: N818  (the names are those of the wire's codes)
+import json
 from typing import Any
 
 import grpc
@@ -171,6 +172,9 @@ def from_grpc(error: grpc.aio.AioRpcError, url: str) -> VoldError:
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
         # gRPC's word for an oversized message. Sending it again will not make it smaller.
         return InvalidArgument(f"the request is too large for the service ({details}): send smaller batches", url=url)
+    if code == "INTERNAL" and ("Internal error from Core" in details or "RST_STREAM" in details):
+        # A write onto a stream that has just broken; a fault of the service itself comes with a Status.
+        return Unavailable(f"the connection broke off ({details})", url=url)
     if code == "DEADLINE_EXCEEDED":
         return DeadlineExceeded("no answer within the call's time: allow a longer timeout or send less", url=url)
     kind = _GRPC_KINDS.get(code) or _KINDS.get(code, Internal)
@@ -178,7 +182,8 @@ def from_grpc(error: grpc.aio.AioRpcError, url: str) -> VoldError:
 
 
 def from_http(status_code: int, content_type: str, body: bytes, url: str) -> VoldError:
-    """The error behind an HTTP reply that is no success: from its Status body, else from the status code."""
+    """The error behind an HTTP reply that is no success: from its Status body (protobuf, or JSON where the service
+    refused before it knew what the caller speaks), else from the status code."""
     if content_type.startswith("application/x-protobuf"):
         try:
             known = from_status(status_pb2.Status.FromString(body), url)
@@ -186,8 +191,19 @@ def from_http(status_code: int, content_type: str, body: bytes, url: str) -> Vol
             known = None
         if known is not None:
             return known
+    if content_type.startswith("application/json") and (known := _from_json(body, url)) is not None:
+        return known
     text = body[:200].decode("utf-8", "replace").strip()
     kind = _HTTP_KINDS.get(status_code, InvalidArgument if 400 <= status_code < 500 else Internal)
     if kind is NotFound:
         return NotFound(f"HTTP {status_code} ({text}): is this the URL of a service of another kind?", url=url)
     return kind(f"HTTP {status_code}: {text}", url=url)
+
+
+def _from_json(body: bytes, url: str) -> VoldError | None:
+    try:
+        error = json.loads(body)["error"]
+        kind, message, field = _KINDS[error["code"]], str(error["message"]), str(error.get("field", ""))
+        return kind(message, field=field, retry_seconds=float(error.get("retry_seconds", 0.0)), url=url)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # not ours: a proxy's page, say

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator
 import httpx
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError, Message
-from vold_proto.framing import Frames
 
 from vold_client.errors import DeadlineExceeded, Internal, NotFound, Unavailable, from_http
+from vold_client.framing import Frames
 from vold_client.methods import Method, Reply, Request
 from vold_client.transport import CallContext
 from vold_client.urls import Address

@@ -218,6 +218,9 @@ class AsyncTeacherClient(AsyncClient):
         missing = {str(index): n for index in range(len(prompts))}
         try:
             while event is not None:
+                failure = from_status(event.status, url)
+                if failure is not None and not event.id:
+                    raise failure  # over HTTP, where a stream that has begun has no other way to say so
                 generation = _generation(event, url)
                 if event.id in missing:
                     missing[event.id] = 0 if generation.error is not None else missing[event.id] - 1

@@ -1,20 +1,10 @@
 """Many messages in one HTTP body of `application/x-protobuf`: each after its length as a varint, the framing that
-protobuf's own libraries call delimited. The server streams of the gRPC face travel so over HTTP.
+protobuf's own libraries call length-prefixed or delimited. Theirs read from a file; this one is fed as bytes come.
 """
 
 from collections.abc import Iterator
 
 MAX_VARINT_BYTES = 5
-
-
-def frame(message: bytes) -> bytes:
-    """A serialized message with its length before it."""
-    length, head = len(message), bytearray()
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head) + message
 
 
 class Frames:
