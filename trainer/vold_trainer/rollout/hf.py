@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from vold_trainer.data import Example
 from vold_trainer.models import Student
@@ -135,9 +135,17 @@ def _generate_batch(
         suppress_tokens=student.place_ids or None,
         stopping_criteria=StoppingCriteriaList([_HandOn(eos_ids, prompt_length, collect)]),
         **(sampling or {"do_sample": False}),
+        **_cache(student.model),
     )
     last = first_row + len(examples) * group
     rest = [row - first_row for row in range(first_row, last) if row not in finished]
     if rest:
         collect(rest, sequences[:, prompt_length:], truncated=True)
     return [finished[row] for row in range(first_row, last)]
+
+
+def _cache(model: PreTrainedModel) -> dict[str, Any]:
+    """A cache of fixed size where the model can use one: a growing one is copied at every token."""
+    if not getattr(model, "_can_compile_fullgraph", False):
+        return {}
+    return {"cache_implementation": "static", "disable_compile": True}
