@@ -29,9 +29,7 @@ def serve_command(
     grpc: Annotated[str | None, typer.Option(help="HOST:PORT or unix:PATH of the gRPC face, or none")] = None,
     workers: Annotated[int | None, typer.Option(help="worker processes; the number of cores by default")] = None,
     time_limit: Annotated[float | None, typer.Option(help="CPU seconds for one item [1]")] = None,
-    hard_time_limit: Annotated[
-        float | None, typer.Option(help="wall seconds after which a worker is killed [5 x time limit]")
-    ] = None,
+    hard_time_limit: Annotated[float | None, typer.Option(help="wall seconds for one item [10 x time limit]")] = None,
     worker_memory_bytes: Annotated[int | None, typer.Option(help="address space of one worker [512 MiB]")] = None,
     recycle_after: Annotated[int | None, typer.Option(help="items after which a worker is replaced [2000]")] = None,
     max_items: Annotated[int | None, typer.Option(help="items in one request [4096]")] = None,

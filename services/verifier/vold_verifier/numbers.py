@@ -88,14 +88,18 @@ def parse(text: str, *, with_unit: bool = False) -> Number | None:
     if with_unit and percent is None and (match := _UNIT.match(text)):
         number = _bare(match["number"].strip())
         if number is not None:
-            return _with_unit(number, _UNIT_WRAP.sub(r"\1", match["unit"]))
+            unit = _UNIT_WRAP.sub(r"\1", match["unit"])
+            apart = not text[: match.start("unit")][-1].isdigit()
+            return _with_unit(number, unit, known="\\" in match["unit"], apart=apart)
     return None
 
 
-def _with_unit(number: Number, unit: str) -> Number | None:
+def _with_unit(number: Number, unit: str, *, known: bool, apart: bool) -> Number | None:
     first, _, rest = " ".join(unit.lower().split()).partition(" ")
     if first in _NOT_UNITS or {"or", "and", "not"}.intersection(rest.split()):
         return None
+    if not known and units.canonical(unit) is None and len(first) < (3 if apart else 4):
+        return None  # 3x and 2ab are products
     scale = _SCALES.get(first)
     if scale is not None:
         return Number(number.value * scale, unit=rest)

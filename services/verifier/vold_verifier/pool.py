@@ -48,7 +48,7 @@ class PoolOptions:
 
     workers: int
     cpu_seconds: float = 1.0
-    wall_seconds: float = 5.0
+    wall_seconds: float = 10.0
     memory_bytes: int = 512 << 20
     recycle_after: int = 2000
     max_queued: int = 65536
@@ -97,6 +97,7 @@ class _Worker(asyncio.Protocol):
         self.head_since = 0.0
         self.buffer = bytearray()
         self.leaving = ""  # why the pool wants it gone; empty while it is wanted
+        self.started = False
         self.disconnected = False
         self.exit_status: int | None = None
         self.reaped = False
@@ -160,6 +161,7 @@ class Pool:
         self._control_buffer = b""
         self._process: asyncio.subprocess.Process | None = None
         self._ready: asyncio.Future[None] | None = None
+        self._all_started = asyncio.Event()
         self._stopping = False
         self._background: set[asyncio.Task[None]] = set()
         self._sweep_handle: asyncio.TimerHandle | None = None
@@ -206,7 +208,7 @@ class Pool:
     # -- the workers' side
 
     def feed(self, worker: _Worker) -> None:
-        if worker.leaving or worker.transport is None or worker.disconnected:
+        if worker.leaving or not worker.started or worker.transport is None or worker.disconnected:
             return
         if worker.served >= self.options.recycle_after:
             if not worker.held:
@@ -266,20 +268,18 @@ class Pool:
         metrics.RESTARTS.labels(reason).inc()
         held = list(worker.held)
         if held and reason == "wall_limit":
-            self.finish(
-                held.pop(0),
-                self._failed(
-                    status_pb2.DEADLINE_EXCEEDED,
-                    f"no verdict within {self.options.wall_seconds:g} s: the item's worker was killed",
-                ),
-            )
+            message = f"no verdict within {self.options.wall_seconds:g} s: the item's worker was killed"
+            self.finish(held.pop(0), self._failed(status_pb2.DEADLINE_EXCEEDED, message))
+        elif held and reason == "cpu_kill":
+            message = f"no verdict within {2 * self.options.cpu_seconds:g} s of CPU time: the item's worker was killed"
+            self.finish(held.pop(0), self._failed(status_pb2.DEADLINE_EXCEEDED, message))
         elif held and reason not in ("cpu_limit", "recycled", "forkserver"):
             self._retry(held.pop(0), reason)
         for task in reversed(held):
             self._put_back(task)
-        if reason not in ("cpu_limit", "recycled", "wall_limit"):
+        if reason not in ("cpu_limit", "cpu_kill", "recycled", "wall_limit"):
             log.warning("worker %d ended: %s", worker.number, reason)
-        if worker.served or reason == "wall_limit":
+        if worker.served or reason in ("wall_limit", "cpu_kill"):
             self._spawn()
         else:
             # A worker that dies before its first answer may do so for ever: do not spin.
@@ -310,6 +310,8 @@ class Pool:
         if status is None:
             return "forkserver"
         if os.WIFSIGNALED(status):
+            if os.WTERMSIG(status) == signal.SIGVTALRM:
+                return "cpu_kill"
             return f"signal {signal.Signals(os.WTERMSIG(status)).name}"
         code = os.WEXITSTATUS(status)
         return "memory_limit" if code == EXIT_OUT_OF_MEMORY else f"exit {code}"
@@ -367,6 +369,7 @@ class Pool:
             )
         loop = asyncio.get_running_loop()
         self._control, self._control_buffer, self._ready = ours, b"", loop.create_future()
+        self._all_started.clear()
         loop.add_reader(ours.fileno(), self._control_readable)
         try:
             await asyncio.wait_for(self._ready, START_SECONDS)
@@ -376,6 +379,7 @@ class Pool:
             raise
         for _ in range(self.options.workers):
             self._spawn()
+        await asyncio.wait_for(self._all_started.wait(), START_SECONDS)
 
     async def _end_process(self) -> None:
         if self._process is not None and self._process.returncode is None:
@@ -433,11 +437,16 @@ class Pool:
 
     def _heard(self, message: dict[str, Any]) -> None:
         assert self._ready is not None
-        if "exited" in message:
-            worker = self._workers.get(message["exited"])
-            if worker is not None:
-                worker.reaped, worker.exit_status = True, message["status"]
-                self.bury(worker)
+        if "started" in message:
+            worker = self._workers[message["started"]]
+            worker.started = True
+            if all(one.started for one in self._workers.values()):
+                self._all_started.set()
+            self.feed(worker)
+        elif "exited" in message:
+            worker = self._workers[message["exited"]]
+            worker.reaped, worker.exit_status = True, message["status"]
+            self.bury(worker)
         elif "ready" in message and not self._ready.done():
             self._ready.set_result(None)
         elif "error" in message and not self._ready.done():

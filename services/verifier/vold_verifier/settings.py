@@ -14,7 +14,9 @@ class VerifierSettings(ServerSettings):
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024, description="worker processes")
     time_limit: float = Field(default=1.0, gt=0, le=600, description="CPU seconds for one item")
     hard_time_limit: float | None = Field(
-        default=None, gt=0, description="wall seconds after which a worker is killed; 5 times time_limit by default"
+        default=None,
+        gt=0,
+        description="wall seconds for one item, for what waits instead of computing; 10 times time_limit by default",
     )
     worker_memory_bytes: int = Field(default=512 * MIB, ge=192 * MIB, description="address space of one worker")
     recycle_after: int = Field(default=2000, ge=1, description="items after which a worker is replaced")
@@ -29,4 +31,4 @@ class VerifierSettings(ServerSettings):
 
     @property
     def wall_limit(self) -> float:
-        return self.hard_time_limit if self.hard_time_limit is not None else 5 * self.time_limit
+        return self.hard_time_limit if self.hard_time_limit is not None else 10 * self.time_limit

@@ -16,6 +16,7 @@ _DELIMITERS = re.compile(
 )
 _TEXT_ONLY = re.compile(r"^\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}\\]*)\}$")
 _TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname)\s*\{[^{}]*\}")
+_NUMBER_IN_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox)\s*\{[^{}\d]*[^{}\d\s][^{}\d]*\d")
 _SEPARATOR = re.compile(
     r"(?:\\q?quad|\s)*(?:\\(?:text|mbox|textrm)\s*\{\s*(?:and|or)\s*\}|;|\b(?:and|or)\b)(?:\\q?quad|\s)*"
 )
@@ -115,6 +116,8 @@ def compare(gold: str, answer: str) -> tuple[bool, str]:
         return (True, "the same words") if answer_words == gold_words else (False, "different words")
     if (fault := _different_base(gold, answer)) is not None:
         return False, fault
+    if _NUMBER_IN_TEXT.search(answer) and not _NUMBER_IN_TEXT.search(gold):
+        return False, "a number inside text, which algebra would not see"
     gold, gold_unit = _without_unit(gold)
     answer, answer_unit = _without_unit(answer)
     if gold_unit and answer_unit and units.differ(gold_unit, answer_unit):

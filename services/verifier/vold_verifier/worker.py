@@ -44,7 +44,11 @@ def limit_memory(limit_bytes: int) -> None:
 
 
 class _Timer:
-    """The CPU-time limit of the item at hand. A shot that arrives once the item is done changes nothing."""
+    """The CPU-time limit of the item at hand. A shot that arrives once the item is done changes nothing.
+
+    Python runs a signal's handler between bytecodes, so code inside one long C call is not interrupted: a second
+    timer, whose signal has no handler, ends the process at twice the limit.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -55,10 +59,12 @@ class _Timer:
         self.armed = True
         # It repeats, for the case that a bare `except:` swallows the first shot.
         signal.setitimer(signal.ITIMER_PROF, self.seconds, self.seconds / 10)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 2 * self.seconds)
 
     def __exit__(self, *error: object) -> None:
         self.armed = False
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
     def _shot(self, number: int, frame: FrameType | None) -> None:
         if self.armed:

@@ -41,7 +41,11 @@ _STATED = re.compile(
     re.IGNORECASE,
 )
 _CHOSEN = re.compile(
-    r"(?:\b(?:it's|it\s+is|choose|pick|select|go\s+with|must\s+be)\s+(?:option\s+)?)[*_(\[]*(?P<letter>[A-Z])(?![A-Za-zÀ-ɏ\d'’])(?P<rest>[^\n]{0,80})"
+    r"\b(?i:it's|it\s+is|choose|pick|select|go\s+with|must\s+be)\s+(?i:option\s+)?[*_(\[]*(?P<letter>[A-Z])(?![A-Za-zÀ-ɏ\d'’])(?P<rest>[^\n]{0,80})"
+)
+_DENIED = re.compile(
+    r"^[\s*_$)\]}.\"']*(?:(?:is|was|are|seems|looks)\s+(?:not|wrong|incorrect|false)\b|isn't|wasn't|can't|cannot)",
+    re.IGNORECASE,
 )
 _CALLED_RIGHT = re.compile(
     r"(?<![A-Za-zÀ-ɏ\d'’])(?P<letter>[A-Z])[*_)\]]*\s+(?:is|would\s+be|must\s+be)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
@@ -51,7 +55,7 @@ _ONLY_LETTER = re.compile(r"^[\s*_$(\[]*(?P<letter>[A-Za-z])[\s*_$)\].]*$")
 
 class ChoiceParameters(Extraction):
     accept: tuple[Place | Literal["prose"], ...] = Field(  # type: ignore[assignment]
-        default=("boxed", "answer_tag", "answer_line", "whole", "prose"),
+        default=("boxed", "answer_tag", "answer_line", "prose", "whole"),
         min_length=1,
         description="as elsewhere; prose reads statements such as 'The answer is (B)' or 'I think B is correct'",
     )
@@ -117,23 +121,29 @@ def read(item: Item, parameters: ChoiceParameters) -> tuple[str | None, str]:
         return None, f"the thinking never ends: no </{parameters.think_tag}>"
     text = plain(text)
     for place in parameters.accept:
-        if place == "answer_line":
-            letter = next(
-                (named_ for line in reversed(answer_lines(text)) if (named_ := named(line, parameters))), None
-            )
-            if letter is not None:
-                return letter, "answer line"
-        elif place == "prose":
-            if (letter := _stated(text, parameters)) is not None:
-                return letter, "prose"
+        if place == "prose":
+            letter, why = _stated(text, parameters), None
+        elif place == "answer_line":
+            lines = (named(line, parameters) for line in reversed(answer_lines(text)))
+            letter, why = next((letter for letter in lines if letter is not None), None), None
         else:
-            found = find(text, Extraction(accept=(place,), answer_tag=parameters.answer_tag))
-            if found.answer is not None and (letter := named(found.answer, parameters)) is not None:
-                return letter, found.reason
-            if place in ("boxed", "answer_tag") and (found.answer is not None or found.final):
-                why = found.reason if found.answer is None else f"does not name one option: {shorten(found.answer)}"
-                return None, f"the {place.replace('_', ' ')} answer {why}" if found.answer is not None else why
+            letter, why = _placed(text, place, parameters)
+        if letter is not None:
+            return letter, place.replace("_", " ")
+        if why is not None:
+            return None, why
     return None, "no statement names exactly one option"
+
+
+def _placed(text: str, place: Place, parameters: ChoiceParameters) -> tuple[str | None, str | None]:
+    """(the letter at `place` or None, why no other place is to be looked at or None)."""
+    found = find(text, Extraction(accept=(place,), answer_tag=parameters.answer_tag))
+    if found.answer is None:
+        return None, found.reason if found.final else None
+    letter = named(found.answer, parameters)
+    if letter is None and place in ("boxed", "answer_tag"):
+        return None, f"the {found.reason} answer does not name exactly one option: {shorten(found.answer)}"
+    return letter, None
 
 
 def named(answer: str, parameters: ChoiceParameters) -> str | None:
@@ -146,7 +156,8 @@ def named(answer: str, parameters: ChoiceParameters) -> str | None:
         if (letter := _by_text(candidate, parameters)) is not None:
             return letter
         if (match := _LEADING.match(candidate)) and (letter := _single(match, parameters)) is not None:
-            return letter
+            # "B. Oslo", where Oslo is option C, names two.
+            return letter if _by_text(match["rest"], parameters) in (None, letter) else None
     return None
 
 
@@ -165,7 +176,7 @@ def _bare(text: str) -> str:
 def _single(match: re.Match[str], parameters: ChoiceParameters) -> str | None:
     """The letter of `match` if nothing joined to it names another."""
     letter, rest = match["letter"], match["rest"]
-    if letter.upper() not in parameters.offered or (_is_word(letter, rest)):
+    if letter.upper() not in parameters.offered or _is_word(letter, rest) or _DENIED.match(rest):
         return None
     while joined := _JOINED.match(rest):
         other, rest = joined["letter"], joined["rest"]

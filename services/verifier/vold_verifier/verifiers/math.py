@@ -42,12 +42,11 @@ class MathVerifier(Verifier[Extraction]):
         if symbolic.squash(answer) == symbolic.squash(gold):
             return Verdict.right(found.answer, "the same text")
         gold_number = numbers.parse(gold, with_unit=True)
-        if gold_number is not None:
-            answer_number = numbers.parse(symbolic.value_side(answer), with_unit=True)
-            if answer_number is not None:
-                if numbers.same(answer_number, gold_number):
-                    return Verdict.right(found.answer, "equal numbers")
-                return Verdict.wrong(found.answer, "different numbers")
+        answer_number = numbers.parse(symbolic.value_side(answer), with_unit=True)
+        if gold_number is not None and answer_number is not None and not _product(gold_number, answer_number):
+            if numbers.same(gold_number, answer_number):
+                return Verdict.right(found.answer, "equal numbers")
+            return Verdict.wrong(found.answer, "different numbers")
         if found.reason == "whole" and symbolic.is_prose(answer) and not symbolic.as_words(gold):
             return Verdict.wrong(None, "no marked answer: the text is a sentence")
         if (fault := bounds.fault(answer)) is not None:
@@ -59,3 +58,8 @@ class MathVerifier(Verifier[Extraction]):
         except symbolic.UnreadableError as error:
             raise BadReferenceError(f"{error}: {shorten(item.reference)}") from error
         return Verdict.right(found.answer, reason) if equal else Verdict.wrong(found.answer, reason)
+
+
+def _product(one: numbers.Number, other: numbers.Number) -> bool:
+    """Whether a letter after one of two numbers may be a variable: 5 m beside 5, but not beside 5 cm."""
+    return min(len(one.unit), len(other.unit)) == 0 and max(len(one.unit), len(other.unit)) == 1

@@ -1,0 +1,99 @@
+"""A plugin as a third party would write one: verifiers that misbehave, for the tests of the pool."""
+
+import hashlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from vold_verifier.verifiers import Item, Parameters, Verdict, Verifier
+
+
+class SpinVerifier(Verifier[Parameters]):
+    """Burns CPU time for ever."""
+
+    name: ClassVar[str] = "spin"
+    summary: ClassVar[str] = "never ends"
+
+    def check(self, item: Item, parameters: Parameters, /) -> Verdict:
+        while True:
+            pass
+
+
+class NativeVerifier(Verifier[Parameters]):
+    """Spends its time inside one C call, where no Python signal handler runs."""
+
+    name: ClassVar[str] = "native"
+    summary: ClassVar[str] = "never ends, deaf to the soft limit"
+
+    def check(self, item: Item, parameters: Parameters, /) -> Verdict:
+        return Verdict.right(None, hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9).hex())
+
+
+class StubbornVerifier(Verifier[Parameters]):
+    """Swallows the soft limit, so that only a kill ends it."""
+
+    name: ClassVar[str] = "stubborn"
+    summary: ClassVar[str] = "never ends, and ignores being told to"
+
+    def check(self, item: Item, parameters: Parameters, /) -> Verdict:
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)
+        while True:
+            time.sleep(1)
+
+
+class CrashVerifier(Verifier[Parameters]):
+    """Kills its own process. A completion that names a file does so only until that file exists."""
+
+    name: ClassVar[str] = "crash"
+    summary: ClassVar[str] = "takes its worker with it"
+
+    def check(self, item: Item, parameters: Parameters, /) -> Verdict:
+        mark = Path(item.completion) if item.completion else None
+        if mark is None or not mark.exists():
+            if mark is not None:
+                mark.touch()
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return Verdict.right(None, "survived")
+
+
+class HogVerifier(Verifier[Parameters]):
+    name: ClassVar[str] = "hog"
+    summary: ClassVar[str] = "asks for more memory than there is"
+
+    def check(self, item: Item, parameters: Parameters, /) -> Verdict:
+        return Verdict.right(None, str(len(bytearray(8 << 30))))
+
+
+class BrokenVerifier(Verifier[Parameters]):
+    name: ClassVar[str] = "broken"
+    summary: ClassVar[str] = "raises"
+
+    def check(self, item: Item, parameters: Parameters, /) -> Verdict:
+        raise RuntimeError("a text that may hold anything")
+
+
+class SleepParameters(Parameters):
+    seconds: float = 0.1
+
+
+class SleepVerifier(Verifier[SleepParameters]):
+    name: ClassVar[str] = "sleep"
+    summary: ClassVar[str] = "waits, then agrees"
+    parameters: ClassVar[type[SleepParameters]] = SleepParameters
+
+    def check(self, item: Item, parameters: SleepParameters, /) -> Verdict:
+        time.sleep(parameters.seconds)
+        return Verdict.right(str(os.getpid()), "slept")
+
+
+VERIFIERS = [
+    SpinVerifier,
+    NativeVerifier,
+    StubbornVerifier,
+    CrashVerifier,
+    HogVerifier,
+    BrokenVerifier,
+    SleepVerifier,
+]

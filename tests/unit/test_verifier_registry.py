@@ -1,0 +1,53 @@
+"""Plugins and names: what is offered, and what is said of what is not."""
+
+import sys
+import types
+
+import pytest
+from vold_proto.v1 import status_pb2
+from vold_service.errors import ServiceError
+from vold_verifier import registry
+from vold_verifier.verifiers.math import MathVerifier
+
+
+@pytest.fixture
+def plugin(monkeypatch):
+    def make(**content: object) -> str:
+        module = types.ModuleType("some_plugin")
+        module.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, "some_plugin", module)
+        return "some_plugin"
+
+    return make
+
+
+def test_the_built_in_verifiers_have_schemas():
+    verifiers = registry.load()
+    assert list(verifiers) == ["math", "numeric", "choice", "exact", "format"]
+    for verifier in verifiers.values():
+        assert verifier.parameters.model_json_schema()["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({}, "no list VERIFIERS"),
+        ({"VERIFIERS": [MathVerifier]}, "'math' is taken"),
+        ({"VERIFIERS": [object]}, "has no name"),
+    ],
+)
+def test_a_plugin_that_does_not_fit_is_named(plugin, content, says):
+    with pytest.raises(registry.PluginError, match=says):
+        registry.load([plugin(**content)])
+
+
+def test_a_plugin_that_is_not_there_is_named():
+    with pytest.raises(registry.PluginError, match="nowhere_at_all"):
+        registry.load(["nowhere_at_all"])
+
+
+def test_an_unknown_name_gets_a_suggestion():
+    with pytest.raises(ServiceError, match="did you mean 'numeric'") as caught:
+        registry.look_up(registry.load(), "numerical", "items[3].verifier")
+    assert caught.value.code == status_pb2.NOT_FOUND
+    assert caught.value.field == "items[3].verifier"
