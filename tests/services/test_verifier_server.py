@@ -224,7 +224,9 @@ def test_nothing_outlives_a_killed_server():
     with running("--workers", "2", "--time-limit", "60") as server:
         processes = server.descendants()
         assert len(processes) == 3
-        server.stub.Verify.future(verifier_pb2.VerifyRequest(items=[item("spin"), item("stubborn")]))
-        wait_for(lambda: any(process.cpu_percent() > 1 for process in processes))
+        call = server.stub.Verify.future(verifier_pb2.VerifyRequest(items=[item("spin"), item("stubborn")]))
+        busy_from = [sum(process.cpu_times()[:2]) for process in processes]
+        wait_for(lambda: any(sum(p.cpu_times()[:2]) > was + 0.1 for p, was in zip(processes, busy_from, strict=True)))
+        assert not call.done()
         server.process.kill()
         assert not psutil.wait_procs(processes, timeout=10)[1]

@@ -10,15 +10,13 @@ is killed and it gets DEADLINE_EXCEEDED.
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +25,7 @@ from vold_proto.v1 import status_pb2, verifier_pb2
 from vold_service.errors import ServiceError
 
 from vold_verifier import metrics
+from vold_verifier.forkclient import START_SECONDS, ForkServerClient
 from vold_verifier.worker import EXIT_OUT_OF_MEMORY, HEADER
 
 MAX_RUN_COST = 32
@@ -34,7 +33,6 @@ MAX_RUN_COST = 32
 MAX_RESULT_BYTES = 1 << 20
 MAX_ATTEMPTS = 2
 RESPAWN_DELAY_SECONDS = 0.5
-START_SECONDS = 120.0
 
 Deliver = Callable[[int, verifier_pb2.VerifyResult], None]
 
@@ -157,10 +155,7 @@ class Pool:
         self._turns: deque[Lane] = deque()
         self._retries: deque[_Task] = deque()
         self._number = 0
-        self._control: socket.socket | None = None
-        self._control_buffer = b""
-        self._process: asyncio.subprocess.Process | None = None
-        self._ready: asyncio.Future[None] | None = None
+        self._fork_server: ForkServerClient | None = None
         self._all_started = asyncio.Event()
         self._stopping = False
         self._background: set[asyncio.Task[None]] = set()
@@ -255,7 +250,8 @@ class Pool:
         """SIGKILL by way of the fork server, which alone knows that the process id is still the worker's."""
         if not worker.leaving or reason == "wall_limit":
             worker.leaving = reason
-            self._say({"kill": worker.number})
+            if self._fork_server is not None:
+                self._fork_server.kill(worker.number)
 
     def bury(self, worker: _Worker) -> None:
         """Once a worker's pipe has ended and its process is reaped: settle what it held, and replace it."""
@@ -332,7 +328,7 @@ class Pool:
 
     async def start(self) -> None:
         """Start the fork server and every worker. Raises OSError where the verifiers cannot be loaded."""
-        await self._start_fork_server()
+        await self._start_workers()
         self._sweep()
 
     async def stop(self) -> None:
@@ -345,134 +341,75 @@ class Pool:
         for worker in tuple(self._workers.values()):
             if worker.transport is not None:
                 worker.transport.close()
-        self._drop_control()
-        await self._end_process()
+        if self._fork_server is not None:
+            await self._fork_server.stop()
 
-    async def _start_fork_server(self) -> None:
-        ours, theirs = socket.socketpair()
-        options = {
-            "parent": os.getpid(),
-            "fd": theirs.fileno(),
-            "plugins": self.options.plugins,
-            "cpu_seconds": self.options.cpu_seconds,
-            "memory_bytes": self.options.memory_bytes,
-        }
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "vold_verifier.forkserver", json.dumps(options)),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                env=environment,
-                start_new_session=True,  # a Ctrl-C at the terminal is the server's to handle
-            )
-        loop = asyncio.get_running_loop()
-        self._control, self._control_buffer, self._ready = ours, b"", loop.create_future()
+    async def _start_workers(self) -> None:
         self._all_started.clear()
-        loop.add_reader(ours.fileno(), self._control_readable)
-        try:
-            await asyncio.wait_for(self._ready, START_SECONDS)
-        except BaseException:
-            self._drop_control()
-            await self._end_process()
-            raise
+        self._fork_server = ForkServerClient(
+            {
+                "plugins": self.options.plugins,
+                "cpu_seconds": self.options.cpu_seconds,
+                "memory_bytes": self.options.memory_bytes,
+            },
+            started=self._worker_started,
+            exited=self._worker_exited,
+            lost=self._fork_server_lost,
+        )
+        await self._fork_server.start()
         for _ in range(self.options.workers):
             self._spawn()
         await asyncio.wait_for(self._all_started.wait(), START_SECONDS)
 
-    async def _end_process(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()  # the workers go with it
-            await self._process.wait()
-
-    def _drop_control(self) -> None:
-        if self._control is not None:
-            asyncio.get_running_loop().remove_reader(self._control.fileno())
-            self._control.close()
-            self._control = None
-
-    def _say(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
-        if self._control is not None:
-            with contextlib.suppress(BrokenPipeError):  # its end of file is handled where it is read
-                socket.send_fds(self._control, [json.dumps(message).encode() + b"\n"], descriptors)
-
     def _spawn(self) -> None:
-        if self._control is None or self._stopping or len(self._workers) >= self.options.workers:
+        if self._fork_server is None or self._stopping or len(self._workers) >= self.options.workers:
             return
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
         self._number += 1
         worker = _Worker(self, self._number)
         self._workers[worker.number] = worker
         metrics.WORKERS.inc()
-        with theirs:
-            self._say({"spawn": worker.number}, (theirs.fileno(),))
-        self._keep(self._connect(worker, ours))
+        self._keep(self._connect(worker, self._fork_server.spawn(worker.number)))
 
     async def _connect(self, worker: _Worker, connection: socket.socket) -> None:
         await asyncio.get_running_loop().create_connection(lambda: worker, sock=connection)
         self.feed(worker)
 
-    def _keep(self, coroutine: Any) -> None:
+    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def _control_readable(self) -> None:
-        assert self._control is not None
-        try:
-            data = self._control.recv(65536, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            data = b""
-        if not data:
-            self._fork_server_lost()
-            return
-        *lines, self._control_buffer = (self._control_buffer + data).split(b"\n")
-        for line in lines:
-            self._heard(json.loads(line))
+    def _worker_started(self, number: int) -> None:
+        worker = self._workers[number]
+        worker.started = True
+        if all(one.started for one in self._workers.values()):
+            self._all_started.set()
+        self.feed(worker)
 
-    def _heard(self, message: dict[str, Any]) -> None:
-        assert self._ready is not None
-        if "started" in message:
-            worker = self._workers[message["started"]]
-            worker.started = True
-            if all(one.started for one in self._workers.values()):
-                self._all_started.set()
-            self.feed(worker)
-        elif "exited" in message:
-            worker = self._workers[message["exited"]]
-            worker.reaped, worker.exit_status = True, message["status"]
-            self.bury(worker)
-        elif "ready" in message and not self._ready.done():
-            self._ready.set_result(None)
-        elif "error" in message and not self._ready.done():
-            self._ready.set_exception(OSError(f"the workers cannot start: {message['error']}"))
+    def _worker_exited(self, number: int, status: int) -> None:
+        worker = self._workers[number]
+        worker.reaped, worker.exit_status = True, status
+        self.bury(worker)
 
     def _fork_server_lost(self) -> None:
-        self._drop_control()
-        assert self._ready is not None
-        if not self._ready.done():
-            self._ready.set_exception(OSError("the workers cannot start: their fork server ended; its output says why"))
-            return
         if self._stopping:
             return
         log.error("the fork server ended: starting another")
+        lost, self._fork_server = self._fork_server, None
         for worker in tuple(self._workers.values()):
             worker.leaving = worker.leaving or "forkserver"
             worker.reaped = True  # the kernel kills it with its parent; its pipe tells when
             self.bury(worker)
-        self._keep(self._restart())
+        self._keep(self._restart(lost))
 
-    async def _restart(self) -> None:
+    async def _restart(self, lost: ForkServerClient | None) -> None:
         while not self._stopping:
-            await self._end_process()
+            if lost is not None:
+                await lost.stop()
             try:
-                await self._start_fork_server()
+                await self._start_workers()
             except (OSError, TimeoutError) as error:
+                lost, self._fork_server = self._fork_server, None
                 log.error("%s; trying again in %.1f s", error, RESPAWN_DELAY_SECONDS)
                 await asyncio.sleep(RESPAWN_DELAY_SECONDS)
             else:
