@@ -43,13 +43,11 @@ ROWS = (
     Row("sft", "SFT", "sft"),
     Row("grpo-only", "GRPO without SFT", "base", "grpo"),
     Row("opd-only", "distillation only, without SFT", "base", "vold", ("objective.name=opd",)),
-    Row("sft-opd", "SFT + distillation only", "sft", "vold", ("objective.name=opd",)),
     Row("sft-grpo", "SFT + GRPO", "sft", "grpo"),
     Row("vold-no-sft", "VOLD without SFT", "base", "vold"),
     Row("vold-unmasked", "VOLD, unmasked", "sft", "vold", ("objective.masked=false",)),
     Row("vold", "VOLD", "sft", "vold"),
     Row("other-sft", "SFT on another teacher's traces", "sft-other"),
-    Row("other-grpo", "SFT on another teacher's traces + GRPO", "sft-other", "grpo"),
     Row("other-vold", "SFT on another teacher's traces, then VOLD", "sft-other", "vold"),
 )
 
