@@ -6,6 +6,7 @@ Shape letters: B sequences, S positions of a sequence, N cells of all pictures o
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from vold_trainer.data import Example
 
 IGNORED = -100
+BUCKETS = 8
 Progress = Callable[[int, dict[str, float]], None]
 """Called after a step with its number, from 1, and its metrics."""
 
@@ -95,13 +97,16 @@ def alignment_loss(features_NH: torch.Tensor, embeddings_NH: torch.Tensor) -> to
 def train(
     model: Any,
     processor: Any,
-    draw_batch: Callable[[int], Sequence[Sample]],
+    draw_samples: Callable[[int], Sequence[Sample]],
     recipe: Recipe,
     *,
     alignment_weight: float = 0.0,
     progress: Progress | None = None,
 ) -> None:
-    """Trains the model in place on draw_batch(n), n new samples a step. alignment_weight is for models that see."""
+    """Trains the model in place on what draw_samples(n) gives, n samples at a time.
+
+    alignment_weight is for models that see: how much alignment_loss counts beside completion_loss.
+    """
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -112,7 +117,7 @@ def train(
     if alignment_weight:
         hook = model.model.visual.register_forward_hook(lambda module, args, output: seen.append(output.pooler_output))
     model.train()
-    for step, batch in enumerate(_batches(processor, draw_batch, recipe), start=1):
+    for step, batch in enumerate(_batches(processor, draw_samples, recipe), start=1):
         seen.clear()
         loss = completion_loss(model(**batch.inputs).logits, batch.labels_BS)
         metrics = {"loss": loss.item()}
@@ -132,9 +137,20 @@ def train(
     model.eval()
 
 
-def _batches(processor: Any, draw_batch: Callable[[int], Sequence[Sample]], recipe: Recipe) -> Iterator[Batch]:
-    for _ in range(recipe.steps):
-        yield collate(processor, draw_batch(recipe.batch))
+def _batches(processor: Any, draw_samples: Callable[[int], Sequence[Sample]], recipe: Recipe) -> Iterator[Batch]:
+    """One batch a step, each of samples of like length, so that little is spent on padding."""
+    order = Random(recipe.steps)
+    for start in range(0, recipe.steps, BUCKETS):
+        buckets = min(BUCKETS, recipe.steps - start)
+        samples = sorted(draw_samples(buckets * recipe.batch), key=_length)
+        for bucket in order.sample(range(buckets), buckets):
+            yield collate(processor, samples[bucket * recipe.batch : (bucket + 1) * recipe.batch])
+
+
+def _length(sample: Sample) -> int:
+    contents = (message["content"] for message in sample.example.messages)
+    written = sum(len(content) if isinstance(content, str) else 0 for content in contents)
+    return written + len(sample.example.meta.get("cells", "")) + len(sample.completion)
 
 
 def _learning_rate_factor(step: int, recipe: Recipe) -> float:
