@@ -63,7 +63,9 @@ def open_services(
                     "none",
                 ]
                 if what == "teacher":
-                    arguments += ["--model", _local_model(url)]
+                    # half the cores: two pools of spinning threads on the same cores starve each other
+                    threads = max(1, (os.cpu_count() or 2) // 2)
+                    arguments += ["--model", _local_model(url), "--threads", str(threads)]
                 log = folder / f"{what}-{len(children)}.log"
                 children.append((url, stack.enter_context(_child(arguments, log)), log))
                 resolved.append(f"unix:{socket}")

@@ -1,0 +1,64 @@
+"""What the benchmarks share: a teacher of a given size, sequences to score, a table with ratios."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from vold_trainer.pocket.models import checkpoint_path
+
+Ids = NDArray[np.int64]
+POCKET_TEACHER = checkpoint_path("teacher")
+
+
+@contextlib.contextmanager
+def serving(service: str, *arguments: str) -> Iterator[dict[str, str]]:
+    """A service on free ports; yields its URLs as {"grpc", "http"}."""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            f"vold_{service}",
+            "serve",
+            "--http",
+            "127.0.0.1:0",
+            "--grpc",
+            "127.0.0.1:0",
+            *arguments,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        ready = json.loads(process.stdout.readline())
+        yield {"grpc": f"grpc://{ready['grpc']}", "http": ready["http"]}
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def sequences(
+    vocabulary: int, prompts: int, group: int, prompt: int, completion: int, seed: int = 0
+) -> tuple[list[Ids], list[tuple[int, Ids]]]:
+    """(prompts, completions as (prompt index, ids)) of random ids; completions differ in length by a half."""
+    rng = np.random.default_rng(seed)
+    made = [rng.integers(0, vocabulary, prompt) for _ in range(prompts)]
+    lengths = rng.integers(completion // 2, completion + 1, prompts * group)
+    return made, [(index // group, rng.integers(0, vocabulary, length)) for index, length in enumerate(lengths)]
+
+
+def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """The table in the terminal, and as markdown on stdout's last lines for benchmarks/README.md."""
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console(stderr=True).print(table)
+    print(f"\n### {title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")

@@ -1,0 +1,11 @@
+"""Every table of benchmarks/README.md but the ablation, one after another.
+
+python benchmarks/run_all.py
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+for script in ("wire.py", "scoring.py", "step_time.py"):
+    subprocess.run([sys.executable, str(Path(__file__).parent / script)], check=True)
