@@ -17,6 +17,11 @@ LATENCY = Histogram(
 )
 SCORED_TOKENS = Counter("vold_teacher_scored_tokens", "completion tokens scored")
 GENERATED_TOKENS = Counter("vold_teacher_generated_tokens", "tokens sampled")
+COMPUTED_TOKENS = Counter(
+    "vold_teacher_computed_tokens",
+    "positions run through the model, padding included; a prompt that completions of a batch share counts once",
+    ["work"],
+)
 PADDING_TOKENS = Counter("vold_teacher_padding_tokens", "padding run through the model by scoring batches")
 BATCH_TOKENS = Histogram(
     "vold_teacher_batch_tokens", "size of a scoring batch, padding included", buckets=[2**n for n in range(5, 18)]

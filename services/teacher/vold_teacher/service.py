@@ -187,7 +187,7 @@ class Teacher:
                 )
         by_index = {prompt.index: prompt for prompt in prompts}
         so_far: dict[tuple[int, int], list[GenerateChunk]] = {}
-        async with aclosing(model.engine.generate(prompts, options, call=call)) as chunks:
+        async with aclosing(model.engine.generate(prompts, options, call=call, priority=request.priority)) as chunks:
             async for chunk in chunks:
                 event = pb.GenerateEvent(
                     request_id=call.request_id,

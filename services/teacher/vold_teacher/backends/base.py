@@ -9,7 +9,10 @@ from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, S
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What was loaded. vocab_size: rows of the output head. max_sequence: prompt and completion together."""
+    """What was loaded. vocab_size: rows of the output head. max_sequence: prompt and completion together.
+
+    shares_prompts: whether a prompt of several sequences in one batch is computed once, where that pays.
+    """
 
     vocab_size: int
     max_sequence: int
@@ -18,21 +21,28 @@ class ModelInfo:
     eos_ids: tuple[int, ...]
     weights_fingerprint: str
     can_generate: bool
+    shares_prompts: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredBatch:
-    """scores: in the order of the batch. computed_tokens: positions run through the model, padding included."""
+    """scores: in the order of the batch. computed_tokens: positions run through the model, padding included.
+
+    real_tokens: of those, the ones that are not padding.
+    """
 
     scores: list[SequenceScore]
     computed_tokens: int
+    real_tokens: int
 
 
 class Decoder(Protocol):
     """Generates for many requests in one batch, a slice of decode steps at a time."""
 
-    def add(self, request: int, prompts: Seq[GeneratePrompt], options: SamplingOptions) -> None:
-        """Queue prompts of a request; `request` is the caller's number for it."""
+    def add(self, request: int, prompts: Seq[GeneratePrompt], options: SamplingOptions, priority: int) -> None:
+        """Queue prompts of a request; `request` is the caller's number for it. Higher priorities begin first; what
+        has begun goes on.
+        """
 
     def cancel(self, request: int) -> None:
         """Forget a request: its waiting prompts at once, its running rows before the next step."""
@@ -54,6 +64,6 @@ class Backend(Protocol):
     def info(self) -> ModelInfo: ...
 
     def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
-        """Score a batch, whose padded size the engine has held under its budget."""
+        """Score a batch, whose size by vold_teacher.batch the engine has held under its budget."""
 
     def decoder(self) -> Decoder: ...

@@ -10,6 +10,7 @@ Shape letters: R rows of the batch, L filled columns, D head size, V vocabulary.
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
@@ -95,10 +96,11 @@ class _Group:
     first: int
     n: int
     options: SamplingOptions
+    priority: int
 
 
 class TorchDecoder:
-    """Rows under way and prompts waiting; see `Decoder` in backends/base.py. Requests take turns at free rows."""
+    """Rows under way and prompts waiting; see `Decoder` in backends/base.py."""
 
     def __init__(self, model: Any, head: Head, limits: DecoderLimits, *, rows: int) -> None:
         """rows: of logits held at once."""
@@ -119,13 +121,13 @@ class TorchDecoder:
     def busy(self) -> bool:
         return bool(self._waiting) or any(row is not None for row in self._rows)
 
-    def add(self, request: int, prompts: Seq[GeneratePrompt], options: SamplingOptions) -> None:
+    def add(self, request: int, prompts: Seq[GeneratePrompt], options: SamplingOptions, priority: int) -> None:
         groups: deque[_Group] = deque()
         for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids)):  # neighbours in length share a prefill
             columns = len(prompt.ids) + prompt.max_tokens
             most = max(1, min(self._limits.max_rows, self._limits.max_cache_tokens // columns))
             for first in range(0, options.n, most):
-                groups.append(_Group(request, prompt, first, min(most, options.n - first), options))
+                groups.append(_Group(request, prompt, first, min(most, options.n - first), options, priority))
         self._waiting[request] = groups
 
     def cancel(self, request: int) -> None:
@@ -162,12 +164,7 @@ class TorchDecoder:
         chosen: list[_Group] = []
         rows, widest, left = live, 0, self._remaining()
         filled = self._filled - int(self._state["start"][self._state["live"]].min()) if live else 0
-        turns = deque((request, iter(groups)) for request, groups in self._waiting.items())
-        while turns:
-            request, groups = turns.popleft()
-            group = next(groups, None)
-            if group is None:
-                continue
+        for group in self._in_turn():
             widest = max(widest, len(group.prompt.ids))
             left = max(left, group.prompt.max_tokens)
             rows += group.n
@@ -178,11 +175,20 @@ class TorchDecoder:
                 if chosen and (len(chosen) + 1) * widest > self._limits.max_batch_tokens:
                     break
             chosen.append(group)
-            turns.append((request, groups))
         else:
             return self._take(chosen)
         # More wait than fit: a prefill stops every running row, so let a quarter of the rows come free first.
         return self._take(chosen) if sum(group.n for group in chosen) >= max(1, live // 4) else []
+
+    def _in_turn(self) -> Iterator[_Group]:
+        """Waiting groups, those of a higher priority first; requests of one priority take turns."""
+        for priority in sorted({groups[0].priority for groups in self._waiting.values()}, reverse=True):
+            turns = deque(iter(groups) for groups in self._waiting.values() if groups[0].priority == priority)
+            while turns:
+                groups = turns.popleft()
+                if (group := next(groups, None)) is not None:
+                    yield group
+                    turns.append(groups)
 
     def _take(self, chosen: list[_Group]) -> list[_Group]:
         for group in chosen:

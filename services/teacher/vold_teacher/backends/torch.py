@@ -14,9 +14,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from vold_teacher.backends.base import ModelInfo, ScoredBatch
 from vold_teacher.backends.decoding import DecoderLimits, TorchDecoder
+from vold_teacher.backends.prefix import shared_hidden
+from vold_teacher.batch import Size, by_prompt
 from vold_teacher.identity import weights_fingerprint
 from vold_teacher.scoring import RowScores, chunk_rows, prediction_rows, score_rows
-from vold_teacher.types import Sequence, SequenceScore
+from vold_teacher.types import ScoreOptions, Sequence, SequenceScore
 
 log = logging.getLogger("vold.teacher.torch")
 
@@ -90,6 +92,7 @@ class TorchBackend:
         if max_sequence is not None and own_limit is not None and max_sequence > own_limit:
             raise OSError(f"--max-sequence {max_sequence} is above the model's {own_limit}: ask for less")
         layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+        can_cache = layer_types <= CACHEABLE_LAYERS and not getattr(self.model, "_is_stateful", False)
         self.info = ModelInfo(
             vocab_size=vocab_size,
             max_sequence=max_sequence or own_limit or 4096,
@@ -97,26 +100,26 @@ class TorchBackend:
             backend="torch",
             eos_ids=_eos_ids(path, config.eos_token_id),
             weights_fingerprint=weights_fingerprint(path),
-            can_generate=layer_types <= CACHEABLE_LAYERS and not getattr(self.model, "_is_stateful", False),
+            can_generate=can_cache,
+            shares_prompts=can_cache and self._can_share_prompts(),
         )
 
     @torch.inference_mode()
     def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
-        width = max(sequence.length for sequence in sequences)
-        ids_BS = np.zeros((len(sequences), width), np.int64)
-        for row, sequence in enumerate(sequences):
-            prompt = len(sequence.prompt)
-            ids_BS[row, :prompt] = sequence.prompt
-            ids_BS[row, prompt : sequence.length] = sequence.completion[:-1]
-        # No mask: under causal attention nothing to the right of a token, padding included, can reach it.
-        hidden_BSH = self.model.base_model(
-            input_ids=torch.from_numpy(ids_BS).to(self.device), use_cache=False
-        ).last_hidden_state
-        counts_B = torch.tensor([len(sequence.completion) for sequence in sequences])
-        rows_R = prediction_rows(torch.tensor([len(sequence.prompt) for sequence in sequences]), counts_B, width)
-        hidden_RH = hidden_BSH.flatten(0, 1)[rows_R.to(self.device)]
+        groups = list(by_prompt(sequences).values())
+        size = Size.of([sequences[index] for index in group] for group in groups)
+        completions = sum(len(sequence.completion) - 1 for sequence in sequences)
+        if self.info.shares_prompts and size.worth_sharing:
+            hidden_BTH = shared_hidden(self.model.base_model, sequences, groups)
+            hidden_RH = _scored_states(hidden_BTH, sequences, [1] * len(sequences))
+            real = completions + sum(len(sequences[group[0]].prompt) for group in groups)
+        else:
+            hidden_BSH = self._separate_hidden(sequences)
+            hidden_RH = _scored_states(hidden_BSH, sequences, [len(sequence.prompt) for sequence in sequences])
+            real = completions + sum(len(sequence.prompt) for sequence in sequences)
         candidates_M, candidate_counts_R = _candidates(sequences)
         temperature_B = torch.tensor([sequence.options.temperature for sequence in sequences])
+        counts_B = torch.tensor([len(sequence.completion) for sequence in sequences])
         scores = score_rows(
             hidden_RH,
             self.head,
@@ -128,10 +131,51 @@ class TorchBackend:
             candidate_counts_R=candidate_counts_R,
             rows=self.rows,
         )
-        return ScoredBatch(_split(sequences, scores, hidden_RH), ids_BS.size)
+        return ScoredBatch(_split(sequences, scores, hidden_RH), size.tokens(self.info.shares_prompts), real)
+
+    def _separate_hidden(self, sequences: Seq[Sequence]) -> Tensor:
+        """Hidden states [B, S, H] of prompts and completions, padded on the right."""
+        ids_BS = np.zeros((len(sequences), max(sequence.length for sequence in sequences)), np.int64)
+        for row, sequence in enumerate(sequences):
+            prompt = len(sequence.prompt)
+            ids_BS[row, :prompt] = sequence.prompt
+            ids_BS[row, prompt : sequence.length] = sequence.completion[:-1]
+        # No mask: under causal attention nothing to the right of a token, padding included, can reach it.
+        hidden_BSH: Tensor = self.model.base_model(
+            input_ids=torch.from_numpy(ids_BS).to(self.device), use_cache=False
+        ).last_hidden_state
+        return hidden_BSH
+
+    @torch.inference_mode()
+    def _can_share_prompts(self) -> bool:
+        """Whether completions after a cached prompt have the states that they have on their own."""
+        ids = np.arange(1, 15, dtype=np.int32) % self.model.get_input_embeddings().num_embeddings
+        options = ScoreOptions()
+        cuts = [(ids[:9], ids[9:12]), (ids[:9], ids[10:]), (ids[2:5], ids[5:9])]
+        sequences = [Sequence(prompt, completion, options) for prompt, completion in cuts]
+        separate = _scored_states(self._separate_hidden(sequences), sequences, [len(prompt) for prompt, _ in cuts])
+        try:
+            shared_BTH = shared_hidden(self.model.base_model, sequences, [[0, 1], [2]])
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            log.warning(
+                "prompts are computed for each completion: this architecture's cache cannot share them: %s", error
+            )
+            return False
+        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
+        if torch.allclose(_scored_states(shared_BTH, sequences, [1] * 3), separate, rtol=tolerance, atol=tolerance):
+            return True
+        log.warning("prompts are computed for each completion: sharing them changes this architecture's numbers")
+        return False
 
     def decoder(self) -> TorchDecoder:
         return TorchDecoder(self.model, self.head, self.limits, rows=self.rows)
+
+
+def _scored_states(hidden_BSH: Tensor, sequences: Seq[Sequence], first_B: Seq[int]) -> Tensor:
+    """The states [R, H] that predict the completions' tokens; first_B: how many positions precede each first token."""
+    counts_B = torch.tensor([len(sequence.completion) for sequence in sequences])
+    rows_R = prediction_rows(torch.tensor(first_B), counts_B, hidden_BSH.shape[1])
+    return hidden_BSH.flatten(0, 1)[rows_R.to(hidden_BSH.device)]
 
 
 def _candidates(sequences: Seq[Sequence]) -> tuple[Tensor | None, Tensor | None]:

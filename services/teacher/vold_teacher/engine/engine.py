@@ -76,12 +76,15 @@ class Engine:
     def __init__(self, backend: Backend, limits: EngineLimits, executor: ThreadPoolExecutor) -> None:
         self.backend = backend
         self.limits = limits
-        self.computed_tokens = 0
         self._executor = executor
-        self._queue = ScoreQueue(batch_tokens=limits.max_batch_tokens, max_tokens=limits.max_queue_tokens)
+        self._queue = ScoreQueue(
+            batch_tokens=limits.max_batch_tokens,
+            max_tokens=limits.max_queue_tokens,
+            shares_prompts=backend.info.shares_prompts,
+        )
         self._decoder: Decoder = backend.decoder()
         self._generating: dict[int, _GenerateJob] = {}
-        self._to_decoder: list[tuple[int, Seq[GeneratePrompt], SamplingOptions]] = []
+        self._to_decoder: list[tuple[int, Seq[GeneratePrompt], SamplingOptions, int]] = []
         self._to_cancel: list[int] = []
         self._numbers = itertools.count()
         self._wake = asyncio.Event()
@@ -119,7 +122,7 @@ class Engine:
         return Scored(job.results, started - job.submitted, job.compute_seconds)
 
     async def generate(
-        self, prompts: Seq[GeneratePrompt], options: SamplingOptions, *, call: Call
+        self, prompts: Seq[GeneratePrompt], options: SamplingOptions, *, call: Call, priority: int = 0
     ) -> AsyncGenerator[GenerateChunk, None]:
         """Chunks as completions finish. Close the iterator, and its rows leave before the next decode step."""
         if call.expired:
@@ -131,7 +134,7 @@ class Engine:
         if not job.left:
             return
         self._generating[job.number] = job
-        self._to_decoder.append((job.number, prompts, options))
+        self._to_decoder.append((job.number, prompts, options, priority))
         self._note_depth()
         self._wake.set()
         try:
@@ -182,26 +185,26 @@ class Engine:
                 live.append(entry)
         if not live:
             return True
-        sequences = [entry.sequence for entry in live]
+        sequences = [sequence for entry in live for sequence in entry.sequences.values()]
         try:
             scored = await self._on_device(self.backend.score, sequences)
         except Exception as error:
-            log.exception("a batch of %d sequences failed", len(live))
+            log.exception("a batch of %d sequences failed", len(sequences))
             for entry in live:
                 assert isinstance(entry.job, _ScoreJob)
                 entry.job.fail(internal(error))
             return True
         seconds = time.monotonic() - now
-        self.computed_tokens += scored.computed_tokens
-        real = sum(sequence.length for sequence in sequences)
+        metrics.COMPUTED_TOKENS.labels("score").inc(scored.computed_tokens)
         metrics.BATCH_TOKENS.observe(scored.computed_tokens)
-        metrics.PADDING_TOKENS.inc(max(0, scored.computed_tokens - real))
+        metrics.PADDING_TOKENS.inc(scored.computed_tokens - scored.real_tokens)
         metrics.SCORED_TOKENS.inc(sum(len(sequence.completion) for sequence in sequences))
-        self._tokens_per_second = 0.8 * self._tokens_per_second + 0.2 * real / max(seconds, 1e-6)
+        self._tokens_per_second = 0.8 * self._tokens_per_second + 0.2 * scored.real_tokens / max(seconds, 1e-6)
         jobs = set()
-        for entry, score in zip(live, scored.scores, strict=True):
+        scores = iter(scored.scores)
+        for entry in live:
             assert isinstance(entry.job, _ScoreJob)
-            entry.job.results[entry.index] = score
+            entry.job.results.update(zip(entry.sequences, itertools.islice(scores, len(entry.sequences)), strict=True))
             jobs.add(entry.job)
         for job in jobs:
             job.compute_seconds += seconds
@@ -213,9 +216,9 @@ class Engine:
         for number in self._to_cancel:
             self._decoder.cancel(number)
         self._to_cancel.clear()
-        for number, prompts, options in self._to_decoder:
+        for number, prompts, options, priority in self._to_decoder:
             if number in self._generating:
-                self._decoder.add(number, prompts, options)
+                self._decoder.add(number, prompts, options, priority)
         self._to_decoder.clear()
         if not self._decoder.busy:
             return False
@@ -228,7 +231,7 @@ class Engine:
                 job.events.put_nowait(internal(error))
             self._decoder = self.backend.decoder()
             return True
-        self.computed_tokens += self._decoder.computed_tokens - before
+        metrics.COMPUTED_TOKENS.labels("generate").inc(self._decoder.computed_tokens - before)
         for number, chunk in chunks:
             metrics.GENERATED_TOKENS.inc(len(chunk.ids))
             if running := self._generating.get(number):

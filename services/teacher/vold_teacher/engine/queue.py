@@ -1,17 +1,21 @@
 """Pending sequences of all callers, and the choice of the next batch.
 
-Fairness: each entry has a tag of start-time fair queuing (Goyal, Vin and Cheng, 1996) with the request as the flow and
-tokens as the cost, so a small request does not wait behind the whole of a large one. Higher priorities go first.
+Fairness: each entry has the start tag of weighted fair queuing (Demers, Keshav and Shenker, 1989) with the request as
+the flow and tokens as the cost, so a small request does not wait behind the whole of a large one. Higher priorities go
+first.
 Padding: of the entries that are next in that order, as many as a few batches hold, those nearest in length to the very
 first one share its batch. So the first is always served, and rows of a batch have like lengths.
+Prompts: completions of one prompt are one entry where it pays to compute the prompt once for all of them.
 """
 
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError, invalid
 
+from vold_teacher.batch import Size, by_prompt
 from vold_teacher.types import Sequence
 
 WINDOW_BATCHES = 4
@@ -28,21 +32,25 @@ class Job:
 
 @dataclass(order=True, slots=True)
 class Entry:
-    """One sequence of a job. index: its place in the request."""
+    """Sequences of a job that are computed together, by their places in the request: one, or several of one prompt."""
 
     rank: tuple[int, float, int]
     job: Job = field(compare=False)
-    index: int = field(compare=False)
-    sequence: Sequence = field(compare=False)
+    sequences: dict[int, Sequence] = field(compare=False)
+    size: Size = field(compare=False)
+    tokens: int = field(compare=False)
 
 
 class ScoreQueue:
     """Not thread-safe: it belongs to the event loop."""
 
-    def __init__(self, *, batch_tokens: int, max_tokens: int) -> None:
-        """batch_tokens: of a batch, padding included. max_tokens: that may wait before requests are refused."""
+    def __init__(self, *, batch_tokens: int, max_tokens: int, shares_prompts: bool) -> None:
+        """batch_tokens: of a batch, padding included. max_tokens: that may wait before requests are refused.
+        shares_prompts: whether the backend computes a prompt that several sequences of a batch share once.
+        """
         self._batch_tokens = batch_tokens
         self._max_tokens = max_tokens
+        self._shares_prompts = shares_prompts
         self._heap: list[Entry] = []
         self._virtual_time = 0.0
         self._count = 0
@@ -54,15 +62,38 @@ class ScoreQueue:
 
     def put(self, job: Job, sequences: dict[int, Sequence], *, tokens_per_second: float) -> None:
         """Queue a job's sequences by index. Raises RESOURCE_EXHAUSTED where they do not fit, with when they may."""
-        tokens = sum(sequence.length for sequence in sequences.values())
-        check_room("completions", tokens, self.tokens, self._max_tokens, tokens_per_second)
+        groups = sorted(
+            ((Size.of([list(group.values())]), group) for group in self._groups(sequences)),
+            key=lambda item: item[0].longest,
+        )
+        sizes = [size.tokens(self._shares_prompts) for size, _ in groups]
+        check_room("completions", sum(sizes), self.tokens, self._max_tokens, tokens_per_second)
         job.tag = self._virtual_time
-        for index, sequence in sorted(sequences.items(), key=lambda item: item[1].length):
+        for (size, group), tokens in zip(groups, sizes, strict=True):
             self._count += 1
-            heapq.heappush(self._heap, Entry((-job.priority, job.tag, self._count), job, index, sequence))
-            job.tag += sequence.length
-        self.tokens += tokens
-        self._waiting_of[job] = tokens
+            entry = Entry((-job.priority, job.tag, self._count), job, group, size, tokens)
+            heapq.heappush(self._heap, entry)
+            job.tag += tokens
+        self.tokens += sum(sizes)
+        self._waiting_of[job] = sum(sizes)
+
+    def _groups(self, sequences: dict[int, Sequence]) -> Iterator[dict[int, Sequence]]:
+        """Sequences of one prompt together where that pays, as many as a batch holds; the others each alone."""
+        indices = list(sequences)
+        for members in by_prompt(sequences.values()).values():
+            group = [(indices[member], sequences[indices[member]]) for member in members]
+            if not (self._shares_prompts and Size.of([[sequence for _, sequence in group]]).worth_sharing):
+                yield from ({index: sequence} for index, sequence in group)
+                continue
+            group.sort(key=lambda item: item[1].length)
+            part: dict[int, Sequence] = {}
+            for index, sequence in group:
+                grown = Size.of_prompt(len(sequence.prompt), len(part) + 1, len(sequence.completion) - 1)
+                if part and not self._within_budget(grown):
+                    yield part
+                    part = {}
+                part[index] = sequence
+            yield part
 
     def drop(self, job: Job) -> None:
         """Forget what is left of a job. Its entries are passed over when their turn comes."""
@@ -83,26 +114,31 @@ class ScoreQueue:
         if not window:
             return []
         first = window[0]
-        window.sort(key=lambda entry: entry.sequence.length)
+        # One kind a batch: among completions with prompts of their own, a group's prompt would not be worth sharing.
+        others = [entry for entry in window if self._shares(entry.size) != self._shares(first.size)]
+        window = [entry for entry in window if self._shares(entry.size) == self._shares(first.size)]
+        window.sort(key=lambda entry: entry.size.longest)
         low = window.index(first)
         high = low + 1
         # Shorter rows only need padding; longer ones widen every row. So first downwards, then upwards.
-        width = first.sequence.length
-        while low > 0 and (high - low + 1) * width <= self._batch_tokens:
-            low -= 1
-        while high < len(window):
-            if (high - low + 1) * window[high].sequence.length > self._batch_tokens:
-                break
-            high += 1
+        size = first.size
+        while low > 0 and self._may_join(size, grown := size + window[low - 1].size):
+            size, low = grown, low - 1
+        while high < len(window) and self._may_join(size, grown := size + window[high].size):
+            size, high = grown, high + 1
         batch = window[low:high]
-        for entry in window[:low] + window[high:]:
+        for entry in others + window[:low] + window[high:]:
             heapq.heappush(self._heap, entry)
+        active = len(self._waiting_of)
+        served = sum(entry.tokens for entry in batch)
         for entry in batch:
-            self.tokens -= entry.sequence.length
-            self._waiting_of[entry.job] -= entry.sequence.length
+            self.tokens -= entry.tokens
+            self._waiting_of[entry.job] -= entry.tokens
             if not self._waiting_of[entry.job]:
                 del self._waiting_of[entry.job]
-        self._virtual_time = max(self._virtual_time, first.rank[1])
+        # Moving with the work done, and not only with the tags served, it also leaves behind what waits among endless
+        # newcomers: their tags pass those of the older entries.
+        self._virtual_time = max(self._virtual_time + served / active, first.rank[1])
         return batch
 
     def _window(self) -> list[Entry]:
@@ -116,8 +152,18 @@ class ScoreQueue:
                 heapq.heappush(self._heap, entry)
                 break
             window.append(entry)
-            tokens += entry.sequence.length
+            tokens += entry.tokens
         return window
+
+    def _shares(self, size: Size) -> bool:
+        return self._shares_prompts and size.worth_sharing
+
+    def _within_budget(self, size: Size) -> bool:
+        return size.tokens(self._shares_prompts) <= self._batch_tokens
+
+    def _may_join(self, size: Size, grown: Size) -> bool:
+        """Whether a batch may grow: within the budget, and sharing prompts after as before."""
+        return self._within_budget(grown) and self._shares(grown) == self._shares(size)
 
 
 def check_room(field: str, tokens: int, waiting: int, limit: int, tokens_per_second: float) -> None:

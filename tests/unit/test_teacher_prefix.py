@@ -1,0 +1,58 @@
+"""Prompts that completions share are computed once, and the scores are those of separate computation."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from vold_teacher.backends.decoding import DecoderLimits
+from vold_teacher.backends.torch import TorchBackend
+from vold_teacher.types import ScoreOptions, Sequence
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "services"))
+from teacher_fixtures import VOCAB, save_model
+
+
+@pytest.fixture(scope="module", params=["qwen3", "llama", "gemma2"])
+def backend(request, tmp_path_factory):
+    torch.set_num_threads(1)
+    return TorchBackend(save_model(tmp_path_factory.mktemp("prefix"), request.param), limits=DecoderLimits())
+
+
+def grouped(prompt_lengths: list[int], group: int, longest: int) -> list[Sequence]:
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, VOCAB, length).astype(np.int32) for length in prompt_lengths]
+    lengths = rng.integers(1, longest + 1, (len(prompts), group))
+    options = ScoreOptions(temperature=0.8, top_k=4, entropy=True, hidden_states=True)
+    sequences = [
+        Sequence(prompt, rng.integers(0, VOCAB, length).astype(np.int32), options)
+        for prompt, row in zip(prompts, lengths, strict=True)
+        for length in row
+    ]
+    return [sequences[index] for index in rng.permutation(len(sequences))]
+
+
+@pytest.mark.parametrize(
+    ("prompt_lengths", "group", "longest"),
+    [([40, 40], 6, 12), ([30, 3, 17, 1], 5, 9), ([25], 4, 1)],
+    ids=["equal prompts", "ragged prompts", "completions of one token"],
+)
+def test_shared_prompts_give_the_scores_of_separate_computation(backend, prompt_lengths, group, longest):
+    assert backend.info.shares_prompts
+    sequences = grouped(prompt_lengths, group, longest)
+    together = backend.score(sequences)
+    steps = max(len(sequence.completion) for sequence in sequences) - 1
+    assert together.computed_tokens == len(prompt_lengths) * max(prompt_lengths) + len(sequences) * steps
+    assert together.real_tokens == sum(prompt_lengths) + sum(len(sequence.completion) - 1 for sequence in sequences)
+    for sequence, score in zip(sequences, together.scores, strict=True):
+        alone = backend.score([sequence])
+        assert alone.computed_tokens == sequence.length
+        for name in ("logprobs", "top_logprobs", "entropy"):
+            np.testing.assert_allclose(getattr(score, name), getattr(alone.scores[0], name), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(score.hidden_states, alone.scores[0].hidden_states, rtol=0, atol=5e-5)
+
+
+def test_prompts_of_one_completion_each_are_not_worth_sharing(backend):
+    sequences = grouped([30, 3, 17, 9], 1, 9)
+    assert backend.score(sequences).computed_tokens == 4 * max(sequence.length for sequence in sequences)
