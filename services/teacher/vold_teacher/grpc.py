@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import grpc
+from google.protobuf.message import DecodeError
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_proto.v1 import teacher_pb2_grpc
 from vold_service.call import Call
@@ -69,19 +70,26 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
             await replies.put(reply)
 
         async def read() -> None:
-            async for request in requests:
-                await slots.acquire()
-                task = asyncio.create_task(answer(request))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-            await asyncio.gather(*tasks)
-            await replies.put(None)
+            try:
+                async for request in requests:
+                    await slots.acquire()
+                    task = asyncio.create_task(answer(request))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+                await asyncio.gather(*tasks)
+            finally:
+                replies.put_nowait(None)
 
         reader = asyncio.create_task(read())
         try:
             while (reply := await replies.get()) is not None:
                 yield reply
                 slots.release()
+            await reader
+        except DecodeError as error:
+            await abort(context, invalid("request", f"a message of the stream is not a ScoreRequest: {error}"))
+        except Exception as error:
+            await abort(context, error)
         finally:
             reader.cancel()
             for task in tasks:

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 from vold_proto.arrays import pack_ids, unpack_floats, unpack_ids
 from vold_proto.v1 import status_pb2
 from vold_proto.v1 import teacher_pb2 as pb
@@ -35,6 +36,16 @@ class ScoreOptionsIn(_Message):
     top_k: Count = 0
     entropy: bool = False
     hidden_states: bool = False
+    dtype: str = Field(default="F32", description="F32 alone: JSON has no packed arrays that another could shorten")
+
+    @field_validator("dtype")
+    @classmethod
+    def _only_f32(cls, value: str) -> str:
+        if value != "F32":
+            raise PydanticCustomError(
+                "json_dtype", "JSON carries F32: leave dtype out, or send the request as application/x-protobuf"
+            )
+        return value
 
 
 class ScoreIn(_Message):
@@ -52,7 +63,7 @@ class ScoreIn(_Message):
             request_id=self.request_id,
             model=self.model,
             prompts=[pb.Prompt(ids=pack_ids(prompt.ids)) for prompt in self.prompts],
-            options=pb.ScoreOptions(**self.options.model_dump()),
+            options=pb.ScoreOptions(**self.options.model_dump(exclude={"dtype"})),
             expect_weights_fingerprint=self.expect_weights_fingerprint,
             priority=self.priority,
             run_id=self.run_id,

@@ -4,6 +4,7 @@ import json
 import logging
 
 import torch
+from transformers.utils import logging as transformers_logging
 from vold_proto.v1 import teacher_pb2_grpc
 from vold_service.grpc import GrpcServer
 from vold_service.http import make_app
@@ -24,6 +25,8 @@ log = logging.getLogger("vold.teacher")
 
 def make_teacher(settings: TeacherSettings) -> Teacher:
     def load() -> tuple[Backend, Tokenizer]:
+        transformers_logging.disable_progress_bar()  # the log is for lines
+        # On the device thread and before any of its work: OpenMP keeps the number for each thread that asks.
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         backend = TorchBackend(

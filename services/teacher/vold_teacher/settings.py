@@ -1,5 +1,6 @@
 """What `vold-teacher serve` can be told."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +42,12 @@ def check_model_folder(path: Path) -> None:
         raise ValueError(f"--model {path}: not a folder; give the folder that holds config.json and the weights")
     if not (path / "config.json").is_file():
         raise ValueError(f"--model {path}: not a model's folder, it has no config.json")
+    try:
+        config = json.loads((path / "config.json").read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--model {path}: its config.json is not JSON ({error}); save the model again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ValueError(f"--model {path}: its config.json names no model_type; save it with save_pretrained")
     if not any(path.glob("*.safetensors")):
         raise ValueError(
             f"--model {path}: it has no *.safetensors; save it with save_pretrained, nothing else is loaded"
