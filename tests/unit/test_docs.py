@@ -17,7 +17,9 @@ from vold_proto.v1 import teacher_pb2, verifier_pb2
 from vold_teacher.schemas import GenerateIn, ScoreIn
 from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, load
 from vold_trainer.pocket.cli import app as pocket_app
+from vold_verifier import registry
 from vold_verifier.http import RequestModel
+from vold_verifier.verifiers.base import BadReferenceError, Item
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -171,3 +173,39 @@ def test_json_blocks_are_json(text):
     except json.JSONDecodeError:
         for line in text.splitlines():
             json.loads(line)
+
+
+def test_every_test_that_is_named_exists():
+    defined = {
+        name for path in (ROOT / "tests").glob("**/*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    for page in PAGES:
+        named = set(re.findall(r"`(test_\w+)`", (ROOT / page).read_text()))
+        assert named <= defined, f"{page} names {sorted(named - defined)}"
+
+
+def test_the_keys_of_the_objectives_have_these_defaults():
+    config = TrainConfig(out=Path("out"), student={"path": "pocket:student"}).model_dump(mode="json")
+    rows = re.findall(r"^\| (`\w+\.\w+`[^|]*) \| ([^|]+) \|", (ROOT / "docs/objectives.md").read_text(), re.M)
+    assert len(rows) >= 10
+    for keys, defaults in rows:
+        for key, default in zip(keys.split(", "), defaults.split(", "), strict=True):
+            section, field = key.strip("`").split(".")
+            assert config[section][field] == yaml.safe_load(default.strip("`")), key
+
+
+def test_the_verifier_of_the_guide_judges(tmp_path, monkeypatch):
+    text = (ROOT / "docs/guides/write-a-verifier.md").read_text()
+    (source,) = re.findall(r"^```python\n(# set_verifier\.py\n.*?)^```", text, re.M | re.S)
+    (tmp_path / "set_verifier.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    verifier = registry.load(["set_verifier"])["set"]
+    partial = verifier.parameters.model_validate({"partial": True})
+    verdict = verifier.check(Item(r"\boxed{b, c}", "A, b"), partial)
+    shown = json.loads(re.search(r'^\{"id": "1".*"missing.*$', text, re.M)[0])
+    assert (verdict.reward, verdict.correct, verdict.extracted, verdict.reason) == tuple(
+        shown[key] for key in ("reward", "correct", "extracted", "reason")
+    )
+    assert verifier.check(Item("I say <answer>b, a</answer>", "A, b"), partial).correct
+    with pytest.raises(BadReferenceError):
+        verifier.check(Item(r"\boxed{b}", " , "), partial)
