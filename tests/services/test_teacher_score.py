@@ -22,19 +22,23 @@ PROTOBUF = {"content-type": "application/x-protobuf"}
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module", params=["qwen3", "llama", "gemma2"])
-def served(request, tmp_path_factory):
-    folder = save_model(tmp_path_factory.mktemp("teacher") / request.param, request.param)
-    torch.set_num_threads(1)
-    with teacher_server(folder, "--max-batch-tokens", "200") as server:
-        yield make_model(request.param), server
-
-
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
+    torch.set_num_threads(1)
     folder = save_model(tmp_path_factory.mktemp("teacher") / "tiny")
-    with teacher_server(folder) as server:
+    with teacher_server(folder, "--max-batch-tokens", "200") as server:
         yield server
+
+
+@pytest.fixture(scope="module", params=["qwen3", "gemma2"])
+def served(request, tmp_path_factory):
+    """A model and the server that serves it."""
+    if request.param == "qwen3":
+        yield make_model("qwen3"), request.getfixturevalue("qwen")
+        return
+    folder = save_model(tmp_path_factory.mktemp("teacher") / request.param, request.param)
+    with teacher_server(folder, "--max-batch-tokens", "200") as server:
+        yield make_model(request.param), server
 
 
 def stub(server: Server) -> teacher_pb2_grpc.TeacherServiceStub:

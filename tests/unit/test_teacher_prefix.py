@@ -1,4 +1,4 @@
-"""Prompts that completions share are computed once, and the scores are those of separate computation."""
+"""Prompts that completions share are computed once, and the scores are those of plain transformers forwards."""
 
 import sys
 from pathlib import Path
@@ -11,13 +11,14 @@ from vold_teacher.backends.torch import TorchBackend
 from vold_teacher.types import ScoreOptions, Sequence
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "services"))
-from teacher_fixtures import VOCAB, save_model
+from teacher_fixtures import VOCAB, make_model, save_model
 
 
 @pytest.fixture(scope="module", params=["qwen3", "llama", "gemma2"])
-def backend(request, tmp_path_factory):
+def model_and_backend(request, tmp_path_factory):
     torch.set_num_threads(1)
-    return TorchBackend(save_model(tmp_path_factory.mktemp("prefix"), request.param), limits=DecoderLimits())
+    folder = save_model(tmp_path_factory.mktemp("prefix"), request.param)
+    return make_model(request.param), TorchBackend(folder, limits=DecoderLimits())
 
 
 def grouped(prompt_lengths: list[int], group: int, longest: int) -> list[Sequence]:
@@ -38,7 +39,8 @@ def grouped(prompt_lengths: list[int], group: int, longest: int) -> list[Sequenc
     [([40, 40], 6, 12), ([30, 3, 17, 1], 5, 9), ([25], 4, 1)],
     ids=["equal prompts", "ragged prompts", "completions of one token"],
 )
-def test_shared_prompts_give_the_scores_of_separate_computation(backend, prompt_lengths, group, longest):
+def test_scores_with_and_without_sharing_equal_a_plain_forward(model_and_backend, prompt_lengths, group, longest):
+    model, backend = model_and_backend
     assert backend.info.shares_prompts
     sequences = grouped(prompt_lengths, group, longest)
     together = backend.score(sequences)
@@ -48,11 +50,19 @@ def test_shared_prompts_give_the_scores_of_separate_computation(backend, prompt_
     for sequence, score in zip(sequences, together.scores, strict=True):
         alone = backend.score([sequence])
         assert alone.computed_tokens == sequence.length
-        for name in ("logprobs", "top_logprobs", "entropy"):
-            np.testing.assert_allclose(getattr(score, name), getattr(alone.scores[0], name), rtol=0, atol=1e-5)
+        ids = torch.from_numpy(np.concatenate([sequence.prompt, sequence.completion])).long()
+        with torch.no_grad():
+            logits = model(ids[None]).logits[0, len(sequence.prompt) - 1 : -1] / sequence.options.temperature
+        expected = logits.log_softmax(-1)
+        logprobs = expected[torch.arange(len(sequence.completion)), ids[len(sequence.prompt) :]]
+        for found in (score, alone.scores[0]):
+            np.testing.assert_allclose(found.logprobs, logprobs, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(found.top_logprobs, expected.topk(4).values, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(found.entropy, -(expected.exp() * expected).sum(-1), rtol=0, atol=1e-5)
         np.testing.assert_allclose(score.hidden_states, alone.scores[0].hidden_states, rtol=0, atol=5e-5)
 
 
-def test_prompts_of_one_completion_each_are_not_worth_sharing(backend):
+def test_prompts_of_one_completion_each_are_not_worth_sharing(model_and_backend):
+    _, backend = model_and_backend
     sequences = grouped([30, 3, 17, 9], 1, 9)
     assert backend.score(sequences).computed_tokens == 4 * max(sequence.length for sequence in sequences)

@@ -93,13 +93,12 @@ def test_nothing_starves_among_endless_arrivals_of_its_priority():
     waiting = Job()
     queue.put(waiting, {index: sequence(1, 20, 30) for index in range(4)}, tokens_per_second=1.0)
     served = 0
-    for batches in range(1, 100):
+    for _ in range(60):
         queue.put(Job(), {0: sequence(2, 5, 5)}, tokens_per_second=1.0)
         served += sum(len(entry.sequences) for entry in queue.next_batch() if entry.job is waiting)
         if served == 4:
             break
     assert served == 4
-    assert batches < 60
 
 
 def test_completions_of_a_prompt_stay_together_where_that_pays():
