@@ -28,7 +28,7 @@ def main() -> None:
                 f"{urls['http']}/v1/score", content=message.SerializeToString(), headers={"content-type": PROTOBUF}
             ).raise_for_status()
             body = {
-                "prompts": [ids.tolist() for ids in prompts],
+                "prompts": [{"ids": ids.tolist()} for ids in prompts],
                 "completions": [{"prompt": p, "ids": ids.tolist()} for p, ids in completions],
                 "options": {"top_k": top_k},
             }

@@ -160,6 +160,16 @@ def test_a_teacher_is_swapped_by_its_url(tmp_path, pocket_teacher, verifier):
     assert asked[0]["tokenizer_fingerprint"] == asked[1]["tokenizer_fingerprint"]
 
 
+def test_a_resumed_run_wants_the_teacher_it_began_with(tmp_path, pocket_teacher, verifier):
+    run_train(train_config(tmp_path / "run", pocket_teacher.grpc, verifier.grpc, "save_every=1"))
+    with serving("teacher", "--model", str(checkpoint_path("teacher-b"))) as other:
+        again = train_config(tmp_path / "run", other.grpc, verifier.grpc)
+        with pytest.raises(RunError, match=r"the run began with teacher .*allow_identity_change"):
+            run_train(again, resume=True)
+        allowed = train_config(tmp_path / "run", other.grpc, verifier.grpc, "teacher.allow_identity_change=true")
+        run_train(allowed, resume=True)
+
+
 def test_a_teacher_that_changes_in_mid_run_stops_it(tmp_path, verifier, monkeypatch):
     """The second teacher takes the first one's socket after the first step."""
     from vold_trainer import grpo

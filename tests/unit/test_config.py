@@ -26,6 +26,12 @@ def test_overrides_are_typed_nested_and_last_wins():
     assert config.teacher.url == ["grpc://a:1", "grpc://b:2"]
 
 
+def test_a_url_that_looks_like_a_mapping_is_a_url():
+    config = load(TrainConfig, Path("pocket:vold"), ["verifier.url=local:", "verifier.parameters={accept: [boxed]}"])
+    assert config.verifier.url == "local:"
+    assert config.verifier.parameters == {"accept": ["boxed"]}
+
+
 def test_overrides_reach_into_lists():
     config = load(EvalConfig, Path("pocket:eval"), ["data.1.limit=7"])
     assert [data.limit for data in config.data] == [500, 7]

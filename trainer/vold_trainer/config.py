@@ -28,6 +28,7 @@ class StudentConfig(Config):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="what it computes in")
     freeze: list[str] = Field(default=["vision"], description="parts that do not learn: vision, projector, embeddings")
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
+    checkpoint_activations: bool = Field(default=False, description="compute activations twice to save memory")
 
 
 class TeacherConfig(Config):
@@ -121,6 +122,7 @@ class SftConfig(RunConfig):
     traces: Path = Field(description="JSONL of `vold traces`: messages and completion")
     steps: int = Field(default=250, ge=1)
     batch: int = Field(default=48, ge=1, description="sequences a step")
+    micro: int = Field(default=64, ge=1, description="sequences in one forward and backward pass")
     optim: OptimConfig = OptimConfig(lr=1e-3, warmup_steps=20, schedule="cosine")
 
 
@@ -237,16 +239,22 @@ def _set(raw: dict[str, Any], override: str) -> None:
             node[part] = child
         node = child
     last = parts[-1]
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UsageError(f"override {override!r}: {value!r} is not a YAML value: {error}") from error
+    parsed = _value(value, override)
     if isinstance(node, list):
         node[_index(node, last, override)] = parsed
     elif not isinstance(node, dict):
         raise UsageError(f"override {override!r}: {parts[-2]!r} is a plain value, nothing lies below it")
     else:
         node[last] = parsed
+
+
+def _value(text: str, override: str) -> Any:
+    """What a value on the command line means: YAML, but `local:` and `a: b` are text, for they hold no {."""
+    try:
+        parsed = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error
+    return text.strip() if isinstance(parsed, dict) and "{" not in text else parsed
 
 
 def _child(node: Any, part: str, override: str) -> Any:

@@ -6,6 +6,7 @@ ends, while the others are still being drawn; then one or more optimiser steps o
 Shapes: P prompts, G completions of a prompt, C = P * G, T completion positions.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ class _Trainer:
             about["teacher"] = self._shake_hands()
         self.first, found = 0, checkpoint.latest(config.out) if resume else None
         if found is not None:
+            self._same_teacher(about.get("teacher"))
             self.first = checkpoint.restore(found, student.model, self.optimizer, self.scheduler)
             trim_after(config.out, self.first)
         self.folder = RunFolder(config, about, self.accelerator, resumed=found is not None)
@@ -138,6 +140,17 @@ class _Trainer:
             "weights_fingerprint": info.identity.weights_fingerprint,
             "tokenizer_fingerprint": info.identity.tokenizer_fingerprint,
         }
+
+    def _same_teacher(self, now: dict[str, str] | None) -> None:
+        """A resumed run asks the teacher that it began with, unless the config allows another."""
+        file = self.config.out / "run.json"
+        before = json.loads(file.read_text()).get("teacher") if file.is_file() else None
+        allowed = self.config.teacher is not None and self.config.teacher.allow_identity_change
+        if before and now and before != now and not allowed:
+            raise RunError(
+                f"the run began with teacher {before}, and {now} answers now. Start a new run with it, or set "
+                "teacher.allow_identity_change=true"
+            )
 
     def run(self, examples: Sequence[Example]) -> Path:
         config = self.config

@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
+from transformers.utils import logging as transformers_logging
 
 from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
@@ -26,6 +27,7 @@ from vold_trainer.logprobs import token_logprobs
 from vold_trainer.processors import load_processor
 
 log = logging.getLogger("vold.models")
+transformers_logging.disable_progress_bar()  # a bar for each file read or written would drown our own
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "vision": ("visual.", "vision_tower.", "vision_model.", "vision_encoder."),
@@ -146,6 +148,8 @@ def load_student(config: StudentConfig) -> Student:
     except (OSError, ValueError) as error:
         raise UsageError(f"student.path {config.path!r} cannot be loaded: {error}") from error
     freeze(model, config.freeze)
+    if config.checkpoint_activations:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Student(model, processor, tokenizer, config.path)
 
 

@@ -152,23 +152,29 @@ class Live:
 
 
 class StopSignal:
-    """Whether SIGTERM asked the run to save and stop. Handles the signal only in the main thread."""
+    """Whether SIGTERM or Ctrl-C asked the run to save and stop. A second Ctrl-C stops at once.
+
+    Handles signals only in the main thread.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        self._handles = threading.current_thread() is threading.main_thread()
-        if self._handles:
-            self._old = signal.signal(signal.SIGTERM, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            self._old = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._handles:
-            signal.signal(signal.SIGTERM, self._old)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.requested = True
+        console.print("[yellow]saving after this step, then stopping")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

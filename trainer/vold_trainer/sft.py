@@ -18,8 +18,6 @@ from vold_trainer.models import CompletionScorer, Student, load_student
 from vold_trainer.optim import make_optimizer
 from vold_trainer.run import RunFolder, StopSignal, progress, trim_after
 
-MICRO = 64
-
 
 @dataclass(frozen=True)
 class Trace:
@@ -99,7 +97,7 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
         for step in range(first, config.steps):
             started = time.monotonic()
             chosen = [traces[index] for index in order.indices(step)]
-            loss = _step(student, module, accelerator, chosen)
+            loss = _step(student, module, accelerator, chosen, config.micro)
             norm = accelerator.clip_grad_norm_(module.parameters(), config.optim.max_grad_norm)
             optimizer.step()
             lr = scheduler.get_last_lr()[0]
@@ -121,11 +119,13 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     return config.out / "model"
 
 
-def _step(student: Student, module: torch.nn.Module, accelerator: Accelerator, traces: Sequence[Trace]) -> float:
+def _step(
+    student: Student, module: torch.nn.Module, accelerator: Accelerator, traces: Sequence[Trace], micro: int
+) -> float:
     """Forward and backward of one step; the mean loss over all completion tokens, nats."""
     tokens = sum(len(trace.ids) for trace in traces)
     total = 0.0
-    for indices in micro_batches([len(trace.ids) for trace in traces], MICRO):
+    for indices in micro_batches([len(trace.ids) for trace in traces], micro):
         part = [traces[index] for index in indices]
         batch = make_batch(student, [t.example for t in part], [t.ids for t in part], device=accelerator.device)
         logprobs_N, _ = module(batch.inputs, batch.predicts_BS, batch.ids_N)

@@ -109,7 +109,7 @@ async def _accepted(
             completion=generation.text,
             reference=examples[generation.prompt].reference,
             prompt=examples[generation.prompt].prompt_text,
-            parameters=config.verifier.parameters,
+            parameters=dict(examples[generation.prompt].meta.get("parameters", config.verifier.parameters)),
         )
         for generation in generations
     ]
