@@ -1,6 +1,7 @@
 """Parts of the teacher on their own: chunked scoring, sampling, identity, whose turn it is to generate."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from vold_teacher.backends.decoding import DecoderLimits
 from vold_teacher.backends.torch import TorchBackend
 from vold_teacher.identity import weights_fingerprint
 from vold_teacher.sampling import choose, stream_key, uniforms
+from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import GeneratePrompt, SamplingOptions, ScoreOptions, Sequence
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "services"))
@@ -160,3 +162,43 @@ def test_generation_of_a_higher_priority_begins_first_and_equals_take_turns(fold
     while decoder.busy:
         order += [request for request, chunk in decoder.advance(0.0) if chunk.finish_reason]
     assert order == [2, 2, 0, 1, 0, 1]
+
+
+def spoil(folder: Path, kind: str) -> None:
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if kind == "garbage":
+        weights.write_bytes(b"\x10" * 200)
+    elif kind == "cut short":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        change = {
+            "lacking": {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3},
+            "misfit": {"intermediate_size": 32},
+            "unknown": {"model_type": "nobodys"},
+        }[kind]
+        config.write_text(json.dumps(json.loads(config.read_text()) | change))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("garbage", "cannot read the weights"),
+        ("cut short", "cannot read the weights"),
+        ("lacking", "lack 11 tensors"),
+        ("misfit", "config.json asks for [64, 32]"),
+        ("unknown", "`nobodys`"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_its_config_is_refused(folder, tmp_path, kind, text):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    spoil(copy, kind)
+    with pytest.raises(OSError, match=re.escape(text)) as raised:
+        TorchBackend(copy, limits=DecoderLimits())
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder, tmp_path):
+    shutil.copy(folder / "config.json", tmp_path)
+    with pytest.raises(OSError, match="there is no tokenizer"):
+        Tokenizer(tmp_path)

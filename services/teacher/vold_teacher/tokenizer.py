@@ -12,11 +12,16 @@ from vold_service.errors import invalid
 from vold_teacher.identity import tokenizer_fingerprint
 from vold_teacher.types import Ids
 
+# What tokenizers are saved as. Without any, transformers makes an empty one.
+FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
+
 
 class Tokenizer:
     """A folder's tokenizer. Raises OSError where there is none."""
 
     def __init__(self, folder: Path) -> None:
+        if not any((folder / name).is_file() for name in FILES):
+            raise OSError(f"there is no tokenizer in {folder}: save one beside the model, such as tokenizer.json")
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except (ValueError, KeyError, OSError, TypeError) as error:

@@ -24,6 +24,11 @@ from vold_teacher.sampling import choose, stream_key, uniforms
 from vold_teacher.scoring import Head
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions
 
+LIVE_SHARE = 0.75
+"""Copy the living rows into a smaller block once they are at most this part of it: a copy costs about a decode step,
+while every dead row costs its part of all steps to come.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderLimits:
@@ -277,7 +282,7 @@ class TorchDecoder:
     def _step(self) -> None:
         """One token for every row. A dead row computes along, unseen, until the block is rebuilt without it."""
         live_R = np.flatnonzero(self._state["live"])
-        if len(live_R) * 2 <= len(self._rows):
+        if len(live_R) <= LIVE_SHARE * len(self._rows):
             offset = int(self._state["start"][live_R].min())
             filled = self._filled - offset
             self._rebuild([], live_R, len(live_R), filled, filled + self._remaining())

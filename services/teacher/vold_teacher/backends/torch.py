@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -224,16 +225,36 @@ def _split(sequences: Seq[Sequence], scores: RowScores, hidden_RH: Tensor) -> li
 
 
 def _load(path: Path, dtype: str) -> Any:
+    """The model with every one of its weights from the checkpoint. Raises OSError with one line."""
+    loader: Any = AutoModelForCausalLM  # its annotations leave out what output_loading_info changes
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, report = loader.from_pretrained(
             path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            output_loading_info=True,
         )
+    except SafetensorError as error:
+        raise OSError(f"cannot read the weights in {path}: {error}; copy the model there again") from error
     except (ValueError, KeyError, RuntimeError) as error:
-        raise OSError(f"cannot load a causal language model from {path}: {error}") from error
+        first = str(error).partition("\n")[0]
+        raise OSError(f"cannot load a causal language model from {path}: {first}") from error
+    # transformers would fill these in at random, and the teacher's numbers would be noise.
+    if report["missing_keys"]:
+        raise OSError(
+            f"the weights in {path} lack {len(report['missing_keys'])} tensors that its config.json asks for, "
+            f"{min(report['missing_keys'])} among them: copy the whole model there again"
+        )
+    if report["mismatched_keys"]:
+        name, found, wanted = min(report["mismatched_keys"])
+        raise OSError(
+            f"{name} in {path} has shape {list(found)}, where its config.json asks for {list(wanted)}: the config and "
+            "the weights are not of one model"
+        )
+    return model
 
 
 def _device(name: str) -> torch.device:
