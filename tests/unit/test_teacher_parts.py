@@ -21,7 +21,7 @@ from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import GeneratePrompt, SamplingOptions, ScoreOptions, Sequence
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "services"))
-from teacher_fixtures import save_model
+from teacher_fixtures import make_model, save_model
 
 
 class _Largest(TorchDispatchMode):
@@ -162,6 +162,15 @@ def test_generation_of_a_higher_priority_begins_first_and_equals_take_turns(fold
     while decoder.busy:
         order += [request for request, chunk in decoder.advance(0.0) if chunk.finish_reason]
     assert order == [2, 2, 0, 1, 0, 1]
+
+
+def test_a_cpu_computes_a_16_bit_checkpoint_in_float32_unless_told_otherwise(tmp_path):
+    model = make_model("qwen3").to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    assert TorchBackend(tmp_path, device="cpu", limits=DecoderLimits()).info.dtype == "float32"
+    asked = TorchBackend(tmp_path, device="cpu", dtype="bfloat16", limits=DecoderLimits())
+    assert asked.info.dtype == "bfloat16"
+    assert asked.info.shares_prompts
 
 
 def spoil(folder: Path, kind: str) -> None:

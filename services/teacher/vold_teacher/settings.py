@@ -19,7 +19,7 @@ class TeacherSettings(ServerSettings):
     revision: str = Field(default="", description="revision to report; the config's commit hash where empty")
     backend: Literal["torch"] = Field(default="torch", description="what computes")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="what the weights compute in; auto takes the checkpoint's"
+        default="auto", description="what the weights compute in; auto: the checkpoint's, but float32 on a CPU"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes CUDA where there is any")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; its own choice where absent")

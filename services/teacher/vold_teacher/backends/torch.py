@@ -81,6 +81,8 @@ class TorchBackend:
     ) -> None:
         self.device = _device(device)
         self.limits = limits
+        if dtype == "auto" and self.device.type == "cpu":
+            dtype = "float32"  # most CPUs have no arithmetic for 16-bit floats and take several times as long
         self.model = _load(path, dtype)
         self.model.to(self.device).eval().requires_grad_(False)
         config = self.model.config.get_text_config(decoder=True)
