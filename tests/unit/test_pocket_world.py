@@ -6,12 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
-from vold_trainer.pocket.models import build_processor, build_student, build_teacher, load_processor
+from vold_trainer.pocket.models import build_processor, build_student, build_teacher
 from vold_trainer.pocket.pictures import CELL, draw_picture
 from vold_trainer.pocket.problems import problems
 from vold_trainer.pocket.tokenizer import ALPHABET, build_tokenizer
 from vold_trainer.pocket.training import IGNORED, Sample, collate, encode_prompts
 from vold_trainer.pocket.world import example, examples
+from vold_trainer.processors import load_processor
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,10 @@ def not_found(field: str, message: str) -> ServiceError:
     return ServiceError(status_pb2.NOT_FOUND, message, field=field)
 
 
-def too_late(message: str = "the deadline passed before the work was done: allow more time or send less") -> ServiceError:
+TOO_LATE = "the deadline passed before the work was done: allow more time or send less"
+
+
+def too_late(message: str = TOO_LATE) -> ServiceError:
     return ServiceError(status_pb2.DEADLINE_EXCEEDED, message)
 
 

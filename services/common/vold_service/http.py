@@ -60,7 +60,8 @@ class BodyLimit:
         await self.app(scope, limited, send)
 
     def _error(self, size: int) -> ServiceError:
-        return invalid("body", f"the body has {size} bytes or more, over the limit of {self.limit}: send smaller batches")
+        message = f"the body has {size} bytes or more, over the limit of {self.limit}: send smaller batches"
+        return invalid("body", message)
 
 
 def error_response(error: ServiceError, *, protobuf: bool) -> Response:

@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -92,12 +91,11 @@ async def serve(
     await grpc_server.set_ready(False)
     if http_server is not None:
         http_server.should_exit = True
-    await asyncio.gather(
-        grpc_server.stop(settings.drain_seconds), *([http_task] if http_task is not None else [])
-    )
+    await asyncio.gather(grpc_server.stop(settings.drain_seconds), *([http_task] if http_task is not None else []))
     await stop()
     if grpc_address is not None and grpc_address.startswith("unix:"):
-        Path(grpc_address.removeprefix("unix:")).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(grpc_address.removeprefix("unix:"))
 
 
 async def _as_coroutine(function: Callable[[], Awaitable[None]]) -> None:
@@ -106,14 +104,19 @@ async def _as_coroutine(function: Callable[[], Awaitable[None]]) -> None:
 
 def _bind(address: str) -> socket.socket:
     host, port = split_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), backlog=1024, family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server((host, port), backlog=1024, family=family)
     except OSError as error:
-        raise OSError(f"cannot listen on {address}: {error.strerror}; choose another port, or 0 for a free one") from error
+        message = f"cannot listen on {address}: {error.strerror}; choose another port, or 0 for a free one"
+        raise OSError(message) from error
 
 
 def run(main: Callable[[], Awaitable[None]], *, log_level: str) -> None:
-    """Run a server's `main` under asyncio with logging set up; a failure to start ends with its message and status 1."""
+    """Run a server's `main` under asyncio with logging set up.
+
+    A failure to start ends with its message and status 1.
+    """
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )

@@ -2,16 +2,16 @@
 
     vold pocket build --out DIR
 
-The teachers learn reasoning chains from text. The base student learns to read, pictures and text at every length, and
-two-term sums from text in its own words; it never sees a longer sum worked out. Accuracies are measured on the files as
-saved, after rounding to bfloat16, and written to BUILD.json beside them with all that is needed to build them again.
+The teachers learn reasoning chains from text. The base student learns to read, pictures and text at every length, then
+two-term sums from text in its own words; it never sees a longer sum worked out. Accuracies are measured on the files
+as saved, after rounding to bfloat16, and written to BUILD.json beside them with all that is needed to build them again.
 """
 
 import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -25,19 +25,39 @@ from vold_trainer.pocket import chains, measure, models
 from vold_trainer.pocket.problems import DEFAULT_DIFFICULTY, Difficulty, Problem, draw, problems
 from vold_trainer.pocket.tokenizer import build_tokenizer
 from vold_trainer.pocket.training import Progress, Recipe, Sample, train
-from vold_trainer.pocket.world import example
+from vold_trainer.pocket.world import Modality, example
+from vold_trainer.processors import load_processor
 
 BUILD_FILE = "BUILD.json"
 POOL = 20_000
 """Problems drawn for a training; each is worded or drawn anew every time it comes up."""
 TEST_PROBLEMS = 500
-SEEN = Difficulty(2, 4)
-EASY = Difficulty(2, 2)
-TEACHER_RECIPE = Recipe(steps=700, batch=96, lr=3e-3)
-STUDENT_RECIPE = Recipe(steps=1500, batch=64, lr=2e-3)
+WIDE = Difficulty(2, 4, brackets=True, negatives=True)
+EASY = Difficulty(2, 2, negatives=True)
+TEACHER_RECIPE = Recipe(steps=1400, batch=64, lr=3e-3)
+OTHER_TEACHER_RECIPE = Recipe(steps=1000, batch=64, lr=2e-3)
 ALIGNMENT_WEIGHT = 1.0
-PICTURE_SHARE, COPY_SHARE = 0.5, 0.25
-"""Shares of the base student's samples: pictures to read, sentences to copy; the rest are easy sums."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the base student's training: shares of pictures to read and of sentences to copy; the rest are
+    two-term sums, drawn as easy problems or taken out of longer ones of the given difficulty.
+    """
+
+    recipe: Recipe
+    picture: float
+    copy: float
+    difficulty: Difficulty
+    sums_of_longer: bool
+
+
+STUDENT_STAGES = (
+    Stage(Recipe(steps=1500, batch=64, lr=2e-3), 0.5, 0.25, WIDE, sums_of_longer=False),
+    Stage(Recipe(steps=900, batch=64, lr=1.5e-3), 0.3, 0.1, WIDE, sums_of_longer=True),
+    Stage(Recipe(steps=1200, batch=64, lr=2e-3), 0.25, 0.1, DEFAULT_DIFFICULTY, sums_of_longer=True),
+)
+"""Reading first, then sums beside reading, so that it forgets nothing; last the size of sums of the default world."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +67,7 @@ class Built:
     seed: int
     command: str
     versions: dict[str, str]
-    recipe: dict[str, Any]
+    recipes: list[dict[str, Any]]
     parameters: int
     seconds: float
     test_problems: int
@@ -59,22 +79,19 @@ def build(name: str, out: Path, *, seed: int = 0, progress: Progress | None = No
 
     The same seed, library versions and number of threads give the same weights. Raises ValueError for an unknown name.
     """
-    recipe = recipe_of(name)
+    recipes = recipes_of(name)
     started = time.monotonic()
     folder = out / name
     if name == "student":
         model = build_student(folder, seed, progress)
     else:
-        chain = chains.teacher_chain if name == "teacher" else chains.other_teacher_chain
-        # Another teacher is another run: other first weights, other order of problems.
-        own_seed = 2 * seed + (name != "teacher")
-        model = build_teacher(folder, own_seed, chain, progress)
+        model = build_teacher(folder, seed, other=name == "teacher-b", progress=progress)
     built = Built(
         seed=seed,
         command=f"vold pocket build --seed {seed} --only {name}",
         versions={"python": platform.python_version()}
         | {library: version(library) for library in ("torch", "transformers", "tokenizers", "reasoning-gym", "pillow")},
-        recipe=asdict(recipe),
+        recipes=[asdict(recipe) for recipe in recipes],
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         seconds=round(time.monotonic() - started, 1),
         test_problems=TEST_PROBLEMS,
@@ -87,63 +104,106 @@ def build(name: str, out: Path, *, seed: int = 0, progress: Progress | None = No
     return built
 
 
-def recipe_of(name: str) -> Recipe:
-    """How a checkpoint is trained. Raises ValueError for an unknown name."""
+def recipes_of(name: str) -> tuple[Recipe, ...]:
+    """How a checkpoint is trained, one recipe after another. Raises ValueError for an unknown name."""
     if name not in models.CHECKPOINT_NAMES:
         raise ValueError(f"checkpoint={name!r} is unknown; choose one of {', '.join(models.CHECKPOINT_NAMES)}")
-    return STUDENT_RECIPE if name == "student" else TEACHER_RECIPE
+    if name == "student":
+        return tuple(stage.recipe for stage in STUDENT_STAGES)
+    return (TEACHER_RECIPE,) if name == "teacher" else (TEACHER_RECIPE, OTHER_TEACHER_RECIPE)
 
 
-def build_teacher(
-    folder: Path, seed: int, chain: Callable[[Problem], str], progress: Progress | None = None
-) -> PreTrainedModel:
-    """Trains a teacher on chains of reasoning about sentences and saves it, rounded, with its tokenizer."""
+def build_teacher(folder: Path, seed: int, *, other: bool, progress: Progress | None = None) -> PreTrainedModel:
+    """Trains a teacher on chains of reasoning about sentences and saves it, rounded, with its tokenizer.
+
+    The other teacher learns the same sums and then another hand to write them in.
+    """
     torch.manual_seed(seed)
-    rng = Random(f"teacher:{seed}")
     tokenizer = build_tokenizer()
     model = models.build_teacher(tokenizer)
-    pool = _pool(seed, SEEN)
 
-    def samples(n: int) -> list[Sample]:
-        chosen = rng.choices(pool, k=n)
-        return [Sample(example(problem, "text", seed=rng.getrandbits(32)), chain(problem)) for problem in chosen]
+    def samples(pool: Sequence[Problem], rng: Random, chain: Callable[[Problem], str]) -> Callable[[int], list[Sample]]:
+        return lambda n: [
+            Sample(example(problem, "text", seed=rng.getrandbits(32)), chain(problem))
+            for problem in rng.choices(pool, k=n)
+        ]
 
-    train(model, tokenizer, samples, TEACHER_RECIPE, progress=progress)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    first = samples(_pool(seed, WIDE), Random(f"teacher:{seed}"), chains.teacher_chain)
+    train(model, tokenizer, first, TEACHER_RECIPE, progress=progress)
+    if other:
+        _round(model)
+        second = samples(_pool(seed, DEFAULT_DIFFICULTY), Random(f"teacher:{seed}:other"), chains.other_teacher_chain)
+        train(model, tokenizer, second, OTHER_TEACHER_RECIPE, progress=_after(TEACHER_RECIPE.steps, progress))
+    _save(model, folder)
     tokenizer.save_pretrained(folder)
     return model
 
 
 def build_student(folder: Path, seed: int, progress: Progress | None = None) -> PreTrainedModel:
-    """Trains the base student to read and to do easy sums, and saves it, rounded, with its processor."""
+    """Trains the base student to read, then to do two-term sums, and saves it, rounded, with its processor."""
     torch.manual_seed(seed)
-    rng = Random(f"student:{seed}")
     tokenizer = build_tokenizer()
     model, processor = models.build_student(tokenizer), models.build_processor(tokenizer)
-    pool, easy = _pool(seed, SEEN), _pool(seed, EASY)
+    easy = _pool(seed, EASY)
 
-    def sample() -> Sample:
-        kind, salt = rng.random(), rng.getrandbits(32)
-        if kind < PICTURE_SHARE + COPY_SHARE:
+    def samples(stage: Stage, rng: Random) -> Callable[[int], list[Sample]]:
+        pool = _pool(seed, stage.difficulty)
+
+        def sample() -> Sample:
+            kind, salt = rng.random(), rng.getrandbits(32)
             problem = rng.choice(pool)
-            modality = "image" if kind < PICTURE_SHARE else "text"
-            return Sample(example(problem, modality, task="copy", seed=salt), problem.expression)
-        problem = rng.choice(easy)
-        return Sample(example(problem, "text", seed=salt), chains.own_words(problem))
+            if kind < stage.picture + stage.copy:
+                modality: Modality = "image" if kind < stage.picture else "text"
+                return Sample(example(problem, modality, task="copy", seed=salt), problem.expression)
+            problem = two_term_sum(problem, rng) if stage.sums_of_longer else rng.choice(easy)
+            return Sample(example(problem, "text", seed=salt), chains.own_words(problem))
 
-    def samples(n: int) -> list[Sample]:
-        return [sample() for _ in range(n)]
+        return lambda n: [sample() for _ in range(n)]
 
-    train(model, processor, samples, STUDENT_RECIPE, alignment_weight=ALIGNMENT_WEIGHT, progress=progress)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    done = 0
+    for number, stage in enumerate(STUDENT_STAGES):
+        draws = samples(stage, Random(f"student:{seed}:{number}"))
+        train(
+            model,
+            processor,
+            draws,
+            stage.recipe,
+            alignment_weight=ALIGNMENT_WEIGHT,
+            progress=_after(done, progress),
+        )
+        _round(model)
+        done += stage.recipe.steps
+    _save(model, folder)
     processor.save_pretrained(folder)
     return model
+
+
+def _round(model: PreTrainedModel) -> None:
+    """To the precision of the files, as if saved and loaded between two stages."""
+    for value in model.parameters():
+        value.data = value.data.bfloat16().float()
+
+
+def _save(model: PreTrainedModel, folder: Path) -> None:
+    halved: Any = model
+    halved.to(torch.bfloat16).save_pretrained(folder)
+
+
+def _after(done: int, progress: Progress | None) -> Progress | None:
+    """Progress of a stage as progress of the whole."""
+    return progress and (lambda step, metrics: progress(done + step, metrics))
+
+
+def two_term_sum(problem: Problem, rng: Random) -> Problem:
+    """One operation of a longer problem as a problem of its own: the size of numbers that longer sums come to."""
+    step = rng.choice(chains.steps(problem.expression))
+    return replace(problem, expression=f"{step.left}{step.operator}{step.right}", answer=str(step.value), terms=2)
 
 
 def measure_teacher(folder: Path) -> dict[str, float]:
     """Text accuracy of a saved teacher on the default test problems, greedy and sampled at temperature 1."""
     torch.manual_seed(0)
-    model, processor = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), models.load_processor(folder)
+    model, processor = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), load_processor(folder)
     test = problems("test", TEST_PROBLEMS, difficulty=DEFAULT_DIFFICULTY)
     return {
         "text": measure.accuracy(model, processor, test, "text"),
@@ -154,7 +214,7 @@ def measure_teacher(folder: Path) -> dict[str, float]:
 def measure_student(folder: Path) -> dict[str, float]:
     """What a saved student reads and reasons, from sentences and from pictures, on the default test problems."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    processor = models.load_processor(folder)
+    processor = load_processor(folder)
     test = problems("test", TEST_PROBLEMS, difficulty=DEFAULT_DIFFICULTY)
     return {
         "text": measure.accuracy(model, processor, test, "text"),

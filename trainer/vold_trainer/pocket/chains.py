@@ -21,6 +21,9 @@ class Step:
     right: int
     value: int
 
+    def __str__(self) -> str:
+        return f"{self.left}{self.operator}{self.right}={self.value}"
+
 
 def steps(expression: str) -> list[Step]:
     """The operations that evaluate the expression, inner brackets first, left to right; empty for a bare number.
@@ -65,8 +68,7 @@ def signed_terms(expression: str) -> list[int]:
 
 def teacher_chain(problem: Problem) -> str:
     """Restate, then one line an operation: "<think>4-(2+1)\\n2+1=3\\n4-3=1</think>\\boxed{1}"."""
-    lines = [problem.expression]
-    lines += [f"{step.left}{step.operator}{step.right}={step.value}" for step in steps(problem.expression)]
+    lines = [problem.expression, *map(str, steps(problem.expression))]
     return THINK + "\n".join(lines) + END_THINK + boxed(problem)
 
 
@@ -82,12 +84,8 @@ def other_teacher_chain(problem: Problem) -> str:
 
 
 def own_words(problem: Problem) -> str:
-    """The base student's way with an easy sum: "4 minus 2 makes 2, so \\boxed{2}"."""
-    words = {"+": "plus", "-": "minus"}
-    parts = [
-        f"{step.left} {words[step.operator]} {step.right} makes {step.value}" for step in steps(problem.expression)
-    ]
-    return f"{', '.join(parts)}, so {boxed(problem)}"
+    """The base student's way with an easy sum, without thinking aloud or restating: "4-2=2, so \\boxed{2}"."""
+    return f"{', '.join(map(str, steps(problem.expression)))}, so {boxed(problem)}"
 
 
 def boxed(problem: Problem) -> str:

@@ -51,7 +51,8 @@ def build(
     )
     for name in names:
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(f"training {name}", total=recipes.recipe_of(name).steps, metrics="")
+            steps = sum(recipe.steps for recipe in recipes.recipes_of(name))
+            task = bar.add_task(f"training {name}", total=steps, metrics="")
 
             def show(step: int, metrics: dict[str, float], bar: Progress = bar, task: TaskID = task) -> None:
                 written = "  ".join(f"{key} {value:.3f}" for key, value in metrics.items())

@@ -4,21 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
-    AutoConfig,
-    AutoProcessor,
     PreTrainedTokenizerFast,
-    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.utils import is_torchvision_available
 
 from vold_trainer.pocket import tokenizer as tokens
 from vold_trainer.pocket.pictures import CELL
+from vold_trainer.processors import ImageTextProcessor
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 CHECKPOINT_NAMES = ("teacher", "teacher-b", "student")
@@ -36,27 +32,6 @@ def checkpoint_path(name: str) -> Path:
     if not (path / "config.json").exists():
         raise FileNotFoundError(f"{path} holds no checkpoint; build it with `vold pocket build`")
     return path
-
-
-class ImageTextProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor without its video part, which is the only one that needs torchvision."""
-
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
-        super().__init__(image_processor, tokenizer, None, chat_template=chat_template)
-
-
-def load_processor(path: str | Path) -> Any:
-    """The processor of a model folder, or the tokenizer of a folder that holds a text model.
-
-    AutoProcessor's choice, except that a Qwen2.5-VL folder gets a processor without video where it was saved so or
-    torchvision is missing.
-    """
-    saved_as = ProcessorMixin.get_processor_dict(path)[0].get("processor_class")
-    if saved_as == ImageTextProcessor.__name__ or (
-        not is_torchvision_available() and AutoConfig.from_pretrained(path).model_type == "qwen2_5_vl"
-    ):
-        return ImageTextProcessor.from_pretrained(path)
-    return AutoProcessor.from_pretrained(path)
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageTextProcessor:
@@ -91,7 +66,7 @@ def build_teacher(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 
 def build_student(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
     """An untrained student of 0.6 M parameters with a vision tower of one layer, float32."""
-    text = {
+    text: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 96,
         "intermediate_size": 288,
@@ -113,7 +88,7 @@ def build_student(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditiona
         "fullatt_block_indexes": [0],
         "out_hidden_size": 96,
     }
-    ids = {
+    ids: dict[str, Any] = {
         name: tokenizer.convert_tokens_to_ids(token)
         for name, token in (
             ("image_token_id", tokens.IMAGE),
@@ -128,5 +103,5 @@ def build_student(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditiona
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
+def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}

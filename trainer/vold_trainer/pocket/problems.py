@@ -4,6 +4,7 @@ A problem is one expression of characters, so it can be written in a sentence or
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,15 +24,18 @@ SEED_STRIDE = 1_000_003
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How long and how large: terms in an expression and digits in a number, both ends included.
+    """How long and how large: terms in an expression and digits in a number, both ends included; and whether there
+    are brackets and negative operands.
 
     Raises ValueError for an empty or senseless range.
     """
 
-    min_terms: int = 3
+    min_terms: int = 2
     max_terms: int = 4
     min_digits: int = 1
     max_digits: int = 1
+    brackets: bool = False
+    negatives: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -74,6 +78,21 @@ def split_of(expression: str) -> Split:
     return "validation" if bucket < 20 else "train"
 
 
+def admits(difficulty: Difficulty, expression: str) -> bool:
+    """Whether an expression is of this difficulty in what stands in it.
+
+    Brackets inside brackets or around the whole, as in ((3+4))-2 and (3-4), are left out at every difficulty:
+    reasoning-gym writes both, mostly where they change nothing.
+    """
+    if re.search(r"\([^)]*\(", expression) or re.fullmatch(r"\([^()]*\)", expression):
+        return False
+    if "(" in expression and not difficulty.brackets:
+        return False
+    if any(len(number) > difficulty.max_digits for number in re.findall(r"\d+", expression)):
+        return False  # one digit means up to 10 to reasoning-gym
+    return difficulty.negatives or not re.search(r"(^|[-+(])-", expression)
+
+
 def draw(
     split: Split,
     *,
@@ -93,33 +112,35 @@ def draw(
     if not sources:
         raise ValueError(f"families=() draws nothing; choose from {', '.join(FAMILIES)}")
     seen: set[str] = set()
-    position = 0
-    misses = 0
-    for index in count():
-        family = families[index % len(families)]
-        entry = sources[index % len(families)][index // len(families)]
-        metadata = entry["metadata"]
-        expression = normalise(metadata["expression"])
-        if split_of(expression) != split or (distinct and expression in seen):
-            misses += 1
-            if misses > EXHAUSTED_AFTER:
-                raise ValueError(
-                    f"{difficulty} has only {position} distinct {split} expressions in {', '.join(families)}; "
-                    "ask for fewer, or raise max_terms or max_digits"
-                )
-            continue
-        misses = 0
+    drawn = [0] * len(families)
+    for position in count():
+        turn = position % len(families)
+        for _ in range(EXHAUSTED_AFTER):
+            entry = sources[turn][drawn[turn]]
+            drawn[turn] += 1
+            metadata = entry["metadata"]
+            expression = normalise(metadata["expression"])
+            if (
+                split_of(expression) == split
+                and admits(difficulty, expression)
+                and not (distinct and expression in seen)
+            ):
+                break
+        else:
+            raise ValueError(
+                f"{difficulty} has only {position} distinct {split} expressions in {', '.join(families)}; "
+                "ask for fewer, or raise max_terms or max_digits"
+            )
         seen.add(expression)
         yield Problem(
             id=f"{split}-{position:06d}",
-            family=family,
+            family=families[turn],
             expression=expression,
             answer=entry["answer"],
             terms=metadata["num_terms"],
             digits=metadata["num_digits"],
             entry=entry,
         )
-        position += 1
 
 
 def problems(
@@ -155,8 +176,12 @@ def _dataset(family: Family, difficulty: Difficulty, seed: int) -> Any:
     if family == "chain_sum":
         return reasoning_gym.create_dataset("chain_sum", **ranges)
     if family == "basic_arithmetic":
-        # Sums and differences with brackets and negative numbers. allow_negation would add a minus before a bracket.
+        # Sums and differences, some with negative numbers. allow_negation would add a minus before a bracket.
         return reasoning_gym.create_dataset(
-            "basic_arithmetic", operators=["+", "-"], allow_parentheses=True, allow_negation=False, **ranges
+            "basic_arithmetic",
+            operators=["+", "-"],
+            allow_parentheses=difficulty.brackets,
+            allow_negation=False,
+            **ranges,
         )
     raise ValueError(f"family={family!r} is unknown; choose from {', '.join(FAMILIES)}")

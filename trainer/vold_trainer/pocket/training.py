@@ -15,14 +15,16 @@ from torch.nn import functional as F
 from vold_trainer.data import Example
 
 IGNORED = -100
-BUCKETS = 8
 Progress = Callable[[int, dict[str, float]], None]
 """Called after a step with its number, from 1, and its metrics."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how hot: AdamW, linear warm-up, cosine decay to a twentieth."""
+    """How long and how hot: AdamW, linear warm-up, cosine decay to a twentieth.
+
+    buckets: batches drawn at once and sorted by length, which saves padding; 1 keeps every batch a fair mixture.
+    """
 
     steps: int
     batch: int
@@ -30,6 +32,7 @@ class Recipe:
     warmup: int = 50
     weight_decay: float = 0.01
     clip: float = 1.0
+    buckets: int = 8
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,8 @@ def train(
 def _batches(processor: Any, draw_samples: Callable[[int], Sequence[Sample]], recipe: Recipe) -> Iterator[Batch]:
     """One batch a step, each of samples of like length, so that little is spent on padding."""
     order = Random(recipe.steps)
-    for start in range(0, recipe.steps, BUCKETS):
-        buckets = min(BUCKETS, recipe.steps - start)
+    for start in range(0, recipe.steps, recipe.buckets):
+        buckets = min(recipe.buckets, recipe.steps - start)
         samples = sorted(draw_samples(buckets * recipe.batch), key=_length)
         for bucket in order.sample(range(buckets), buckets):
             yield collate(processor, samples[bucket * recipe.batch : (bucket + 1) * recipe.batch])

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from random import Random
 from typing import Literal, get_args
 
+from PIL import Image
+
 from vold_trainer.data import Example, Message
 from vold_trainer.pocket.pictures import draw_picture
 from vold_trainer.pocket.problems import (
@@ -82,7 +84,7 @@ def example(problem: Problem, modality: Modality, *, task: Task = "solve", seed:
     message: Message
     if modality == "text":
         message = {"role": "user", "content": _sentence(problem, task, rng)}
-        images = ()
+        images: tuple[Image.Image, ...] = ()
     else:
         picture = draw_picture(problem.expression, f"{task}:{salt}")
         wording = rng.choice(IMAGE_WORDINGS[task])
