@@ -104,6 +104,10 @@ def again(error: VoldError, *, message: str | None = None, field: str | None = N
     )
 
 
+def exceeded(url: str) -> DeadlineExceeded:
+    return DeadlineExceeded("no answer within the call's time: allow a longer timeout or send less", url=url)
+
+
 RETRIED = (Unavailable, ResourceExhausted)
 
 _KINDS: dict[str, type[VoldError]] = {
@@ -176,7 +180,7 @@ def from_grpc(error: grpc.aio.AioRpcError, url: str) -> VoldError:
         # A write onto a stream that has just broken; a fault of the service itself comes with a Status.
         return Unavailable(f"the connection broke off ({details})", url=url)
     if code == "DEADLINE_EXCEEDED":
-        return DeadlineExceeded("no answer within the call's time: allow a longer timeout or send less", url=url)
+        return exceeded(url)
     kind = _GRPC_KINDS.get(code) or _KINDS.get(code, Internal)
     return kind(f"{details} (gRPC {code})", url=url)
 

@@ -8,7 +8,7 @@ from typing import Any, Generic
 
 import grpc
 
-from vold_client.errors import DeadlineExceeded, NotFound, Unavailable, VoldError, again, from_grpc
+from vold_client.errors import NotFound, Unavailable, VoldError, again, exceeded, from_grpc
 from vold_client.methods import Method, Reply, Request
 from vold_client.transport import CallContext
 from vold_client.urls import Address
@@ -27,6 +27,10 @@ _OPTIONS = [
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
 ]
+
+DEADLINE_GRACE = 1.0
+"""Seconds after which the event loop's own timer ends a call that gRPC has not ended at its deadline. gRPC's events
+pass through one poller that all loops of a process share; a run must not hang on one that is late or lost."""
 
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
@@ -48,20 +52,30 @@ class GrpcTransport:
     async def unary(self, method: Method[Request, Reply], message: Request, context: CallContext) -> Reply:
         call = self._channel.unary_unary(method.path, method.request.SerializeToString, method.reply.FromString)
         try:
-            return await call(message, timeout=context.timeout, metadata=self._describe(context))
+            async with asyncio.timeout(context.timeout + DEADLINE_GRACE):
+                return await call(message, timeout=context.timeout, metadata=self._describe(context))
         except grpc.aio.AioRpcError as error:
             raise from_grpc(error, self.address.url) from None
+        except TimeoutError:
+            raise exceeded(self.address.url) from None
 
     async def stream(
         self, method: Method[Request, Reply], message: Request, context: CallContext
     ) -> AsyncGenerator[Reply, None]:
         open_call = self._channel.unary_stream(method.path, method.request.SerializeToString, method.reply.FromString)
         call = open_call(message, timeout=context.timeout, metadata=self._describe(context))
+        end = asyncio.get_running_loop().time() + context.timeout + DEADLINE_GRACE
         try:
-            async for event in call:
+            while True:
+                async with asyncio.timeout_at(end):
+                    event: Any = await call.read()  # a reply, or EOF
+                if event is grpc.aio.EOF:
+                    break
                 yield event
         except grpc.aio.AioRpcError as error:
             raise from_grpc(error, self.address.url) from None
+        except TimeoutError:
+            raise exceeded(self.address.url) from None
         finally:
             call.cancel()
 
@@ -74,13 +88,16 @@ class GrpcTransport:
     async def check_ready(self, timeout: float) -> None:
         call = self._channel.unary_unary(_HEALTH_CHECK, None, None)
         try:
-            answer = await call(b"", timeout=timeout, metadata=self._metadata)
+            async with asyncio.timeout(timeout + DEADLINE_GRACE):
+                answer = await call(b"", timeout=timeout, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise NotFound(
                     "answers, but has no health service: is it a vold service?", url=self.address.url
                 ) from None
             raise from_grpc(error, self.address.url) from None
+        except TimeoutError:
+            raise exceeded(self.address.url) from None
         if answer != _SERVING:
             raise Unavailable("is up but does not take work yet, or no longer", url=self.address.url)
 
@@ -127,9 +144,7 @@ class GrpcExchange(Generic[Request, Reply]):
                         await self._call.write(message)
                 return await future
         except TimeoutError:
-            raise DeadlineExceeded(
-                "no answer within the request's time: allow a longer timeout or send less", url=self._url
-            ) from None
+            raise exceeded(self._url) from None
         finally:
             self._pending.pop(key, None)
 

@@ -8,7 +8,7 @@ import httpx
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError, Message
 
-from vold_client.errors import DeadlineExceeded, Internal, NotFound, Unavailable, from_http
+from vold_client.errors import Internal, NotFound, Unavailable, exceeded, from_http
 from vold_client.framing import Frames
 from vold_client.methods import Method, Reply, Request
 from vold_client.transport import CallContext
@@ -36,7 +36,7 @@ class HttpTransport:
             async with asyncio.timeout(context.timeout):
                 response = await self._client.send(self._request(method, message, context))
         except TimeoutError:
-            raise self._exceeded() from None
+            raise exceeded(self.address.url) from None
         except httpx.TransportError as error:
             raise self._unreachable(error) from None
         self._check(response)
@@ -70,7 +70,7 @@ class HttpTransport:
             if frames.incomplete:
                 raise Unavailable("the service broke off in the middle of a message", url=self.address.url)
         except TimeoutError:
-            raise self._exceeded() from None
+            raise exceeded(self.address.url) from None
         except httpx.TransportError as error:
             raise self._unreachable(error) from None
         finally:
@@ -85,7 +85,7 @@ class HttpTransport:
             async with asyncio.timeout(timeout):
                 response = await self._client.get("/readyz")
         except TimeoutError:
-            raise self._exceeded() from None
+            raise exceeded(self.address.url) from None
         except httpx.TransportError as error:
             raise self._unreachable(error) from None
         if response.status_code == 404:
@@ -120,11 +120,6 @@ class HttpTransport:
         except DecodeError as error:
             name = method.reply.DESCRIPTOR.full_name
             raise Internal(f"the reply is not a {name}: {error}", url=self.address.url) from None
-
-    def _exceeded(self) -> DeadlineExceeded:
-        return DeadlineExceeded(
-            "no answer within the call's time: allow a longer timeout or send less", url=self.address.url
-        )
 
     def _unreachable(self, error: httpx.TransportError) -> Unavailable:
         reason = str(error) or type(error).__name__
