@@ -69,7 +69,7 @@ class GrpcTransport:
             while True:
                 async with asyncio.timeout_at(end):
                     event: Any = await call.read()  # a reply, or EOF
-                if event is grpc.aio.EOF:
+                if event is grpc.aio.EOF:  # type: ignore[attr-defined]  # not in the stubs
                     break
                 yield event
         except grpc.aio.AioRpcError as error:
