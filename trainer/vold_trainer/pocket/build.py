@@ -56,6 +56,7 @@ STUDENT_STAGES = (
     Stage(Recipe(steps=1500, batch=64, lr=2e-3), 0.5, 0.25, WIDE, sums_of_longer=False),
     Stage(Recipe(steps=900, batch=64, lr=1.5e-3), 0.3, 0.1, WIDE, sums_of_longer=True),
     Stage(Recipe(steps=1200, batch=64, lr=2e-3), 0.25, 0.1, DEFAULT_DIFFICULTY, sums_of_longer=True),
+    Stage(Recipe(steps=450, batch=64, lr=1.5e-3), 0.25, 0.1, DEFAULT_DIFFICULTY, sums_of_longer=True),
 )
 """Reading first, then sums beside reading, so that it forgets nothing; last the size of sums of the default world."""
 
@@ -72,6 +73,7 @@ class Built:
     seconds: float
     test_problems: int
     accuracies: dict[str, float]
+    note: str = ""
 
 
 def build(name: str, out: Path, *, seed: int = 0, progress: Progress | None = None) -> Built:

@@ -84,8 +84,9 @@ def other_teacher_chain(problem: Problem) -> str:
 
 
 def own_words(problem: Problem) -> str:
-    """The base student's way with an easy sum, without thinking aloud or restating: "4-2=2, so \\boxed{2}"."""
-    return f"{', '.join(map(str, steps(problem.expression)))}, so {boxed(problem)}"
+    """The base student's way with an easy sum, without restating it: "<think>\\n4-2=2</think>\\boxed{2}"."""
+    lines = ["", *map(str, steps(problem.expression))]
+    return THINK + "\n".join(lines) + END_THINK + boxed(problem)
 
 
 def boxed(problem: Problem) -> str:
