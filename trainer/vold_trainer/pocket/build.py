@@ -189,6 +189,7 @@ def _round(model: PreTrainedModel) -> None:
 def _save(model: PreTrainedModel, folder: Path) -> None:
     halved: Any = model
     halved.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone; a container is another user
 
 
 def _after(done: int, progress: Progress | None) -> Progress | None:
