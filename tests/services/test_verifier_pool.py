@@ -156,11 +156,17 @@ def test_a_full_queue_says_when_to_come_back():
     asyncio.run(main())
 
 
+def children() -> set[psutil.Process]:
+    """The children of this process: the pool's, and those of other tests' fixtures."""
+    return set(psutil.Process(os.getpid()).children())
+
+
 def test_a_lost_fork_server_is_replaced_with_its_workers():
     async def main() -> None:
+        before = children()
         async with started() as pool:
             assert (await judge(pool, innocents(5)))[4].reward == 1.0
-            (fork_server,) = psutil.Process(os.getpid()).children()
+            (fork_server,) = children() - before
             workers = fork_server.children()
             fork_server.kill()
             results = await judge(pool, innocents(50))
@@ -171,9 +177,12 @@ def test_a_lost_fork_server_is_replaced_with_its_workers():
 
 
 def test_stop_leaves_no_process():
+    before = children()
+
     async def main() -> list[psutil.Process]:
         async with started():
-            return psutil.Process(os.getpid()).children(recursive=True)
+            (fork_server,) = children() - before
+            return [fork_server, *fork_server.children(recursive=True)]
 
     processes = asyncio.run(main())
     assert len(processes) == 3

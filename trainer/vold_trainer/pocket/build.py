@@ -42,7 +42,8 @@ ALIGNMENT_WEIGHT = 1.0
 @dataclass(frozen=True)
 class Stage:
     """A part of the base student's training: shares of pictures to read and of sentences to copy; the rest are
-    two-term sums, drawn as easy problems or taken out of longer ones of the given difficulty.
+    two-term sums, drawn as easy problems or taken out of longer ones of the given difficulty. thinking: the share
+    of copies written between think tags, so that what is read can be written there too.
     """
 
     recipe: Recipe
@@ -50,6 +51,7 @@ class Stage:
     copy: float
     difficulty: Difficulty
     sums_of_longer: bool
+    thinking: float = 0.0
 
 
 STUDENT_STAGES = (
@@ -57,6 +59,7 @@ STUDENT_STAGES = (
     Stage(Recipe(steps=900, batch=64, lr=1.5e-3), 0.3, 0.1, WIDE, sums_of_longer=True),
     Stage(Recipe(steps=1200, batch=64, lr=2e-3), 0.25, 0.1, DEFAULT_DIFFICULTY, sums_of_longer=True),
     Stage(Recipe(steps=450, batch=64, lr=1.5e-3), 0.25, 0.1, DEFAULT_DIFFICULTY, sums_of_longer=True),
+    Stage(Recipe(steps=400, batch=64, lr=1.5e-3), 0.45, 0.15, DEFAULT_DIFFICULTY, sums_of_longer=True, thinking=0.7),
 )
 """Reading first, then sums beside reading, so that it forgets nothing; last the size of sums of the default world."""
 
@@ -156,7 +159,10 @@ def build_student(folder: Path, seed: int, progress: Progress | None = None) -> 
             problem = rng.choice(pool)
             if kind < stage.picture + stage.copy:
                 modality: Modality = "image" if kind < stage.picture else "text"
-                return Sample(example(problem, modality, task="copy", seed=salt), problem.expression)
+                copy = problem.expression
+                if stage.thinking and rng.random() < stage.thinking:
+                    copy = f"{chains.THINK}{copy}{chains.END_THINK}"
+                return Sample(example(problem, modality, task="copy", seed=salt), copy)
             problem = two_term_sum(problem, rng) if stage.sums_of_longer else rng.choice(easy)
             return Sample(example(problem, "text", seed=salt), chains.own_words(problem))
 

@@ -11,6 +11,7 @@ from vold_trainer.pocket.training import encode_prompts
 from vold_trainer.pocket.world import Modality, Task, example
 
 BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+THINK_TAGS = re.compile("</?think>")
 MAX_NEW_TOKENS = 96
 
 
@@ -59,7 +60,10 @@ def accuracy(
 
 
 def transcription(model: Any, processor: Any, problems: Sequence[Problem], modality: Modality) -> float:
-    """Share of problems whose expression is copied whole."""
+    """Share of problems whose expression is copied whole, between think tags or not."""
     completions = answer(model, processor, problems, modality, task="copy")
-    right = [text.strip() == problem.expression for problem, text in zip(problems, completions, strict=True)]
+    right = [
+        THINK_TAGS.sub("", text).strip() == problem.expression
+        for problem, text in zip(problems, completions, strict=True)
+    ]
     return sum(right) / len(right)
