@@ -13,6 +13,7 @@ import torch
 from conftest import serving
 from safetensors.torch import load_file
 from vold_client import TeacherClient
+from vold_trainer.ablation import run_ablation
 from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, load
 from vold_trainer.demo import run_demo
 from vold_trainer.errors import HandshakeError, RunError, UsageError
@@ -58,6 +59,34 @@ def test_demo_runs_every_stage_and_writes_its_summary(tmp_path, pocket_teacher, 
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "SFT" in page
     assert len(page) > 100_000
+
+
+def test_the_ablation_runs_its_rows_side_by_side_and_only_what_is_missing(tmp_path):
+    overrides = (
+        *("traces:data.limit=48", "traces:request=48", "sft:steps=2"),
+        *("train:steps=1", "train:rollout.prompts=2", "train:rollout.group=2", "train:data.limit=16"),
+        *("eval:data.0.limit=4", "eval:data.1.limit=4"),
+    )
+
+    def run(seeds: int) -> dict:
+        return run_ablation(
+            tmp_path / "runs",
+            tmp_path / "results",
+            seeds=seeds,
+            workers=2,
+            only=["base", "sft-grpo", "vold"],
+            overrides=overrides,
+        )
+
+    first = run(1)
+    assert [row["name"] for row in first["rows"]] == ["base", "sft-grpo", "vold"]
+    assert first["comparison"] is None
+    kept = (tmp_path / "runs" / "seed-0" / "vold" / "model" / "model.safetensors").stat().st_mtime_ns
+    both = run(2)
+    assert all([seed["seed"] for seed in row["seeds"]] == [0, 1] for row in both["rows"])
+    assert len(both["comparison"]["differences"]) == 2
+    assert (tmp_path / "runs" / "seed-0" / "vold" / "model" / "model.safetensors").stat().st_mtime_ns == kept
+    assert both["comparison"]["says"] in (tmp_path / "results" / "ablation.md").read_text()
 
 
 def test_training_learns_from_what_the_services_say(tmp_path, pocket_teacher, verifier):

@@ -6,10 +6,11 @@ in its folder, so that an interrupted ablation goes on where it was.
 
 import json
 import multiprocessing
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from rich.table import Table
 from vold_trainer.errors import UsageError
 from vold_trainer.report import write_ablation
 from vold_trainer.run import console, progress, quiet, read_json_lines, write_json
-from vold_trainer.services import Services
 from vold_trainer.stages import Recipe, pocket_services
 
 BASE = "pocket:student"
 TEACHER, OTHER_TEACHER = "local:pocket:teacher", "local:pocket:teacher-b"
+OTHER_START = "sft-other"
+COMPARED = ("vold", "sft-grpo")
+"""The rows whose difference the table states: what the teacher adds in the second stage."""
 LAST_STEPS = 10
 """Training steps over which a row's final reward is averaged."""
 
@@ -47,8 +50,8 @@ ROWS = (
     Row("vold-no-sft", "VOLD without SFT", "base", "vold"),
     Row("vold-unmasked", "VOLD, unmasked", "sft", "vold", ("objective.masked=false",)),
     Row("vold", "VOLD", "sft", "vold"),
-    Row("other-sft", "SFT on another teacher's traces", "sft-other"),
-    Row("other-vold", "SFT on another teacher's traces, then VOLD", "sft-other", "vold"),
+    Row("other-sft", "SFT on another teacher's traces", OTHER_START),
+    Row("other-vold", "SFT on another teacher's traces, then VOLD", OTHER_START, "vold"),
 )
 
 
@@ -63,67 +66,71 @@ def run_ablation(
 ) -> dict[str, Any]:
     """Run what is missing under `out`; write ablation.json there, and table and plot into `results`.
 
-    workers: seeds at the same time, each in a process of its own with 2 threads. Raises UsageError for an
+    workers: rows at the same time, each in a process of its own, which share the cores. Raises UsageError for an
     unknown row.
     """
     known = {row.name: row for row in ROWS}
     if unknown := sorted(set(only or ()) - set(known)):
         raise UsageError(f"--row {unknown[0]!r} is no row; choose from {', '.join(known)}")
     rows = [row for row in ROWS if only is None or row.name in only]
+    needed = sorted({row.start for row in rows} - {"base"})
+    if workers > 1:  # more threads than cores would starve each other
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        overrides = (*(f"{stage}:threads={threads}" for stage in ("sft", "train", "eval")), *overrides)
     with pocket_services(TEACHER, "local:") as services, pocket_services(OTHER_TEACHER, "local:") as other:
-        jobs = [(out / f"seed-{seed}", seed, services, other, tuple(rows), overrides) for seed in range(seeds)]
-        if workers <= 1:
-            for job in jobs:
-                run_seed(*job)
-        else:
-            with (
-                ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
-                progress("seeds of the ablation", seeds) as live,
-            ):
-                futures = [pool.submit(_quiet_seed, *job) for job in jobs]
-                for done, future in enumerate(as_completed(futures), 1):
-                    future.result()
-                    live.update(done)
+        recipes = [Recipe(out / f"seed-{seed}", services, seed, overrides) for seed in range(seeds)]
+        starts = [
+            (replace(recipe, services=other) if name == OTHER_START else recipe, name)
+            for recipe in recipes
+            for name in needed
+        ]
+        _run_all("cold starts of the ablation", cold_start, starts, workers)
+        _run_all("rows of the ablation", run_row, [(recipe, row) for row in rows for recipe in recipes], workers)
     result = gather(out, rows, seeds)
     write_json(out / "ablation.json", result)
     write_ablation(result, results)
     console.print(summary_table(result))
+    if result["comparison"]:
+        console.print(result["comparison"]["says"])
     return result
 
 
-def run_seed(
-    out: Path, seed: int, services: Services, other: Services, rows: Sequence[Row], overrides: tuple[str, ...]
-) -> None:
-    """All rows of one seed, one after another; what is there already is left alone."""
-    recipe = Recipe(out, services, seed, overrides)
-    starts: dict[str, Callable[[], Path | str]] = {
-        "base": lambda: BASE,
-        "sft": lambda: _cold_start(recipe, "sft"),
-        "sft-other": lambda: _cold_start(Recipe(out, other, seed, overrides), "sft-other"),
-    }
-    for row in rows:
-        if (out / row.name / "eval.json").is_file():
-            continue
-        student = starts[row.start]()
-        if row.objective is not None:
-            student = recipe.train(row.objective, student, row.name, *row.overrides)
-        recipe.evaluate(student, row.name)
+def _run_all(label: str, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int) -> None:
+    """One after another, or in processes of their own."""
+    if workers <= 1:
+        for job in jobs:
+            function(*job)
+        return
+    with (
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=quiet) as pool,
+        progress(label, len(jobs)) as live,
+    ):
+        for done, future in enumerate(as_completed([pool.submit(function, *job) for job in jobs]), 1):
+            future.result()
+            live.update(done)
 
 
-def _cold_start(recipe: Recipe, name: str) -> Path:
+def run_row(recipe: Recipe, row: Row) -> None:
+    """Train and judge one row of one seed, unless that is done already; its cold start is there."""
+    if (recipe.out / row.name / "eval.json").is_file():
+        return
+    student: Path | str = BASE if row.start == "base" else _started(recipe, row.start)
+    if row.objective is not None:
+        student = recipe.train(row.objective, student, row.name, *row.overrides)
+    recipe.evaluate(student, row.name)
+
+
+def cold_start(recipe: Recipe, name: str) -> Path:
     """The traces of the recipe's teacher and the student that imitates them, made once."""
-    model = recipe.out / f"start-{name}" / "model"
+    model = _started(recipe, name)
     if (model / "config.json").is_file():
         return model
     traces, _ = recipe.traces(f"traces-{name}.jsonl")
     return recipe.sft(traces, f"start-{name}")
 
 
-def _quiet_seed(
-    out: Path, seed: int, services: Services, other: Services, rows: Sequence[Row], overrides: tuple[str, ...]
-) -> None:
-    quiet()
-    run_seed(out, seed, services, other, rows, ("sft:threads=2", "train:threads=2", "eval:threads=2", *overrides))
+def _started(recipe: Recipe, name: str) -> Path:
+    return recipe.out / f"start-{name}" / "model"
 
 
 def gather(out: Path, rows: Sequence[Row], seeds: int) -> dict[str, Any]:
@@ -149,7 +156,27 @@ def gather(out: Path, rows: Sequence[Row], seeds: int) -> dict[str, Any]:
                 }
             )
         gathered.append({"name": row.name, "label": row.label, "seeds": found})
-    return {"rows": gathered, "n": n, "command": "make bench-ablation"}
+    return {"rows": gathered, "n": n, "command": "make bench-ablation", "comparison": compare_rows(gathered)}
+
+
+def compare_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """COMPARED by picture accuracy, seed by seed: the seeds share their cold start, so they are pairs.
+
+    None where fewer than two seeds have both rows. spread: the sample standard deviation.
+    """
+    by_name = {row["name"]: row for row in rows}
+    if not all(name in by_name for name in COMPARED):
+        return None
+    first, second = ({seed["seed"]: seed["image_accuracy"] for seed in by_name[name]["seeds"]} for name in COMPARED)
+    differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    if len(differences) < 2:
+        return None
+    mean, spread = statistics.fmean(differences), statistics.stdev(differences)
+    says = (
+        f"{by_name[COMPARED[0]]['label']} minus {by_name[COMPARED[1]]['label']}, pictures, seed by seed: "
+        f"{', '.join(f'{100 * d:+.1f}' for d in differences)}; mean {100 * mean:+.1f} ± {100 * spread:.1f} points"
+    )
+    return {"rows": list(COMPARED), "differences": differences, "mean": mean, "spread": spread, "says": says}
 
 
 def summary_table(result: Mapping[str, Any]) -> Table:

@@ -114,7 +114,7 @@ def ablation(
     ),
     results: Annotated[Path, typer.Option(help="where the table and the plot go")] = Path("benchmarks"),
     seeds: Annotated[int, typer.Option(help="runs of every row")] = 3,
-    workers: Annotated[int, typer.Option(help="seeds run at the same time; each wants 2 cores")] = 1,
+    workers: Annotated[int, typer.Option(help="rows run at the same time; they share the cores")] = 2,
     rows: Annotated[list[str] | None, typer.Option("--row", help="only these rows")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="[STAGE:]KEY=VALUE for every row")] = None,
 ) -> None:

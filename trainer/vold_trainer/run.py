@@ -14,7 +14,16 @@ from typing import IO, Any
 
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from vold_trainer.config import RunConfig, dump
 
@@ -121,34 +130,41 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator["Live"]:
-    """A bar with a label, a count, the time left and a line of figures."""
+    """A bar with a label, a count, the time left and a line of figures; where no terminal is, a line every tenth."""
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
+        TimeElapsedColumn(),
         TimeRemainingColumn(compact=True),
         TextColumn("[dim]{task.fields[figures]}"),
         console=console,
-        disable=console.quiet,
+        disable=console.quiet or not console.is_terminal,
     )
     with bar:
         yield Live(bar, bar.add_task(label, total=total, figures=""))
 
 
 class Live:
-    def __init__(self, bar: Progress, task: Any) -> None:
+    def __init__(self, bar: Progress, task: TaskID) -> None:
         self.bar = bar
         self.task = task
+        self.tenths = 0
 
     def update(self, done: int, **figures: float | str | None) -> None:
         """Set how much is done and what the line says."""
-        words = [
+        line = "  ".join(
             f"{name} {value if isinstance(value, str) else f'{value:.3g}'}"
             for name, value in figures.items()
             if value is not None
-        ]
-        self.bar.update(self.task, completed=done, figures="  ".join(words))
+        )
+        task = self.bar.tasks[self.task]
+        self.bar.update(self.task, completed=done, figures=line or task.fields["figures"])
+        total = task.total or 1
+        if not console.is_terminal and int(10 * done / total) > self.tenths:
+            self.tenths = int(10 * done / total)
+            console.print(f"{task.description}: {done} of {int(total)}  {task.fields['figures']}", highlight=False)
 
 
 class StopSignal:

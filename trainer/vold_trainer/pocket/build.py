@@ -56,10 +56,7 @@ class Stage:
 
 STUDENT_STAGES = (
     Stage(Recipe(steps=1500, batch=64, lr=2e-3), 0.5, 0.25, WIDE, sums_of_longer=False),
-    Stage(Recipe(steps=900, batch=64, lr=1.5e-3), 0.3, 0.1, WIDE, sums_of_longer=True),
-    Stage(Recipe(steps=1200, batch=64, lr=2e-3), 0.25, 0.1, DEFAULT_DIFFICULTY, sums_of_longer=True),
-    Stage(Recipe(steps=450, batch=64, lr=1.5e-3), 0.25, 0.1, DEFAULT_DIFFICULTY, sums_of_longer=True),
-    Stage(Recipe(steps=400, batch=64, lr=1.5e-3), 0.45, 0.15, DEFAULT_DIFFICULTY, sums_of_longer=True, thinking=0.7),
+    Stage(Recipe(steps=1500, batch=64, lr=2e-3), 0.35, 0.15, DEFAULT_DIFFICULTY, sums_of_longer=True, thinking=0.7),
 )
 """Reading first, then sums beside reading, so that it forgets nothing; last the size of sums of the default world."""
 
@@ -74,6 +71,7 @@ class Built:
     recipes: list[dict[str, Any]]
     parameters: int
     seconds: float
+    threads: int
     test_problems: int
     accuracies: dict[str, float]
     note: str = ""
@@ -99,6 +97,7 @@ def build(name: str, out: Path, *, seed: int = 0, progress: Progress | None = No
         recipes=[asdict(recipe) for recipe in recipes],
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         seconds=round(time.monotonic() - started, 1),
+        threads=torch.get_num_threads(),
         test_problems=TEST_PROBLEMS,
         accuracies=measure_student(folder) if name == "student" else measure_teacher(folder),
     )

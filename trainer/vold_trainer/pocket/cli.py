@@ -6,15 +6,6 @@ from typing import Annotated
 import typer
 from PIL import Image
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from vold_trainer.pocket.problems import DEFAULT_DIFFICULTY, Difficulty, Split
@@ -31,6 +22,7 @@ def build(
     """Train the teacher, the other teacher and the base student, and note their accuracies in BUILD.json."""
     from vold_trainer.pocket import build as recipes
     from vold_trainer.pocket.models import CHECKPOINT_NAMES, CHECKPOINTS
+    from vold_trainer.run import Live, console, progress
 
     names = tuple(only or CHECKPOINT_NAMES)
     for name in names:
@@ -40,25 +32,14 @@ def build(
             )
     folder = out or CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[metrics]}"),
-    )
     for name in names:
-        with Progress(*columns, console=console) as bar:
-            steps = sum(recipe.steps for recipe in recipes.recipes_of(name))
-            task = bar.add_task(f"training {name}", total=steps, metrics="")
+        steps = sum(recipe.steps for recipe in recipes.recipes_of(name))
+        with progress(f"training {name}", steps) as live:
 
-            def show(step: int, metrics: dict[str, float], bar: Progress = bar, task: TaskID = task) -> None:
-                written = "  ".join(f"{key} {value:.3f}" for key, value in metrics.items())
-                bar.update(task, completed=step, metrics=written)
+            def show_step(step: int, metrics: dict[str, float], live: Live = live) -> None:
+                live.update(step, **metrics)
 
-            built = recipes.build(name, folder, seed=seed, progress=show)
+            built = recipes.build(name, folder, seed=seed, progress=show_step)
         accuracies = ", ".join(f"{key} {value:.1%}" for key, value in built.accuracies.items())
         console.print(f"{folder / name}: {built.parameters:,} parameters, {built.seconds:.0f} s, {accuracies}")
 

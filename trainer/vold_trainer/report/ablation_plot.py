@@ -26,14 +26,18 @@ def write_ablation(result: Mapping[str, Any], out_dir: Path) -> tuple[Path, Path
     """Write ablation.md and ablation.svg into `out_dir` and return both paths.
 
     result: {"rows": [{"name", "label", "seeds": [{"seed", "text_accuracy", "image_accuracy", "reward"}]}]}; accuracies
-    in [0, 1]; a null is shown as a dash and counts in no mean. Raises ValueError if there is no row.
+    in [0, 1]; a null is shown as a dash and counts in no mean. comparison, if there: its "says" stands below the
+    table. Raises ValueError if there is no row.
     """
     rows = ablation_rows(result)
     if not rows:
         raise ValueError("the ablation has no rows; run at least one variant first")
     out_dir.mkdir(parents=True, exist_ok=True)
     table, plot = out_dir / "ablation.md", out_dir / "ablation.svg"
-    table.write_text(markdown_table(result["rows"], rows), "utf-8")
+    text = markdown_table(result["rows"], rows)
+    if result.get("comparison"):
+        text += f"\n{result['comparison']['says']}.\n"
+    table.write_text(text, "utf-8")
     ElementTree.ElementTree(draw(rows)).write(plot, encoding="utf-8", xml_declaration=True)
     return table, plot
 
