@@ -81,7 +81,14 @@ class Teacher:
                 weights_fingerprint=info.weights_fingerprint,
                 tokenizer_fingerprint=tokenizer.fingerprint,
             ),
-            Limits(info.vocab_size, info.max_sequence, self._max_top_k, self._max_candidates),
+            Limits(
+                info.vocab_size,
+                info.max_sequence,
+                self._max_top_k,
+                self._max_candidates,
+                info.capabilities,
+                info.backend,
+            ),
             tuple(sorted(eos_ids)),
         )
         log.info("%s is ready: weights %s, %s", self.name, info.weights_fingerprint, info.dtype)
@@ -104,24 +111,25 @@ class Teacher:
     def info(self, request: pb.GetInfoRequest) -> pb.TeacherInfo:
         model = self._model(request.model)
         backend = model.engine.backend.info
+        can = backend.capabilities
         return pb.TeacherInfo(
             identity=model.identity,
             vocab_size=backend.vocab_size,
             tokenizer_size=model.tokenizer.size,
             special_ids=model.tokenizer.special_ids,
             max_sequence=backend.max_sequence,
-            max_top_k=min(self._max_top_k, backend.vocab_size),
-            max_candidates=self._max_candidates,
+            max_top_k=model.limits.top_k,
+            max_candidates=self._max_candidates if can.candidates else 0,
             dtype=backend.dtype,
             backend=backend.backend,
             server_version=version("vold"),
             capabilities=pb.Capabilities(
-                temperature=True,
-                top_k=True,
-                candidates=True,
-                entropy=True,
-                hidden_states=True,
-                generate=backend.can_generate,
+                temperature=can.temperature,
+                top_k=model.limits.top_k > 0,
+                candidates=can.candidates,
+                entropy=can.entropy,
+                hidden_states=can.hidden_states,
+                generate=can.generate,
             ),
             eos_ids=model.eos_ids,
         )
@@ -159,16 +167,17 @@ class Teacher:
             compute_seconds=scored.compute_seconds,
         )
         for index, completion in enumerate(request.completions):
-            if index in faults:
-                reply.scores.add(id=completion.id, status=faults[index].status())
+            score = faults[index] if index in faults else scored.scores[index]
+            if isinstance(score, ServiceError):
+                reply.scores.add(id=completion.id, status=score.status())
             else:
-                reply.scores.append(_pack(completion.id, scored.scores[index], request.options.dtype))
+                reply.scores.append(_pack(completion.id, score, request.options.dtype))
         return reply
 
     async def generate(self, request: pb.GenerateRequest, call: Call) -> AsyncGenerator[pb.GenerateEvent, None]:
         """Events as completions finish. A prompt that cannot be served has one event, with its status."""
         model = self._model(request.model)
-        if not model.engine.backend.info.can_generate:
+        if not model.engine.backend.info.capabilities.generate:
             raise invalid("model", f"{self.name} cannot generate on this server: it scores only")
         options = sampling_options(request.options, model.limits, model.eos_ids)
         if not request.prompts:

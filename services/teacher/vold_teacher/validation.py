@@ -10,6 +10,7 @@ from vold_proto.arrays import unpack_ids
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.errors import ServiceError, invalid
 
+from vold_teacher.backends.base import Capabilities
 from vold_teacher.types import GeneratePrompt, Ids, SamplingOptions, ScoreOptions, Sequence
 
 MAX_N = 4096
@@ -18,12 +19,23 @@ MAX_STOP_IDS = 64
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request may ask. vocab_size, max_sequence: the model's. max_top_k, max_candidates: the server's."""
+    """What a request may ask. vocab_size, max_sequence: the model's. max_top_k, max_candidates: the server's.
+
+    capabilities, backend: what computes and what it can do.
+    """
 
     vocab_size: int
     max_sequence: int
     max_top_k: int
     max_candidates: int
+    capabilities: Capabilities
+    backend: str
+
+    @property
+    def top_k(self) -> int:
+        """The largest top-k that may be asked for."""
+        most = min(self.max_top_k, self.vocab_size)
+        return most if self.capabilities.max_top_k is None else min(most, self.capabilities.max_top_k)
 
 
 def token_ids(data: bytes, field: str, vocab_size: int) -> Ids:
@@ -49,7 +61,19 @@ def score_options(options: pb.ScoreOptions, limits: Limits) -> ScoreOptions:
         raise invalid(
             "options.temperature", f"options.temperature is {temperature:g}: scoring needs a finite value above 0"
         )
-    most = min(limits.max_top_k, limits.vocab_size)
+    can = limits.capabilities
+    if temperature != 1 and not can.temperature:
+        raise invalid(
+            "options.temperature",
+            f"options.temperature is {temperature:g}: the {limits.backend} backend scores at 1 alone; leave it out",
+        )
+    for field, asked, able in (
+        ("entropy", options.entropy, can.entropy),
+        ("hidden_states", options.hidden_states, can.hidden_states),
+    ):
+        if asked and not able:
+            raise invalid(f"options.{field}", f"options.{field} is true: the {limits.backend} backend gives none")
+    most = limits.top_k
     if options.top_k > most:
         raise invalid("options.top_k", f"options.top_k is {options.top_k}: this server gives at most {most}")
     if options.dtype not in pb.DType.values():
@@ -128,6 +152,8 @@ def _candidates(completion: pb.Completion, path: str, positions: int, limits: Li
     field = f"{path}.candidates"
     if not (wanted.ids or wanted.per_position or wanted.counts):
         return None, None
+    if not limits.capabilities.candidates:
+        raise invalid(field, f"{field} is set: the {limits.backend} backend scores no candidates; ask for a top_k")
     if wanted.per_position and wanted.counts:
         raise invalid(field, f"{field} has both per_position and counts: give one of them")
     if wanted.counts:

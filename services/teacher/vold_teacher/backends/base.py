@@ -1,10 +1,30 @@
-"""What the engine asks of a backend. Every method runs on the engine's one device thread."""
+"""What the engine asks of a backend: a small protocol, the same for every one.
+
+Methods block. The engine calls them from threads: `score` from at most `max_in_flight` at a time, the decoder from one.
+"""
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
+from vold_service.errors import ServiceError
+
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, Sequence, SequenceScore
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do. What it cannot is refused before it is asked, never approximated.
+
+    temperature: other than 1 when scoring. max_top_k: 0 where it gives none; None for no limit of its own.
+    """
+
+    temperature: bool = True
+    max_top_k: int | None = None
+    candidates: bool = True
+    entropy: bool = True
+    hidden_states: bool = True
+    generate: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +32,7 @@ class ModelInfo:
     """What was loaded. vocab_size: rows of the output head. max_sequence: prompt and completion together.
 
     shares_prompts: whether a prompt of several sequences in one batch is computed once, where that pays.
+    max_in_flight: batches that it takes at the same time; more than 1 where it batches for itself or waits for others.
     """
 
     vocab_size: int
@@ -20,18 +41,20 @@ class ModelInfo:
     backend: str
     eos_ids: tuple[int, ...]
     weights_fingerprint: str
-    can_generate: bool
-    shares_prompts: bool
+    capabilities: Capabilities
+    shares_prompts: bool = False
+    max_in_flight: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredBatch:
-    """scores: in the order of the batch. computed_tokens: positions run through the model, padding included.
+    """scores: in the order of the batch; an error in the place of a sequence that failed by itself.
 
-    real_tokens: of those, the ones that are not padding.
+    computed_tokens: positions run through the model, padding included. real_tokens: of those, the ones that are not
+    padding.
     """
 
-    scores: list[SequenceScore]
+    scores: list[SequenceScore | ServiceError]
     computed_tokens: int
     real_tokens: int
 
@@ -64,6 +87,13 @@ class Backend(Protocol):
     def info(self) -> ModelInfo: ...
 
     def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
-        """Score a batch, whose size by vold_teacher.batch the engine has held under its budget."""
+        """Score a batch, whose size by vold_teacher.batch the engine has held under its budget.
+
+        Where it raises, the engine scores each entry of the batch by itself, so that one bad sequence costs no other.
+        A ServiceError goes to the callers as it is.
+        """
 
     def decoder(self) -> Decoder: ...
+
+    def close(self) -> None:
+        """Give back what it holds: memory, connections, processes."""

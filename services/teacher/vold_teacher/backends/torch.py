@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from vold_service.errors import ServiceError
 
-from vold_teacher.backends.base import ModelInfo, ScoredBatch
+from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
 from vold_teacher.backends.decoding import DecoderLimits, TorchDecoder
 from vold_teacher.backends.prefix import shared_hidden
 from vold_teacher.batch import Size, by_prompt
@@ -103,7 +104,7 @@ class TorchBackend:
             backend="torch",
             eos_ids=_eos_ids(path, config.eos_token_id),
             weights_fingerprint=weights_fingerprint(path),
-            can_generate=can_cache,
+            capabilities=Capabilities(generate=can_cache),
             shares_prompts=can_cache and self._can_share_prompts(),
         )
 
@@ -173,6 +174,11 @@ class TorchBackend:
     def decoder(self) -> TorchDecoder:
         return TorchDecoder(self.model, self.head, self.limits, rows=self.rows)
 
+    def close(self) -> None:
+        del self.model, self.head
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
 
 def _scored_states(hidden_BSH: Tensor, sequences: Seq[Sequence], first_B: Seq[int]) -> Tensor:
     """The states [R, H] that predict the completions' tokens; first_B: how many positions precede each first token."""
@@ -194,14 +200,14 @@ def _candidates(sequences: Seq[Sequence]) -> tuple[Tensor | None, Tensor | None]
     )
 
 
-def _split(sequences: Seq[Sequence], scores: RowScores, hidden_RH: Tensor) -> list[SequenceScore]:
+def _split(sequences: Seq[Sequence], scores: RowScores, hidden_RH: Tensor) -> list[SequenceScore | ServiceError]:
     """Each sequence's rows, as NumPy arrays of its own, and of them what it asked for."""
     logprobs = scores.logprobs.cpu().numpy()
     top_ids = None if scores.top_ids is None else scores.top_ids.to(torch.int32).cpu().numpy()
     top_logprobs = None if scores.top_logprobs is None else scores.top_logprobs.cpu().numpy()
     candidate_logprobs = None if scores.candidate_logprobs is None else scores.candidate_logprobs.cpu().numpy()
     entropy = None if scores.entropy is None else scores.entropy.cpu().numpy()
-    results = []
+    results: list[SequenceScore | ServiceError] = []
     row = candidate = 0
     for sequence in sequences:
         rows = slice(row, row + len(sequence.completion))

@@ -38,7 +38,7 @@ class EngineLimits:
 @dataclass(slots=True, eq=False)
 class _ScoreJob(Job):
     call: Call = field(default_factory=Call)
-    results: dict[int, SequenceScore] = field(default_factory=dict)
+    results: dict[int, SequenceScore | ServiceError] = field(default_factory=dict)
     expected: int = 0
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     submitted: float = field(default_factory=time.monotonic)
@@ -61,11 +61,12 @@ class _GenerateJob:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """scores: by the index each sequence was given. queue_seconds: until its first batch began. compute_seconds: of
-    the batches it was part of.
+    """scores: by the index each sequence was given; an error for one that failed by itself.
+
+    queue_seconds: until its first batch began. compute_seconds: of the batches it was part of.
     """
 
-    scores: dict[int, SequenceScore]
+    scores: dict[int, SequenceScore | ServiceError]
     queue_seconds: float
     compute_seconds: float
 
