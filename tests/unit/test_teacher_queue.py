@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError
+from vold_service.tenants import Tenant
 from vold_teacher.batch import Size, by_prompt
 from vold_teacher.engine.queue import Entry, Job, ScoreQueue
 from vold_teacher.types import ScoreOptions, Sequence
@@ -49,7 +50,8 @@ def test_every_sequence_comes_out_once_within_the_budget(requests, budget, share
         requests[number] = job  # keeps the job alive, so that its id stays its own
     seen = []
     while batch := queue.next_batch():
-        assert len({entry.job.priority for entry in batch}) == 1
+        least = min(entry.job.priority for entry in batch)
+        assert least >= max((job.priority for job in queue.jobs()), default=least)
         assert len(batch) == 1 or cost(batch, shares) <= budget
         seen += [(id(entry.job), index) for entry in batch for index in entry.sequences]
     assert sorted(seen) == sorted(expected)
@@ -119,3 +121,90 @@ def test_a_full_queue_says_when_to_come_back():
     with pytest.raises(ServiceError, match="split the request") as raised:
         queue.put(Job(), {0: sequence(1, 90, 31)}, tokens_per_second=10.0)
     assert raised.value.code == status_pb2.INVALID_ARGUMENT
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    weights=st.lists(st.sampled_from([1.0, 1.0, 2.0]), min_size=2, max_size=4),
+    longest=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=4, max_size=4),
+    requests=st.lists(st.integers(1, 20), min_size=4, max_size=4),
+    visits=st.integers(0, 20),
+    shares=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_backlogged_tenants_get_tokens_by_their_weights(weights, longest, requests, visits, shares, seed):
+    """Whatever the sizes of their requests, and whoever comes and goes beside them."""
+    rng = np.random.default_rng(seed)
+    queue = ScoreQueue(batch_tokens=100, max_tokens=1 << 30, shares_prompts=shares)
+    tenants = [Tenant(str(index), weight=weight) for index, weight in enumerate(weights)]
+    visitor = Tenant("visitor", weight=3.0)
+
+    def arrive(tenant: Tenant, size: int, most: tuple[int, int]) -> None:
+        lengths = zip(rng.integers(5, 6 + most[0], size), rng.integers(5, 6 + most[1], size), strict=True)
+        items = {index: sequence(index % 3, int(prompt), int(length)) for index, (prompt, length) in enumerate(lengths)}
+        queue.put(Job(tenant, priority=int(rng.integers(0, 2))), items, tokens_per_second=1.0)
+
+    served = dict.fromkeys((tenant.name for tenant in tenants), 0)
+    step = 0
+    # What a batch looks ahead is the most by which a tenant may be behind; it must be small beside what each gets.
+    while min(served.values()) < 6_000:
+        for tenant, size, most in zip(tenants, requests, longest, strict=False):
+            while queue.tokens_by_tenant().get(tenant.name, 0) < 1000:
+                arrive(tenant, size, most)
+        if visits and step % visits == 0:
+            arrive(visitor, 5, (30, 30))
+        for entry in queue.next_batch():
+            if entry.job.tenant is not visitor:
+                served[entry.job.tenant.name] += entry.tokens
+        step += 1
+        assert step < 3000, f"somebody is not served: {served}"
+    by_weight = [served[tenant.name] / tenant.weight for tenant in tenants]
+    assert max(by_weight) <= 1.1 * min(by_weight)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 100), st.integers(1, 100)), min_size=1, max_size=4),
+    length=st.tuples(st.integers(1, 100), st.integers(1, 100)),
+    own=st.booleans(),
+)
+def test_nothing_starves_whatever_arrives_without_end(lengths, length, own):
+    """Beside other tenants, and (`own`) beside endless requests of its own tenant too."""
+    queue = ScoreQueue(batch_tokens=300, max_tokens=1 << 30, shares_prompts=True)
+    me = Tenant("me", weight=0.5)
+    waiting = Job(me)
+    queue.put(waiting, {0: sequence(1, *length)}, tokens_per_second=1.0)
+    for _ in range(200):
+        for index, (prompt, completion) in enumerate(lengths):
+            tenant = me if own and not index else Tenant(f"other {index}", weight=4.0)
+            queue.put(Job(tenant), {item: sequence(2, prompt, completion) for item in range(8)}, tokens_per_second=1.0)
+        if any(entry.job is waiting for entry in queue.next_batch()):
+            return
+    pytest.fail("it was never served")
+
+
+def test_a_tenant_that_comes_back_neither_owes_nor_is_owed():
+    queue = ScoreQueue(batch_tokens=100, max_tokens=1 << 20, shares_prompts=False)
+    early, late = Tenant("early"), Tenant("late")
+    queue.put(Job(early), {index: sequence(1, 50, 51) for index in range(50)}, tokens_per_second=1.0)
+    for _ in range(20):
+        queue.next_batch()
+    queue.put(Job(late), {index: sequence(2, 50, 51) for index in range(10)}, tokens_per_second=1.0)
+    turns = [entry.job.tenant.name for _ in range(20) for entry in queue.next_batch()]
+    assert sorted(turns) == ["early"] * 10 + ["late"] * 10
+    assert all({turns[index], turns[index + 1]} == {"early", "late"} for index in range(0, 20, 2))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=60),
+    shares=st.booleans(),
+)
+def test_padding_stays_small_on_mixed_lengths(lengths, shares):
+    queue = ScoreQueue(batch_tokens=4000, max_tokens=1 << 20, shares_prompts=shares)
+    sequences = {index: sequence(index % 7, *length) for index, length in enumerate(lengths)}
+    queue.put(Job(), sequences, tokens_per_second=1.0)
+    while batch := queue.next_batch():
+        size = sum((entry.size for entry in batch[1:]), batch[0].size)
+        own = sum(entry.size.padding(shares) for entry in batch)
+        assert size.padding(shares) <= max(256, 0.1 * size.tokens(shares), own)

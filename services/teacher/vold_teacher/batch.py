@@ -5,7 +5,7 @@ backend computes the way they assume.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Self
 
@@ -19,6 +19,7 @@ WORTH_SHARING = 0.75
 class Size:
     """prompts: different ones. rows: sequences. longest_prompt, longest_completion, longest: tokens to run through the
     model, of the longest prompt, of what follows the prompt (one less than the completion has), and of both together.
+    prompt_tokens: of the different prompts. row_prompt_tokens: the same, for each row again. completion_tokens: of all.
     """
 
     prompts: int
@@ -26,22 +27,25 @@ class Size:
     longest_prompt: int
     longest_completion: int
     longest: int
+    prompt_tokens: int
+    row_prompt_tokens: int
+    completion_tokens: int
 
     @classmethod
     def of(cls, groups: Iterable[list[Sequence]]) -> Self:
         """Of groups of sequences, each with one prompt; at least one group, none of them empty."""
-        return reduce(
-            cls.__add__,
-            (
-                cls.of_prompt(len(group[0].prompt), len(group), max(len(item.completion) for item in group) - 1)
-                for group in groups
-            ),
-        )
+        sizes = (reduce(cls.with_row, group[1:], cls.of_one(group[0])) for group in groups)
+        return reduce(cls.__add__, sizes)
 
     @classmethod
-    def of_prompt(cls, prompt: int, rows: int, completion: int) -> Self:
-        """Of `rows` sequences after one prompt of so many tokens, the longest with `completion` tokens to run."""
-        return cls(1, rows, prompt, completion, prompt + completion)
+    def of_one(cls, sequence: Sequence) -> Self:
+        prompt, completion = len(sequence.prompt), len(sequence.completion) - 1
+        return cls(1, 1, prompt, completion, prompt + completion, prompt, prompt, completion)
+
+    def with_row(self, sequence: Sequence) -> Self:
+        """Of these and one more completion of the same single prompt."""
+        other = self.of_one(sequence)
+        return replace(self + other, prompts=1, prompt_tokens=self.prompt_tokens)
 
     def __add__(self, other: Self) -> Self:
         """Of both together, where no prompt is in both."""
@@ -51,6 +55,9 @@ class Size:
             max(self.longest_prompt, other.longest_prompt),
             max(self.longest_completion, other.longest_completion),
             max(self.longest, other.longest),
+            self.prompt_tokens + other.prompt_tokens,
+            self.row_prompt_tokens + other.row_prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
         )
 
     @property
@@ -67,9 +74,18 @@ class Size:
     def worth_sharing(self) -> bool:
         return self.shared_tokens <= WORTH_SHARING * self.separate_tokens
 
+    def shares(self, can_share: bool) -> bool:
+        """Whether every prompt is run once, by a backend that can."""
+        return can_share and self.worth_sharing
+
     def tokens(self, can_share: bool) -> int:
         """Padding included, the cheaper way."""
-        return self.shared_tokens if can_share and self.worth_sharing else self.separate_tokens
+        return self.shared_tokens if self.shares(can_share) else self.separate_tokens
+
+    def padding(self, can_share: bool) -> int:
+        """Of `tokens`, those that only fill up rows."""
+        prompts = self.prompt_tokens if self.shares(can_share) else self.row_prompt_tokens
+        return self.tokens(can_share) - prompts - self.completion_tokens
 
 
 def by_prompt(sequences: Iterable[Sequence]) -> dict[bytes, list[int]]:

@@ -1,4 +1,4 @@
-"""`vold-teacher serve`: one model behind gRPC and HTTP."""
+"""`vold-teacher serve`: models behind gRPC and HTTP."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,13 +24,14 @@ def _help(name: str) -> str:
 
 @app.command()
 def serve(
-    model: Annotated[Path, typer.Option(help=_help("model"))],
+    model: Annotated[list[str] | None, typer.Option(help=_help("model"))] = None,
     http: Annotated[str | None, typer.Option(help="HOST:PORT of the HTTP face, or none; port 0 picks one")] = None,
     grpc: Annotated[str | None, typer.Option(help="HOST:PORT or unix:PATH of the gRPC face, or none")] = None,
     no_http: Annotated[bool, typer.Option("--no-http", help="the same as --http none")] = False,
     no_grpc: Annotated[bool, typer.Option("--no-grpc", help="the same as --grpc none")] = False,
     name: Annotated[str | None, typer.Option(help=_help("name"))] = None,
     revision: Annotated[str | None, typer.Option(help=_help("revision"))] = None,
+    models_dir: Annotated[Path | None, typer.Option(help=_help("models_dir"))] = None,
     backend: Annotated[str | None, typer.Option(help="torch")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
@@ -40,6 +41,9 @@ def serve(
     max_queue_tokens: Annotated[int | None, typer.Option(help=_help("max_queue_tokens"))] = None,
     max_rows: Annotated[int | None, typer.Option(help=_help("max_rows"))] = None,
     max_cache_tokens: Annotated[int | None, typer.Option(help=_help("max_cache_tokens"))] = None,
+    cache_bytes: Annotated[int | None, typer.Option(help=_help("cache_bytes"))] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help=_help("cache_dir"))] = None,
+    cache_dir_bytes: Annotated[int | None, typer.Option(help=_help("cache_dir_bytes"))] = None,
     max_top_k: Annotated[int | None, typer.Option(help=_help("max_top_k"))] = None,
     max_candidates: Annotated[int | None, typer.Option(help=_help("max_candidates"))] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help=_help("max_body_bytes"))] = None,
@@ -50,7 +54,8 @@ def serve(
     given = {key: value for key, value in locals().items() if value is not None and key not in ("no_http", "no_grpc")}
     try:
         settings = _settings(given, no_http=no_http, no_grpc=no_grpc)
-        check_model_folder(settings.model)
+        for _, folder in settings.named_models():
+            check_model_folder(Path(folder))
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

@@ -21,7 +21,17 @@ from vold_service.errors import ServiceError, internal
 from vold_service.http import PROTOBUF, call_of, read_protobuf, speaks_protobuf, until_gone
 
 from vold_teacher.metrics import counted
-from vold_teacher.schemas import GenerateEventOut, GenerateIn, GenerateOut, ModelOut, ModelsOut, ScoreIn, ScoreOut
+from vold_teacher.schemas import (
+    GenerateEventOut,
+    GenerateIn,
+    GenerateOut,
+    LoadIn,
+    ModelOut,
+    ModelsOut,
+    ScoreIn,
+    ScoreOut,
+    UnloadIn,
+)
 from vold_teacher.service import Teacher
 
 NDJSON = "application/x-ndjson"
@@ -52,7 +62,19 @@ def add_routes(app: FastAPI, teacher: Teacher) -> None:
     @app.get("/v1/models", tags=["teacher"])
     async def models() -> ModelsOut:
         """The models served here, as OpenAI lists them."""
-        return ModelsOut(data=[ModelOut(id=teacher.name)])
+        return ModelsOut(data=[ModelOut(id=name) for name in teacher.models])
+
+    @app.post("/v1/models/load", tags=["admin"])
+    async def load(request: Request, wanted: LoadIn) -> Response:
+        """Serve another model out of the server's --models-dir. For administrators."""
+        await teacher.load(wanted.name, wanted.path, call_of(request))
+        return JSONResponse(_as_dict(teacher.info(pb.GetInfoRequest(model=wanted.name))))
+
+    @app.post("/v1/models/unload", tags=["admin"])
+    async def unload(request: Request, wanted: UnloadIn) -> ModelsOut:
+        """Stop serving a model, once what it is working on is done. For administrators."""
+        await teacher.unload(wanted.name, call_of(request))
+        return await models()
 
     @app.post("/v1/score", tags=["teacher"], response_model=ScoreOut, openapi_extra=_request_body(ScoreIn))
     async def score(request: Request) -> Response:

@@ -27,6 +27,9 @@ BATCH_TOKENS = Histogram(
     "vold_teacher_batch_tokens", "size of a scoring batch, padding included", buckets=[2**n for n in range(5, 18)]
 )
 QUEUED_TOKENS = Gauge("vold_teacher_queued_tokens", "tokens waiting to be scored")
+CACHE_HITS = Counter("vold_teacher_cache_hits", "completions whose scores were known")
+CACHE_MISSES = Counter("vold_teacher_cache_misses", "completions whose scores were not known")
+COALESCED = Counter("vold_teacher_coalesced", "completions that waited for the same one of another request")
 GENERATING = Gauge("vold_teacher_generate_requests", "Generate requests under way")
 
 

@@ -257,6 +257,15 @@ class GenerateOut(_Message):
         return cls(request_id=request_id, identity=identity, events=[GenerateEventOut.of(event) for event in events])
 
 
+class LoadIn(_Message):
+    name: str = Field(description="what the model shall be called on the wire")
+    path: str = Field(description="its folder, inside the server's --models-dir")
+
+
+class UnloadIn(_Message):
+    name: str
+
+
 class ModelOut(BaseModel):
     id: str
     object: Literal["model"] = "model"

@@ -1,7 +1,7 @@
 """Put the teacher together from its settings and serve it on both faces."""
 
-import json
 import logging
+from pathlib import Path
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -13,39 +13,46 @@ from vold_service.serve import Readiness, serve
 from vold_teacher.backends.base import Backend
 from vold_teacher.backends.decoding import DecoderLimits
 from vold_teacher.backends.torch import TorchBackend
+from vold_teacher.engine.cache import DiskTier, ScoreCache
 from vold_teacher.engine.engine import EngineLimits
 from vold_teacher.grpc import SERVICE_NAME, TeacherServicer
 from vold_teacher.http import add_routes
-from vold_teacher.service import Teacher
-from vold_teacher.settings import TeacherSettings
+from vold_teacher.service import ModelSpec, Teacher
+from vold_teacher.settings import TeacherSettings, own_revision
 from vold_teacher.tokenizer import Tokenizer
 
 log = logging.getLogger("vold.teacher")
 
 
 def make_teacher(settings: TeacherSettings) -> Teacher:
-    def load() -> tuple[Backend, Tokenizer]:
+    """Raises OSError where the cache folder cannot be used."""
+
+    def load(spec: ModelSpec) -> tuple[Backend, Tokenizer]:
         transformers_logging.disable_progress_bar()  # the log is for lines
         # On the device thread and before any of its work: OpenMP keeps the number for each thread that asks.
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         backend = TorchBackend(
-            settings.model,
+            spec.path,
             dtype=settings.dtype,
             device=settings.device,
             max_sequence=settings.max_sequence,
             limits=DecoderLimits(settings.max_rows, settings.max_cache_tokens, settings.max_batch_tokens),
         )
-        return backend, Tokenizer(settings.model)
+        return backend, Tokenizer(spec.path)
 
-    config = json.loads((settings.model / "config.json").read_text())
+    disk = DiskTier(settings.cache_dir, settings.cache_dir_bytes) if settings.cache_dir is not None else None
     return Teacher(
-        name=settings.name or settings.model.resolve().name,
-        revision=settings.revision or str(config.get("_commit_hash") or ""),
+        [
+            ModelSpec(name, Path(folder), settings.revision or own_revision(Path(folder)))
+            for name, folder in settings.named_models()
+        ],
         load=load,
         engine_limits=EngineLimits(settings.max_batch_tokens, settings.max_queue_tokens),
         max_top_k=settings.max_top_k,
         max_candidates=settings.max_candidates,
+        models_dir=settings.models_dir,
+        cache=ScoreCache(settings.cache_bytes, disk) if settings.cache_bytes or disk is not None else None,
     )
 
 

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
+from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 from vold_proto.arrays import pack_floats, pack_ids
@@ -16,7 +18,9 @@ from vold_service.call import Call
 from vold_service.errors import ServiceError, invalid, not_found, unavailable
 
 from vold_teacher.backends.base import Backend
+from vold_teacher.engine.cache import ScoreCache
 from vold_teacher.engine.engine import Engine, EngineLimits
+from vold_teacher.settings import check_model_folder, own_revision
 from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, SequenceScore
 from vold_teacher.validation import (
@@ -31,6 +35,15 @@ from vold_teacher.validation import (
 log = logging.getLogger("vold.teacher")
 
 
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model to serve. name: what it is called on the wire. revision: to report; empty for the config's own."""
+
+    name: str
+    path: Path
+    revision: str = ""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
     """A model that can serve."""
@@ -43,41 +56,57 @@ class Loaded:
 
 
 class Teacher:
-    """Serves one model. Before `start` has returned, every call is UNAVAILABLE."""
+    """Serves one model or several, by name. Before a model is loaded, every call for it is UNAVAILABLE."""
 
     def __init__(
         self,
+        models: Seq[ModelSpec],
         *,
-        name: str,
-        revision: str,
-        load: Callable[[], tuple[Backend, Tokenizer]],
+        load: Callable[[ModelSpec], tuple[Backend, Tokenizer]],
         engine_limits: EngineLimits,
         max_top_k: int,
         max_candidates: int,
+        models_dir: Path | None = None,
+        cache: ScoreCache | None = None,
     ) -> None:
-        """load: runs on the device thread, and raises OSError where the model cannot be served."""
-        self.name = name
-        self._revision = revision
+        """models: the first answers where a request names none. load: runs on the model's device thread, and raises
+        OSError where the model cannot be served. models_dir: where an administrator may load more from; None: nowhere.
+        """
+        self._specs = list(models)
         self._load = load
         self._engine_limits = engine_limits
         self._max_top_k = max_top_k
         self._max_candidates = max_candidates
-        self._loaded: Loaded | None = None
+        self._models_dir = models_dir
+        self._cache = cache
+        self._loading = {spec.name for spec in models}
+        self._models: dict[str, Loaded] = {}
 
     async def start(self) -> None:
-        """Load the model and start the engine."""
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
-        backend, tokenizer = await asyncio.get_running_loop().run_in_executor(executor, self._load)
+        """Load the models, one after another."""
+        for spec in self._specs:
+            await self._start(spec)
+
+    async def _start(self, spec: ModelSpec) -> None:
+        self._loading.add(spec.name)
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"device-{spec.name}")
+        try:
+            backend, tokenizer = await asyncio.get_running_loop().run_in_executor(executor, self._load, spec)
+        except BaseException:
+            executor.shutdown(wait=False)
+            raise
+        finally:
+            self._loading.discard(spec.name)
         info = backend.info
-        engine = Engine(backend, self._engine_limits, executor)
+        engine = Engine(backend, self._engine_limits, executor, self._cache)
         engine.start()
         eos_ids = {*info.eos_ids, *(index for name, index in tokenizer.special_ids.items() if name == "eos")}
-        self._loaded = Loaded(
+        self._models[spec.name] = Loaded(
             engine,
             tokenizer,
             pb.Identity(
-                model=self.name,
-                revision=self._revision,
+                model=spec.name,
+                revision=spec.revision,
                 weights_fingerprint=info.weights_fingerprint,
                 tokenizer_fingerprint=tokenizer.fingerprint,
             ),
@@ -91,22 +120,65 @@ class Teacher:
             ),
             tuple(sorted(eos_ids)),
         )
-        log.info("%s is ready: weights %s, %s", self.name, info.weights_fingerprint, info.dtype)
+        log.info("%s is ready: weights %s, %s", spec.name, info.weights_fingerprint, info.dtype)
 
     async def stop(self) -> None:
-        if self._loaded is not None:
-            await self._loaded.engine.stop()
+        models, self._models = self._models, {}
+        for model in models.values():
+            await model.engine.stop()
+        if self._cache is not None:
+            await asyncio.to_thread(self._cache.close)
+
+    async def load(self, name: str, path: str, call: Call) -> Loaded:
+        """Load another model from the folder that the server was given for that. For administrators."""
+        _check_admin(call)
+        if self._models_dir is None:
+            raise ServiceError(
+                status_pb2.PERMISSION_DENIED,
+                "this server loads no models while it runs: start it with --models-dir",
+                field="path",
+            )
+        if not name:
+            raise invalid("name", "name is empty: say what the model shall be called")
+        if name in self._models or name in self._loading:
+            raise invalid("name", f"name is {name!r}, which is served already: unload it first, or choose another")
+        root = self._models_dir.resolve()
+        folder = (root / path).resolve()
+        if not folder.is_relative_to(root):
+            raise invalid("path", f"path is {path!r}, which is outside of the server's --models-dir")
+        try:
+            check_model_folder(folder)
+            await self._start(ModelSpec(name, folder, own_revision(folder)))
+        except (OSError, ValueError) as error:
+            raise invalid("path", f"path is {path!r}: {error}") from error
+        return self._models[name]
+
+    async def unload(self, name: str, call: Call) -> None:
+        """Stop serving a model: no new requests, then, when those under way are done, free what it holds."""
+        _check_admin(call)
+        model = self._model(name)
+        if len(self._models) == 1:
+            raise invalid("name", f"{name!r} is the only model here: load another first, or stop the server")
+        del self._models[model.identity.model]
+        await model.engine.drained()
+        await model.engine.stop()
+        log.info("%s is unloaded", model.identity.model)
 
     def _model(self, name: str) -> Loaded:
-        if name and name != self.name:
-            raise not_found("model", f"there is no model {name!r} here: ask for {self.name!r}, or leave it empty")
-        if self._loaded is None:
-            raise unavailable("the teacher is still loading its model")
-        return self._loaded
+        if not name and self._specs and self._specs[0].name in self._loading:
+            name = self._specs[0].name
+        model = self._models.get(name) if name else next(iter(self._models.values()), None)
+        if model is not None:
+            return model
+        if name in self._loading or not name:
+            raise unavailable(f"the teacher is still loading {name or 'its model'}")
+        names = ", ".join(repr(known) for known in self._models)
+        raise not_found("model", f"there is no model {name!r} here: ask for one of {names}, or leave it empty")
 
     @property
-    def engine(self) -> Engine:
-        return self._model("").engine
+    def models(self) -> dict[str, Loaded]:
+        """What can serve, by name, the default first."""
+        return self._models
 
     def info(self, request: pb.GetInfoRequest) -> pb.TeacherInfo:
         model = self._model(request.model)
@@ -171,14 +243,14 @@ class Teacher:
             if isinstance(score, ServiceError):
                 reply.scores.add(id=completion.id, status=score.status())
             else:
-                reply.scores.append(_pack(completion.id, score, request.options.dtype))
+                reply.scores.append(_pack(completion.id, score, request.options.dtype, index in scored.cached))
         return reply
 
     async def generate(self, request: pb.GenerateRequest, call: Call) -> AsyncGenerator[pb.GenerateEvent, None]:
         """Events as completions finish. A prompt that cannot be served has one event, with its status."""
         model = self._model(request.model)
-        if not model.engine.backend.info.capabilities.generate:
-            raise invalid("model", f"{self.name} cannot generate on this server: it scores only")
+        if not model.limits.capabilities.generate:
+            raise invalid("model", f"{model.identity.model} cannot generate on this server: it scores only")
         options = sampling_options(request.options, model.limits, model.eos_ids)
         if not request.prompts:
             raise invalid("prompts", "prompts is empty: send at least one")
@@ -217,6 +289,14 @@ class Teacher:
                 yield event
 
 
+def _check_admin(call: Call) -> None:
+    if not call.tenant.admin:
+        raise ServiceError(
+            status_pb2.PERMISSION_DENIED,
+            f"tenant {call.tenant.name!r} may not load or unload models: use the key of an administrator",
+        )
+
+
 def _prompt(wanted: pb.GeneratePrompt, index: int, options: SamplingOptions, model: Loaded) -> GeneratePrompt:
     field = f"prompts[{index}]"
     if wanted.ids and wanted.messages:
@@ -228,8 +308,8 @@ def _prompt(wanted: pb.GeneratePrompt, index: int, options: SamplingOptions, mod
     return generate_prompt(ids, index, options, model.limits)
 
 
-def _pack(identifier: str, score: SequenceScore, dtype: "pb.DType") -> pb.CompletionScore:
-    packed = pb.CompletionScore(id=identifier, logprobs=pack_floats(score.logprobs, dtype))
+def _pack(identifier: str, score: SequenceScore, dtype: "pb.DType", cached: bool) -> pb.CompletionScore:
+    packed = pb.CompletionScore(id=identifier, logprobs=pack_floats(score.logprobs, dtype), cached=cached)
     if score.top_ids is not None and score.top_logprobs is not None:
         packed.top_ids = pack_ids(score.top_ids)
         packed.top_logprobs = pack_floats(score.top_logprobs, dtype)

@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import SettingsConfigDict
-from vold_service.settings import ServerSettings
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+from vold_service.settings import MIB, ServerSettings
 
 
 class TeacherSettings(ServerSettings):
@@ -14,9 +14,16 @@ class TeacherSettings(ServerSettings):
 
     model_config = SettingsConfigDict(env_prefix="VOLD_TEACHER_", extra="forbid")
 
-    model: Path = Field(description="folder of the model: config.json, *.safetensors and the tokenizer")
-    name: str = Field(default="", description="what the model is called on the wire; the folder's name where empty")
+    model: Annotated[list[str], NoDecode] = Field(
+        min_length=1,
+        description="folder of a model (config.json, *.safetensors and the tokenizer), or NAME=FOLDER; may be "
+        "repeated, the first answers where a request names none",
+    )
+    name: str = Field(default="", description="what a single model is called; the folder's name where empty")
     revision: str = Field(default="", description="revision to report; the config's commit hash where empty")
+    models_dir: Path | None = Field(
+        default=None, description="folder whose models an administrator may load while the service runs; none if absent"
+    )
     backend: Literal["torch"] = Field(default="torch", description="what computes")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="what the weights compute in; auto: the checkpoint's, but float32 on a CPU"
@@ -30,8 +37,39 @@ class TeacherSettings(ServerSettings):
     max_queue_tokens: int = Field(default=1 << 21, ge=1, description="tokens that may wait before requests are refused")
     max_rows: int = Field(default=256, ge=1, description="completions generated at once")
     max_cache_tokens: int = Field(default=1 << 16, ge=1, description="tokens of the generation's key-value cache")
+    cache_bytes: int = Field(default=256 * MIB, ge=0, description="memory for scores that may be asked for again")
+    cache_dir: Path | None = Field(default=None, description="folder that keeps scores across restarts; none if absent")
+    cache_dir_bytes: int = Field(default=4096 * MIB, ge=MIB, description="what the cache folder may take")
     max_top_k: int = Field(default=1024, ge=0, description="largest top-k a request may ask for")
     max_candidates: int = Field(default=1024, ge=0, description="most candidate ids at one position")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        """From the environment: one, or several with commas between."""
+        if isinstance(value, str | Path):
+            return [part.strip() for part in str(value).split(",")]
+        return [str(part) for part in value] if isinstance(value, list | tuple) else value
+
+    def named_models(self) -> list[tuple[str, str]]:
+        """Name and location of every model. Raises ValueError where names clash or --name has nothing to name."""
+        if self.name and len(self.model) > 1:
+            raise ValueError(
+                f"--name {self.name}: there are {len(self.model)} models; write --model NAME=FOLDER for each"
+            )
+        named: dict[str, str] = {}
+        for given in self.model:
+            name, equals, location = given.partition("=")
+            if not equals or "/" in name or ":" in name:
+                name, location = self.name or Path(given).resolve().name, given
+            if not name or not location:
+                raise ValueError(f"--model {given!r}: write FOLDER or NAME=FOLDER")
+            if name in named:
+                raise ValueError(
+                    f"--model {given}: {name!r} names {named[name]} already; write NAME=FOLDER with another"
+                )
+            named[name] = location
+        return list(named.items())
 
 
 def check_model_folder(path: Path) -> None:
@@ -52,3 +90,8 @@ def check_model_folder(path: Path) -> None:
         raise ValueError(
             f"--model {path}: it has no *.safetensors; save it with save_pretrained, nothing else is loaded"
         )
+
+
+def own_revision(path: Path) -> str:
+    """The commit hash that a downloaded model's config names; empty where it names none."""
+    return str(json.loads((path / "config.json").read_text("utf-8")).get("_commit_hash") or "")

@@ -113,7 +113,7 @@ class TorchBackend:
         groups = list(by_prompt(sequences).values())
         size = Size.of([sequences[index] for index in group] for group in groups)
         completions = sum(len(sequence.completion) - 1 for sequence in sequences)
-        if self.info.shares_prompts and size.worth_sharing:
+        if size.shares(self.info.shares_prompts):
             hidden_BTH = shared_hidden(self.model.base_model, sequences, groups)
             hidden_RH = _scored_states(hidden_BTH, sequences, [1] * len(sequences))
             real = completions + sum(len(sequences[group[0]].prompt) for group in groups)
