@@ -14,13 +14,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vold_client import AsyncTeacherClient, AsyncVerifierClient, TeacherClient, VerifierClient, VoldError
+from vold_client import AsyncTeacherClient, AsyncVerifierClient, TeacherClient, Tls, VerifierClient, VoldError
 
-from vold_trainer.config import TeacherConfig, VerifierConfig
+from vold_trainer.config import TeacherConfig, TlsConfig, VerifierConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.models import resolve_model
 
 START_SECONDS = 180.0
+
+_OF_SHARED_SERVICES = {"VOLD_API_KEYS"} | {
+    prefix + name
+    for prefix in ("VOLD_TEACHER_", "VOLD_")
+    for name in ("API_KEYS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
+}
 
 
 @dataclass(frozen=True)
@@ -74,26 +80,50 @@ def open_services(
         teacher_urls = resolve(teacher.url, "teacher") if teacher is not None else ()
         verifier_urls = resolve(verifier.url, "verifier") if verifier is not None else ()
         if teacher is not None:
-            _wait(TeacherClient(list(teacher_urls), api_key=_key(teacher.api_key_env)), "teacher.url", children)
+            key, tls = _key(teacher.api_key_env), _tls(teacher.tls, teacher_urls)
+            _wait(TeacherClient(list(teacher_urls), api_key=key, tls=tls), "teacher.url", children)
         if verifier is not None:
-            _wait(VerifierClient(list(verifier_urls), api_key=_key(verifier.api_key_env)), "verifier.url", children)
+            key, tls = _key(verifier.api_key_env), _tls(verifier.tls, verifier_urls)
+            _wait(VerifierClient(list(verifier_urls), api_key=key, tls=tls), "verifier.url", children)
         yield Services(teacher_urls, verifier_urls)
 
 
 def teacher_client(config: TeacherConfig, services: Services, run_id: str = "") -> AsyncTeacherClient:
     return AsyncTeacherClient(
-        list(services.teacher_urls), timeout=config.timeout, api_key=_key(config.api_key_env), run_id=run_id
+        list(services.teacher_urls),
+        timeout=config.timeout,
+        api_key=_key(config.api_key_env),
+        tls=_tls(config.tls, services.teacher_urls),
+        run_id=run_id,
     )
 
 
 def verifier_client(config: VerifierConfig, services: Services, run_id: str = "") -> AsyncVerifierClient:
     return AsyncVerifierClient(
-        list(services.verifier_urls), timeout=config.timeout, api_key=_key(config.api_key_env), run_id=run_id
+        list(services.verifier_urls),
+        timeout=config.timeout,
+        api_key=_key(config.api_key_env),
+        tls=_tls(config.tls, services.verifier_urls),
+        run_id=run_id,
     )
 
 
 def _key(variable: str) -> str | None:
     return os.environ.get(variable) or None
+
+
+def _tls(config: TlsConfig, urls: Sequence[str]) -> Tls | None:
+    """The certificates; None where a service that was started here is all there is, which needs none."""
+    if all(url.startswith("unix:") for url in urls):
+        return None
+    return Tls(ca=config.ca, cert=config.cert, key=config.key)
+
+
+def _environment() -> dict[str, str]:
+    """For a service started here: without the keys and certificates of a shared one. Its socket is in a folder that
+    only this user can open.
+    """
+    return {name: value for name, value in os.environ.items() if name not in _OF_SHARED_SERVICES}
 
 
 def _local_model(url: str) -> str:
@@ -110,7 +140,12 @@ def _local_model(url: str) -> str:
 def _child(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as stream:
         process = subprocess.Popen(  # noqa: S603 - our own command
-            arguments, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent
+            arguments,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=_environment(),
+            preexec_fn=_die_with_parent,
         )
     try:
         yield process

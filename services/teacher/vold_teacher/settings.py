@@ -31,6 +31,7 @@ class TeacherSettings(ServerSettings):
     max_rows: int = Field(default=256, ge=1, description="completions generated at once")
     max_cache_tokens: int = Field(default=1 << 16, ge=1, description="tokens of the generation's key-value cache")
     max_top_k: int = Field(default=1024, ge=0, description="largest top-k a request may ask for")
+    max_sequences: int = Field(default=4096, ge=1, description="completions, or prompts, of one request")
     max_candidates: int = Field(default=1024, ge=0, description="most candidate ids at one position")
 
 

@@ -63,12 +63,15 @@ class _GenerateJob:
 class Scored:
     """scores: by the index each sequence was given; an error for one that failed by itself.
 
-    queue_seconds: until its first batch began. compute_seconds: of the batches it was part of.
+    queue_seconds: until its first batch began. compute_seconds: of the batches it was part of. computed_tokens: its
+    share of the positions run through the model. cached: sequences that were not computed, but known.
     """
 
     scores: dict[int, SequenceScore | ServiceError]
     queue_seconds: float
     compute_seconds: float
+    computed_tokens: float = 0.0
+    cached: int = 0
 
 
 class Engine:
