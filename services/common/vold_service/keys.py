@@ -311,6 +311,15 @@ def _validate(content: Mapping[str, Any], where: str) -> KeysFile:
     return file
 
 
+_FORMS = {
+    "name": "is not 1 to 64 letters, digits, dots, underscores and dashes, the first a letter or a digit",
+    "sha256": "is not 64 hexadecimal digits in lower case: a key is kept as its SHA-256; "
+    "`vold-teacher key --tenant NAME` prints a new one with its lines for this file",
+    "expires": "is no date and no time: write 2027-01-31, or 2027-01-31T12:00:00+01:00",
+}
+"""What is wrong with a field whose value may be a key in the wrong place, and is not shown."""
+
+
 def _explain(item: Any, where: str) -> str:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
     last = str(item["loc"][-1]) if item["loc"] else ""
@@ -320,14 +329,10 @@ def _explain(item: Any, where: str) -> str:
         # A name is shown only where it is near to one of ours: it may be a key in the wrong place.
         hint = f"did you mean {near[0]!r}?" if near else f"the fields here are {', '.join(kind.model_fields)}"
         return f"{where}: {path if near else path.rpartition('.')[0] or 'the file'}: an unknown field; {hint}"
-    if last == "sha256":
-        return (
-            f"{where}: {path} is not 64 hexadecimal digits: a key is kept as its SHA-256; "
-            "`vold-teacher key --tenant NAME` prints a new one with its lines for this file"
-        )
     if item["type"] == "missing":
         return f"{where}: {path} is missing: set it"
-    # Numbers alone, and names: any other value may be a key in the wrong place.
-    shown = last == "name" or isinstance(item["input"], int | float)
-    got = f"; got {item['input']!r}" if shown else ""
+    if last in _FORMS:
+        return f"{where}: {path} {_FORMS[last]}"
+    # Numbers alone: any other value may be a key in the wrong place.
+    got = f"; got {item['input']!r}" if isinstance(item["input"], int | float) else ""
     return f"{where}: {path}: {item['msg']}{got}"
