@@ -116,7 +116,7 @@ def unreachable(reason: str, url: str) -> VoldError:
     """The error behind a connection that did not come about, or broke before an answer: Unavailable, which is
     retried, but Unauthenticated where the service's certificate is refused, which no waiting mends.
     """
-    if "CERTIFICATE_VERIFY_FAILED" in reason:
+    if "CERTIFICATE_VERIFY_FAILED" in reason or "Hostname Verification" in reason:
         return Unauthenticated(f"the service's certificate is refused: {_certificate_fault(reason)}", url=url)
     if "WRONG_VERSION_NUMBER" in reason:
         hint = "it does not speak TLS: write grpc:// or http://, or start it with --tls-cert"
@@ -136,7 +136,7 @@ def _certificate_fault(reason: str) -> str:
         return "it has expired; ask the operator to renew it"
     if "not yet valid" in reason:
         return "it is not valid yet; compare the clocks of both machines"
-    if "mismatch" in reason.lower() or "not valid for" in reason:
+    if "Hostname Verification" in reason or "mismatch" in reason or "not valid for" in reason:
         return "it is for another host; use a URL with a name that the certificate has"
     return "no CA that is trusted here has signed it; give the CA's file as tls.ca"
 

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +101,6 @@ def teacher_server(
     http: str = "127.0.0.1:0",
     grpc: str = "127.0.0.1:0",
     log: IO[str] | None = None,
-    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """`python -m vold_teacher serve` on free ports, ready; SIGTERM at the end. log: where its log goes."""
     command = [sys.executable, "-m", "vold_teacher", "serve", "--model", str(model), "--http", http, "--grpc", grpc]
@@ -110,7 +109,7 @@ def teacher_server(
         stdout=subprocess.PIPE,
         text=True,
         stderr=log,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environ or {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     try:
         assert process.stdout is not None

@@ -426,11 +426,13 @@ def test_the_verifiers_tokens_are_characters_by_4_and_a_stream_comes_back_when_t
     assert [verdict.error for verdict in verdicts] == [None, None]
 
 
-def test_keys_from_the_environment(folder):
-    with teacher_server(folder, environ={"VOLD_API_KEYS": f"maths:{KEY['maths']}"}) as server:
-        score(f"grpc://{server.grpc}", KEY["maths"])
-        with pytest.raises(Unauthenticated):
-            score(server.http, None)
+def test_keys_from_the_environment(monkeypatch):
+    monkeypatch.setenv("VOLD_API_KEYS", f"maths:{KEY['maths']}")
+    with running("--workers", "1") as server:
+        with VerifierClient(server.url, api_key=KEY["maths"]) as client:
+            assert client.verify([Item("exact", "7", "7")])[0].error is None
+        with VerifierClient(server.url) as client, pytest.raises(Unauthenticated):
+            client.list_verifiers()
 
 
 def test_a_service_that_the_trainer_starts_asks_for_no_key(monkeypatch):

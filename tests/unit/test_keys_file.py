@@ -120,7 +120,7 @@ def test_keys_in_the_environment_join_the_tenants_of_the_file(file):
 
 @pytest.mark.parametrize("text", ["maths", "maths:short", ":" + KEY, f"bad name:{KEY}", f"maths:{KEY},x"])
 def test_a_bad_environment_is_named_and_not_shown(text):
-    with pytest.raises(KeysError, match="VOLD_API_KEYS.*entry") as caught:
+    with pytest.raises(KeysError, match=r"VOLD_API_KEYS.*entry") as caught:
         Keys.of(None, {"VOLD_API_KEYS": text})
     assert KEY not in str(caught.value)
     assert "short" not in str(caught.value)
