@@ -37,6 +37,7 @@ from vold_teacher.http import add_routes
 from vold_teacher.server import make_teacher
 from vold_teacher.settings import TeacherSettings
 from vold_trainer.config import VerifierConfig
+from vold_trainer.errors import UsageError
 from vold_trainer.services import open_services, verifier_client
 from vold_verifier.engine import Engine
 from vold_verifier.http import make
@@ -413,6 +414,32 @@ def test_the_verifier_asks_for_keys_too(verifier, face):
             assert isinstance(next(client.verify_stream([item])).error, Unauthenticated)
 
 
+def test_a_key_that_is_taken_away_ends_the_verifiers_stream_too(verifier):
+    listed = tenants()
+    judged = threading.Event()
+
+    def items():
+        yield Item("exact", "7", "7", id="before")
+        judged.wait(30)
+        write(verifier.file, listed[:-1])
+        os.kill(verifier.pid, signal.SIGHUP)
+        with VerifierClient(verifier.http, api_key=KEY["mortal"], retries=0) as other:
+            until(lambda: isinstance(next(other.verify_stream([Item("exact", "7", "7")])).error, Unauthenticated))
+        yield Item("exact", "7", "7", id="after")
+
+    errors = {}
+    try:
+        with VerifierClient(verifier.grpc, api_key=KEY["mortal"], retries=0, max_in_flight=1) as client:
+            for verdict in client.verify_stream(items()):
+                errors[verdict.id] = verdict.error
+                judged.set()
+    finally:
+        write(verifier.file, listed)
+        os.kill(verifier.pid, signal.SIGHUP)
+    assert errors["before"] is None
+    assert isinstance(errors["after"], Unauthenticated)
+
+
 def test_the_verifiers_tokens_are_characters_by_4_and_a_stream_comes_back_when_told(verifier):
     """1,200 tokens a minute, which are 4,800 characters; then 20 tokens a second."""
     with VerifierClient(verifier.grpc, api_key=KEY["slow"], retries=0) as client:
@@ -442,6 +469,20 @@ def test_a_service_that_the_trainer_starts_asks_for_no_key(monkeypatch):
     with open_services(verifier=config) as services, VerifierClient(list(services.verifier_urls)) as client:
         assert client.verify([Item("exact", "7", "7")])[0].error is None
     assert verifier_client(config, services).urls == list(services.verifier_urls)
+
+
+def test_the_trainer_learns_at_once_that_its_key_is_not_taken(verifier, monkeypatch):
+    config = VerifierConfig(url=verifier.grpc)
+    monkeypatch.delenv("VOLD_VERIFIER_API_KEY", raising=False)
+    with pytest.raises(UsageError, match=r"wants an API key.* VOLD_VERIFIER_API_KEY .*which is not set"):
+        open_services(verifier=config).__enter__()
+    monkeypatch.setenv("VOLD_VERIFIER_API_KEY", WRONG)
+    with pytest.raises(UsageError, match=r"verifier\.url: UNAUTHENTICATED") as caught:
+        open_services(verifier=config).__enter__()
+    assert WRONG not in str(caught.value)
+    monkeypatch.setenv("VOLD_VERIFIER_API_KEY", KEY["maths"])
+    with open_services(verifier=config) as services:
+        assert services.verifier_urls == (verifier.grpc,)
 
 
 def test_a_server_does_not_start_with_keys_that_it_cannot_read(folder, tmp_path):

@@ -10,11 +10,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vold_client import AsyncTeacherClient, AsyncVerifierClient, TeacherClient, Tls, VerifierClient, VoldError
+from vold_client import (
+    AsyncTeacherClient,
+    AsyncVerifierClient,
+    PermissionDenied,
+    TeacherClient,
+    Tls,
+    Unauthenticated,
+    VerifierClient,
+    VoldError,
+)
 
 from vold_trainer.config import TeacherConfig, TlsConfig, VerifierConfig
 from vold_trainer.errors import UsageError
@@ -81,10 +90,14 @@ def open_services(
         verifier_urls = resolve(verifier.url, "verifier") if verifier is not None else ()
         if teacher is not None:
             key, tls = _key(teacher.api_key_env), _tls(teacher.tls, teacher_urls)
-            _wait(TeacherClient(list(teacher_urls), api_key=key, tls=tls), "teacher.url", children)
+            with TeacherClient(list(teacher_urls), api_key=key, tls=tls) as scorer:
+                _wait(scorer, "teacher.url", children)
+                _check_key(scorer.info, "teacher", teacher.api_key_env)
         if verifier is not None:
             key, tls = _key(verifier.api_key_env), _tls(verifier.tls, verifier_urls)
-            _wait(VerifierClient(list(verifier_urls), api_key=key, tls=tls), "verifier.url", children)
+            with VerifierClient(list(verifier_urls), api_key=key, tls=tls) as judge:
+                _wait(judge, "verifier.url", children)
+                _check_key(judge.list_verifiers, "verifier", verifier.api_key_env)
         yield Services(teacher_urls, verifier_urls)
 
 
@@ -168,18 +181,31 @@ def _die_with_parent() -> None:
 def _wait(
     client: TeacherClient | VerifierClient, field: str, children: list[tuple[str, subprocess.Popen[bytes], Path]]
 ) -> None:
-    with client:
-        waited = 0.0
-        while True:
-            for url, process, log in children:
-                if process.poll() is not None:
-                    tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-                    raise UsageError(f"{url!r} ended with status {process.returncode} before it was ready:\n{tail}")
-            step = 5.0 if children else 20.0
-            try:
-                client.ready(step)
-                return
-            except VoldError as error:
-                waited += step
-                if not children or waited >= START_SECONDS:
-                    raise UsageError(f"{field}: {error}") from error
+    waited = 0.0
+    while True:
+        for url, process, log in children:
+            if process.poll() is not None:
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+                raise UsageError(f"{url!r} ended with status {process.returncode} before it was ready:\n{tail}")
+        step = 5.0 if children else 20.0
+        try:
+            client.ready(step)
+            return
+        except VoldError as error:
+            waited += step
+            if not children or waited >= START_SECONDS:
+                raise UsageError(f"{field}: {error}") from error
+
+
+def _check_key(ask: Callable[[], object], service: str, variable: str) -> None:
+    """Learn now, not from the first step's missing scores, that a service does not take the run's key: a service says
+    that it is ready to whoever asks.
+    """
+    try:
+        ask()
+    except (Unauthenticated, PermissionDenied) as error:
+        state = "is set" if os.environ.get(variable) else "is not set"
+        raise UsageError(
+            f"{service}.url: {error}. The key is taken from the environment variable {variable} "
+            f"({service}.api_key_env), which {state}"
+        ) from error
