@@ -23,6 +23,7 @@ from vold_client.errors import (
 from vold_client.packing import Budget
 from vold_client.sync import TeacherClient, VerifierClient
 from vold_client.teacher import AsyncTeacherClient
+from vold_client.tls import Tls
 from vold_client.types import (
     Completion,
     CompletionScore,
@@ -33,6 +34,7 @@ from vold_client.types import (
     ScoreResult,
     TeacherInfo,
     TokenizerFile,
+    Usage,
     Verdict,
     VerifierInfo,
 )
@@ -60,9 +62,11 @@ __all__ = [
     "ScoreResult",
     "TeacherClient",
     "TeacherInfo",
+    "Tls",
     "TokenizerFile",
     "Unauthenticated",
     "Unavailable",
+    "Usage",
     "Verdict",
     "VerifierClient",
     "VerifierInfo",

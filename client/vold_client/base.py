@@ -14,6 +14,7 @@ from vold_client.grpc_transport import GrpcTransport
 from vold_client.http_transport import HttpTransport
 from vold_client.methods import Method, Reply, Request
 from vold_client.replicas import Replicas
+from vold_client.tls import Tls
 from vold_client.transport import CallContext, Exchange, Transport
 from vold_client.urls import Address, parse_urls
 
@@ -33,6 +34,7 @@ class AsyncClient:
         timeout: float = 60.0,
         retries: int = 4,
         api_key: str | None = None,
+        tls: Tls | None = None,
         run_id: str = "",
     ) -> None:
         self._addresses = parse_urls(urls)
@@ -41,6 +43,10 @@ class AsyncClient:
             raise InvalidArgument(f"retries is {retries}: give 0 or more", field="retries")
         self._retries = retries
         self._api_key = api_key
+        if tls is not None and tls != Tls() and not any(address.tls for address in self._addresses):
+            listed = ", ".join(self.urls)
+            raise InvalidArgument(f"tls is set, but {listed} is plain text: write grpcs:// or https://", field="tls")
+        self._tls = tls or Tls()
         self._run_id = run_id
         self._replicas: Replicas | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -87,7 +93,7 @@ class AsyncClient:
         return self._replicas
 
     def _connect(self, address: Address) -> Transport:
-        return (HttpTransport if address.http else GrpcTransport)(address, self._api_key)
+        return (HttpTransport if address.http else GrpcTransport)(address, self._api_key, self._tls)
 
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline.start(self._timeout if timeout is None else timeout)

@@ -41,7 +41,7 @@ class InvalidArgument(VoldError):
 
 
 class Unauthenticated(VoldError):
-    """No API key, or one that the service does not know."""
+    """No API key, or one that the service does not know; or a certificate that one side does not trust."""
 
     code = "UNAUTHENTICATED"
 
@@ -108,6 +108,39 @@ def exceeded(url: str) -> DeadlineExceeded:
     return DeadlineExceeded("no answer within the call's time: allow a longer timeout or send less", url=url)
 
 
+_BROKEN_OFF = ("Socket closed", "Connection reset", "disconnected", "recvmsg", "EOF occurred", "ReadError")
+"""How it reads, on gRPC and on HTTP, that the other end closed a connection where a handshake was to come."""
+
+
+def unreachable(reason: str, url: str) -> VoldError:
+    """The error behind a connection that did not come about, or broke before an answer: Unavailable, which is
+    retried, but Unauthenticated where the service's certificate is refused, which no waiting mends.
+    """
+    if "CERTIFICATE_VERIFY_FAILED" in reason or "Hostname Verification" in reason:
+        return Unauthenticated(f"the service's certificate is refused: {_certificate_fault(reason)}", url=url)
+    if "WRONG_VERSION_NUMBER" in reason:
+        hint = "it does not speak TLS: write grpc:// or http://, or start it with --tls-cert"
+    elif not any(word in reason for word in _BROKEN_OFF):
+        hint = "is the service running there?"
+    elif url.startswith(("grpcs:", "https:")):
+        hint = "is the service running there? If it asks for a client certificate, give tls.cert and tls.key"
+    elif url.startswith("unix:"):
+        hint = "is the service running there?"
+    else:
+        hint = "is the service running there? If it speaks TLS, write grpcs:// or https://"
+    return Unavailable(f"cannot be reached ({reason}): {hint}", url=url)
+
+
+def _certificate_fault(reason: str) -> str:
+    if "expired" in reason:
+        return "it has expired; ask the operator to renew it"
+    if "not yet valid" in reason:
+        return "it is not valid yet; compare the clocks of both machines"
+    if "Hostname Verification" in reason or "mismatch" in reason or "not valid for" in reason:
+        return "it is for another host; use a URL with a name that the certificate has"
+    return "no CA that is trusted here has signed it; give the CA's file as tls.ca"
+
+
 RETRIED = (Unavailable, ResourceExhausted)
 
 _KINDS: dict[str, type[VoldError]] = {
@@ -172,7 +205,7 @@ def from_grpc(error: grpc.aio.AioRpcError, url: str) -> VoldError:
     if code == "UNIMPLEMENTED":
         return NotFound(f"no such service here ({details}): is this the URL of a service of another kind?", url=url)
     if code == "UNAVAILABLE":
-        return Unavailable(f"cannot be reached ({details}): is the service running there?", url=url)
+        return unreachable(details, url)
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
         # gRPC's word for an oversized message. Sending it again will not make it smaller.
         return InvalidArgument(f"the request is too large for the service ({details}): send smaller batches", url=url)

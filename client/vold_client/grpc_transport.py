@@ -10,6 +10,7 @@ import grpc
 
 from vold_client.errors import NotFound, Unavailable, VoldError, again, exceeded, from_grpc
 from vold_client.methods import Method, Reply, Request
+from vold_client.tls import Tls
 from vold_client.transport import CallContext
 from vold_client.urls import Address
 
@@ -40,12 +41,11 @@ _SERVING = b"\x08\x01"
 class GrpcTransport:
     """One channel to one replica. Made inside the event loop that uses it."""
 
-    def __init__(self, address: Address, api_key: str | None) -> None:
+    def __init__(self, address: Address, api_key: str | None, tls: Tls) -> None:
         self.address = address
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         if address.tls:
-            credentials = grpc.ssl_channel_credentials()
-            self._channel = grpc.aio.secure_channel(address.target, credentials, options=_OPTIONS)
+            self._channel = grpc.aio.secure_channel(address.target, tls.grpc_credentials(), options=_OPTIONS)
         else:
             self._channel = grpc.aio.insecure_channel(address.target, options=_OPTIONS)
 

@@ -8,9 +8,10 @@ import httpx
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError, Message
 
-from vold_client.errors import Internal, NotFound, Unavailable, exceeded, from_http
+from vold_client.errors import Internal, NotFound, Unavailable, VoldError, exceeded, from_http, unreachable
 from vold_client.framing import Frames
 from vold_client.methods import Method, Reply, Request
+from vold_client.tls import Tls
 from vold_client.transport import CallContext
 from vold_client.urls import Address
 
@@ -20,12 +21,13 @@ PROTOBUF = "application/x-protobuf"
 class HttpTransport:
     """One connection pool to one replica. Made inside the event loop that uses it."""
 
-    def __init__(self, address: Address, api_key: str | None) -> None:
+    def __init__(self, address: Address, api_key: str | None, tls: Tls) -> None:
         self.address = address
         headers = {"accept": PROTOBUF} | ({"authorization": f"Bearer {api_key}"} if api_key else {})
         # Deadlines cover whole calls, below; connecting alone gets 10 s, so that a silent host costs no whole call.
         self._client = httpx.AsyncClient(
             base_url=address.target,
+            verify=tls.ssl_context() if address.tls else False,  # making a context is slow, and plain text needs none
             headers=headers,
             timeout=httpx.Timeout(None, connect=10.0),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
@@ -121,6 +123,5 @@ class HttpTransport:
             name = method.reply.DESCRIPTOR.full_name
             raise Internal(f"the reply is not a {name}: {error}", url=self.address.url) from None
 
-    def _unreachable(self, error: httpx.TransportError) -> Unavailable:
-        reason = str(error) or type(error).__name__
-        return Unavailable(f"cannot be reached ({reason}): is the service running there?", url=self.address.url)
+    def _unreachable(self, error: httpx.TransportError) -> VoldError:
+        return unreachable(str(error) or type(error).__name__, self.address.url)

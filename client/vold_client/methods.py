@@ -28,6 +28,7 @@ GET_INFO = Method(f"{_TEACHER}/GetInfo", teacher_pb2.GetInfoRequest, teacher_pb2
 GET_TOKENIZER = Method(
     f"{_TEACHER}/GetTokenizer", teacher_pb2.GetTokenizerRequest, teacher_pb2.TokenizerReply, "GET", "/v1/tokenizer"
 )
+GET_USAGE = Method(f"{_TEACHER}/GetUsage", teacher_pb2.GetUsageRequest, teacher_pb2.UsageReply, "GET", "/v1/usage")
 SCORE = Method(f"{_TEACHER}/Score", teacher_pb2.ScoreRequest, teacher_pb2.ScoreReply, "POST", "/v1/score")
 SCORE_STREAM = Method(f"{_TEACHER}/ScoreStream", teacher_pb2.ScoreRequest, teacher_pb2.ScoreReply)
 GENERATE = Method(

@@ -9,6 +9,7 @@ from typing import Any, Generic, Self, TypeVar
 from vold_client.base import AsyncClient
 from vold_client.packing import Budget
 from vold_client.teacher import AsyncTeacherClient, Messages
+from vold_client.tls import Tls
 from vold_client.types import (
     Completion,
     Generation,
@@ -20,6 +21,7 @@ from vold_client.types import (
     ScoreResult,
     TeacherInfo,
     TokenizerFile,
+    Usage,
     Verdict,
     VerifierInfo,
 )
@@ -105,6 +107,7 @@ class TeacherClient(SyncClient[AsyncTeacherClient]):
         timeout: float = 60.0,
         retries: int = 4,
         api_key: str | None = None,
+        tls: Tls | None = None,
         run_id: str = "",
         model: str = "",
         max_in_flight: int = 32,
@@ -116,6 +119,7 @@ class TeacherClient(SyncClient[AsyncTeacherClient]):
                 timeout=timeout,
                 retries=retries,
                 api_key=api_key,
+                tls=tls,
                 run_id=run_id,
                 model=model,
                 max_in_flight=max_in_flight,
@@ -130,6 +134,10 @@ class TeacherClient(SyncClient[AsyncTeacherClient]):
     def tokenizer(self, model: str = "", *, timeout: float | None = None) -> TokenizerFile:
         """See AsyncTeacherClient.tokenizer."""
         return self._run(self._client.tokenizer(model, timeout=timeout))
+
+    def usage(self, tenant: str = "", *, timeout: float | None = None) -> list[Usage]:
+        """See AsyncTeacherClient.usage."""
+        return self._run(self._client.usage(tenant, timeout=timeout))
 
     def score(
         self,
@@ -208,6 +216,7 @@ class VerifierClient(SyncClient[AsyncVerifierClient]):
         timeout: float = 60.0,
         retries: int = 4,
         api_key: str | None = None,
+        tls: Tls | None = None,
         run_id: str = "",
         max_in_flight: int = 256,
         budget: ItemBudget | None = None,
@@ -218,6 +227,7 @@ class VerifierClient(SyncClient[AsyncVerifierClient]):
                 timeout=timeout,
                 retries=retries,
                 api_key=api_key,
+                tls=tls,
                 run_id=run_id,
                 max_in_flight=max_in_flight,
                 budget=budget,

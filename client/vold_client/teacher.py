@@ -13,8 +13,9 @@ from vold_proto.v1 import teacher_pb2 as pb
 from vold_client.base import AsyncClient, Exchanges, new_request_id
 from vold_client.concurrency import map_as_ready
 from vold_client.errors import IdentityChanged, Internal, InvalidArgument, Unavailable, VoldError, from_status
-from vold_client.methods import GENERATE, GET_INFO, GET_TOKENIZER, SCORE, SCORE_STREAM
+from vold_client.methods import GENERATE, GET_INFO, GET_TOKENIZER, GET_USAGE, SCORE, SCORE_STREAM
 from vold_client.packing import Budget, Part, pack_array, renumber, split, unpack_score
+from vold_client.tls import Tls
 from vold_client.transport import Transport
 from vold_client.types import (
     Completion,
@@ -27,6 +28,7 @@ from vold_client.types import (
     ScoreResult,
     TeacherInfo,
     TokenizerFile,
+    Usage,
 )
 
 Messages = Sequence[Mapping[str, str]]
@@ -47,7 +49,8 @@ class AsyncTeacherClient(AsyncClient):
 
     urls: grpc://HOST:PORT, grpcs://, http(s):// or unix:PATH; several in a list, or with commas between, are
     replicas. timeout: seconds for a whole call, retries included, where the call names none. retries: how often what
-    may be retried is tried again (a service that is unavailable or full). api_key: sent as a bearer token. run_id:
+    may be retried is tried again (a service that is unavailable or full). api_key: sent as a bearer token. tls:
+    certificates for grpcs:// and https://. run_id:
     names this training run in the service's accounting. model: which of the service's models; "" for its default.
     max_in_flight: requests under way at once in one `score_stream` or one large `score`.
 
@@ -61,12 +64,13 @@ class AsyncTeacherClient(AsyncClient):
         timeout: float = 60.0,
         retries: int = 4,
         api_key: str | None = None,
+        tls: Tls | None = None,
         run_id: str = "",
         model: str = "",
         max_in_flight: int = 32,
         budget: Budget | None = None,
     ) -> None:
-        super().__init__(urls, timeout=timeout, retries=retries, api_key=api_key, run_id=run_id)
+        super().__init__(urls, timeout=timeout, retries=retries, api_key=api_key, tls=tls, run_id=run_id)
         self._model = model
         self._max_in_flight = max_in_flight
         self._budget = budget or Budget()
@@ -95,6 +99,25 @@ class AsyncTeacherClient(AsyncClient):
         message = pb.GetTokenizerRequest(model=model or self._model)
         reply, _ = await self._unary(GET_TOKENIZER, message, self._deadline(timeout))
         return TokenizerFile(_identity(reply.identity), reply.tokenizer_json, reply.chat_template)
+
+    async def usage(self, tenant: str = "", *, timeout: float | None = None) -> list[Usage]:
+        """What runs have taken of the service since it started: this key's tenant's, or with an administrator's key
+        everybody's, or those of `tenant` alone. Of one replica where there are several.
+        """
+        reply, _ = await self._unary(GET_USAGE, pb.GetUsageRequest(tenant=tenant), self._deadline(timeout))
+        return [
+            Usage(
+                tenant=row.tenant,
+                run_id=row.run_id,
+                requests=row.requests,
+                scored_tokens=row.scored_tokens,
+                computed_tokens=row.computed_tokens,
+                cache_hits=row.cache_hits,
+                queue_seconds=row.queue_seconds,
+                generated_tokens=row.generated_tokens,
+            )
+            for row in reply.usage
+        ]
 
     async def score(
         self,

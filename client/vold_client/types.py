@@ -151,6 +151,24 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What one run of one tenant has taken of a teacher since it started.
+
+    scored_tokens: of completions. computed_tokens: positions run through the model for them, padding included.
+    cache_hits: completions whose scores were there already. queue_seconds: waited, the sum over requests.
+    """
+
+    tenant: str
+    run_id: str
+    requests: int
+    scored_tokens: int
+    computed_tokens: float
+    cache_hits: int
+    queue_seconds: float
+    generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """A completion to be judged. verifier: its name ("math", "numeric", ...). completion: the whole text.
     reference: the reference answer. parameters: the verifier's own, as JSON values. id: comes back in the verdict;

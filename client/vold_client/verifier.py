@@ -12,8 +12,9 @@ from vold_proto.v1 import verifier_pb2 as pb
 
 from vold_client.base import AsyncClient, Exchanges, new_request_id
 from vold_client.concurrency import map_as_ready
-from vold_client.errors import Internal, InvalidArgument, VoldError, from_status
+from vold_client.errors import RETRIED, Internal, InvalidArgument, VoldError, from_status
 from vold_client.methods import LIST_VERIFIERS, VERIFY, VERIFY_STREAM
+from vold_client.tls import Tls
 from vold_client.transport import Transport
 from vold_client.types import Item, Verdict, VerifierInfo
 
@@ -29,8 +30,8 @@ class ItemBudget:
 class AsyncVerifierClient(AsyncClient):
     """A verifier service, or several replicas of one, by URL.
 
-    urls, timeout, retries, api_key, run_id: as for AsyncTeacherClient. max_in_flight: items under way at once in one
-    `verify_stream`.
+    urls, timeout, retries, api_key, tls, run_id: as for AsyncTeacherClient. max_in_flight: items under way at once in
+    one `verify_stream`.
     """
 
     def __init__(
@@ -40,11 +41,12 @@ class AsyncVerifierClient(AsyncClient):
         timeout: float = 60.0,
         retries: int = 4,
         api_key: str | None = None,
+        tls: Tls | None = None,
         run_id: str = "",
         max_in_flight: int = 256,
         budget: ItemBudget | None = None,
     ) -> None:
-        super().__init__(urls, timeout=timeout, retries=retries, api_key=api_key, run_id=run_id)
+        super().__init__(urls, timeout=timeout, retries=retries, api_key=api_key, tls=tls, run_id=run_id)
         self._max_in_flight = max_in_flight
         self._budget = budget or ItemBudget()
 
@@ -107,6 +109,9 @@ class AsyncVerifierClient(AsyncClient):
                 async def work(transport: Transport, seconds: float) -> Verdict:
                     # A copy: the stream may have to rename a message whose id is taken.
                     result = await judge(transport, _pack(item, identifier, place), seconds)
+                    failure = from_status(result.error, transport.address.url)
+                    if isinstance(failure, RETRIED):
+                        raise failure
                     return _verdict(result, identifier, transport.address.url)
 
                 try:

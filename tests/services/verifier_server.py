@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import grpc
 import psutil
@@ -18,6 +19,7 @@ HERE = Path(__file__).parent
 class Server:
     def __init__(self, process: subprocess.Popen[str], ready: dict[str, str]) -> None:
         self.process = process
+        self.ready = ready
         self.url = ready["http"]
         self.channel = grpc.insecure_channel(ready["grpc"])
         self.stub = verifier_pb2_grpc.VerifierServiceStub(self.channel)
@@ -30,12 +32,16 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(*options: str, grpc_address: str = "127.0.0.1:0") -> Iterator[Server]:
-    """A server on free ports with the misbehaving plugin; killed at the end if it still runs."""
+def running(*options: str, grpc_address: str = "127.0.0.1:0", log: IO[str] | None = None) -> Iterator[Server]:
+    """A server on free ports with the misbehaving plugin; killed at the end if it still runs. log: for its stderr."""
     command = [sys.executable, "-m", "vold_verifier", "serve", "--http", "127.0.0.1:0", "--grpc", grpc_address]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(
-        [*command, "--plugin", "verifier_plugin", *options], stdout=subprocess.PIPE, text=True, env=environment
+        [*command, "--plugin", "verifier_plugin", *options],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env=environment,
     )
     assert process.stdout is not None
     try:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, dump, load
 from vold_trainer.errors import UsageError
 
@@ -70,3 +71,19 @@ def test_files_that_are_not_configs(tmp_path):
         load(SftConfig, None, ["out=x", "traces=y"])
     with pytest.raises(UsageError, match="pocket:vold"):
         load(TrainConfig, Path("pocket:wold"))
+
+
+@pytest.mark.parametrize("key", ["vold_abcdefghijklmnop", "sk-123456", ""])
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_shown(key):
+    with pytest.raises(UsageError, match="not the name of an environment variable") as caught:
+        load(TrainConfig, Path("pocket:vold"), ["out=x", f"teacher.api_key_env={key!r}"])
+    assert not key or key not in str(caught.value)
+
+
+def test_a_dumped_config_names_the_variable_and_the_files_and_holds_no_key(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "vold_secret")
+    overrides = ["out=x", "teacher.api_key_env=MY_KEY", "teacher.tls.ca=ca.pem"]
+    text = dump(load(TrainConfig, Path("pocket:vold"), overrides))
+    assert "vold_secret" not in text
+    teacher = yaml.safe_load(text)["teacher"]
+    assert (teacher["api_key_env"], teacher["tls"]["ca"]) == ("MY_KEY", "ca.pem")

@@ -14,6 +14,7 @@ import yaml
 from click import Context, UsageError
 from google.protobuf.json_format import Parse
 from vold_proto.v1 import teacher_pb2, verifier_pb2
+from vold_service.keys import Keys
 from vold_teacher.schemas import GenerateIn, ScoreIn
 from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, load
 from vold_trainer.pocket.cli import app as pocket_app
@@ -159,6 +160,9 @@ def test_yaml_blocks_load(text, tmp_path):
         file = tmp_path / "config.yaml"
         file.write_text(text)
         load(KINDS[marked[1]], file)
+    if text.startswith("# keys file"):
+        (tmp_path / "keys.yaml").write_text(text)
+        assert not Keys.of(tmp_path / "keys.yaml", {}).open
 
 
 @pytest.mark.parametrize("text", blocks("python"))

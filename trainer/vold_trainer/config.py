@@ -7,12 +7,13 @@ unit or meaning in its description; an unknown key is an error that names the ne
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vold_trainer.errors import UsageError
 
@@ -31,10 +32,34 @@ class StudentConfig(Config):
     checkpoint_activations: bool = Field(default=False, description="compute activations twice to save memory")
 
 
+def _variable(name: str) -> str:
+    """Refuse what is no name of a variable, without showing it: it may be the key itself."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.startswith("vold_"):
+        raise ValueError(
+            "not the name of an environment variable: put the API key into a variable and give the variable's name, so "
+            "that no config and no log holds the key"
+        )
+    return name
+
+
+VariableName = Annotated[str, AfterValidator(_variable)]
+
+
+class TlsConfig(Config):
+    """For grpcs:// and https:// URLs."""
+
+    ca: Path | None = Field(default=None, description="PEM file of the CA that signed the service's certificate")
+    cert: Path | None = Field(default=None, description="PEM file of the trainer's certificate, where one is asked for")
+    key: Path | None = Field(default=None, description="PEM file of that certificate's key, not encrypted")
+
+
 class TeacherConfig(Config):
     url: str | list[str] = Field(default="local:pocket:teacher", description="where the teacher is; several: replicas")
     model: str = Field(default="", description="which teacher of the service; empty: its default")
-    api_key_env: str = Field(default="VOLD_TEACHER_API_KEY", description="environment variable that holds the key")
+    api_key_env: VariableName = Field(
+        default="VOLD_TEACHER_API_KEY", description="environment variable that holds the key"
+    )
+    tls: TlsConfig = TlsConfig()
     timeout: float = Field(default=120.0, gt=0, description="seconds for one call, retries included")
     allow_identity_change: bool = Field(default=False, description="go on when another teacher answers in mid-run")
     min_shared: float = Field(default=0.9, ge=0, le=1, description="least share of student ids that mean the same")
@@ -44,7 +69,10 @@ class VerifierConfig(Config):
     url: str | list[str] = Field(default="local:", description="where the verifier is; local: starts one")
     name: str = Field(default="math", description="which verifier judges, where the row names none")
     parameters: dict[str, Any] = Field(default_factory=dict, description="its parameters")
-    api_key_env: str = Field(default="VOLD_VERIFIER_API_KEY", description="environment variable that holds the key")
+    api_key_env: VariableName = Field(
+        default="VOLD_VERIFIER_API_KEY", description="environment variable that holds the key"
+    )
+    tls: TlsConfig = TlsConfig()
     timeout: float = Field(default=120.0, gt=0, description="seconds for one call, retries included")
 
 

@@ -10,17 +10,32 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vold_client import AsyncTeacherClient, AsyncVerifierClient, TeacherClient, VerifierClient, VoldError
+from vold_client import (
+    AsyncTeacherClient,
+    AsyncVerifierClient,
+    PermissionDenied,
+    TeacherClient,
+    Tls,
+    Unauthenticated,
+    VerifierClient,
+    VoldError,
+)
 
-from vold_trainer.config import TeacherConfig, VerifierConfig
+from vold_trainer.config import TeacherConfig, TlsConfig, VerifierConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.models import resolve_model
 
 START_SECONDS = 180.0
+
+_OF_SHARED_SERVICES = {"VOLD_API_KEYS"} | {
+    prefix + name
+    for prefix in ("VOLD_TEACHER_", "VOLD_")
+    for name in ("API_KEYS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
+}
 
 
 @dataclass(frozen=True)
@@ -74,26 +89,54 @@ def open_services(
         teacher_urls = resolve(teacher.url, "teacher") if teacher is not None else ()
         verifier_urls = resolve(verifier.url, "verifier") if verifier is not None else ()
         if teacher is not None:
-            _wait(TeacherClient(list(teacher_urls), api_key=_key(teacher.api_key_env)), "teacher.url", children)
+            key, tls = _key(teacher.api_key_env), _tls(teacher.tls, teacher_urls)
+            with TeacherClient(list(teacher_urls), api_key=key, tls=tls) as scorer:
+                _wait(scorer, "teacher.url", children)
+                _check_key(scorer.info, "teacher", teacher.api_key_env)
         if verifier is not None:
-            _wait(VerifierClient(list(verifier_urls), api_key=_key(verifier.api_key_env)), "verifier.url", children)
+            key, tls = _key(verifier.api_key_env), _tls(verifier.tls, verifier_urls)
+            with VerifierClient(list(verifier_urls), api_key=key, tls=tls) as judge:
+                _wait(judge, "verifier.url", children)
+                _check_key(judge.list_verifiers, "verifier", verifier.api_key_env)
         yield Services(teacher_urls, verifier_urls)
 
 
 def teacher_client(config: TeacherConfig, services: Services, run_id: str = "") -> AsyncTeacherClient:
     return AsyncTeacherClient(
-        list(services.teacher_urls), timeout=config.timeout, api_key=_key(config.api_key_env), run_id=run_id
+        list(services.teacher_urls),
+        timeout=config.timeout,
+        api_key=_key(config.api_key_env),
+        tls=_tls(config.tls, services.teacher_urls),
+        run_id=run_id,
     )
 
 
 def verifier_client(config: VerifierConfig, services: Services, run_id: str = "") -> AsyncVerifierClient:
     return AsyncVerifierClient(
-        list(services.verifier_urls), timeout=config.timeout, api_key=_key(config.api_key_env), run_id=run_id
+        list(services.verifier_urls),
+        timeout=config.timeout,
+        api_key=_key(config.api_key_env),
+        tls=_tls(config.tls, services.verifier_urls),
+        run_id=run_id,
     )
 
 
 def _key(variable: str) -> str | None:
     return os.environ.get(variable) or None
+
+
+def _tls(config: TlsConfig, urls: Sequence[str]) -> Tls | None:
+    """The certificates; None where a service that was started here is all there is, which needs none."""
+    if all(url.startswith("unix:") for url in urls):
+        return None
+    return Tls(ca=config.ca, cert=config.cert, key=config.key)
+
+
+def _environment() -> dict[str, str]:
+    """For a service started here: without the keys and certificates of a shared one. Its socket is in a folder that
+    only this user can open.
+    """
+    return {name: value for name, value in os.environ.items() if name not in _OF_SHARED_SERVICES}
 
 
 def _local_model(url: str) -> str:
@@ -110,7 +153,12 @@ def _local_model(url: str) -> str:
 def _child(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as stream:
         process = subprocess.Popen(  # noqa: S603 - our own command
-            arguments, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent
+            arguments,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=_environment(),
+            preexec_fn=_die_with_parent,
         )
     try:
         yield process
@@ -133,18 +181,31 @@ def _die_with_parent() -> None:
 def _wait(
     client: TeacherClient | VerifierClient, field: str, children: list[tuple[str, subprocess.Popen[bytes], Path]]
 ) -> None:
-    with client:
-        waited = 0.0
-        while True:
-            for url, process, log in children:
-                if process.poll() is not None:
-                    tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-                    raise UsageError(f"{url!r} ended with status {process.returncode} before it was ready:\n{tail}")
-            step = 5.0 if children else 20.0
-            try:
-                client.ready(step)
-                return
-            except VoldError as error:
-                waited += step
-                if not children or waited >= START_SECONDS:
-                    raise UsageError(f"{field}: {error}") from error
+    waited = 0.0
+    while True:
+        for url, process, log in children:
+            if process.poll() is not None:
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+                raise UsageError(f"{url!r} ended with status {process.returncode} before it was ready:\n{tail}")
+        step = 5.0 if children else 20.0
+        try:
+            client.ready(step)
+            return
+        except VoldError as error:
+            waited += step
+            if not children or waited >= START_SECONDS:
+                raise UsageError(f"{field}: {error}") from error
+
+
+def _check_key(ask: Callable[[], object], service: str, variable: str) -> None:
+    """Learn now, not from the first step's missing scores, that a service does not take the run's key: a service says
+    that it is ready to whoever asks.
+    """
+    try:
+        ask()
+    except (Unauthenticated, PermissionDenied) as error:
+        state = "is set" if os.environ.get(variable) else "is not set"
+        raise UsageError(
+            f"{service}.url: {error}. The key is taken from the environment variable {variable} "
+            f"({service}.api_key_env), which {state}"
+        ) from error

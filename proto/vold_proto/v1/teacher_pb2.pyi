@@ -287,3 +287,37 @@ class GenerateEvent(_message.Message):
     status: _status_pb2.Status
     prompt_ids: bytes
     def __init__(self, request_id: _Optional[str] = ..., identity: _Optional[_Union[Identity, _Mapping]] = ..., id: _Optional[str] = ..., index: _Optional[int] = ..., ids: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., finished: bool = ..., finish_reason: _Optional[str] = ..., text: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., prompt_ids: _Optional[bytes] = ...) -> None: ...
+
+class GetUsageRequest(_message.Message):
+    __slots__ = ("tenant",)
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("tenant", "run_id", "requests", "scored_tokens", "computed_tokens", "cache_hits", "queue_seconds", "generated_tokens")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    SCORED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_HITS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    run_id: str
+    requests: int
+    scored_tokens: int
+    computed_tokens: float
+    cache_hits: int
+    queue_seconds: float
+    generated_tokens: int
+    def __init__(self, tenant: _Optional[str] = ..., run_id: _Optional[str] = ..., requests: _Optional[int] = ..., scored_tokens: _Optional[int] = ..., computed_tokens: _Optional[float] = ..., cache_hits: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
+
+class UsageReply(_message.Message):
+    __slots__ = ("usage", "since")
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    usage: _containers.RepeatedCompositeFieldContainer[Usage]
+    since: float
+    def __init__(self, usage: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., since: _Optional[float] = ...) -> None: ...

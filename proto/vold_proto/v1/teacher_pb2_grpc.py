@@ -59,6 +59,11 @@ class TeacherServiceStub(object):
                 request_serializer=vold__proto_dot_v1_dot_teacher__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=vold__proto_dot_v1_dot_teacher__pb2.GenerateEvent.FromString,
                 _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/vold.v1.TeacherService/GetUsage',
+                request_serializer=vold__proto_dot_v1_dot_teacher__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=vold__proto_dot_v1_dot_teacher__pb2.UsageReply.FromString,
+                _registered_method=True)
 
 
 class TeacherServiceServicer(object):
@@ -99,6 +104,13 @@ class TeacherServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetUsage(self, request, context):
+        """What tenants and runs have taken since the service started.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TeacherServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +138,11 @@ def add_TeacherServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=vold__proto_dot_v1_dot_teacher__pb2.GenerateRequest.FromString,
                     response_serializer=vold__proto_dot_v1_dot_teacher__pb2.GenerateEvent.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=vold__proto_dot_v1_dot_teacher__pb2.GetUsageRequest.FromString,
+                    response_serializer=vold__proto_dot_v1_dot_teacher__pb2.UsageReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +280,33 @@ class TeacherService(object):
             '/vold.v1.TeacherService/Generate',
             vold__proto_dot_v1_dot_teacher__pb2.GenerateRequest.SerializeToString,
             vold__proto_dot_v1_dot_teacher__pb2.GenerateEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vold.v1.TeacherService/GetUsage',
+            vold__proto_dot_v1_dot_teacher__pb2.GetUsageRequest.SerializeToString,
+            vold__proto_dot_v1_dot_teacher__pb2.UsageReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from typing import NoReturn
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -10,21 +12,65 @@ from grpc_reflection.v1alpha import reflection
 
 from vold_service.call import Call
 from vold_service.errors import GRPC_STATUS, STATUS_METADATA, ServiceError, internal
+from vold_service.keys import EVERYBODY, Grant, Keys
+from vold_service.tls import Tls
 
 REQUEST_ID_METADATA = "x-request-id"
 RUN_ID_METADATA = "x-vold-run-id"
+AUTHORIZATION_METADATA = "authorization"
+HEALTH_METHODS = f"/{health.SERVICE_NAME}/"
 
 log = logging.getLogger("vold.grpc")
 
 
+_authenticate: ContextVar[Callable[[], Grant]] = ContextVar("authenticate", default=lambda: EVERYBODY)
+"""Whom the RPC under way stands for. Asked again for each request of a stream, which may outlive its key."""
+
+
 def call_of(context: grpc.aio.ServicerContext, request_id: str = "", run_id: str = "") -> Call:
-    """The call's id, run and deadline: from the message where it names them, else from the metadata."""
+    """The call's id, run and deadline: from the message where it names them, else from the metadata.
+
+    Raises UNAUTHENTICATED where the key that began a stream is no longer good.
+    """
     metadata = dict(context.invocation_metadata() or ())
-    return Call.start(
-        request_id or str(metadata.get(REQUEST_ID_METADATA, "")),
-        run_id or str(metadata.get(RUN_ID_METADATA, "")),
+    call = Call.start(
+        str(metadata.get(REQUEST_ID_METADATA, "")),
+        str(metadata.get(RUN_ID_METADATA, "")),
         context.time_remaining(),
+        _authenticate.get()(),
     )
+    return call.named(request_id, run_id)
+
+
+class _Authentication(grpc.aio.ServerInterceptor):
+    """Refuses who has no key, without reading the request; see vold_service.keys for what needs none."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        metadata: Any = handler_call_details.invocation_metadata
+        header = dict(metadata or ()).get(AUTHORIZATION_METADATA)
+        if header is not None or not handler_call_details.method.startswith(HEALTH_METHODS):
+            try:
+                self._keys.authenticate(header)
+            except ServiceError as error:
+                return _refusal(error)
+            _authenticate.set(lambda: self._keys.authenticate(header))
+        return await continuation(handler_call_details)
+
+
+def _refusal(error: ServiceError) -> grpc.RpcMethodHandler:
+    """A handler that ends the call at once. As a stream, whatever the method is: a stream's messages stay unread."""
+
+    async def refuse(_requests: object, context: grpc.aio.ServicerContext) -> None:
+        await abort(context, error)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:
@@ -39,20 +85,23 @@ async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn
 
 
 class GrpcServer:
-    """A grpc.aio server with the standard health service and reflection.
+    """A grpc.aio server with the standard health service and reflection. keys: who may call. tls: None for plain text;
+    a Unix socket is always in plain text.
 
     Add servicers to `server`, then `start`. Health says SERVING from `set_ready(True)` on.
     """
 
-    def __init__(self, *, max_body_bytes: int, services: list[str]) -> None:
+    def __init__(self, *, max_body_bytes: int, services: list[str], keys: Keys, tls: Tls | None = None) -> None:
+        self.tls = tls
         self.server = grpc.aio.server(
+            interceptors=[_Authentication(keys)],
             options=[
                 ("grpc.max_receive_message_length", max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 # A client may ask whether this end is alive while a long call says nothing.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ]
+            ],
         )
         self.services = ["", *services]
         self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -64,7 +113,10 @@ class GrpcServer:
         """Listen on HOST:PORT or unix:PATH; returns the address with the port that was bound."""
         await self.set_ready(False)
         try:
-            port = self.server.add_insecure_port(address)
+            if self.tls is None or address.startswith("unix:"):
+                port = self.server.add_insecure_port(address)
+            else:
+                port = self.server.add_secure_port(address, self.tls.grpc_credentials())
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: is it in use? ({error})") from error
         await self.server.start()

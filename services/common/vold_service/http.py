@@ -13,18 +13,24 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from google.protobuf.message import DecodeError, Message
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
+from starlette.websockets import WebSocketClose
 from vold_proto.v1 import status_pb2
 
 from vold_service.call import Call
 from vold_service.errors import HTTP_STATUS, ServiceError, internal, invalid
+from vold_service.keys import Keys
 
 PROTOBUF = "application/x-protobuf"
 TIMEOUT_HEADER = "x-vold-timeout-seconds"
 REQUEST_ID_HEADER = "x-request-id"
 RUN_ID_HEADER = "x-vold-run-id"
+
+HEALTH_PATH, READY_PATH = "/healthz", "/readyz"
+"""What needs no key; see vold_service.keys."""
 
 log = logging.getLogger("vold.http")
 T = TypeVar("T")
@@ -64,9 +70,42 @@ class BodyLimit:
         return invalid("body", message)
 
 
+class Authentication:
+    """Refuses who has no key, without reading the body; see vold_service.keys for what needs none.
+
+    The key is a bearer token. On GET it may also be the password of HTTP Basic, for browsers, which ask for it; on no
+    other method, because a browser would send it along with whatever another site's page makes it post.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self.app = app
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope["path"] == HEALTH_PATH:
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        header = headers.get("authorization")
+        if header is not None or scope["path"] != READY_PATH:
+            try:
+                grant = self.keys.authenticate(header, basic=scope.get("method") in ("GET", "HEAD"))
+            except ServiceError as error:
+                if scope["type"] == "websocket":
+                    await WebSocketClose(1008, "UNAUTHENTICATED")(scope, receive, send)
+                else:
+                    response = error_response(error, protobuf=speaks_protobuf(headers))
+                    await response(scope, receive, send)
+                return
+            scope.setdefault("state", {})["grant"] = grant
+        await self.app(scope, receive, send)
+
+
 def error_response(error: ServiceError, *, protobuf: bool) -> Response:
     """`{"error": {code, message, field, retry_seconds}}`, or a Status message where protobuf is spoken."""
     headers = {"retry-after": str(math.ceil(error.retry_seconds))} if error.retry_seconds else {}
+    if error.code == status_pb2.UNAUTHENTICATED:
+        headers["www-authenticate"] = 'Basic realm="vold: any user name, the API key as the password", charset="UTF-8"'
     status = HTTP_STATUS[error.code]
     if protobuf:
         return Response(error.status().SerializeToString(), status, headers, PROTOBUF)
@@ -79,12 +118,13 @@ def error_response(error: ServiceError, *, protobuf: bool) -> Response:
     return JSONResponse({"error": body}, status, headers)
 
 
-def speaks_protobuf(request: Request) -> bool:
+def speaks_protobuf(request: Request | Headers) -> bool:
     """Whether the reply goes out as protobuf: by Accept, else in the kind the request came in."""
-    accept = request.headers.get("accept", "")
+    headers = request if isinstance(request, Headers) else request.headers
+    accept = headers.get("accept", "")
     if PROTOBUF in accept:
         return True
-    return "json" not in accept and request.headers.get("content-type", "").startswith(PROTOBUF)
+    return "json" not in accept and headers.get("content-type", "").startswith(PROTOBUF)
 
 
 async def read_protobuf(request: Request, kind: type[M]) -> M:
@@ -95,7 +135,7 @@ async def read_protobuf(request: Request, kind: type[M]) -> M:
 
 
 def call_of(request: Request) -> Call:
-    """The call's id, run and deadline, from its headers."""
+    """The call's id, run, tenant and deadline, from its headers."""
     timeout = request.headers.get(TIMEOUT_HEADER)
     try:
         seconds = None if timeout is None else float(timeout)
@@ -103,7 +143,12 @@ def call_of(request: Request) -> Call:
         seconds = math.nan
     if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
         raise invalid(TIMEOUT_HEADER, f"{TIMEOUT_HEADER} is {timeout!r}: give a number of seconds above 0")
-    return Call.start(request.headers.get(REQUEST_ID_HEADER, ""), request.headers.get(RUN_ID_HEADER, ""), seconds)
+    return Call.start(
+        request.headers.get(REQUEST_ID_HEADER, ""),
+        request.headers.get(RUN_ID_HEADER, ""),
+        seconds,
+        request.state.grant,
+    )
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -126,10 +171,11 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         task.cancel()
 
 
-def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool]) -> FastAPI:
-    """A FastAPI app with /healthz, /readyz, /metrics, the body limit and the error replies."""
+def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys: Keys) -> FastAPI:
+    """A FastAPI app with /healthz, /readyz, /metrics, API keys, the body limit and the error replies."""
     app = FastAPI(title=title, docs_url="/docs", redoc_url=None)
     app.add_middleware(BodyLimit, limit=max_body_bytes)
+    app.add_middleware(Authentication, keys=keys)  # outside the limit: who has no key learns nothing else
 
     @app.exception_handler(ServiceError)
     async def _service_error(request: Request, error: ServiceError) -> Response:
@@ -162,12 +208,12 @@ def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool]) -> F
             response.headers[REQUEST_ID_HEADER] = request_id
         return response
 
-    @app.get("/healthz", tags=["health"])
+    @app.get(HEALTH_PATH, tags=["health"])
     async def healthz() -> PlainTextResponse:
         """The process is up."""
         return PlainTextResponse("ok\n")
 
-    @app.get("/readyz", tags=["health"])
+    @app.get(READY_PATH, tags=["health"])
     async def readyz() -> PlainTextResponse:
         """The service takes work; 503 while it warms up or drains."""
         return PlainTextResponse("ready\n") if ready() else PlainTextResponse("not ready\n", 503)

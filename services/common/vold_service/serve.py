@@ -14,7 +14,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from vold_service.grpc import GrpcServer
+from vold_service.keys import Keys
 from vold_service.settings import ServerSettings, split_address
+from vold_service.tls import Tls, watch
 
 log = logging.getLogger("vold.serve")
 
@@ -42,10 +44,14 @@ async def serve(
     app: FastAPI,
     grpc_server: GrpcServer,
     readiness: Readiness,
+    keys: Keys,
+    tls: Tls | None,
     start: Callable[[], Awaitable[None]],
     stop: Callable[[], Awaitable[None]],
 ) -> None:
     """Listen at once (so that probes get an answer), `start` the engine, serve, and on SIGTERM or SIGINT drain.
+
+    SIGHUP reads the file of API keys again.
 
     Prints one JSON line once ready: {"ready": name, "http": url, "grpc": address, "pid": pid}.
     """
@@ -53,12 +59,14 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, keys.reload)
+    _note_who_may_call(settings, keys, tls)
 
-    http_server, http_task, http_url = None, None, None
+    http_server, http_task, http_url, certificates = None, None, None, None
     if settings.http is not None:
         listener = _bind(settings.http)
         host, port = listener.getsockname()[:2]
-        http_url = f"http://{host}:{port}"
+        http_url = f"{'http' if tls is None else 'https'}://{host}:{port}"
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -66,6 +74,10 @@ async def serve(
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
             lifespan="off",
         )
+        config.load()
+        if tls is not None:
+            config.ssl = tls.ssl_context()
+            certificates = asyncio.create_task(watch(tls, config.ssl), name="certificates")
         http_server = _Uvicorn(config)
         http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
     grpc_address = None
@@ -92,10 +104,21 @@ async def serve(
     if http_server is not None:
         http_server.should_exit = True
     await asyncio.gather(grpc_server.stop(settings.drain_seconds), *([http_task] if http_task is not None else []))
+    if certificates is not None:
+        certificates.cancel()
     await stop()
     if grpc_address is not None and grpc_address.startswith("unix:"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(grpc_address.removeprefix("unix:"))
+
+
+def _note_who_may_call(settings: ServerSettings, keys: Keys, tls: Tls | None) -> None:
+    if keys.open:
+        addresses = [address for address in (settings.http, settings.grpc) if address]
+        if any(not address.startswith(("127.", "[::1]", "::1", "localhost:", "unix:")) for address in addresses):
+            log.warning("anybody who reaches %s may call: --api-keys asks for a key", " and ".join(addresses))
+    elif tls is None:
+        log.info("API keys travel in plain text: --tls-cert and --tls-key hide them on a network")
 
 
 async def _as_coroutine(function: Callable[[], Awaitable[None]]) -> None:

@@ -1,7 +1,12 @@
 """Settings that every server has. A service adds its own by subclassing."""
 
+from pathlib import Path
+
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from vold_service.keys import Keys
+from vold_service.tls import Tls
 
 MIB = 1 << 20
 
@@ -16,6 +21,21 @@ class ServerSettings(BaseSettings):
     max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="largest request either face reads")
     drain_seconds: float = Field(default=20.0, ge=0, description="how long SIGTERM waits for work in flight")
     log_level: str = Field(default="info", description="debug, info, warning or error")
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="YAML file of tenants and the digests of their keys; also VOLD_API_KEYS=TENANT:KEY,...",
+    )
+    tls_cert: Path | None = Field(default=None, description="PEM file of the certificate both faces show; TLS is on")
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's key, not encrypted")
+    tls_client_ca: Path | None = Field(default=None, description="PEM file of the CA that callers' certificates need")
+
+    def keys(self) -> Keys:
+        """Raises KeysError where they cannot be used."""
+        return Keys.of(self.api_keys_file)
+
+    def tls(self) -> Tls | None:
+        """Raises TlsError where the files are unfit."""
+        return Tls.of(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     @field_validator("http")
     @classmethod

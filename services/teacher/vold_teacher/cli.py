@@ -1,21 +1,17 @@
-"""`vold-teacher serve`: models behind gRPC and HTTP."""
+"""`vold-teacher serve`: models behind gRPC and HTTP; and `vold-teacher key`: a new API key."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from vold_service.keys import KeysError, describe_new_key
 
 from vold_teacher.settings import TeacherSettings, check_model_folder
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Serve a teacher: log-probabilities and completions."
 )
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `serve` a subcommand while it is the only one."""
 
 
 def _help(name: str) -> str:
@@ -46,6 +42,11 @@ def serve(
     cache_dir_bytes: Annotated[int | None, typer.Option(help=_help("cache_dir_bytes"))] = None,
     max_top_k: Annotated[int | None, typer.Option(help=_help("max_top_k"))] = None,
     max_candidates: Annotated[int | None, typer.Option(help=_help("max_candidates"))] = None,
+    max_sequences: Annotated[int | None, typer.Option(help=_help("max_sequences"))] = None,
+    api_keys_file: Annotated[Path | None, typer.Option("--api-keys", help=_help("api_keys_file"))] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help=_help("tls_cert"))] = None,
+    tls_key: Annotated[Path | None, typer.Option(help=_help("tls_key"))] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help=_help("tls_client_ca"))] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help=_help("max_body_bytes"))] = None,
     drain_seconds: Annotated[float | None, typer.Option(help=_help("drain_seconds"))] = None,
     log_level: Annotated[str | None, typer.Option(help=_help("log_level"))] = None,
@@ -56,6 +57,7 @@ def serve(
         settings = _settings(given, no_http=no_http, no_grpc=no_grpc)
         for _, folder in settings.named_models():
             check_model_folder(Path(folder))
+        keys, tls = settings.keys(), settings.tls()
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
@@ -63,7 +65,21 @@ def serve(
 
     from vold_teacher.server import main as serve_teacher
 
-    run(lambda: serve_teacher(settings), log_level=settings.log_level)
+    run(lambda: serve_teacher(settings, keys, tls), log_level=settings.log_level)
+
+
+@app.command()
+def key(
+    tenant: Annotated[str, typer.Option(help="whose key it is")],
+    run_id: Annotated[str, typer.Option(help="account what it does to this run, whatever run a caller names")] = "",
+    expires: Annotated[str, typer.Option(help="when it ends: a date, or a time, as 2027-01-31T12:00+01:00")] = "",
+) -> None:
+    """Print a new API key, this once, and the lines for the file that --api-keys names."""
+    try:
+        typer.echo(describe_new_key(tenant, run_id, expires), nl=False)
+    except KeysError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
 
 
 def _settings(given: dict[str, Any], *, no_http: bool, no_grpc: bool) -> TeacherSettings:

@@ -34,6 +34,13 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         except Exception as error:
             await abort(context, error)
 
+    async def GetUsage(self, request: pb.GetUsageRequest, context: grpc.aio.ServicerContext) -> pb.UsageReply:  # noqa: N802
+        try:
+            with counted("grpc", "GetUsage"):
+                return self.teacher.usage_of(request, call_of(context))
+        except Exception as error:
+            await abort(context, error)
+
     async def GetTokenizer(  # noqa: N802
         self, request: pb.GetTokenizerRequest, context: grpc.aio.ServicerContext
     ) -> pb.TokenizerReply:
@@ -113,7 +120,4 @@ def _stream_call(context: grpc.aio.ServicerContext, request: pb.ScoreRequest) ->
     timeout = request.timeout_seconds
     if timeout < 0 or timeout != timeout:
         raise invalid("timeout_seconds", f"timeout_seconds is {timeout:g}: give a number above 0, or none")
-    stream = call_of(context, request.request_id, request.run_id)
-    remaining = stream.remaining()
-    limits = [seconds for seconds in (timeout or None, remaining) if seconds is not None]
-    return Call.start(stream.request_id, stream.run_id, min(limits, default=None))
+    return call_of(context, request.request_id, request.run_id).within(timeout or None)

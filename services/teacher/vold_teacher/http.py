@@ -3,7 +3,6 @@
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import replace
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -31,6 +30,7 @@ from vold_teacher.schemas import (
     ScoreIn,
     ScoreOut,
     UnloadIn,
+    UsageOut,
 )
 from vold_teacher.service import Teacher
 
@@ -76,6 +76,15 @@ def add_routes(app: FastAPI, teacher: Teacher) -> None:
         await teacher.unload(wanted.name, call_of(request))
         return await models()
 
+    @app.get("/v1/usage", tags=["teacher"], response_model=UsageOut)
+    async def usage(request: Request, tenant: str = "") -> Response:
+        """What tenants and runs have taken since the service started: one's own, and for an administrator all."""
+        with counted("http", "GetUsage"):
+            reply = teacher.usage_of(pb.GetUsageRequest(tenant=tenant), call_of(request))
+            if speaks_protobuf(request):
+                return _protobuf(reply)
+            return Response(UsageOut.of(reply).model_dump_json(), media_type="application/json")
+
     @app.post("/v1/score", tags=["teacher"], response_model=ScoreOut, openapi_extra=_request_body(ScoreIn))
     async def score(request: Request) -> Response:
         """Log-probabilities of completions that somebody else sampled."""
@@ -84,7 +93,7 @@ def add_routes(app: FastAPI, teacher: Teacher) -> None:
                 message = await read_protobuf(request, pb.ScoreRequest)
             else:
                 message = (await _read_json(request, ScoreIn)).to_proto()
-            call = _named(call_of(request), message)
+            call = call_of(request).named(message.request_id, message.run_id)
             reply = await until_gone(request, teacher.score(message, call))
             if speaks_protobuf(request):
                 return _protobuf(reply)
@@ -101,7 +110,7 @@ def add_routes(app: FastAPI, teacher: Teacher) -> None:
         else:
             asked = await _read_json(request, GenerateIn)
             message, stream = asked.to_proto(), asked.stream
-        call = _named(call_of(request), message)
+        call = call_of(request).named(message.request_id, message.run_id)
         events = _events(teacher, message, call)
         if speaks_protobuf(request):
             return await _stream(request, events, PROTOBUF, _delimited)
@@ -179,11 +188,6 @@ async def _read_json(request: Request, kind: type[S]) -> S:
         return kind.model_validate_json(await request.body())
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
-
-
-def _named(call: Call, message: pb.ScoreRequest | pb.GenerateRequest) -> Call:
-    """The call under the message's own names where it has them."""
-    return replace(call, request_id=message.request_id or call.request_id, run_id=message.run_id or call.run_id)
 
 
 def _request_body(kind: type[BaseModel]) -> dict[str, Any]:

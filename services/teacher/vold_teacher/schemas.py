@@ -166,6 +166,32 @@ def _score_out(
     return out
 
 
+class UsageRowOut(_Message):
+    """scored_tokens: of completions. computed_tokens: positions run through the model. cache_hits: completions."""
+
+    tenant: str
+    run_id: str
+    requests: int
+    scored_tokens: int
+    computed_tokens: float
+    cache_hits: int
+    queue_seconds: float
+    generated_tokens: int
+
+
+class UsageOut(_Message):
+    since: float = Field(description="when counting began, in seconds since 1970")
+    usage: list[UsageRowOut]
+
+    @classmethod
+    def of(cls, reply: pb.UsageReply) -> "UsageOut":
+        fields = UsageRowOut.model_fields
+        return cls(
+            since=reply.since,
+            usage=[UsageRowOut(**{name: getattr(row, name) for name in fields}) for row in reply.usage],
+        )
+
+
 class MessageIn(_Message):
     role: str
     content: str

@@ -8,7 +8,9 @@ from transformers.utils import logging as transformers_logging
 from vold_proto.v1 import teacher_pb2_grpc
 from vold_service.grpc import GrpcServer
 from vold_service.http import make_app
+from vold_service.keys import Keys
 from vold_service.serve import Readiness, serve
+from vold_service.tls import Tls
 
 from vold_teacher.backends.base import Backend
 from vold_teacher.backends.decoding import DecoderLimits
@@ -53,16 +55,17 @@ def make_teacher(settings: TeacherSettings) -> Teacher:
         max_candidates=settings.max_candidates,
         models_dir=settings.models_dir,
         cache=ScoreCache(settings.cache_bytes, disk) if settings.cache_bytes or disk is not None else None,
+        max_sequences=settings.max_sequences,
     )
 
 
-async def main(settings: TeacherSettings) -> None:
+async def main(settings: TeacherSettings, keys: Keys, tls: Tls | None) -> None:
     """Serve until a signal."""
     teacher = make_teacher(settings)
     readiness = Readiness()
-    app = make_app("vold teacher", max_body_bytes=settings.max_body_bytes, ready=readiness)
+    app = make_app("vold teacher", max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys)
     add_routes(app, teacher)
-    grpc_server = GrpcServer(max_body_bytes=settings.max_body_bytes, services=[SERVICE_NAME])
+    grpc_server = GrpcServer(max_body_bytes=settings.max_body_bytes, services=[SERVICE_NAME], keys=keys, tls=tls)
     teacher_pb2_grpc.add_TeacherServiceServicer_to_server(TeacherServicer(teacher), grpc_server.server)
     await serve(
         settings,
@@ -70,6 +73,8 @@ async def main(settings: TeacherSettings) -> None:
         app=app,
         grpc_server=grpc_server,
         readiness=readiness,
+        keys=keys,
+        tls=tls,
         start=teacher.start,
         stop=teacher.stop,
     )

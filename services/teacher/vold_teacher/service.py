@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from vold_proto.v1 import status_pb2
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.call import Call
 from vold_service.errors import ServiceError, invalid, not_found, unavailable
+from vold_service.keys import require_admin
+from vold_service.quota import Quotas
+from vold_service.usage import Counts, Usage
 
 from vold_teacher.backends.base import Backend
 from vold_teacher.engine.cache import ScoreCache
@@ -25,11 +29,13 @@ from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, SequenceScore
 from vold_teacher.validation import (
     Limits,
+    check_count,
     generate_prompt,
     sampling_options,
     score_options,
     score_sequences,
     token_ids,
+    tokens_sent,
 )
 
 log = logging.getLogger("vold.teacher")
@@ -68,6 +74,7 @@ class Teacher:
         max_candidates: int,
         models_dir: Path | None = None,
         cache: ScoreCache | None = None,
+        max_sequences: int,
     ) -> None:
         """models: the first answers where a request names none. load: runs on the model's device thread, and raises
         OSError where the model cannot be served. models_dir: where an administrator may load more from; None: nowhere.
@@ -81,6 +88,9 @@ class Teacher:
         self._cache = cache
         self._loading = {spec.name for spec in models}
         self._models: dict[str, Loaded] = {}
+        self._max_sequences = max_sequences
+        self.quotas = Quotas()
+        self.usage = Usage()
 
     async def start(self) -> None:
         """Load the models, one after another."""
@@ -115,6 +125,7 @@ class Teacher:
                 info.max_sequence,
                 self._max_top_k,
                 self._max_candidates,
+                self._max_sequences,
                 info.capabilities,
                 info.backend,
             ),
@@ -131,7 +142,7 @@ class Teacher:
 
     async def load(self, name: str, path: str, call: Call) -> Loaded:
         """Load another model from the folder that the server was given for that. For administrators."""
-        _check_admin(call)
+        require_admin(call.tenant, "loading a model")
         if self._models_dir is None:
             raise ServiceError(
                 status_pb2.PERMISSION_DENIED,
@@ -155,7 +166,7 @@ class Teacher:
 
     async def unload(self, name: str, call: Call) -> None:
         """Stop serving a model: no new requests, then, when those under way are done, free what it holds."""
-        _check_admin(call)
+        require_admin(call.tenant, "unloading a model")
         model = self._model(name)
         if len(self._models) == 1:
             raise invalid("name", f"{name!r} is the only model here: load another first, or stop the server")
@@ -214,6 +225,16 @@ class Teacher:
             chat_template=model.tokenizer.chat_template,
         )
 
+    def usage_of(self, request: pb.GetUsageRequest, call: Call) -> pb.UsageReply:
+        """What the caller may see: its own, or everybody's where it administers the service."""
+        tenant = request.tenant
+        if not call.tenant.admin:
+            if tenant not in ("", call.tenant.name):
+                require_admin(call.tenant, f"the usage of {tenant!r}")
+            tenant = call.tenant.name
+        rows = (pb.Usage(tenant=name, run_id=run, **asdict(counts)) for name, run, counts in self.usage.of(tenant))
+        return pb.UsageReply(usage=rows, since=self.usage.since)
+
     async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreReply:
         """Score every completion that is fit to be; each of the others comes back with its own status."""
         model = self._model(request.model)
@@ -225,11 +246,19 @@ class Teacher:
                 "start the run again, or allow the change in its config",
                 field="expect_weights_fingerprint",
             )
-        options = score_options(request.options, model.limits)
-        if not request.completions:
-            raise invalid("completions", "completions is empty: send at least one")
-        sequences, faults = score_sequences(request, options, model.limits)
-        scored = await model.engine.score(sequences, call=call, priority=request.priority)
+        limits = model.limits.for_tenant(call.tenant)
+        options = score_options(request.options, limits)
+        check_count("completions", len(request.completions), limits)
+        check_count("prompts", len(request.prompts), limits)
+        sequences, faults = score_sequences(request, options, limits)
+        with self.quotas.admit(call.tenant, tokens_sent(request, sequences)):
+            scored = await model.engine.score(sequences, call=call, priority=request.priority)
+        tokens = sum(
+            len(sequences[index].completion)
+            for index, score in scored.scores.items()
+            if not isinstance(score, ServiceError)
+        )
+        self.usage.add(call, Counts(1, tokens, scored.computed_tokens, len(scored.cached), scored.queue_seconds))
         reply = pb.ScoreReply(
             request_id=call.request_id,
             identity=model.identity,
@@ -251,24 +280,27 @@ class Teacher:
         model = self._model(request.model)
         if not model.limits.capabilities.generate:
             raise invalid("model", f"{model.identity.model} cannot generate on this server: it scores only")
-        options = sampling_options(request.options, model.limits, model.eos_ids)
-        if not request.prompts:
-            raise invalid("prompts", "prompts is empty: send at least one")
+        limits = model.limits.for_tenant(call.tenant)
+        options = sampling_options(request.options, limits, model.eos_ids)
+        check_count("prompts", len(request.prompts), limits)
         prompts: list[GeneratePrompt] = []
+        faults: list[pb.GenerateEvent] = []
         for index, wanted in enumerate(request.prompts):
             try:
-                prompts.append(_prompt(wanted, index, options, model))
+                prompts.append(_prompt(wanted, index, options, model, limits))
             except ServiceError as error:
-                yield pb.GenerateEvent(
-                    request_id=call.request_id,
-                    identity=model.identity,
-                    id=wanted.id,
-                    finished=True,
-                    status=error.status(),
+                faults.append(
+                    pb.GenerateEvent(
+                        request_id=call.request_id,
+                        identity=model.identity,
+                        id=wanted.id,
+                        finished=True,
+                        status=error.status(),
+                    )
                 )
         by_index = {prompt.index: prompt for prompt in prompts}
         so_far: dict[tuple[int, int], list[GenerateChunk]] = {}
-        async with aclosing(model.engine.generate(prompts, options, call=call, priority=request.priority)) as chunks:
+        async with aclosing(self._paid(model, prompts, options, call, request.priority)) as chunks:
             async for chunk in chunks:
                 event = pb.GenerateEvent(
                     request_id=call.request_id,
@@ -287,25 +319,41 @@ class Teacher:
                     event.text = model.tokenizer.decode(np.concatenate([part.ids for part in parts]))
                     event.prompt_ids = pack_ids(by_index[chunk.prompt].ids)
                 yield event
+        # At the end: a call that is to be refused as a whole, and sent again, must not have begun to answer.
+        for event in faults:
+            yield event
+
+    async def _paid(
+        self, model: Loaded, prompts: list[GeneratePrompt], options: SamplingOptions, call: Call, priority: int
+    ) -> AsyncGenerator[GenerateChunk, None]:
+        """What the engine generates, counted for the caller, who pays for the most it can be; for what a completion
+        turned out shorter the tokens come back when it has ended.
+        """
+        most = sum(len(prompt.ids) + options.n * prompt.max_tokens for prompt in prompts)
+        room = {prompt.index: prompt.max_tokens for prompt in prompts}
+        lengths: Counter[tuple[int, int]] = Counter()
+        with self.quotas.admit(call.tenant, most) as admission:
+            self.usage.add(call, Counts(requests=1))
+            async with aclosing(model.engine.generate(prompts, options, call=call, priority=priority)) as chunks:
+                async for chunk in chunks:
+                    self.usage.add(call, Counts(generated_tokens=len(chunk.ids)))
+                    lengths[chunk.prompt, chunk.index] += len(chunk.ids)
+                    if chunk.finish_reason is not None:
+                        admission.refund(room[chunk.prompt] - lengths[chunk.prompt, chunk.index])
+                    yield chunk
 
 
-def _check_admin(call: Call) -> None:
-    if not call.tenant.admin:
-        raise ServiceError(
-            status_pb2.PERMISSION_DENIED,
-            f"tenant {call.tenant.name!r} may not load or unload models: use the key of an administrator",
-        )
-
-
-def _prompt(wanted: pb.GeneratePrompt, index: int, options: SamplingOptions, model: Loaded) -> GeneratePrompt:
+def _prompt(
+    wanted: pb.GeneratePrompt, index: int, options: SamplingOptions, model: Loaded, limits: Limits
+) -> GeneratePrompt:
     field = f"prompts[{index}]"
     if wanted.ids and wanted.messages:
         raise invalid(field, f"{field} has both ids and messages: send one of them")
     if wanted.messages:
         ids = model.tokenizer.render(list(wanted.messages), f"{field}.messages")
     else:
-        ids = token_ids(wanted.ids, f"{field}.ids", model.limits.vocab_size)
-    return generate_prompt(ids, index, options, model.limits)
+        ids = token_ids(wanted.ids, f"{field}.ids", limits)
+    return generate_prompt(ids, index, options, limits)
 
 
 def _pack(identifier: str, score: SequenceScore, dtype: "pb.DType", cached: bool) -> pb.CompletionScore:

@@ -41,6 +41,7 @@ class TeacherSettings(ServerSettings):
     cache_dir: Path | None = Field(default=None, description="folder that keeps scores across restarts; none if absent")
     cache_dir_bytes: int = Field(default=4096 * MIB, ge=MIB, description="what the cache folder may take")
     max_top_k: int = Field(default=1024, ge=0, description="largest top-k a request may ask for")
+    max_sequences: int = Field(default=4096, ge=1, description="completions, or prompts, of one request")
     max_candidates: int = Field(default=1024, ge=0, description="most candidate ids at one position")
 
     @field_validator("model", mode="before")

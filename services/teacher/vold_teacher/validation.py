@@ -2,13 +2,15 @@
 
 import math
 import secrets
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from vold_proto.arrays import unpack_ids
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.errors import ServiceError, invalid
+from vold_service.tenants import Tenant
 
 from vold_teacher.backends.base import Capabilities
 from vold_teacher.types import GeneratePrompt, Ids, SamplingOptions, ScoreOptions, Sequence
@@ -19,17 +21,31 @@ MAX_STOP_IDS = 64
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request may ask. vocab_size, max_sequence: the model's. max_top_k, max_candidates: the server's.
-
-    capabilities, backend: what computes and what it can do.
+    """What a request may ask. vocab_size, max_sequence: the model's. max_top_k, max_candidates, max_sequences: the
+    server's. capabilities, backend: what computes and what it can do. tenant: whose max_sequence it is, where that is
+    less than the model's.
     """
 
     vocab_size: int
     max_sequence: int
     max_top_k: int
     max_candidates: int
+    max_sequences: int
     capabilities: Capabilities
     backend: str
+    tenant: str = ""
+
+    def for_tenant(self, tenant: Tenant) -> "Limits":
+        """The same, held to what the tenant may send."""
+        if tenant.max_sequence is None or tenant.max_sequence >= self.max_sequence:
+            return self
+        return replace(self, max_sequence=tenant.max_sequence, tenant=tenant.name)
+
+    @property
+    def longest(self) -> str:
+        """The limit of a sequence, in words."""
+        who = f"the tenant {self.tenant!r} may send" if self.tenant else "the teacher takes"
+        return f"{who} at most {self.max_sequence}"
 
     @property
     def top_k(self) -> int:
@@ -38,8 +54,34 @@ class Limits:
         return most if self.capabilities.max_top_k is None else min(most, self.capabilities.max_top_k)
 
 
-def token_ids(data: bytes, field: str, vocab_size: int) -> Ids:
-    """Packed ids, each in the vocabulary. Raises INVALID_ARGUMENT that names the first that is not."""
+def check_count(field: str, count: int, limits: Limits) -> None:
+    """Raise INVALID_ARGUMENT where a request has no items in a list, or too many."""
+    if not count:
+        raise invalid(field, f"{field} is empty: send at least one")
+    if count > limits.max_sequences:
+        raise invalid(
+            field,
+            f"{field} has {count} entries: this server takes at most {limits.max_sequences} in a request; send "
+            "several requests",
+        )
+
+
+def tokens_sent(request: pb.ScoreRequest, sequences: Mapping[int, Sequence]) -> int:
+    """Tokens that a request is charged for: its completions, and each prompt once, as they were sent."""
+    prompts = {request.completions[index].prompt: len(sequence.prompt) for index, sequence in sequences.items()}
+    return sum(prompts.values()) + sum(len(sequence.completion) for sequence in sequences.values())
+
+
+def token_ids(data: bytes, field: str, limits: Limits, most: int | None = None) -> Ids:
+    """Packed ids, each in the vocabulary. Raises INVALID_ARGUMENT that names the first that is not.
+
+    most: how many there may be; by default as many as a sequence has. Looked at before anything is unpacked.
+    """
+    if most is None and len(data) > 4 * limits.max_sequence:
+        raise invalid(field, f"{field} has {len(data) // 4} tokens: {limits.longest}; shorten it")
+    if most is not None and len(data) > 4 * most:
+        raise invalid(field, f"{field} has {len(data) // 4} ids: there is room for {most}")
+    vocab_size = limits.vocab_size
     try:
         ids = unpack_ids(data)
     except ValueError as error:
@@ -89,7 +131,7 @@ def score_sequences(
     for index, prompt in enumerate(request.prompts):
         field = f"prompts[{index}].ids"
         try:
-            prompts.append(token_ids(prompt.ids, field, limits.vocab_size))
+            prompts.append(token_ids(prompt.ids, field, limits))
         except ServiceError as error:
             prompts.append(error)
     sequences: dict[int, Sequence] = {}
@@ -132,15 +174,15 @@ def _sequence(
             f"prompts[{completion.prompt}].ids is empty: a first completion token needs at least one token before it; "
             "send the BOS id where there is no prompt",
         )
-    ids = token_ids(completion.ids, f"{path}.ids", limits.vocab_size)
+    ids = token_ids(completion.ids, f"{path}.ids", limits)
     if not len(ids):
         raise invalid(f"{path}.ids", f"{path}.ids is empty: send at least one completion token, or leave the item out")
     length = len(prompt) + len(ids)
     if length > limits.max_sequence:
         raise invalid(
             f"{path}.ids",
-            f"{path} has {len(prompt)} prompt and {len(ids)} completion tokens, {length} together: the teacher takes "
-            f"at most {limits.max_sequence}; shorten it",
+            f"{path} has {len(prompt)} prompt and {len(ids)} completion tokens, {length} together: {limits.longest}; "
+            "shorten it",
         )
     candidates, counts = _candidates(completion, path, len(ids), limits)
     return Sequence(prompt, ids, options, candidates, counts)
@@ -157,15 +199,13 @@ def _candidates(completion: pb.Completion, path: str, positions: int, limits: Li
     if wanted.per_position and wanted.counts:
         raise invalid(field, f"{field} has both per_position and counts: give one of them")
     if wanted.counts:
-        try:
-            counts = unpack_ids(wanted.counts)
-        except ValueError as error:
-            raise invalid(f"{field}.counts", f"{field}.counts: {error}") from error
-        if len(counts) != positions:
+        if len(wanted.counts) != 4 * positions:
             raise invalid(
                 f"{field}.counts",
-                f"{field}.counts has {len(counts)} entries for {positions} completion positions: give one for each",
+                f"{field}.counts has {len(wanted.counts) / 4:g} entries for {positions} completion positions: give one "
+                "for each, of 4 bytes",
             )
+        counts = unpack_ids(wanted.counts)
     else:
         counts = np.full(positions, min(wanted.per_position, np.iinfo(np.int32).max), np.int32)
     if counts.min() < 0 or counts.max() > limits.max_candidates:
@@ -173,8 +213,8 @@ def _candidates(completion: pb.Completion, path: str, positions: int, limits: Li
         raise invalid(
             field, f"{field} asks for {worst} candidates at a position: between 0 and {limits.max_candidates} are given"
         )
-    ids = token_ids(wanted.ids, f"{field}.ids", limits.vocab_size)
     expected = int(counts.sum(dtype=np.int64))
+    ids = token_ids(wanted.ids, f"{field}.ids", limits, most=positions * limits.max_candidates)
     if len(ids) != expected:
         raise invalid(
             f"{field}.ids",
@@ -226,7 +266,6 @@ def generate_prompt(ids: Ids, index: int, options: SamplingOptions, limits: Limi
     if room < 1:
         raise invalid(
             field,
-            f"{field} has {len(ids)} tokens, which leaves no room for a completion: the teacher takes at most "
-            f"{limits.max_sequence} together",
+            f"{field} has {len(ids)} tokens, which leaves no room for a completion: {limits.longest} together",
         )
     return GeneratePrompt(ids, index, min(options.max_tokens, room))

@@ -1,12 +1,15 @@
 """`vold-verifier`: serve, and list what can be checked."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from vold_service.keys import Keys, KeysError, describe_new_key
 from vold_service.serve import Readiness, run, serve
+from vold_service.tls import Tls, TlsError
 
 from vold_verifier import registry
 from vold_verifier.settings import VerifierSettings
@@ -35,6 +38,14 @@ def serve_command(
     max_items: Annotated[int | None, typer.Option(help="items in one request [4096]")] = None,
     max_queued_items: Annotated[int | None, typer.Option(help="items waiting in all [65536]")] = None,
     max_completion_chars: Annotated[int | None, typer.Option(help="longest completion or prompt [262144]")] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="YAML file of tenants and the digests of their keys; also VOLD_API_KEYS")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the certificate both faces show")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key, not encrypted")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file of the CA that callers' certificates need")
+    ] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="largest request [64 MiB]")] = None,
     drain_seconds: Annotated[float | None, typer.Option(help="how long SIGTERM waits for work in flight [20]")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [info]")] = None,
@@ -52,6 +63,10 @@ def serve_command(
         "max_items": max_items,
         "max_queued_items": max_queued_items,
         "max_completion_chars": max_completion_chars,
+        "api_keys_file": api_keys,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
         "max_body_bytes": max_body_bytes,
         "drain_seconds": drain_seconds,
         "log_level": log_level,
@@ -71,10 +86,14 @@ def serve_command(
         raise typer.BadParameter("\n".join(lines)) from None
     if settings.http is None and settings.grpc is None:
         raise typer.BadParameter("both --http and --grpc are none: nothing would be served")
-    run(lambda: _serve(settings), log_level=settings.log_level)
+    try:
+        keys, tls = settings.keys(), settings.tls()
+    except (KeysError, TlsError) as error:
+        raise typer.BadParameter(str(error)) from None
+    run(lambda: _serve(settings, keys, tls), log_level=settings.log_level)
 
 
-async def _serve(settings: VerifierSettings) -> None:
+async def _serve(settings: VerifierSettings, keys: Keys, tls: Tls | None) -> None:
     from vold_verifier.engine import Engine
     from vold_verifier.grpc import make_server
     from vold_verifier.http import make
@@ -83,9 +102,11 @@ async def _serve(settings: VerifierSettings) -> None:
     await serve(
         settings,
         name="verifier",
-        app=make(engine, max_body_bytes=settings.max_body_bytes, ready=readiness),
-        grpc_server=make_server(engine, max_body_bytes=settings.max_body_bytes),
+        app=make(engine, max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys),
+        grpc_server=make_server(engine, max_body_bytes=settings.max_body_bytes, keys=keys, tls=tls),
         readiness=readiness,
+        keys=keys,
+        tls=tls,
         start=engine.start,
         stop=engine.stop,
     )
@@ -96,6 +117,19 @@ def _engine(settings: VerifierSettings, kind: Any) -> Any:
         return kind(settings)
     except registry.PluginError as error:
         raise SystemExit(f"error: {error}") from error
+
+
+@app.command("key")
+def key_command(
+    tenant: Annotated[str, typer.Option(help="whose key it is")],
+    run_id: Annotated[str, typer.Option(help="account what it does to this run, whatever run a caller names")] = "",
+    expires: Annotated[str, typer.Option(help="when it ends: a date, or a time, as 2027-01-31T12:00+01:00")] = "",
+) -> None:
+    """Print a new API key, this once, and the lines for the file that --api-keys names."""
+    try:
+        typer.echo(describe_new_key(tenant, run_id, expires), nl=False)
+    except KeysError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 @app.command("list")

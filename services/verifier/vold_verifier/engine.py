@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
@@ -16,12 +16,15 @@ from pydantic import ValidationError
 from vold_proto.v1 import verifier_pb2
 from vold_service.call import Call
 from vold_service.errors import Code, ServiceError, invalid, too_late
+from vold_service.quota import Quotas
 
 from vold_verifier import metrics, registry
 from vold_verifier.pool import Pool, PoolOptions
 from vold_verifier.settings import VerifierSettings
 from vold_verifier.verifiers.base import Verifier
 from vold_verifier.worker import first_error, read_parameters
+
+CHARACTERS_PER_TOKEN = 4
 
 
 class Engine:
@@ -31,6 +34,7 @@ class Engine:
         self.settings = settings
         self.verifiers = registry.load(settings.plugins)
         self.server_version = version("vold")
+        self.quotas = Quotas()
         self.pool = Pool(
             PoolOptions(
                 workers=settings.workers,
@@ -78,7 +82,8 @@ class Engine:
             except ServiceError as error:
                 results[index] = self._refused(item, error)
         if accepted:
-            await self._judge(call, items, accepted, results)
+            with self.quotas.admit(call.tenant, sum(tokens_of(items[index]) for index, _ in accepted)):
+                await self._judge(call, items, accepted, results)
         metrics.CALL_SECONDS.observe(time.monotonic() - started)
         return verifier_pb2.VerifyReply(
             request_id=call.request_id,
@@ -123,9 +128,14 @@ class Engine:
             lane.close()
 
     async def verify_stream(
-        self, call: Call, items: AsyncIterator[verifier_pb2.VerifyItem]
+        self, calls: Callable[[], Call], items: AsyncIterator[verifier_pb2.VerifyItem]
     ) -> AsyncGenerator[verifier_pb2.VerifyResult, None]:
-        """A result for every item, each as soon as it is there. Reads ahead no further than `max_stream_items`."""
+        """A result for every item, each as soon as it is there. Reads ahead no further than `max_stream_items`.
+
+        calls: the call as it stands now; asked for at the start and with each item. An item that its tenant has no
+        tokens for has RESOURCE_EXHAUSTED for its result; the stream goes on.
+        """
+        call = calls()
         results: asyncio.Queue[verifier_pb2.VerifyResult | None] = asyncio.Queue()
         window = asyncio.Semaphore(self.settings.max_stream_items)
         open_items: dict[int, verifier_pb2.VerifyItem] = {}
@@ -142,6 +152,7 @@ class Engine:
                 await self.pool.room.wait()
                 try:
                     verifier = self._admit(item, "")
+                    self.quotas.charge(calls().tenant, tokens_of(item))
                 except ServiceError as error:
                     results.put_nowait(self._refused(item, error))
                 else:
@@ -151,24 +162,26 @@ class Engine:
                 count += 1
             return count
 
-        reader = asyncio.create_task(read())
-        reader.add_done_callback(lambda _: results.put_nowait(None))
         answered = 0
-        try:
-            while not reader.done() or answered < reader.result():
-                async with asyncio.timeout(call.remaining()):
-                    result = await results.get()
-                if result is not None:
-                    answered += 1
-                    window.release()
-                    yield result
-        except TimeoutError:
-            raise too_late(f"the deadline passed after {answered} results: allow more time or send fewer") from None
-        finally:
-            lane.close()
-            reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError, ServiceError):
-                await reader
+        with self.quotas.admit(call.tenant, 0):
+            reader = asyncio.create_task(read())
+            reader.add_done_callback(lambda _: results.put_nowait(None))
+            try:
+                while not reader.done() or answered < reader.result():
+                    async with asyncio.timeout(call.remaining()):
+                        result = await results.get()
+                    if result is not None:
+                        answered += 1
+                        window.release()
+                        yield result
+            except TimeoutError:
+                message = f"the deadline passed after {answered} results: allow more time or send fewer"
+                raise too_late(message) from None
+            finally:
+                lane.close()
+                reader.cancel()
+                with contextlib.suppress(asyncio.CancelledError, ServiceError):
+                    await reader
 
     def _admit(self, item: verifier_pb2.VerifyItem, path: str) -> Verifier[Any]:
         """The item's verifier. Raises ServiceError for what can be told without looking at the answer."""
@@ -208,6 +221,11 @@ class Engine:
         _count(name, outcome).inc()
         _seconds(name).observe(result.seconds)
         return result
+
+
+def tokens_of(item: verifier_pb2.VerifyItem) -> int:
+    """What an item counts for in its tenant's tokens a minute. There is no tokenizer here: 4 characters are a token."""
+    return -(-(len(item.completion) + len(item.prompt) + len(item.reference)) // CHARACTERS_PER_TOKEN)
 
 
 @lru_cache(maxsize=1024)

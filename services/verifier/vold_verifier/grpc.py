@@ -2,11 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc
 from vold_proto.v1 import verifier_pb2, verifier_pb2_grpc
 from vold_service.grpc import GrpcServer, abort, call_of
+from vold_service.keys import Keys
+from vold_service.tls import Tls
 
 from vold_verifier.engine import Engine
 
@@ -34,14 +37,16 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         self, request_iterator: AsyncIterator[verifier_pb2.VerifyItem], context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[verifier_pb2.VerifyResult]:
         try:
-            async with aclosing(self.engine.verify_stream(call_of(context), request_iterator)) as results:
+            # The call is asked for again with each item: a stream may outlive its key.
+            calls = partial(call_of, context)
+            async with aclosing(self.engine.verify_stream(calls, request_iterator)) as results:
                 async for result in results:
                     yield result
         except Exception as error:
             await abort(context, error)
 
 
-def make_server(engine: Engine, *, max_body_bytes: int) -> GrpcServer:
-    server = GrpcServer(max_body_bytes=max_body_bytes, services=[SERVICE])
+def make_server(engine: Engine, *, max_body_bytes: int, keys: Keys, tls: Tls | None) -> GrpcServer:
+    server = GrpcServer(max_body_bytes=max_body_bytes, services=[SERVICE], keys=keys, tls=tls)
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(VerifierServicer(engine), server.server)
     return server

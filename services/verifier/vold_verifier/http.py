@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vold_proto.v1 import verifier_pb2
 from vold_service.errors import Code, invalid
 from vold_service.http import PROTOBUF, call_of, make_app, read_protobuf, speaks_protobuf, until_gone
+from vold_service.keys import Keys
 
 from vold_verifier.engine import Engine
 
@@ -78,8 +79,8 @@ class ListModel(BaseModel):
     time_limit_seconds: float
 
 
-def make(engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool]) -> FastAPI:
-    app = make_app("vold verifier", max_body_bytes=max_body_bytes, ready=ready)
+def make(engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool], keys: Keys) -> FastAPI:
+    app = make_app("vold verifier", max_body_bytes=max_body_bytes, ready=ready, keys=keys)
 
     @app.get("/v1/verifiers", response_model=ListModel, tags=["verifier"])
     async def list_verifiers(request: Request) -> Response:
@@ -96,8 +97,7 @@ def make(engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool]) -> F
         """A result for every item, in order. A bad item carries its own error and does not lose the others."""
         call = call_of(request)
         message = await _read(request)
-        if message.request_id or message.run_id:
-            call = type(call)(message.request_id or call.request_id, message.run_id or call.run_id, call.deadline)
+        call = call.named(message.request_id, message.run_id)
         reply = await until_gone(request, engine.verify(call, message.items))
         return _reply(request, reply, _reply_json)
 
