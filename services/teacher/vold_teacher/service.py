@@ -130,6 +130,7 @@ class Teacher:
                 entropy=can.entropy,
                 hidden_states=can.hidden_states,
                 generate=can.generate,
+                ranks=can.ranks,
             ),
             eos_ids=model.eos_ids,
         )
@@ -239,4 +240,6 @@ def _pack(identifier: str, score: SequenceScore, dtype: "pb.DType") -> pb.Comple
         packed.entropy = pack_floats(score.entropy, dtype)
     if score.hidden_states is not None:
         packed.hidden_states = pack_floats(score.hidden_states, dtype)
+    if score.ranks is not None:
+        packed.ranks = pack_ids(score.ranks)
     return packed
