@@ -21,7 +21,17 @@ from vold_service.errors import ServiceError, internal
 from vold_service.http import PROTOBUF, call_of, read_protobuf, speaks_protobuf, until_gone
 
 from vold_teacher.metrics import counted
-from vold_teacher.schemas import GenerateEventOut, GenerateIn, GenerateOut, ModelOut, ModelsOut, ScoreIn, ScoreOut
+from vold_teacher.openai.routes import add_openai_routes
+from vold_teacher.schemas import (
+    GenerateEventOut,
+    GenerateIn,
+    GenerateOut,
+    ModelOut,
+    ModelsOut,
+    ScoreIn,
+    ScoreOut,
+    inlined,
+)
 from vold_teacher.service import Teacher
 
 NDJSON = "application/x-ndjson"
@@ -32,6 +42,7 @@ S = TypeVar("S", bound=BaseModel)
 
 def add_routes(app: FastAPI, teacher: Teacher) -> None:
     """Put the teacher's routes on the app."""
+    add_openai_routes(app, teacher)
 
     @app.get("/v1/info", tags=["teacher"])
     async def info(request: Request, model: str = "") -> Response:
@@ -166,7 +177,7 @@ def _named(call: Call, message: pb.ScoreRequest | pb.GenerateRequest) -> Call:
 
 def _request_body(kind: type[BaseModel]) -> dict[str, Any]:
     """The body for /docs. The route reads it itself, as it may also be protobuf."""
-    schema = _inlined(kind.model_json_schema())
+    schema = inlined(kind.model_json_schema())
     binary = {"type": "string", "format": "binary"}
     return {
         "requestBody": {
@@ -174,17 +185,3 @@ def _request_body(kind: type[BaseModel]) -> dict[str, Any]:
             "content": {"application/json": {"schema": schema}, PROTOBUF: {"schema": binary}},
         }
     }
-
-
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A JSON schema without $defs: each reference replaced by what it names. The schemas here do not recur."""
-    definitions = schema.pop("$defs", {})
-
-    def resolve(node: Any) -> Any:
-        if isinstance(node, dict):
-            if "$ref" in node:
-                return resolve(definitions[node["$ref"].rpartition("/")[2]])
-            return {key: resolve(value) for key, value in node.items()}
-        return [resolve(item) for item in node] if isinstance(node, list) else node
-
-    return dict(resolve(schema))

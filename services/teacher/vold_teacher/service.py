@@ -104,6 +104,10 @@ class Teacher:
             raise unavailable("the teacher is still loading its model")
         return self._loaded
 
+    def model(self, name: str) -> Loaded:
+        """What serves under `name`, for a face that needs its tokenizer or its limits."""
+        return self._model(name)
+
     @property
     def engine(self) -> Engine:
         return self._model("").engine
