@@ -115,9 +115,9 @@ class Completions:
             async with aclosing(deltas):
                 async for delta in deltas:
                     tokens += len(delta.ids)
-                    if choice := self._new(delta, first=delta.choice not in begun):
+                    if new := self._new(delta, first=delta.choice not in begun):
                         begun.add(delta.choice)
-                        yield self._chunk([choice])
+                        yield self._chunk([new])
         if self.asked.stream_options.include_usage:
             yield self._chunk([]) | {"usage": self._usage(tokens)}
 

@@ -4,7 +4,7 @@ Shape letters: T positions, K top-k.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,7 +115,8 @@ async def score_prompts(
             call=call,
         )
     )
-    nothing = Positions.sampled(np.empty(0, np.int32), np.empty(0, np.float32))
+    none = np.empty(0, np.int32)
+    nothing = replace(Positions.sampled(none, np.empty(0, np.float32)), ranks=none if ranks else None)
     positions = [next(found) if len(completion) else nothing for _, completion in pairs]
     own = [len(prompt.ids) - 1 for prompt in prompts]
     return (
