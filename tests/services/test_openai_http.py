@@ -96,6 +96,26 @@ def test_prompt_logprobs_have_vllms_shape_and_the_ranks_of_the_whole_distributio
                 assert isinstance(found["decoded_token"], str)
 
 
+def test_prompts_that_begin_alike_are_computed_once(tiny):
+    rng = np.random.default_rng(9)
+    prompt = rng.integers(6, VOCAB, 200).tolist()
+    asked = [prompt + rng.integers(6, VOCAB, length).tolist() for length in (0, 5, 8, 8, 3, 0, 6, 7)]
+    name = 'vold_teacher_computed_tokens_total{work="score"}'
+    alone, before = (
+        [complete(tiny, prompt=ids, max_tokens=0, prompt_logprobs=2)[0] for ids in asked],
+        metric(tiny, name),
+    )
+    together = complete(tiny, prompt=asked, max_tokens=0, prompt_logprobs=2)
+    assert metric(tiny, name) - before < 3 * 200
+    for one, other in zip(alone, together, strict=True):
+        assert [entry and list(entry) for entry in one["prompt_logprobs"]] == [
+            entry and list(entry) for entry in other["prompt_logprobs"]
+        ]
+        for entry, same in zip(one["prompt_logprobs"][1:], other["prompt_logprobs"][1:], strict=True):
+            for token, found in entry.items():
+                assert same[token] == found | {"logprob": pytest.approx(found["logprob"], abs=1e-5)}
+
+
 def test_a_completion_has_the_fields_that_vllm_documents(bear):
     body = post(bear, "completions", prompt="Say: ", max_tokens=2, temperature=0)
     info = httpx.get(f"{bear.http}/v1/info").json()["identity"]

@@ -132,6 +132,7 @@ class Completions:
         scored, following = await score_prompts(
             self.teacher,
             self.prompts,
+            self.model,
             model=asked.model,
             top_k=max(self.prompt_k or 0, self.k or 0, int(greedy)),
             ranks=self.prompt_k is not None,

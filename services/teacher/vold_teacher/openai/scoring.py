@@ -4,7 +4,7 @@ Shape letters: T positions, K top-k.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from vold_service.errors import invalid
 
 from vold_teacher.openai.errors import raise_failed
 from vold_teacher.openai.prompts import Prompt
+from vold_teacher.openai.sharing import shared_prefixes
 from vold_teacher.openai.text import Detokenizer
 from vold_teacher.service import Loaded, Teacher
 from vold_teacher.tokenizer import Tokenizer
@@ -41,6 +42,21 @@ class Positions:
         """Of the sampled tokens alone."""
         return cls(ids, logprobs, np.empty((len(ids), 0), np.int32), np.empty((len(ids), 0), np.float32))
 
+    @classmethod
+    def joined(cls, parts: Sequence["Positions"], top_k: int, *, ranks: bool) -> "Positions":
+        """One after another; there may be none."""
+        nothing = np.empty(0, np.int32)
+        empty = cls(
+            nothing, nothing.astype(np.float32), np.empty((0, top_k), np.int32), np.empty((0, top_k), np.float32)
+        )
+        return cls(
+            np.concatenate([empty.ids, *(part.ids for part in parts)]),
+            np.concatenate([empty.logprobs, *(part.logprobs for part in parts)]),
+            np.concatenate([empty.top_ids, *(part.top_ids for part in parts)]),
+            np.concatenate([empty.top_logprobs, *(part.top_logprobs for part in parts)]),
+            np.concatenate([nothing, *(part.ranks for part in parts if part.ranks is not None)]) if ranks else None,
+        )
+
     def __getitem__(self, part: slice) -> "Positions":
         ranks = None if self.ranks is None else self.ranks[part]
         return Positions(self.ids[part], self.logprobs[part], self.top_ids[part], self.top_logprobs[part], ranks)
@@ -66,9 +82,13 @@ async def score(
         priority=priority,
         options=pb.ScoreOptions(top_k=top_k, ranks=ranks),
     )
-    for index, (prompt, completion) in enumerate(pairs):
-        request.prompts.add(ids=pack_ids(prompt))
-        request.completions.add(prompt=index, ids=pack_ids(completion))
+    places: dict[bytes, int] = {}
+    for prompt, completion in pairs:
+        packed = pack_ids(prompt)
+        if packed not in places:
+            places[packed] = len(places)
+            request.prompts.add(ids=packed)
+        request.completions.add(prompt=places[packed], ids=pack_ids(completion))
     reply = await teacher.score(request, call)
     positions = []
     for (_, completion), found in zip(pairs, reply.scores, strict=True):
@@ -89,6 +109,7 @@ async def score(
 async def score_prompts(
     teacher: Teacher,
     prompts: Sequence[Prompt],
+    loaded: Loaded,
     *,
     model: str,
     top_k: int,
@@ -100,28 +121,33 @@ async def score_prompts(
     """Each prompt's positions from its second token on; the first has nothing before it to be scored after.
 
     following: also the position after each prompt's last token, whose most likely token is what greedy decoding
-    takes: top_k must be 1 or more then. Its own "token" stands for none.
+    takes: top_k must be 1 or more then. Its own "token" stands for none. What several prompts begin with is computed
+    once where the backend can.
     """
-    extra = int(following)
-    pairs = [(prompt.ids[:1], np.append(prompt.ids[1:], prompt.ids[:extra])) for prompt in prompts]
-    found = iter(
-        await score(
-            teacher,
-            [pair for pair in pairs if len(pair[1])],
-            model=model,
-            top_k=top_k,
-            ranks=ranks,
-            priority=priority,
-            call=call,
-        )
-    )
-    none = np.empty(0, np.int32)
-    nothing = replace(Positions.sampled(none, np.empty(0, np.float32)), ranks=none if ranks else None)
-    positions = [next(found) if len(completion) else nothing for _, completion in pairs]
+    sequences = [np.append(prompt.ids, prompt.ids[: int(following)]) for prompt in prompts]
+    pairs: list[tuple[Ids, Ids]] = []
+    heads: dict[bytes, list[int]] = {}
+    parts: list[list[int]] = []  # of each prompt, which pairs have its positions, in order
+
+    def add(before: Ids, scored: Ids) -> list[int]:
+        if not len(scored):
+            return []
+        pairs.append((before, scored))
+        return [len(pairs) - 1]
+
+    shares = loaded.engine.backend.info.shares_prompts
+    cuts = shared_prefixes([prompt.ids for prompt in prompts]) if shares else [1] * len(prompts)
+    for ids, cut in zip(sequences, cuts, strict=True):
+        head = ids[:cut]
+        if head.tobytes() not in heads:
+            heads[head.tobytes()] = add(head[:1], head[1:])
+        parts.append(heads[head.tobytes()] + add(head, ids[cut:]))
+    scored = await score(teacher, pairs, model=model, top_k=top_k, ranks=ranks, priority=priority, call=call)
+    found = [Positions.joined([scored[index] for index in part], top_k, ranks=ranks) for part in parts]
     own = [len(prompt.ids) - 1 for prompt in prompts]
     return (
-        [scored[:end] for scored, end in zip(positions, own, strict=True)],
-        [scored[end:] for scored, end in zip(positions, own, strict=True)],
+        [positions[:end] for positions, end in zip(found, own, strict=True)],
+        [positions[end:] for positions, end in zip(found, own, strict=True)],
     )
 
 
