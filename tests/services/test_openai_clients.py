@@ -154,6 +154,17 @@ def test_trl_generates(tiny, trl):
     assert [len(ids) for ids in chat["completion_ids"]] == [len(rows) for rows in chat["logprobs"]]
 
 
+TALK = """
+task: sentence
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "Say: "
+doc_to_target: "Ein naïver Bär 🐻 frißt 蜂蜜"
+generation_kwargs: {{until: ["."], max_gen_toks: 80}}
+metric_list: [{{metric: exact_match}}]
+"""
 DOCUMENTS = [
     {"question": "Say: Ein naïver Bär", "choices": [" 🐻 frißt", " frißt", " liest"], "answer": 0},
     {"question": "Say: Ein", "choices": [" Bär", " naïver Bär", " Mann"], "answer": 1},
@@ -174,7 +185,7 @@ metric_list: [{{metric: acc}}]
 
 
 @pytest.mark.parametrize("backend", ["auto", "huggingface"])
-def test_lm_eval_runs_a_loglikelihood_task_with_our_numbers(bear, backend, tmp_path, monkeypatch):
+def test_lm_eval_runs_its_tasks_with_our_numbers(bear, backend, tmp_path, monkeypatch):
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.tasks import TaskManager
     from vold_teacher.tokenizer import Tokenizer
@@ -185,6 +196,7 @@ def test_lm_eval_runs_a_loglikelihood_task_with_our_numbers(bear, backend, tmp_p
     data = tmp_path / "bears.jsonl"
     data.write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS))
     (tmp_path / "bears.yaml").write_text(TASK.format(data=data))
+    (tmp_path / "sentence.yaml").write_text(TALK.format(data=data))
     tokenizer = {} if backend == "auto" else {"tokenizer": str(folder), "tokenizer_backend": backend}
     results = lm_eval.simple_evaluate(
         model="local-completions",
@@ -195,12 +207,13 @@ def test_lm_eval_runs_a_loglikelihood_task_with_our_numbers(bear, backend, tmp_p
             "max_length": 256,
             **tokenizer,
         },
-        tasks=["bears"],
+        tasks=["bears", "sentence"],
         task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
         bootstrap_iters=0,
         log_samples=True,
     )
     assert results["results"]["bears"]["acc,none"] == 1.0
+    assert results["results"]["sentence"]["exact_match,none"] == 1.0
     encode = Tokenizer(folder).encode
     prompts = [encode(document["question"], special=False) for document in DOCUMENTS]
     completions = [

@@ -1,10 +1,10 @@
 """/v1/completions: scores and completes prompts."""
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Self
 
 from vold_service.call import Call
@@ -15,6 +15,9 @@ from vold_teacher.openai.prompts import Prompt, read_prompts
 from vold_teacher.openai.schemas import CompletionRequest
 from vold_teacher.openai.scoring import LegacyLogprobs, Positions, prompt_logprobs, score, score_prompts, top_k_of
 from vold_teacher.service import Loaded, Teacher
+
+MAX_PROMPT_IDS = 1 << 23
+"""Ids that one reply may show of its prompts: each takes about 75 bytes as JSON."""
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
@@ -67,7 +70,23 @@ class Completions:
         prompts = await read_prompts(
             asked.prompt, model, special=asked.add_special_tokens, room=min(asked.max_tokens, 1)
         )
-        return cls(teacher, asked, call, model, prompts, prompt_k, k)
+        answer = cls(teacher, asked, call, model, prompts, prompt_k, k)
+        answer.check_size()
+        return answer
+
+    def check_size(self) -> None:
+        """Raise where the prompts' part of the reply, which every choice repeats, is too much."""
+        asked = self.asked
+        ids = 0 if self.prompt_k is None else self.prompt_k + 1
+        if asked.echo:
+            ids += 1 if self.k is None else self.k + 1
+        tokens = sum(len(prompt.ids) for prompt in self.prompts)
+        if asked.n * tokens * ids > MAX_PROMPT_IDS:
+            raise invalid(
+                "prompt",
+                f"prompt has {tokens} tokens, of which {asked.n} choices each show {ids} ids a token: at most "
+                f"{MAX_PROMPT_IDS} ids go into one reply; send fewer prompts, or ask for fewer logprobs or a smaller n",
+            )
 
     async def body(self) -> dict[str, Any]:
         """The whole answer."""
@@ -89,8 +108,7 @@ class Completions:
         else:
             choices = [Delta(choice, finish_reason="length") for choice in range(len(self.prompts) * self.asked.n)]
             found = [choice.positions for choice in choices]
-        # Not on the event loop: a thousand tokens with twenty ids each take a while to write.
-        return await asyncio.to_thread(self._body, scored, choices, found)
+        return self._body(scored, choices, found)
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
         """The answer as it comes."""
@@ -169,31 +187,32 @@ class Completions:
         )
 
     def _body(self, scored: list[Positions], choices: list[Delta], found: list[Positions]) -> dict[str, Any]:
-        answered = []
-        for delta, positions in zip(choices, found, strict=True):
-            number = delta.choice // self.asked.n
-            prompt = self.prompts[number]
-            text = self._echo(prompt) if self.asked.echo else ""
-            logprobs = None
-            if self.k is not None:
-                logprobs = self._logprobs(prompt, scored[number] if self.asked.echo else None, delta, positions)
-            answered.append(
-                self._choice(
-                    delta.choice,
-                    text + delta.text,
-                    logprobs=logprobs,
-                    finish_reason=delta.finish_reason,
-                    stop_reason=delta.stop_reason,
-                    token_ids=delta.ids,
-                    prompt_token_ids=prompt.ids.tolist(),
-                )
-                | {
-                    "prompt_logprobs": None
-                    if self.prompt_k is None
-                    else prompt_logprobs(scored[number], self.prompt_k, self.model.tokenizer)
-                }
-            )
-        return self._chunk(answered) | {"usage": self._usage(sum(len(choice.ids) for choice in choices))}
+        """`choices` makes each as it is read: written down one by one, they never stand in memory all together."""
+        return self._chunk(map(self._answered, choices, found, repeat(scored))) | {
+            "usage": self._usage(sum(len(choice.ids) for choice in choices))
+        }
+
+    def _answered(self, delta: Delta, positions: Positions, scored: list[Positions]) -> dict[str, Any]:
+        """A whole choice."""
+        number = delta.choice // self.asked.n
+        prompt = self.prompts[number]
+        text = self._echo(prompt) if self.asked.echo else ""
+        logprobs = None
+        if self.k is not None:
+            logprobs = self._logprobs(prompt, scored[number] if self.asked.echo else None, delta, positions)
+        return self._choice(
+            delta.choice,
+            text + delta.text,
+            logprobs=logprobs,
+            finish_reason=delta.finish_reason,
+            stop_reason=delta.stop_reason,
+            token_ids=delta.ids,
+            prompt_token_ids=prompt.ids.tolist(),
+        ) | {
+            "prompt_logprobs": None
+            if self.prompt_k is None
+            else prompt_logprobs(scored[number], self.prompt_k, self.model.tokenizer)
+        }
 
     def _logprobs(
         self, prompt: Prompt, scored: Positions | None, delta: Delta, positions: Positions
@@ -248,7 +267,7 @@ class Completions:
             "prompt_token_ids": prompt_token_ids if shown else None,
         }
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _chunk(self, choices: Iterable[dict[str, Any]]) -> dict[str, Any]:
         identity = self.model.identity
         return {
             "id": f"cmpl-{self.call.request_id}",

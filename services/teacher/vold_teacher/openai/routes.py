@@ -117,7 +117,9 @@ async def _chunks(name: str, reading: Awaitable[_Answer]) -> AsyncGenerator[dict
 
 
 def _encoded(body: dict[str, Any]) -> bytes:
-    """As JSON, choice by choice: the encoder lets no other thread run, and all choices together may take it seconds."""
+    """As JSON, choice by choice: the encoder lets no other thread run, and all choices together may take it seconds.
+    Not on the event loop, for the same reason.
+    """
     choices = ",".join(json.dumps(choice, ensure_ascii=False) for choice in body["choices"])
     rest = json.dumps({name: value for name, value in body.items() if name != "choices"}, ensure_ascii=False)
     return f'{rest[:-1]},"choices":[{choices}]}}'.encode()

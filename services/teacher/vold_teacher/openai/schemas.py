@@ -6,9 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.errors import invalid
 
+from vold_teacher.validation import MAX_N
+
 INT32 = 2**31
 
-StopText = Annotated[StrictStr, Field(min_length=1)]
+StopText = Annotated[StrictStr, Field(min_length=1, max_length=1000)]
 Count = Annotated[StrictInt, Field(ge=0, lt=INT32)]
 
 
@@ -22,12 +24,14 @@ class SamplingRequest(BaseModel):
     """What both routes take. Absent and null are the same, as in OpenAI's API."""
 
     model: StrictStr = ""
-    n: Annotated[StrictInt, Field(ge=1, lt=INT32)] = 1
+    n: Annotated[StrictInt, Field(ge=1, le=MAX_N)] = 1
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: Annotated[StrictInt, Field(ge=-1, lt=INT32)] = Field(default=0, description="0 and -1 keep all")
     seed: StrictInt | None = None
-    stop: list[StopText] = Field(default=[], description="texts that end a completion; a single one may stand bare")
+    stop: list[StopText] = Field(
+        default=[], max_length=64, description="texts that end a completion; a single one may stand bare"
+    )
     stop_token_ids: list[StrictInt] = []
     skip_special_tokens: StrictBool = True
     stream: StrictBool = False
