@@ -97,6 +97,7 @@ def pack_options(request: ScoreRequest) -> pb.ScoreOptions:
             entropy=request.entropy,
             dtype=DTYPES[request.dtype],
             hidden_states=request.hidden_states,
+            ranks=request.ranks,
         )
     except (ValueError, TypeError) as error:
         raise InvalidArgument(
@@ -169,7 +170,10 @@ def _bytes(completion: pb.Completion, options: pb.ScoreOptions) -> int:
     """Of the completion in the request and in the reply."""
     width = 4 if options.dtype == pb.F32 else 2
     positions, candidates = len(completion.ids) // 4, len(completion.candidates.ids) // 4
-    back = positions * (width * (1 + options.entropy + options.top_k) + 4 * options.top_k) + width * candidates
+    back = (
+        positions * (width * (1 + options.entropy + options.top_k) + 4 * (options.top_k + options.ranks))
+        + width * candidates
+    )
     return completion.ByteSize() + back
 
 
@@ -194,6 +198,7 @@ def unpack_score(
             hidden_states=unpack_floats(score.hidden_states, dtype).reshape(positions, -1)
             if score.hidden_states
             else None,
+            ranks=unpack_ids(score.ranks).reshape(positions) if score.ranks else None,
             cached=score.cached,
         )
     except ValueError as error:

@@ -32,7 +32,7 @@ class TeacherInfo:
     """vocab_size: rows of the output head, padding included. tokenizer_size: ids that the tokenizer knows.
     special_ids: "eos", "bos", "pad" where they exist. eos_ids: every id that ends a generation. max_sequence: prompt
     and completion together, in tokens. max_candidates: at one position. capabilities: of "temperature", "top_k",
-    "candidates", "entropy", "hidden_states", "generate".
+    "candidates", "entropy", "hidden_states", "generate", "ranks".
     """
 
     identity: Identity
@@ -79,7 +79,8 @@ class CompletionScore:
     logprobs: float32 [T], natural log, of the completion's own tokens. top_ids: int32 [T, K] and top_logprobs:
     float32 [T, K], most likely first. candidate_logprobs: float32 [T, N], or a list of T arrays where the candidates
     were a list. entropy: float32 [T], nats. hidden_states: float32 [T, H], the state that predicts each position.
-    cached: the service had it already.
+    ranks: int32 [T], how many ids are at least as likely as the completion's own, itself included. cached: the service
+    had it already.
     """
 
     id: str
@@ -89,6 +90,7 @@ class CompletionScore:
     candidate_logprobs: Floats | list[Floats] | None = None
     entropy: Floats | None = None
     hidden_states: Floats | None = None
+    ranks: NDArray[np.int32] | None = None
     cached: bool = False
     error: VoldError | None = None
 
@@ -110,6 +112,7 @@ class ScoreRequest:
     temperature: float = 1.0
     dtype: ReplyDType = "f32"
     hidden_states: bool = False
+    ranks: bool = False
     expect: Identity | str | None = None
     priority: int = 0
     timeout: float | None = None

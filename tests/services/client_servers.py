@@ -60,6 +60,8 @@ def score_reply(request: pb.ScoreRequest, identity: pb.Identity = IDENTITY) -> p
             score.top_logprobs = pack_floats(values[:, None] - ranks, options.dtype)
         if options.hidden_states:
             score.hidden_states = pack_floats(np.repeat(values[:, None], 3, axis=1), options.dtype)
+        if options.ranks:
+            score.ranks = pack_ids(ids % 7 + 1)
         candidates = completion.candidates
         if candidates.ids:
             counts = unpack_ids(candidates.counts) if candidates.counts else [candidates.per_position] * len(ids)

@@ -65,7 +65,7 @@ def test_scores_come_back_in_order_with_everything_asked_for(teacher):
     async def main():
         prompts, completions = batch()
         async with teacher() as url, AsyncTeacherClient(url) as client:
-            result = await client.score(prompts, completions, top_k=2, entropy=True, hidden_states=True)
+            result = await client.score(prompts, completions, top_k=2, entropy=True, hidden_states=True, ranks=True)
             check(prompts, completions, result.scores)
             assert result.identity == Identity("formula", "1", "w1", "t1")
             for completion, score in zip(completions, result.scores, strict=True):
@@ -73,9 +73,11 @@ def test_scores_come_back_in_order_with_everything_asked_for(teacher):
                 np.testing.assert_array_equal(score.top_logprobs, score.logprobs[:, None] - [0, 1])
                 np.testing.assert_array_equal(score.entropy, -score.logprobs)
                 assert score.hidden_states.shape == (len(completion.ids), 3)
+                assert score.ranks.tolist() == [i % 7 + 1 for i in completion.ids]
             plain = await client.score(prompts, completions, dtype="bf16")
             assert plain.scores[0].top_ids is None
             assert plain.scores[0].entropy is None
+            assert plain.scores[0].ranks is None
             check(prompts, completions, plain.scores, atol=0.2)
 
     asyncio.run(main())

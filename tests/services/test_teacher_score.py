@@ -145,13 +145,14 @@ def test_a_seed_gives_the_same_tokens_in_any_company(qwen):
 
 def test_every_face_gives_the_same_numbers(qwen):
     request = ragged(11)
+    request.options.ranks = True
     by_grpc = stub(qwen).Score(request)
     body = httpx.post(f"{qwen.http}/v1/score", content=request.SerializeToString(), headers=PROTOBUF)
     by_protobuf = pb.ScoreReply.FromString(body.content)
     json_request = {
         "prompts": [{"ids": unpack_ids(prompt.ids).tolist()} for prompt in request.prompts],
         "completions": [],
-        "options": {"temperature": 0.7, "top_k": 5, "entropy": True},
+        "options": {"temperature": 0.7, "top_k": 5, "entropy": True, "ranks": True},
     }
     for item in request.completions:
         ends = np.cumsum(unpack_ids(item.candidates.counts))[:-1]
@@ -160,9 +161,15 @@ def test_every_face_gives_the_same_numbers(qwen):
             {"id": item.id, "prompt": item.prompt, "ids": unpack_ids(item.ids).tolist(), "candidates": candidates}
         )
     by_json = httpx.post(f"{qwen.http}/v1/score", json=json_request).json()["scores"]
-    for one, two, three in zip(by_grpc.scores, by_protobuf.scores, by_json, strict=True):
+    for item, one, two, three in zip(request.completions, by_grpc.scores, by_protobuf.scores, by_json, strict=True):
+        ids = unpack_ids(item.ids).tolist()
         assert one.SerializeToString() == two.SerializeToString()
         assert unpack_floats(one.logprobs).tolist() == pytest.approx(three["logprobs"], abs=1e-6)
+        ranks = unpack_ids(one.ranks).tolist()
+        assert ranks == three["ranks"]
+        assert [rank for rank in ranks if rank <= 5] == [
+            top.index(index) + 1 for top, index in zip(three["top_ids"], ids, strict=True) if index in top
+        ]
         assert unpack_floats(one.candidate_logprobs).tolist() == pytest.approx(
             np.concatenate(three["candidate_logprobs"])
         )

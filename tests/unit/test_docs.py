@@ -15,6 +15,8 @@ from click import Context, UsageError
 from google.protobuf.json_format import Parse
 from vold_proto.v1 import teacher_pb2, verifier_pb2
 from vold_service.keys import Keys
+from vold_teacher.openai.fields import read
+from vold_teacher.openai.schemas import ChatRequest, CompletionRequest
 from vold_teacher.schemas import GenerateIn, ScoreIn
 from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, load
 from vold_trainer.pocket.cli import app as pocket_app
@@ -32,6 +34,8 @@ KINDS = {"traces": TracesConfig, "sft": SftConfig, "train": TrainConfig, "eval":
 BODIES = {
     "/v1/score": ScoreIn.model_validate_json,
     "/v1/generate": GenerateIn.model_validate_json,
+    "/v1/completions": lambda text: read(CompletionRequest, text.encode()),
+    "/v1/chat/completions": lambda text: read(ChatRequest, text.encode()),
     "/v1/verify": RequestModel.model_validate_json,
     "vold.v1.TeacherService/Score": lambda text: Parse(text, teacher_pb2.ScoreRequest()),
     "vold.v1.TeacherService/Generate": lambda text: Parse(text, teacher_pb2.GenerateRequest()),

@@ -35,6 +35,7 @@ def test_a_key_tells_apart_whatever_changes_a_score():
         sequence(options=ScoreOptions(temperature=0.5)),
         sequence(options=ScoreOptions(top_k=2)),
         sequence(options=ScoreOptions(entropy=True)),
+        sequence(options=ScoreOptions(ranks=True)),
         sequence(candidates=(5, 6), counts=(1, 1)),
         sequence(candidates=(5, 6), counts=(2, 0)),
         sequence(candidates=(6, 5), counts=(1, 1)),

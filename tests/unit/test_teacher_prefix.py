@@ -25,7 +25,7 @@ def grouped(prompt_lengths: list[int], group: int, longest: int) -> list[Sequenc
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, VOCAB, length).astype(np.int32) for length in prompt_lengths]
     lengths = rng.integers(1, longest + 1, (len(prompts), group))
-    options = ScoreOptions(temperature=0.8, top_k=4, entropy=True, hidden_states=True)
+    options = ScoreOptions(temperature=0.8, top_k=4, entropy=True, hidden_states=True, ranks=True)
     sequences = [
         Sequence(prompt, rng.integers(0, VOCAB, length).astype(np.int32), options)
         for prompt, row in zip(prompts, lengths, strict=True)
@@ -55,7 +55,10 @@ def test_scores_with_and_without_sharing_equal_a_plain_forward(model_and_backend
             logits = model(ids[None]).logits[0, len(sequence.prompt) - 1 : -1] / sequence.options.temperature
         expected = logits.log_softmax(-1)
         logprobs = expected[torch.arange(len(sequence.completion)), ids[len(sequence.prompt) :]]
+        above = (expected > logprobs[:, None] + 1e-5).sum(-1).numpy()
+        close = (expected >= logprobs[:, None] - 1e-5).sum(-1).numpy()
         for found in (score, alone.scores[0]):
+            assert ((above < found.ranks) & (found.ranks <= close)).all()
             np.testing.assert_allclose(found.logprobs, logprobs, rtol=0, atol=1e-5)
             np.testing.assert_allclose(found.top_logprobs, expected.topk(4).values, rtol=0, atol=1e-5)
             np.testing.assert_allclose(found.entropy, -(expected.exp() * expected).sum(-1), rtol=0, atol=1e-5)

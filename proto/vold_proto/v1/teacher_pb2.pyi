@@ -36,20 +36,22 @@ class GetInfoRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class Capabilities(_message.Message):
-    __slots__ = ("temperature", "top_k", "candidates", "entropy", "hidden_states", "generate")
+    __slots__ = ("temperature", "top_k", "candidates", "entropy", "hidden_states", "generate", "ranks")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     ENTROPY_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_STATES_FIELD_NUMBER: _ClassVar[int]
     GENERATE_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     temperature: bool
     top_k: bool
     candidates: bool
     entropy: bool
     hidden_states: bool
     generate: bool
-    def __init__(self, temperature: bool = ..., top_k: bool = ..., candidates: bool = ..., entropy: bool = ..., hidden_states: bool = ..., generate: bool = ...) -> None: ...
+    ranks: bool
+    def __init__(self, temperature: bool = ..., top_k: bool = ..., candidates: bool = ..., entropy: bool = ..., hidden_states: bool = ..., generate: bool = ..., ranks: bool = ...) -> None: ...
 
 class TeacherInfo(_message.Message):
     __slots__ = ("identity", "vocab_size", "tokenizer_size", "special_ids", "max_sequence", "max_top_k", "max_candidates", "dtype", "backend", "server_version", "capabilities", "eos_ids")
@@ -131,18 +133,20 @@ class Completion(_message.Message):
     def __init__(self, id: _Optional[str] = ..., prompt: _Optional[int] = ..., ids: _Optional[bytes] = ..., candidates: _Optional[_Union[Candidates, _Mapping]] = ...) -> None: ...
 
 class ScoreOptions(_message.Message):
-    __slots__ = ("temperature", "top_k", "entropy", "dtype", "hidden_states")
+    __slots__ = ("temperature", "top_k", "entropy", "dtype", "hidden_states", "ranks")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     ENTROPY_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_STATES_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_k: int
     entropy: bool
     dtype: DType
     hidden_states: bool
-    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., entropy: bool = ..., dtype: _Optional[_Union[DType, str]] = ..., hidden_states: bool = ...) -> None: ...
+    ranks: bool
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., entropy: bool = ..., dtype: _Optional[_Union[DType, str]] = ..., hidden_states: bool = ..., ranks: bool = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("request_id", "model", "prompts", "completions", "options", "expect_weights_fingerprint", "priority", "run_id", "timeout_seconds")
@@ -167,7 +171,7 @@ class ScoreRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., completions: _Optional[_Iterable[_Union[Completion, _Mapping]]] = ..., options: _Optional[_Union[ScoreOptions, _Mapping]] = ..., expect_weights_fingerprint: _Optional[str] = ..., priority: _Optional[int] = ..., run_id: _Optional[str] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
 
 class CompletionScore(_message.Message):
-    __slots__ = ("id", "status", "logprobs", "top_ids", "top_logprobs", "candidate_logprobs", "entropy", "hidden_states", "cached")
+    __slots__ = ("id", "status", "logprobs", "top_ids", "top_logprobs", "candidate_logprobs", "entropy", "hidden_states", "cached", "ranks")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
@@ -177,6 +181,7 @@ class CompletionScore(_message.Message):
     ENTROPY_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_STATES_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     id: str
     status: _status_pb2.Status
     logprobs: bytes
@@ -186,7 +191,8 @@ class CompletionScore(_message.Message):
     entropy: bytes
     hidden_states: bytes
     cached: bool
-    def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., logprobs: _Optional[bytes] = ..., top_ids: _Optional[bytes] = ..., top_logprobs: _Optional[bytes] = ..., candidate_logprobs: _Optional[bytes] = ..., entropy: _Optional[bytes] = ..., hidden_states: _Optional[bytes] = ..., cached: bool = ...) -> None: ...
+    ranks: bytes
+    def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., logprobs: _Optional[bytes] = ..., top_ids: _Optional[bytes] = ..., top_logprobs: _Optional[bytes] = ..., candidate_logprobs: _Optional[bytes] = ..., entropy: _Optional[bytes] = ..., hidden_states: _Optional[bytes] = ..., cached: bool = ..., ranks: _Optional[bytes] = ...) -> None: ...
 
 class ScoreReply(_message.Message):
     __slots__ = ("request_id", "identity", "dtype", "top_k", "scores", "queue_seconds", "compute_seconds", "status")

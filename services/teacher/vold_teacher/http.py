@@ -20,6 +20,7 @@ from vold_service.errors import ServiceError, internal
 from vold_service.http import PROTOBUF, call_of, read_protobuf, speaks_protobuf, until_gone
 
 from vold_teacher.metrics import counted
+from vold_teacher.openai.routes import add_openai_routes
 from vold_teacher.schemas import (
     GenerateEventOut,
     GenerateIn,
@@ -31,6 +32,7 @@ from vold_teacher.schemas import (
     ScoreOut,
     UnloadIn,
     UsageOut,
+    inlined,
 )
 from vold_teacher.service import Teacher
 
@@ -42,6 +44,7 @@ S = TypeVar("S", bound=BaseModel)
 
 def add_routes(app: FastAPI, teacher: Teacher) -> None:
     """Put the teacher's routes on the app."""
+    add_openai_routes(app, teacher)
 
     @app.get("/v1/info", tags=["teacher"])
     async def info(request: Request, model: str = "") -> Response:
@@ -192,7 +195,7 @@ async def _read_json(request: Request, kind: type[S]) -> S:
 
 def _request_body(kind: type[BaseModel]) -> dict[str, Any]:
     """The body for /docs. The route reads it itself, as it may also be protobuf."""
-    schema = _inlined(kind.model_json_schema())
+    schema = inlined(kind.model_json_schema())
     binary = {"type": "string", "format": "binary"}
     return {
         "requestBody": {
@@ -200,17 +203,3 @@ def _request_body(kind: type[BaseModel]) -> dict[str, Any]:
             "content": {"application/json": {"schema": schema}, PROTOBUF: {"schema": binary}},
         }
     }
-
-
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A JSON schema without $defs: each reference replaced by what it names. The schemas here do not recur."""
-    definitions = schema.pop("$defs", {})
-
-    def resolve(node: Any) -> Any:
-        if isinstance(node, dict):
-            if "$ref" in node:
-                return resolve(definitions[node["$ref"].rpartition("/")[2]])
-            return {key: resolve(value) for key, value in node.items()}
-        return [resolve(item) for item in node] if isinstance(node, list) else node
-
-    return dict(resolve(schema))

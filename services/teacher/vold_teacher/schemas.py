@@ -1,7 +1,7 @@
 """The wire's messages as JSON: the same fields, with lists of numbers where protobuf has packed bytes."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -36,6 +36,7 @@ class ScoreOptionsIn(_Message):
     top_k: Count = 0
     entropy: bool = False
     hidden_states: bool = False
+    ranks: bool = False
     dtype: str = Field(default="F32", description="F32 alone: JSON has no packed arrays that another could shorten")
 
     @field_validator("dtype")
@@ -119,6 +120,9 @@ class CompletionScoreOut(_Message):
     candidate_logprobs: list[list[float]] | None = Field(default=None, description="like the candidates asked for")
     entropy: list[float] | None = Field(default=None, description="[T], nats")
     hidden_states: list[list[float]] | None = Field(default=None, description="[T, H]")
+    ranks: list[int] | None = Field(
+        default=None, description="[T], how many ids are at least as likely as the sampled one, itself included"
+    )
     cached: bool = False
 
 
@@ -163,6 +167,8 @@ def _score_out(
         out.entropy = unpack_floats(score.entropy, dtype).tolist()
     if options.hidden_states:
         out.hidden_states = unpack_floats(score.hidden_states, dtype).reshape(positions, -1).tolist()
+    if options.ranks:
+        out.ranks = unpack_ids(score.ranks).tolist()
     return out
 
 
@@ -302,3 +308,17 @@ class ModelOut(BaseModel):
 class ModelsOut(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelOut]
+
+
+def inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema without $defs: each reference replaced by what it names. The schemas here do not recur."""
+    definitions = schema.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return resolve(definitions[node["$ref"].rpartition("/")[2]])
+            return {key: resolve(value) for key, value in node.items()}
+        return [resolve(item) for item in node] if isinstance(node, list) else node
+
+    return dict(resolve(schema))

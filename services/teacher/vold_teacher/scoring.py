@@ -19,6 +19,7 @@ class RowScores:
     """Per scored position, float32, natural logarithms. What was not asked for is None.
 
     logprobs: [R]. top_ids int64 and top_logprobs: [R, K]. candidate_logprobs: [M]. entropy: [R].
+    ranks: int64 [R].
     """
 
     logprobs: Tensor
@@ -26,6 +27,7 @@ class RowScores:
     top_logprobs: Tensor | None
     candidate_logprobs: Tensor | None
     entropy: Tensor | None
+    ranks: Tensor | None
 
 
 def chunk_rows(vocab_size: int, max_elements: int) -> int:
@@ -53,6 +55,7 @@ def score_rows(
     temperature_R: Tensor,
     top_k: int = 0,
     entropy: bool = False,
+    ranks: bool = False,
     candidates_M: Tensor | None = None,
     candidate_counts_R: Tensor | None = None,
     rows: int,
@@ -61,7 +64,8 @@ def score_rows(
 
     hidden_RH: [R, H]. targets_R: int64 [R]. temperature_R: float32 [R], above 0. candidates_M: int64 [M], row after
     row, with candidate_counts_R: int64 [R] on the CPU. No tensor is larger than [rows, V]; logits are widened to
-    float32 before anything is computed from them. The entropy is H = logsumexp(z) - sum(softmax(z) * z), in nats.
+    float32 before anything is computed from them. The entropy is H = logsumexp(z) - sum(softmax(z) * z), in nats. A
+    rank counts the ids whose logit is at least the target's, the target included, as vLLM's does.
     """
     total = len(targets_R)
     device = hidden_RH.device
@@ -71,6 +75,7 @@ def score_rows(
         top_logprobs=torch.empty(total, top_k, device=device) if top_k else None,
         candidate_logprobs=torch.empty(len(candidates_M), device=device) if candidates_M is not None else None,
         entropy=torch.empty(total, device=device) if entropy else None,
+        ranks=torch.empty(total, dtype=torch.int64, device=device) if ranks else None,
     )
     bounds = None
     if candidates_M is not None:
@@ -88,6 +93,8 @@ def score_rows(
             values_RK, ids_RK = logits_RV.topk(top_k, dim=-1)
             scores.top_ids[start:stop] = ids_RK
             scores.top_logprobs[start:stop] = values_RK - normalizer_R[:, None]
+        if scores.ranks is not None:
+            scores.ranks[start:stop] = (logits_RV >= sampled_R[:, None]).sum(-1)
         if bounds is not None and candidates_M is not None and scores.candidate_logprobs is not None:
             assert candidate_counts_R is not None
             first, last = int(bounds[start]), int(bounds[stop])

@@ -186,6 +186,10 @@ class Teacher:
         names = ", ".join(repr(known) for known in self._models)
         raise not_found("model", f"there is no model {name!r} here: ask for one of {names}, or leave it empty")
 
+    def model(self, name: str) -> Loaded:
+        """What serves under `name`, for a face that needs its tokenizer or its limits."""
+        return self._model(name)
+
     @property
     def models(self) -> dict[str, Loaded]:
         """What can serve, by name, the default first."""
@@ -213,6 +217,7 @@ class Teacher:
                 entropy=can.entropy,
                 hidden_states=can.hidden_states,
                 generate=can.generate,
+                ranks=can.ranks,
             ),
             eos_ids=model.eos_ids,
         )
@@ -367,4 +372,6 @@ def _pack(identifier: str, score: SequenceScore, dtype: "pb.DType", cached: bool
         packed.entropy = pack_floats(score.entropy, dtype)
     if score.hidden_states is not None:
         packed.hidden_states = pack_floats(score.hidden_states, dtype)
+    if score.ranks is not None:
+        packed.ranks = pack_ids(score.ranks)
     return packed

@@ -33,6 +33,7 @@ class Tokenizer:
         self.file: bytes = file.read_bytes() if file.is_file() else self._tokenizer.backend_tokenizer.to_str().encode()
         template = self._tokenizer.chat_template
         self.chat_template: str = template if isinstance(template, str) else ""
+        self._tokens: dict[int, str] = {}
         special = {name: getattr(self._tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad", "unk")}
         self.special_ids: dict[str, int] = {name: index for name, index in special.items() if index is not None}
 
@@ -49,6 +50,17 @@ class Tokenizer:
             raise invalid(field, f"{field}: the chat template refused them: {error}") from error
         return np.asarray(ids, np.int32)
 
-    def decode(self, ids: Ids) -> str:
-        """Text without special tokens."""
-        return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+    def encode(self, text: str, *, special: bool) -> Ids:
+        """The ids of a text. special: with what the tokenizer puts around every text, such as BOS."""
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=special), np.int32)
+
+    def decode(self, ids: Ids | list[int], *, special: bool = False) -> str:
+        """Text, without special tokens unless `special`."""
+        return str(self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=not special))
+
+    def token(self, index: int) -> str:
+        """The text of one id by itself; what is only part of a character is U+FFFD."""
+        text = self._tokens.get(index)
+        if text is None:
+            text = self._tokens[index] = self.decode([index], special=True)
+        return text

@@ -20,6 +20,7 @@ class ScoreOptions:
     top_k: int = 0
     entropy: bool = False
     hidden_states: bool = False
+    ranks: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +49,7 @@ class SequenceScore:
 
     logprobs: [T] of the sampled tokens. top_ids, top_logprobs: [T, K], most likely first.
     candidate_logprobs: [M]. entropy: [T]. hidden_states: [T, H], the state that predicts each position.
+    ranks: [T], how many ids are at least as likely as the sampled one, itself included.
     """
 
     logprobs: Floats
@@ -56,6 +58,7 @@ class SequenceScore:
     candidate_logprobs: Floats | None = None
     entropy: Floats | None = None
     hidden_states: Floats | None = None
+    ranks: Ids | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,7 @@ def score_options(options: pb.ScoreOptions, limits: Limits) -> ScoreOptions:
     for field, asked, able in (
         ("entropy", options.entropy, can.entropy),
         ("hidden_states", options.hidden_states, can.hidden_states),
+        ("ranks", options.ranks, can.ranks),
     ):
         if asked and not able:
             raise invalid(f"options.{field}", f"options.{field} is true: the {limits.backend} backend gives none")
@@ -120,7 +121,7 @@ def score_options(options: pb.ScoreOptions, limits: Limits) -> ScoreOptions:
         raise invalid("options.top_k", f"options.top_k is {options.top_k}: this server gives at most {most}")
     if options.dtype not in pb.DType.values():
         raise invalid("options.dtype", f"options.dtype is {options.dtype}: use F32 (0), F16 (1) or BF16 (2)")
-    return ScoreOptions(temperature, options.top_k, options.entropy, options.hidden_states)
+    return ScoreOptions(temperature, options.top_k, options.entropy, options.hidden_states, options.ranks)
 
 
 def score_sequences(

@@ -16,7 +16,8 @@ from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, S
 class Capabilities:
     """What a backend can do. What it cannot is refused before it is asked, never approximated.
 
-    temperature: other than 1 when scoring. max_top_k: 0 where it gives none; None for no limit of its own.
+    temperature: other than 1 when scoring. max_top_k: 0 where it gives none; None for no limit of its own. ranks: of
+    the sampled tokens.
     """
 
     temperature: bool = True
@@ -25,6 +26,7 @@ class Capabilities:
     entropy: bool = True
     hidden_states: bool = True
     generate: bool = True
+    ranks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

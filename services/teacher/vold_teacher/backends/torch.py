@@ -104,7 +104,7 @@ class TorchBackend:
             backend="torch",
             eos_ids=_eos_ids(path, config.eos_token_id),
             weights_fingerprint=weights_fingerprint(path),
-            capabilities=Capabilities(generate=can_cache),
+            capabilities=Capabilities(generate=can_cache, ranks=True),
             shares_prompts=can_cache and self._can_share_prompts(),
         )
 
@@ -131,6 +131,7 @@ class TorchBackend:
             temperature_R=temperature_B.repeat_interleave(counts_B).to(self.device),
             top_k=max(sequence.options.top_k for sequence in sequences),
             entropy=any(sequence.options.entropy for sequence in sequences),
+            ranks=any(sequence.options.ranks for sequence in sequences),
             candidates_M=candidates_M.to(self.device) if candidates_M is not None else None,
             candidate_counts_R=candidate_counts_R,
             rows=self.rows,
@@ -207,6 +208,7 @@ def _split(sequences: Seq[Sequence], scores: RowScores, hidden_RH: Tensor) -> li
     top_logprobs = None if scores.top_logprobs is None else scores.top_logprobs.cpu().numpy()
     candidate_logprobs = None if scores.candidate_logprobs is None else scores.candidate_logprobs.cpu().numpy()
     entropy = None if scores.entropy is None else scores.entropy.cpu().numpy()
+    ranks = None if scores.ranks is None else scores.ranks.to(torch.int32).cpu().numpy()
     results: list[SequenceScore | ServiceError] = []
     row = candidate = 0
     for sequence in sequences:
@@ -226,6 +228,7 @@ def _split(sequences: Seq[Sequence], scores: RowScores, hidden_RH: Tensor) -> li
                 else None,
                 candidate_logprobs=of_candidates,
                 entropy=entropy[rows] if options.entropy and entropy is not None else None,
+                ranks=ranks[rows] if options.ranks and ranks is not None else None,
                 hidden_states=hidden_RH[rows].float().cpu().numpy() if options.hidden_states else None,
             )
         )

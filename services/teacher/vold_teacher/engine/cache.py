@@ -36,7 +36,9 @@ def fingerprint(sequence: Sequence, model: bytes) -> bytes | None:
     if options.hidden_states:
         return None
     digest = hashlib.blake2b(model, digest_size=20)
-    head = np.array([len(sequence.prompt), len(sequence.completion), options.top_k, options.entropy], "<i8")
+    head = np.array(
+        [len(sequence.prompt), len(sequence.completion), options.top_k, options.entropy, options.ranks], "<i8"
+    )
     digest.update(head.tobytes() + np.float64(options.temperature).tobytes())
     digest.update(sequence.prompt.tobytes())
     digest.update(sequence.completion.tobytes())

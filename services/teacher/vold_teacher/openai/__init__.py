@@ -1,0 +1,1 @@
+"""The part of OpenAI's and vLLM's HTTP API that trainers and evaluators use, over the same Teacher as every face."""

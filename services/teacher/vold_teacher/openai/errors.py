@@ -1,0 +1,59 @@
+"""The service's errors as OpenAI's clients read them: `{"error": {message, type, param, code}}`."""
+
+import math
+import re
+from typing import Any, NoReturn
+
+from fastapi import Response
+from fastapi.responses import JSONResponse
+from vold_proto.v1 import status_pb2
+from vold_service.errors import HTTP_STATUS, ServiceError
+
+TYPES: dict[int, str] = {
+    status_pb2.UNAUTHENTICATED: "authentication_error",
+    status_pb2.PERMISSION_DENIED: "permission_error",
+    status_pb2.RESOURCE_EXHAUSTED: "rate_limit_error",
+    status_pb2.DEADLINE_EXCEEDED: "timeout_error",
+    status_pb2.UNAVAILABLE: "service_unavailable_error",
+    status_pb2.INTERNAL: "server_error",
+}
+
+# The teacher's names of what the caller knows by another.
+RENAMED = (
+    (re.compile(r"\boptions\.stop_ids\b"), "stop_token_ids"),
+    (re.compile(r"\boptions\."), ""),
+    (re.compile(r"\b(?:prompts|completions)\[(\d+)\](?:\.ids)?"), r"prompt[\1]"),
+)
+
+
+def raise_failed(status: status_pb2.Status) -> NoReturn:
+    """Raise what a part of a reply carries as its status: here one failed part fails the request."""
+    raise ServiceError(status.code, status.message, field=status.field, retry_seconds=status.retry_seconds)
+
+
+def renamed(text: str) -> str:
+    for pattern, name in RENAMED:
+        text = pattern.sub(name, text)
+    return text
+
+
+def error_body(error: ServiceError) -> dict[str, Any]:
+    param = renamed(error.field)
+    code: str = status_pb2.Code.Name(error.code).lower()
+    if error.code == status_pb2.NOT_FOUND and param == "model":
+        code = "model_not_found"
+    return {
+        "error": {
+            "message": renamed(error.message),
+            "type": TYPES.get(error.code, "invalid_request_error"),
+            "param": re.sub(r"\[.*", "", param) or None,
+            "code": code,
+        }
+    }
+
+
+def error_response(error: ServiceError) -> Response:
+    """As OpenAI answers: a bad request is 400, where the service's own routes say 422."""
+    status = 400 if error.code == status_pb2.INVALID_ARGUMENT else HTTP_STATUS[error.code]
+    headers = {"retry-after": str(math.ceil(error.retry_seconds))} if error.retry_seconds else {}
+    return JSONResponse(error_body(error), status, headers)

@@ -1,0 +1,103 @@
+"""Which of OpenAI's and vLLM's fields are taken, which may be there and change nothing, and which are refused.
+
+A field that would change the answer and is not served is refused with its name and the remedy: the answer would be
+another one than the caller asked for.
+"""
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from vold_service.errors import ServiceError, invalid
+
+R = TypeVar("R", bound=BaseModel)
+
+# They change nothing in the answer.
+IGNORED = frozenset(
+    {
+        "cache_salt",
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "safety_identifier",
+        "service_tier",
+        "spaces_between_special_tokens",
+        "store",
+        "user",
+    }
+)
+
+# Not served; the values here ask for nothing. Clients send many of them always.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "kv_transfer_params": (),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logits_processors": ([],),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "presence_penalty": (0,),
+    "prompt_embeds": (),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "vllm_xargs": ({},),
+}
+
+
+def read(kind: type[R], body: bytes) -> R:
+    """The request, its fields known and of the right kind. Raises INVALID_ARGUMENT that names the first that is not."""
+    try:
+        data = json.loads(body)
+    except ValueError as error:
+        raise invalid("body", f"the body is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise invalid("body", f"the body is a {type(data).__name__}: send a JSON object")
+    taken = {}
+    for name, value in data.items():
+        if value is None or name in IGNORED:
+            continue
+        if name in kind.model_fields:
+            taken[name] = value
+        elif name not in NEUTRAL:
+            raise invalid(name, f"{name} is not a field of this route: leave it out; docs/openai.md lists what is")
+        elif value not in NEUTRAL[name]:
+            raise _refused(name, value)
+    try:
+        return kind.model_validate(taken)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"]) or "body"
+        raise invalid(path, f"{path}: {first['msg']}; got {_shown(first.get('input'))}") from error
+
+
+def _refused(name: str, value: Any) -> ServiceError:
+    neutral = "".join(f" or send {json.dumps(allowed)}" for allowed in NEUTRAL[name])
+    return invalid(name, f"{name} is {_shown(value)}, which this server does not do: leave it out{neutral}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
