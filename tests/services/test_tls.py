@@ -1,8 +1,6 @@
 """TLS and mutual TLS on both faces, with certificates made here; and what a caller reads when they do not fit."""
 
 import datetime
-import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
+from typer.testing import CliRunner
 from vold_client import (
     Completion,
     InvalidArgument,
@@ -24,6 +23,7 @@ from vold_client import (
 from vold_trainer.config import VerifierConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.services import open_services, verifier_client
+from vold_verifier.cli import app as verifier_cli
 
 sys.path.insert(0, str(Path(__file__).parent))
 from teacher_fixtures import save_model, teacher_server
@@ -239,16 +239,9 @@ def test_a_server_does_not_start_with_files_that_do_not_fit(ca, other, tmp_path,
     )
     files = {"CERT": mine.cert, "KEY": mine.key, "OTHER": theirs.key, "LOCKED": locked}
     arguments = [str(files.get(word, word)) for word in wrong]
-    ended = subprocess.run(
-        [sys.executable, "-m", "vold_verifier", "serve", "--http", "127.0.0.1:0", "--grpc", "none", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "COLUMNS": "400", "TERM": "dumb"},
-    )
-    assert ended.returncode != 0
-    assert not ended.stdout
-    said = " ".join(ended.stderr.replace("│", " ").split())
+    options = ["serve", "--http", "127.0.0.1:0", "--grpc", "none", *arguments]
+    result = CliRunner(env={"COLUMNS": "400", "TERM": "dumb"}).invoke(verifier_cli, options)
+    assert result.exit_code == 2
+    said = " ".join(result.output.replace("│", " ").split())
     for word in words:
-        assert word in said, said
+        assert word in said
