@@ -49,7 +49,7 @@ def _read(item: Any, index: int, model: Loaded, special: bool, room: int) -> Pro
             packed = pack_ids(item)
         except ValueError as error:
             raise invalid(field, f"{field}: {error}") from error
-        read = Prompt(token_ids(packed, field, model.limits.vocab_size))
+        read = Prompt(token_ids(packed, field, model.limits))
     else:
         raise invalid(field, f"{field} is neither a text nor a list of token ids: {FORMS}")
     check_length(read.ids, field, model, room)

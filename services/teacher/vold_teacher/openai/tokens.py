@@ -35,7 +35,7 @@ async def detokenize(teacher: Teacher, asked: DetokenizeRequest) -> dict[str, An
         packed = pack_ids(asked.tokens)
     except ValueError as error:
         raise invalid("tokens", f"tokens: {error}") from error
-    ids = token_ids(packed, "tokens", model.limits.vocab_size)
+    ids = token_ids(packed, "tokens", model.limits)
     return {"prompt": await asyncio.to_thread(model.tokenizer.decode, ids, special=True)}
 
 
