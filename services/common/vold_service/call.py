@@ -4,6 +4,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 
+from vold_service import access, tracing
 from vold_service.tenants import OPEN, Tenant
 
 
@@ -11,13 +12,14 @@ from vold_service.tenants import OPEN, Tenant
 class Call:
     """request_id: the caller's, or one made here. deadline: on time.monotonic()'s clock; None for none.
 
-    tenant: who asks. run_id: the caller's training run, for accounting.
+    tenant: who asks. run_id: the caller's training run, for accounting. span: of the request, where it is traced.
     """
 
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
     run_id: str = ""
     deadline: float | None = None
     tenant: Tenant = OPEN
+    span: tracing.Span = field(default_factory=access.current_span, repr=False, compare=False)
 
     @classmethod
     def start(

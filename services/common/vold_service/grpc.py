@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
-from typing import NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from vold_service import access
 from vold_service.call import Call
-from vold_service.errors import GRPC_STATUS, STATUS_METADATA, ServiceError, internal
+from vold_service.errors import GRPC_STATUS, STATUS_METADATA, ServiceError, internal, invalid
 
 REQUEST_ID_METADATA = "x-request-id"
 RUN_ID_METADATA = "x-vold-run-id"
@@ -19,12 +21,20 @@ log = logging.getLogger("vold.grpc")
 
 def call_of(context: grpc.aio.ServicerContext, request_id: str = "", run_id: str = "") -> Call:
     """The call's id, run and deadline: from the message where it names them, else from the metadata."""
-    metadata = dict(context.invocation_metadata() or ())
-    return Call.start(
-        request_id or str(metadata.get(REQUEST_ID_METADATA, "")),
-        run_id or str(metadata.get(RUN_ID_METADATA, "")),
+    metadata = headers(context)
+    record = access.current()
+    call = Call.start(
+        request_id or (record.request_id if record is not None else metadata.get(REQUEST_ID_METADATA, "")),
+        run_id or metadata.get(RUN_ID_METADATA, ""),
         context.time_remaining(),
     )
+    access.identify(call)
+    return call
+
+
+def headers(context: grpc.aio.ServicerContext) -> dict[str, str]:
+    """The call's metadata that is text."""
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
 async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:
@@ -32,10 +42,85 @@ async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn
     if not isinstance(error, ServiceError):
         log.error("a call failed", exc_info=error)
         error = internal(error)
-    await context.abort(
-        GRPC_STATUS[error.code], error.message, ((STATUS_METADATA, error.status().SerializeToString()),)
-    )
+    access.fail(error)
+    status = (STATUS_METADATA, error.status().SerializeToString())
+    await context.abort(GRPC_STATUS[error.code], error.message, (status, *_request_id()))
     raise AssertionError("abort does not return")
+
+
+def _request_id() -> tuple[tuple[str, str], ...]:
+    record = access.current()
+    return ((REQUEST_ID_METADATA, access.printable(record.request_id)),) if record is not None else ()
+
+
+class _Malformed:
+    """Stands for a request that could not be parsed, until there is a context to refuse it with."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """A record of every call (vold_service.access) and its id in the trailing metadata. What is no message of the
+    method's kind is INVALID_ARGUMENT, where gRPC by itself says UNKNOWN.
+    """
+
+    def __init__(self, services: list[str]) -> None:
+        self._prefixes = tuple(f"/{name}/" for name in services)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(self._prefixes):
+            return handler  # health, reflection, and what does not exist
+        method = handler_call_details.method.rpartition("/")[2]
+
+        def record(context: grpc.aio.ServicerContext) -> Any:
+            metadata = headers(context)
+            return access.recording("grpc", method, request_id=metadata.get(REQUEST_ID_METADATA, ""), headers=metadata)
+
+        async def check(request: Any, context: grpc.aio.ServicerContext) -> None:
+            if isinstance(request, _Malformed):
+                await abort(context, invalid("request", f"the request of {method} cannot be parsed: {request.error}"))
+
+        async def unary(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            with record(context):
+                await check(request, context)
+                reply = await handler.unary_unary(request, context)
+                context.set_trailing_metadata(_request_id())
+                return reply
+
+        async def server_stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            with record(context):
+                await check(request, context)
+                async for reply in handler.unary_stream(request, context):
+                    yield reply
+                context.set_trailing_metadata(_request_id())
+
+        async def both_stream(requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            with record(context):
+                async for reply in handler.stream_stream(requests, context):
+                    yield reply
+                context.set_trailing_metadata(_request_id())
+
+        def parse(data: bytes) -> Any:
+            try:
+                return handler.request_deserializer(data)
+            except (
+                Exception
+            ) as error:  # DecodeError in both of protobuf's implementations; nothing else is at work here
+                return _Malformed(error)
+
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(unary, parse, handler.response_serializer)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(server_stream, parse, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(
+            both_stream, handler.request_deserializer, handler.response_serializer
+        )
 
 
 class GrpcServer:
@@ -44,15 +129,20 @@ class GrpcServer:
     Add servicers to `server`, then `start`. Health says SERVING from `set_ready(True)` on.
     """
 
-    def __init__(self, *, max_body_bytes: int, services: list[str]) -> None:
+    def __init__(self, *, max_body_bytes: int, services: list[str], idle_seconds: float = 30.0) -> None:
         self.server = grpc.aio.server(
+            interceptors=[Access(services)],
             options=[
                 ("grpc.max_receive_message_length", max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 # A client may ask whether this end is alive while a long call says nothing.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ]
+                # A peer that has gone without a word, or that never speaks HTTP/2, is let go.
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.server_handshake_timeout_ms", round(idle_seconds * 1000)),
+            ],
         )
         self.services = ["", *services]
         self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]

@@ -44,7 +44,9 @@ def serve(
     max_candidates: Annotated[int | None, typer.Option(help=_help("max_candidates"))] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help=_help("max_body_bytes"))] = None,
     drain_seconds: Annotated[float | None, typer.Option(help=_help("drain_seconds"))] = None,
+    idle_seconds: Annotated[float | None, typer.Option(help=_help("idle_seconds"))] = None,
     log_level: Annotated[str | None, typer.Option(help=_help("log_level"))] = None,
+    log_format: Annotated[str | None, typer.Option(help=_help("log_format"))] = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; prints one JSON line when ready. Options are also VOLD_TEACHER_ variables."""
     given = {key: value for key, value in locals().items() if value is not None and key not in ("no_http", "no_grpc")}
@@ -58,7 +60,7 @@ def serve(
 
     from vold_teacher.server import main as serve_teacher
 
-    run(lambda: serve_teacher(settings), log_level=settings.log_level)
+    run(lambda: serve_teacher(settings), name="vold-teacher", settings=settings)
 
 
 def _settings(given: dict[str, Any], *, no_http: bool, no_grpc: bool) -> TeacherSettings:

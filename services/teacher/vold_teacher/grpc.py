@@ -4,14 +4,16 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 import grpc
 from google.protobuf.message import DecodeError
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_proto.v1 import teacher_pb2_grpc
+from vold_service.access import recording
 from vold_service.call import Call
 from vold_service.errors import ServiceError, internal, invalid
-from vold_service.grpc import abort, call_of
+from vold_service.grpc import abort, call_of, headers
 
 from vold_teacher.metrics import counted
 from vold_teacher.service import Teacher
@@ -60,7 +62,10 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
 
         async def answer(request: pb.ScoreRequest) -> None:
             try:
-                with counted("grpc", "ScoreStream"):
+                with (
+                    recording("grpc", "ScoreStream/request", request_id=request.request_id, headers=headers(context)),
+                    counted("grpc", "ScoreStream"),
+                ):
                     reply = await self.teacher.score(request, _stream_call(context, request))
             except ServiceError as error:
                 reply = pb.ScoreReply(request_id=request.request_id, status=error.status())
@@ -116,4 +121,4 @@ def _stream_call(context: grpc.aio.ServicerContext, request: pb.ScoreRequest) ->
     stream = call_of(context, request.request_id, request.run_id)
     remaining = stream.remaining()
     limits = [seconds for seconds in (timeout or None, remaining) if seconds is not None]
-    return Call.start(stream.request_id, stream.run_id, min(limits, default=None))
+    return replace(stream, deadline=Call.start(timeout_seconds=min(limits, default=None)).deadline)

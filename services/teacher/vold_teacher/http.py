@@ -16,6 +16,7 @@ from google.protobuf.proto import serialize_length_prefixed
 from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse
 from vold_proto.v1 import teacher_pb2 as pb
+from vold_service.access import identify
 from vold_service.call import Call
 from vold_service.errors import ServiceError, internal
 from vold_service.http import PROTOBUF, call_of, read_protobuf, speaks_protobuf, until_gone
@@ -161,7 +162,9 @@ async def _read_json(request: Request, kind: type[S]) -> S:
 
 def _named(call: Call, message: pb.ScoreRequest | pb.GenerateRequest) -> Call:
     """The call under the message's own names where it has them."""
-    return replace(call, request_id=message.request_id or call.request_id, run_id=message.run_id or call.run_id)
+    named = replace(call, request_id=message.request_id or call.request_id, run_id=message.run_id or call.run_id)
+    identify(named)
+    return named
 
 
 def _request_body(kind: type[BaseModel]) -> dict[str, Any]:

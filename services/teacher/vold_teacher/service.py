@@ -17,6 +17,8 @@ from vold_service.errors import ServiceError, invalid, not_found, unavailable
 
 from vold_teacher.backends.base import Backend
 from vold_teacher.engine.engine import Engine, EngineLimits
+from vold_teacher.engine.warmup import warm_up
+from vold_teacher.metrics import stage
 from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, SequenceScore
 from vold_teacher.validation import (
@@ -68,6 +70,7 @@ class Teacher:
         """Load the model and start the engine."""
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         backend, tokenizer = await asyncio.get_running_loop().run_in_executor(executor, self._load)
+        warmed = await asyncio.get_running_loop().run_in_executor(executor, warm_up, backend)
         info = backend.info
         engine = Engine(backend, self._engine_limits, executor)
         engine.start()
@@ -91,7 +94,9 @@ class Teacher:
             ),
             tuple(sorted(eos_ids)),
         )
-        log.info("%s is ready: weights %s, %s", self.name, info.weights_fingerprint, info.dtype)
+        log.info(
+            "%s is ready: weights %s, %s, warm after %.1f s", self.name, info.weights_fingerprint, info.dtype, warmed
+        )
 
     async def stop(self) -> None:
         if self._loaded is not None:
@@ -156,22 +161,24 @@ class Teacher:
         options = score_options(request.options, model.limits)
         if not request.completions:
             raise invalid("completions", "completions is empty: send at least one")
-        sequences, faults = score_sequences(request, options, model.limits)
+        with stage("parse"):
+            sequences, faults = score_sequences(request, options, model.limits)
         scored = await model.engine.score(sequences, call=call, priority=request.priority)
-        reply = pb.ScoreReply(
-            request_id=call.request_id,
-            identity=model.identity,
-            dtype=request.options.dtype,
-            top_k=options.top_k,
-            queue_seconds=scored.queue_seconds,
-            compute_seconds=scored.compute_seconds,
-        )
-        for index, completion in enumerate(request.completions):
-            score = faults[index] if index in faults else scored.scores[index]
-            if isinstance(score, ServiceError):
-                reply.scores.add(id=completion.id, status=score.status())
-            else:
-                reply.scores.append(_pack(completion.id, score, request.options.dtype))
+        with stage("serialize"):
+            reply = pb.ScoreReply(
+                request_id=call.request_id,
+                identity=model.identity,
+                dtype=request.options.dtype,
+                top_k=options.top_k,
+                queue_seconds=scored.queue_seconds,
+                compute_seconds=scored.compute_seconds,
+            )
+            for index, completion in enumerate(request.completions):
+                score = faults[index] if index in faults else scored.scores[index]
+                if isinstance(score, ServiceError):
+                    reply.scores.add(id=completion.id, status=score.status())
+                else:
+                    reply.scores.append(_pack(completion.id, score, request.options.dtype))
         return reply
 
     async def generate(self, request: pb.GenerateRequest, call: Call) -> AsyncGenerator[pb.GenerateEvent, None]:

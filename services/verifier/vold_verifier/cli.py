@@ -37,7 +37,9 @@ def serve_command(
     max_completion_chars: Annotated[int | None, typer.Option(help="longest completion or prompt [262144]")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="largest request [64 MiB]")] = None,
     drain_seconds: Annotated[float | None, typer.Option(help="how long SIGTERM waits for work in flight [20]")] = None,
+    idle_seconds: Annotated[float | None, typer.Option(help="silence in mid-request that is borne [30]")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [info]")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json [text]")] = None,
     plugin: Plugins = None,
 ) -> None:
     """Serve over HTTP and gRPC until SIGTERM. Each option is also an environment variable, such as VOLD_TIME_LIMIT."""
@@ -54,7 +56,9 @@ def serve_command(
         "max_completion_chars": max_completion_chars,
         "max_body_bytes": max_body_bytes,
         "drain_seconds": drain_seconds,
+        "idle_seconds": idle_seconds,
         "log_level": log_level,
+        "log_format": log_format,
         "plugins": tuple(plugin) if plugin else None,
     }
     options = {name: value for name, value in given.items() if value is not None}
@@ -71,7 +75,7 @@ def serve_command(
         raise typer.BadParameter("\n".join(lines)) from None
     if settings.http is None and settings.grpc is None:
         raise typer.BadParameter("both --http and --grpc are none: nothing would be served")
-    run(lambda: _serve(settings), log_level=settings.log_level)
+    run(lambda: _serve(settings), name="vold-verifier", settings=settings)
 
 
 async def _serve(settings: VerifierSettings) -> None:
@@ -84,7 +88,7 @@ async def _serve(settings: VerifierSettings) -> None:
         settings,
         name="verifier",
         app=make(engine, max_body_bytes=settings.max_body_bytes, ready=readiness),
-        grpc_server=make_server(engine, max_body_bytes=settings.max_body_bytes),
+        grpc_server=make_server(engine, max_body_bytes=settings.max_body_bytes, idle_seconds=settings.idle_seconds),
         readiness=readiness,
         start=engine.start,
         stop=engine.stop,

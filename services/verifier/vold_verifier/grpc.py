@@ -41,7 +41,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             await abort(context, error)
 
 
-def make_server(engine: Engine, *, max_body_bytes: int) -> GrpcServer:
-    server = GrpcServer(max_body_bytes=max_body_bytes, services=[SERVICE])
+def make_server(engine: Engine, *, max_body_bytes: int, idle_seconds: float = 30.0) -> GrpcServer:
+    server = GrpcServer(max_body_bytes=max_body_bytes, services=[SERVICE], idle_seconds=idle_seconds)
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(VerifierServicer(engine), server.server)
     return server

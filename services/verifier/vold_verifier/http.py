@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from google.protobuf.message import Message
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vold_proto.v1 import verifier_pb2
+from vold_service import access
 from vold_service.errors import Code, invalid
 from vold_service.http import PROTOBUF, call_of, make_app, read_protobuf, speaks_protobuf, until_gone
 
@@ -97,7 +99,8 @@ def make(engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool]) -> F
         call = call_of(request)
         message = await _read(request)
         if message.request_id or message.run_id:
-            call = type(call)(message.request_id or call.request_id, message.run_id or call.run_id, call.deadline)
+            call = replace(call, request_id=message.request_id or call.request_id, run_id=message.run_id or call.run_id)
+            access.identify(call)
         reply = await until_gone(request, engine.verify(call, message.items))
         return _reply(request, reply, _reply_json)
 

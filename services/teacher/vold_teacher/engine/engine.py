@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from vold_service import tracing
 from vold_service.call import Call
 from vold_service.errors import ServiceError, internal, too_late, unavailable
 
@@ -71,6 +72,15 @@ class Scored:
     compute_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits to be scored. oldest_seconds: how long the request that has waited longest has; 0 where none does."""
+
+    tokens: int
+    requests: int
+    oldest_seconds: float
+
+
 class Engine:
     """Owns the backend and its thread. `start`, then `score` and `generate` from any task of one event loop."""
 
@@ -119,8 +129,10 @@ class Engine:
             finally:
                 self._queue.drop(job)
                 self._note_depth()
-        started = job.started or job.submitted
-        return Scored(job.results, started - job.submitted, job.compute_seconds)
+        queued = (job.started or job.submitted) - job.submitted
+        tokens = sum(len(sequence.completion) for sequence in sequences.values())
+        metrics.note_scored(call.tenant.name, tokens, queued, job.compute_seconds)
+        return Scored(job.results, queued, job.compute_seconds)
 
     async def generate(
         self, prompts: Seq[GeneratePrompt], options: SamplingOptions, *, call: Call, priority: int = 0
@@ -135,6 +147,7 @@ class Engine:
         if not job.left:
             return
         self._generating[job.number] = job
+        sampled = 0
         self._to_decoder.append((job.number, prompts, options, priority))
         self._note_depth()
         self._wake.set()
@@ -145,18 +158,24 @@ class Engine:
                 if isinstance(event, ServiceError):
                     raise event
                 job.left -= event.finish_reason is not None
+                sampled += len(event.ids)
                 yield event
         except TimeoutError as error:
             raise too_late() from error
         finally:
+            metrics.note_generated(call.tenant.name, sampled)
             del self._generating[job.number]
             if job.left:
                 self._to_cancel.append(job.number)
                 self._wake.set()
             self._note_depth()
 
+    def backlog(self) -> Backlog:
+        jobs = self._queue.jobs()
+        submitted = min((job.submitted for job in jobs if isinstance(job, _ScoreJob)), default=None)
+        return Backlog(self._queue.tokens, len(jobs), 0.0 if submitted is None else time.monotonic() - submitted)
+
     def _note_depth(self) -> None:
-        metrics.QUEUED_TOKENS.set(self._queue.tokens)
         metrics.GENERATING.set(len(self._generating))
 
     async def _run(self) -> None:
@@ -187,8 +206,16 @@ class Engine:
         if not live:
             return True
         sequences = [sequence for entry in live for sequence in entry.sequences.values()]
+        jobs = {entry.job for entry in live if isinstance(entry.job, _ScoreJob)}
         try:
-            scored = await self._on_device(self.backend.score, sequences)
+            with tracing.batch("score batch", (job.call.span for job in jobs)) as attributes:
+                scored = await self._on_device(self.backend.score, sequences)
+                attributes |= {
+                    "requests": len(jobs),
+                    "sequences": len(sequences),
+                    "tokens": scored.real_tokens,
+                    "padding": scored.computed_tokens - scored.real_tokens,
+                }
         except Exception as error:
             log.exception("a batch of %d sequences failed", len(sequences))
             for entry in live:
@@ -198,15 +225,14 @@ class Engine:
         seconds = time.monotonic() - now
         metrics.COMPUTED_TOKENS.labels("score").inc(scored.computed_tokens)
         metrics.BATCH_TOKENS.observe(scored.computed_tokens)
+        metrics.BATCH_SECONDS.observe(seconds)
         metrics.PADDING_TOKENS.inc(scored.computed_tokens - scored.real_tokens)
         metrics.SCORED_TOKENS.inc(sum(len(sequence.completion) for sequence in sequences))
         self._tokens_per_second = 0.8 * self._tokens_per_second + 0.2 * scored.real_tokens / max(seconds, 1e-6)
-        jobs = set()
         scores = iter(scored.scores)
         for entry in live:
             assert isinstance(entry.job, _ScoreJob)
             entry.job.results.update(zip(entry.sequences, itertools.islice(scores, len(entry.sequences)), strict=True))
-            jobs.add(entry.job)
         for job in jobs:
             job.compute_seconds += seconds
             if len(job.results) == job.expected and not job.done.done():
