@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -95,13 +96,14 @@ class Server:
 
 @contextmanager
 def teacher_server(
-    model: Path, *options: str, http: str = "127.0.0.1:0", grpc: str = "127.0.0.1:0"
+    model: Path, *options: str, http: str = "127.0.0.1:0", grpc: str = "127.0.0.1:0", stderr: IO[str] | None = None
 ) -> Iterator[Server]:
     """`python -m vold_teacher serve` on free ports, ready; SIGTERM at the end."""
     command = [sys.executable, "-m", "vold_teacher", "serve", "--model", str(model), "--http", http, "--grpc", grpc]
     process = subprocess.Popen(
         [*command, "--threads", "1", "--log-level", "warning", *options],
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

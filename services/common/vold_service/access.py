@@ -21,7 +21,7 @@ from vold_service import tracing
 from vold_service.errors import Code, ServiceError
 
 SLOW_SECONDS = 30.0
-"""A request that takes longer has its line at level info; others that end well have it at debug."""
+"""A request that takes longer has its line at level info, as one that fails has; the others have it at debug."""
 
 REJECTED = Counter("vold_rejected_requests", "requests refused, by face and reason", ["face", "reason"])
 TENANT_REQUESTS = Counter("vold_tenant_requests", "requests by tenant and outcome", ["tenant", "code"])
@@ -155,9 +155,10 @@ def _close(record: Record) -> None:
         REJECTED.labels(record.face, record.reason).inc()
     if record.tenant:
         TENANT_REQUESTS.labels(record.tenant, record.code).inc()
-    if record.code == "OK" and record.quiet:
+    well = record.code in ("OK", "CANCELLED")  # a client ends a stream that it needs no more by cancelling it
+    if well and record.quiet:
         return
-    level = logging.INFO if record.code != "OK" or entry["seconds"] > SLOW_SECONDS else logging.DEBUG
+    level = logging.DEBUG if well and entry["seconds"] <= SLOW_SECONDS else logging.INFO
     if log.isEnabledFor(level):
         if found := tracing.trace_id(record.span):
             entry["trace_id"] = found

@@ -67,7 +67,7 @@ def end(span: Span, code: str, attributes: Mapping[str, Any]) -> None:
     if span is None:
         return
     span.set_attributes({f"vold.{key}": value for key, value in attributes.items()})
-    if code != "OK":
+    if code not in ("OK", "CANCELLED"):
         span.set_status(trace.Status(trace.StatusCode.ERROR, code))
     span.end()
 
