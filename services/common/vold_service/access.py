@@ -153,7 +153,7 @@ def _close(record: Record) -> None:
     tracing.end(record.span, record.code, {key: value for key, value in entry.items() if key != "code"})
     if record.reason:
         REJECTED.labels(record.face, record.reason).inc()
-    if record.tenant:
+    if record.tenant and not record.quiet:
         TENANT_REQUESTS.labels(record.tenant, record.code).inc()
     well = record.code in ("OK", "CANCELLED")  # a client ends a stream that it needs no more by cancelling it
     if well and record.quiet:

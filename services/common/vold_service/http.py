@@ -23,6 +23,8 @@ from vold_proto.v1 import status_pb2
 from vold_service import access
 from vold_service.call import Call
 from vold_service.errors import HTTP_STATUS, ServiceError, internal, invalid
+from vold_service.page import page
+from vold_service.tenants import Tenant
 
 PROTOBUF = "application/x-protobuf"
 TIMEOUT_HEADER = "x-vold-timeout-seconds"
@@ -180,6 +182,23 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     finally:
         watch.cancel()
         task.cancel()
+
+
+def add_status(app: FastAPI, snapshot: Callable[[Tenant], dict[str, Any]], package: str) -> None:
+    """Add GET /v1/status, and the page at / that shows it: the package's status.html.
+
+    snapshot: the state as that tenant may see it.
+    """
+    html = page(package)
+
+    @app.get("/", include_in_schema=False)
+    async def status_page() -> Response:
+        return html
+
+    @app.get("/v1/status", tags=["health"])
+    async def status(request: Request) -> dict[str, Any]:
+        """The state at a glance: what waits, what was done, who asked. For people; /metrics is for machines."""
+        return snapshot(call_of(request).tenant)
 
 
 def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool]) -> FastAPI:

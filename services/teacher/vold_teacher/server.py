@@ -7,7 +7,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 from vold_proto.v1 import teacher_pb2_grpc
 from vold_service.grpc import GrpcServer
-from vold_service.http import make_app
+from vold_service.http import add_status, make_app
 from vold_service.serve import Readiness, serve
 
 from vold_teacher.backends.base import Backend
@@ -18,6 +18,7 @@ from vold_teacher.grpc import SERVICE_NAME, TeacherServicer
 from vold_teacher.http import add_routes
 from vold_teacher.service import Teacher
 from vold_teacher.settings import TeacherSettings
+from vold_teacher.status import snapshot, watch
 from vold_teacher.tokenizer import Tokenizer
 
 log = logging.getLogger("vold.teacher")
@@ -55,14 +56,27 @@ async def main(settings: TeacherSettings) -> None:
     readiness = Readiness()
     app = make_app("vold teacher", max_body_bytes=settings.max_body_bytes, ready=readiness)
     add_routes(app, teacher)
-    grpc_server = GrpcServer(max_body_bytes=settings.max_body_bytes, services=[SERVICE_NAME])
+    history = watch(teacher)
+    add_status(app, lambda viewer: snapshot(teacher, history, ready=readiness(), viewer=viewer), "vold_teacher")
+    grpc_server = GrpcServer(
+        max_body_bytes=settings.max_body_bytes, services=[SERVICE_NAME], idle_seconds=settings.idle_seconds
+    )
     teacher_pb2_grpc.add_TeacherServiceServicer_to_server(TeacherServicer(teacher), grpc_server.server)
+
+    async def start() -> None:
+        await teacher.start()
+        history.start()
+
+    async def stop() -> None:
+        await history.stop()
+        await teacher.stop()
+
     await serve(
         settings,
         name="vold-teacher",
         app=app,
         grpc_server=grpc_server,
         readiness=readiness,
-        start=teacher.start,
-        stop=teacher.stop,
+        start=start,
+        stop=stop,
     )

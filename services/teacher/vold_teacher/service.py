@@ -61,7 +61,7 @@ class Teacher:
         self.name = name
         self._revision = revision
         self._load = load
-        self._engine_limits = engine_limits
+        self.engine_limits = engine_limits
         self._max_top_k = max_top_k
         self._max_candidates = max_candidates
         self._loaded: Loaded | None = None
@@ -72,7 +72,7 @@ class Teacher:
         backend, tokenizer = await asyncio.get_running_loop().run_in_executor(executor, self._load)
         warmed = await asyncio.get_running_loop().run_in_executor(executor, warm_up, backend)
         info = backend.info
-        engine = Engine(backend, self._engine_limits, executor)
+        engine = Engine(backend, self.engine_limits, executor)
         engine.start()
         eos_ids = {*info.eos_ids, *(index for name, index in tokenizer.special_ids.items() if name == "eos")}
         self._loaded = Loaded(

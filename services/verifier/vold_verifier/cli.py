@@ -79,19 +79,34 @@ def serve_command(
 
 
 async def _serve(settings: VerifierSettings) -> None:
+    from vold_service.http import add_status
+
     from vold_verifier.engine import Engine
     from vold_verifier.grpc import make_server
     from vold_verifier.http import make
+    from vold_verifier.status import snapshot, watch
 
     engine, readiness = _engine(settings, Engine), Readiness()
+    history = watch()
+    app = make(engine, max_body_bytes=settings.max_body_bytes, ready=readiness)
+    add_status(app, lambda viewer: snapshot(engine, history, ready=readiness()), "vold_verifier")
+
+    async def start() -> None:
+        await engine.start()
+        history.start()
+
+    async def stop() -> None:
+        await history.stop()
+        await engine.stop()
+
     await serve(
         settings,
         name="verifier",
-        app=make(engine, max_body_bytes=settings.max_body_bytes, ready=readiness),
+        app=app,
         grpc_server=make_server(engine, max_body_bytes=settings.max_body_bytes, idle_seconds=settings.idle_seconds),
         readiness=readiness,
-        start=engine.start,
-        stop=engine.stop,
+        start=start,
+        stop=stop,
     )
 
 
