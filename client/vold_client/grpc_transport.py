@@ -8,6 +8,7 @@ from typing import Any, Generic
 
 import grpc
 
+from vold_client import tracing
 from vold_client.errors import NotFound, Unavailable, VoldError, again, exceeded, from_grpc
 from vold_client.methods import Method, Reply, Request
 from vold_client.tls import Tls
@@ -106,7 +107,7 @@ class GrpcTransport:
 
     def _describe(self, context: CallContext) -> tuple[tuple[str, str], ...]:
         named = (("x-request-id", context.request_id), ("x-vold-run-id", context.run_id))
-        return self._metadata + tuple((key, value) for key, value in named if value)
+        return self._metadata + tuple((key, value) for key, value in named if value) + tuple(tracing.headers().items())
 
 
 class GrpcExchange(Generic[Request, Reply]):

@@ -8,6 +8,7 @@ import httpx
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError, Message
 
+from vold_client import tracing
 from vold_client.errors import Internal, NotFound, Unavailable, VoldError, exceeded, from_http, unreachable
 from vold_client.framing import Frames
 from vold_client.methods import Method, Reply, Request
@@ -98,7 +99,7 @@ class HttpTransport:
         await self._client.aclose()
 
     def _request(self, method: Method[Request, Reply], message: Message, context: CallContext) -> httpx.Request:
-        headers = {"x-vold-timeout-seconds": f"{context.timeout:.3f}"}
+        headers = {"x-vold-timeout-seconds": f"{context.timeout:.3f}"} | tracing.headers()
         if context.request_id:
             headers["x-request-id"] = context.request_id
         if context.run_id:

@@ -1,7 +1,7 @@
 """The page in a real browser: no errors, no network, figures drawn, selectors and keyboard at work."""
 
 import pytest
-from report_browser import BINARY, browser
+from browser import BINARY, browser
 from report_runs import ablation, summary, write_run
 from vold_trainer.report import build_report
 

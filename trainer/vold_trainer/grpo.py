@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vold_trainer import checkpoint
+from vold_trainer import checkpoint, tracing
 from vold_trainer.advantages import group_advantages
 from vold_trainer.batching import make_batch, micro_batches
 from vold_trainer.config import ObjectiveConfig, TrainConfig
@@ -64,7 +64,7 @@ def run_train(config: TrainConfig, *, resume: bool = False) -> Path:
     examples = load_examples(config.data)
     teacher = config.teacher if objective.needs_teacher else None
     verifier = config.verifier
-    with open_services(teacher=teacher, verifier=verifier) as services:
+    with tracing.exporting(config.out.name), open_services(teacher=teacher, verifier=verifier) as services:
         scorer = Scorer(
             make_teacher=partial(teacher_client, teacher, services, config.out.name) if teacher else None,
             make_verifier=partial(verifier_client, verifier, services, config.out.name) if verifier else None,
@@ -159,7 +159,9 @@ class _Trainer:
         self.student.model.train()
         with StopSignal() as stop, progress(label, config.steps) as live:
             for step in range(self.first, config.steps):
-                live.update(step, **self._step(step, [examples[index] for index in order.indices(step)]))
+                with tracing.span("step", step=step + 1):
+                    figures = self._step(step, [examples[index] for index in order.indices(step)])
+                live.update(step, **figures)
                 live.update(step + 1)
                 done = step + 1
                 due = config.save_every and done % config.save_every == 0 and done < config.steps
@@ -176,22 +178,25 @@ class _Trainer:
         """One step, written to the run's folder; returns the figures for the live view."""
         config = self.config
         started = time.monotonic()
-        rollouts = generate(
-            self.student,
-            examples,
-            group=config.rollout.group,
-            max_tokens=config.rollout.max_tokens,
-            temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            batch=config.rollout.batch,
-            seed=config.seed * 1_000_003 + step,
-            on_finished=self.scorer.submit,
-        )
+        # Not current: what is asked of the services meanwhile is a part of the step beside it, not of generating.
+        with tracing.span("generate", current=False):
+            rollouts = generate(
+                self.student,
+                examples,
+                group=config.rollout.group,
+                max_tokens=config.rollout.max_tokens,
+                temperature=config.rollout.temperature,
+                top_p=config.rollout.top_p,
+                batch=config.rollout.batch,
+                seed=config.seed * 1_000_003 + step,
+                on_finished=self.scorer.submit,
+            )
         generated = time.monotonic()
         found = self.scorer.collect()
         scored_at = time.monotonic()
         scored = self._as_tensors(rollouts, found)
-        figures = self._optimise(step, scored)
+        with tracing.span("update"):
+            figures = self._optimise(step, scored)
         ended = time.monotonic()
         spans: list[Span] = [("generate", started, generated), *found.spans, ("optimise", scored_at, ended)]
         self.folder.spans(step + 1, spans)

@@ -28,6 +28,7 @@ from vold_client import (
     VoldError,
 )
 
+from vold_trainer import tracing
 from vold_trainer.errors import RunError
 from vold_trainer.handshake import Handshake, teacher_view
 from vold_trainer.rollout.hf import Rollout
@@ -167,7 +168,8 @@ class Scorer:
         """Count what an outage loses; let through what is a mistake or a change of teacher."""
         start = time.monotonic()
         try:
-            await ask(rollouts, scores)
+            with tracing.span("score" if who == "teacher" else "verify", rollouts=len(rollouts)):
+                await ask(rollouts, scores)
         except IdentityChanged as error:
             raise RunError(
                 f"the teacher changed in mid-run: {error}. Start a new run with it, or set "

@@ -4,6 +4,7 @@ import time
 import uuid
 from dataclasses import dataclass, field, replace
 
+from vold_service import access, tracing
 from vold_service.keys import EVERYBODY, Grant
 from vold_service.tenants import OPEN, Tenant
 
@@ -13,7 +14,7 @@ class Call:
     """request_id: the caller's, or one made here. deadline: on time.monotonic()'s clock; None for none.
 
     tenant: who asks. run_id: the caller's training run, for accounting. run_of_key: whether the run is the API key's,
-    so that a message cannot name another.
+    so that a message cannot name another. span: of the request, where it is traced.
     """
 
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
@@ -21,6 +22,7 @@ class Call:
     deadline: float | None = None
     tenant: Tenant = OPEN
     run_of_key: bool = False
+    span: tracing.Span = field(default_factory=access.current_span, repr=False, compare=False)
 
     @classmethod
     def start(
@@ -38,7 +40,9 @@ class Call:
     def named(self, request_id: str, run_id: str) -> "Call":
         """The same call under a message's own names, where it has them."""
         run_id = self.run_id if self.run_of_key else run_id or self.run_id
-        return replace(self, request_id=request_id or self.request_id, run_id=run_id)
+        named = replace(self, request_id=request_id or self.request_id, run_id=run_id)
+        access.identify(named)
+        return named
 
     def within(self, seconds: float | None) -> "Call":
         """The same call with a deadline that is no later than `seconds` from now."""

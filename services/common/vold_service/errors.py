@@ -28,19 +28,42 @@ STATUS_METADATA = "vold-status-bin"
 """Trailing metadata that carries the whole Status beside gRPC's own code and text."""
 
 
+REASONS: dict[int, str] = {
+    status_pb2.INVALID_ARGUMENT: "invalid",
+    status_pb2.UNAUTHENTICATED: "auth",
+    status_pb2.PERMISSION_DENIED: "auth",
+    status_pb2.NOT_FOUND: "not_found",
+    status_pb2.RESOURCE_EXHAUSTED: "queue_full",
+    status_pb2.DEADLINE_EXCEEDED: "deadline",
+    status_pb2.UNAVAILABLE: "unavailable",
+    status_pb2.FAILED_PRECONDITION: "identity",
+}
+"""What a refusal is counted under, where its error names no reason of its own. What is not here is no refusal."""
+
+
 class ServiceError(Exception):
     """A request, or one item of it, that cannot be served.
 
     message: what is wrong, with the value and the remedy. field: the path of the field at fault
-    ("completions[3].ids"). retry_seconds: when to come back, where that makes sense.
+    ("completions[3].ids"). retry_seconds: when to come back, where that makes sense. reason: what the refusal is
+    counted under ("quota"); by its code where empty.
     """
 
-    def __init__(self, code: "status_pb2.Code", message: str, *, field: str = "", retry_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        code: "status_pb2.Code",
+        message: str,
+        *,
+        field: str = "",
+        retry_seconds: float = 0.0,
+        reason: str = "",
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.field = field
         self.retry_seconds = retry_seconds
+        self.reason = reason or REASONS.get(code, "")
 
     def status(self) -> status_pb2.Status:
         return status_pb2.Status(

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
@@ -10,8 +10,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from vold_service import access
 from vold_service.call import Call
-from vold_service.errors import GRPC_STATUS, STATUS_METADATA, ServiceError, internal
+from vold_service.errors import GRPC_STATUS, STATUS_METADATA, ServiceError, internal, invalid
 from vold_service.keys import EVERYBODY, Grant, Keys
 from vold_service.tls import Tls
 
@@ -32,14 +33,20 @@ def call_of(context: grpc.aio.ServicerContext, request_id: str = "", run_id: str
 
     Raises UNAUTHENTICATED where the key that began a stream is no longer good.
     """
-    metadata = dict(context.invocation_metadata() or ())
+    metadata = headers(context)
+    record = access.current()
     call = Call.start(
-        str(metadata.get(REQUEST_ID_METADATA, "")),
-        str(metadata.get(RUN_ID_METADATA, "")),
+        record.request_id if record is not None else metadata.get(REQUEST_ID_METADATA, ""),
+        metadata.get(RUN_ID_METADATA, ""),
         context.time_remaining(),
         _authenticate.get()(),
     )
     return call.named(request_id, run_id)
+
+
+def headers(context: grpc.aio.ServicerContext) -> dict[str, str]:
+    """The call's metadata that is text."""
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
 class _Authentication(grpc.aio.ServerInterceptor):
@@ -67,8 +74,9 @@ class _Authentication(grpc.aio.ServerInterceptor):
 def _refusal(error: ServiceError) -> grpc.RpcMethodHandler:
     """A handler that ends the call at once. As a stream, whatever the method is: a stream's messages stay unread."""
 
-    async def refuse(_requests: object, context: grpc.aio.ServicerContext) -> None:
+    async def refuse(_requests: object, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
         await abort(context, error)
+        yield
 
     return grpc.stream_stream_rpc_method_handler(refuse)
 
@@ -78,10 +86,85 @@ async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn
     if not isinstance(error, ServiceError):
         log.error("a call failed", exc_info=error)
         error = internal(error)
-    await context.abort(
-        GRPC_STATUS[error.code], error.message, ((STATUS_METADATA, error.status().SerializeToString()),)
-    )
+    access.fail(error)
+    status = (STATUS_METADATA, error.status().SerializeToString())
+    await context.abort(GRPC_STATUS[error.code], error.message, (status, *_request_id()))
     raise AssertionError("abort does not return")
+
+
+def _request_id() -> tuple[tuple[str, str], ...]:
+    record = access.current()
+    return ((REQUEST_ID_METADATA, access.printable(record.request_id)),) if record is not None else ()
+
+
+class _Malformed:
+    """Stands for a request that could not be parsed, until there is a context to refuse it with."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """A record of every call (vold_service.access) and its id in the trailing metadata. What is no message of the
+    method's kind is INVALID_ARGUMENT, where gRPC by itself says UNKNOWN.
+    """
+
+    def __init__(self, services: list[str]) -> None:
+        self._prefixes = tuple(f"/{name}/" for name in services)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(self._prefixes):
+            return handler  # health, reflection, and what does not exist
+        method = handler_call_details.method.rpartition("/")[2]
+
+        def record(context: grpc.aio.ServicerContext) -> Any:
+            metadata = headers(context)
+            return access.recording("grpc", method, request_id=metadata.get(REQUEST_ID_METADATA, ""), headers=metadata)
+
+        async def check(request: Any, context: grpc.aio.ServicerContext) -> None:
+            if isinstance(request, _Malformed):
+                await abort(context, invalid("request", f"the request of {method} cannot be parsed: {request.error}"))
+
+        async def unary(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            with record(context):
+                await check(request, context)
+                reply = await handler.unary_unary(request, context)
+                context.set_trailing_metadata(_request_id())
+                return reply
+
+        async def server_stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            with record(context):
+                await check(request, context)
+                async for reply in handler.unary_stream(request, context):
+                    yield reply
+                context.set_trailing_metadata(_request_id())
+
+        async def both_stream(requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            with record(context):
+                async for reply in handler.stream_stream(requests, context):
+                    yield reply
+                context.set_trailing_metadata(_request_id())
+
+        def parse(data: bytes) -> Any:
+            try:
+                return handler.request_deserializer(data)
+            except (
+                Exception
+            ) as error:  # DecodeError in both of protobuf's implementations; nothing else is at work here
+                return _Malformed(error)
+
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(unary, parse, handler.response_serializer)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(server_stream, parse, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(
+            both_stream, handler.request_deserializer, handler.response_serializer
+        )
 
 
 class GrpcServer:
@@ -91,16 +174,28 @@ class GrpcServer:
     Add servicers to `server`, then `start`. Health says SERVING from `set_ready(True)` on.
     """
 
-    def __init__(self, *, max_body_bytes: int, services: list[str], keys: Keys, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_body_bytes: int,
+        services: list[str],
+        keys: Keys,
+        tls: Tls | None = None,
+        idle_seconds: float = 30.0,
+    ) -> None:
         self.tls = tls
         self.server = grpc.aio.server(
-            interceptors=[_Authentication(keys)],
+            interceptors=[Access(services), _Authentication(keys)],
             options=[
                 ("grpc.max_receive_message_length", max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 # A client may ask whether this end is alive while a long call says nothing.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                # A peer that has gone without a word, or that never speaks HTTP/2, is let go.
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.server_handshake_timeout_ms", round(idle_seconds * 1000)),
             ],
         )
         self.services = ["", *services]

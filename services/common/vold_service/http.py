@@ -5,7 +5,7 @@ speak each message as JSON or as protobuf.
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -13,16 +13,20 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from google.protobuf.message import DecodeError, Message
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 from starlette.websockets import WebSocketClose
 from vold_proto.v1 import status_pb2
 
+from vold_service import access
 from vold_service.call import Call
 from vold_service.errors import HTTP_STATUS, ServiceError, internal, invalid
 from vold_service.keys import Keys
+from vold_service.page import page
+from vold_service.tenants import Tenant
 
 PROTOBUF = "application/x-protobuf"
 TIMEOUT_HEADER = "x-vold-timeout-seconds"
@@ -35,6 +39,54 @@ HEALTH_PATH, READY_PATH = "/healthz", "/readyz"
 log = logging.getLogger("vold.http")
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
+
+
+QUIET = frozenset({"/", "/healthz", "/readyz", "/metrics", "/v1/status"})
+"""What probes and the status page ask for all the time: not traced, and logged only where it fails."""
+
+
+class Access:
+    """A record of every request (vold_service.access), its id on the reply, and a reply where the app failed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        method, path = scope["method"], scope["path"]
+        began = False
+        with access.recording(
+            "http",
+            f"{method} {path}",
+            request_id=headers.get(REQUEST_ID_HEADER, ""),
+            quiet=path in QUIET,
+            headers=headers,
+        ) as record:
+
+            async def named(message: AsgiMessage) -> None:
+                nonlocal began
+                if message["type"] == "http.response.start":
+                    began = True
+                    MutableHeaders(scope=message)[REQUEST_ID_HEADER] = access.printable(record.request_id)
+                await send(message)
+
+            try:
+                await self.app(scope, receive, named)
+            except ClientDisconnect:
+                access.fail(ServiceError(status_pb2.CANCELLED, GONE))
+            except Exception as error:
+                log.exception("%s %s failed", method, path)
+                if began:
+                    access.fail(internal(error))
+                    raise  # the server cuts the connection, so that the caller does not take it for the whole reply
+                reply = error_response(internal(error), protobuf=speaks_protobuf(Request(scope)))
+                await reply(scope, receive, named)
+
+
+GONE = "the caller closed the connection"
 
 
 class BodyLimit:
@@ -103,6 +155,7 @@ class Authentication:
 
 def error_response(error: ServiceError, *, protobuf: bool) -> Response:
     """`{"error": {code, message, field, retry_seconds}}`, or a Status message where protobuf is spoken."""
+    access.fail(error)
     headers = {"retry-after": str(math.ceil(error.retry_seconds))} if error.retry_seconds else {}
     if error.code == status_pb2.UNAUTHENTICATED:
         headers["www-authenticate"] = 'Basic realm="vold: any user name, the API key as the password", charset="UTF-8"'
@@ -143,12 +196,11 @@ def call_of(request: Request) -> Call:
         seconds = math.nan
     if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
         raise invalid(TIMEOUT_HEADER, f"{TIMEOUT_HEADER} is {timeout!r}: give a number of seconds above 0")
-    return Call.start(
-        request.headers.get(REQUEST_ID_HEADER, ""),
-        request.headers.get(RUN_ID_HEADER, ""),
-        seconds,
-        request.state.grant,
-    )
+    record = access.current()
+    request_id = record.request_id if record is not None else request.headers.get(REQUEST_ID_HEADER, "")
+    call = Call.start(request_id, request.headers.get(RUN_ID_HEADER, ""), seconds, request.state.grant)
+    access.identify(call)
+    return call
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -164,11 +216,28 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
-            raise ServiceError(status_pb2.CANCELLED, "the caller closed the connection")
+            raise ServiceError(status_pb2.CANCELLED, GONE)
         return task.result()
     finally:
         watch.cancel()
         task.cancel()
+
+
+def add_status(app: FastAPI, snapshot: Callable[[Tenant], dict[str, Any]], package: str) -> None:
+    """Add GET /v1/status, and the page at / that shows it: the package's status.html.
+
+    snapshot: the state as that tenant may see it.
+    """
+    html = page(package)
+
+    @app.get("/", include_in_schema=False)
+    async def status_page() -> Response:
+        return html
+
+    @app.get("/v1/status", tags=["health"])
+    async def status(request: Request) -> dict[str, Any]:
+        """The state at a glance: what waits, what was done, who asked. For people; /metrics is for machines."""
+        return snapshot(call_of(request).tenant)
 
 
 def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys: Keys) -> FastAPI:
@@ -176,6 +245,7 @@ def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys
     app = FastAPI(title=title, docs_url="/docs", redoc_url=None)
     app.add_middleware(BodyLimit, limit=max_body_bytes)
     app.add_middleware(Authentication, keys=keys)  # outside the limit: who has no key learns nothing else
+    app.add_middleware(Access)  # added last, it is the outermost
 
     @app.exception_handler(ServiceError)
     async def _service_error(request: Request, error: ServiceError) -> Response:
@@ -193,20 +263,11 @@ def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys
 
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> Response:
-        body = {"code": "NOT_FOUND" if error.status_code == 404 else "INVALID_ARGUMENT", "field": "path"}
-        body["message"] = f"{request.method} {request.url.path}: {error.detail}; /docs lists the routes"
+        code = status_pb2.NOT_FOUND if error.status_code == 404 else status_pb2.INVALID_ARGUMENT
+        message = f"{request.method} {request.url.path}: {error.detail}; /docs lists the routes"
+        access.fail(ServiceError(code, message, field="path"))
+        body = {"code": status_pb2.Code.Name(code), "field": "path", "message": message}
         return JSONResponse({"error": body}, error.status_code)
-
-    @app.middleware("http")
-    async def _request_id(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
-        try:
-            response = await proceed(request)
-        except Exception as error:
-            log.exception("%s %s failed", request.method, request.url.path)
-            response = error_response(internal(error), protobuf=speaks_protobuf(request))
-        if request_id := request.headers.get(REQUEST_ID_HEADER):
-            response.headers[REQUEST_ID_HEADER] = request_id
-        return response
 
     @app.get(HEALTH_PATH, tags=["health"])
     async def healthz() -> PlainTextResponse:

@@ -7,18 +7,23 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
 
+from vold_service import logs, tracing
+from vold_service.connection import Connection
 from vold_service.grpc import GrpcServer
 from vold_service.keys import Keys
 from vold_service.settings import ServerSettings, split_address
 from vold_service.tls import Tls, watch
 
 log = logging.getLogger("vold.serve")
+
+STALLED_READER_SECONDS = 600
+"""How long a caller may leave a reply unread with its connection's buffers full."""
 
 
 class Readiness:
@@ -69,6 +74,9 @@ async def serve(
         http_url = f"{'http' if tls is None else 'https'}://{host}:{port}"
         config = uvicorn.Config(
             app,
+            http=partial(Connection, idle_seconds=settings.idle_seconds),  # type: ignore[arg-type]
+            ws="none",
+            log_config=None,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
@@ -129,21 +137,31 @@ def _bind(address: str) -> socket.socket:
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), backlog=1024, family=family)
+        listener = socket.create_server((host, port), backlog=1024, family=family)
     except OSError as error:
         message = f"cannot listen on {address}: {error.strerror}; choose another port, or 0 for a free one"
         raise OSError(message) from error
+    # Connections inherit these. A caller whose machine or network is gone sends no word of it while it waits for a
+    # reply, and one that stops reading holds the reply in memory.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_READER_SECONDS * 1000)
+    return listener
 
 
-def run(main: Callable[[], Awaitable[None]], *, log_level: str) -> None:
-    """Run a server's `main` under asyncio with logging set up.
+def run(main: Callable[[], Awaitable[None]], *, name: str, settings: ServerSettings) -> None:
+    """Run a server's `main` under asyncio, with logging and tracing set up. name: of the service in its traces.
 
     A failure to start ends with its message and status 1.
     """
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    logs.setup(settings.log_level, settings.log_format)
+    tracing.setup(name)
     try:
         asyncio.run(_as_coroutine(main))  # type: ignore[arg-type]
     except OSError as error:
         raise SystemExit(f"error: {error}") from error
+    finally:
+        tracing.shutdown()

@@ -1,6 +1,7 @@
 """Settings that every server has. A service adds its own by subclassing."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -20,6 +21,9 @@ class ServerSettings(BaseSettings):
     grpc: str | None = Field(default="127.0.0.1:50051", description="HOST:PORT or unix:PATH of the gRPC face")
     max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="largest request either face reads")
     drain_seconds: float = Field(default=20.0, ge=0, description="how long SIGTERM waits for work in flight")
+    idle_seconds: float = Field(
+        default=30.0, gt=0, description="how long a caller may be silent in the middle of sending a request"
+    )
     log_level: str = Field(default="info", description="debug, info, warning or error")
     api_keys_file: Path | None = Field(
         default=None,
@@ -36,6 +40,8 @@ class ServerSettings(BaseSettings):
     def tls(self) -> Tls | None:
         """Raises TlsError where the files are unfit."""
         return Tls.of(self.tls_cert, self.tls_key, self.tls_client_ca)
+
+    log_format: Literal["text", "json"] = Field(default="text", description="text or json, one object a line")
 
     @field_validator("http")
     @classmethod

@@ -49,7 +49,9 @@ def serve(
     tls_client_ca: Annotated[Path | None, typer.Option(help=_help("tls_client_ca"))] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help=_help("max_body_bytes"))] = None,
     drain_seconds: Annotated[float | None, typer.Option(help=_help("drain_seconds"))] = None,
+    idle_seconds: Annotated[float | None, typer.Option(help=_help("idle_seconds"))] = None,
     log_level: Annotated[str | None, typer.Option(help=_help("log_level"))] = None,
+    log_format: Annotated[str | None, typer.Option(help=_help("log_format"))] = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; prints one JSON line when ready. Options are also VOLD_TEACHER_ variables."""
     given = {key: value for key, value in locals().items() if value is not None and key not in ("no_http", "no_grpc")}
@@ -65,7 +67,7 @@ def serve(
 
     from vold_teacher.server import main as serve_teacher
 
-    run(lambda: serve_teacher(settings, keys, tls), log_level=settings.log_level)
+    run(lambda: serve_teacher(settings, keys, tls), name="vold-teacher", settings=settings)
 
 
 @app.command()

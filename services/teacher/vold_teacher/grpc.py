@@ -9,9 +9,10 @@ import grpc
 from google.protobuf.message import DecodeError
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_proto.v1 import teacher_pb2_grpc
+from vold_service.access import recording
 from vold_service.call import Call
 from vold_service.errors import ServiceError, internal, invalid
-from vold_service.grpc import abort, call_of
+from vold_service.grpc import abort, call_of, headers
 
 from vold_teacher.metrics import counted
 from vold_teacher.service import Teacher
@@ -67,7 +68,10 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
 
         async def answer(request: pb.ScoreRequest) -> None:
             try:
-                with counted("grpc", "ScoreStream"):
+                with (
+                    recording("grpc", "ScoreStream/request", request_id=request.request_id, headers=headers(context)),
+                    counted("grpc", "ScoreStream"),
+                ):
                     reply = await self.teacher.score(request, _stream_call(context, request))
             except ServiceError as error:
                 reply = pb.ScoreReply(request_id=request.request_id, status=error.status())

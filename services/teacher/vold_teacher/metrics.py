@@ -1,19 +1,28 @@
-"""What the teacher counts, for Prometheus. No label carries a prompt, an id or a caller."""
+"""What the teacher counts, for Prometheus. No label carries a prompt, an id or a run; a tenant's name is a label,
+of which there are no more than the keys file has. vold_service.access counts refusals and the tenants' requests.
+"""
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import Counter, Gauge, Histogram
+from vold_service import access
 from vold_service.errors import Code, ServiceError
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 REQUESTS = Counter("vold_teacher_requests", "requests by face, method and outcome", ["face", "method", "code"])
 LATENCY = Histogram(
-    "vold_teacher_request_seconds",
-    "from the request's arrival to its last byte",
-    ["face", "method"],
-    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+    "vold_teacher_request_seconds", "from the request's arrival to its last byte", ["face", "method"], buckets=SECONDS
+)
+STAGE_SECONDS = Histogram(
+    "vold_teacher_stage_seconds",
+    "seconds of a Score request in each stage: parse, queue (until its first batch), compute (of the batches it was "
+    "part of), serialize, total",
+    ["stage"],
+    buckets=(0.0001, 0.0005, 0.001, *SECONDS),
 )
 SCORED_TOKENS = Counter("vold_teacher_scored_tokens", "completion tokens scored")
 GENERATED_TOKENS = Counter("vold_teacher_generated_tokens", "tokens sampled")
@@ -26,11 +35,53 @@ PADDING_TOKENS = Counter("vold_teacher_padding_tokens", "padding run through the
 BATCH_TOKENS = Histogram(
     "vold_teacher_batch_tokens", "size of a scoring batch, padding included", buckets=[2**n for n in range(5, 18)]
 )
+BATCH_SECONDS = Histogram("vold_teacher_batch_seconds", "seconds that a scoring batch took", buckets=SECONDS)
+CACHE_HITS = Counter("vold_teacher_cache_hits", "sequences whose score was in the cache")
+CACHE_MISSES = Counter("vold_teacher_cache_misses", "sequences whose score was not in the cache")
+COALESCED = Counter("vold_teacher_coalesced", "sequences that waited for the same sequence of another request")
+TENANT_TOKENS = Counter("vold_teacher_tenant_tokens", "completion tokens by tenant and work", ["tenant", "work"])
+TENANT_QUEUE_SECONDS = Counter(
+    "vold_teacher_tenant_queue_seconds",
+    "seconds that a tenant's Score requests waited for their first batch",
+    ["tenant"],
+)
 QUEUED_TOKENS = Gauge("vold_teacher_queued_tokens", "tokens waiting to be scored")
 CACHE_HITS = Counter("vold_teacher_cache_hits", "completions whose scores were known")
 CACHE_MISSES = Counter("vold_teacher_cache_misses", "completions whose scores were not known")
 COALESCED = Counter("vold_teacher_coalesced", "completions that waited for the same one of another request")
+QUEUED_REQUESTS = Gauge("vold_teacher_queued_requests", "requests with anything waiting to be scored")
+QUEUE_AGE = Gauge("vold_teacher_queue_oldest_seconds", "how long the oldest of the waiting requests has waited")
 GENERATING = Gauge("vold_teacher_generate_requests", "Generate requests under way")
+
+
+def watch_queue(tokens: Callable[[], float], requests: Callable[[], float], oldest: Callable[[], float]) -> None:
+    """Where the gauges of the queue are read from, each time that somebody looks."""
+    QUEUED_TOKENS.set_function(tokens)
+    QUEUED_REQUESTS.set_function(requests)
+    QUEUE_AGE.set_function(oldest)
+
+
+def note_scored(tenant: str, tokens: int, queue_seconds: float, compute_seconds: float) -> None:
+    """Count a Score request that was answered. tokens: of its completions."""
+    STAGE_SECONDS.labels("queue").observe(queue_seconds)
+    STAGE_SECONDS.labels("compute").observe(compute_seconds)
+    TENANT_TOKENS.labels(tenant, "scored").inc(tokens)
+    TENANT_QUEUE_SECONDS.labels(tenant).inc(queue_seconds)
+    access.note(tokens=tokens, queue_seconds=round(queue_seconds, 6), compute_seconds=round(compute_seconds, 6))
+
+
+def note_generated(tenant: str, tokens: int) -> None:
+    """Count what a Generate request sampled, whether or not it was taken to its end."""
+    TENANT_TOKENS.labels(tenant, "generated").inc(tokens)
+    access.note(tokens=tokens)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Time a stage of a Score request."""
+    began = time.monotonic()
+    yield
+    STAGE_SECONDS.labels(name).observe(time.monotonic() - began)
 
 
 @contextmanager
@@ -43,10 +94,14 @@ def counted(face: str, method: str) -> Iterator[None]:
         code = "OK"
     except ServiceError as error:
         code = Code.Name(error.code)
+        access.fail(error)
         raise
     except (asyncio.CancelledError, GeneratorExit):
         code = "CANCELLED"
         raise
     finally:
+        seconds = time.monotonic() - began
         REQUESTS.labels(face, method, code).inc()
-        LATENCY.labels(face, method).observe(time.monotonic() - began)
+        LATENCY.labels(face, method).observe(seconds)
+        if method.startswith("Score") and code == "OK":
+            STAGE_SECONDS.labels("total").observe(seconds)

@@ -7,7 +7,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 from vold_proto.v1 import teacher_pb2_grpc
 from vold_service.grpc import GrpcServer
-from vold_service.http import make_app
+from vold_service.http import add_status, make_app
 from vold_service.keys import Keys
 from vold_service.serve import Readiness, serve
 from vold_service.tls import Tls
@@ -21,6 +21,7 @@ from vold_teacher.grpc import SERVICE_NAME, TeacherServicer
 from vold_teacher.http import add_routes
 from vold_teacher.service import ModelSpec, Teacher
 from vold_teacher.settings import TeacherSettings, own_revision
+from vold_teacher.status import snapshot, watch
 from vold_teacher.tokenizer import Tokenizer
 
 log = logging.getLogger("vold.teacher")
@@ -65,8 +66,25 @@ async def main(settings: TeacherSettings, keys: Keys, tls: Tls | None) -> None:
     readiness = Readiness()
     app = make_app("vold teacher", max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys)
     add_routes(app, teacher)
-    grpc_server = GrpcServer(max_body_bytes=settings.max_body_bytes, services=[SERVICE_NAME], keys=keys, tls=tls)
+    history = watch(teacher)
+    add_status(app, lambda viewer: snapshot(teacher, history, ready=readiness(), viewer=viewer), "vold_teacher")
+    grpc_server = GrpcServer(
+        max_body_bytes=settings.max_body_bytes,
+        services=[SERVICE_NAME],
+        keys=keys,
+        tls=tls,
+        idle_seconds=settings.idle_seconds,
+    )
     teacher_pb2_grpc.add_TeacherServiceServicer_to_server(TeacherServicer(teacher), grpc_server.server)
+
+    async def start() -> None:
+        await teacher.start()
+        history.start()
+
+    async def stop() -> None:
+        await history.stop()
+        await teacher.stop()
+
     await serve(
         settings,
         name="vold-teacher",
@@ -75,6 +93,6 @@ async def main(settings: TeacherSettings, keys: Keys, tls: Tls | None) -> None:
         readiness=readiness,
         keys=keys,
         tls=tls,
-        start=teacher.start,
-        stop=teacher.stop,
+        start=start,
+        stop=stop,
     )

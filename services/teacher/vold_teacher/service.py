@@ -21,9 +21,12 @@ from vold_service.keys import require_admin
 from vold_service.quota import Quotas
 from vold_service.usage import Counts, Usage
 
+from vold_teacher import metrics
 from vold_teacher.backends.base import Backend
 from vold_teacher.engine.cache import ScoreCache
 from vold_teacher.engine.engine import Engine, EngineLimits
+from vold_teacher.engine.warmup import warm_up
+from vold_teacher.metrics import stage
 from vold_teacher.settings import check_model_folder, own_revision
 from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, SequenceScore
@@ -81,7 +84,7 @@ class Teacher:
         """
         self._specs = list(models)
         self._load = load
-        self._engine_limits = engine_limits
+        self.engine_limits = engine_limits
         self._max_top_k = max_top_k
         self._max_candidates = max_candidates
         self._models_dir = models_dir
@@ -102,13 +105,14 @@ class Teacher:
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"device-{spec.name}")
         try:
             backend, tokenizer = await asyncio.get_running_loop().run_in_executor(executor, self._load, spec)
+            warmed = await asyncio.get_running_loop().run_in_executor(executor, warm_up, backend)
         except BaseException:
             executor.shutdown(wait=False)
             raise
         finally:
             self._loading.discard(spec.name)
         info = backend.info
-        engine = Engine(backend, self._engine_limits, executor, self._cache)
+        engine = Engine(backend, self.engine_limits, executor, self._cache)
         engine.start()
         eos_ids = {*info.eos_ids, *(index for name, index in tokenizer.special_ids.items() if name == "eos")}
         self._models[spec.name] = Loaded(
@@ -131,7 +135,9 @@ class Teacher:
             ),
             tuple(sorted(eos_ids)),
         )
-        log.info("%s is ready: weights %s, %s", spec.name, info.weights_fingerprint, info.dtype)
+        log.info(
+            "%s is ready: weights %s, %s, warm after %.1f s", spec.name, info.weights_fingerprint, info.dtype, warmed
+        )
 
     async def stop(self) -> None:
         models, self._models = self._models, {}
@@ -189,6 +195,11 @@ class Teacher:
     def model(self, name: str) -> Loaded:
         """What serves under `name`, for a face that needs its tokenizer or its limits."""
         return self._model(name)
+
+    @property
+    def loading(self) -> list[str]:
+        """Names of the models that cannot serve yet."""
+        return sorted(self._loading)
 
     @property
     def models(self) -> dict[str, Loaded]:
@@ -255,7 +266,8 @@ class Teacher:
         options = score_options(request.options, limits)
         check_count("completions", len(request.completions), limits)
         check_count("prompts", len(request.prompts), limits)
-        sequences, faults = score_sequences(request, options, limits)
+        with stage("parse"):
+            sequences, faults = score_sequences(request, options, limits)
         with self.quotas.admit(call.tenant, tokens_sent(request, sequences)):
             scored = await model.engine.score(sequences, call=call, priority=request.priority)
         tokens = sum(
@@ -263,21 +275,23 @@ class Teacher:
             for index, score in scored.scores.items()
             if not isinstance(score, ServiceError)
         )
+        metrics.note_scored(call.tenant.name, tokens, scored.queue_seconds, scored.compute_seconds)
         self.usage.add(call, Counts(1, tokens, scored.computed_tokens, len(scored.cached), scored.queue_seconds))
-        reply = pb.ScoreReply(
-            request_id=call.request_id,
-            identity=model.identity,
-            dtype=request.options.dtype,
-            top_k=options.top_k,
-            queue_seconds=scored.queue_seconds,
-            compute_seconds=scored.compute_seconds,
-        )
-        for index, completion in enumerate(request.completions):
-            score = faults[index] if index in faults else scored.scores[index]
-            if isinstance(score, ServiceError):
-                reply.scores.add(id=completion.id, status=score.status())
-            else:
-                reply.scores.append(_pack(completion.id, score, request.options.dtype, index in scored.cached))
+        with stage("serialize"):
+            reply = pb.ScoreReply(
+                request_id=call.request_id,
+                identity=model.identity,
+                dtype=request.options.dtype,
+                top_k=options.top_k,
+                queue_seconds=scored.queue_seconds,
+                compute_seconds=scored.compute_seconds,
+            )
+            for index, completion in enumerate(request.completions):
+                score = faults[index] if index in faults else scored.scores[index]
+                if isinstance(score, ServiceError):
+                    reply.scores.add(id=completion.id, status=score.status())
+                else:
+                    reply.scores.append(_pack(completion.id, score, request.options.dtype, index in scored.cached))
         return reply
 
     async def generate(self, request: pb.GenerateRequest, call: Call) -> AsyncGenerator[pb.GenerateEvent, None]:

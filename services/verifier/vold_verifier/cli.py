@@ -48,7 +48,9 @@ def serve_command(
     ] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="largest request [64 MiB]")] = None,
     drain_seconds: Annotated[float | None, typer.Option(help="how long SIGTERM waits for work in flight [20]")] = None,
+    idle_seconds: Annotated[float | None, typer.Option(help="silence in mid-request that is borne [30]")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [info]")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json [text]")] = None,
     plugin: Plugins = None,
 ) -> None:
     """Serve over HTTP and gRPC until SIGTERM. Each option is also an environment variable, such as VOLD_TIME_LIMIT."""
@@ -69,7 +71,9 @@ def serve_command(
         "tls_client_ca": tls_client_ca,
         "max_body_bytes": max_body_bytes,
         "drain_seconds": drain_seconds,
+        "idle_seconds": idle_seconds,
         "log_level": log_level,
+        "log_format": log_format,
         "plugins": tuple(plugin) if plugin else None,
     }
     options = {name: value for name, value in given.items() if value is not None}
@@ -90,25 +94,46 @@ def serve_command(
         keys, tls = settings.keys(), settings.tls()
     except (KeysError, TlsError) as error:
         raise typer.BadParameter(str(error)) from None
-    run(lambda: _serve(settings, keys, tls), log_level=settings.log_level)
+    run(lambda: _serve(settings, keys, tls), name="vold-verifier", settings=settings)
 
 
 async def _serve(settings: VerifierSettings, keys: Keys, tls: Tls | None) -> None:
+    from vold_service.http import add_status
+
     from vold_verifier.engine import Engine
     from vold_verifier.grpc import make_server
     from vold_verifier.http import make
+    from vold_verifier.status import snapshot, watch
 
     engine, readiness = _engine(settings, Engine), Readiness()
+    history = watch()
+    app = make(engine, max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys)
+    add_status(app, lambda viewer: snapshot(engine, history, ready=readiness()), "vold_verifier")
+
+    async def start() -> None:
+        await engine.start()
+        history.start()
+
+    async def stop() -> None:
+        await history.stop()
+        await engine.stop()
+
     await serve(
         settings,
         name="verifier",
-        app=make(engine, max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys),
-        grpc_server=make_server(engine, max_body_bytes=settings.max_body_bytes, keys=keys, tls=tls),
+        app=app,
+        grpc_server=make_server(
+            engine,
+            max_body_bytes=settings.max_body_bytes,
+            keys=keys,
+            tls=tls,
+            idle_seconds=settings.idle_seconds,
+        ),
         readiness=readiness,
         keys=keys,
         tls=tls,
-        start=engine.start,
-        stop=engine.stop,
+        start=start,
+        stop=stop,
     )
 
 

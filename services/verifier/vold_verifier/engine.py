@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from vold_proto.v1 import verifier_pb2
+from vold_service import access
 from vold_service.call import Call
 from vold_service.errors import Code, ServiceError, invalid, too_late
 from vold_service.quota import Quotas
@@ -70,6 +71,7 @@ class Engine:
     async def verify(self, call: Call, items: Sequence[verifier_pb2.VerifyItem]) -> verifier_pb2.VerifyReply:
         """Results in the order of `items`. Raises ServiceError where the call as a whole cannot be served."""
         started = time.monotonic()
+        access.note(items=len(items))
         if len(items) > self.settings.max_items:
             raise invalid(
                 "items", f"the request has {len(items)} items, over the limit of {self.settings.max_items}: send fewer"

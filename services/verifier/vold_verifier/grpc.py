@@ -46,7 +46,11 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             await abort(context, error)
 
 
-def make_server(engine: Engine, *, max_body_bytes: int, keys: Keys, tls: Tls | None) -> GrpcServer:
-    server = GrpcServer(max_body_bytes=max_body_bytes, services=[SERVICE], keys=keys, tls=tls)
+def make_server(
+    engine: Engine, *, max_body_bytes: int, keys: Keys, tls: Tls | None, idle_seconds: float = 30.0
+) -> GrpcServer:
+    server = GrpcServer(
+        max_body_bytes=max_body_bytes, services=[SERVICE], keys=keys, tls=tls, idle_seconds=idle_seconds
+    )
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(VerifierServicer(engine), server.server)
     return server

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from vold_service import tracing
 from vold_service.call import Call
 from vold_service.errors import ServiceError, internal, too_late, unavailable
 
@@ -82,6 +83,15 @@ class Scored:
     compute_seconds: float
     computed_tokens: float = 0.0
     cached: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits to be scored. oldest_seconds: how long the request that has waited longest has; 0 where none does."""
+
+    tokens: int
+    requests: int
+    oldest_seconds: float
 
 
 class Engine:
@@ -236,6 +246,7 @@ class Engine:
         if not job.left:
             return
         self._generating[job.number] = job
+        sampled = 0
         self._to_decoder.append((job.number, prompts, options, priority))
         self._note_depth()
         self._to_generate.set()
@@ -246,10 +257,12 @@ class Engine:
                 if isinstance(event, ServiceError):
                     raise event
                 job.left -= event.finish_reason is not None
+                sampled += len(event.ids)
                 yield event
         except TimeoutError as error:
             raise too_late() from error
         finally:
+            metrics.note_generated(call.tenant.name, sampled)
             del self._generating[job.number]
             self._idle.set()
             if job.left:
@@ -257,8 +270,10 @@ class Engine:
                 self._to_generate.set()
             self._note_depth()
 
+    def backlog(self) -> Backlog:
+        return Backlog(self.queue.tokens, len(self.queue), self.queue.oldest_seconds())
+
     def _note_depth(self) -> None:
-        metrics.QUEUED_TOKENS.set(self.queue.tokens)
         metrics.GENERATING.set(len(self._generating))
 
     async def _for_ever(self, loop: Callable[[], Awaitable[None]]) -> None:
@@ -313,8 +328,16 @@ class Engine:
         if not live:
             return
         sequences = [sequence for _, entry in live for sequence in entry.sequences.values()]
+        jobs = {job for job, _ in live}
         try:
-            scored = await self._on_device(self._scorers, self.backend.score, sequences)
+            with tracing.batch("score batch", (job.call.span for job in jobs)) as attributes:
+                scored = await self._on_device(self._scorers, self.backend.score, sequences)
+                attributes |= {
+                    "requests": len(jobs),
+                    "sequences": len(sequences),
+                    "tokens": scored.real_tokens,
+                    "padding": scored.computed_tokens - scored.real_tokens,
+                }
         except ServiceError as error:
             for job, _ in live:
                 job.fail(error)
@@ -326,12 +349,13 @@ class Engine:
         seconds = time.monotonic() - now
         metrics.COMPUTED_TOKENS.labels("score").inc(scored.computed_tokens)
         metrics.BATCH_TOKENS.observe(scored.computed_tokens)
+        metrics.BATCH_SECONDS.observe(seconds)
         metrics.PADDING_TOKENS.inc(scored.computed_tokens - scored.real_tokens)
         metrics.SCORED_TOKENS.inc(sum(len(sequence.completion) for sequence in sequences))
         self._tokens_per_second = 0.8 * self._tokens_per_second + 0.2 * scored.real_tokens / max(seconds, 1e-6)
         tokens = sum(entry.tokens for _, entry in live)
         outcomes = iter(scored.scores)
-        for job in {job for job, _ in live}:
+        for job in jobs:
             job.compute_seconds += seconds
         for job, entry in live:
             job.computed_tokens += scored.computed_tokens * entry.tokens / tokens

@@ -44,13 +44,13 @@ class Page:
             self.call(f"{domain}.enable")
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
 
-    def open(self, path: Path, *, width: int = 1400, height: int = 1000, scheme: str = "light") -> None:
-        """Load a file and wait for its load event."""
+    def open(self, where: Path | str, *, width: int = 1400, height: int = 1000, scheme: str = "light") -> None:
+        """Load a file or a URL and wait for its load event."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **metrics)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self._loaded = False
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=where if isinstance(where, str) else where.resolve().as_uri())
         while not self._loaded:
             self._take(json.loads(self._socket.recv(timeout=60)))
 

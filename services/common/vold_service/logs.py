@@ -1,0 +1,60 @@
+"""Log lines for people or for machines, each with the id of the request that it belongs to."""
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+from vold_service import access
+
+FORMATS = ("text", "json")
+
+
+def setup(level: str, form: str) -> None:
+    """Send the log to stderr. form: text or json."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    """What a line says besides its message."""
+    fields = dict(getattr(record, "fields", {}))
+    request = access.current()
+    if request is not None and "request_id" not in fields:
+        fields["request_id"] = request.request_id
+    return fields
+
+
+class TextFormatter(logging.Formatter):
+    """`time LEVEL logger: message key=value key=value`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        fields = "".join(f" {key}={_plain(value)}" for key, value in _fields(record).items())
+        return super().formatMessage(record) + fields
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, the fields, and the exception where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _plain(value: Any) -> str:
+    """Quoted where it could be taken for more than one field: a caller chooses its request id."""
+    text = str(value)
+    return text if text.isprintable() and not any(mark in text for mark in ' "=') else json.dumps(text)

@@ -1,0 +1,100 @@
+"""OpenTelemetry spans, where they are wanted: with the extra `otel` installed and OTEL_EXPORTER_OTLP_ENDPOINT set.
+
+Otherwise every function here does nothing and a span is None. The SDK reads its own environment variables (sampler,
+headers, resource attributes), so there is nothing else to configure.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+try:
+    from opentelemetry import trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+except ImportError:  # the extra `otel` is not installed
+    trace = None  # type: ignore[assignment]
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+log = logging.getLogger("vold.tracing")
+
+Span = Any
+"""An opentelemetry Span, or None where nothing is traced."""
+
+_provider: Any = None
+_tracer: Any = None
+
+
+def setup(service: str) -> None:
+    """Begin to export spans under this service name, where the environment names a collector."""
+    global _provider, _tracer
+    if not any(os.environ.get(name) for name in ENDPOINTS):
+        return
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        log.warning("%s is set, but nothing is traced (%s): pip install 'vold[otel]'", ENDPOINTS[0], error)
+        return
+    name = os.environ.get("OTEL_SERVICE_NAME") or service
+    _provider = TracerProvider(resource=Resource.create({"service.name": name}))
+    _provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    _tracer = _provider.get_tracer("vold")
+
+
+def shutdown() -> None:
+    """Export what is left. Blocks for some seconds at most."""
+    global _provider, _tracer
+    if _provider is not None:
+        _provider.shutdown()
+        _provider = _tracer = None
+
+
+def begin(name: str, headers: Mapping[str, str]) -> Span:
+    """A server's span for one request, child of the caller's where `headers` has a traceparent (in small letters)."""
+    if _tracer is None:
+        return None
+    parent = TraceContextTextMapPropagator().extract(headers)
+    return _tracer.start_span(name, context=parent, kind=trace.SpanKind.SERVER)
+
+
+def end(span: Span, code: str, attributes: Mapping[str, Any]) -> None:
+    """Close a request's span. code: OK, or the name of the error."""
+    if span is None:
+        return
+    span.set_attributes({f"vold.{key}": value for key, value in attributes.items()})
+    if code not in ("OK", "CANCELLED"):
+        span.set_status(trace.Status(trace.StatusCode.ERROR, code))
+    span.end()
+
+
+def trace_id(span: Span) -> str:
+    """32 hexadecimal digits, or "" where nothing is traced."""
+    return f"{span.get_span_context().trace_id:032x}" if span is not None else ""
+
+
+@contextmanager
+def batch(name: str, callers: Iterable[Span]) -> Iterator[dict[str, Any]]:
+    """A span for work that serves several requests at once; fill the dict with its attributes.
+
+    It cannot be the child of all of them, so it begins a trace of its own with a link to each; each caller's span gets
+    a link to it, so that either leads to the other.
+    """
+    attributes: dict[str, Any] = {}
+    if _tracer is None:
+        yield attributes
+        return
+    spans = {id(span): span for span in callers if span is not None}.values()
+    links = [trace.Link(span.get_span_context()) for span in spans]
+    with _tracer.start_as_current_span(name, links=links) as own:
+        for span in spans:
+            if span.is_recording():  # it is not, where the caller has gone
+                span.add_link(own.get_span_context())
+        try:
+            yield attributes
+        finally:
+            own.set_attributes({f"vold.{key}": value for key, value in attributes.items()})

@@ -1,0 +1,60 @@
+"""The verifier's state at a glance, for GET /v1/status and the page at /. Everything comes from the metrics."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vold_service import access
+from vold_service.page import History, by_label, ratio, total
+
+from vold_verifier import metrics
+from vold_verifier.engine import Engine
+
+_STARTED = time.time()
+
+
+def watch() -> History:
+    """The last minutes; `start` it where it is wanted."""
+
+    def of(*arguments: Any) -> Callable[[], float]:
+        return lambda: total(*arguments)
+
+    return History(
+        {
+            "judged": of(metrics.ITEMS),
+            "calls": of(metrics.CALL_SECONDS, "_count"),
+            "call_seconds": of(metrics.CALL_SECONDS, "_sum"),
+        },
+        {"queued": of(metrics.QUEUED)},
+    )
+
+
+def snapshot(engine: Engine, history: History, *, ready: bool) -> dict[str, Any]:
+    """Plain values, for JSON."""
+    columns = history.columns()
+    return {
+        "ready": ready,
+        "version": engine.server_version,
+        "uptime_seconds": round(time.time() - _STARTED, 1),
+        "queue": {"items": total(metrics.QUEUED), "max_items": engine.settings.max_queued_items},
+        "workers": {"up": total(metrics.WORKERS), "wanted": engine.settings.workers},
+        "restarts": by_label(metrics.RESTARTS, "reason"),
+        "last_minute": {
+            "judged_per_second": round(history.mean("judged"), 1),
+            "call_seconds": ratio(history.mean("call_seconds"), history.mean("calls")),
+        },
+        "outcomes": by_label(metrics.ITEMS, "outcome"),
+        "verifiers": [
+            {
+                "name": name,
+                "items": items,
+                "seconds": ratio(
+                    total(metrics.ITEM_SECONDS, "_sum", verifier=name),
+                    total(metrics.ITEM_SECONDS, "_count", verifier=name),
+                ),
+            }
+            for name, items in by_label(metrics.ITEMS, "verifier").items()
+        ],
+        "rejected": by_label(access.REJECTED, "reason"),
+        "history": {name: columns[name] for name in ("judged", "queued")},
+    }
