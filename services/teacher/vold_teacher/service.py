@@ -119,7 +119,7 @@ class Teacher:
             special_ids=model.tokenizer.special_ids,
             max_sequence=backend.max_sequence,
             max_top_k=model.limits.top_k,
-            max_candidates=self._max_candidates if can.candidates else 0,
+            max_candidates=model.limits.candidates,
             dtype=backend.dtype,
             backend=backend.backend,
             server_version=version("vold"),
