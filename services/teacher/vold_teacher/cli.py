@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from vold_teacher.settings import TeacherSettings, check_model_folder
+from vold_teacher.settings import TeacherSettings, check_backend
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Serve a teacher: log-probabilities and completions."
@@ -24,16 +24,26 @@ def _help(name: str) -> str:
 
 @app.command()
 def serve(
-    model: Annotated[Path, typer.Option(help=_help("model"))],
+    model: Annotated[str, typer.Option(help=_help("model"))],
     http: Annotated[str | None, typer.Option(help="HOST:PORT of the HTTP face, or none; port 0 picks one")] = None,
     grpc: Annotated[str | None, typer.Option(help="HOST:PORT or unix:PATH of the gRPC face, or none")] = None,
     no_http: Annotated[bool, typer.Option("--no-http", help="the same as --http none")] = False,
     no_grpc: Annotated[bool, typer.Option("--no-grpc", help="the same as --grpc none")] = False,
     name: Annotated[str | None, typer.Option(help=_help("name"))] = None,
     revision: Annotated[str | None, typer.Option(help=_help("revision"))] = None,
-    backend: Annotated[str | None, typer.Option(help="torch")] = None,
+    backend: Annotated[str | None, typer.Option(help=_help("backend"))] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    attention: Annotated[str | None, typer.Option(help=_help("attention"))] = None,
+    compile: Annotated[bool | None, typer.Option("--compile", help=_help("compile"))] = None,  # noqa: A002
+    gpu_memory_utilization: Annotated[float | None, typer.Option(help=_help("gpu_memory_utilization"))] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help=_help("max_num_batched_tokens"))] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help=_help("tokenizer"))] = None,
+    vocab_size: Annotated[int | None, typer.Option(help=_help("vocab_size"))] = None,
+    upstream_key_env: Annotated[str | None, typer.Option(help=_help("upstream_key_env"))] = None,
+    upstream_model: Annotated[str | None, typer.Option(help=_help("upstream_model"))] = None,
+    upstream_timeout: Annotated[float | None, typer.Option(help=_help("upstream_timeout"))] = None,
+    upstream_health: Annotated[float | None, typer.Option(help=_help("upstream_health"))] = None,
     threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
     max_sequence: Annotated[int | None, typer.Option(help=_help("max_sequence"))] = None,
     max_batch_tokens: Annotated[int | None, typer.Option(help=_help("max_batch_tokens"))] = None,
@@ -50,7 +60,7 @@ def serve(
     given = {key: value for key, value in locals().items() if value is not None and key not in ("no_http", "no_grpc")}
     try:
         settings = _settings(given, no_http=no_http, no_grpc=no_grpc)
-        check_model_folder(settings.model)
+        check_backend(settings)
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

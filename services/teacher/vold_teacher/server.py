@@ -1,6 +1,5 @@
 """Put the teacher together from its settings and serve it on both faces."""
 
-import json
 import logging
 
 import torch
@@ -11,13 +10,13 @@ from vold_service.http import make_app
 from vold_service.serve import Readiness, serve
 
 from vold_teacher.backends.base import Backend
-from vold_teacher.backends.decoding import DecoderLimits
-from vold_teacher.backends.torch import TorchBackend
+from vold_teacher.backends.factory import make_backend
+from vold_teacher.backends.folder import text_config
 from vold_teacher.engine.engine import EngineLimits
 from vold_teacher.grpc import SERVICE_NAME, TeacherServicer
 from vold_teacher.http import add_routes
 from vold_teacher.service import Teacher
-from vold_teacher.settings import TeacherSettings
+from vold_teacher.settings import TeacherSettings, model_folder
 from vold_teacher.tokenizer import Tokenizer
 
 log = logging.getLogger("vold.teacher")
@@ -29,19 +28,12 @@ def make_teacher(settings: TeacherSettings) -> Teacher:
         # On the device thread and before any of its work: OpenMP keeps the number for each thread that asks.
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        backend = TorchBackend(
-            settings.model,
-            dtype=settings.dtype,
-            device=settings.device,
-            max_sequence=settings.max_sequence,
-            limits=DecoderLimits(settings.max_rows, settings.max_cache_tokens, settings.max_batch_tokens),
-        )
-        return backend, Tokenizer(settings.model)
+        return make_backend(settings), Tokenizer(model_folder(settings))
 
-    config = json.loads((settings.model / "config.json").read_text())
+    folder = model_folder(settings)
     return Teacher(
-        name=settings.name or settings.model.resolve().name,
-        revision=settings.revision or str(config.get("_commit_hash") or ""),
+        name=settings.name or folder.resolve().name,
+        revision=settings.revision or str(text_config(folder).get("_commit_hash") or ""),
         load=load,
         engine_limits=EngineLimits(settings.max_batch_tokens, settings.max_queue_tokens),
         max_top_k=settings.max_top_k,

@@ -12,11 +12,14 @@ def text_config(folder: Path) -> dict[str, Any]:
     return {**config, **nested} if isinstance(nested, dict) else config
 
 
-def eos_ids(folder: Path) -> tuple[int, ...]:
-    """Every id that ends a generation: the generation config's and the config's."""
+def eos_ids(folder: Path, of_loaded: int | list[int] | None = None) -> tuple[int, ...]:
+    """Every id that ends a generation: the generation config's, the config's, and what the loaded config has as well.
+
+    of_loaded: which fills in a default of its class where the file says nothing.
+    """
     ids: set[int] = set()
-    for config in (text_config(folder), _read(folder / "generation_config.json")):
-        value = config.get("eos_token_id")
+    configs = (text_config(folder), _read(folder / "generation_config.json"))
+    for value in (of_loaded, *(config.get("eos_token_id") for config in configs)):
         ids.update([value] if isinstance(value, int) else value or [])
     return tuple(sorted(ids))
 

@@ -136,7 +136,7 @@ class VllmBackend:
             max_sequence=int(model.max_model_len) - 1,
             dtype=str(model.dtype).removeprefix("torch."),
             backend="vllm",
-            eos_ids=eos_ids(path),
+            eos_ids=eos_ids(path, getattr(model.hf_text_config, "eos_token_id", None)),
             weights_fingerprint=weights_fingerprint(path),
             capabilities=Capabilities(
                 temperature=False,
