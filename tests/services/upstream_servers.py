@@ -4,11 +4,13 @@ It stands for the wire alone. SGLang has no build for a CPU, and vLLM serves `/i
 GPUs only, so what is proved against it is that the gateway sends what their documentation and sources describe, reads
 such replies, and survives faults. The `/v1/completions` path is proved against a real vLLM (test_backend_conformance).
 
-    python upstream_servers.py MODEL --port 8001 --speaks vllm|vllm-rows|sglang [--name NAME] [--key KEY] [--fault F]
+    python upstream_servers.py MODEL --port 8001 [--other MODEL]
 
-Faults: short (a position too few), other-ids, positive, processed (log-probabilities of what was sampled at the
-temperature), null-cache (candidates are null with the prefix cache, as vLLM's may be), refuse-long (400 past 100
-tokens).
+One process speaks everything, each under a path of its own: /vllm, /vllm-rows (with candidates) and /sglang, and with a
+fault /vllm-short (a position too few), /vllm-other-ids, /vllm-positive, /vllm-processed (log-probabilities of what was
+sampled at the temperature), /vllm-rows-null-cache (candidates are null with the prefix cache, as vLLM's may be),
+/vllm-refuse-long (400 past 100 tokens), /vllm-key (wants the key "secret"), /vllm-other (the other model under the same
+name), and so on for the other two. POST /swap exchanges the two models.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from transformers import AutoModelForCausalLM
 
 MAX_LOGPROBS = 40
 MAX_LENGTH = 512
+FAULTS = ("", "short", "other-ids", "positive", "processed", "null-cache", "refuse-long", "key", "other")
 
 
 class Model:
@@ -36,11 +39,22 @@ class Model:
         """[S, V]: row s is of the token after the first s + 1."""
         return self.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
 
-    def generate(self, ids: list[int], most: int, temperature: float, seed: int, stops: set[int], processed: bool):
-        """(id, log-probability) one by one."""
+    async def generate(
+        self,
+        request: Request,
+        ids: list[int],
+        most: int,
+        temperature: float,
+        seed: int,
+        stops: set[int],
+        processed: bool,
+    ):
+        """(id, log-probability) one by one, while the caller is there."""
         chance = torch.Generator().manual_seed(seed)
         ids = list(ids)
         for _ in range(most):
+            if await request.is_disconnected():
+                return
             row = self.logprobs(ids)[-1]
             scaled = (row / temperature).log_softmax(-1) if temperature else row
             chosen = int(torch.multinomial(scaled.exp(), 1, generator=chance)) if temperature else int(row.argmax())
@@ -54,14 +68,14 @@ def refuse(message: str, status: int = 400) -> JSONResponse:
     return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": status}}, status)
 
 
-def make_app(model: Model, speaks: str, name: str, key: str, fault: str) -> FastAPI:
+def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
     app = FastAPI()
     rows_offered = speaks == "vllm-rows"
 
     @app.middleware("http")
     async def guard(request: Request, call_next):
-        guarded = key and request.url.path.startswith(("/v1", "/inference", "/generate"))
-        if guarded and request.headers.get("authorization") != f"Bearer {key}":
+        guarded = fault == "key" and not request.url.path.endswith("/health")
+        if guarded and request.headers.get("authorization") != "Bearer secret":
             return JSONResponse({"error": "Unauthorized"}, 401)
         return await call_next(request)
 
@@ -71,7 +85,7 @@ def make_app(model: Model, speaks: str, name: str, key: str, fault: str) -> Fast
 
     @app.get("/v1/models")
     async def models():
-        return {"object": "list", "data": [{"id": name, "root": f"/models/{name}", "max_model_len": MAX_LENGTH}]}
+        return {"object": "list", "data": [{"id": "tiny", "root": "/models/tiny", "max_model_len": MAX_LENGTH}]}
 
     def spoil(ids: list[int], logprobs: list[float]) -> tuple[list[int], list[float]]:
         """ids and log-probabilities from the second position on, with the fault in them."""
@@ -97,6 +111,7 @@ def make_app(model: Model, speaks: str, name: str, key: str, fault: str) -> Fast
                     return refuse(f"Requested prompt logprobs of {wanted}, greater than max allowed: {MAX_LOGPROBS}")
                 return {"choices": [{"index": 0, "prompt_logprobs": prompt_logprobs(ids, wanted)}]}
             drawn = model.generate(
+                request,
                 ids,
                 body["max_tokens"],
                 body["temperature"],
@@ -106,9 +121,11 @@ def make_app(model: Model, speaks: str, name: str, key: str, fault: str) -> Fast
             )
             if body.get("stream"):
                 return StreamingResponse(events(drawn, body), media_type="text/event-stream")
-            return choice(list(drawn), body, last=True)
+            return choice([one async for one in drawn], body, last=True)
 
         def choice(drawn: list[tuple[int, float]], body: dict, last: bool) -> dict:
+            if not drawn:  # the caller left
+                return {}
             reason = ("stop" if drawn[-1][0] in body["stop_token_ids"] else "length") if last else None
             logprobs = {
                 "tokens": [f"token_id:{index}" for index, _ in drawn],
@@ -117,8 +134,8 @@ def make_app(model: Model, speaks: str, name: str, key: str, fault: str) -> Fast
             ids = [index for index, _ in drawn]
             return {"choices": [{"index": 0, "token_ids": ids, "logprobs": logprobs, "finish_reason": reason}]}
 
-        def events(drawn, body: dict):
-            done = list(drawn)
+        async def events(drawn, body: dict):
+            done = [one async for one in drawn]
             for position, one in enumerate(done):
                 yield f"data: {json.dumps(choice([one], body, position == len(done) - 1))}\n\n"
             yield "data: [DONE]\n\n"
@@ -162,7 +179,7 @@ def make_app(model: Model, speaks: str, name: str, key: str, fault: str) -> Fast
 
         @app.get("/get_model_info")
         async def model_info():
-            return {"model_path": f"/models/{name}", "is_generation": True, "weight_version": "default"}
+            return {"model_path": "/models/tiny", "is_generation": True, "weight_version": "default"}
 
         @app.post("/generate")
         async def sglang_generate(request: Request):
@@ -173,9 +190,10 @@ def make_app(model: Model, speaks: str, name: str, key: str, fault: str) -> Fast
             if not body.get("return_logprob"):
                 stops = set(sampling["stop_token_ids"])
                 seed = sampling["sampling_seed"]
-                drawn = list(
-                    model.generate(ids, sampling["max_new_tokens"], sampling["temperature"], seed, stops, True)
-                )
+                most, temperature = sampling["max_new_tokens"], sampling["temperature"]
+                drawn = [one async for one in model.generate(request, ids, most, temperature, seed, stops, True)]
+                if not drawn:
+                    return refuse("the caller left", 499)
                 reason = "stop" if drawn[-1][0] in stops else "length"
                 return {"output_ids": [index for index, _ in drawn], "meta_info": {"finish_reason": {"type": reason}}}
             start = body["logprob_start_len"]
@@ -209,13 +227,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--speaks", choices=["vllm", "vllm-rows", "sglang"], default="vllm")
-    parser.add_argument("--name", default="tiny")
-    parser.add_argument("--key", default="")
-    parser.add_argument("--fault", default="")
+    parser.add_argument("--other", default="")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    app = make_app(Model(given.model), given.speaks, given.name, given.key, given.fault)
+    model = Model(given.model)
+    other = Model(given.other) if given.other else model
+    app = FastAPI()
+
+    @app.get("/health")
+    async def health():
+        return {}
+
+    @app.post("/swap")
+    async def swap():
+        model.model, other.model = other.model, model.model
+
+    for speaks in ("vllm", "vllm-rows", "sglang"):
+        for fault in FAULTS:
+            computes = other if fault == "other" else model
+            app.mount(f"/{speaks}-{fault}" if fault else f"/{speaks}", make_app(computes, speaks, fault))
     uvicorn.run(app, host="127.0.0.1", port=given.port, log_level="warning")
 
 

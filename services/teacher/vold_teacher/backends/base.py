@@ -101,4 +101,4 @@ class Backend(Protocol):
     def decoder(self) -> Decoder: ...
 
     def close(self) -> None:
-        """Give back what it holds: memory, connections, processes."""
+        """Give back what it holds: memory, connections, processes. A second call does nothing."""

@@ -185,7 +185,8 @@ class TorchBackend:
         return TorchDecoder(self.model, self.head, self.limits, rows=self.rows)
 
     def close(self) -> None:
-        del self.model, self.head
+        for name in ("model", "head"):
+            vars(self).pop(name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -86,7 +86,10 @@ class Pool:
 
     async def start(self) -> None:
         """Ask every replica once and begin to watch them. Raises OSError where none can be used."""
-        await asyncio.gather(*(self._look(replica) for replica in self.replicas))
+        for _ in range(HEALTH_FAILURES):
+            await asyncio.gather(*(self._look(replica) for replica in self.replicas))
+            if any(replica.up for replica in self.replicas):
+                break
         if not any(replica.up for replica in self.replicas):
             reasons = "; ".join(f"{replica.url}: {replica.why}" for replica in self.replicas)
             raise OSError(f"no upstream server can be used: {reasons}")
