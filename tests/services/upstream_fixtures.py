@@ -20,7 +20,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def process(command: list[str], port: int, seconds: float = 120, **environment: str):
+def process(command: list[str], port: int, seconds: float = 240, **environment: str):
     """A server as a process, up when it answers /health."""
     child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stdout=sys.stderr)
     try:
