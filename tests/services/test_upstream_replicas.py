@@ -182,6 +182,13 @@ def test_a_refused_item_costs_no_other(folder, reference, port):
     backend.close()
 
 
+def test_a_busy_server_is_asked_again(folder, reference, port):
+    backend = gateway(folder, "vllm", f"{port}/vllm-busy")
+    assert_right(reference, batch(6, 8), backend.score(batch(6, 8)).scores)
+    assert backend._pool.replicas[0].up
+    backend.close()
+
+
 def test_a_wrong_key_is_named_and_a_right_one_works(folder, reference, port):
     with pytest.raises(OSError, match="refuses this server's key"):
         gateway(folder, "vllm", f"{port}/vllm-key", key="guess", pool=QUICK)
@@ -219,7 +226,8 @@ def test_the_service_in_front_of_an_upstream_server(port, reference, tmp_path):
         info = teacher.info()
         assert info.backend == "upstream-vllm"
         assert info.identity.model == "big"
-        assert not info.capabilities.candidates
+        assert "candidates" not in info.capabilities
+        assert "generate" in info.capabilities
         (wanted,) = batch(5, 1)
         sent = Completion(prompt=0, ids=wanted.completion.tolist())
         result = teacher.score([wanted.prompt.tolist()], [sent], top_k=2)

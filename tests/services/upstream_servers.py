@@ -9,13 +9,15 @@ such replies, and survives faults. The `/v1/completions` path is proved against 
 One process speaks everything, each under a path of its own: /vllm, /vllm-rows (with candidates) and /sglang, and with a
 fault /vllm-short (a position too few), /vllm-other-ids, /vllm-positive, /vllm-processed (log-probabilities of what was
 sampled at the temperature), /vllm-rows-null-cache (candidates are null with the prefix cache, as vLLM's may be),
-/vllm-refuse-long (400 past 100 tokens), /vllm-key (wants the key "secret"), /vllm-other (the other model under the same
+/vllm-refuse-long (400 past 100 tokens), /vllm-key (wants the key "secret"), /vllm-busy (refuses every other
+request with 503), /vllm-other (the other model under the same
 name), and so on for the other two. POST /swap exchanges the two models.
 """
 
 import argparse
 import base64
 import io
+import itertools
 import json
 
 import numpy as np
@@ -27,7 +29,7 @@ from transformers import AutoModelForCausalLM
 
 MAX_LOGPROBS = 40
 MAX_LENGTH = 512
-FAULTS = ("", "short", "other-ids", "positive", "processed", "null-cache", "refuse-long", "key", "other")
+FAULTS = ("", "short", "other-ids", "positive", "processed", "null-cache", "refuse-long", "key", "other", "busy")
 
 
 class Model:
@@ -70,6 +72,7 @@ def refuse(message: str, status: int = 400) -> JSONResponse:
 
 def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
     app = FastAPI()
+    asked = itertools.count()
     rows_offered = speaks == "vllm-rows"
 
     @app.middleware("http")
@@ -77,6 +80,8 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
         guarded = fault == "key" and not request.url.path.endswith("/health")
         if guarded and request.headers.get("authorization") != "Bearer secret":
             return JSONResponse({"error": "Unauthorized"}, 401)
+        if fault == "busy" and request.method == "POST" and next(asked) % 2 == 0:
+            return JSONResponse({"error": "Server overloaded"}, 503, {"retry-after": "0"})
         return await call_next(request)
 
     @app.get("/health")

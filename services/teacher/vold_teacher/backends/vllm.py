@@ -151,8 +151,9 @@ class VllmBackend:
 
     def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
         scores = self._thread.run(self._score_all(sequences))
-        if scores and all(_is_gone(score) for score in scores):
-            raise next(score for score in scores if isinstance(score, ServiceError))
+        for score in scores:
+            if isinstance(score, ServiceError) and score.code == status_pb2.UNAVAILABLE:
+                raise score  # the engine has ended, for every caller
         tokens = sum(len(sequence.prompt) + len(sequence.completion) for sequence in sequences)
         return ScoredBatch(scores, tokens, tokens)
 
@@ -314,10 +315,6 @@ def _chunk(output: Any, prompt: GeneratePrompt, index: int) -> GenerateChunk:
         logprobs=np.asarray(output.logprobs.logprobs, np.float32),
         finish_reason=output.finish_reason,
     )
-
-
-def _is_gone(score: SequenceScore | ServiceError) -> bool:
-    return isinstance(score, ServiceError) and score.code == status_pb2.UNAVAILABLE
 
 
 async def _start(

@@ -104,9 +104,10 @@ class UpstreamBackend:
 
     def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
         scores = self._thread.run(self._score_all(sequences))
-        errors = [score for score in scores if isinstance(score, ServiceError)]
-        if len(errors) == len(scores) and all(error.code == status_pb2.UNAVAILABLE for error in errors):
-            raise errors[0]
+        for score in scores:
+            # For all of them: callers send an UNAVAILABLE request again, while an item's status they take as final.
+            if isinstance(score, ServiceError) and score.code == status_pb2.UNAVAILABLE:
+                raise score
         tokens = sum(len(sequence.prompt) + len(sequence.completion) for sequence in sequences)
         return ScoredBatch(scores, tokens, tokens)
 

@@ -23,6 +23,8 @@ Json = dict[str, Any]
 
 HEALTH_FAILURES = 3
 REQUESTS_PER_REPLICA = 64
+MAX_PAUSE = 5.0
+"""Seconds before a busy server is asked again, whatever it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +103,28 @@ class Pool:
         await asyncio.gather(*(replica.client.aclose() for replica in self.replicas))
 
     async def post(self, path: str, body: Json, tokens: int) -> Json:
-        """The answer of whichever replica gives one. Raises ServiceError: UNAVAILABLE where none does."""
-        tried: set[Replica] = set()
-        error: ServiceError | None = None
+        """The answer of whichever replica gives one, waiting while all are busy.
+
+        Raises ServiceError: UNAVAILABLE where none is left, or none had room in `PoolLimits.timeout_seconds`.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.limits.timeout_seconds
         async with self._room:
-            while replica := self._least_loaded(tried):
-                tried.add(replica)
-                try:
-                    with self._counted(replica, tokens):
-                        return read(await self._send(replica, path, body), replica.url)
-                except ServiceError as fault:
-                    if fault.code != status_pb2.UNAVAILABLE:
-                        raise
-                    error = fault
-        raise error or self._none_left()
+            while True:
+                tried: set[Replica] = set()
+                error = self._none_left()
+                while replica := self._least_loaded(tried):
+                    tried.add(replica)
+                    try:
+                        with self._counted(replica, tokens):
+                            return read(await self._send(replica, path, body), replica.url)
+                    except ServiceError as fault:
+                        if fault.code != status_pb2.UNAVAILABLE:
+                            raise
+                        error = fault
+                if loop.time() > end or not any(replica.up for replica in self.replicas):
+                    raise error
+                await asyncio.sleep(min(error.retry_seconds, MAX_PAUSE))
 
     async def stream(self, path: str, body: Json, tokens: int) -> AsyncIterator[Json]:
         """Server-sent events of one replica. Nothing is asked twice once the first event is out."""
