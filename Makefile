@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 
-.PHONY: install demo test test-slow lint format proto bench bench-ablation compose clean
+.PHONY: install demo test test-slow test-vllm lint format proto bench bench-ablation compose clean
 
 install: .venv/.installed
 
@@ -23,6 +23,16 @@ test: install  ## everything but what is marked slow
 
 test-slow: install  ## rebuilds the pocket checkpoints and checks what they can do
 	$(RUN) pytest -m slow
+
+test-vllm: .venv-vllm/.installed  ## the suite of the backends, with a CPU build of vLLM: the embedded engine and a stock server
+	.venv-vllm/bin/python -m pytest -m vllm tests/services
+
+# torchvision and its like are not built for the torch that is there, and importing them fails.
+.venv-vllm/.installed: pyproject.toml constraints.txt tests/requirements-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --requirement tests/requirements-vllm.txt --editable '.[teacher]'
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 lint: install
 	$(RUN) ruff check .
@@ -46,4 +56,4 @@ compose:
 	docker compose up --build --exit-code-from trainer
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-vllm build *.egg-info .pytest_cache .mypy_cache .ruff_cache

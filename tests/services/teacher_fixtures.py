@@ -50,8 +50,11 @@ def save_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def make_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """float32, with weights large enough that its distributions are far from uniform."""
+def make_model(family: str, seed: int = 0, head_dim: int = 16) -> PreTrainedModel:
+    """float32, with weights large enough that its distributions are far from uniform.
+
+    head_dim: vLLM on a CPU wants 32 or 64.
+    """
     torch.manual_seed(seed)
     common = {
         "vocab_size": VOCAB,
@@ -60,7 +63,7 @@ def make_model(family: str, seed: int = 0) -> PreTrainedModel:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 16,
+        "head_dim": head_dim,
         "max_position_embeddings": 512,
         "initializer_range": 0.2,
         "eos_token_id": 1,
@@ -80,9 +83,9 @@ def make_model(family: str, seed: int = 0) -> PreTrainedModel:
     return model.eval()
 
 
-def save_model(folder: Path, family: str = "qwen3", seed: int = 0) -> Path:
+def save_model(folder: Path, family: str = "qwen3", seed: int = 0, head_dim: int = 16) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    make_model(family, seed).save_pretrained(folder)
+    make_model(family, seed, head_dim).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
 

@@ -7,7 +7,7 @@ import typer
 from pydantic import ValidationError
 from vold_service.keys import KeysError, describe_new_key
 
-from vold_teacher.settings import TeacherSettings, check_model_folder
+from vold_teacher.settings import TeacherSettings, check_backend
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Serve a teacher: log-probabilities and completions."
@@ -28,9 +28,19 @@ def serve(
     name: Annotated[str | None, typer.Option(help=_help("name"))] = None,
     revision: Annotated[str | None, typer.Option(help=_help("revision"))] = None,
     models_dir: Annotated[Path | None, typer.Option(help=_help("models_dir"))] = None,
-    backend: Annotated[str | None, typer.Option(help="torch")] = None,
+    backend: Annotated[str | None, typer.Option(help=_help("backend"))] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    attention: Annotated[str | None, typer.Option(help=_help("attention"))] = None,
+    compile: Annotated[bool | None, typer.Option("--compile", help=_help("compile"))] = None,  # noqa: A002
+    gpu_memory_utilization: Annotated[float | None, typer.Option(help=_help("gpu_memory_utilization"))] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help=_help("max_num_batched_tokens"))] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help=_help("tokenizer"))] = None,
+    vocab_size: Annotated[int | None, typer.Option(help=_help("vocab_size"))] = None,
+    upstream_key_env: Annotated[str | None, typer.Option(help=_help("upstream_key_env"))] = None,
+    upstream_model: Annotated[str | None, typer.Option(help=_help("upstream_model"))] = None,
+    upstream_timeout: Annotated[float | None, typer.Option(help=_help("upstream_timeout"))] = None,
+    upstream_health: Annotated[float | None, typer.Option(help=_help("upstream_health"))] = None,
     threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
     max_sequence: Annotated[int | None, typer.Option(help=_help("max_sequence"))] = None,
     max_batch_tokens: Annotated[int | None, typer.Option(help=_help("max_batch_tokens"))] = None,
@@ -57,8 +67,7 @@ def serve(
     given = {key: value for key, value in locals().items() if value is not None and key not in ("no_http", "no_grpc")}
     try:
         settings = _settings(given, no_http=no_http, no_grpc=no_grpc)
-        for _, folder in settings.named_models():
-            check_model_folder(Path(folder))
+        check_backend(settings)
         keys, tls = settings.keys(), settings.tls()
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)

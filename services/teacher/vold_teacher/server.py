@@ -1,7 +1,6 @@
 """Put the teacher together from its settings and serve it on both faces."""
 
 import logging
-from pathlib import Path
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -13,14 +12,14 @@ from vold_service.serve import Readiness, serve
 from vold_service.tls import Tls
 
 from vold_teacher.backends.base import Backend
-from vold_teacher.backends.decoding import DecoderLimits
-from vold_teacher.backends.torch import TorchBackend
+from vold_teacher.backends.factory import make_backend
+from vold_teacher.backends.folder import text_config
 from vold_teacher.engine.cache import DiskTier, ScoreCache
 from vold_teacher.engine.engine import EngineLimits
 from vold_teacher.grpc import SERVICE_NAME, TeacherServicer
 from vold_teacher.http import add_routes
 from vold_teacher.service import ModelSpec, Teacher
-from vold_teacher.settings import TeacherSettings, own_revision
+from vold_teacher.settings import TeacherSettings, model_folder
 from vold_teacher.status import snapshot, watch
 from vold_teacher.tokenizer import Tokenizer
 
@@ -35,21 +34,14 @@ def make_teacher(settings: TeacherSettings) -> Teacher:
         # On the device thread and before any of its work: OpenMP keeps the number for each thread that asks.
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        backend = TorchBackend(
-            spec.path,
-            dtype=settings.dtype,
-            device=settings.device,
-            max_sequence=settings.max_sequence,
-            limits=DecoderLimits(settings.max_rows, settings.max_cache_tokens, settings.max_batch_tokens),
-        )
-        return backend, Tokenizer(spec.path)
+        return make_backend(settings, spec.location), Tokenizer(model_folder(settings, spec.location))
+
+    def revision(location: str) -> str:
+        return settings.revision or str(text_config(model_folder(settings, location)).get("_commit_hash") or "")
 
     disk = DiskTier(settings.cache_dir, settings.cache_dir_bytes) if settings.cache_dir is not None else None
     return Teacher(
-        [
-            ModelSpec(name, Path(folder), settings.revision or own_revision(Path(folder)))
-            for name, folder in settings.named_models()
-        ],
+        [ModelSpec(name, location, revision(location)) for name, location in settings.named_models()],
         load=load,
         engine_limits=EngineLimits(settings.max_batch_tokens, settings.max_queue_tokens),
         max_top_k=settings.max_top_k,

@@ -23,11 +23,12 @@ from vold_service.usage import Counts, Usage
 
 from vold_teacher import metrics
 from vold_teacher.backends.base import Backend
+from vold_teacher.backends.folder import text_config
 from vold_teacher.engine.cache import ScoreCache
 from vold_teacher.engine.engine import Engine, EngineLimits
 from vold_teacher.engine.warmup import warm_up
 from vold_teacher.metrics import stage
-from vold_teacher.settings import check_model_folder, own_revision
+from vold_teacher.settings import check_model_folder
 from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, SequenceScore
 from vold_teacher.validation import (
@@ -46,10 +47,10 @@ log = logging.getLogger("vold.teacher")
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model to serve. name: what it is called on the wire. revision: to report; empty for the config's own."""
+    """A model to serve. name: what it is called on the wire. location: its folder, or an upstream's URLs."""
 
     name: str
-    path: Path
+    location: str
     revision: str = ""
 
 
@@ -165,7 +166,7 @@ class Teacher:
             raise invalid("path", f"path is {path!r}, which is outside of the server's --models-dir")
         try:
             check_model_folder(folder)
-            await self._start(ModelSpec(name, folder, own_revision(folder)))
+            await self._start(ModelSpec(name, str(folder), str(text_config(folder).get("_commit_hash") or "")))
         except (OSError, ValueError) as error:
             raise invalid("path", f"path is {path!r}: {error}") from error
         return self._models[name]
@@ -217,7 +218,7 @@ class Teacher:
             special_ids=model.tokenizer.special_ids,
             max_sequence=backend.max_sequence,
             max_top_k=model.limits.top_k,
-            max_candidates=self._max_candidates if can.candidates else 0,
+            max_candidates=model.limits.candidates,
             dtype=backend.dtype,
             backend=backend.backend,
             server_version=version("vold"),

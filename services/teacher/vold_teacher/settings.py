@@ -8,6 +8,26 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 from vold_service.settings import MIB, ServerSettings
 
+from vold_teacher.backends.upstream.urls import parse_urls
+
+OPTIONS_OF_BACKENDS = {
+    "device": ("torch", "vllm"),
+    "dtype": ("torch", "vllm"),
+    "attention": ("torch",),
+    "compile": ("torch",),
+    "max_cache_tokens": ("torch",),
+    "gpu_memory_utilization": ("vllm",),
+    "max_num_batched_tokens": ("vllm",),
+    "models_dir": ("torch", "vllm"),
+    "tokenizer": ("upstream",),
+    "vocab_size": ("upstream",),
+    "upstream_key_env": ("upstream",),
+    "upstream_model": ("upstream",),
+    "upstream_timeout": ("upstream",),
+    "upstream_health": ("upstream",),
+}
+"""Options that only some backends have."""
+
 
 class TeacherSettings(ServerSettings):
     """Each is also an environment variable, VOLD_TEACHER_ and the name in capitals."""
@@ -17,18 +37,44 @@ class TeacherSettings(ServerSettings):
     model: Annotated[list[str], NoDecode] = Field(
         min_length=1,
         description="folder of a model (config.json, *.safetensors and the tokenizer), or NAME=FOLDER; may be "
-        "repeated, the first answers where a request names none",
+        "repeated, the first answers where a request names none; of an upstream server its URLs",
     )
     name: str = Field(default="", description="what a single model is called; the folder's name where empty")
     revision: str = Field(default="", description="revision to report; the config's commit hash where empty")
     models_dir: Path | None = Field(
         default=None, description="folder whose models an administrator may load while the service runs; none if absent"
     )
-    backend: Literal["torch"] = Field(default="torch", description="what computes")
+    backend: Literal["torch", "vllm", "upstream"] = Field(
+        default="torch", description="what computes: torch, vllm (embedded), or upstream (a gateway to stock servers)"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="what the weights compute in; auto: the checkpoint's, but float32 on a CPU"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes CUDA where there is any")
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
+        default="auto", description="torch: how attention is computed; auto is what transformers picks"
+    )
+    compile: bool = Field(default=False, description="torch: compile the model's forward pass with torch.compile")
+    gpu_memory_utilization: float | None = Field(
+        default=None, gt=0, le=1, description="vllm: part of the device's memory; 0.8, on a CPU 0.25, where absent"
+    )
+    max_num_batched_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="vllm: tokens of one step; what keeps its logits in 4 GiB, on a CPU 1, if absent",
+    )
+    tokenizer: Path | None = Field(
+        default=None, description="upstream: folder of the model's tokenizer, best with its config.json"
+    )
+    vocab_size: int | None = Field(
+        default=None, ge=17, description="upstream: rows of the model's output head, where --tokenizer has no config"
+    )
+    upstream_key_env: str = Field(
+        default="VOLD_UPSTREAM_API_KEY", description="upstream: the variable that holds the servers' API key"
+    )
+    upstream_model: str = Field(default="", description="upstream: the model's name there; its first where empty")
+    upstream_timeout: float = Field(default=600.0, gt=0, description="upstream: seconds for one answer")
+    upstream_health: float = Field(default=5.0, gt=0, description="upstream: seconds between two health checks")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; its own choice where absent")
     max_sequence: int | None = Field(
         default=None, ge=2, description="tokens of prompt and completion together; the model's own where absent"
@@ -47,9 +93,10 @@ class TeacherSettings(ServerSettings):
     @field_validator("model", mode="before")
     @classmethod
     def _several(cls, value: object) -> object:
-        """From the environment: one, or several with commas between."""
+        """From the environment: one, or several with commas between. An upstream's URLs are one model."""
         if isinstance(value, str | Path):
-            return [part.strip() for part in str(value).split(",")]
+            several = "://" not in str(value)
+            return [part.strip() for part in str(value).split(",")] if several else [value]
         return [str(part) for part in value] if isinstance(value, list | tuple) else value
 
     def named_models(self) -> list[tuple[str, str]]:
@@ -62,7 +109,7 @@ class TeacherSettings(ServerSettings):
         for given in self.model:
             name, equals, location = given.partition("=")
             if not equals or "/" in name or ":" in name:
-                name, location = self.name or Path(given).resolve().name, given
+                name, location = self.name or model_folder(self, given).resolve().name, given
             if not name or not location:
                 raise ValueError(f"--model {given!r}: write FOLDER or NAME=FOLDER")
             if name in named:
@@ -71,6 +118,39 @@ class TeacherSettings(ServerSettings):
                 )
             named[name] = location
         return list(named.items())
+
+
+def model_folder(settings: TeacherSettings, location: str) -> Path:
+    """Where the tokenizer and the config of the model at `location` are."""
+    return settings.tokenizer if settings.tokenizer is not None else Path(location)
+
+
+def check_backend(settings: TeacherSettings) -> None:
+    """Raise ValueError with a line for the user where the settings do not fit the backend."""
+    backend = settings.backend
+    given = settings.model_fields_set
+    for option, of in OPTIONS_OF_BACKENDS.items():
+        if option in given and backend not in of:
+            named = "--" + option.replace("_", "-")
+            raise ValueError(f"{named} is an option of --backend {' and '.join(of)}, not of {backend}: leave it out")
+    locations = [location for _, location in settings.named_models()]
+    if backend != "upstream":
+        for location in locations:
+            if "://" in location:
+                raise ValueError(f"--model {location}: an address needs --backend upstream")
+            check_model_folder(Path(location))
+        return
+    if len(locations) > 1:
+        raise ValueError(
+            "--backend upstream serves one model, whose replicas' URLs have commas between; start a gateway for each model"
+        )
+    parse_urls(locations[0])
+    if settings.tokenizer is None:
+        raise ValueError(
+            "--backend upstream needs --tokenizer PATH, the folder of the model's tokenizer: stock servers send none"
+        )
+    if not settings.tokenizer.is_dir():
+        raise ValueError(f"--tokenizer {settings.tokenizer}: there is no such folder")
 
 
 def check_model_folder(path: Path) -> None:
@@ -91,8 +171,3 @@ def check_model_folder(path: Path) -> None:
         raise ValueError(
             f"--model {path}: it has no *.safetensors; save it with save_pretrained, nothing else is loaded"
         )
-
-
-def own_revision(path: Path) -> str:
-    """The commit hash that a downloaded model's config names; empty where it names none."""
-    return str(json.loads((path / "config.json").read_text("utf-8")).get("_commit_hash") or "")

@@ -53,6 +53,14 @@ class Limits:
         most = min(self.max_top_k, self.vocab_size)
         return most if self.capabilities.max_top_k is None else min(most, self.capabilities.max_top_k)
 
+    @property
+    def candidates(self) -> int:
+        """The most candidates that may be asked for at one position."""
+        if not self.capabilities.candidates:
+            return 0
+        most = self.capabilities.max_candidates
+        return self.max_candidates if most is None else min(self.max_candidates, most)
+
 
 def check_count(field: str, count: int, limits: Limits) -> None:
     """Raise INVALID_ARGUMENT where a request has no items in a list, or too many."""
@@ -209,10 +217,10 @@ def _candidates(completion: pb.Completion, path: str, positions: int, limits: Li
         counts = unpack_ids(wanted.counts)
     else:
         counts = np.full(positions, min(wanted.per_position, np.iinfo(np.int32).max), np.int32)
-    if counts.min() < 0 or counts.max() > limits.max_candidates:
+    if counts.min() < 0 or counts.max() > limits.candidates:
         worst = int(counts.min() if counts.min() < 0 else counts.max())
         raise invalid(
-            field, f"{field} asks for {worst} candidates at a position: between 0 and {limits.max_candidates} are given"
+            field, f"{field} asks for {worst} candidates at a position: between 0 and {limits.candidates} are given"
         )
     expected = int(counts.sum(dtype=np.int64))
     ids = token_ids(wanted.ids, f"{field}.ids", limits, most=positions * limits.max_candidates)

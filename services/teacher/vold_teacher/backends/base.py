@@ -17,12 +17,13 @@ class Capabilities:
     """What a backend can do. What it cannot is refused before it is asked, never approximated.
 
     temperature: other than 1 when scoring. max_top_k: 0 where it gives none; None for no limit of its own. ranks: of
-    the sampled tokens.
+    the sampled tokens. max_candidates: at one position; None for no limit of its own.
     """
 
     temperature: bool = True
     max_top_k: int | None = None
     candidates: bool = True
+    max_candidates: int | None = None
     entropy: bool = True
     hidden_states: bool = True
     generate: bool = True
@@ -72,8 +73,11 @@ class Decoder(Protocol):
     def cancel(self, request: int) -> None:
         """Forget a request: its waiting prompts at once, its running rows before the next step."""
 
-    def advance(self, seconds: float) -> list[tuple[int, GenerateChunk]]:
-        """Decode for about `seconds`, at least one step; (request, chunk) for what came out."""
+    def advance(self, seconds: float) -> Seq[tuple[int, GenerateChunk | ServiceError]]:
+        """Decode for about `seconds`, at least one step; (request, chunk) for what came out.
+
+        An error ends its request, of which nothing more comes.
+        """
 
     @property
     def busy(self) -> bool:
@@ -98,4 +102,4 @@ class Backend(Protocol):
     def decoder(self) -> Decoder: ...
 
     def close(self) -> None:
-        """Give back what it holds: memory, connections, processes."""
+        """Give back what it holds: memory, connections, processes. A second call does nothing."""

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from vold_service.errors import ServiceError
 
 from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
 from vold_teacher.backends.decoding import DecoderLimits, TorchDecoder
+from vold_teacher.backends.folder import eos_ids, text_config
 from vold_teacher.backends.prefix import shared_hidden
 from vold_teacher.batch import Size, by_prompt
 from vold_teacher.identity import weights_fingerprint
@@ -79,14 +80,20 @@ class TorchBackend:
         max_sequence: int | None = None,
         limits: DecoderLimits,
         max_logits: int | None = None,
+        attention: str = "auto",
+        compiled: bool = False,
     ) -> None:
+        """attention: auto, or an implementation of transformers. compiled: run the decoder through torch.compile."""
         self.device = _device(device)
         self.limits = limits
         if dtype == "auto" and self.device.type == "cpu":
             dtype = "float32"  # most CPUs have no arithmetic for 16-bit floats and take several times as long
-        self.model = _load(path, dtype)
+        said = text_config(path)
+        if dtype == "auto" and said.get("dtype", said.get("torch_dtype")) == "float32":
+            dtype = "bfloat16"  # tensor cores compute float32 at a fraction of their speed
+        self.model = _load(path, dtype, attention)
         self.model.to(self.device).eval().requires_grad_(False)
-        config = self.model.config.get_text_config(decoder=True)
+        config: Any = self.model.config.get_text_config(decoder=True)
         self.head = OutputHead(self.model)
         with torch.inference_mode():
             self.head.check(self.model)
@@ -95,6 +102,9 @@ class TorchBackend:
         own_limit = getattr(config, "max_position_embeddings", None)
         if max_sequence is not None and own_limit is not None and max_sequence > own_limit:
             raise OSError(f"--max-sequence {max_sequence} is above the model's {own_limit}: ask for less")
+        if compiled:
+            # In place, so that the model and its head stay what they are; every shape of a batch is one graph.
+            self.model.base_model.compile(dynamic=True)
         layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
         can_cache = layer_types <= CACHEABLE_LAYERS and not getattr(self.model, "_is_stateful", False)
         self.info = ModelInfo(
@@ -102,7 +112,7 @@ class TorchBackend:
             max_sequence=max_sequence or own_limit or 4096,
             dtype=str(self.model.dtype).removeprefix("torch."),
             backend="torch",
-            eos_ids=_eos_ids(path, config.eos_token_id),
+            eos_ids=eos_ids(path, config.eos_token_id),
             weights_fingerprint=weights_fingerprint(path),
             capabilities=Capabilities(generate=can_cache, ranks=True),
             shares_prompts=can_cache and self._can_share_prompts(),
@@ -176,7 +186,8 @@ class TorchBackend:
         return TorchDecoder(self.model, self.head, self.limits, rows=self.rows)
 
     def close(self) -> None:
-        del self.model, self.head
+        for name in ("model", "head"):
+            vars(self).pop(name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -235,7 +246,7 @@ def _split(sequences: Seq[Sequence], scores: RowScores, hidden_RH: Tensor) -> li
     return results
 
 
-def _load(path: Path, dtype: str) -> Any:
+def _load(path: Path, dtype: str, attention: str) -> Any:
     """The model with every one of its weights from the checkpoint. Raises OSError with one line."""
     loader: Any = AutoModelForCausalLM  # its annotations leave out what output_loading_info changes
     try:
@@ -245,12 +256,14 @@ def _load(path: Path, dtype: str) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            attn_implementation=None if attention == "auto" else attention,
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
     except SafetensorError as error:
         raise OSError(f"cannot read the weights in {path}: {error}; copy the model there again") from error
-    except (ValueError, KeyError, RuntimeError) as error:
+    # An ImportError is an attention that is not installed.
+    except (ImportError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).partition("\n")[0]
         raise OSError(f"cannot load a causal language model from {path}: {first}") from error
     # transformers would fill these in at random, and the teacher's numbers would be noise.
@@ -274,14 +287,3 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise OSError("--device cuda: torch sees no CUDA device; use --device cpu or auto")
     return torch.device(name)
-
-
-def _eos_ids(path: Path, of_config: int | list[int] | None) -> tuple[int, ...]:
-    """Every id that ends a generation: the generation config's where there is one, and the config's."""
-    found = [of_config]
-    if (path / "generation_config.json").is_file():
-        found.append(GenerationConfig.from_pretrained(path).eos_token_id)
-    ids: set[int] = set()
-    for value in found:
-        ids.update([value] if isinstance(value, int) else value or [])
-    return tuple(sorted(ids))

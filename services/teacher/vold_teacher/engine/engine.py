@@ -425,7 +425,8 @@ class Engine:
             return True
         metrics.COMPUTED_TOKENS.labels("generate").inc(self._decoder.computed_tokens - before)
         for number, chunk in chunks:
-            metrics.GENERATED_TOKENS.inc(len(chunk.ids))
+            if isinstance(chunk, GenerateChunk):
+                metrics.GENERATED_TOKENS.inc(len(chunk.ids))
             if running := self._generating.get(number):
                 running.events.put_nowait(chunk)
         return True

@@ -1,0 +1,34 @@
+"""What a model's folder says of the model, without loading it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def text_config(folder: Path) -> dict[str, Any]:
+    """config.json, or of a multimodal model the part of it that describes the language model; {} without a file."""
+    config = _read(folder / "config.json")
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, dict) else config
+
+
+def eos_ids(folder: Path, of_loaded: int | list[int] | None = None) -> tuple[int, ...]:
+    """Every id that ends a generation: the generation config's, the config's, and what the loaded config has as well.
+
+    of_loaded: which fills in a default of its class where the file says nothing.
+    """
+    ids: set[int] = set()
+    configs = (text_config(folder), _read(folder / "generation_config.json"))
+    for value in (of_loaded, *(config.get("eos_token_id") for config in configs)):
+        ids.update([value] if isinstance(value, int) else value or [])
+    return tuple(sorted(ids))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise OSError(f"{path} is not JSON ({error}): save it again") from error
+    return config if isinstance(config, dict) else {}

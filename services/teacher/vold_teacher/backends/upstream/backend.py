@@ -1,0 +1,242 @@
+"""The backend: sequences and completions to a pool of stock servers, in their dialect."""
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from vold_proto.v1 import status_pb2
+from vold_service.errors import ServiceError, internal, invalid
+
+from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
+from vold_teacher.backends.folder import eos_ids, text_config
+from vold_teacher.backends.loop import LoopDecoder, LoopThread, row_seed
+from vold_teacher.backends.upstream.dialects import Dialect, Served
+from vold_teacher.backends.upstream.pool import Pool, PoolLimits, Replica
+from vold_teacher.backends.upstream.sglang import SglangDialect
+from vold_teacher.backends.upstream.urls import parse_urls
+from vold_teacher.backends.upstream.vllm import VllmDialect, probe
+from vold_teacher.identity import FINGERPRINT_LENGTH
+from vold_teacher.types import (
+    Floats,
+    GenerateChunk,
+    GeneratePrompt,
+    SamplingOptions,
+    ScoreOptions,
+    Sequence,
+    SequenceScore,
+)
+
+log = logging.getLogger("vold.teacher.upstream")
+
+MAX_IN_FLIGHT = 8
+DIALECTS: dict[str, type[VllmDialect] | type[SglangDialect]] = {"vllm": VllmDialect, "sglang": SglangDialect}
+
+SAME = 0.1
+"""Mean difference, in nats, up to which two runs of the probe are of one model: sixteen-bit kernels differ by 0.02."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamOptions:
+    """urls: as on the command line. tokenizer: the folder of the model's tokenizer, and of its config where it is
+    there. vocab_size: where that folder has no config. key: of the upstream servers. model: its name there.
+    most: the largest top-k, or number of candidates, that anybody may ask for.
+    """
+
+    urls: str
+    tokenizer: Path
+    vocab_size: int | None = None
+    key: str = ""
+    model: str = ""
+    most: int = 1024
+    max_sequence: int | None = None
+    max_rows: int = 256
+    pool: PoolLimits = field(default_factory=PoolLimits)
+
+
+def fingerprint(dialect: str, served: Served) -> str:
+    """What stands for the weights of a server that does not send them; 32 hex digits.
+
+    SHA-256 over what the server says of its model: kind of server, name, path, longest sequence, and its weight
+    version where it counts one. It holds over restarts, and it does not see weights that change under one name: that
+    is what `Upstream._check` is for. A server that knows a fingerprint (a vold teacher) is taken by its word.
+    """
+    if served.weights_fingerprint:
+        return served.weights_fingerprint
+    said = [dialect, served.model, served.root, served.max_sequence, served.weight_version]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:FINGERPRINT_LENGTH]
+
+
+class UpstreamBackend:
+    """Scores and generates with stock servers. Raises OSError where none of them can be used.
+
+    All replicas must serve what the first to answer serves. Each has to say so, and to give a fixed probe the same
+    log-probabilities within SAME, before it takes requests, whenever it comes back, and every
+    `PoolLimits.probe_seconds`.
+    """
+
+    def __init__(self, options: UpstreamOptions) -> None:
+        dialect, urls = parse_urls(options.urls)
+        vocab_size = options.vocab_size or text_config(options.tokenizer).get("vocab_size")
+        if not isinstance(vocab_size, int):
+            raise OSError(
+                f"the size of the vocabulary is not known: {options.tokenizer} has no config.json; copy the model's "
+                "there, or give --vocab-size"
+            )
+        self._options = options
+        self._vocab_size = vocab_size
+        self._dialect: Dialect = DIALECTS[dialect](options.model)
+        self._served: Served | None = None
+        self._expected: Floats | None = None
+        self._raw_logprobs = False
+        self._thread = LoopThread("upstream")
+        try:
+            self._pool = self._thread.run(self._start(urls))
+            self.info = self._thread.run(self._describe())
+        except BaseException:
+            self._thread.close()
+            raise
+
+    def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
+        scores = self._thread.run(self._score_all(sequences))
+        for score in scores:
+            # For all of them: callers send an UNAVAILABLE request again, while an item's status they take as final.
+            if isinstance(score, ServiceError) and score.code == status_pb2.UNAVAILABLE:
+                raise score
+        tokens = sum(len(sequence.prompt) + len(sequence.completion) for sequence in sequences)
+        return ScoredBatch(scores, tokens, tokens)
+
+    def decoder(self) -> LoopDecoder:
+        return LoopDecoder(self._thread, self._complete, max_rows=self._options.max_rows)
+
+    def close(self) -> None:
+        if not self._thread.loop.is_closed():
+            self._thread.run(self._pool.stop())
+        self._thread.close()
+
+    async def _start(self, urls: list[str]) -> Pool:
+        pool = Pool(urls, self._options.key, self._options.pool, check=self._check)
+        try:
+            await pool.start()
+        except BaseException:
+            await pool.stop()
+            raise
+        return pool
+
+    async def _check(self, replica: Replica) -> str:
+        """Why a replica must not take requests, or ""; the first one says what is served."""
+        try:
+            served = await self._dialect.served(replica)
+        except OSError as error:
+            return str(error)
+        found = (await self._dialect.score(replica.post, served, probe(0))).logprobs
+        if self._expected is None or self._served is None:  # nothing awaited between this and the next line
+            self._served, self._expected = served, found
+        if served != self._served:
+            return f"it serves {served}, where the others serve {self._served}"
+        difference = float(np.abs(np.clip(found, -100, 0) - np.clip(self._expected, -100, 0)).mean())
+        if difference > SAME:
+            return (
+                f"its log-probabilities of a probe differ by {difference:.3g} nats on average from those that this "
+                "teacher began with: it serves other weights. Start this server again to take them"
+            )
+        return ""
+
+    async def _describe(self) -> ModelInfo:
+        assert self._served is not None
+        served, options = self._served, self._options
+        post = self._pool.post
+        try:
+            able = await self._dialect.abilities(post, served, most=min(options.most, self._vocab_size))
+            self._raw_logprobs = await self._generates_raw()
+        except ServiceError as error:
+            raise OSError(f"the upstream server cannot score: {error.message}") from error
+        if options.max_sequence is not None and options.max_sequence > served.max_sequence:
+            raise OSError(
+                f"--max-sequence {options.max_sequence} is above the {served.max_sequence} that the upstream server "
+                "scores: ask for less"
+            )
+        return ModelInfo(
+            vocab_size=self._vocab_size,
+            max_sequence=options.max_sequence or served.max_sequence,
+            dtype="unknown",
+            backend=f"upstream-{self._dialect.name}",
+            eos_ids=eos_ids(options.tokenizer),
+            weights_fingerprint=fingerprint(self._dialect.name, served),
+            capabilities=Capabilities(
+                temperature=False,
+                max_top_k=able.max_top_k,
+                candidates=able.candidates,
+                max_candidates=able.max_candidates,
+                entropy=False,
+                hidden_states=False,
+            ),
+            max_in_flight=MAX_IN_FLIGHT,
+        )
+
+    async def _generates_raw(self) -> bool:
+        """Whether generated tokens come with the log-probabilities that scoring gives them, whatever the temperature.
+
+        Where not (processed log-probabilities, or none), completions are scored after they are generated.
+        """
+        prompt = GeneratePrompt(probe(0).prompt, 0, 4)
+        options = SamplingOptions(max_tokens=4, temperature=1.7, seed=1)
+        assert self._served is not None
+        ids, logprobs, _ = await anext(
+            aiter(self._dialect.complete(self._pool.post, self._pool.stream, self._served, prompt, options, 1))
+        )
+        if logprobs is None:
+            return False
+        expected = (await self._score(Sequence(prompt.ids, ids, ScoreOptions()))).logprobs
+        if logprobs.shape == expected.shape and float(np.abs(logprobs - expected).mean()) <= SAME:
+            return True
+        log.info("completions are scored after they are generated: upstream gives processed log-probabilities")
+        return False
+
+    async def _score_all(self, sequences: Seq[Sequence]) -> list[SequenceScore | ServiceError]:
+        return list(await asyncio.gather(*(self._score_or_error(sequence) for sequence in sequences)))
+
+    async def _score_or_error(self, sequence: Sequence) -> SequenceScore | ServiceError:
+        try:
+            return await self._score(sequence)
+        except ServiceError as error:
+            return error
+        except Exception as error:
+            log.exception("an upstream request failed")
+            return internal(error)
+
+    async def _score(self, sequence: Sequence) -> SequenceScore:
+        assert self._served is not None
+        # An id outside the vocabulary can end a whole engine, not just its request.
+        for ids in (sequence.prompt, sequence.completion, sequence.candidates):
+            if ids is not None and len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocab_size:
+                raise invalid("", f"an id is not in 0 to {self._vocab_size - 1}: compare the tokenizers")
+        return await self._dialect.score(self._pool.post, self._served, sequence)
+
+    async def _complete(
+        self, prompt: GeneratePrompt, index: int, options: SamplingOptions, priority: int
+    ) -> AsyncIterator[GenerateChunk]:
+        assert self._served is not None
+        if options.temperature > self._dialect.max_temperature:
+            raise invalid(
+                "options.temperature",
+                f"options.temperature is {options.temperature:g}: the upstream server samples at most at "
+                f"{self._dialect.max_temperature:g}",
+            )
+        seed = row_seed(prompt, index, options)
+        before = prompt.ids
+        async for ids, given, reason in self._dialect.complete(
+            self._pool.post, self._pool.stream, self._served, prompt, options, seed
+        ):
+            logprobs = given
+            if len(ids) and (logprobs is None or not self._raw_logprobs):
+                logprobs = (await self._score(Sequence(before, ids, ScoreOptions()))).logprobs
+            before = np.concatenate([before, ids])
+            if logprobs is None:
+                logprobs = np.zeros(0, np.float32)
+            yield GenerateChunk(prompt.index, index, ids, logprobs, reason)

@@ -1,0 +1,349 @@
+"""vLLM in this process: its AsyncLLM on an event loop thread, its engine core in a child process.
+
+Requests ask for log-probabilities of the prompt, which here is prompt and completion together, and for one generated
+token, because vLLM gives no fewer. Nothing asks for prompt_logprobs with the prefix cache on: vLLM's first model runner
+then returns garbage without a word. Where the engine runs vLLM's second model runner (the default on GPUs), sampled
+tokens and candidates go through prompt_logprob_token_ids, which reads the prefix cache and is exact or null; on null
+it is asked again without the cache.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from vold_proto.v1 import status_pb2
+from vold_service.errors import ServiceError, internal, invalid, unavailable
+
+from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
+from vold_teacher.backends.folder import eos_ids
+from vold_teacher.backends.loop import LoopDecoder, LoopThread, row_seed
+from vold_teacher.backends.replies import bad_reply, candidate_rows, check_ids, of_candidate_rows, score_of
+from vold_teacher.identity import weights_fingerprint
+from vold_teacher.types import (
+    Floats,
+    GenerateChunk,
+    GeneratePrompt,
+    Ids,
+    SamplingOptions,
+    ScoreOptions,
+    Sequence,
+    SequenceScore,
+)
+
+log = logging.getLogger("vold.teacher.vllm")
+
+MAX_IN_FLIGHT = 8
+MAX_TEMPERATURE = 2.0
+"""The largest that vLLM samples at."""
+
+LOGITS_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
+"""What one step may take for logits and their log-softmax, both float32 over the whole vocabulary: vLLM's first model
+runner holds them for every token of a step, outside what its memory profile counts.
+"""
+
+ENVIRONMENT = {
+    # The default, fork, would copy a process that already has threads of gRPC and torch.
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout carries the server's ready line
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+}
+"""Set where the caller has not."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmOptions:
+    """What is passed on to vLLM; None takes a value that is safe on the device, see `engine_arguments`."""
+
+    gpu_memory_utilization: float | None = None
+    max_num_batched_tokens: int | None = None
+    enforce_eager: bool | None = None
+    max_logprobs: int = 1024
+    max_rows: int = 256
+
+
+def batched_tokens(vocab_size: int, device: str) -> int:
+    """Tokens of one step, a power of two from 256 to 8192, so that a step's logits fit LOGITS_BYTES."""
+    fitting = LOGITS_BYTES[device] // (vocab_size * 2 * 4)
+    return min(max(1 << (max(fitting, 1).bit_length() - 1), 256), 8192)
+
+
+def engine_arguments(
+    path: Path, options: VllmOptions, *, dtype: str, device: str, vocab_size: int, max_sequence: int | None
+) -> dict[str, Any]:
+    """Arguments of vLLM's AsyncEngineArgs, memory-safe where `options` leaves them open."""
+    if dtype == "auto" and device == "cpu":
+        dtype = "float32"
+    return {
+        "model": str(path),
+        "dtype": dtype,
+        "max_model_len": None if max_sequence is None else max_sequence + 1,  # room for the token it always generates
+        "max_logprobs": min(options.max_logprobs, vocab_size),
+        "gpu_memory_utilization": options.gpu_memory_utilization or (0.25 if device == "cpu" else 0.8),
+        "max_num_batched_tokens": options.max_num_batched_tokens or batched_tokens(vocab_size, device),
+        "enforce_eager": device == "cpu" if options.enforce_eager is None else options.enforce_eager,
+        "scheduling_policy": "priority",
+        "skip_tokenizer_init": True,
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+        "generation_config": "vllm",  # the folder's sampling defaults must not change what a request asks for
+    }
+
+
+class VllmBackend:
+    """Scores and generates with an embedded vLLM engine. Loading raises OSError with a message for the user."""
+
+    def __init__(
+        self,
+        path: Path,
+        options: VllmOptions,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        max_sequence: int | None = None,
+    ) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._options = options
+        self._numbers = itertools.count()
+        self._thread = LoopThread("vllm")
+        self._llm: Any
+        try:
+            self._llm, self._parameters, self._final, self._delta = self._thread.run(
+                _start(path, options, dtype=dtype, device=device, max_sequence=max_sequence)
+            )
+        except BaseException:
+            self._thread.close()
+            raise
+        model = self._llm.model_config
+        self._vocab_size = int(model.get_vocab_size())
+        self._has_candidates = False
+        self._has_candidates = self._probe_candidates()
+        self.info = ModelInfo(
+            vocab_size=self._vocab_size,
+            max_sequence=int(model.max_model_len) - 1,
+            dtype=str(model.dtype).removeprefix("torch."),
+            backend="vllm",
+            eos_ids=eos_ids(path, getattr(model.hf_text_config, "eos_token_id", None)),
+            weights_fingerprint=weights_fingerprint(path),
+            capabilities=Capabilities(
+                temperature=False,
+                max_top_k=int(model.max_logprobs),
+                candidates=self._has_candidates,
+                max_candidates=int(model.max_logprobs) - 1,  # the sampled token takes a place
+                entropy=False,
+                hidden_states=False,
+            ),
+            max_in_flight=MAX_IN_FLIGHT,
+        )
+
+    def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
+        scores = self._thread.run(self._score_all(sequences))
+        for score in scores:
+            if isinstance(score, ServiceError) and score.code == status_pb2.UNAVAILABLE:
+                raise score  # the engine has ended, for every caller
+        tokens = sum(len(sequence.prompt) + len(sequence.completion) for sequence in sequences)
+        return ScoredBatch(scores, tokens, tokens)
+
+    def decoder(self) -> LoopDecoder:
+        return LoopDecoder(self._thread, self._complete, max_rows=self._options.max_rows)
+
+    def close(self) -> None:
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+        self._thread.close()
+
+    async def _score_all(self, sequences: Seq[Sequence]) -> list[SequenceScore | ServiceError]:
+        return list(await asyncio.gather(*(self._score_or_error(sequence) for sequence in sequences)))
+
+    async def _score_or_error(self, sequence: Sequence) -> SequenceScore | ServiceError:
+        try:
+            return await self._score(sequence)
+        except ServiceError as error:
+            return error
+        except Exception as error:
+            return self._fault(error)
+
+    def _fault(self, error: Exception) -> ServiceError:
+        if self._llm.errored:
+            return unavailable("the vLLM engine of this teacher has ended: its log says why; start the server again", 5)
+        if isinstance(error, ValueError):  # vLLM's refusals
+            return invalid("", f"vLLM refused it: {error}")
+        log.error("vLLM failed", exc_info=error)
+        return internal(error)
+
+    async def _score(self, sequence: Sequence) -> SequenceScore:
+        # An id outside the vocabulary would end the engine, not the request.
+        for ids in (sequence.prompt, sequence.completion, sequence.candidates):
+            if ids is not None and len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocab_size:
+                raise invalid("", f"an id is not in 0 to {self._vocab_size - 1}: compare the tokenizers")
+        rows = self._has_candidates and (sequence.candidates is not None or not sequence.options.top_k)
+        if not rows:
+            return await self._score_prompt(sequence)
+        if not sequence.options.top_k:
+            return await self._score_rows(sequence)
+        top, chosen = await asyncio.gather(self._score_prompt(sequence), self._candidate_scores(sequence))
+        return score_of(
+            sequence,
+            sampled_ids=None,
+            logprobs=top.logprobs,
+            top_ids=top.top_ids,
+            top_logprobs=top.top_logprobs,
+            candidate_logprobs=chosen[1],
+        )
+
+    async def _score_prompt(self, sequence: Sequence) -> SequenceScore:
+        """Through prompt_logprobs: a flat list of sampled token, then top-k, for every position but the first."""
+        top_k = sequence.options.top_k
+        output = await self._once(sequence, prompt_logprobs=top_k, flat_logprobs=True)
+        flat, first, positions = output.prompt_logprobs, len(sequence.prompt), len(sequence.completion)
+        if flat is None or len(flat) != first + positions:
+            raise bad_reply(f"{0 if flat is None else len(flat)} positions for {first + positions}")
+        span = slice(flat.start_indices[first], flat.end_indices[-1])
+        if span.stop - span.start != positions * (top_k + 1):
+            raise bad_reply(f"{span.stop - span.start} log-probabilities for {positions} x {top_k + 1}")
+        ids = np.asarray(flat.token_ids[span], np.int32).reshape(positions, top_k + 1)
+        logprobs = np.asarray(flat.logprobs[span], np.float32).reshape(positions, top_k + 1)
+        bare = Sequence(sequence.prompt, sequence.completion, sequence.options)
+        return score_of(
+            bare, sampled_ids=ids[:, 0], logprobs=logprobs[:, 0], top_ids=ids[:, 1:], top_logprobs=logprobs[:, 1:]
+        )
+
+    async def _score_rows(self, sequence: Sequence) -> SequenceScore:
+        logprobs, candidates = await self._candidate_scores(sequence)
+        return score_of(sequence, sampled_ids=None, logprobs=logprobs, candidate_logprobs=candidates)
+
+    async def _candidate_scores(self, sequence: Sequence) -> tuple[Floats, Floats]:
+        """(logprobs [T], candidate_logprobs [M]) through prompt_logprob_token_ids."""
+        for skip_cache in (False, True):
+            output = await self._once(
+                sequence,
+                prompt_logprob_token_ids=candidate_rows(sequence),
+                prompt_logprob_start=len(sequence.prompt) - 1,
+                skip_reading_prefix_cache=skip_cache,
+            )
+            if output.prompt_token_id_logprobs is not None:
+                return of_candidate_rows(sequence, np.asarray(output.prompt_token_id_logprobs, np.float32))
+        raise bad_reply("no candidates")
+
+    async def _once(self, sequence: Sequence, **wanted: Any) -> Any:
+        """vLLM's final output for a sequence as a prompt."""
+        ids = np.concatenate([sequence.prompt, sequence.completion])
+        parameters = self._parameters(max_tokens=1, temperature=0, detokenize=False, output_kind=self._final, **wanted)
+        request = {"prompt_token_ids": ids.tolist()}
+        outputs = [output async for output in self._llm.generate(request, parameters, self._name())]
+        if not outputs or outputs[-1].outputs[0].finish_reason not in ("stop", "length"):
+            raise bad_reply("nothing")
+        output = outputs[-1]
+        check_ids(np.asarray(output.prompt_token_ids, np.int32), ids, "log-probabilities")
+        return output
+
+    async def _complete(
+        self, prompt: GeneratePrompt, index: int, options: SamplingOptions, priority: int
+    ) -> AsyncIterator[GenerateChunk]:
+        if options.temperature > MAX_TEMPERATURE:
+            raise invalid(
+                "options.temperature",
+                f"options.temperature is {options.temperature:g}: vLLM samples at most at {MAX_TEMPERATURE:g}",
+            )
+        parameters = self._parameters(
+            max_tokens=prompt.max_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            seed=row_seed(prompt, index, options),
+            stop_token_ids=sorted(options.stop_ids),
+            ignore_eos=True,  # stop_ids has every id that ends a completion
+            logprobs=0,  # of the sampled token alone, at temperature 1: vLLM's raw_logprobs
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=self._delta if options.stream_tokens else self._final,
+        )
+        request = {"prompt_token_ids": prompt.ids.tolist()}
+        try:
+            # vLLM begins with the lowest priority.
+            async for output in self._llm.generate(request, parameters, self._name(), priority=-priority):
+                yield _chunk(output.outputs[0], prompt, index)
+        except ServiceError:
+            raise
+        except Exception as error:
+            raise self._fault(error) from error
+
+    def _name(self) -> str:
+        return f"vold-{next(self._numbers)}"
+
+    def _probe_candidates(self) -> bool:
+        """Whether prompt_logprob_token_ids gives what prompt_logprobs gives, tried on a short sequence."""
+        if not getattr(self._llm.vllm_config, "use_v2_model_runner", False):
+            return False
+        ids: Ids = np.arange(1, 9, dtype=np.int32) % self._vocab_size
+        sequence = Sequence(ids[:4], ids[4:], ScoreOptions())
+        try:
+            expected = self._thread.run(self._score_prompt(sequence)).logprobs
+            found = self._thread.run(self._candidate_scores(sequence))[0]
+        except (ServiceError, TypeError, ValueError, AttributeError) as error:
+            log.warning("candidates are off: this vLLM does not score them: %s", error)
+            return False
+        if np.allclose(expected, found, atol=0.2):
+            return True
+        log.warning("candidates are off: this vLLM's prompt_logprob_token_ids and prompt_logprobs disagree")
+        return False
+
+
+def _chunk(output: Any, prompt: GeneratePrompt, index: int) -> GenerateChunk:
+    ids = np.asarray(output.token_ids, np.int32)
+    check_ids(np.asarray(output.logprobs.token_ids, np.int32), ids, "log-probabilities")
+    if output.finish_reason not in (None, "stop", "length"):
+        raise bad_reply(f"a completion that ended by {output.finish_reason!r}")
+    return GenerateChunk(
+        prompt=prompt.index,
+        index=index,
+        ids=ids,
+        logprobs=np.asarray(output.logprobs.logprobs, np.float32),
+        finish_reason=output.finish_reason,
+    )
+
+
+async def _start(
+    path: Path, options: VllmOptions, *, dtype: str, device: str, max_sequence: int | None
+) -> tuple[Any, Any, Any, Any]:
+    """The engine, and of vLLM's names what the backend needs: it is imported late, with the environment set."""
+    try:
+        from vllm import SamplingParams
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.transformers_utils.config import get_config
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise OSError(f"--backend vllm: cannot import vLLM ({error}); pip install 'vold[vllm]'") from error
+    try:
+        config = get_config(str(path), trust_remote_code=False)
+        vocab_size = int(config.get_text_config().vocab_size)
+        own_limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if max_sequence is not None and own_limit is not None and max_sequence > own_limit - 1:
+            raise OSError(
+                f"--max-sequence {max_sequence} is above {own_limit - 1}, which is the model's {own_limit} less the "
+                "token that vLLM always generates: ask for less"
+            )
+        arguments = engine_arguments(
+            path, options, dtype=dtype, device=device, vocab_size=vocab_size, max_sequence=max_sequence
+        )
+        log.info("starting vLLM with %s", arguments)
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    except (ValueError, RuntimeError, TypeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise OSError(f"vLLM cannot serve {path}: {first}; its log above has the whole story") from error
+    return llm, SamplingParams, RequestOutputKind.FINAL_ONLY, RequestOutputKind.DELTA

@@ -1,0 +1,54 @@
+"""Inference servers as processes, and the gateway in front of them."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+from vold_teacher.backends.upstream.backend import UpstreamBackend, UpstreamOptions
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def process(command: list[str], port: int, seconds: float = 240, **environment: str):
+    """A server as a process, up when it answers /health."""
+    child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stdout=sys.stderr)
+    try:
+        until = time.monotonic() + seconds
+        while True:
+            assert child.poll() is None, f"{command} ended with {child.poll()}"
+            assert time.monotonic() < until, f"{command} did not come up"
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                    break
+            time.sleep(0.1)
+        yield child
+    finally:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(30)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def stand_in(folder: Path, port: int, *options: str):
+    """upstream_servers.py, which speaks everything: see there for its paths."""
+    script = str(Path(__file__).with_name("upstream_servers.py"))
+    return process([sys.executable, script, str(folder), "--port", str(port), *options], port)
+
+
+def gateway(folder: Path, dialect: str, *addresses: str | int, **options) -> UpstreamBackend:
+    """addresses: PORT, or PORT/PATH, on this machine."""
+    urls = f"{dialect}+" + ",".join(f"http://127.0.0.1:{address}" for address in addresses)
+    return UpstreamBackend(UpstreamOptions(urls, tokenizer=folder, most=64, **options))
