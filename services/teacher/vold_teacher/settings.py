@@ -142,7 +142,7 @@ def check_backend(settings: TeacherSettings) -> None:
         return
     if len(locations) > 1:
         raise ValueError(
-            "--backend upstream serves one model, whose replicas' URLs have commas between; start a gateway for each model"
+            "--backend upstream serves one model, whose replicas' URLs have commas between; start a gateway for each"
         )
     parse_urls(locations[0])
     if settings.tokenizer is None:
