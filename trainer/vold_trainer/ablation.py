@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -102,12 +103,25 @@ def _run_all(label: str, function: Callable[..., Any], jobs: Sequence[tuple[Any,
             function(*job)
         return
     with (
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=quiet) as pool,
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker) as pool,
         progress(label, len(jobs)) as live,
     ):
         for done, future in enumerate(as_completed([pool.submit(function, *job) for job in jobs]), 1):
             future.result()
             live.update(done)
+
+
+def _begin_worker() -> None:
+    """Say nothing, and end with the parent however that ends: nobody would read what is left."""
+    quiet()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def run_row(recipe: Recipe, row: Row) -> None:

@@ -1,6 +1,7 @@
 """The command line: vold demo | traces | sft | train | eval | report | ablation | pocket."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,9 @@ import typer
 from rich.console import Console
 
 from vold_trainer.errors import VoldTrainerError
+
+# No child of this command goes on as a fork, and without this gRPC writes a line about every one that is started.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -56,7 +56,10 @@ class Stage:
 
 STUDENT_STAGES = (
     Stage(Recipe(steps=1500, batch=64, lr=2e-3), 0.5, 0.25, WIDE, sums_of_longer=False),
-    Stage(Recipe(steps=1500, batch=64, lr=2e-3), 0.35, 0.15, DEFAULT_DIFFICULTY, sums_of_longer=True, thinking=0.7),
+    Stage(Recipe(steps=900, batch=64, lr=1.5e-3), 0.3, 0.1, WIDE, sums_of_longer=True),
+    Stage(Recipe(steps=1200, batch=64, lr=2e-3), 0.25, 0.1, DEFAULT_DIFFICULTY, sums_of_longer=True),
+    Stage(Recipe(steps=450, batch=64, lr=1.5e-3), 0.25, 0.1, DEFAULT_DIFFICULTY, sums_of_longer=True),
+    Stage(Recipe(steps=400, batch=64, lr=1.5e-3), 0.45, 0.15, DEFAULT_DIFFICULTY, sums_of_longer=True, thinking=0.7),
 )
 """Reading first, then sums beside reading, so that it forgets nothing; last the size of sums of the default world."""
 
