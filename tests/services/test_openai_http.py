@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from openai_fixtures import SENTENCE, save_teacher
 from teacher_fixtures import VOCAB, make_model, save_model, teacher_server
 
+http = httpx.Client(timeout=60)
 CONVERSATION = [{"role": "user", "content": "Say it"}]
 
 
@@ -36,7 +37,7 @@ def bear(tmp_path_factory):
 
 
 def post(server, path, **body):
-    response = httpx.post(f"{server.http}/v1/{path}", json=body, timeout=60)
+    response = http.post(f"{server.http}/v1/{path}", json=body)
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -47,7 +48,7 @@ def complete(server, **body):
 
 def events(server, path, **body):
     """The chunks of a stream, which must end as OpenAI's do."""
-    with httpx.stream("POST", f"{server.http}/v1/{path}", json={**body, "stream": True}, timeout=60) as response:
+    with http.stream("POST", f"{server.http}/v1/{path}", json={**body, "stream": True}) as response:
         assert response.headers["content-type"].startswith("text/event-stream"), response.read()
         lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
     assert lines.pop() == "[DONE]"
@@ -55,7 +56,7 @@ def events(server, path, **body):
 
 
 def metric(server, name):
-    for line in httpx.get(f"{server.http}/metrics").text.splitlines():
+    for line in http.get(f"{server.http}/metrics").text.splitlines():
         if line.startswith(f"{name} "):
             return float(line.split()[1])
     return 0.0
@@ -118,7 +119,7 @@ def test_prompts_that_begin_alike_are_computed_once(tiny):
 
 def test_a_completion_has_the_fields_that_vllm_documents(bear):
     body = post(bear, "completions", prompt="Say: ", max_tokens=2, temperature=0)
-    info = httpx.get(f"{bear.http}/v1/info").json()["identity"]
+    info = http.get(f"{bear.http}/v1/info").json()["identity"]
     assert body["id"].startswith("cmpl-")
     assert {key: body[key] for key in ("object", "model", "system_fingerprint", "usage", "choices")} == {
         "object": "text_completion",
@@ -141,7 +142,7 @@ def test_a_completion_has_the_fields_that_vllm_documents(bear):
 
 
 def test_every_form_of_a_prompt_is_the_same_prompt(bear):
-    ids = httpx.post(f"{bear.http}/tokenize", json={"prompt": "Bär"}).json()["tokens"]
+    ids = http.post(f"{bear.http}/tokenize", json={"prompt": "Bär"}).json()["tokens"]
     assert len(ids) == 4
     options = {"max_tokens": 3, "temperature": 0, "prompt_logprobs": 2, "return_token_ids": True}
     forms = ["Bär", ["Bär", "Bär"], ids, [ids, ids]]
@@ -154,7 +155,7 @@ def test_every_form_of_a_prompt_is_the_same_prompt(bear):
         for entry, same in zip(choice["prompt_logprobs"][1:], choices[0]["prompt_logprobs"][1:], strict=True):
             for token, found in entry.items():
                 assert found == same[token] | {"logprob": pytest.approx(same[token]["logprob"], abs=1e-5)}
-    assert httpx.post(f"{bear.http}/detokenize", json={"tokens": ids}).json() == {"prompt": "Bär"}
+    assert http.post(f"{bear.http}/detokenize", json={"tokens": ids}).json() == {"prompt": "Bär"}
 
 
 def test_an_echo_carries_its_logprobs_in_openais_legacy_shape(bear):
@@ -162,7 +163,7 @@ def test_an_echo_carries_its_logprobs_in_openais_legacy_shape(bear):
     assert choice["text"] == "Say: Ein naïver Bä"
     shown = choice["logprobs"]
     assert set(shown) == {"text_offset", "token_logprobs", "tokens", "top_logprobs"}
-    ids = httpx.post(f"{bear.http}/tokenize", json={"prompt": choice["text"]}).json()["tokens"]
+    ids = http.post(f"{bear.http}/tokenize", json={"prompt": choice["text"]}).json()["tokens"]
     (scored,) = complete(bear, prompt=ids, max_tokens=0, prompt_logprobs=2, return_tokens_as_token_ids=True)
     assert [len(values) for values in shown.values()] == [len(ids)] * 4
     assert shown["token_logprobs"][0] is shown["top_logprobs"][0] is None
@@ -279,7 +280,7 @@ def test_a_stop_text_ends_the_text_before_it(bear, stop, text, reason, stream):
 
 
 def test_a_stop_id_ends_the_text_before_it(bear):
-    (stop,) = httpx.post(f"{bear.http}/tokenize", json={"prompt": "."}).json()["tokens"]
+    (stop,) = http.post(f"{bear.http}/tokenize", json={"prompt": "."}).json()["tokens"]
     body = {"prompt": "Say: ", "max_tokens": 100, "temperature": 0, "stop_token_ids": [stop], "return_token_ids": True}
     (choice,) = complete(bear, **body)
     assert choice["text"] == SENTENCE[: SENTENCE.index(".")]
@@ -342,7 +343,21 @@ def test_a_conversation_is_answered(bear):
             {"prompt": ["a" * 200] * 50, "n": 4096, "echo": True},
             400,
             "prompt",
-            "send fewer prompts",
+            "send several requests",
+        ),
+        (
+            "completions",
+            {"logprobs": 20, "n": 4096, "max_tokens": 250, "stream": False},
+            400,
+            "logprobs",
+            "of up to 250 tokens",
+        ),
+        (
+            "chat/completions",
+            {"logprobs": True, "top_logprobs": 20, "n": 4096, "stream": False},
+            400,
+            "top_logprobs",
+            "of up to 247 tokens",
         ),
         ("completions", {"stop": ["a"] * 65}, 400, "stop", "at most 64"),
         ("completions", {"frequency_penalty": 0.5}, 400, "frequency_penalty", "leave it out or send 0"),
@@ -367,7 +382,7 @@ def test_a_conversation_is_answered(bear):
 def test_a_bad_request_is_refused_in_openais_shape(bear, path, change, status, param, text, stream):
     good = {"prompt": "a"} if path == "completions" else {"messages": CONVERSATION}
     body = good | {"stream": stream} | change
-    response = httpx.post(f"{bear.http}/v1/{path}", json=body)
+    response = http.post(f"{bear.http}/v1/{path}", json=body)
     assert response.status_code == status
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -378,7 +393,7 @@ def test_a_bad_request_is_refused_in_openais_shape(bear, path, change, status, p
 
 def test_a_body_that_is_no_object_is_refused(bear):
     for content in (b"{", b"[]", b"\xff"):
-        response = httpx.post(f"{bear.http}/v1/completions", content=content)
+        response = http.post(f"{bear.http}/v1/completions", content=content)
         assert response.status_code == 400
         assert response.json()["error"]["param"] == "body"
 
@@ -407,13 +422,13 @@ def wait_for(server, value):
 def test_a_caller_that_leaves_stops_its_generation(tiny, stream):
     body = {"prompt": [[7]] * 50, "max_tokens": 400, "n": 200, "stream": stream, "stop": "never to be seen"}
     if stream:
-        with httpx.stream("POST", f"{tiny.http}/v1/completions", json=body, timeout=60) as response:
+        with http.stream("POST", f"{tiny.http}/v1/completions", json=body) as response:
             lines = response.iter_lines()
             assert next(lines)
             assert metric(tiny, "vold_teacher_generate_requests") == 1
     else:
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{tiny.http}/v1/completions", json=body, timeout=1.0)
+            http.post(f"{tiny.http}/v1/completions", json=body, timeout=1.0)
     wait_for(tiny, 0)
     computed = metric(tiny, 'vold_teacher_computed_tokens_total{work="generate"}')
     assert complete(tiny, prompt=[7, 8], max_tokens=0, prompt_logprobs=0)[0]["prompt_logprobs"][0] is None
@@ -429,6 +444,6 @@ def test_a_stop_text_stops_the_computing_too(bear):
 
 
 def test_health_answers_where_vllms_clients_look(bear):
-    assert httpx.get(f"{bear.http}/health").status_code == 200
-    paths = httpx.get(f"{bear.http}/openapi.json").json()["paths"]
+    assert http.get(f"{bear.http}/health").status_code == 200
+    paths = http.get(f"{bear.http}/openapi.json").json()["paths"]
     assert {"/v1/completions", "/v1/chat/completions", "/tokenize"} <= set(paths)

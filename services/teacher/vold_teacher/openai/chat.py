@@ -14,7 +14,7 @@ from vold_teacher.openai.completions import usage
 from vold_teacher.openai.generation import Delta, generate, generate_all
 from vold_teacher.openai.prompts import Prompt, read_messages
 from vold_teacher.openai.schemas import ChatRequest
-from vold_teacher.openai.scoring import Positions, chat_logprobs, score, top_k_of
+from vold_teacher.openai.scoring import Positions, chat_logprobs, check_ids, score, top_k_of
 from vold_teacher.service import Loaded, Teacher
 
 
@@ -45,7 +45,11 @@ class Chat:
                 "top_logprobs", f"top_logprobs is {k}, which no stream carries: set stream to false, or it to 0"
             )
         prompt = await asyncio.to_thread(read_messages, asked.messages, model)
-        return cls(teacher, asked, call, model, prompt, k)
+        answer = cls(teacher, asked, call, model, prompt, k)
+        if k:
+            what = f"{asked.n} choices of up to {answer.max_tokens} tokens with {k + 1} ids each"
+            check_ids(asked.n * answer.max_tokens * (k + 1), "top_logprobs", what)
+        return answer
 
     @property
     def max_tokens(self) -> int:

@@ -13,11 +13,16 @@ from vold_service.errors import invalid
 from vold_teacher.openai.generation import Delta, Reader, generate, generate_all
 from vold_teacher.openai.prompts import Prompt, read_prompts
 from vold_teacher.openai.schemas import CompletionRequest
-from vold_teacher.openai.scoring import LegacyLogprobs, Positions, prompt_logprobs, score, score_prompts, top_k_of
+from vold_teacher.openai.scoring import (
+    LegacyLogprobs,
+    Positions,
+    check_ids,
+    prompt_logprobs,
+    score,
+    score_prompts,
+    top_k_of,
+)
 from vold_teacher.service import Loaded, Teacher
-
-MAX_PROMPT_IDS = 1 << 23
-"""Ids that one reply may show of its prompts: each takes about 75 bytes as JSON."""
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
@@ -75,18 +80,19 @@ class Completions:
         return answer
 
     def check_size(self) -> None:
-        """Raise where the prompts' part of the reply, which every choice repeats, is too much."""
+        """Raise where the reply would be too large. Every choice repeats what is asked of its prompt."""
         asked = self.asked
-        ids = 0 if self.prompt_k is None else self.prompt_k + 1
+        shown = 0 if self.prompt_k is None else self.prompt_k + 1
         if asked.echo:
-            ids += 1 if self.k is None else self.k + 1
+            shown += 1 if self.k is None else self.k + 1
         tokens = sum(len(prompt.ids) for prompt in self.prompts)
-        if asked.n * tokens * ids > MAX_PROMPT_IDS:
-            raise invalid(
-                "prompt",
-                f"prompt has {tokens} tokens, of which {asked.n} choices each show {ids} ids a token: at most "
-                f"{MAX_PROMPT_IDS} ids go into one reply; send fewer prompts, or ask for fewer logprobs or a smaller n",
-            )
+        check_ids(
+            asked.n * tokens * shown, "prompt", f"{asked.n} choices of {tokens} prompt tokens with {shown} ids each"
+        )
+        if self.k:
+            choices = asked.n * len(self.prompts)
+            what = f"{choices} choices of up to {asked.max_tokens} tokens with {self.k + 1} ids each"
+            check_ids(choices * asked.max_tokens * (self.k + 1), "logprobs", what)
 
     async def body(self) -> dict[str, Any]:
         """The whole answer."""

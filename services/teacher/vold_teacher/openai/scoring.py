@@ -151,6 +151,20 @@ async def score_prompts(
     )
 
 
+MAX_IDS = 1 << 23
+"""Ids with log-probabilities that one reply may show: each takes about 75 bytes as JSON."""
+
+
+def check_ids(count: int, field: str, what: str) -> None:
+    """Raise INVALID_ARGUMENT where a reply would show too many; what: how they come together."""
+    if count > MAX_IDS:
+        raise invalid(
+            field,
+            f"{field}: {what} make {count} ids, and one reply shows at most {MAX_IDS}: ask for fewer of them, or send "
+            "several requests",
+        )
+
+
 def top_k_of(asked: int, field: str, model: Loaded) -> int:
     """A top-k within the server's limit; -1 asks for the whole vocabulary."""
     most = model.limits.top_k
