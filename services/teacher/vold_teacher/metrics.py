@@ -46,9 +46,6 @@ TENANT_QUEUE_SECONDS = Counter(
     ["tenant"],
 )
 QUEUED_TOKENS = Gauge("vold_teacher_queued_tokens", "tokens waiting to be scored")
-CACHE_HITS = Counter("vold_teacher_cache_hits", "completions whose scores were known")
-CACHE_MISSES = Counter("vold_teacher_cache_misses", "completions whose scores were not known")
-COALESCED = Counter("vold_teacher_coalesced", "completions that waited for the same one of another request")
 QUEUED_REQUESTS = Gauge("vold_teacher_queued_requests", "requests with anything waiting to be scored")
 QUEUE_AGE = Gauge("vold_teacher_queue_oldest_seconds", "how long the oldest of the waiting requests has waited")
 GENERATING = Gauge("vold_teacher_generate_requests", "Generate requests under way")

@@ -221,7 +221,6 @@ class Engine:
         self.queue.put(job, sequences, tokens_per_second=self._tokens_per_second)
         futures = {key: asyncio.get_running_loop().create_future() for key in job.keys.values()}
         self._under_way |= futures
-        self._note_depth()
         self._to_score.set()
         try:
             await job.done
@@ -230,7 +229,6 @@ class Engine:
             for key, future in futures.items():
                 del self._under_way[key]
                 future.cancel()  # nothing where it has its result; else whoever waits for it computes it instead
-            self._note_depth()
         return job
 
     async def generate(
@@ -246,9 +244,9 @@ class Engine:
         if not job.left:
             return
         self._generating[job.number] = job
+        metrics.GENERATING.inc()
         sampled = 0
         self._to_decoder.append((job.number, prompts, options, priority))
-        self._note_depth()
         self._to_generate.set()
         try:
             while job.left:
@@ -264,17 +262,14 @@ class Engine:
         finally:
             metrics.note_generated(call.tenant.name, sampled)
             del self._generating[job.number]
+            metrics.GENERATING.dec()
             self._idle.set()
             if job.left:
                 self._to_cancel.append(job.number)
                 self._to_generate.set()
-            self._note_depth()
 
     def backlog(self) -> Backlog:
         return Backlog(self.queue.tokens, len(self.queue), self.queue.oldest_seconds())
-
-    def _note_depth(self) -> None:
-        metrics.GENERATING.set(len(self._generating))
 
     async def _for_ever(self, loop: Callable[[], Awaitable[None]]) -> None:
         """A fault of ours costs the requests that are here, and not the service."""
