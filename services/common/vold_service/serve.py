@@ -141,7 +141,10 @@ def _bind(address: str) -> socket.socket:
     except OSError as error:
         message = f"cannot listen on {address}: {error.strerror}; choose another port, or 0 for a free one"
         raise OSError(message) from error
-    # Connections inherit these. A caller whose machine or network is gone sends no word of it while it waits for a
+    # Connections inherit these. asyncio sets no delay aside only for sockets that name their protocol, which those of a
+    # listener do not; with the delay each reply on a kept connection waits 40 ms for the caller's acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A caller whose machine or network is gone sends no word of it while it waits for a
     # reply, and one that stops reading holds the reply in memory.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 3)):
