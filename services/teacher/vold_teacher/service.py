@@ -107,6 +107,9 @@ class Teacher:
         try:
             backend, tokenizer = await asyncio.get_running_loop().run_in_executor(executor, self._load, spec)
             warmed = await asyncio.get_running_loop().run_in_executor(executor, warm_up, backend)
+        except ServiceError as error:  # of the warm-up, from a backend that others serve
+            executor.shutdown(wait=False)
+            raise OSError(f"{spec.name} does not answer: {error.message}") from error
         except BaseException:
             executor.shutdown(wait=False)
             raise
