@@ -32,7 +32,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(POCKET_TEACHER, dtype=torch.float32).eval()
     rows = []
     with (
-        serving("teacher", "--model", str(POCKET_TEACHER), "--threads", "1") as urls,
+        serving("teacher", "--model", str(POCKET_TEACHER), "--threads", "1", "--cache-bytes", "0") as urls,
         TeacherClient(urls["grpc"]) as client,
     ):
         for prompt, completion in ((100, 25), (50, 50), (25, 100)):

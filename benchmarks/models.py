@@ -1,0 +1,50 @@
+"""Teachers of a size, with random weights, made on the spot: what they say does not matter to how long it takes.
+
+Heads have 32 dimensions, which vLLM's CPU build takes too.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+
+@dataclass(frozen=True)
+class Size:
+    vocab: int
+    hidden: int
+    layers: int
+    heads: int
+
+
+SIZES = {"tiny": Size(512, 128, 4, 4), "40M": Size(8192, 512, 10, 16), "wide": Size(152_064, 64, 1, 2)}
+"""tiny: 1 M parameters, where the service is the cost. 40M: where the forward pass is. wide: a large vocabulary."""
+
+
+def save(name: str, folder: Path) -> tuple[Path, int]:
+    """The folder of a model of that size, and how many parameters it has."""
+    size = SIZES[name]
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=size.vocab,
+        hidden_size=size.hidden,
+        intermediate_size=3 * size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        head_dim=32,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        eos_token_id=1,
+    )
+    model = Qwen3ForCausalLM(config)
+    path = folder / name
+    model.save_pretrained(path)
+    vocabulary = {f"t{index}": index for index in range(size.vocab)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t0")), eos_token="t1"
+    )
+    tokenizer.save_pretrained(path)
+    return path, sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,60 @@
+"""What computing a group's prompt once saves: tokens against time, the torch backend with and without it.
+
+python benchmarks/sharing.py
+"""
+
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import models
+import numpy as np
+import torch
+from common import show
+from vold_teacher.backends.decoding import DecoderLimits
+from vold_teacher.backends.torch import TorchBackend
+from vold_teacher.batch import Size, by_prompt
+from vold_teacher.types import ScoreOptions, Sequence
+
+ROUNDS = 5
+LENGTH = 250
+"""Tokens of prompt and completion together."""
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows = []
+    for name in ("tiny", "40M"):
+        with tempfile.TemporaryDirectory() as folder:
+            path, _ = models.save(name, Path(folder))
+            backend = TorchBackend(path, limits=DecoderLimits())
+        rng = np.random.default_rng(0)
+        for parts in ((4, 1), (1, 1), (1, 4)):
+            for group in (4, 8, 16):
+                prompt = rng.integers(2, 512, LENGTH * parts[0] // sum(parts)).astype(np.int32)
+                asked = [
+                    Sequence(prompt, rng.integers(2, 512, LENGTH - len(prompt)).astype(np.int32), ScoreOptions())
+                    for _ in range(group)
+                ]
+                size = Size.of([asked[index] for index in members] for members in by_prompt(asked).values())
+                info = backend.info
+                times: dict[bool, list[float]] = {False: [], True: []}
+                for turn in range(ROUNDS + 1):
+                    for shares in (False, True):
+                        backend.info = replace(info, shares_prompts=shares)
+                        began = time.perf_counter()
+                        backend.score(asked)
+                        if turn:
+                            times[shares].append(time.perf_counter() - began)
+                backend.info = info
+                speedup = statistics.median(a / b for a, b in zip(times[False], times[True], strict=True))
+                saved = size.separate_tokens / size.tokens(True)
+                rows.append([name, f"{parts[0]}:{parts[1]}", str(group), f"{saved:.2f}x", f"{speedup:.2f}x"])
+    columns = ["teacher", "prompt : completion", "group", "fewer tokens", "less time"]
+    show(f"A group's prompt computed once, {LENGTH} tokens a sequence, median of {ROUNDS}", columns, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What is left of the model's speed when 8 runs share it: the service at saturation against a bare forward in this
+process, same sequences, one thread of torch each. No completion shares its prompt with another, so that both compute
+the same tokens.
+
+python benchmarks/throughput.py
+"""
+
+import asyncio
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import models
+import numpy as np
+import torch
+from common import serving, show
+from transformers import AutoModelForCausalLM
+from vold_client import AsyncTeacherClient, Completion
+
+RUNS, ROUNDS = 8, 5
+REQUESTS = {"tiny": 8, "40M": 2}
+"""Requests of each run in a round; each has 16 completions."""
+BATCH_TOKENS = 16384
+
+
+def requests(vocabulary: int, count: int, seed: int) -> list[tuple[list[np.ndarray], list[Completion]]]:
+    rng = np.random.default_rng(seed)
+
+    def one() -> tuple[list[np.ndarray], list[Completion]]:
+        prompts = [rng.integers(2, vocabulary, rng.integers(40, 101)) for _ in range(16)]
+        return prompts, [Completion(i, rng.integers(2, vocabulary, rng.integers(50, 201))) for i in range(16)]
+
+    return [one() for _ in range(count)]
+
+
+def bare(model: torch.nn.Module, asked: list[tuple[list[np.ndarray], list[Completion]]]) -> None:
+    """Padded forwards over whole sequences, sorted by length, in batches of as many tokens as the service's."""
+    rows = sorted(
+        ((len(prompts[c.prompt]), np.concatenate([prompts[c.prompt], c.ids])) for prompts, cs in asked for c in cs),
+        key=lambda row: len(row[1]),
+    )
+    while rows:
+        count = max(1, BATCH_TOKENS // len(rows[-1][1]))
+        part, rows = rows[-count:], rows[:-count]
+        width = len(part[-1][1])
+        ids = torch.tensor(np.stack([np.pad(row, (0, width - len(row))) for _, row in part]))
+        hidden = model.model(ids).last_hidden_state
+        for row, (start, whole) in enumerate(part):
+            logits = model.lm_head(hidden[row, start - 1 : len(whole) - 1]).float()
+            logits.log_softmax(-1).gather(-1, ids[row, start : len(whole), None])
+
+
+async def through(url: str, asked: list[tuple[list[np.ndarray], list[Completion]]]) -> None:
+    """The same over the wire: 8 runs, each with a client of its own, each sending its next request on a reply."""
+    clients = [AsyncTeacherClient(url, run_id=f"run-{run}") for run in range(RUNS)]
+
+    async def run(client: AsyncTeacherClient, mine: list[tuple[list[np.ndarray], list[Completion]]]) -> None:
+        for prompts, completions in mine:
+            await client.score(prompts, completions)
+
+    await asyncio.gather(*(run(client, asked[index::RUNS]) for index, client in enumerate(clients)))
+    for client in clients:
+        await client.aclose()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows = []
+    for name in ("tiny", "40M"):
+        with tempfile.TemporaryDirectory() as folder:
+            path, parameters = models.save(name, Path(folder))
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+            vocabulary = models.SIZES[name].vocab
+            options = ("--model", str(path), "--threads", "1", "--cache-bytes", "0")
+            with serving("teacher", *options) as urls, torch.inference_mode():
+                times: dict[str, list[float]] = {"bare": [], "service": []}
+                for turn in range(ROUNDS + 1):
+                    asked = requests(vocabulary, RUNS * REQUESTS[name], turn)
+                    began = time.perf_counter()
+                    bare(model, asked)
+                    middle = time.perf_counter()
+                    asyncio.run(through(urls["grpc"], asked))
+                    if turn:  # the first warms both up
+                        times["bare"].append(middle - began)
+                        times["service"].append(time.perf_counter() - middle)
+                tokens = sum(len(p[c.prompt]) + len(c.ids) for p, cs in asked for c in cs)
+                ours, theirs = (statistics.median(times[side]) for side in ("service", "bare"))
+                ratios = sorted(b / s for b, s in zip(times["bare"], times["service"], strict=True))
+                rows.append(
+                    [
+                        f"{name} ({parameters / 1e6:.1f} M)",
+                        f"{tokens / theirs:,.0f}",
+                        f"{tokens / ours:,.0f}",
+                        f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+                    ]
+                )
+    columns = ["teacher", "bare forward, tok/s", "service, tok/s", "service / bare"]
+    show(f"Tokens a second, {RUNS} runs at once, median of {ROUNDS} rounds", columns, rows)
+
+
+if __name__ == "__main__":
+    main()
