@@ -428,7 +428,7 @@ def test_a_caller_that_leaves_stops_its_generation(tiny, stream):
             assert metric(tiny, "vold_teacher_generate_requests") == 1
     else:
         with pytest.raises(httpx.ReadTimeout):
-            http.post(f"{tiny.http}/v1/completions", json=body, timeout=1.0)
+            httpx.post(f"{tiny.http}/v1/completions", json=body, timeout=1.0)
     wait_for(tiny, 0)
     computed = metric(tiny, 'vold_teacher_computed_tokens_total{work="generate"}')
     assert complete(tiny, prompt=[7, 8], max_tokens=0, prompt_logprobs=0)[0]["prompt_logprobs"][0] is None
