@@ -72,6 +72,7 @@ def until(true, what: str, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.timeout(900)
 def test_a_replica_killed_under_load_loses_nothing_and_is_back_after_a_restart(folder, reference):
     ports = [free_port(), free_port()]
     with stand_in(folder, ports[0]) as steady:

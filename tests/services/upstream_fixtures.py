@@ -23,17 +23,19 @@ def free_port() -> int:
 def process(command: list[str], port: int, seconds: float = 240, **environment: str):
     """A server as a process, up when it answers /health."""
     child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stdout=sys.stderr)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}")
     try:
         until = time.monotonic() + seconds
         while True:
             assert child.poll() is None, f"{command} ended with {child.poll()}"
             assert time.monotonic() < until, f"{command} did not come up"
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                if client.get("/health").status_code == 200:
                     break
-            time.sleep(0.1)
+            time.sleep(0.2)
         yield child
     finally:
+        client.close()
         child.send_signal(signal.SIGTERM)
         try:
             child.wait(30)
