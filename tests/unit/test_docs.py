@@ -17,7 +17,7 @@ from vold_proto.v1 import teacher_pb2, verifier_pb2
 from vold_service.keys import Keys
 from vold_teacher.openai.fields import read
 from vold_teacher.openai.schemas import ChatRequest, CompletionRequest
-from vold_teacher.schemas import GenerateIn, ScoreIn
+from vold_teacher.schemas import GenerateIn, LoadIn, ScoreIn, UnloadIn
 from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, load
 from vold_trainer.pocket.cli import app as pocket_app
 from vold_verifier import registry
@@ -32,6 +32,8 @@ PAGES = sorted(
 )
 KINDS = {"traces": TracesConfig, "sft": SftConfig, "train": TrainConfig, "eval": EvalConfig}
 BODIES = {
+    "/v1/models/load": LoadIn.model_validate_json,
+    "/v1/models/unload": UnloadIn.model_validate_json,
     "/v1/score": ScoreIn.model_validate_json,
     "/v1/generate": GenerateIn.model_validate_json,
     "/v1/completions": lambda text: read(CompletionRequest, text.encode()),
