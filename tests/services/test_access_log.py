@@ -36,7 +36,9 @@ def folder(tmp_path_factory):
 def test_every_request_has_an_id_a_line_and_a_count(folder, tmp_path):
     with (
         (tmp_path / "log").open("w") as stderr,
-        teacher_server(folder, "--log-format", "json", "--log-level", "debug", log=stderr) as server,
+        teacher_server(
+            folder, "--log-format", "json", "--log-level", "debug", "--cache-bytes", "0", log=stderr
+        ) as server,
     ):
         stub = teacher_pb2_grpc.TeacherServiceStub(grpc.insecure_channel(server.grpc))
         key = {"authorization": f"Bearer {SECRET}", "x-vold-run-id": "run-7"}

@@ -41,7 +41,7 @@ def server(folders):
 
 def logprobs(server: Server, model: str = "") -> np.ndarray:
     with TeacherClient(f"grpc://{server.grpc}", model=model) as teacher:
-        return teacher.score([PROMPT], [Completion(ids=COMPLETION)]).scores[0].logprobs
+        return teacher.score([PROMPT], [Completion(0, COMPLETION)]).scores[0].logprobs
 
 
 def expected(family: str, seed: int) -> np.ndarray:
