@@ -49,7 +49,7 @@ proto: install  ## generate the stubs from proto/
 bench: install  ## the tables of benchmarks/README.md
 	$(BIN)/python benchmarks/run_all.py
 
-bench-ablation: install  ## the component table, 3 seeds: about an hour and a half on 2 cores
+bench-ablation: install  ## the component table, 3 seeds: about an hour on 2 cores
 	$(BIN)/vold ablation --out runs/ablation --results benchmarks
 
 compose:
