@@ -52,7 +52,7 @@ ROWS = (
     Row("vold-unmasked", "VOLD, unmasked", "sft", "vold", ("objective.masked=false",)),
     Row("vold", "VOLD", "sft", "vold"),
     Row("other-sft", "SFT on another teacher's traces", OTHER_START),
-    Row("other-vold", "SFT on another teacher's traces, then VOLD", OTHER_START, "vold"),
+    Row("other-vold", "another teacher's SFT, then VOLD", OTHER_START, "vold"),
 )
 
 
