@@ -99,8 +99,12 @@ def test_every_request_has_an_id_a_line_and_a_count(folder, tmp_path):
     assert count(metrics, ok) == 6
     assert count(metrics, 'vold_teacher_tenant_tokens_total{tenant="open",work="scored"}') == 5 * 3
     assert count(metrics, "vold_teacher_scored_tokens_total") == 5 * 3
-    for stage in ("parse", "queue", "compute", "serialize", "total"):
-        assert count(metrics, f'vold_teacher_stage_seconds_count{{stage="{stage}"}}') == 5
+    stages = {
+        stage: count(metrics, f'vold_teacher_stage_seconds_count{{stage="{stage}"}}')
+        for stage in ("parse", "queue", "compute", "serialize", "total")
+    }
+    assert stages.pop("parse") in (5, 6)  # the call that was late from the start may have come as far as that
+    assert set(stages.values()) == {5}, stages
 
 
 def test_text_lines_keep_a_callers_id_in_one_field(folder, tmp_path):

@@ -119,7 +119,7 @@ def assert_sampled(reference, wanted: Sequence, score) -> None:
 
 def limits(backend) -> Limits:
     info = backend.info
-    return Limits(info.vocab_size, info.max_sequence, 1024, 1024, info.capabilities, info.backend)
+    return Limits(info.vocab_size, info.max_sequence, 1024, 1024, 1024, info.capabilities, info.backend)
 
 
 def test_sampled_logprobs_long_and_short_together(backend, reference):
