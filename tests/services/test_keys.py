@@ -176,18 +176,22 @@ def test_a_wrong_key_shows_while_a_caller_waits_for_the_service(url):
         client.ready(5)
 
 
-def routes(app) -> list[tuple[str, str]]:
-    """(method, path) of everything that an app answers."""
-    return [
-        (method, route.path.replace("{", "").replace("}", ""))
+def routes(app) -> set[tuple[str, str]]:
+    """(method, path) of everything that an app answers, the schema's operations and what the schema leaves out."""
+    found = {
+        (method, route.path)
         for route in app.routes
-        for method in sorted(getattr(route, "methods", None) or {"GET"})
-    ]
+        if hasattr(route, "path")
+        for method in getattr(route, "methods", None) or {"GET"}
+    }
+    found |= {(method.upper(), path) for path, item in app.openapi()["paths"].items() for method in item}
+    return {(method, path.replace("{", "").replace("}", "")) for method, path in found}
 
 
 def check_routes(service: Service, app) -> None:
     found = routes(app)
     assert {path for _, path in found} >= {"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"}
+    assert len(found) >= 10
     with httpx.Client(base_url=service.http) as client:
         for method, path in [*found, ("GET", "/nothing"), ("POST", "/healthz/../metrics")]:
             for headers in ({}, bearer(WRONG), {"authorization": KEY["maths"]}):
