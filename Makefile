@@ -18,8 +18,9 @@ install: .venv/.installed
 demo: install  ## the main job, end to end, in minutes: traces, SFT, GRPO, VOLD, judged on pictures
 	$(BIN)/vold demo --out runs/demo
 
+# A file's tests stay together, for they share a server; one thread each, or the processes would starve each other.
 test: install  ## everything but what is marked slow
-	$(RUN) pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(RUN) pytest -m 'not slow' --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: install  ## rebuilds the pocket checkpoints and checks what they can do
 	$(RUN) pytest -m slow
