@@ -15,6 +15,7 @@ import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from known_keys import known_key
 from typer.testing import CliRunner
 from vold_client import (
     Completion,
@@ -31,7 +32,7 @@ from vold_proto.arrays import pack_ids
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_proto.v1 import teacher_pb2_grpc, verifier_pb2
 from vold_service.http import make_app
-from vold_service.keys import Keys, digest_of, new_key
+from vold_service.keys import Keys, digest_of
 from vold_teacher.cli import app as teacher_cli
 from vold_teacher.http import add_routes
 from vold_teacher.server import make_teacher
@@ -48,8 +49,8 @@ from teacher_fixtures import save_model, teacher_server
 from verifier_server import running
 
 NAMES = ("ops", "maths", "bound", "slow", "single", "short", "expired", "mortal", "later")
-KEY = {name: new_key() for name in NAMES}
-WRONG = new_key()
+KEY = {name: known_key(name) for name in NAMES}
+WRONG = known_key("wrong")
 OPEN_PATHS = {"/healthz", "/readyz"}
 PROMPT, COMPLETION = [5, 6], Completion(0, [7, 8, 9])
 

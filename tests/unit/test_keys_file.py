@@ -8,11 +8,12 @@ import os
 import pytest
 import vold_service.keys
 import yaml
+from known_keys import known_key
 from vold_service.errors import Code, ServiceError
-from vold_service.keys import Keys, KeysError, describe_new_key, digest_of, new_key
+from vold_service.keys import Keys, KeysError, describe_new_key, digest_of
 from vold_service.tenants import OPEN
 
-KEY, OTHER = new_key(), new_key()
+KEY, OTHER = known_key("one"), known_key("other")
 
 
 def sha(key: str) -> str:
