@@ -43,7 +43,8 @@ def test_a_callers_trace_leads_to_the_batch_on_both_faces(tmp_path, collector):
                 with tracer.start_as_current_span(f"{face} wrong"), pytest.raises(InvalidArgument):
                     await client.score([[5, 6]], [Completion(0, [7, 8])], top_k=10**6)
 
-    with teacher_server(save_model(tmp_path / "tiny")) as server:
+    # Nothing is kept, so that every request has a batch.
+    with teacher_server(save_model(tmp_path / "tiny"), "--cache-bytes", "0") as server:
         asyncio.run(call({"grpc": f"grpc://{server.grpc}", "http": server.http}))
 
     batches = collector.named("score batch")
