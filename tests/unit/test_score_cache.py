@@ -67,6 +67,16 @@ def test_memory_keeps_the_most_recently_used_within_its_bytes(uses, entries):
     assert cache.get(b"large") is None
 
 
+def test_a_part_of_a_batch_does_not_keep_the_whole_of_it():
+    batch = np.zeros((1000, 50), np.float32)
+    cache = ScoreCache(1 << 20)
+    cache.put(b"part", SequenceScore(batch[:2, 0], top_logprobs=batch[:2, :3]))
+    kept = cache.get(b"part")
+    assert kept.logprobs.base is None
+    assert kept.top_logprobs.base is None
+    assert cache.memory_bytes == ENTRY_OVERHEAD + 4 * (2 + 6)
+
+
 def test_the_disk_keeps_every_array_across_restarts(tmp_path):
     tier = DiskTier(tmp_path, 1 << 20)
     whole = SequenceScore(

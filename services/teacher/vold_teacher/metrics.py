@@ -11,6 +11,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from vold_service import access
 from vold_service.errors import Code, ServiceError
 
+from vold_teacher.backends.base import ScoredBatch
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 REQUESTS = Counter("vold_teacher_requests", "requests by face, method and outcome", ["face", "method", "code"])
@@ -56,6 +58,15 @@ def watch_queue(tokens: Callable[[], float], requests: Callable[[], float], olde
     QUEUED_TOKENS.set_function(tokens)
     QUEUED_REQUESTS.set_function(requests)
     QUEUE_AGE.set_function(oldest)
+
+
+def note_batch(scored: ScoredBatch, completion_tokens: int, seconds: float) -> None:
+    """Count a batch that went through the backend."""
+    COMPUTED_TOKENS.labels("score").inc(scored.computed_tokens)
+    BATCH_TOKENS.observe(scored.computed_tokens)
+    BATCH_SECONDS.observe(seconds)
+    PADDING_TOKENS.inc(scored.computed_tokens - scored.real_tokens)
+    SCORED_TOKENS.inc(completion_tokens)
 
 
 def note_scored(tenant: str, tokens: int, queue_seconds: float, compute_seconds: float) -> None:

@@ -34,7 +34,8 @@ def make_teacher(settings: TeacherSettings) -> Teacher:
         # On the device thread and before any of its work: OpenMP keeps the number for each thread that asks.
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        return make_backend(settings, spec.location), Tokenizer(model_folder(settings, spec.location))
+        tokenizer = Tokenizer(model_folder(settings, spec.location))  # first: where it fails, no model is in memory
+        return make_backend(settings, spec.location), tokenizer
 
     def revision(location: str) -> str:
         return settings.revision or str(text_config(model_folder(settings, location)).get("_commit_hash") or "")

@@ -105,8 +105,9 @@ class Teacher:
         self._loading.add(spec.name)
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"device-{spec.name}")
         try:
-            backend, tokenizer = await asyncio.get_running_loop().run_in_executor(executor, self._load, spec)
-            warmed = await asyncio.get_running_loop().run_in_executor(executor, warm_up, backend)
+            (backend, tokenizer), warmed = await asyncio.get_running_loop().run_in_executor(
+                executor, self._load_warm, spec
+            )
         except ServiceError as error:  # of the warm-up, from a backend that others serve
             executor.shutdown(wait=False)
             raise OSError(f"{spec.name} does not answer: {error.message}") from error
@@ -142,6 +143,15 @@ class Teacher:
         log.info(
             "%s is ready: weights %s, %s, warm after %.1f s", spec.name, info.weights_fingerprint, info.dtype, warmed
         )
+
+    def _load_warm(self, spec: ModelSpec) -> tuple[tuple[Backend, Tokenizer], float]:
+        """A model that has run once, and how long that took; nothing of it stays where it cannot."""
+        backend, tokenizer = self._load(spec)
+        try:
+            return (backend, tokenizer), warm_up(backend)
+        except BaseException:
+            backend.close()
+            raise
 
     async def stop(self) -> None:
         models, self._models = self._models, {}

@@ -69,7 +69,8 @@ class ScoreCache:
 
     def put(self, key: bytes, score: SequenceScore) -> None:
         with suppress(ValueError):  # one that is larger than the whole cache
-            self._memory[key] = score
+            # Copies: a part of a batch's array would keep the whole of it, which nobody counts.
+            self._memory[key] = SequenceScore(**{name: array.copy() for name, array in _arrays(score).items()})
 
     def close(self) -> None:
         self._memory.clear()

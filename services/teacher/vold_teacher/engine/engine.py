@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("vold.teacher.engine")
 
+STOPPING = "the server is shutting down"
+RESTART_SECONDS = 0.05
 GENERATE_SLICE_SECONDS = 0.05
 """How long decoding may hold the device while scoring waits; also how soon a cancelled generation stops."""
 
@@ -138,7 +140,7 @@ class Engine:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        self._fail_all(unavailable("the server is shutting down"))
+        self._fail_all(unavailable(STOPPING))
         if self._scorers is not self._executor:
             await asyncio.to_thread(self._scorers.shutdown)
         await asyncio.get_running_loop().run_in_executor(self._executor, self.backend.close)
@@ -195,19 +197,19 @@ class Engine:
         if self.cache is None:
             return {}
         found: dict[int, Outcome] = {}
-        missing: dict[bytes, int] = {}
+        missing: dict[bytes, list[int]] = {}
         for index, key in keys.items():
             if key is None:
                 continue
             if (score := self.cache.get(key)) is not None:
                 found[index] = score
             else:
-                missing[key] = index
+                missing.setdefault(key, []).append(index)
         if missing and self.cache.disk is not None:
             loaded = await asyncio.to_thread(self.cache.disk.load, list(missing))
             for key, score in loaded.items():
                 self.cache.put(key, score)
-                found[missing[key]] = score
+                found |= dict.fromkeys(missing[key], score)
         metrics.CACHE_HITS.inc(len(found))
         metrics.CACHE_MISSES.inc(sum(key is not None for key in keys.values()) - len(found))
         return found
@@ -279,6 +281,7 @@ class Engine:
             except Exception as error:
                 log.critical("the engine failed and starts again", exc_info=error)
                 self._fail_all(internal(error))
+                await asyncio.sleep(RESTART_SECONDS)  # the callers leave, and with them what may be the cause
 
     def _fail_all(self, error: ServiceError) -> None:
         for job in self.queue.jobs():
@@ -291,9 +294,13 @@ class Engine:
         """Keep as many batches under way as the backend takes."""
         while True:
             await self._room.acquire()
-            while not (batch := self.queue.next_batch()):
-                self._to_score.clear()
-                await self._to_score.wait()
+            try:
+                while not (batch := self.queue.next_batch()):
+                    self._to_score.clear()
+                    await self._to_score.wait()
+            except BaseException:
+                self._room.release()
+                raise
             task = asyncio.create_task(self._score_and_deliver(batch))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -301,11 +308,15 @@ class Engine:
     async def _score_and_deliver(self, batch: list[Entry]) -> None:
         try:
             await self._score_batch(batch)
-        except Exception as error:
-            log.critical("a batch was lost", exc_info=error)
+        except BaseException as error:
+            stopped = isinstance(error, asyncio.CancelledError)
+            if not stopped:
+                log.critical("a batch was lost", exc_info=error)
             for entry in batch:
                 assert isinstance(entry.job, _ScoreJob)
-                entry.job.fail(internal(error))
+                entry.job.fail(unavailable(STOPPING) if stopped else internal(error))
+            if stopped:
+                raise
         finally:
             self._room.release()
 
@@ -342,11 +353,7 @@ class Engine:
             await self._score_apart(live)
             return
         seconds = time.monotonic() - now
-        metrics.COMPUTED_TOKENS.labels("score").inc(scored.computed_tokens)
-        metrics.BATCH_TOKENS.observe(scored.computed_tokens)
-        metrics.BATCH_SECONDS.observe(seconds)
-        metrics.PADDING_TOKENS.inc(scored.computed_tokens - scored.real_tokens)
-        metrics.SCORED_TOKENS.inc(sum(len(sequence.completion) for sequence in sequences))
+        metrics.note_batch(scored, sum(len(sequence.completion) for sequence in sequences), seconds)
         self._tokens_per_second = 0.8 * self._tokens_per_second + 0.2 * scored.real_tokens / max(seconds, 1e-6)
         tokens = sum(entry.tokens for _, entry in live)
         outcomes = iter(scored.scores)
@@ -354,7 +361,8 @@ class Engine:
             job.compute_seconds += seconds
         for job, entry in live:
             job.computed_tokens += scored.computed_tokens * entry.tokens / tokens
-            self._deliver(job, dict(zip(entry.sequences, outcomes, strict=False)))
+            own = itertools.islice(outcomes, len(entry.sequences))
+            self._deliver(job, dict(zip(entry.sequences, own, strict=True)))
 
     async def _score_apart(self, live: list[tuple[_ScoreJob, Entry]]) -> None:
         """Each sequence by itself, so that the one at fault costs no other."""
@@ -363,10 +371,14 @@ class Engine:
                 if job.gone:
                     break
                 outcome: Outcome
+                began = time.monotonic()
                 try:
                     scored = await self._on_device(self._scorers, self.backend.score, [sequence])
                     outcome = scored.scores[0]
+                    seconds = time.monotonic() - began
+                    metrics.note_batch(scored, len(sequence.completion), seconds)
                     job.computed_tokens += scored.computed_tokens
+                    job.compute_seconds += seconds
                 except ServiceError as error:
                     outcome = error
                 except Exception as error:

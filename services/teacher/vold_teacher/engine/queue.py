@@ -12,7 +12,6 @@ Prompts: completions of one prompt are one entry where it pays to compute the pr
 
 import heapq
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -96,7 +95,6 @@ class ScoreQueue:
         self._virtual_time = 0.0
         self._count = 0
         self._waiting_of: dict[Job, int] = {}
-        self._in_order: deque[Job] = deque()
         self.tokens = 0
 
     def __len__(self) -> int:
@@ -126,7 +124,6 @@ class ScoreQueue:
         flow.jobs += 1
         self.tokens += sum(sizes)
         self._waiting_of[job] = sum(sizes)
-        self._in_order.append(job)
 
     def _groups(self, sequences: dict[int, Sequence]) -> Iterator[dict[int, Sequence]]:
         """Sequences of one prompt together where that pays, as many as a batch holds; the others each alone."""
@@ -158,9 +155,8 @@ class ScoreQueue:
 
     def oldest_seconds(self) -> float:
         """How long the oldest request that has anything left here has waited; 0 where none has."""
-        while self._in_order and self._in_order[0] not in self._waiting_of:
-            self._in_order.popleft()
-        return time.monotonic() - self._in_order[0].submitted if self._in_order else 0.0
+        oldest = next(iter(self._waiting_of), None)  # a dict keeps the order of arrival
+        return time.monotonic() - oldest.submitted if oldest is not None else 0.0
 
     def tokens_by_tenant(self) -> dict[str, int]:
         """Tokens that wait, of each tenant that has any."""
