@@ -26,7 +26,7 @@ test-slow: install  ## rebuilds the pocket checkpoints and checks what they can 
 	$(RUN) pytest -m slow
 
 test-vllm: .venv-vllm/.installed  ## the suite of the backends, with a CPU build of vLLM: the embedded engine and a stock server
-	.venv-vllm/bin/python -m pytest -m vllm tests/services
+	.venv-vllm/bin/python -m pytest -m vllm tests/services/test_backend_conformance.py
 
 # torchvision and its like are not built for the torch that is there, and importing them fails.
 .venv-vllm/.installed: pyproject.toml constraints.txt tests/requirements-vllm.txt

@@ -15,7 +15,7 @@ from vold_service.page import History, by_label, ratio, total
 from vold_service.tenants import OPEN, Tenant
 
 from vold_teacher import metrics
-from vold_teacher.engine.engine import Backlog
+from vold_teacher.engine.scoring import Backlog
 from vold_teacher.service import Teacher
 
 _STARTED = time.time()
