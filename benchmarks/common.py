@@ -1,15 +1,17 @@
 """What the benchmarks share: a teacher of a given size, sequences to score, a table with ratios."""
 
+import argparse
 import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from vold_client import Completion
 from vold_trainer.pocket.models import checkpoint_path
 
 Ids = NDArray[np.int64]
@@ -51,6 +53,23 @@ def sequences(
     made = [rng.integers(0, vocabulary, prompt) for _ in range(prompts)]
     lengths = rng.integers(completion // 2, completion + 1, prompts * group)
     return made, [(index // group, rng.integers(0, vocabulary, length)) for index, length in enumerate(lengths)]
+
+
+def requests(vocabulary: int, count: int, completions: int, seed: int) -> list[tuple[list[Ids], list[Completion]]]:
+    """`count` requests of so many completions, each with a prompt of its own: 40 to 100 tokens, then 50 to 200."""
+    rng = np.random.default_rng(seed)
+
+    def one() -> tuple[list[Ids], list[Completion]]:
+        prompts = [rng.integers(2, vocabulary, rng.integers(40, 101)) for _ in range(completions)]
+        return prompts, [Completion(i, rng.integers(2, vocabulary, rng.integers(50, 201))) for i in range(completions)]
+
+    return [one() for _ in range(count)]
+
+
+def sizes(arguments: argparse.ArgumentParser, known: Iterable[str]) -> None:
+    """An option --size, repeatable, of which models to take; all of them where it is not given."""
+    known = tuple(known)
+    arguments.add_argument("--size", action="append", choices=known, help=f"one of {', '.join(known)}; repeatable")
 
 
 def show(title: str, columns: list[str], rows: list[list[str]]) -> None:

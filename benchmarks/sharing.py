@@ -1,8 +1,9 @@
 """What computing a group's prompt once saves: tokens against time, the torch backend with and without it.
 
-python benchmarks/sharing.py
+python benchmarks/sharing.py [--size tiny]
 """
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import models
 import numpy as np
 import torch
-from common import show
+from common import show, sizes
 from vold_teacher.backends.decoding import DecoderLimits
 from vold_teacher.backends.torch import TorchBackend
 from vold_teacher.batch import Size, by_prompt
@@ -24,9 +25,11 @@ LENGTH = 250
 
 
 def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes(arguments, ("tiny", "40M"))
     torch.set_num_threads(1)
     rows = []
-    for name in ("tiny", "40M"):
+    for name in arguments.parse_args().size or ("tiny", "40M"):
         with tempfile.TemporaryDirectory() as folder:
             path, _ = models.save(name, Path(folder))
             backend = TorchBackend(path, limits=DecoderLimits())

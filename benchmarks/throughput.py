@@ -1,40 +1,45 @@
 """What is left of the model's speed when 8 runs share it: the service at saturation against a bare forward in this
-process, same sequences, one thread of torch each. No completion shares its prompt with another, so that both compute
+process, same sequences, same threads of torch. No completion shares its prompt with another, so that both compute
 the same tokens.
 
-python benchmarks/throughput.py
+python benchmarks/throughput.py [--size tiny]
 """
 
+import argparse
 import asyncio
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import models
 import numpy as np
 import torch
-from common import serving, show
+from common import Ids, requests, serving, show, sizes
 from transformers import AutoModelForCausalLM
 from vold_client import AsyncTeacherClient, Completion
 
 RUNS, ROUNDS = 8, 5
-REQUESTS = {"tiny": 8, "40M": 2}
-"""Requests of each run in a round; each has 16 completions."""
 BATCH_TOKENS = 16384
 
 
-def requests(vocabulary: int, count: int, seed: int) -> list[tuple[list[np.ndarray], list[Completion]]]:
-    rng = np.random.default_rng(seed)
+@dataclass(frozen=True)
+class Load:
+    """requests: of each run in a round. completions: of each request. threads: of torch, on either side."""
 
-    def one() -> tuple[list[np.ndarray], list[Completion]]:
-        prompts = [rng.integers(2, vocabulary, rng.integers(40, 101)) for _ in range(16)]
-        return prompts, [Completion(i, rng.integers(2, vocabulary, rng.integers(50, 201))) for i in range(16)]
-
-    return [one() for _ in range(count)]
+    requests: int
+    completions: int
+    threads: int
 
 
-def bare(model: torch.nn.Module, asked: list[tuple[list[np.ndarray], list[Completion]]]) -> None:
+LOADS = {"tiny": Load(8, 16, 1), "40M": Load(1, 8, 2)}
+"""At 1 M parameters the wire is a part of the work and has the other core of two; at 40 M the model has both."""
+
+Asked = list[tuple[list[Ids], list[Completion]]]
+
+
+def bare(model: torch.nn.Module, asked: Asked) -> None:
     """Padded forwards over whole sequences, sorted by length, in batches of as many tokens as the service's."""
     rows = sorted(
         ((len(prompts[c.prompt]), np.concatenate([prompts[c.prompt], c.ids])) for prompts, cs in asked for c in cs),
@@ -51,11 +56,11 @@ def bare(model: torch.nn.Module, asked: list[tuple[list[np.ndarray], list[Comple
             logits.log_softmax(-1).gather(-1, ids[row, start : len(whole), None])
 
 
-async def through(url: str, asked: list[tuple[list[np.ndarray], list[Completion]]]) -> None:
+async def through(url: str, asked: Asked) -> None:
     """The same over the wire: 8 runs, each with a client of its own, each sending its next request on a reply."""
     clients = [AsyncTeacherClient(url, run_id=f"run-{run}") for run in range(RUNS)]
 
-    async def run(client: AsyncTeacherClient, mine: list[tuple[list[np.ndarray], list[Completion]]]) -> None:
+    async def run(client: AsyncTeacherClient, mine: Asked) -> None:
         for prompts, completions in mine:
             await client.score(prompts, completions)
 
@@ -65,18 +70,21 @@ async def through(url: str, asked: list[tuple[list[np.ndarray], list[Completion]
 
 
 def main() -> None:
-    torch.set_num_threads(1)
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes(arguments, LOADS)
     rows = []
-    for name in ("tiny", "40M"):
+    for name in arguments.parse_args().size or LOADS:
+        load = LOADS[name]
+        torch.set_num_threads(load.threads)
         with tempfile.TemporaryDirectory() as folder:
             path, parameters = models.save(name, Path(folder))
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
             vocabulary = models.SIZES[name].vocab
-            options = ("--model", str(path), "--threads", "1", "--cache-bytes", "0")
+            options = ("--model", str(path), "--threads", str(load.threads), "--cache-bytes", "0")
             with serving("teacher", *options) as urls, torch.inference_mode():
                 times: dict[str, list[float]] = {"bare": [], "service": []}
                 for turn in range(ROUNDS + 1):
-                    asked = requests(vocabulary, RUNS * REQUESTS[name], turn)
+                    asked = requests(vocabulary, RUNS * load.requests, load.completions, turn)
                     began = time.perf_counter()
                     bare(model, asked)
                     middle = time.perf_counter()
@@ -89,13 +97,14 @@ def main() -> None:
                 ratios = sorted(b / s for b, s in zip(times["bare"], times["service"], strict=True))
                 rows.append(
                     [
-                        f"{name} ({parameters / 1e6:.1f} M)",
+                        f"{parameters / 1e6:.1f} M",
+                        str(load.threads),
                         f"{tokens / theirs:,.0f}",
                         f"{tokens / ours:,.0f}",
                         f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})",
                     ]
                 )
-    columns = ["teacher", "bare forward, tok/s", "service, tok/s", "service / bare"]
+    columns = ["teacher", "threads", "bare forward, tok/s", "service, tok/s", "service / bare"]
     show(f"Tokens a second, {RUNS} runs at once, median of {ROUNDS} rounds", columns, rows)
 
 

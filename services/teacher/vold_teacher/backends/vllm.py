@@ -44,6 +44,8 @@ MAX_IN_FLIGHT = 8
 MAX_TEMPERATURE = 2.0
 """The largest that vLLM samples at."""
 
+END_SECONDS = 10
+
 LOGITS_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
 """What one step may take for logits and their log-softmax, both float32 over the whole vocabulary: vLLM's first model
 runner holds them for every token of a step, outside what its memory profile counts.
@@ -162,8 +164,8 @@ class VllmBackend:
 
     def close(self) -> None:
         if self._llm is not None:
-            self._llm.shutdown()
-            self._llm = None
+            llm, self._llm = self._llm, None
+            self._thread.run(_shut_down(llm))
         self._thread.close()
 
     async def _score_all(self, sequences: Seq[Sequence]) -> list[SequenceScore | ServiceError]:
@@ -301,6 +303,15 @@ class VllmBackend:
             return True
         log.warning("candidates are off: this vLLM's prompt_logprob_token_ids and prompt_logprobs disagree")
         return False
+
+
+async def _shut_down(llm: Any) -> None:
+    """End the engine core and wait for its end. On the loop, so that vLLM does not take its silence for a crash."""
+    resources = getattr(llm.engine_core, "resources", None)
+    processes = getattr(getattr(resources, "engine_manager", None), "processes", ())
+    llm.shutdown()
+    for process in processes:  # one that had to be killed is not waited for
+        await asyncio.to_thread(process.join, END_SECONDS)
 
 
 def _chunk(output: Any, prompt: GeneratePrompt, index: int) -> GenerateChunk:
