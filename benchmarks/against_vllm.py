@@ -43,7 +43,7 @@ class Load:
     completions: int
 
 
-LOADS = {"tiny": Load(2, 16), "40M": Load(1, 4)}
+LOADS = {"tiny": Load(1, 16), "40M": Load(1, 4)}
 
 Asked = list[tuple[list[Ids], list[Completion]]]
 
