@@ -2,7 +2,9 @@
 
 vLLM is asked the way trainers ask it, through /v1/completions with prompt_logprobs: a request for each sequence, and
 16 sequences a request; the faster of the two counts. Both sides end with arrays of the completions' log-probabilities,
-which must agree. 8 runs ask at once; no completion shares its prompt with another; nothing is cached.
+which must agree. 8 runs ask at once, once for completions with prompts of their own and once for groups of 8, which
+the teacher computes with their prompt once and vLLM does not: requests for log-probabilities pass by its prefix cache.
+Tokens are those of prompts and completions, each prompt counted for each completion, on both sides. Nothing is cached.
 
 vLLM lives in an environment of its own, which `make .venv-vllm/.installed` makes:
 
@@ -30,6 +32,7 @@ from vold_client import AsyncTeacherClient, Completion
 from vold_proto.v1 import teacher_pb2 as pb
 
 RUNS, ROUNDS = 8, 3
+GROUPS = (1, 8)
 TOP_K = {"sampled token": 0, "top-20": 20}
 DTYPES = {"sampled token": "f32", "top-20": "f16"}
 TOLERANCE = {"f32": 1e-3, "f16": 2e-2}
@@ -43,7 +46,7 @@ class Load:
     completions: int
 
 
-LOADS = {"tiny": Load(1, 16), "40M": Load(1, 4)}
+LOADS = {"tiny": Load(1, 16), "40M": Load(1, 8)}
 
 Asked = list[tuple[list[Ids], list[Completion]]]
 
@@ -154,12 +157,12 @@ def reply_bytes(url: str, asked: Asked, top_k: int, dtype: str) -> int:
     return total
 
 
-def measure(name: str, label: str, urls: dict[str, str], vllm: str) -> list[str]:
+def measure(name: str, label: str, group: int, urls: dict[str, str], vllm: str) -> list[str]:
     """One row of the table."""
     load, top_k, dtype = LOADS[name], TOP_K[label], DTYPES[label]
     times: dict[str, list[float]] = {"vold": [], "single": [], "batch": []}
     for turn in range(ROUNDS + 1):
-        asked = requests(models.SIZES[name].vocab, RUNS * load.requests, load.completions, turn)
+        asked = requests(models.SIZES[name].vocab, RUNS * load.requests, load.completions, turn, group)
         ways = {
             "vold": lambda asked=asked: from_vold(urls["grpc"], asked, top_k, dtype),
             "single": lambda asked=asked: from_vllm(vllm, asked, top_k, 1),
@@ -181,6 +184,7 @@ def measure(name: str, label: str, urls: dict[str, str], vllm: str) -> list[str]
     return [
         name,
         f"{label}, {dtype}",
+        str(group),
         f"{tokens / statistics.median(times['single']):,.0f}",
         f"{tokens / statistics.median(times['batch']):,.0f}",
         f"{tokens / statistics.median(times['vold']):,.0f}",
@@ -201,10 +205,11 @@ def main() -> None:
             path, _ = models.save(name, Path(folder))
             options = ("--model", str(path), "--threads", "1", "--cache-bytes", "0")
             with stock_vllm(asked.vllm_python, path) as vllm, serving("teacher", *options) as urls:
-                rows += [measure(name, label, urls, vllm) for label in TOP_K]
+                rows += [measure(name, label, group, urls, vllm) for label in TOP_K for group in GROUPS]
     columns = [
         "teacher",
         "asked for",
+        "group",
         "vLLM, a sequence a request, tok/s",
         "vLLM, 16 a request, tok/s",
         "vold, tok/s",

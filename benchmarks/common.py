@@ -55,13 +55,16 @@ def sequences(
     return made, [(index // group, rng.integers(0, vocabulary, length)) for index, length in enumerate(lengths)]
 
 
-def requests(vocabulary: int, count: int, completions: int, seed: int) -> list[tuple[list[Ids], list[Completion]]]:
-    """`count` requests of so many completions, each with a prompt of its own: 40 to 100 tokens, then 50 to 200."""
+def requests(
+    vocabulary: int, count: int, completions: int, seed: int, group: int = 1
+) -> list[tuple[list[Ids], list[Completion]]]:
+    """`count` requests of so many completions of 50 to 200 tokens, `group` of each prompt of 40 to 160."""
     rng = np.random.default_rng(seed)
 
     def one() -> tuple[list[Ids], list[Completion]]:
-        prompts = [rng.integers(2, vocabulary, rng.integers(40, 101)) for _ in range(completions)]
-        return prompts, [Completion(i, rng.integers(2, vocabulary, rng.integers(50, 201))) for i in range(completions)]
+        prompts = [rng.integers(2, vocabulary, rng.integers(40, 161)) for _ in range(completions // group)]
+        ids = (rng.integers(2, vocabulary, rng.integers(50, 201)) for _ in range(completions))
+        return prompts, [Completion(index // group, one) for index, one in enumerate(ids)]
 
     return [one() for _ in range(count)]
 

@@ -69,3 +69,19 @@ def test_prompts_of_one_completion_each_are_not_worth_sharing(model_and_backend)
     _, backend = model_and_backend
     sequences = grouped([30, 3, 17, 9], 1, 9)
     assert backend.score(sequences).computed_tokens == 4 * max(sequence.length for sequence in sequences)
+
+
+@pytest.mark.parametrize("group", [1, 5])
+def test_a_batch_in_several_passes_has_the_scores_of_one(model_and_backend, monkeypatch, group):
+    _, backend = model_and_backend
+    sequences = grouped([30, 3, 17, 9], group, 9)
+    monkeypatch.setattr(backend, "_pass_tokens", None)
+    whole = backend.score(sequences)
+    monkeypatch.setattr(backend, "_pass_tokens", 40)
+    parts = backend.score(sequences)
+    assert parts.real_tokens == whole.real_tokens
+    assert parts.computed_tokens < whole.computed_tokens  # like lengths are together
+    for one, other in zip(whole.scores, parts.scores, strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(one.top_logprobs, other.top_logprobs, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(one.hidden_states, other.hidden_states, rtol=0, atol=5e-5)
