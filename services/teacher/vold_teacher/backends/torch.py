@@ -129,17 +129,17 @@ class TorchBackend:
         groups = list(by_prompt(sequences).values())
         size = Size.of([sequences[index] for index in group] for group in groups)
         shares = size.shares(self.info.shares_prompts)
-        units = groups if shares else [[index] for index in range(len(sequences))]
+        units: Seq[Seq[int]] = groups if shares else [[index] for index in range(len(sequences))]
         passes = _passes(sequences, units, shares, self._pass_tokens)
         states: list[Tensor] = []
         computed = real = 0
-        for units in passes:
-            states.append(self._states(sequences, units, shares))
-            cost = Size.of([sequences[index] for index in unit] for unit in units)
+        for part in passes:
+            states.append(self._states(sequences, part, shares))
+            cost = Size.of([sequences[index] for index in unit] for unit in part)
             computed += cost.shared_tokens if shares else cost.separate_tokens
             real += cost.prompt_tokens + cost.completion_tokens
         hidden_RH = torch.cat(states) if len(states) > 1 else states[0]
-        order = [index for units in passes for unit in units for index in unit]
+        order = [index for part in passes for unit in part for index in unit]
         scores = self._scores(hidden_RH, [sequences[index] for index in order])
         by_index = dict(zip(order, scores, strict=True))
         return ScoredBatch([by_index[index] for index in range(len(sequences))], computed, real)
