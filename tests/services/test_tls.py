@@ -1,11 +1,14 @@
 """TLS and mutual TLS on both faces, with certificates made here; and what a caller reads when they do not fit."""
 
 import datetime
+import socket
+import ssl
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
@@ -150,6 +153,33 @@ def test_a_client_without_a_good_certificate_is_not(mutual, ca, other, face, kin
     mine = Tls(ca=ca.file) if pair is None else Tls(ca=ca.file, cert=pair.cert, key=pair.key)
     with pytest.raises(Unavailable, match=r"If it asks for a client certificate, give tls\.cert and tls\.key"):
         verify(mutual[face], mine)
+
+
+def test_probes_need_no_certificate_and_see_nothing_else(ca):
+    mutual = options(ca.issue("probed"), "--tls-client-ca", str(ca.file))
+    with running(*mutual, "--probes", "127.0.0.1:0") as server:
+        url = server.ready["probes"]
+        assert url.startswith("http://")
+        assert httpx.get(f"{url}/healthz").text == "ok\n"
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        for path in ("/", "/metrics", "/v1/verifiers", "/v1/verify", "/docs", "/openapi.json"):
+            assert httpx.get(url + path).status_code == 404
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"{server.url}/readyz", verify=False)
+
+
+def test_a_caller_that_falls_silent_behind_tls_is_cut_off(ca):
+    with running(*options(ca.issue("silent"), "--idle-seconds", "0.5")) as server:
+        address = httpx.URL(server.url)
+        context = ssl.create_default_context(cafile=str(ca.file))
+        for sent in (b"", b"GET /healthz HTTP/1.1\r\n", b"POST /v1/verify HTTP/1.1\r\ncontent-length: 9\r\n\r\n{"):
+            with (
+                socket.create_connection((address.host, address.port), timeout=60) as raw,
+                context.wrap_socket(raw, server_hostname=address.host) as silent,
+            ):
+                silent.sendall(sent)
+                assert silent.recv(1000) == b"", "closed by the server"
+        verify(server.url, Tls(ca=ca.file))
 
 
 def test_a_renewed_certificate_is_shown_without_a_restart(ca):

@@ -269,6 +269,19 @@ def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys
         body = {"code": status_pb2.Code.Name(code), "field": "path", "message": message}
         return JSONResponse({"error": body}, error.status_code)
 
+    add_health(app, ready)
+
+    @app.get("/metrics", tags=["health"])
+    async def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def add_health(app: FastAPI, ready: Callable[[], bool]) -> None:
+    """What probes ask."""
+
     @app.get(HEALTH_PATH, tags=["health"])
     async def healthz() -> PlainTextResponse:
         """The process is up."""
@@ -279,9 +292,9 @@ def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys
         """The service takes work; 503 while it warms up or drains."""
         return PlainTextResponse("ready\n") if ready() else PlainTextResponse("not ready\n", 503)
 
-    @app.get("/metrics", tags=["health"])
-    async def metrics() -> Response:
-        """Prometheus metrics."""
-        return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
+def probe_app(ready: Callable[[], bool]) -> FastAPI:
+    """Health alone, for a listener of its own."""
+    app = FastAPI(openapi_url=None)
+    add_health(app, ready)
     return app

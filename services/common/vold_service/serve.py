@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from vold_service import logs, tracing
 from vold_service.connection import Connection
 from vold_service.grpc import GrpcServer
+from vold_service.http import probe_app
 from vold_service.keys import Keys
 from vold_service.settings import ServerSettings, split_address
 from vold_service.tls import Tls, watch
@@ -36,7 +37,28 @@ class Readiness:
         return self.ready
 
 
-class _Uvicorn(uvicorn.Server):
+class _Http(uvicorn.Server):
+    """uvicorn on a listener that is bound at once. Raises OSError where it cannot be."""
+
+    def __init__(self, app: FastAPI, address: str, settings: ServerSettings, tls: Tls | None) -> None:
+        self.listener = _bind(address)
+        host, port = self.listener.getsockname()[:2]
+        self.url = f"{'http' if tls is None else 'https'}://{host}:{port}"
+        config = uvicorn.Config(
+            app,
+            http=partial(Connection, idle_seconds=settings.idle_seconds),  # type: ignore[arg-type]
+            ws="none",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+            lifespan="off",
+        )
+        config.load()
+        if tls is not None:
+            config.ssl = tls.ssl_context()
+        super().__init__(config)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # `serve` handles signals for both faces
@@ -58,7 +80,8 @@ async def serve(
 
     SIGHUP reads the file of API keys again.
 
-    Prints one JSON line once ready: {"ready": name, "http": url, "grpc": address, "pid": pid}.
+    Prints one JSON line once ready: {"ready": name, "http": url, "grpc": address, "pid": pid}, and "probes": url where
+    --probes is given.
     """
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -67,27 +90,17 @@ async def serve(
     loop.add_signal_handler(signal.SIGHUP, keys.reload)
     _note_who_may_call(settings, keys, tls)
 
-    http_server, http_task, http_url, certificates = None, None, None, None
+    http_servers: list[_Http] = []
+    http_url, probes_url, certificates = None, None, None
     if settings.http is not None:
-        listener = _bind(settings.http)
-        host, port = listener.getsockname()[:2]
-        http_url = f"{'http' if tls is None else 'https'}://{host}:{port}"
-        config = uvicorn.Config(
-            app,
-            http=partial(Connection, idle_seconds=settings.idle_seconds),  # type: ignore[arg-type]
-            ws="none",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-            lifespan="off",
-        )
-        config.load()
-        if tls is not None:
-            config.ssl = tls.ssl_context()
-            certificates = asyncio.create_task(watch(tls, config.ssl), name="certificates")
-        http_server = _Uvicorn(config)
-        http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
+        http_servers.append(_Http(app, settings.http, settings, tls))
+        http_url = http_servers[-1].url
+        if tls is not None and (context := http_servers[-1].config.ssl) is not None:
+            certificates = asyncio.create_task(watch(tls, context), name="certificates")
+    if settings.probes is not None:
+        http_servers.append(_Http(probe_app(readiness), settings.probes, settings, None))
+        probes_url = http_servers[-1].url
+    http_tasks = [asyncio.create_task(server.serve(sockets=[server.listener])) for server in http_servers]
     grpc_address = None
     if settings.grpc is not None:
         grpc_address = await grpc_server.start(settings.grpc)
@@ -101,6 +114,8 @@ async def serve(
             readiness.ready = True
             await grpc_server.set_ready(True)
             ready = {"ready": name, "http": http_url, "grpc": grpc_address, "pid": os.getpid()}
+            if probes_url is not None:
+                ready["probes"] = probes_url
             print(json.dumps(ready), flush=True)
             await waiting
     else:
@@ -109,9 +124,9 @@ async def serve(
     log.info("draining for up to %.0f s", settings.drain_seconds)
     readiness.ready = False
     await grpc_server.set_ready(False)
-    if http_server is not None:
-        http_server.should_exit = True
-    await asyncio.gather(grpc_server.stop(settings.drain_seconds), *([http_task] if http_task is not None else []))
+    for server in http_servers:
+        server.should_exit = True
+    await asyncio.gather(grpc_server.stop(settings.drain_seconds), *http_tasks)
     if certificates is not None:
         certificates.cancel()
     await stop()

@@ -19,6 +19,10 @@ class ServerSettings(BaseSettings):
 
     http: str | None = Field(default="127.0.0.1:8000", description="HOST:PORT of the HTTP face; port 0 picks one")
     grpc: str | None = Field(default="127.0.0.1:50051", description="HOST:PORT or unix:PATH of the gRPC face")
+    probes: str | None = Field(
+        default=None,
+        description="HOST:PORT where /healthz and /readyz answer in plain HTTP, for probes without a certificate",
+    )
     max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="largest request either face reads")
     drain_seconds: float = Field(default=20.0, ge=0, description="how long SIGTERM waits for work in flight")
     idle_seconds: float = Field(
@@ -43,7 +47,7 @@ class ServerSettings(BaseSettings):
 
     log_format: Literal["text", "json"] = Field(default="text", description="text or json, one object a line")
 
-    @field_validator("http")
+    @field_validator("http", "probes")
     @classmethod
     def _host_and_port(cls, value: str | None) -> str | None:
         return value if value is None else "{}:{}".format(*split_address(value))

@@ -54,6 +54,7 @@ def serve(
     max_candidates: Annotated[int | None, typer.Option(help=_help("max_candidates"))] = None,
     max_sequences: Annotated[int | None, typer.Option(help=_help("max_sequences"))] = None,
     api_keys_file: Annotated[Path | None, typer.Option("--api-keys", help=_help("api_keys_file"))] = None,
+    probes: Annotated[str | None, typer.Option(help=_help("probes"))] = None,
     tls_cert: Annotated[Path | None, typer.Option(help=_help("tls_cert"))] = None,
     tls_key: Annotated[Path | None, typer.Option(help=_help("tls_key"))] = None,
     tls_client_ca: Annotated[Path | None, typer.Option(help=_help("tls_client_ca"))] = None,

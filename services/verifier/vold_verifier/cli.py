@@ -41,6 +41,9 @@ def serve_command(
     api_keys: Annotated[
         Path | None, typer.Option(help="YAML file of tenants and the digests of their keys; also VOLD_API_KEYS")
     ] = None,
+    probes: Annotated[
+        str | None, typer.Option(help="HOST:PORT where /healthz and /readyz answer in plain HTTP, whatever TLS says")
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the certificate both faces show")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key, not encrypted")] = None,
     tls_client_ca: Annotated[
@@ -66,6 +69,7 @@ def serve_command(
         "max_queued_items": max_queued_items,
         "max_completion_chars": max_completion_chars,
         "api_keys_file": api_keys,
+        "probes": probes,
         "tls_cert": tls_cert,
         "tls_key": tls_key,
         "tls_client_ca": tls_client_ca,
