@@ -1,23 +1,25 @@
-"""A vold teacher against a stock vLLM server: the same model, the same sequences, the same threads, in one run.
+"""A vold teacher against a stock vLLM server: the same model, the same sequences, the same threads, one run.
 
 vLLM is asked the way trainers ask it, through /v1/completions with prompt_logprobs: a request for each sequence, and
-16 sequences a request; the faster of the two counts. Both sides end with arrays of the completions' log-probabilities,
+8 sequences a request; the faster of the two counts. Both sides end with arrays of the completions' log-probabilities,
 which must agree. 8 runs ask at once, once for completions with prompts of their own and once for groups of 8, which
 the teacher computes with their prompt once and vLLM does not: requests for log-probabilities pass by its prefix cache.
 Tokens are those of prompts and completions, each prompt counted for each completion, on both sides. Nothing is cached.
 
 vLLM lives in an environment of its own, which `make .venv-vllm/.installed` makes:
 
-python benchmarks/against_vllm.py [--vllm-python .venv-vllm/bin/python] [--size tiny]
+python benchmarks/against_vllm.py [--vllm-python .venv-vllm/bin/python] [--size tiny] [--threads 1]
 """
 
 import argparse
 import asyncio
 import contextlib
+import itertools
 import os
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -46,14 +48,14 @@ class Load:
     completions: int
 
 
-LOADS = {"tiny": Load(1, 16), "40M": Load(1, 8)}
+LOADS = {"tiny": Load(1, 8), "40M": Load(1, 8)}
 
 Asked = list[tuple[list[Ids], list[Completion]]]
 
 
 @contextlib.contextmanager
-def stock_vllm(python: str, model: Path) -> Iterator[str]:
-    """`vllm serve` on a free port, one thread, memory held down as a CPU needs it."""
+def stock_vllm(python: str, model: Path, threads: int) -> Iterator[str]:
+    """`vllm serve` on a free port, with memory held down as a CPU needs it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -63,7 +65,7 @@ def stock_vllm(python: str, model: Path) -> Iterator[str]:
     settings = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
         "VLLM_NO_USAGE_STATS": "1",
     }
     server = subprocess.Popen(
@@ -166,7 +168,7 @@ def measure(name: str, label: str, group: int, urls: dict[str, str], vllm: str) 
         ways = {
             "vold": lambda asked=asked: from_vold(urls["grpc"], asked, top_k, dtype),
             "single": lambda asked=asked: from_vllm(vllm, asked, top_k, 1),
-            "batch": lambda asked=asked: from_vllm(vllm, asked, top_k, 16),
+            "batch": lambda asked=asked: from_vllm(vllm, asked, top_k, 8),
         }
         found = {}
         for way, ask in ways.items():
@@ -197,28 +199,31 @@ def measure(name: str, label: str, group: int, urls: dict[str, str], vllm: str) 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--vllm-python", default=".venv-vllm/bin/python", help="a Python that has vLLM")
+    arguments.add_argument("--threads", type=int, default=1, help="of the forward pass, on both sides")
     sizes(arguments, LOADS)
     asked = arguments.parse_args()
     rows = []
     for name in asked.size or LOADS:
         with tempfile.TemporaryDirectory() as folder:
             path, _ = models.save(name, Path(folder))
-            options = ("--model", str(path), "--threads", "1", "--cache-bytes", "0")
-            with stock_vllm(asked.vllm_python, path) as vllm, serving("teacher", *options) as urls:
-                rows += [measure(name, label, group, urls, vllm) for label in TOP_K for group in GROUPS]
+            options = ("--model", str(path), "--threads", str(asked.threads), "--cache-bytes", "0")
+            with stock_vllm(asked.vllm_python, path, asked.threads) as vllm, serving("teacher", *options) as urls:
+                for label, group in itertools.product(TOP_K, GROUPS):
+                    rows.append(measure(name, label, group, urls, vllm))
+                    print(*rows[-1], sep="  ", file=sys.stderr)
     columns = [
         "teacher",
         "asked for",
         "group",
         "vLLM, a sequence a request, tok/s",
-        "vLLM, 16 a request, tok/s",
+        "vLLM, 8 a request, tok/s",
         "vold, tok/s",
         "vold / the faster vLLM",
         "vLLM, bytes a token",
         "vold, bytes a token",
     ]
     show(
-        f"Against vLLM's /v1/completions, {RUNS} runs at once, one thread each, median of {ROUNDS} rounds",
+        f"Against vLLM's /v1/completions, {RUNS} runs at once, {asked.threads} thread each, median of {ROUNDS} rounds",
         columns,
         rows,
     )

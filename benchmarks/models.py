@@ -19,7 +19,7 @@ class Size:
     heads: int
 
 
-SIZES = {"tiny": Size(512, 128, 4, 4), "40M": Size(8192, 512, 10, 16), "wide": Size(152_064, 64, 1, 2)}
+SIZES = {"tiny": Size(4096, 128, 2, 4), "40M": Size(8192, 512, 10, 16), "wide": Size(152_064, 64, 1, 2)}
 """tiny: 1 M parameters, where the service is the cost. 40M: where the forward pass is. wide: a large vocabulary."""
 
 

@@ -77,6 +77,7 @@ def score_rows(
         entropy=torch.empty(total, device=device) if entropy else None,
         ranks=torch.empty(total, dtype=torch.int64, device=device) if ranks else None,
     )
+    scaled = bool((temperature_R != 1).any())
     bounds = None
     if candidates_M is not None:
         if candidate_counts_R is None:
@@ -85,7 +86,8 @@ def score_rows(
     for start in range(0, total, rows):
         stop = min(start + rows, total)
         logits_RV = head(hidden_RH[start:stop]).float()
-        logits_RV = logits_RV / temperature_R[start:stop, None]
+        if scaled:
+            logits_RV = logits_RV / temperature_R[start:stop, None]
         normalizer_R = logits_RV.logsumexp(-1)
         sampled_R = logits_RV.gather(-1, targets_R[start:stop, None])[:, 0]
         scores.logprobs[start:stop] = sampled_R - normalizer_R
