@@ -98,7 +98,7 @@ def test_a_teacher_equal_to_the_student_adds_nothing(objective):
     expected = torch.zeros_like(found)
     if isinstance(objective, Vold):
         assert objective(batch).metrics["loss/teacher"] == 0
-        expected = gradient(Grpo(objective.eps_low, objective.eps_high), batch)
+        expected = gradient(Grpo(eps_low=objective.eps_low, eps_high=objective.eps_high), batch)
     assert torch.allclose(found, expected, atol=1e-15)
 
 
@@ -222,10 +222,12 @@ def test_one_step_equals_trl(loss_type, normalise, tmp_path):
     predicts = torch.zeros_like(ids, dtype=torch.bool)
     predicts[:, 2 : 2 + T] = mask
     attention = torch.cat([torch.ones_like(prompt), mask.long()], -1)
-    logprobs, _ = CompletionScorer(model)({"input_ids": ids, "attention_mask": attention}, predicts, completion[mask])
-    rectangle = torch.zeros(C, T).masked_scatter(mask, logprobs)
+    scores = CompletionScorer(model)({"input_ids": ids, "attention_mask": attention}, predicts, completion[mask])
+    rectangle = torch.zeros(C, T).masked_scatter(mask, scores.logprobs_N)
     yes = torch.ones(C, dtype=torch.bool)
-    ours = Grpo(0.2, 0.3, normalise)(Rollouts(rectangle, old, mask, advantages, yes, yes)).loss
+    ours = Grpo(eps_low=0.2, eps_high=0.3, normalise=normalise)(
+        Rollouts(rectangle, old, mask, advantages, yes, yes)
+    ).loss
     ours.backward()
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
     for name, value in model.named_parameters():
