@@ -51,7 +51,7 @@ ROWS = (
         "distillation only, without SFT",
         "base",
         "vold",
-        ("objective={name: opd, eps_low: 0.2, eps_high: 0.3}",),
+        ("objective={name: opd, eps_high: 0.3}",),
     ),
     Row("sft-grpo", "SFT + GRPO", "sft", "grpo"),
     Row("vold-no-sft", "VOLD without SFT", "base", "vold"),

@@ -1,4 +1,7 @@
-"""Group advantages, and what is done to rewards before. Shapes: P prompts, G completions of each, C = P * G completions, prompt by prompt."""
+"""Group advantages, and what is done to rewards before.
+
+Shapes: P prompts, G completions of each, C = P * G completions, prompt by prompt.
+"""
 
 import torch
 from torch import Tensor

@@ -25,7 +25,7 @@ class Batch:
     mask_BT: Tensor
 
     def rectangle(self, values_N: Tensor, fill: float = 0.0) -> Tensor:
-        """Values of the N completion tokens, one or [K] each, laid out as [B, T] or [B, T, K]; gradients flow through."""
+        """Values of the N completion tokens, [N] or [N, K], laid out as [B, T] or [B, T, K]; gradients flow through."""
         further = values_N.shape[1:]
         out_BT = values_N.new_full((*self.mask_BT.shape, *further), fill)
         mask_BT = self.mask_BT.view(*self.mask_BT.shape, *(1 for _ in further)).expand_as(out_BT)

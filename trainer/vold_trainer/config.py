@@ -205,7 +205,7 @@ class TrainConfig(RunConfig):
         name, needs = self.objective.name, self.objective.needs
         if self.teacher is not None and self.teachers:
             raise ValueError(
-                f"teacher and teachers ({', '.join(self.teachers)}) are both set: set teacher=null, or leave teachers out"
+                f"teacher and teachers ({', '.join(self.teachers)}) are both set: set teacher=null, or drop teachers"
             )
         if needs.teacher and self.teacher is None and not self.teachers:
             raise ValueError(f"objective.name {name!r} needs a teacher: set teacher.url")
@@ -215,7 +215,7 @@ class TrainConfig(RunConfig):
             raise ValueError("rollout.group is 1: a group advantage needs at least 2 completions of each prompt")
         if needs.traces and getattr(self.objective, "traces", None) is None:
             raise ValueError(
-                f"objective.traces is not set, and objective {name!r} learns from completions that are given: set it to a "
+                f"objective.traces is not set, and objective {name!r} learns from given completions too: set it to a "
                 "file of `vold traces`, or objective.student_share=1"
             )
         self._check_routes()

@@ -220,7 +220,7 @@ class _Trainer:
         }
 
     def _draw(self, step: int, examples: Sequence[Example]) -> _Drawn:
-        """Sample completions of the prompts and have them scored, in as many rounds as it takes and the objective allows
+        """Sample completions of the prompts and have them scored; further rounds, where the objective allows them,
         until there are enough groups to learn from.
         """
         wanted = self.config.rollout.prompts
@@ -240,7 +240,7 @@ class _Trainer:
             scores += [answer.rows.get(rollout.row, RolloutScore()) for rollout in drawn]
             found.missing.update(answer.missing)
             scored = self._scored(rollouts, scores, self.config.rollout.group)
-            if rounds == self._rounds or int(scored.informative_P.sum()) >= wanted:
+            if rounds == self._rounds or int(scored.informative.sum()) >= wanted:
                 break
         if self._rounds == 1:
             return _Drawn(scored, scored, found, spans, generating, waiting, {})
@@ -275,7 +275,7 @@ class _Trainer:
 
     def _informative(self, scored: Scored, wanted: int) -> Scored:
         """The first groups that teach something; all of them where none does."""
-        groups = scored.informative_P.nonzero().flatten().tolist()[:wanted] or list(range(wanted))
+        groups = scored.informative.nonzero().flatten().tolist()[:wanted] or list(range(wanted))
         rows = [group * scored.group + index for group in groups for index in range(scored.group)]
         return self._scored([scored.rollouts[row] for row in rows], [scored.scores[row] for row in rows], scored.group)
 

@@ -65,7 +65,7 @@ class Scored:
         )
 
     @property
-    def informative_P(self) -> Tensor:
+    def informative(self) -> Tensor:
         """bool [P]: groups with right and wrong completions."""
         return informative_groups(self.rewards_C.view(-1, self.group), self.correct_C.view(-1, self.group))
 

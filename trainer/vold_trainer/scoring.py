@@ -127,7 +127,7 @@ class Scorer:
         self._scores = StepScores({})
 
     def meet_teachers(self, student: Student, asks: Asks) -> list[Teacher]:
-        """Learn who the teachers are; from now on only these may answer. Raises HandshakeError where one does not fit."""
+        """Learn who the teachers are; from now on only these may answer. Raises HandshakeError where one is unfit."""
         self.special_ids = frozenset(student.tokenizer.all_special_ids)
         for teacher in self.teachers.values():
             info = self.thread.run(teacher.client.info())
@@ -270,7 +270,8 @@ def _keep(
     kept.teacher_logprobs = _padded(np.where(mask, score.logprobs, np.nan), length)
     if score.entropy is not None:
         kept.entropy = _padded(score.entropy, length)
-    ids, logprobs = score.top_ids, score.top_logprobs
+    ids: NDArray[np.integer] | None = score.top_ids
+    logprobs = score.top_logprobs
     if rollout.candidates is not None and isinstance(score.candidate_logprobs, np.ndarray):
         ids, logprobs = rollout.candidates[: len(score.logprobs)], score.candidate_logprobs
     if ids is None or logprobs is None or not ids.size:

@@ -18,7 +18,7 @@ ONLY = ""
 
 @dataclass
 class Teacher:
-    """One teacher: its client, and from the handshake on who it is. changes: who else answered, where that is allowed."""
+    """One teacher: its client, and from the handshake on who it is. changes: who else answered, where that may be."""
 
     name: str
     config: TeacherConfig
@@ -119,8 +119,8 @@ class Routes:
                 return self.by_tag[tag]
         if self.default is None:
             raise UsageError(
-                f"row {example.id!r} names no teacher, and nobody claims its tags {tags}: give it a field 'teacher', put "
-                "a tag into teachers.NAME.tags, or set teachers.NAME.default=true"
+                f"row {example.id!r} names no teacher, and nobody claims its tags {tags}: give it a field 'teacher', "
+                "put a tag into teachers.NAME.tags, or set teachers.NAME.default=true"
             )
         return self.default
 

@@ -1,4 +1,4 @@
-"""GKD (arXiv 2306.13649): the generalised JSD between teacher and student, on the student's completions or on given ones.
+"""GKD (arXiv 2306.13649): the generalised JSD between teacher and student, on the student's completions or given ones.
 
     L = (1 - student_share) E_data D + student_share E_student D
 
