@@ -56,8 +56,9 @@ class Teacher:
             self.changes.append(answered)
 
     def changed(self, how: object) -> RunError:
+        which = f"{self.key}: " if self.name else ""
         return RunError(
-            f"{self.key.replace('.', ' ')}: the teacher changed in mid-run: {how}. Start a new run with it, or set "
+            f"{which}the teacher changed in mid-run: {how}. Start a new run with it, or set "
             f"{self.key}.allow_identity_change=true"
         )
 
