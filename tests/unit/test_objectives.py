@@ -116,7 +116,7 @@ def gradient(objective, batch):
 @pytest.mark.parametrize("seed", range(2))
 def test_gradient_is_that_of_finite_differences(objective, seed):
     batch = rollouts(seed)
-    base = batch.logprobs_CT.detach()
+    base = batch.logprobs_CT.detach().clone()  # gradcheck moves its inputs in place
 
     def loss(logprobs_CT, student_CTK):
         moved = replace(batch, logprobs_CT=logprobs_CT, support=replace(batch.support, student_CTK=student_CTK))

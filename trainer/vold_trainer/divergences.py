@@ -26,7 +26,7 @@ def sampled(kind: Sampled, gap: Tensor) -> Tensor:
         return -gap
     if kind == "k2":
         return 0.5 * gap.square()
-    return gap.exp() - 1 - gap
+    return gap.expm1() - gap
 
 
 def renormalise(logprobs_K: Tensor, mask_K: Tensor) -> Tensor:
