@@ -102,16 +102,18 @@ def test_dapo_learns_from_groups_with_right_and_wrong_answers_only(tmp_path, poc
     assert row["dapo/dropped_groups"] == (round(16 * uniform) if uniform < 1 else 8)
 
 
-def test_the_teacher_is_not_asked_once_reinforcement_learning_begins(tmp_path, verifier):
-    with serving("teacher", "--model", str(checkpoint_path("teacher"))) as own, TeacherClient(own.grpc) as client:
-        out = tmp_path / "run"
-        rows = train(out, "{name: opd-then-rl, switch: 1}", own.grpc, verifier.grpc)
-        assert [row["objective/distils"] for row in rows] == [1, 0]
-        assert sum(usage.scored_tokens for usage in client.usage() if usage.run_id == "run") == pytest.approx(
-            16 * rows[0]["length/mean"]
-        )
-        assert "teacher/gap" in rows[0]
-        assert "teacher/gap" not in rows[1]
+def test_the_teacher_is_not_asked_once_reinforcement_learning_begins(tmp_path, pocket_teacher, verifier):
+    out = tmp_path / "opd-then-rl"  # the folder's name is the run's in the teacher's accounts
+    rows = train(out, "{name: opd-then-rl, switch: 1}", pocket_teacher.grpc, verifier.grpc)
+    assert [row["objective/distils"] for row in rows] == [1, 0]
+    assert scored_tokens(pocket_teacher, out.name) == pytest.approx(16 * rows[0]["length/mean"])
+    assert "teacher/gap" in rows[0]
+    assert "teacher/gap" not in rows[1]
+
+
+def scored_tokens(server, run_id: str) -> int:
+    with TeacherClient(server.grpc) as client:
+        return sum(usage.scored_tokens for usage in client.usage() if usage.run_id == run_id)
 
 
 def test_several_teachers_teach_their_own_rows_and_replicas_share_the_work(tmp_path, pocket_teacher, verifier):
@@ -119,30 +121,27 @@ def test_several_teachers_teach_their_own_rows_and_replicas_share_the_work(tmp_p
         {"prompt": f"{index} - 1 =", "reference": str(index - 1), "teacher": "two"} for index in range(1, 7)
     ]
     write_lines(tmp_path / "rows.jsonl", rows)
-    model = ("--model", str(checkpoint_path("teacher")))
+    out = tmp_path / "several-teachers"
     with (
-        serving("teacher", *model) as first,
-        serving("teacher", *model) as second,
+        serving("teacher", "--model", str(checkpoint_path("teacher"))) as replica,
         serving("teacher", "--model", str(checkpoint_path("teacher-b"))) as other,
     ):
-        teachers = f"{{one: {{url: ['{first.grpc}', '{second.grpc}'], tags: [sum]}}, two: {{url: '{other.grpc}'}}}}"
+        urls = f"['{pocket_teacher.grpc}', '{replica.grpc}']"
         config = load(
             TrainConfig,
             Path("pocket:vold"),
-            [f"out={tmp_path / 'run'}", *SMALL, "objective={name: mopd}", "teacher=null", f"teachers={teachers}",
-             f"verifier.url={verifier.grpc}", f"data.source={tmp_path / 'rows.jsonl'}", "rollout.prompts=12",
-             "rollout.group=8", "rollout.batch=32"],
+            [f"out={out}", *SMALL, "objective={name: mopd}", "teacher=null", f"verifier.url={verifier.grpc}",
+             f"teachers={{one: {{url: {urls}, tags: [sum]}}, two: {{url: '{other.grpc}'}}}}",
+             f"data.source={tmp_path / 'rows.jsonl'}", "data.offset=0", "rollout.prompts=12", "rollout.group=8",
+             "rollout.batch=32"],
         )  # fmt: skip
         run_train(config)
-        used = []
-        for server in (first, second, other):
-            with TeacherClient(server.grpc) as client:
-                used.append(sum(usage.scored_tokens for usage in client.usage() if usage.run_id == "run"))
-    figures = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+        used = [scored_tokens(server, out.name) for server in (pocket_teacher, replica, other)]
+    figures = read_json_lines(out / "metrics.jsonl")
     assert all(tokens > 0 for tokens in used)
     assert sum(used) == pytest.approx(sum(96 * row["length/mean"] for row in figures))
     assert all(row["missing/teacher"] == 0 for row in figures)
-    about = json.loads((tmp_path / "run" / "run.json").read_text())["teachers"]
+    about = json.loads((out / "run.json").read_text())["teachers"]
     assert about["one"]["weights_fingerprint"] != about["two"]["weights_fingerprint"]
 
 
@@ -158,37 +157,31 @@ def test_a_row_that_nobody_teaches_stops_the_run_before_it_begins(tmp_path, pock
 
 
 def test_a_token_that_the_teacher_reads_differently_is_masked_and_counted(tmp_path, verifier):
-    """The teacher's word for one digit is another: its scores of that token do not count, and the log says how many."""
+    """The teacher has other words for the digits: its scores of those ids do not count, and the log says how many."""
     folder = tmp_path / "teacher"
     shutil.copytree(checkpoint_path("teacher"), folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["model"]["vocab"] = {
-        ("seven" if word == "7" else word): index for word, index in tokenizer["model"]["vocab"].items()
-    }
+    vocab = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {(f"d{word}" if word.isdigit() else word): index for word, index in vocab.items()}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with serving("teacher", "--model", str(folder)) as other:
-        rows = train(tmp_path / "run", "{name: opd}", other.grpc, verifier.grpc, "steps=1", "samples_every=1")
-    (row,) = rows
+        (row,) = train(tmp_path / "run", "{name: opd}", other.grpc, verifier.grpc, "steps=1")
     samples = read_json_lines(tmp_path / "run" / "rollouts.jsonl")
+    digits = 0
     for sample in samples:
-        masked = [value is None for value in sample["teacher_logprobs"]]
-        assert masked == [token == "7" for token in sample["tokens"]]
-    assert row["missing/masked_positions"] >= sum(sample["tokens"].count("7") for sample in samples) > 0
+        expected = [token.isdigit() for token in sample["tokens"]]
+        assert [value is None for value in sample["teacher_logprobs"]] == expected
+        digits += sum(expected)
+    assert row["missing/masked_positions"] >= digits > 0
     assert row["missing/teacher"] == 0
 
 
-@pytest.mark.parametrize(
-    ("flag", "objective", "message"),
-    [
-        ("--max-top-k", "{name: gkd, student_share: 1}", r"16 most likely ids .*offers 4: lower objective\.top_k"),
-        ("--max-candidates", "{name: opd-top-k}", r"ids that the student chooses.*offers 4: lower objective\.top_k"),
-    ],
-    ids=["top-k", "candidates"],
-)
-def test_a_teacher_that_offers_too_little_is_refused_before_the_run(tmp_path, verifier, flag, objective, message):
-    with (
-        serving("teacher", "--model", str(checkpoint_path("teacher")), flag, "4") as small,
-        pytest.raises(HandshakeError, match=message),
-    ):
-        train(tmp_path / "run", objective, small.grpc, verifier.grpc)
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+def test_a_teacher_that_offers_too_little_is_refused_before_the_run(tmp_path, verifier):
+    model = ("--model", str(checkpoint_path("teacher")))
+    with serving("teacher", *model, "--max-top-k", "4", "--max-candidates", "4") as small:
+        with pytest.raises(HandshakeError, match=r"16 most likely ids .*offers 4: lower objective\.top_k"):
+            train(tmp_path / "run", "{name: gkd, student_share: 1}", small.grpc, verifier.grpc)
+        with pytest.raises(HandshakeError, match=r"ids that the student chooses.*offers 4: lower objective\.top_k"):
+            train(tmp_path / "run", "{name: opd-top-k}", small.grpc, verifier.grpc)
+        assert not (tmp_path / "run" / "metrics.jsonl").exists()
+        assert train(tmp_path / "run", "{name: opd-top-k, top_k: 4}", small.grpc, verifier.grpc, "steps=1")

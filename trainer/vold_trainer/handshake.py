@@ -51,10 +51,8 @@ class Handshake:
             return f"{self.compared} token ids compared: all mean the same on both sides"
         shown = ", ".join(str(difference) for difference in self.differences[:8])
         more = f" and {len(self.differences) - 8} more" if len(self.differences) > 8 else ""
-        return (
-            f"{self.compared} token ids compared, {len(self.differences)} differ and are masked in the teacher's term: "
-            f"{shown}{more}"
-        )
+        count = f"{len(self.differences)} differ and are" if len(self.differences) > 1 else "1 differs and is"
+        return f"{self.compared} token ids compared, {count} masked in the teacher's term: {shown}{more}"
 
 
 def vocabulary(tokenizer: Any) -> dict[int, str]:
