@@ -1,5 +1,6 @@
 """The teachers of a run: who each of them is, which of its ids mean the same, and which rows it teaches."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,8 @@ from vold_trainer.errors import RunError, UsageError
 from vold_trainer.handshake import Handshake, check_offers, compare, teacher_vocabulary, vocabulary
 from vold_trainer.models import Student
 from vold_trainer.objectives import Needs
+
+log = logging.getLogger("vold.teachers")
 
 ONLY = ""
 """The name of a run's teacher where there is one alone."""
@@ -54,6 +57,7 @@ class Teacher:
             raise self.changed(f"{self.info.identity} was asked, {answered} answered")
         if answered not in self.changes:
             self.changes.append(answered)
+            log.warning("%s: another teacher answers, as the config allows: %s", self.key, answered)
 
     def changed(self, how: object) -> RunError:
         which = f"{self.key}: " if self.name else ""
