@@ -34,16 +34,21 @@ def ranks() -> dict[bytes, int]:
 
 
 @cache
-def qwen(name: str) -> Tokenizer:
-    """The tokenizer of "qwen2.5" or "qwen3"."""
+def vocab_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
     letters = bytes_to_unicode()
 
     def word(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
     vocab = {word(token): rank for token, rank in ranks().items()}
-    merges = [tuple(map(word, _halves(token, rank))) for token, rank in ranks().items() if len(token) > 1]
-    tokenizer = Tokenizer(models.BPE(vocab, merges, fuse_unk=False))
+    halves = (_halves(token, rank) for token, rank in ranks().items() if len(token) > 1)
+    return vocab, [(word(left), word(right)) for left, right in halves]
+
+
+@cache
+def qwen(name: str) -> Tokenizer:
+    """The tokenizer of "qwen2.5" or "qwen3"."""
+    tokenizer = Tokenizer(models.BPE(*vocab_and_merges(), fuse_unk=False))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

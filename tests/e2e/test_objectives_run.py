@@ -78,6 +78,8 @@ def test_every_objective_runs_through_the_real_services(name, tmp_path, pocket_t
         assert all(row["mismatch/ratio"] == pytest.approx(1, abs=1e-3) for row in rows)
     if "support/teacher_mass" in figures:
         assert all(0 < row["support/teacher_mass"] <= 1 + 1e-5 for row in rows)
+        most = 8 if "top_k: 8" in objective else 16
+        assert all((row["support/ids"] == most) != ("mask_special" in objective) for row in rows)
 
 
 def test_gkd_draws_which_completions_a_step_learns_from(tmp_path, pocket_teacher, verifier, traces):

@@ -63,9 +63,9 @@ def support_of(rollouts: Rollouts) -> tuple[Support, Tensor]:
 
 @torch.no_grad()
 def support_figures(support: Support, known_CT: Tensor) -> dict[str, float]:
-    """How much probability each side has on the ids that count, means over the known positions."""
+    """How many ids count at a position, and how much probability each side has on them: means over the known ones."""
     count = known_CT.sum().clamp(min=1)
-    figures = {}
+    figures = {"support/ids": (torch.where(known_CT, support.mask_CTK.sum(-1), 0).sum() / count).item()}
     for who, logprobs_CTK in (("student", support.student_CTK), ("teacher", support.teacher_CTK)):
         mass_CT = torch.where(support.mask_CTK, logprobs_CTK, -torch.inf).exp().sum(-1)
         figures[f"support/{who}_mass"] = (torch.where(known_CT, mass_CT, 0.0).sum() / count).item()
