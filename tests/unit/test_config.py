@@ -6,6 +6,7 @@ import pytest
 import yaml
 from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, dump, load
 from vold_trainer.errors import UsageError
+from vold_trainer.objectives import REGISTRY, Gspo, Kdrl, Vold
 
 KINDS = {"traces": TracesConfig, "sft": SftConfig, "grpo": TrainConfig, "vold": TrainConfig, "eval": EvalConfig}
 
@@ -27,6 +28,24 @@ def test_overrides_are_typed_nested_and_last_wins():
     assert config.teacher.url == ["grpc://a:1", "grpc://b:2"]
 
 
+def test_another_objective_starts_from_its_own_defaults():
+    """pocket:vold sets eps_high, beta and masked: they are VOLD's."""
+    same = load(TrainConfig, Path("pocket:vold"), ["objective.name=vold", "objective.beta=0.5"]).objective
+    assert same == Vold(beta=0.5, masked=True, eps_low=0.2, eps_high=0.3)
+    assert load(TrainConfig, Path("pocket:vold"), ["objective.name=gspo"]).objective == Gspo()
+    chosen = load(TrainConfig, Path("pocket:vold"), ["objective.name=kdrl", "objective.mask=group"]).objective
+    assert chosen == Kdrl(mask="group")
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_every_objective_is_chosen_by_its_name_and_survives_a_round_trip(name, tmp_path):
+    traces = ["objective.traces=traces.jsonl"] if name == "gkd" else []
+    config = load(TrainConfig, Path("pocket:vold"), [f"objective.name={name}", *traces])
+    assert type(config.objective) is REGISTRY[name]
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert load(TrainConfig, tmp_path / "again.yaml") == config
+
+
 def test_a_url_that_looks_like_a_mapping_is_a_url():
     config = load(TrainConfig, Path("pocket:vold"), ["verifier.url=local:", "verifier.parameters={accept: [boxed]}"])
     assert config.verifier.url == "local:"
@@ -45,7 +64,15 @@ def test_overrides_reach_into_lists():
         (["learning_rate=1"], "unknown key 'learning_rate'"),
         (["optim.lr=fast"], "optim.lr: .*'fast'"),
         (["optim.lr=-1"], "optim.lr: .*greater than 0.*-1"),
-        (["objective.name=ppo"], "objective.name: .*'ppo'"),
+        (["objective.name=ppo"], "objective.name: 'ppo' is no objective; known: grpo, dr-grpo, dapo"),
+        (["objective.name=grop"], "'grop' is no objective; did you mean 'grpo'"),
+        (["objective=vold"], "'vold' is no objective; write objective: {name: ...}"),
+        (["objective={name: grpo, masked: true}"], "unknown key 'objective.masked'; known keys of objective 'grpo'"),
+        (["objective.beta=-1"], "objective.beta: .*greater than or equal to 0; got -1"),
+        (["objective.top_k=1"], "objective.top_k: .*greater than or equal to 2; got 1"),
+        (["objective={name: kdrl, mask: some}"], "objective.mask: .*'none', 'response' or 'group'; got 'some'"),
+        (["objective.name=gkd"], "objective.traces is not set.*student_share=1"),
+        (["objective.name=srpo", "verifier=null"], "'srpo' needs a verifier: set verifier.url"),
         (["steps"], "'steps' is not KEY=VALUE"),
         (["student.path.deep=1"], "'path'"),
         (["data.3.limit=1"], "unknown key 'data.3'"),

@@ -12,16 +12,23 @@ def test_equal_log_softmax_for_any_chunk(chunk, temperature):
     head = torch.nn.Linear(8, 11, bias=False).double()
     hidden = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
     ids = torch.randint(0, 11, (7,))
-    found, entropy = token_logprobs(hidden, head, ids, temperature=temperature, chunk=chunk)
+    support = torch.randint(0, 11, (7, 3))
+    found, entropy, further = token_logprobs(
+        hidden, head, ids, temperature=temperature, chunk=chunk, support_NK=support
+    )
     whole = (head(hidden).float() / temperature).log_softmax(-1)
     assert torch.allclose(found, whole.gather(-1, ids[:, None]).flatten(), atol=1e-6)
     assert torch.allclose(entropy, -(whole.exp() * whole).sum(-1), atol=1e-6)
+    assert torch.allclose(further, whole.gather(-1, support), atol=1e-6)
     weights = torch.randn(7)
-    mine = torch.autograd.grad((found * weights).sum(), [hidden, head.weight])
-    theirs = torch.autograd.grad((whole.gather(-1, ids[:, None]).flatten() * weights).sum(), [hidden, head.weight])
+    mine = torch.autograd.grad((found * weights).sum() + further.square().sum(), [hidden, head.weight])
+    wanted = (whole.gather(-1, ids[:, None]).flatten() * weights).sum() + whole.gather(-1, support).square().sum()
+    theirs = torch.autograd.grad(wanted, [hidden, head.weight])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(mine, theirs, strict=True))
 
 
 def test_nothing_in_nothing_out():
-    found, entropy = token_logprobs(torch.zeros(0, 8), torch.nn.Linear(8, 11), torch.zeros(0, dtype=torch.long))
+    nothing = torch.zeros(0, dtype=torch.long)
+    found, entropy, further = token_logprobs(torch.zeros(0, 8), torch.nn.Linear(8, 11), nothing)
     assert len(found) == len(entropy) == 0
+    assert further is None

@@ -1,4 +1,7 @@
-"""Group advantages. Shapes: P prompts, G completions of each, C = P * G completions, prompt by prompt."""
+"""Group advantages, and what is done to rewards before.
+
+Shapes: P prompts, G completions of each, C = P * G completions, prompt by prompt.
+"""
 
 import torch
 from torch import Tensor
@@ -21,3 +24,25 @@ def group_advantages(rewards_PG: Tensor, *, divide_by_std: bool = True, delta: f
         variance_P1 = centred_PG.square().sum(-1, keepdim=True) / (count_P1 - 1).clamp(min=1)
         centred_PG = centred_PG / (variance_P1.sqrt() + delta)
     return torch.where(count_P1 > 1, centred_PG, 0.0)
+
+
+def overlong_penalty(lengths_C: Tensor, max_tokens: int, share: float) -> Tensor:
+    """DAPO's soft punishment (arXiv 2503.14476, eq. 13): 0 up to (1 - share) * max_tokens, then falling to -1.
+
+    lengths_C: tokens. Returns float [C], to be added to the rewards. share 0 punishes nothing.
+    """
+    buffer = share * max_tokens
+    if not buffer:
+        return torch.zeros_like(lengths_C, dtype=torch.float32)
+    return ((max_tokens - buffer - lengths_C) / buffer).clamp(-1, 0).float()
+
+
+def informative_groups(rewards_PG: Tensor, correct_PG: Tensor) -> Tensor:
+    """bool [P]: groups with 0 < correct < G among the completions that have a reward (DAPO's dynamic sampling)."""
+    known_PG = ~rewards_PG.isnan()
+    return (known_PG & correct_PG).any(-1) & (known_PG & ~correct_PG).any(-1)
+
+
+def unsolved_groups(rewards_PG: Tensor, correct_PG: Tensor) -> Tensor:
+    """bool [P]: groups in which every completion has a reward and none is correct."""
+    return ~rewards_PG.isnan().any(-1) & ~correct_PG.any(-1)

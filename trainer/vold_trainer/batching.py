@@ -25,9 +25,11 @@ class Batch:
     mask_BT: Tensor
 
     def rectangle(self, values_N: Tensor, fill: float = 0.0) -> Tensor:
-        """Values of the N completion tokens laid out as [B, T]; gradients flow through."""
-        out_BT = values_N.new_full(self.mask_BT.shape, fill)
-        return out_BT.masked_scatter(self.mask_BT, values_N)
+        """Values of the N completion tokens, [N] or [N, K], laid out as [B, T] or [B, T, K]; gradients flow through."""
+        further = values_N.shape[1:]
+        out_BT = values_N.new_full((*self.mask_BT.shape, *further), fill)
+        mask_BT = self.mask_BT.view(*self.mask_BT.shape, *(1 for _ in further)).expand_as(out_BT)
+        return out_BT.masked_scatter(mask_BT, values_N)
 
 
 def make_batch(

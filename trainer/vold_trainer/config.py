@@ -9,13 +9,24 @@ unit or meaning in its description; an unknown key is an error that names the ne
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from vold_trainer.errors import UsageError
+from vold_trainer.objectives import REGISTRY, AnyObjective, Vold
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -65,6 +76,15 @@ class TeacherConfig(Config):
     min_shared: float = Field(default=0.9, ge=0, le=1, description="least share of student ids that mean the same")
 
 
+class RoutedTeacherConfig(TeacherConfig):
+    """One of several teachers. A row asks the one that its field `teacher` names; else the one that claims one of its
+    `tags`, or its `category`; else the default one.
+    """
+
+    tags: list[str] = Field(default_factory=list, description="tags and categories of rows that it teaches")
+    default: bool = Field(default=False, description="teaches the rows that no other teacher claims")
+
+
 class VerifierConfig(Config):
     url: str | list[str] = Field(default="local:", description="where the verifier is; local: starts one")
     name: str = Field(default="math", description="which verifier judges, where the row names none")
@@ -109,16 +129,18 @@ class RolloutConfig(Config):
     batch: int = Field(default=0, ge=0, description="sequences generated together; 0: all of a step")
 
 
-class ObjectiveConfig(Config):
-    name: Literal["grpo", "opd", "vold"] = "vold"
-    beta: float = Field(default=0.1, ge=0, description="weight of the teacher term (vold)")
-    masked: bool = Field(default=True, description="teacher term on wrong rollouts only (vold)")
-    eps_low: float = Field(default=0.2, ge=0, description="clip below: 1 - eps_low")
-    eps_high: float = Field(default=0.3, ge=0, description="clip above: 1 + eps_high")
-    advantage_std: bool = Field(default=True, description="divide the group advantage by its standard deviation")
-    normalise: Literal["sequence", "token"] = Field(
-        default="sequence", description="mean over tokens then sequences, or over all tokens"
-    )
+def _objective_tag(value: Any) -> str:
+    name = value.get("name", Vold.name) if isinstance(value, dict) else getattr(value, "name", "")
+    return str(name)
+
+
+if TYPE_CHECKING:
+    ObjectiveConfig = AnyObjective
+else:  # an objective's options are the fields of its class, and `name` says which class that is
+    ObjectiveConfig = Annotated[
+        Union[tuple(Annotated[kind, Tag(name)] for name, kind in REGISTRY.items())],  # noqa: UP007
+        Discriminator(_objective_tag),
+    ]
 
 
 class BatchConfig(Config):
@@ -158,25 +180,58 @@ class TrainConfig(RunConfig):
     """`vold train`: GRPO, distillation, or both, on text-only prompts."""
 
     teacher: TeacherConfig | None = TeacherConfig()
+    teachers: dict[str, RoutedTeacherConfig] = Field(
+        default_factory=dict, description="several teachers by name, in place of `teacher`"
+    )
     verifier: VerifierConfig | None = VerifierConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: ObjectiveConfig = Vold()
     optim: OptimConfig = OptimConfig()
     batch: BatchConfig = BatchConfig()
     missing: MissingConfig = MissingConfig()
     steps: int = Field(default=60, ge=1)
     samples_every: int = Field(default=10, ge=1, description="steps between rollouts kept for the report")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _several_stand_in_for_one(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("teachers") and "teacher" not in values:
+            return {**values, "teacher": None}
+        return values
+
     @model_validator(mode="after")
     def _has_its_services(self) -> "TrainConfig":
-        if self.objective.name in ("opd", "vold") and self.teacher is None:
-            raise ValueError(f"objective.name {self.objective.name!r} needs a teacher: set teacher.url")
-        if self.objective.name in ("grpo", "vold") and self.verifier is None:
-            raise ValueError(f"objective.name {self.objective.name!r} needs a verifier: set verifier.url")
-        if self.objective.name in ("grpo", "vold") and self.rollout.group < 2:
+        name, needs = self.objective.name, self.objective.needs
+        if self.teacher is not None and self.teachers:
+            raise ValueError(
+                f"teacher and teachers ({', '.join(self.teachers)}) are both set: set teacher=null, or drop teachers"
+            )
+        if needs.teacher and self.teacher is None and not self.teachers:
+            raise ValueError(f"objective.name {name!r} needs a teacher: set teacher.url")
+        if needs.reward and self.verifier is None:
+            raise ValueError(f"objective.name {name!r} needs a verifier: set verifier.url")
+        if needs.reward and self.rollout.group < 2:
             raise ValueError("rollout.group is 1: a group advantage needs at least 2 completions of each prompt")
+        if needs.traces and getattr(self.objective, "traces", None) is None:
+            raise ValueError(
+                f"objective.traces is not set, and objective {name!r} learns from given completions too: set it to a "
+                "file of `vold traces`, or objective.student_share=1"
+            )
+        self._check_routes()
         return self
+
+    def _check_routes(self) -> None:
+        if len(defaults := [name for name, teacher in self.teachers.items() if teacher.default]) > 1:
+            raise ValueError(f"teachers {' and '.join(defaults)} are both the default: set default=true for one only")
+        claimed: dict[str, str] = {}
+        for name, teacher in self.teachers.items():
+            for tag in teacher.tags:
+                if tag in claimed:
+                    raise ValueError(
+                        f"teachers.{claimed[tag]} and teachers.{name} both claim the tag {tag!r}: choose one"
+                    )
+                claimed[tag] = name
 
 
 class TracesConfig(Config):
@@ -251,7 +306,10 @@ def _shipped(name: str) -> Path:
 
 def dump(config: Config) -> str:
     """The config as YAML, every default written out, so that a run's folder says all that was chosen."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    values = config.model_dump(mode="json")
+    if "objective" in values:
+        values["objective"] = {"name": values["objective"].pop("name"), **values["objective"]}
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 def _set(raw: dict[str, Any], override: str) -> None:
@@ -272,6 +330,8 @@ def _set(raw: dict[str, Any], override: str) -> None:
         node[_index(node, last, override)] = parsed
     elif not isinstance(node, dict):
         raise UsageError(f"override {override!r}: {parts[-2]!r} is a plain value, nothing lies below it")
+    elif parts == ["objective", "name"] and parsed != node.get("name", Vold.name):
+        raw["objective"] = {"name": parsed}  # the options that stood there were another objective's
     else:
         node[last] = parsed
 
@@ -316,12 +376,24 @@ def _numbers(node: Any) -> Any:
 def _explain(kind: type[Config], error: ValidationError, where: str) -> str:
     lines = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = _keys(kind, item["loc"][:-1])
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
+        path = item["loc"]
+        objective = next((REGISTRY[str(part)] for part in path[1:2] if path[0] == "objective"), None)
+        if objective is not None:  # the name of its class is no key
+            path = (path[0], *path[2:])
+        key = ".".join(str(part) for part in path)
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            known = [field.name for field in fields(objective)] if objective else _keys(kind, path[:-1])
+            near = difflib.get_close_matches(str(path[-1]), known, n=1)
+            here = f"of objective {objective.name!r}" if objective else "here"
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys {here}: {', '.join(known)}"
             lines.append(f"{where}: unknown key {key!r}; {hint}")
+        elif item["type"] == "union_tag_invalid":
+            tag = item["ctx"]["tag"]
+            near = difflib.get_close_matches(tag, REGISTRY, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            if not isinstance(item["input"], dict):
+                tag, hint, key = str(item["input"]), "write objective: {name: ...}; ", "objective"
+            lines.append(f"{where}: {key}.name: {tag!r} is no objective; {hint}known: {', '.join(REGISTRY)}")
         elif item["type"] == "missing":
             lines.append(f"{where}: {key!r} is missing: set it in the file or as {key}=VALUE")
         else:
@@ -332,14 +404,17 @@ def _explain(kind: type[Config], error: ValidationError, where: str) -> str:
 
 
 def _keys(kind: type[Config], path: Sequence[int | str]) -> list[str]:
-    """The fields of the model that `path` leads to, through optional fields and lists."""
+    """The fields of the model that `path` leads to, through optional fields, lists and mappings."""
     model: type[BaseModel] | None = kind
+    mapping = False
     for part in path:
         if model is None:
             return []
-        if isinstance(part, int):
+        if isinstance(part, int) or mapping:
+            mapping = False
             continue
         found = model.model_fields.get(part)
+        mapping = found is not None and get_origin(found.annotation) is dict
         model = _model_in(found.annotation) if found else None
     return list(model.model_fields) if model else []
 

@@ -99,7 +99,9 @@ def _read_jsonl(path: Path, skip_broken: bool) -> Iterator[Example]:
 
 
 def _example(row: Mapping[str, Any], where: str, folder: Path) -> Example:
-    """One row: "prompt" (text) or "messages", "reference" or "answer", and optionally "id", "image(s)", "category"."""
+    """One row: "prompt" (text) or "messages", "reference" or "answer", and optionally "id", "image(s)", "category",
+    "tags", "teacher", "verifier" and its "parameters".
+    """
     reference = row.get("reference", row.get("answer"))
     if not isinstance(reference, str | int | float) or isinstance(reference, bool):
         raise UsageError(f"{where}: field 'reference' is {reference!r}: give the reference answer as text or a number")
@@ -116,13 +118,16 @@ def _example(row: Mapping[str, Any], where: str, folder: Path) -> Example:
             content = [{"type": "image"} for _ in names] + [{"type": "text", "text": prompt}]
         messages = [{"role": "user", "content": content}]
     _check_messages(messages, where, len(names))
+    tags = row.get("tags", [])
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise UsageError(f"{where}: field 'tags' is {tags!r}: give a list of words")
     return Example(
         id=str(row.get("id", where)),
         messages=tuple(messages),
         reference=str(reference),
         images=tuple(_image(folder / name, where) for name in names),
         category=str(row.get("category", "")),
-        meta={key: row[key] for key in ("verifier", "parameters", "teacher") if key in row},
+        meta={key: row[key] for key in ("verifier", "parameters", "teacher", "tags") if key in row},
     )
 
 

@@ -1,6 +1,9 @@
-"""Log-probabilities of tokens under the student. Shapes: B sequences, T positions, V vocabulary, H hidden size."""
+"""Log-probabilities of tokens under the student. Shapes: B sequences, T positions, V vocabulary, H hidden
+size, K ids of a support.
+"""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,35 +13,57 @@ Head = Callable[[Tensor], Tensor]
 """The output projection: hidden states [N, H] to logits [N, V]."""
 
 
+class TokenScores(NamedTuple):
+    """logprobs_N: of the ids. entropy_N: of their distributions, no gradient. support_NK: of further ids, or None. All
+    float32, nats.
+    """
+
+    logprobs_N: Tensor
+    entropy_N: Tensor
+    support_NK: Tensor | None = None
+
+
 def token_logprobs(
-    hidden_NH: Tensor, head: Head, ids_N: Tensor, *, temperature: float = 1.0, chunk: int = 2048
-) -> tuple[Tensor, Tensor]:
+    hidden_NH: Tensor,
+    head: Head,
+    ids_N: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 2048,
+    support_NK: Tensor | None = None,
+) -> TokenScores:
     """Log-probability of each id, and the entropy of its distribution, `chunk` positions at a time.
 
-    hidden_NH: the states that predict the ids. head: the output projection, [H] -> [V]. ids_N: int64.
-    Returns (logprobs_N, entropy_N), float32, nats, at `temperature`; entropy carries no gradient. No tensor
-    [N, V] is kept: in the backward pass each chunk's logits are computed again.
+    hidden_NH: the states that predict the ids. head: the output projection, [H] -> [V]. ids_N: int64. support_NK:
+    int64, further ids to look up at each position. All at `temperature`. No tensor [N, V] is kept: in the backward pass
+    each chunk's logits are computed again.
     """
-    logprobs, entropies = [], []
+    parts = []
     for start in range(0, len(ids_N), chunk):
         part = slice(start, start + chunk)
+        support = None if support_NK is None else support_NK[part]
         if torch.is_grad_enabled():
-            result = checkpoint(_chunk, hidden_NH[part], head, ids_N[part], temperature, use_reentrant=False)
+            parts.append(
+                checkpoint(_chunk, hidden_NH[part], head, ids_N[part], temperature, support, use_reentrant=False)
+            )
         else:
-            result = _chunk(hidden_NH[part], head, ids_N[part], temperature)
-        logprobs.append(result[0])
-        entropies.append(result[1])
-    if not logprobs:
+            parts.append(_chunk(hidden_NH[part], head, ids_N[part], temperature, support))
+    if not parts:
         empty = hidden_NH.new_zeros(0, dtype=torch.float32)
-        return empty, empty.clone()
-    return torch.cat(logprobs), torch.cat(entropies)
+        further = None if support_NK is None else hidden_NH.new_zeros(support_NK.shape, dtype=torch.float32)
+        return TokenScores(empty, empty.clone(), further)
+    logprobs, entropies, supports = zip(*parts, strict=True)
+    return TokenScores(torch.cat(logprobs), torch.cat(entropies), None if support_NK is None else torch.cat(supports))
 
 
-def _chunk(hidden_NH: Tensor, head: Head, ids_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _chunk(
+    hidden_NH: Tensor, head: Head, ids_N: Tensor, temperature: float, support_NK: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     logits_NV = head(hidden_NH).float() / temperature
     log_z_N = logits_NV.logsumexp(-1)
     logprobs_N = logits_NV.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1) - log_z_N
+    further_NK = None if support_NK is None else logits_NV.gather(-1, support_NK) - log_z_N.unsqueeze(-1)
     with torch.no_grad():
         probabilities_NV = (logits_NV - log_z_N.unsqueeze(-1)).exp()
         entropy_N = log_z_N - (probabilities_NV * logits_NV).sum(-1)
-    return logprobs_N, entropy_N
+    return logprobs_N, entropy_N, further_NK

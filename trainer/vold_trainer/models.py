@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
-from vold_trainer.logprobs import token_logprobs
+from vold_trainer.logprobs import TokenScores, token_logprobs
 from vold_trainer.processors import load_processor
 
 log = logging.getLogger("vold.models")
@@ -189,14 +189,21 @@ class CompletionScorer(nn.Module):
         self.model = model
 
     def forward(
-        self, inputs: Mapping[str, Tensor], predicts_BS: Tensor, ids_N: Tensor, temperature: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """(logprobs_N, entropy_N) of the ids at the N positions that follow those where predicts_BS is True.
+        self,
+        inputs: Mapping[str, Tensor],
+        predicts_BS: Tensor,
+        ids_N: Tensor,
+        temperature: float = 1.0,
+        support_NK: Tensor | None = None,
+    ) -> TokenScores:
+        """Scores of the ids at the N positions that follow those where predicts_BS is True, and of support_NK there.
 
         Only these positions go through the output head, in chunks.
         """
         hidden_BSH = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        return token_logprobs(hidden_BSH[predicts_BS], self._head, ids_N, temperature=temperature)
+        return token_logprobs(
+            hidden_BSH[predicts_BS], self._head, ids_N, temperature=temperature, support_NK=support_NK
+        )
 
     def _head(self, hidden_NH: Tensor) -> Tensor:
         logits_NV: Tensor = self.model.get_output_embeddings()(hidden_NH)

@@ -9,29 +9,30 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from vold_client import (
-    AsyncTeacherClient,
     AsyncVerifierClient,
     Completion,
+    CompletionScore,
     DeadlineExceeded,
-    Identity,
     IdentityChanged,
     Item,
     ResourceExhausted,
-    TeacherInfo,
-    TokenizerFile,
     Unavailable,
     VoldError,
 )
 
 from vold_trainer import tracing
-from vold_trainer.errors import RunError
-from vold_trainer.handshake import Handshake, teacher_view
+from vold_trainer.data import Example
+from vold_trainer.handshake import teacher_view
+from vold_trainer.models import Student
+from vold_trainer.objectives import Needs
 from vold_trainer.rollout.hf import Rollout
+from vold_trainer.teachers import Asks, Teacher
 
 T = TypeVar("T")
 Floats = NDArray[np.float32]
@@ -41,9 +42,18 @@ Span = tuple[str, float, float]
 
 @dataclass
 class RolloutScore:
-    """What is known of one rollout. teacher_logprobs: float32 [T], NaN at masked positions; None where missing."""
+    """What is known of one rollout; None where it is missing or nobody asked.
+
+    teacher_logprobs: float32 [T], NaN at masked positions. entropy: float32 [T], the teacher's, NaN where it did not
+    look. support_ids: int64 [T, K], and support_logprobs: float32 [T, K], the teacher's, NaN where the id is masked.
+    teacher: who was asked.
+    """
 
     teacher_logprobs: Floats | None = None
+    entropy: Floats | None = None
+    support_ids: NDArray[np.int64] | None = None
+    support_logprobs: Floats | None = None
+    teacher: str = ""
     reward: float | None = None
     correct: bool | None = None
     extracted: str | None = None
@@ -85,41 +95,44 @@ class LoopThread:
 class Scorer:
     """Sends rollouts off as they finish and gathers what comes back.
 
-    make_teacher, make_verifier: build a client on the scorer's loop; None where the run needs no such score.
-    batch: rollouts in one request.
+    make_teachers, make_verifier: build the clients on the scorer's loop; no teachers, and None, where the run needs no
+    such score. route: which teacher an example asks. batch: rollouts in one request.
+    needs: what is asked of the teachers from now on; verify: whether the verifier is.
     """
 
     def __init__(
         self,
         *,
-        make_teacher: Callable[[], AsyncTeacherClient] | None,
+        make_teachers: Callable[[], dict[str, Teacher]],
         make_verifier: Callable[[], AsyncVerifierClient] | None,
+        route: Callable[[Example], str],
         verifier: str = "math",
         parameters: Mapping[str, Any] | None = None,
         temperature: float = 1.0,
-        allow_identity_change: bool = False,
         batch: int = 32,
     ) -> None:
         self.thread = LoopThread()
-        self.teacher = self.thread.run(_made(make_teacher)) if make_teacher else None
+        self.teachers = self.thread.run(_made(make_teachers))
         self.verifier = self.thread.run(_made(make_verifier)) if make_verifier else None
+        self.route = route
         self.verifier_name = verifier
         self.parameters = dict(parameters or {})
         self.temperature = temperature
-        self.allow_identity_change = allow_identity_change
         self.batch = batch
-        self.info: TeacherInfo | None = None
-        self.handshake: Handshake | None = None
-        self.identity_changes: list[Identity] = []
+        self.needs = Needs()
+        self.verify = True
+        self.special_ids: frozenset[int] = frozenset()
         self._waiting: list[Rollout] = []
         self._pending: list[concurrent.futures.Future[None]] = []
         self._scores = StepScores({})
 
-    def meet_teacher(self) -> tuple[TeacherInfo, TokenizerFile]:
-        """Who the teacher is; from now on only this one may answer."""
-        assert self.teacher is not None
-        self.info = self.thread.run(self.teacher.info())
-        return self.info, self.thread.run(self.teacher.tokenizer())
+    def meet_teachers(self, student: Student, asks: Asks) -> list[Teacher]:
+        """Learn who the teachers are; from now on only these may answer. Raises HandshakeError where one is unfit."""
+        self.special_ids = frozenset(student.tokenizer.all_special_ids)
+        for teacher in self.teachers.values():
+            info = self.thread.run(teacher.client.info())
+            teacher.meet(info, self.thread.run(teacher.client.tokenizer()), student, asks)
+        return list(self.teachers.values())
 
     def submit(self, rollouts: list[Rollout]) -> None:
         """Take finished rollouts; they are sent once `batch` of them are there."""
@@ -145,7 +158,7 @@ class Scorer:
     def close(self) -> None:
         for future in self._pending:
             future.cancel()
-        for client in (self.teacher, self.verifier):
+        for client in (*(teacher.client for teacher in self.teachers.values()), self.verifier):
             if client is not None:
                 self.thread.run(client.aclose())
         self.thread.close()
@@ -153,9 +166,16 @@ class Scorer:
     def _send(self, rollouts: list[Rollout]) -> None:
         scores = self._scores
         scores.rows.update({rollout.row: RolloutScore() for rollout in rollouts})
-        if self.teacher is not None:
-            self._pending.append(self.thread.submit(self._tolerant("teacher", self._ask_teacher, rollouts, scores)))
-        if self.verifier is not None:
+        if self.teachers and self.needs.teacher:
+            asked: dict[str, list[Rollout]] = {}
+            for rollout in rollouts:
+                name = self.route(rollout.example)
+                scores.rows[rollout.row].teacher = name
+                asked.setdefault(name, []).append(rollout)
+            for name, part in asked.items():
+                ask = partial(self._ask_teacher, self.teachers[name], self.needs)
+                self._pending.append(self.thread.submit(self._tolerant("teacher", ask, part, scores)))
+        if self.verifier is not None and self.verify:
             self._pending.append(self.thread.submit(self._tolerant("verifier", self._ask_verifier, rollouts, scores)))
 
     async def _tolerant(
@@ -170,50 +190,53 @@ class Scorer:
         try:
             with tracing.span("score" if who == "teacher" else "verify", rollouts=len(rollouts)):
                 await ask(rollouts, scores)
-        except IdentityChanged as error:
-            raise RunError(
-                f"the teacher changed in mid-run: {error}. Start a new run with it, or set "
-                "teacher.allow_identity_change=true"
-            ) from error
         except (Unavailable, DeadlineExceeded, ResourceExhausted) as error:
             scores.missing[f"{who}: {type(error).__name__}"] += len(rollouts)
         finally:
             scores.spans.append((who, start, time.monotonic()))
 
-    async def _ask_teacher(self, rollouts: list[Rollout], scores: StepScores) -> None:
-        assert self.teacher is not None
-        assert self.info is not None
-        assert self.handshake is not None
+    async def _ask_teacher(self, teacher: Teacher, needs: Needs, rollouts: list[Rollout], scores: StepScores) -> None:
+        assert teacher.info is not None
+        assert teacher.handshake is not None
+        known_V = teacher.handshake.known_V.numpy()
+        counts_V = known_V.copy()
+        if needs.mask_special:
+            counts_V[[token for token in self.special_ids if token < len(counts_V)]] = False
         prompts: dict[tuple[int, ...], int] = {}
         completions, masks = [], {}
         for rollout in rollouts:
-            sent, mask = teacher_view(rollout.ids, self.handshake.known_V, self.info.vocab_size)
+            sent, mask = teacher_view(rollout.ids, teacher.handshake.known_V, teacher.info.vocab_size)
             if not sent:
                 scores.rows[rollout.row].teacher_logprobs = np.full(len(rollout.ids), np.nan, np.float32)
                 continue
             masks[rollout.row] = mask
+            candidates = None
+            if needs.candidates:
+                assert rollout.candidates is not None
+                candidates = _shared(rollout.candidates[: len(sent)], counts_V)[0]
             prompt = prompts.setdefault(rollout.prompt_ids, len(prompts))
-            completions.append(Completion(prompt, sent, id=str(rollout.row)))
+            completions.append(Completion(prompt, sent, candidates, id=str(rollout.row)))
         if not completions:
             return
-        expect = None if self.allow_identity_change else self.info.identity
-        result = await self.teacher.score(list(prompts), completions, temperature=self.temperature, expect=expect)
-        if result.identity != self.info.identity:
-            if not self.allow_identity_change:
-                raise RunError(
-                    f"the teacher changed in mid-run: {self.info.identity} was asked, {result.identity} answered. "
-                    "Start a new run with it, or set teacher.allow_identity_change=true"
-                )
-            self.identity_changes.append(result.identity)
-        lengths = {rollout.row: len(rollout.ids) for rollout in rollouts}
+        try:
+            result = await teacher.client.score(
+                list(prompts),
+                completions,
+                top_k=needs.top_k,
+                entropy=needs.entropy,
+                temperature=self.temperature,
+                expect=None if teacher.config.allow_identity_change else teacher.info.identity,
+            )
+        except IdentityChanged as error:
+            raise teacher.changed(error) from error
+        teacher.check_identity(result.identity)
+        asked = {rollout.row: rollout for rollout in rollouts}
         for score in result.scores:
             row = int(score.id)
             if score.error is not None or score.logprobs is None:
                 scores.missing[f"teacher: {_name(score.error)}"] += 1
                 continue
-            known = np.full(lengths[row], np.nan, np.float32)
-            known[: len(score.logprobs)] = np.where(masks[row], score.logprobs, np.nan)
-            scores.rows[row].teacher_logprobs = known
+            _keep(scores.rows[row], asked[row], score, masks[row], counts_V)
 
     async def _ask_verifier(self, rollouts: list[Rollout], scores: StepScores) -> None:
         assert self.verifier is not None
@@ -236,6 +259,40 @@ class Scorer:
                 continue
             score.reward, score.correct = verdict.reward, bool(verdict.correct)
             score.extracted, score.reason = verdict.extracted, verdict.reason
+
+
+def _keep(
+    kept: RolloutScore, rollout: Rollout, score: CompletionScore, mask: list[bool], counts_V: NDArray[np.bool_]
+) -> None:
+    """Lay a teacher's answer, which may end before the completion does, out along the whole of it."""
+    assert score.logprobs is not None
+    length = len(rollout.ids)
+    kept.teacher_logprobs = _padded(np.where(mask, score.logprobs, np.nan), length)
+    if score.entropy is not None:
+        kept.entropy = _padded(score.entropy, length)
+    ids: NDArray[np.integer] | None = score.top_ids
+    logprobs = score.top_logprobs
+    if rollout.candidates is not None and isinstance(score.candidate_logprobs, np.ndarray):
+        ids, logprobs = rollout.candidates[: len(score.logprobs)], score.candidate_logprobs
+    if ids is None or logprobs is None or not ids.size:
+        return
+    safe, shared = _shared(ids, counts_V)
+    kept.support_ids = np.zeros((length, ids.shape[1]), np.int64)
+    kept.support_ids[: len(ids)] = safe
+    kept.support_logprobs = _padded(np.where(shared, logprobs, np.nan), length)
+
+
+def _shared(ids: NDArray[np.integer], counts_V: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(the ids with 0 in place of those that do not count, which of them count)."""
+    inside = ids < len(counts_V)
+    counts = inside & counts_V[np.where(inside, ids, 0)]
+    return np.where(counts, ids, 0).astype(np.int64), counts
+
+
+def _padded(values: NDArray[Any], length: int) -> Floats:
+    out = np.full((length, *values.shape[1:]), np.nan, np.float32)
+    out[: len(values)] = values
+    return out
 
 
 def _name(error: VoldError | None) -> str:

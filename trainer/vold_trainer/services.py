@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vold_client import (
@@ -40,15 +40,21 @@ _OF_SHARED_SERVICES = {"VOLD_API_KEYS"} | {
 
 @dataclass(frozen=True)
 class Services:
-    """URLs that answer. Empty where the run does not use that service."""
+    """URLs that answer. Empty where the run does not use that service. teachers: of several, by name; teacher_urls are
+    those of the only one.
+    """
 
     teacher_urls: tuple[str, ...] = ()
     verifier_urls: tuple[str, ...] = ()
+    teachers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
 def open_services(
-    *, teacher: TeacherConfig | None = None, verifier: VerifierConfig | None = None
+    *,
+    teacher: TeacherConfig | None = None,
+    verifier: VerifierConfig | None = None,
+    teachers: Mapping[str, TeacherConfig] | None = None,
 ) -> Iterator[Services]:
     """Start what is local, wait until all of it is ready, and stop what was started here on leaving.
 
@@ -58,7 +64,7 @@ def open_services(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vold-")))
         children: list[tuple[str, subprocess.Popen[bytes], Path]] = []
 
-        def resolve(urls: str | Sequence[str], what: str) -> tuple[str, ...]:
+        def resolve(urls: str | Sequence[str], what: str, key: str) -> tuple[str, ...]:
             listed = urls.split(",") if isinstance(urls, str) else list(urls)
             resolved = []
             for url in listed:
@@ -80,34 +86,39 @@ def open_services(
                 if what == "teacher":
                     # half the cores: two pools of spinning threads on the same cores starve each other
                     threads = max(1, (os.cpu_count() or 2) // 2)
-                    arguments += ["--model", _local_model(url), "--threads", str(threads)]
+                    arguments += ["--model", _local_model(url, key), "--threads", str(threads)]
                 log = folder / f"{what}-{len(children)}.log"
                 children.append((url, stack.enter_context(_child(arguments, log)), log))
                 resolved.append(f"unix:{socket}")
             return tuple(resolved)
 
-        teacher_urls = resolve(teacher.url, "teacher") if teacher is not None else ()
-        verifier_urls = resolve(verifier.url, "verifier") if verifier is not None else ()
-        if teacher is not None:
-            key, tls = _key(teacher.api_key_env), _tls(teacher.tls, teacher_urls)
-            with TeacherClient(list(teacher_urls), api_key=key, tls=tls) as scorer:
-                _wait(scorer, "teacher.url", children)
-                _check_key(scorer.info, "teacher", teacher.api_key_env)
+        asked = {"": teacher} if teacher is not None else dict(teachers or {})
+        keys = {name: f"teachers.{name}" if name else "teacher" for name in asked}
+        urls = {name: resolve(config.url, "teacher", keys[name]) for name, config in asked.items()}
+        verifier_urls = resolve(verifier.url, "verifier", "verifier") if verifier is not None else ()
+        for name, config in asked.items():
+            key, tls = _key(config.api_key_env), _tls(config.tls, urls[name])
+            with TeacherClient(list(urls[name]), api_key=key, tls=tls, model=config.model) as scorer:
+                _wait(scorer, f"{keys[name]}.url", children)
+                _check_key(scorer.info, keys[name], config.api_key_env)
         if verifier is not None:
             key, tls = _key(verifier.api_key_env), _tls(verifier.tls, verifier_urls)
             with VerifierClient(list(verifier_urls), api_key=key, tls=tls) as judge:
                 _wait(judge, "verifier.url", children)
                 _check_key(judge.list_verifiers, "verifier", verifier.api_key_env)
-        yield Services(teacher_urls, verifier_urls)
+        yield Services(urls.get("", ()), verifier_urls, urls)
 
 
-def teacher_client(config: TeacherConfig, services: Services, run_id: str = "") -> AsyncTeacherClient:
+def teacher_client(config: TeacherConfig, services: Services, run_id: str = "", name: str = "") -> AsyncTeacherClient:
+    """A client of the only teacher, or of the one called `name`. Its replicas are asked in turn."""
+    urls = services.teachers.get(name, services.teacher_urls)
     return AsyncTeacherClient(
-        list(services.teacher_urls),
+        list(urls),
         timeout=config.timeout,
         api_key=_key(config.api_key_env),
-        tls=_tls(config.tls, services.teacher_urls),
+        tls=_tls(config.tls, urls),
         run_id=run_id,
+        model=config.model,
     )
 
 
@@ -139,13 +150,13 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _OF_SHARED_SERVICES}
 
 
-def _local_model(url: str) -> str:
+def _local_model(url: str, key: str) -> str:
     model = url.removeprefix("local:")
     if not model:
-        raise UsageError("teacher.url 'local:' names no model: write local:PATH, or local:pocket:teacher")
+        raise UsageError(f"{key}.url 'local:' names no model: write local:PATH, or local:pocket:teacher")
     path = resolve_model(model)
     if not Path(path).is_dir():
-        raise UsageError(f"teacher.url {url!r}: there is no model folder {path!r}")
+        raise UsageError(f"{key}.url {url!r}: there is no model folder {path!r}")
     return path
 
 

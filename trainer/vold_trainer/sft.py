@@ -128,8 +128,8 @@ def _step(
     for indices in micro_batches([len(trace.ids) for trace in traces], micro):
         part = [traces[index] for index in indices]
         batch = make_batch(student, [t.example for t in part], [t.ids for t in part], device=accelerator.device)
-        logprobs_N, _ = module(batch.inputs, batch.predicts_BS, batch.ids_N)
-        loss = -logprobs_N.sum() / tokens
+        scores = module(batch.inputs, batch.predicts_BS, batch.ids_N)
+        loss = -scores.logprobs_N.sum() / tokens
         accelerator.backward(loss)
         total += loss.item()
     return total

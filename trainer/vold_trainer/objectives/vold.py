@@ -8,48 +8,49 @@ correction. At ratio 1 the gradient equals a policy gradient with A - beta (1 - 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Literal
 
-from vold_trainer.objectives.base import (
-    Normalise,
-    Outcome,
-    Rollouts,
-    clipped_policy_gradient,
-    masked_mean,
-    teacher_gap,
-)
+from annotated_types import Ge
+
+from vold_trainer.objectives.base import Needs, Outcome, Rollouts, per_token, rewarded_tokens
+from vold_trainer.objectives.grpo import Rewarded, policy_needs
+from vold_trainer.objectives.policy import PolicyGradient
+from vold_trainer.objectives.term import TeacherTerm
 
 
-@dataclass(frozen=True)
-class Vold:
+@dataclass(frozen=True, kw_only=True)
+class Vold(TeacherTerm, Rewarded, PolicyGradient):
     """beta: 0.1 in the paper's text, 1e-3 in its supplement. masked: the paper's (1 - r).
 
     A completion whose reward is missing gets no policy gradient; it gets the teacher term only unmasked, since
     nobody knows whether it is wrong.
     """
 
-    beta: float = 0.1
+    name: Literal["vold"] = "vold"
+    beta: Annotated[float, Ge(0)] = 0.1
     masked: bool = True
-    eps_low: float = 0.2
-    eps_high: float = 0.3
-    normalise: Normalise = "sequence"
+    eps_high: Annotated[float, Ge(0)] = 0.3
 
-    needs_teacher: ClassVar[bool] = True
-    needs_reward: ClassVar[bool] = True
+    @property
+    def needs(self) -> Needs:
+        return policy_needs(self, reward=True) | self.term_needs()
 
     def __call__(self, rollouts: Rollouts) -> Outcome:
-        advantages_CT = rollouts.advantages_C.unsqueeze(-1).expand_as(rollouts.logprobs_CT)
-        rewarded_CT = rollouts.mask_CT & rollouts.rewarded_C.unsqueeze(-1)
-        policy_CT, metrics = clipped_policy_gradient(
-            rollouts, advantages_CT, rewarded_CT, eps_low=self.eps_low, eps_high=self.eps_high
-        )
-        policy = masked_mean(policy_CT, rewarded_CT, self.normalise, rollouts.mask_CT)
-
-        gap_CT, known_CT = teacher_gap(rollouts)
+        policy, metrics = self.policy(rollouts, per_token(rollouts.advantages_C, rollouts), rewarded_tokens(rollouts))
+        term_CT, known_CT, figures = self.term(rollouts)
         if self.masked:
             known_CT = known_CT & (rollouts.rewarded_C & ~rollouts.correct_C).unsqueeze(-1)
-        teacher = masked_mean(0.5 * gap_CT.square(), known_CT, self.normalise, rollouts.mask_CT)
+        if self.divergence in ("k2", "k3"):
+            term_CT, known_CT = self.corrected(rollouts, term_CT, known_CT, metrics)
+        teacher = self.mean(term_CT, known_CT, rollouts)
         loss = policy + self.beta * teacher
         return Outcome(
-            loss, {"loss/policy": policy.item(), "loss/teacher": teacher.item(), "loss/total": loss.item(), **metrics}
+            loss,
+            {
+                "loss/policy": policy.item(),
+                "loss/teacher": teacher.item(),
+                "loss/total": loss.item(),
+                **metrics,
+                **figures,
+            },
         )

@@ -6,9 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from vold_trainer.data import Example
 from vold_trainer.models import Student
@@ -17,7 +25,8 @@ from vold_trainer.models import Student
 @dataclass(frozen=True)
 class Rollout:
     """One completion. row: its place in the step (prompt * G + completion). ids: with the id that ended it.
-    truncated: it ran into max_tokens.
+    truncated: it ran into max_tokens. logprobs: float32 [T], the student's when it drew the ids, before top_p; None
+    where nobody asked. candidates: int64 [T, K], its K most likely ids at each position, most likely first; likewise.
     """
 
     row: int
@@ -26,23 +35,64 @@ class Rollout:
     ids: tuple[int, ...]
     text: str
     truncated: bool
+    logprobs: NDArray[np.float32] | None = None
+    candidates: NDArray[np.int64] | None = None
 
 
 OnFinished = Callable[[list[Rollout]], None]
+
+
+class _Recorder(LogitsProcessor):
+    """Keeps of each position what cannot be had later without another forward pass. Changes nothing."""
+
+    def __init__(self, temperature: float, logprobs: bool, candidates: int) -> None:
+        self.temperature = temperature or 1.0
+        self.logprobs = logprobs
+        self.candidates = candidates
+        self.drawn: list[Tensor] = []
+        self.likely: list[Tensor] = []
+        self._all_BV: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.logprobs:
+            self._all_BV = (scores.float() / self.temperature).log_softmax(-1)
+        if self.candidates:
+            self.likely.append(scores.topk(min(self.candidates, scores.shape[-1]), -1).indices.cpu())
+        return scores
+
+    def drew(self, ids_B: Tensor) -> None:
+        """Told which ids were drawn from what it saw last."""
+        if self._all_BV is not None:
+            self.drawn.append(self._all_BV.gather(-1, ids_B.unsqueeze(-1)).squeeze(-1).cpu())
+
+    def of(self, row: int, length: int) -> dict[str, Any]:
+        """What is known of a row's first `length` tokens, as fields of a Rollout."""
+        known: dict[str, Any] = {}
+        if self.logprobs:
+            known["logprobs"] = torch.stack([values_B[row] for values_B in self.drawn[:length]]).numpy()
+        if self.candidates:
+            known["candidates"] = torch.stack([ids_BK[row] for ids_BK in self.likely[:length]]).numpy()
+        return known
 
 
 class _HandOn(StoppingCriteria):
     """Notices rows that just ended. Stops nothing by itself."""
 
     def __init__(
-        self, eos_ids: Sequence[int], prompt_length: int, hand_on: Callable[[list[int], Tensor], None]
+        self,
+        eos_ids: Sequence[int],
+        prompt_length: int,
+        hand_on: Callable[[list[int], Tensor], None],
+        recorder: _Recorder,
     ) -> None:
+        self.recorder = recorder
         self.eos_ids = torch.tensor(eos_ids)
         self.prompt_length = prompt_length
         self.hand_on = hand_on
         self.done_B: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        self.recorder.drew(input_ids[:, -1])
         ended_B = torch.isin(input_ids[:, -1], self.eos_ids.to(input_ids.device))
         if self.done_B is None:
             self.done_B = torch.zeros_like(ended_B)
@@ -64,11 +114,14 @@ def generate(
     top_p: float = 1.0,
     batch: int = 0,
     seed: int = 0,
+    logprobs: bool = False,
+    candidates: int = 0,
     on_finished: OnFinished | None = None,
 ) -> list[Rollout]:
     """`group` completions of each example, in order (example by example). temperature 0 is greedy.
 
     batch: sequences generated together, 0 for all. The same seed gives the same completions on the CPU.
+    logprobs, candidates: keep the student's log-probabilities, and so many of its most likely ids at each position.
     `on_finished` gets every completion once, in the order in which they end.
     """
     model = student.model
@@ -88,6 +141,7 @@ def generate(
                 max_tokens,
                 temperature,
                 top_p,
+                _Recorder(temperature, logprobs, candidates),
                 on_finished,
             )
     model.train(was_training)
@@ -102,6 +156,7 @@ def _generate_batch(
     max_tokens: int,
     temperature: float,
     top_p: float,
+    recorder: _Recorder,
     on_finished: OnFinished | None,
 ) -> list[Rollout]:
     inputs = {name: value.to(student.model.device) for name, value in student.encode(examples).items()}
@@ -116,7 +171,10 @@ def _generate_batch(
         completions = [tuple(ids_BT[row].tolist()) for row in rows]
         texts = student.tokenizer.batch_decode(completions, skip_special_tokens=True)
         new = [
-            Rollout(first_row + row, examples[row // group], prompts[row // group], ids, text, truncated)
+            Rollout(
+                *(first_row + row, examples[row // group], prompts[row // group], ids, text, truncated),
+                **recorder.of(row, len(ids)),
+            )
             for row, ids, text in zip(rows, completions, texts, strict=True)
         ]
         finished.update({rollout.row: rollout for rollout in new})
@@ -133,7 +191,8 @@ def _generate_batch(
         eos_token_id=eos_ids,
         pad_token_id=student.pad_id,
         suppress_tokens=student.place_ids or None,
-        stopping_criteria=StoppingCriteriaList([_HandOn(eos_ids, prompt_length, collect)]),
+        logits_processor=LogitsProcessorList([recorder]),
+        stopping_criteria=StoppingCriteriaList([_HandOn(eos_ids, prompt_length, collect, recorder)]),
         **(sampling or {"do_sample": False}),
         **_cache(student.model),
     )

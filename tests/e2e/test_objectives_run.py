@@ -1,0 +1,189 @@
+"""Every objective, some steps in the pocket world through the real services; several teachers, and odd ones."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import serving
+from vold_client import TeacherClient
+from vold_trainer.config import TracesConfig, TrainConfig, load
+from vold_trainer.errors import HandshakeError, UsageError
+from vold_trainer.grpo import run_train
+from vold_trainer.pocket.models import checkpoint_path
+from vold_trainer.run import read_json_lines, write_lines
+from vold_trainer.traces import run_traces
+
+SMALL = (
+    *("rollout.prompts=4", "rollout.group=4", "rollout.max_tokens=32", "steps=2", "data.limit=64", "threads=1"),
+    *("student.path=pocket:student", "optim.lr=1e-3", "optim.warmup_steps=0"),
+)
+DISTILLED = {"loss/teacher"}
+SUPPORTED = {"loss/teacher", "support/student_mass", "support/teacher_mass"}
+POLICY = {"loss/policy", "clip/high", "ratio/mean"}
+RUNS = {
+    "grpo": ("{name: grpo, rollout_cap: 2}", POLICY | {"mismatch/ratio"}),
+    "dr-grpo": ("{name: dr-grpo}", POLICY),
+    "dapo": ("{name: dapo, rounds: 2}", POLICY | {"dapo/rounds", "dapo/dropped_groups"}),
+    "gspo": ("{name: gspo}", POLICY),
+    "cispo": ("{name: cispo}", {"loss/policy"}),
+    "opd": ("{name: opd, discount: 0.5}", DISTILLED),
+    "opd-top-k": ("{name: opd-top-k}", SUPPORTED),
+    "opd-top-k-teacher": ("{name: opd-top-k, support: teacher, mask_special: true, top_k: 8}", SUPPORTED),
+    "opd-top-k-forward": ("{name: opd-top-k, support: teacher, divergence: forward-kl}", SUPPORTED),
+    "opd-entropy": ("{name: opd-entropy, threshold: 0.1}", SUPPORTED | {"loss/forward_kl", "teacher/unsure"}),
+    "vold": ("{name: vold, rollout_cap: 2}", POLICY | DISTILLED | {"mismatch/ratio"}),
+    "vold-jsd": ("{name: vold, divergence: jsd, masked: false, ratio: sequence}", POLICY | SUPPORTED),
+    "kdrl": ("{name: kdrl, mask: group}", POLICY | {"objective/beta"}),
+    "srpo": ("{name: srpo}", POLICY),
+    "hdpo": ("{name: hdpo}", POLICY),
+    "mopd": ("{name: mopd}", POLICY),
+    "opd-then-rl": ("{name: opd-then-rl, switch: 1}", POLICY | {"objective/distils"}),
+    "gkd-student": ("{name: gkd, student_share: 1}", SUPPORTED),
+    "gkd": ("{name: gkd, traces: TRACES}", SUPPORTED),
+}
+ORDINARY = ("opd-top-k", "opd-entropy", "dapo", "vold", "gkd")
+"""One of each kind: candidates, the teacher's ids and entropy, further rounds, importance sampling, given traces."""
+
+
+def train(out: Path, objective: str, teacher: str, verifier: str, *overrides: str) -> list[dict]:
+    urls = [f"teacher.url={teacher}", f"verifier.url={verifier}"]
+    config = load(TrainConfig, Path("pocket:vold"), [f"out={out}", *urls, *SMALL, f"objective={objective}", *overrides])
+    run_train(config)
+    return read_json_lines(out / "metrics.jsonl")
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory, pocket_teacher):
+    out = tmp_path_factory.mktemp("traces") / "traces.jsonl"
+    urls = [f"teacher.url={pocket_teacher.grpc}", "verifier=null", "keep=all"]
+    run_traces(load(TracesConfig, Path("pocket:traces"), [f"out={out}", *urls, "data.limit=24"]))
+    return out
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ORDINARY else pytest.mark.slow) for name in RUNS]
+)
+def test_every_objective_runs_through_the_real_services(name, tmp_path, pocket_teacher, verifier, traces):
+    objective, figures = RUNS[name]
+    rows = train(tmp_path, objective.replace("TRACES", str(traces)), pocket_teacher.grpc, verifier.grpc)
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        assert figures <= row.keys(), figures - row.keys()
+        assert math.isfinite(row["loss"])
+        assert row["missing/teacher"] == row["missing/verifier"] == 0
+    assert any(row["grad_norm"] > 0 for row in rows)
+    if "mismatch/ratio" in figures:  # the rollouts' engine is the trainer's own: no mismatch but rounding
+        assert all(row["mismatch/ratio"] == pytest.approx(1, abs=1e-3) for row in rows)
+    if "support/teacher_mass" in figures:
+        assert all(0 < row["support/teacher_mass"] <= 1 + 1e-5 for row in rows)
+        most = 8 if "top_k: 8" in objective else 16
+        assert all((row["support/ids"] == most) != ("mask_special" in objective) for row in rows)
+
+
+def test_gkd_draws_which_completions_a_step_learns_from(tmp_path, pocket_teacher, verifier, traces):
+    objective = f"{{name: gkd, traces: {traces}, student_share: 0.5}}"
+    rows = train(tmp_path, objective, pocket_teacher.grpc, verifier.grpc, "steps=6", "rollout.group=2")
+    given = [row for row in rows if row.get("objective/on_policy") == 0]
+    assert 0 < len(given) < 6
+    assert all("reward/mean" not in row for row in given)  # nobody asks the verifier about them
+    own = [row for row in rows if row not in given]
+    assert all(row["reward/mean"] is not None for row in own)
+    # the teacher is surer of what it wrote itself
+    assert max(abs(row["teacher/gap"]) for row in own) > 0
+
+
+def test_dapo_learns_from_groups_with_right_and_wrong_answers_only(tmp_path, pocket_teacher, verifier):
+    """The base student is seldom right: the second round is needed, and groups without a difference are dropped."""
+    (row,) = train(
+        tmp_path, "{name: dapo, rounds: 2}", pocket_teacher.grpc, verifier.grpc, "steps=1", "rollout.prompts=8"
+    )
+    uniform = row["groups/all_correct"] + row["groups/all_wrong"]
+    assert row["dapo/rounds"] == 2
+    assert row["dapo/dropped_groups"] == (round(16 * uniform) if uniform < 1 else 8)
+
+
+def test_the_teacher_is_not_asked_once_reinforcement_learning_begins(tmp_path, pocket_teacher, verifier):
+    out = tmp_path / "opd-then-rl"  # the folder's name is the run's in the teacher's accounts
+    rows = train(out, "{name: opd-then-rl, switch: 1}", pocket_teacher.grpc, verifier.grpc)
+    assert [row["objective/distils"] for row in rows] == [1, 0]
+    assert scored_tokens(pocket_teacher, out.name) == pytest.approx(16 * rows[0]["length/mean"])
+    assert "teacher/gap" in rows[0]
+    assert "teacher/gap" not in rows[1]
+
+
+def scored_tokens(server, run_id: str) -> int:
+    with TeacherClient(server.grpc) as client:
+        return sum(usage.scored_tokens for usage in client.usage() if usage.run_id == run_id)
+
+
+def test_several_teachers_teach_their_own_rows_and_replicas_share_the_work(tmp_path, pocket_teacher, verifier):
+    rows = [{"prompt": f"{index} + 4 =", "reference": str(index + 4), "tags": ["sum"]} for index in range(1, 7)] + [
+        {"prompt": f"{index} - 1 =", "reference": str(index - 1), "teacher": "two"} for index in range(1, 7)
+    ]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    out = tmp_path / "several-teachers"
+    with (
+        serving("teacher", "--model", str(checkpoint_path("teacher"))) as replica,
+        serving("teacher", "--model", str(checkpoint_path("teacher-b"))) as other,
+    ):
+        urls = f"['{pocket_teacher.grpc}', '{replica.grpc}']"
+        config = load(
+            TrainConfig,
+            Path("pocket:vold"),
+            [f"out={out}", *SMALL, "objective={name: mopd}", "teacher=null", f"verifier.url={verifier.grpc}",
+             f"teachers={{one: {{url: {urls}, tags: [sum]}}, two: {{url: '{other.grpc}'}}}}",
+             f"data.source={tmp_path / 'rows.jsonl'}", "data.offset=0", "rollout.prompts=12", "rollout.group=8",
+             "rollout.batch=32"],
+        )  # fmt: skip
+        run_train(config)
+        used = [scored_tokens(server, out.name) for server in (pocket_teacher, replica, other)]
+    figures = read_json_lines(out / "metrics.jsonl")
+    assert all(tokens > 0 for tokens in used)
+    assert sum(used) == pytest.approx(sum(96 * row["length/mean"] for row in figures))
+    assert all(row["missing/teacher"] == 0 for row in figures)
+    about = json.loads((out / "run.json").read_text())["teachers"]
+    assert about["one"]["weights_fingerprint"] != about["two"]["weights_fingerprint"]
+
+
+def test_a_row_that_nobody_teaches_stops_the_run_before_it_begins(tmp_path, pocket_teacher):
+    config = load(
+        TrainConfig,
+        Path("pocket:vold"),
+        [f"out={tmp_path}", *SMALL, "objective={name: opd}", "teacher=null", "verifier=null",
+         f"teachers={{one: {{url: '{pocket_teacher.grpc}', tags: [sum]}}}}"],
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="names no teacher, and nobody claims its tags"):
+        run_train(config)
+
+
+def test_a_token_that_the_teacher_reads_differently_is_masked_and_counted(tmp_path, verifier):
+    """The teacher has other words for the digits: its scores of those ids do not count, and the log says how many."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(checkpoint_path("teacher"), folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {(f"d{word}" if word.isdigit() else word): index for word, index in vocab.items()}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with serving("teacher", "--model", str(folder)) as other:
+        (row,) = train(tmp_path / "run", "{name: opd}", other.grpc, verifier.grpc, "steps=1")
+    samples = read_json_lines(tmp_path / "run" / "rollouts.jsonl")
+    digits = 0
+    for sample in samples:
+        expected = [token.isdigit() for token in sample["tokens"]]
+        assert [value is None for value in sample["teacher_logprobs"]] == expected
+        digits += sum(expected)
+    assert row["missing/masked_positions"] >= digits > 0
+    assert row["missing/teacher"] == 0
+
+
+def test_a_teacher_that_offers_too_little_is_refused_before_the_run(tmp_path, verifier):
+    model = ("--model", str(checkpoint_path("teacher")))
+    with serving("teacher", *model, "--max-top-k", "4", "--max-candidates", "4") as small:
+        with pytest.raises(HandshakeError, match=r"16 most likely ids .*offers 4: lower objective\.top_k"):
+            train(tmp_path / "run", "{name: gkd, student_share: 1}", small.grpc, verifier.grpc)
+        with pytest.raises(HandshakeError, match=r"ids that the student chooses.*offers 4: lower objective\.top_k"):
+            train(tmp_path / "run", "{name: opd-top-k}", small.grpc, verifier.grpc)
+        assert not (tmp_path / "run" / "metrics.jsonl").exists()
+        assert train(tmp_path / "run", "{name: opd-top-k, top_k: 4}", small.grpc, verifier.grpc, "steps=1")

@@ -1,0 +1,39 @@
+"""GKD (arXiv 2306.13649): the generalised JSD between teacher and student, on the student's completions or given ones.
+
+    L = (1 - student_share) E_data D + student_share E_student D
+
+As in the paper's algorithm 1, every step draws which of the two it is; the loop does that.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+
+from vold_trainer.divergences import generalised_jsd
+from vold_trainer.objectives.base import Needs, Objective, Outcome, Rollouts
+from vold_trainer.objectives.term import support_figures, support_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gkd(Objective):
+    """student_share: lambda, the probability that a step learns from the student's own completions. traces: JSONL of
+    the others, as `vold traces` writes it. beta: 0 is the forward KL, 1 the reverse one. top_k: of the teacher's ids,
+    over which both sides are renormalised; the paper takes all of them.
+    """
+
+    name: Literal["gkd"] = "gkd"
+    student_share: Annotated[float, Ge(0), Le(1)] = 0.5
+    beta: Annotated[float, Ge(0), Le(1)] = 0.5
+    top_k: Annotated[int, Ge(2)] = 16
+    traces: str | None = None
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(teacher=True, top_k=self.top_k, traces=self.student_share < 1)
+
+    def __call__(self, rollouts: Rollouts) -> Outcome:
+        support, known_CT = support_of(rollouts)
+        divergence_CT = generalised_jsd(support.student_CTK, support.teacher_CTK, support.mask_CTK, self.beta)
+        loss = self.mean(divergence_CT, known_CT, rollouts)
+        return Outcome(loss, {"loss/teacher": loss.item(), **support_figures(support, known_CT)})

@@ -1,0 +1,40 @@
+"""Distillation first, reinforcement learning after ("Sequential Beats Joint", 2026).
+
+A_t = sg(log pi_T - log pi_theta) before step `switch`, A from there on. The teacher is not asked any more then.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+from torch import Tensor
+
+from vold_trainer.objectives.base import Needs, Outcome, Rollouts, per_token, rewarded_tokens, teacher_gap
+from vold_trainer.objectives.grpo import Rewarded, policy_needs
+from vold_trainer.objectives.policy import Signal
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpdThenRl(Rewarded, Signal):
+    """switch: how many steps distil."""
+
+    name: Literal["opd-then-rl"] = "opd-then-rl"
+    switch: Annotated[int, Ge(0)] = 60
+
+    @property
+    def needs(self) -> Needs:
+        return policy_needs(self, reward=True, teacher=self.switch > 0)
+
+    def needs_at(self, step: int) -> Needs:
+        distils = step < self.switch
+        return policy_needs(self, reward=not distils, teacher=distils)
+
+    def signal(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+        if rollouts.step < self.switch:
+            gap_CT, known_CT = teacher_gap(rollouts)
+            return gap_CT.detach(), known_CT
+        return per_token(rollouts.advantages_C, rollouts), rewarded_tokens(rollouts)
+
+    def __call__(self, rollouts: Rollouts) -> Outcome:
+        outcome = super().__call__(rollouts)
+        return Outcome(outcome.loss, {**outcome.metrics, "objective/distils": float(rollouts.step < self.switch)})

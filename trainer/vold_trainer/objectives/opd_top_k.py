@@ -1,0 +1,77 @@
+"""On-policy distillation that looks at more than the sampled token.
+
+opd-top-k: a divergence over K ids at each position of the student's own completions, as a loss. With the student's
+ids and the reverse KL it is "Rethinking OPD" (arXiv 2604.13016), with the teacher's arXiv 2603.25562.
+opd-entropy (arXiv 2603.07079): the sampled-token policy gradient of `opd`, and where the teacher itself is unsure the
+forward KL over its K most likely ids, which keeps the student's spread as wide as the teacher's.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from vold_trainer.divergences import forward_kl
+from vold_trainer.objectives.base import Needs, Objective, Outcome, Rollouts, teacher_gap
+from vold_trainer.objectives.grpo import policy_needs
+from vold_trainer.objectives.policy import PolicyGradient
+from vold_trainer.objectives.term import Divergence, TeacherTerm, support_figures, support_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpdTopK(TeacherTerm, Objective):
+    """L = coefficient * mean over tokens of the divergence."""
+
+    name: Literal["opd-top-k"] = "opd-top-k"
+    divergence: Divergence = "reverse-kl"
+    coefficient: Annotated[float, Ge(0)] = 1.0
+
+    @property
+    def needs(self) -> Needs:
+        return self.term_needs()
+
+    def __call__(self, rollouts: Rollouts) -> Outcome:
+        term_CT, known_CT, figures = self.term(rollouts)
+        loss = self.coefficient * self.mean(term_CT, known_CT, rollouts)
+        return Outcome(loss, {"loss/teacher": loss.item(), **figures})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpdEntropy(PolicyGradient):
+    """L = L_OPD + weight * mean over tokens of 1[H(pi_T) > threshold] KL(pi_T || pi_theta) over the teacher's top_k.
+
+    threshold: nats.
+    """
+
+    name: Literal["opd-entropy"] = "opd-entropy"
+    weight: Annotated[float, Ge(0)] = 1.0
+    threshold: Annotated[float, Ge(0)] = 0.8
+    top_k: Annotated[int, Ge(2)] = 16
+
+    @property
+    def needs(self) -> Needs:
+        return policy_needs(self, teacher=True) | Needs(top_k=self.top_k, entropy=True)
+
+    def __call__(self, rollouts: Rollouts) -> Outcome:
+        if rollouts.teacher_entropy_CT is None:
+            raise ValueError("teacher_entropy_CT is None: this objective needs the teacher's entropy")
+        gap_CT, known_CT = teacher_gap(rollouts)
+        reverse, metrics = self.policy(rollouts, gap_CT.detach(), known_CT)
+        support, supported_CT = support_of(rollouts)
+        # NaN, where the entropy is missing, is not above the threshold
+        unsure_CT = supported_CT & (rollouts.teacher_entropy_CT > self.threshold)
+        forward_CT = forward_kl(support.student_CTK, support.teacher_CTK, support.mask_CTK)
+        forward = self.mean(forward_CT, unsure_CT, rollouts)
+        loss = reverse + self.weight * forward
+        unsure = unsure_CT.sum() / rollouts.mask_CT.sum().clamp(min=1)
+        return Outcome(
+            loss,
+            {
+                "loss/teacher": reverse.item(),
+                "loss/forward_kl": forward.item(),
+                "loss/total": loss.item(),
+                "teacher/unsure": unsure.item(),
+                **metrics,
+                **support_figures(support, supported_CT),
+            },
+        )

@@ -1,0 +1,32 @@
+"""SRPO (arXiv 2604.02288): right completions learn from the reward, wrong ones from the teacher.
+
+    A_t = c A + (1 - c) sg(log pi_T - log pi_theta)
+
+A completion without a verdict teaches nothing: nobody knows which of the two it is.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vold_trainer.objectives.base import Needs, Rollouts, per_token, rewarded_tokens, teacher_gap
+from vold_trainer.objectives.grpo import Rewarded, policy_needs
+from vold_trainer.objectives.policy import Signal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Srpo(Rewarded, Signal):
+    name: Literal["srpo"] = "srpo"
+
+    @property
+    def needs(self) -> Needs:
+        return policy_needs(self, reward=True, teacher=True)
+
+    def signal(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+        gap_CT, known_CT = teacher_gap(rollouts)
+        rewarded_CT = rewarded_tokens(rollouts)
+        right_CT = rewarded_CT & rollouts.correct_C.unsqueeze(-1)
+        wrong_CT = rewarded_CT & known_CT & ~rollouts.correct_C.unsqueeze(-1)
+        return torch.where(right_CT, per_token(rollouts.advantages_C, rollouts), gap_CT.detach()), right_CT | wrong_CT
