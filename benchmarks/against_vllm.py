@@ -2,9 +2,10 @@
 
 vLLM is asked the way trainers ask it, through /v1/completions with prompt_logprobs: a request for each sequence, and
 8 sequences a request; the faster of the two counts. Both sides end with arrays of the completions' log-probabilities,
-which must agree. 8 runs ask at once, once for completions with prompts of their own and once for groups of 8, which
-the teacher computes with their prompt once and vLLM does not: requests for log-probabilities pass by its prefix cache.
-Tokens are those of prompts and completions, each prompt counted for each completion, on both sides. Nothing is cached.
+which must agree. Several runs ask at once: first for completions with prompts of their own, then for groups of 8,
+which the teacher computes with their prompt once and vLLM does not, for requests for log-probabilities pass by its
+prefix cache. Tokens are those of prompts and completions, a prompt counted for each of its completions, on both sides.
+Nothing is cached.
 
 vLLM lives in an environment of its own, which `make .venv-vllm/.installed` makes:
 
@@ -33,7 +34,7 @@ from common import Ids, requests, serving, show, sizes
 from vold_client import AsyncTeacherClient, Completion
 from vold_proto.v1 import teacher_pb2 as pb
 
-RUNS, ROUNDS = 8, 3
+ROUNDS = 3
 GROUPS = (1, 8)
 TOP_K = {"sampled token": 0, "top-20": 20}
 DTYPES = {"sampled token": "f32", "top-20": "f16"}
@@ -42,13 +43,13 @@ TOLERANCE = {"f32": 1e-3, "f16": 2e-2}
 
 @dataclass(frozen=True)
 class Load:
-    """requests: of each run in a round. completions: of each request."""
+    """runs: at once. completions: of the request that each run makes in a round."""
 
-    requests: int
+    runs: int
     completions: int
 
 
-LOADS = {"tiny": Load(1, 8), "40M": Load(1, 8)}
+LOADS = {"tiny": Load(8, 8), "40M": Load(2, 8)}
 
 Asked = list[tuple[list[Ids], list[Completion]]]
 
@@ -121,7 +122,7 @@ async def from_vllm(url: str, asked: Asked, top_k: int, batch: int) -> tuple[lis
                     scores += found
             return scores
 
-    found = await asyncio.gather(*(run(asked[index::RUNS]) for index in range(RUNS)))
+    found = await asyncio.gather(*(run([one]) for one in asked))
     return [score for scores in found for score in scores], received
 
 
@@ -137,7 +138,7 @@ async def from_vold(url: str, asked: Asked, top_k: int, dtype: str) -> tuple[lis
     async def all_of(mine: Asked) -> list[np.ndarray]:
         return [logprobs async for logprobs in run(mine)]
 
-    found = await asyncio.gather(*(all_of(asked[index::RUNS]) for index in range(RUNS)))
+    found = await asyncio.gather(*(all_of([one]) for one in asked))
     return [score for scores in found for score in scores], 0
 
 
@@ -164,7 +165,7 @@ def measure(name: str, label: str, group: int, urls: dict[str, str], vllm: str) 
     load, top_k, dtype = LOADS[name], TOP_K[label], DTYPES[label]
     times: dict[str, list[float]] = {"vold": [], "single": [], "batch": []}
     for turn in range(ROUNDS + 1):
-        asked = requests(models.SIZES[name].vocab, RUNS * load.requests, load.completions, turn, group)
+        asked = requests(models.SIZES[name].vocab, load.runs, load.completions, turn, group)
         ways = {
             "vold": lambda asked=asked: from_vold(urls["grpc"], asked, top_k, dtype),
             "single": lambda asked=asked: from_vllm(vllm, asked, top_k, 1),
@@ -184,7 +185,7 @@ def measure(name: str, label: str, group: int, urls: dict[str, str], vllm: str) 
     theirs = min(("single", "batch"), key=lambda way: statistics.median(times[way]))
     ratios = sorted(b / a for a, b in zip(times["vold"], times[theirs], strict=True))
     return [
-        name,
+        f"{name}, {load.runs} runs",
         f"{label}, {dtype}",
         str(group),
         f"{tokens / statistics.median(times['single']):,.0f}",
@@ -223,7 +224,7 @@ def main() -> None:
         "vold, bytes a token",
     ]
     show(
-        f"Against vLLM's /v1/completions, {RUNS} runs at once, {asked.threads} thread each, median of {ROUNDS} rounds",
+        f"Against vLLM's /v1/completions, {asked.threads} thread each, median of {ROUNDS} rounds",
         columns,
         rows,
     )
