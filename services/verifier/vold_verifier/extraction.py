@@ -22,6 +22,7 @@ Place = Literal["boxed", "answer_tag", "answer_line", "statement", "whole", "fin
 MAX_WHOLE_CHARS = 200
 MAX_STATED_CHARS = 300
 MAX_BETWEEN_CHARS = 60
+MAX_JOINED_BOXES = 50
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is taken as one token and counts for nothing
@@ -186,7 +187,8 @@ def _boxed(text: str) -> Found | None:
         rule = hacking.UNCLOSED_TAG
         return Found(None, r"the last \boxed{ is never closed", final=True, rule=rule) if unclosed else None
     contents = [text[spans[-1][1] : spans[-1][2]]]
-    for (_, start, end), (following, _, _) in zip(reversed(spans[:-1]), reversed(spans[1:]), strict=True):
+    near = spans[-MAX_JOINED_BOXES:]
+    for (_, start, end), (following, _, _) in zip(reversed(near[:-1]), reversed(near[1:]), strict=True):
         if following - end > MAX_BETWEEN_CHARS or not _ONE_BREATH.fullmatch(text, end + 1, following):
             break
         contents.insert(0, text[start:end])

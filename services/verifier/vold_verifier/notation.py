@@ -24,11 +24,15 @@ AND = re.compile(
     rf"\s*,?\s*(?:\\q?quad\s*)*(?:{_AND_OR.format('and')}|\\land(?![A-Za-z])|\\wedge(?![A-Za-z]))(?:\s|\\q?quad)*"
 )
 _SEMICOLON = re.compile(r"\s*;\s*|(?:\s|,)*\\q?quad\s*")
+_ROOT_OF_ONE = re.compile(r"\\sqrt\s*(\[[^\[\]]{1,5}\])\s*([A-Za-z\d])")
 _ROW_GAP = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|cm|mm)\s*\]")
 _ARRAY = re.compile(r"[(\[]?\s*\\begin\{array\}\s*\{[lcr| ]*\}(?P<rows>.*?)\\end\{array\}\s*[)\]]?", re.DOTALL)
 _REPEATING = re.compile(
     r"\d*\.\d*\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)|(?<![\d.])\d*\.\d+(?:\.\.\.|\\ldots|\\dots|\\cdots)"
 )
+_THOUSANDS = re.compile(r"(?<![\w.}])\d{1,3}(?P<mark>\\,|\{,\}| |_|')\d{3}(?:(?P=mark)\d{3})*(?![\d_'])")
+_SCIENTIFIC = re.compile(r"(?<![\w.\\}])(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,4}(?!\w)")
+_MIXED = re.compile(r"(?<![\w.}/^)])(\d+) +(\d+)/(\d+)(?![\d/])")
 _PLAIN_FRACTION = re.compile(
     r"(?<![\w.}/^)])(\d+)/(\d+)(?=\s*(?:[A-Za-z(]|\\(?:pi|sqrt|ln|log|theta|alpha|sin|cos|tan)))"
 )
@@ -70,7 +74,7 @@ def clean(text: str) -> str:
     text = _DELIMITERS.sub("", text).strip()
     if len(text) > 4 and text.startswith("**") and text.endswith("**"):
         text = text[2:-2].strip()
-    while text.endswith("\\") or (text.endswith(".") and not text.endswith("..")):
+    while text.endswith(("\\", ",", ";")) or (text.endswith(".") and not text.endswith("..")):
         text = text[:-1].rstrip()
     if "sqrt" in text:
         text = _SQRT.sub(r"\\sqrt{\1}", text)
@@ -79,16 +83,20 @@ def clean(text: str) -> str:
 
 def rewrite(text: str) -> str:
     """Cleaned `text` in one spelling: relation signs, brackets, degrees inside functions, repeating decimals, ..."""
-    text = _NAMED.sub(lambda m: "\\" + m[1] + " ", _ROW_GAP.sub(r"\\\\", text))
+    text = _NAMED.sub(lambda m: "\\" + m[1] + " ", _ROW_GAP.sub(r"\\\\", text)).replace("~", " ")
+    text = _THOUSANDS.sub(lambda m: "".join(c for c in m.group() if c.isdigit()), text)
     if "begin" in text:
         text = _ARRAY.sub(r"\\begin{pmatrix}\g<rows>\\end{pmatrix}", text)
     else:
         text = text.replace(r"\&", ",").replace("&", ",")
+    text = _ROOT_OF_ONE.sub(r"\\sqrt\1{\2}", text)
     for pattern, replacement in _SIMPLE:
         text = pattern.sub(replacement, text)
     if _TRIGONOMETRY.search(text):
         text = _FUNCTION_DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     text = _REPEATING.sub(_as_fraction, text)
+    text = _SCIENTIFIC.sub(_as_fraction, text)
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = _PLAIN_FRACTION.sub(r"\\frac{\1}{\2}", text)
     if match := _BUILDER.match(text.strip()):
         text = match["rule"]

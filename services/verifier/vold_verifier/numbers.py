@@ -51,6 +51,7 @@ _UNIT = re.compile(
     rf"^(?P<number>.*[\d}}.])\s*(?:\\[,;~ ]|~)*\s*(?P<unit>(?:\^\s*\{{?\\circ\}}?|\\circ|{_UNIT_TEXT}|[A-Za-zµμΩ])"
     rf"(?:[A-Za-zµμΩ ./·²³-]|\^\s*\{{?-?[1-3]\}}?|{_UNIT_TEXT}){{0,40}})$"
 )
+_DEGREE = re.compile(r"^\^?\s*\{?\s*\\circ\s*\}?\s*(.*)$")
 _NOT_UNITS = frozenset(
     ["or", "and", "not", "nor", "to", "plus", "minus", "times", "over", "by", "divided", "of", "base"]
 )
@@ -121,6 +122,8 @@ def _in_words(text: str) -> Number | None:
 
 
 def _with_unit(number: Number, unit: str, *, known: bool, apart: bool) -> Number | None:
+    if (degree := _DEGREE.match(unit)) and degree[1] not in ("", "C", "F", "K"):
+        return None
     first, _, rest = " ".join(unit.lower().split()).partition(" ")
     if first in _NOT_UNITS or {"or", "and", "not"}.intersection(rest.split()):
         return None

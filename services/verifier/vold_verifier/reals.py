@@ -157,9 +157,10 @@ def _solve(left: Any, sign: str, right: Any, variable: Any) -> Any:
         }[sign]()
     difference = sympy.together(left - right)
     top, bottom = sympy.fraction(difference)
-    if not (top.is_polynomial(variable) and bottom.is_polynomial(variable)):
-        raise _NotASetError
-    if max(sympy.degree(top, variable), sympy.degree(bottom, variable)) > _MAX_DEGREE:
+    for part in (top, bottom):
+        if not part.replace(sympy.Abs, lambda inside: inside).is_polynomial(variable):
+            raise _NotASetError
+    if not difference.has(sympy.Abs) and max(sympy.degree(part, variable) for part in (top, bottom)) > _MAX_DEGREE:
         raise _NotASetError
     relation = {"<": sympy.Lt, ">": sympy.Gt, r"\le": sympy.Le, r"\ge": sympy.Ge, r"\ne": sympy.Ne}[sign]
     real = sympy.Symbol("_", real=True)

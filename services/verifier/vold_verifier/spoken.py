@@ -16,6 +16,7 @@ _SYNONYMS = (
     frozenset({"infinitely many", "infinitely many solutions"}),
 )
 _SYMBOLS = {r"\emptyset": "no solution", r"\mathbb{R}": "all real numbers", r"(-\infty,\infty)": "all real numbers"}
+_TEXT = re.compile(r"^\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}$")
 _COLON = re.compile(r"^(?P<parts>\d+(?:\.\d+)?(?:\s*(?::|\\colon|\bto\b)\s*\d+(?:\.\d+)?)+)\s*(?P<half>.*)$")
 _HALF = re.compile(r"^\\?,?\s*(?:\\(?:text|mathrm|textrm)\s*\{\s*)?([ap])\.?\s*m\.?\s*\}?$", re.IGNORECASE)
 _PART = re.compile(r"\s*(?::|\\colon|\bto\b)\s*")
@@ -57,7 +58,10 @@ def same_figures(gold: str, answer: str) -> bool | None:
     """
     ours, theirs = _read(gold), _read(answer)
     if ours is None:
-        return None if theirs is None or ":" not in answer else _quotient(theirs[0], gold, answer)
+        if theirs is None or ":" not in answer:
+            return None
+        number = numbers.parse(gold)
+        return number is not None and number.value.denominator > 1 and _quotient(theirs[0], gold, answer)
     parts, half = ours
     if theirs is None:
         return _quotient(parts, answer, gold)
@@ -85,7 +89,8 @@ def _clock(text: str) -> bool:
 
 
 def _read(text: str) -> tuple[list[Fraction], str] | None:
-    match = _COLON.match(text)
+    wrapped = _TEXT.match(text)
+    match = _COLON.match(wrapped[1].strip() if wrapped else text)
     if match is None:
         return None
     half = _HALF.match(match["half"]) if match["half"] else None

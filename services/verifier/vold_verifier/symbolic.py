@@ -10,7 +10,7 @@ import logging
 import re
 from typing import Any
 
-from vold_verifier import notation, reals, spoken, units
+from vold_verifier import notation, numbers, reals, spoken, tuples, units
 
 _NUMBER_IN_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox)\s*\{[^{}\d]*[^{}\d\s][^{}\d]*\d")
 _ASSIGNED = re.compile(r"^[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?\s*=(?!=)\s*")
@@ -32,6 +32,7 @@ _DEGREES = re.compile(r"^(?P<value>.*\S)\s*(?P<unit>\^\s*\{?\s*\\circ\s*\}?)$")
 _WORD_UNIT = re.compile(
     r"^(?P<value>.*[\d})\]a-z])\s+(?P<unit>(?:(?:square|sq|cubic|cu)\s+)?[A-Za-z]+(?:\s*\^\s*\{?[23]\}?)?(?:\s*/\s*[A-Za-z]+)?)$"
 )
+_PRICE = re.compile(r"^(?P<sign>-?)\s*\\?(?P<unit>[$€£¥₹])\s*(?P<value>\S.*)$")
 _UNIT_LETTERS = frozenset("mgshlL")
 _GENERIC_UNITS = frozenset({"units", "unit", "square units", "cubic units"})
 _OPERATOR = re.compile(r"\\(?:i+nt|oint|sum|prod|lim)(?![A-Za-z])|\\frac\{d\}\{d[a-z]\}")
@@ -50,6 +51,7 @@ DIGITS = 30
 APPROXIMATION = 0.01
 POINTS = ("0.7310", "-1.3719", "2.1931", "-0.4173", "3.3391", "1.1273", "-2.7151")
 MIN_AGREED = 4
+MIN_UNKNOWN_UNIT = 4
 MAX_SYMBOLS = 5
 
 
@@ -113,6 +115,8 @@ def compare(gold: str, answer: str) -> tuple[bool, str, str]:
     gold, answer = notation.listed(gold), notation.listed(answer)
     if squash(gold) == squash(answer):
         return True, "the same text", ""
+    if (alike := tuples.same(gold, answer, _part_equal)) is not None:
+        return alike, "the same tuple" if alike else "another tuple", ""
     if gold.count("'") != answer.count("'"):
         return False, "a derivative or a primed letter beside a plain one", ""
     gold = _APPROX.split(gold)[0].strip()
@@ -127,12 +131,19 @@ def compare(gold: str, answer: str) -> tuple[bool, str, str]:
     return outcome
 
 
+def _part_equal(gold: str, answer: str) -> bool:
+    one, other = numbers.parse(gold), numbers.parse(answer)
+    if one is not None and other is not None:
+        return numbers.same(one, other)
+    return squash(gold) == squash(answer) or _equal(gold, answer)[0]
+
+
 def _equal(gold: str, answer: str) -> tuple[bool, str, str]:
     from math_verify import verify
 
     if _EQUALS.search(gold) is None:
         answer = _ASSIGNED_BACKWARDS.sub(r"\2 = \1", answer)
-        sides = _EQUALS.split(answer)
+        sides = _sides(answer)
         if len(sides) > 1 and not ("," in answer or ";" in answer):
             if not _agree(sides, FLOAT_TOLERANCE):
                 return False, "a chain of equalities that is false", "false_chain"
@@ -159,6 +170,14 @@ def _equal(gold: str, answer: str) -> tuple[bool, str, str]:
     if "%" not in gold + answer and _apart(parsed_gold, parsed_answer):
         return False, f"not equal at {DIGITS} digits", ""
     return True, "equal by algebra" if equal else "equal at every point tried", ""
+
+
+def _sides(text: str) -> list[str]:
+    """`text` cut at its equals signs outside of brackets: the k=1 of a sum is none of them."""
+    if _EQUALS.search(text) is None:
+        return [text]
+    masked = _EQUALS.sub("\x01", text)
+    return notation.split(masked, "\x01")
 
 
 def _first(text: str) -> Any:
@@ -202,6 +221,8 @@ def _undefined(expression: Any) -> bool:
 
 def _different_base(gold: str, answer: str) -> str | None:
     ours, theirs = _BASED.match(squash(gold)), _BASED.match(squash(answer))
+    if ours is None and theirs is not None and numbers.parse(gold) is not None:
+        return f"written in base {theirs.group(2)}"
     if ours is None or not ours.group(1)[0].isdigit():
         return None
     if theirs is None:
@@ -216,12 +237,15 @@ def _with_digits(text: str) -> str:
 
 
 def _without_unit(text: str) -> tuple[str, str]:
+    if match := _PRICE.match(text):
+        return match["sign"] + match["value"], match["unit"]
     for pattern in (_TEXT_UNIT, _DEGREES):
         if match := pattern.match(text):
             return match["value"], match["unit"]
     if match := _WORD_UNIT.match(text):
         unit = match["unit"]
-        if unit in _UNIT_LETTERS or unit in _GENERIC_UNITS or (len(unit) > 1 and units.read(unit) is not None):
+        known = unit in _UNIT_LETTERS or unit in _GENERIC_UNITS or (len(unit) > 1 and units.read(unit) is not None)
+        if known or (len(unit.split("^")[0]) >= MIN_UNKNOWN_UNIT and numbers.parse(match["value"]) is not None):
             return match["value"], unit
     return text, ""
 
@@ -299,7 +323,10 @@ def _same_values(gold: Any, answer: Any) -> bool:
     if set(letters) != answer.free_symbols or len(letters) > MAX_SYMBOLS:
         return False
     if not letters:
-        return not inexact and _value(gold) is not None and _value(answer) is not None and _vanishes(gold - answer)
+        ours, theirs = _value(gold), _value(answer)
+        if ours is None or theirs is None:
+            return False
+        return _near(ours, theirs, 1e-12) if inexact else _vanishes(gold - answer)
     agreed = 0
     for shift in range(len(POINTS)):
         point = {letter: sympy.Rational(POINTS[(shift + 3 * i) % len(POINTS)]) for i, letter in enumerate(letters)}
