@@ -65,11 +65,11 @@ _INJECTIONS = (
     re.compile(r"\byou are (?:now )?(?:a |an |the )?(?:grader|judge|evaluator|helpful|lenient|dan)\b", re.IGNORECASE),
     re.compile(
         r"<\|?(?:im_start|im_end|system|assistant|user|endoftext|eot_id|start_header_id)\|?>|\[/?INST\]|<</?SYS>>"
-        r"|^\s*#{0,4}\s*(?:system|assistant)\s*:",
+        r"|^[^\S\n]{0,8}#{0,4}[^\S\n]{0,8}(?:system|assistant)\s*:",
         re.IGNORECASE | re.MULTILINE,
     ),
     re.compile(
-        r"^\W*(?:final\s+)?(?:verdict|score|grade|rating|judge?ment|reward)\W{0,4}\s*(?:is\b|[:=])\s*\W{0,3}"
+        r"^[^\w\n]{0,12}(?:final\s+)?(?:verdict|score|grade|rating|judge?ment|reward)\W{0,4}\s*(?:is\b|[:=])\s*\W{0,3}"
         r"(?:correct|true|yes|pass|[01](?:\.\d+)?\b|10\b|100\b|[A-F]\b)",
         re.IGNORECASE | re.MULTILINE,
     ),

@@ -55,7 +55,7 @@ def _read(text: str) -> _Ordered | None:
         text = match["values"]
     if text.startswith("(") and text.endswith(")") and len(notation.split(text)) == 1:
         values = tuple(notation.split(text[1:-1]))
-        if len(values) > 1 and _one_bracket(text) and all(values) and (not names or len(names) == len(values)):
+        if len(values) > 1 and enclosed(text) and all(values) and (not names or len(names) == len(values)):
             return _Ordered(values, names)
         return None
     parts = [_ASSIGNED.match(part) for part in notation.split(text)]
@@ -66,7 +66,7 @@ def _read(text: str) -> _Ordered | None:
     return None
 
 
-def _one_bracket(text: str) -> bool:
+def enclosed(text: str) -> bool:
     """Whether the first bracket closes at the end: (1)(2, 3) is a product."""
     depth = 0
     for position, character in enumerate(text):

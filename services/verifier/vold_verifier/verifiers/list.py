@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vold_verifier import bounds, hacking, notation, numbers, symbolic
+from vold_verifier import bounds, hacking, notation, numbers, symbolic, tuples
 from vold_verifier.equality import equal
 from vold_verifier.extraction import Extraction, find, reference_text
 from vold_verifier.text import mathematical, plain, shorten
@@ -94,7 +94,7 @@ def read(text: str, parameters: ListParameters) -> list[str]:
             return [value if isinstance(value, str) else json.dumps(value) for value in array]
     if match := _SET.match(text):
         text = match[1]
-    elif text[:1] + text[-1:] in ("[]", "()", "{}"):
+    elif text[:1] + text[-1:] in ("[]", "()", "{}") and tuples.enclosed(text):
         text = text[1:-1]
     if parameters.separator:
         parts = text.split(parameters.separator)

@@ -79,8 +79,8 @@ def several(text: str, parameters: MultiChoiceParameters) -> frozenset[str] | No
     if _LETTERS.match(text):
         letters = "".join(_LETTER.findall(text)).upper()
         return frozenset(letters) if letters and set(letters) <= set(parameters.offered) else None
-    one = named(text, parameters)
-    if one is not None:
-        return frozenset({one})
     read = [named(part, parameters) for part in _PARTS.split(text) if part.strip(" .")]
-    return frozenset(letter for letter in read if letter) if read and all(read) else None
+    if read and all(read):
+        return frozenset(letter for letter in read if letter)
+    one = named(text, parameters)
+    return frozenset({one}) if one is not None else None
