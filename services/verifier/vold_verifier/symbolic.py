@@ -30,7 +30,8 @@ _TEXT_UNIT = re.compile(
 )
 _DEGREES = re.compile(r"^(?P<value>.*\S)\s*(?P<unit>\^\s*\{?\s*\\circ\s*\}?)$")
 _WORD_UNIT = re.compile(
-    r"^(?P<value>.*[\d})\]a-z])\s+(?P<unit>(?:(?:square|sq|cubic|cu)\s+)?[A-Za-z]+(?:\s*\^\s*\{?[23]\}?)?(?:\s*/\s*[A-Za-z]+)?)$"
+    r"^(?P<value>.*[\d})\]a-z])\s+(?P<unit>(?:(?:square|sq|cubic|cu)\s+)?[A-Za-z]+(?:\s*\^\s*\{?[23]\}?)?"
+    r"(?:\s*/\s*[A-Za-z]+(?:\s*\^\s*\{?[23]\}?)?)?)$"
 )
 _PRICE = re.compile(r"^(?P<sign>-?)\s*\\?(?P<unit>[$€£¥₹])\s*(?P<value>\S.*)$")
 _UNIT_LETTERS = frozenset("mgshlL")
