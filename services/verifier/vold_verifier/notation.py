@@ -32,6 +32,11 @@ _REPEATING = re.compile(
 )
 _THOUSANDS = re.compile(r"(?<![\w.}])\d{1,3}(?P<mark>\\,|\{,\}| |_|')\d{3}(?:(?P=mark)\d{3})*(?![\d_'])")
 _SCIENTIFIC = re.compile(r"(?<![\w.\\}])(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,4}(?!\w)")
+_SCALE = re.compile(
+    r"(\d+(?:\.\d+)?)\s*(?:\\(?:text|mathrm)\s*\{\s*)?(hundred|thousand|million|billion|trillion)\b(?:\s*\})?",
+    re.IGNORECASE,
+)
+_ZEROS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _MIXED = re.compile(r"(?<![\w.}/^)])(\d+) +(\d+)/(\d+)(?![\d/])")
 _PLAIN_FRACTION = re.compile(
     r"(?<![\w.}/^)])(\d+)/(\d+)(?=\s*(?:[A-Za-z(]|\\(?:pi|sqrt|ln|log|theta|alpha|sin|cos|tan)))"
@@ -95,6 +100,7 @@ def rewrite(text: str) -> str:
     if _TRIGONOMETRY.search(text):
         text = _FUNCTION_DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     text = _REPEATING.sub(_as_fraction, text)
+    text = _SCALE.sub(lambda m: rf"{m[1]} \cdot 10^{{{_ZEROS[m[2].lower()]}}}", text)
     text = _SCIENTIFIC.sub(_as_fraction, text)
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = _PLAIN_FRACTION.sub(r"\\frac{\1}{\2}", text)

@@ -111,8 +111,12 @@ def compare(gold: str, answer: str) -> tuple[bool, str, str]:
         return alike, "the same set" if alike else "another set", ""
     gold, gold_unit = _without_unit(gold)
     answer, answer_unit = _without_unit(answer)
-    if gold_unit and answer_unit and units.differ(gold_unit, answer_unit):
-        return False, f"another unit: {answer_unit}", ""
+    if gold_unit and answer_unit:
+        factor = units.factor(answer_unit, gold_unit)
+        if factor is None:
+            return False, f"another unit: {answer_unit}", ""
+        if factor != 1:
+            answer = rf"\frac{{{factor.numerator}}}{{{factor.denominator}}} \cdot ({answer})"
     gold, answer = notation.listed(gold), notation.listed(answer)
     if squash(gold) == squash(answer):
         return True, "the same text", ""

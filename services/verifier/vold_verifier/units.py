@@ -92,12 +92,6 @@ def _simple(text: str) -> tuple[str, int] | None:
     return (name, exponent) if name is not None else None
 
 
-def differ(one: str, other: str) -> bool:
-    """Whether both are known units and not the same."""
-    first, second = read(one), read(other)
-    return first is not None and second is not None and first != second
-
-
 def factor(one: str, other: str) -> Fraction | None:
     """How many of the unit `other` make one `one`; 1 where one is not known, None for different measures."""
     first, second = read(one), read(other)
