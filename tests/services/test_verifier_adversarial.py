@@ -57,7 +57,9 @@ def test_nothing_is_paid_that_is_no_answer(row):
 def test_what_could_stop_a_process_holds_nobody_up():
     heavy = [row for row in ROWS if row.get("heavy")]
     innocent = make_item("math", r"\boxed{\frac{2}{4}}", "0.5", "innocent")
-    with running("--workers", "2", "--time-limit", "1", "--max-completion-chars", "2000000") as server:
+    with running(
+        "--workers", "2", "--time-limit", "1", "--hard-time-limit", "60", "--max-completion-chars", "2000000"
+    ) as server:
         workers = {process.pid for process in server.descendants()}
         started = time.monotonic()
         items = [item for row in heavy for item in (as_item(row), innocent)]

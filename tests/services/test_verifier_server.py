@@ -96,7 +96,7 @@ def test_items_that_cannot_be_judged_have_errors_and_the_others_rewards(server):
     results = server.verify(
         item("numeric", "1", "1"),
         item("nmeric", "1", "1"),
-        item("numeric", "1", "one"),
+        item("numeric", "1", "many"),
         item("numeric", "1", "1", relative_tolerance="much"),
         item("numeric", "1", "1", relative_tolerence=0.1),
         item("numeric", "1" * 1001, "1"),
