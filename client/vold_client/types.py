@@ -189,7 +189,8 @@ class Item:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """reward: None where `error` is set: a missing reward is not a zero. extracted: the answer that was read out of
-    the completion. reason: why, in one line. seconds: what judging took.
+    the completion. reason: why, in one line. seconds: what judging took. rule: the anti-hacking rule that refused the
+    answer, empty where none did.
     """
 
     id: str
@@ -199,6 +200,7 @@ class Verdict:
     reason: str = ""
     error: VoldError | None = None
     seconds: float = 0.0
+    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True)

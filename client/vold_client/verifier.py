@@ -172,4 +172,5 @@ def _verdict(result: pb.VerifyResult, identifier: str, url: str) -> Verdict:
         reason=result.reason,
         error=from_status(result.error, url),
         seconds=result.seconds,
+        rule=result.rule,
     )

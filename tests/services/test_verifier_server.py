@@ -54,15 +54,17 @@ def test_the_faces_give_the_same_results_in_order(server):
 
     assert [result.reward for result in by_grpc] == REWARDS
     assert [result.id for result in by_grpc] == list("abcdefg")
+    assert [result.rule for result in by_grpc] == [""] * 6 + ["unclosed_tag"]
     for one, two, three in zip(by_grpc, by_protobuf.results, by_json, strict=True):
         for other in (one, two):
             other.seconds = 0
         assert one == two
-        assert (one.id, one.reward, one.correct, one.reason) == (
+        assert (one.id, one.reward, one.correct, one.reason, one.rule) == (
             three["id"],
             three["reward"],
             three["correct"],
             three["reason"],
+            three["rule"],
         )
         assert (one.extracted if one.HasField("extracted") else None) == three["extracted"]
         assert three["error"] is None
@@ -94,7 +96,7 @@ def test_items_that_cannot_be_judged_have_errors_and_the_others_rewards(server):
     results = server.verify(
         item("numeric", "1", "1"),
         item("nmeric", "1", "1"),
-        item("numeric", "1", "one"),
+        item("numeric", "1", "many"),
         item("numeric", "1", "1", relative_tolerance="much"),
         item("numeric", "1", "1", relative_tolerence=0.1),
         item("numeric", "1" * 1001, "1"),

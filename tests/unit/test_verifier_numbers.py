@@ -156,8 +156,8 @@ def test_tolerances_and_units(answer, reference, parameters, correct):
 
 
 def test_a_reference_that_is_no_number_cannot_be_judged():
-    with pytest.raises(BadReferenceError, match="not a number: 'four'"):
-        check("4", "four")
+    with pytest.raises(BadReferenceError, match="not a number: 'many'"):
+        check("4", "many")
 
 
 @given(st.text(max_size=80))

@@ -11,6 +11,7 @@ _FACTORIAL = re.compile(r"(\d+)\s*\)?\s*!")
 _EXPONENT = re.compile(r"(?:\^|\*\*)\s*(?:\{|\()?\s*[+-]?\s*(\d[\d,_ ]*)")
 _TOWER = re.compile(r"(?:\^|\*\*)\s*(?:\{[^{}]*(?:\^|\*\*)|\([^()]*(?:\^|\*\*)|[\w.]+\s*(?:\^|\*\*))")
 _BINOMIAL = re.compile(r"\\[dt]?binom\s*\{?\s*(\d+)")
+_BINOMIAL_OF_POWER = re.compile(r"\\[dt]?binom\s*\{[^{}]*(?:\^|\*\*|!)")
 _LONG_DIGITS = re.compile(r"\d{400,}")
 _REPEATED_FACTORIAL = re.compile(r"!\s*\)*\s*!|!\s*[\])}]+\s*!")
 _SCIENTIFIC = re.compile(r"\d[eE][+-]?\d{5,}")
@@ -38,7 +39,9 @@ def fault(text: str) -> str | None:
             return "a factorial of a factorial"
         if any(len(n) > 6 or int(n) > MAX_FACTORIAL for n in _FACTORIAL.findall(text)):
             return f"a factorial over {MAX_FACTORIAL:,}"
-    if any(len(n) > 6 or int(n) > 10 * MAX_FACTORIAL for n in _BINOMIAL.findall(text)):
+    if _BINOMIAL_OF_POWER.search(text) or any(
+        len(n) > 6 or int(n) > 10 * MAX_FACTORIAL for n in _BINOMIAL.findall(text)
+    ):
         return "a binomial coefficient over the limit"
     if len(_BIG_OPERATOR.findall(text)) > 3:
         return "more than three sums, products, integrals or limits"

@@ -57,6 +57,7 @@ class ResultModel(BaseModel):
     correct: bool | None
     extracted: str | None
     reason: str
+    rule: str
     error: StatusModel | None
     seconds: float
 
@@ -158,6 +159,7 @@ def _result_json(result: verifier_pb2.VerifyResult) -> dict[str, Any]:
         "correct": result.correct if result.HasField("correct") else None,
         "extracted": result.extracted if result.HasField("extracted") else None,
         "reason": result.reason,
+        "rule": result.rule,
         "error": error,
         "seconds": result.seconds,
     }

@@ -27,7 +27,16 @@ _DECIMAL = re.compile(
     r"(?P<frac>\.\d*)?(?:[eE](?P<exp>[+-]?\d+))?$"
 )
 _MIXED = re.compile(r"^(?P<sign>[+-]?)(?P<whole>\d+)(?: +|-| and )(?P<top>\d+)/(?P<bottom>0*[1-9]\d*)$")
-_CURRENCY = re.compile(r"^([+-]?)\s*(?:\\?\$|[€£¥₹]|\\(?:euro|pounds)\b)\s*")
+_CURRENCY = re.compile(r"^(?P<sign>[+-]?)\s*(?:\\?(?P<symbol>[$€£¥₹])|\\(?P<name>euro|pounds)\b)\s*")
+_REPEATING = re.compile(
+    r"^(?P<sign>[+-]?)(?P<int>\d*)\.(?P<fixed>\d*?)(?:\\(?:overline|bar|dot)\s*(?:\{(?P<period>\d+)\}|(?P<digit>\d))"
+    r"|(?P<run>\d{1,6}?)(?P=run){2,}(?:\.\.\.|\\ldots|\\dots|\\cdots))$"
+)
+_UNITS_AND_TEENS = """zero one two three four five six seven eight nine ten
+eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"""
+_WORD_NUMBERS = {word: value for value, word in enumerate(_UNITS_AND_TEENS.split())}
+_WORD_TENS = """twenty thirty forty fifty sixty seventy eighty ninety"""
+_TENS = {word: 10 * value for value, word in enumerate(_WORD_TENS.split(), start=2)}
 _PERCENT = re.compile(r"\s*(?:\\?%|\\%|percent|per cent)$", re.IGNORECASE)
 _SCALES = {
     "hundred": 100,
@@ -42,6 +51,7 @@ _UNIT = re.compile(
     rf"^(?P<number>.*[\d}}.])\s*(?:\\[,;~ ]|~)*\s*(?P<unit>(?:\^\s*\{{?\\circ\}}?|\\circ|{_UNIT_TEXT}|[A-Za-zµμΩ])"
     rf"(?:[A-Za-zµμΩ ./·²³-]|\^\s*\{{?-?[1-3]\}}?|{_UNIT_TEXT}){{0,40}})$"
 )
+_DEGREE = re.compile(r"^\^?\s*\{?\s*\\circ\s*\}?\s*(.*)$")
 _NOT_UNITS = frozenset(
     ["or", "and", "not", "nor", "to", "plus", "minus", "times", "over", "by", "divided", "of", "base"]
 )
@@ -73,18 +83,26 @@ def parse(text: str, *, with_unit: bool = False) -> Number | None:
     """
     if len(text) > MAX_CHARS:
         return None
+    text = text.strip()
+    if len(text) > 2 and text[0] == text[-1] == "$":
+        text = text[1:-1]
     text = _MARKUP.sub("", text).strip()
     while wrapped := _WRAPPED.match(text):
         text = wrapped.group(1).strip()
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1].rstrip()
-    text = _CURRENCY.sub(r"\1", text, count=1)
+    currency = ""
+    if match := _CURRENCY.match(text):
+        currency = match["symbol"] or {"euro": "€", "pounds": "£"}[match["name"]]
+        text = match["sign"] + text[match.end() :]
     percent = _PERCENT.search(text)
     if percent is not None:
         text = text[: percent.start()]
     number = _bare(text)
     if number is not None:
-        return number if percent is None else Number(number.value, True, number.places, number.digits)
+        return Number(number.value, percent is not None, number.places, number.digits, currency)
+    if with_unit and text[:1].isalpha():
+        return _in_words(text)
     if with_unit and percent is None and (match := _UNIT.match(text)):
         number = _bare(match["number"].strip())
         if number is not None:
@@ -94,11 +112,22 @@ def parse(text: str, *, with_unit: bool = False) -> Number | None:
     return None
 
 
+def _in_words(text: str) -> Number | None:
+    first, _, rest = text.lower().partition("-")
+    if first in _WORD_NUMBERS and not rest:
+        return Number(Fraction(_WORD_NUMBERS[first]))
+    if first in _TENS and (not rest or _WORD_NUMBERS.get(rest, 10) < 10):
+        return Number(Fraction(_TENS[first] + _WORD_NUMBERS.get(rest, 0)))
+    return None
+
+
 def _with_unit(number: Number, unit: str, *, known: bool, apart: bool) -> Number | None:
+    if (degree := _DEGREE.match(unit)) and degree[1] not in ("", "C", "F", "K"):
+        return None
     first, _, rest = " ".join(unit.lower().split()).partition(" ")
     if first in _NOT_UNITS or {"or", "and", "not"}.intersection(rest.split()):
         return None
-    if not known and units.canonical(unit) is None and len(first) < (3 if apart else 4):
+    if not known and units.read(unit) is None and len(first) < (3 if apart else 4):
         return None  # 3x and 2ab are products
     scale = _SCALES.get(first)
     if scale is not None:
@@ -125,6 +154,8 @@ def _bare(text: str) -> Number | None:
             return None
         value = lead.value * Fraction(10) ** exponent
         return Number(-value if match["sign"] == "-" else value)
+    if match := _REPEATING.match(text):
+        return _repeating(match)
     if match := _MIXED.match(text):
         value = int(match["whole"]) + Fraction(int(match["top"]), int(match["bottom"]))
         return Number(-value if match["sign"] == "-" else value)
@@ -134,6 +165,14 @@ def _bare(text: str) -> Number | None:
         if top is not None and bottom is not None and bottom.value and bottom.value > 0:
             return Number(top.value / bottom.value)
     return None
+
+
+def _repeating(match: re.Match[str]) -> Number | None:
+    period = match["period"] or match["digit"] or match["run"]
+    whole, fixed = match["int"] or "0", match["fixed"]
+    shift = 10 ** len(fixed)
+    value = Fraction(int(whole + fixed), shift) + Fraction(int(period), shift * (10 ** len(period) - 1))
+    return Number(-value if match["sign"] == "-" else value)
 
 
 def _decimal(match: re.Match[str]) -> Number | None:
@@ -153,17 +192,22 @@ def _decimal(match: re.Match[str]) -> Number | None:
 ROUNDING_DIGITS = 6
 
 
-def same(a: Number, b: Number) -> bool:
-    """Whether two numbers are equal, exactly or as a long rounding.
+def same(gold: Number, answer: Number) -> bool:
+    """Whether `answer` is the number `gold`, exactly or as a long rounding.
 
     A decimal with at least 6 decimals and 6 significant digits equals what it is the rounding of, so 0.333333 is 1/3
-    and 0.33 is not. A percent sign is read either way. Two known units must agree.
+    and 0.33 is not. Known units are converted, and must measure the same. A percent sign is a unit or a hundredth:
+    25% is 25 and 1/4; but beside a plain reference a sign after less than 1 is a hundredth, so 0.25% is not 0.25.
     """
-    if a.unit and b.unit and units.differ(a.unit, b.unit):
+    scale = units.factor(answer.unit, gold.unit) if answer.unit and gold.unit else Fraction(1)
+    if scale is None:
         return False
-    if a.percent == b.percent:
-        return _close(a, a.value, b, b.value)
-    return any(_close(a, x, b, y) for x in a.readings() for y in b.readings())
+    if gold.percent == answer.percent:
+        return _close(gold, gold.value, answer, answer.value * scale)
+    readings = answer.readings()
+    if answer.percent and abs(answer.value) < 1:
+        readings = readings[1:]
+    return any(_close(gold, x, answer, y) for x in gold.readings() for y in readings)
 
 
 def _close(a: Number, x: Fraction, b: Number, y: Fraction) -> bool:

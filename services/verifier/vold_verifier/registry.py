@@ -22,14 +22,32 @@ def load(plugins: Iterable[str] = ()) -> dict[str, Verifier[Any]]:
 
     An entry point is a Verifier or a class of one; a plugin module has a list `VERIFIERS` of them. Raises PluginError.
     """
+    from vold_verifier.verifiers.boolean import BooleanVerifier
     from vold_verifier.verifiers.choice import ChoiceVerifier
     from vold_verifier.verifiers.exact import ExactVerifier
     from vold_verifier.verifiers.format import FormatVerifier
+    from vold_verifier.verifiers.json import JsonVerifier
+    from vold_verifier.verifiers.list import ListVerifier
     from vold_verifier.verifiers.math import MathVerifier
+    from vold_verifier.verifiers.multi_choice import MultiChoiceVerifier
     from vold_verifier.verifiers.numeric import NumericVerifier
+    from vold_verifier.verifiers.overlong import OverlongVerifier
+    from vold_verifier.verifiers.regex import RegexVerifier
+    from vold_verifier.verifiers.repetition import RepetitionVerifier
 
     found: dict[str, Verifier[Any]] = {}
-    for built_in in (MathVerifier, NumericVerifier, ChoiceVerifier, ExactVerifier, FormatVerifier):
+    for built_in in (
+        *(
+            MathVerifier,
+            NumericVerifier,
+            ChoiceVerifier,
+            MultiChoiceVerifier,
+            ExactVerifier,
+            RegexVerifier,
+            ListVerifier,
+        ),
+        *(BooleanVerifier, JsonVerifier, FormatVerifier, OverlongVerifier, RepetitionVerifier),
+    ):
         _add(found, built_in, "vold")
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         origin = f"entry point {point.name} = {point.value}"

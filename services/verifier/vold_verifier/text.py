@@ -9,7 +9,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 _SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎]+")
 _VULGAR = re.compile("[¼½¾⅐-⅞]")
-_ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
+_ROOT = re.compile(r"(?P<root>[√∛∜])\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
+_ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _SYMBOLS = {
     "−": "-",
     "–": "-",
@@ -68,7 +69,7 @@ def mathematical(text: str) -> str:
         text = _SUPERSCRIPT_RUN.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
         text = _SUBSCRIPT_RUN.sub(lambda m: "_{" + m.group().translate(_SUBSCRIPTS) + "}", text)
         text = _VULGAR.sub(_vulgar, text)
-        text = _ROOT.sub(lambda m: r"\sqrt{" + (m.group(1) or m.group(2) or "") + "}", text)
+        text = _ROOT.sub(lambda m: _ROOTS[m["root"]] + "{" + (m.group(2) or m.group(3) or "") + "}", text)
         text = text.translate(_SYMBOL_TABLE)
     return plain(text)
 

@@ -1,59 +1,100 @@
-"""Units of measurement, told apart only where both are known: 5 cm is not 5 m, but 5 units may be 5 apples."""
+"""Units of measurement: 5 cm is not 5 m, 50 mm is 5 cm, and 5 units may be 5 apples.
+
+Only what is known is held against an answer: a word that names no unit here says nothing.
+"""
 
 import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
 
-_NAMES = {
-    "mm": "mm millimeter millimetre",
-    "cm": "cm centimeter centimetre",
-    "dm": "dm decimeter decimetre",
-    "m": "m meter metre",
-    "km": "km kilometer kilometre",
-    "in": "in inch inche",
-    "ft": "ft foot feet",
-    "yd": "yd yard",
-    "mi": "mi mile",
-    "mg": "mg milligram",
-    "g": "g gram gm",
-    "kg": "kg kilogram kilo",
-    "t": "tonne",
-    "lb": "lb pound",
-    "oz": "oz ounce",
-    "ml": "ml milliliter millilitre",
-    "l": "l liter litre",
-    "gal": "gal gallon",
-    "s": "s sec second",
-    "min": "min minute",
-    "h": "h hr hour",
-    "d": "day",
-    "week": "week wk",
-    "month": "month",
-    "y": "year yr",
-    "deg": "degree deg °",
-    "rad": "rad radian",
-    "dollar": "dollar usd",
-    "cent": "cent",
-    "euro": "euro eur",
+_NAMES: dict[str, tuple[str, Fraction, str]] = {
+    # unit: (dimension, size in the dimension's first unit, names in the singular)
+    "m": ("length", Fraction(1), "m meter metre"),
+    "mm": ("length", Fraction(1, 1000), "mm millimeter millimetre"),
+    "cm": ("length", Fraction(1, 100), "cm centimeter centimetre"),
+    "dm": ("length", Fraction(1, 10), "dm decimeter decimetre"),
+    "km": ("length", Fraction(1000), "km kilometer kilometre"),
+    "in": ("length", Fraction(254, 10000), "in inch inche"),
+    "ft": ("length", Fraction(3048, 10000), "ft foot feet"),
+    "yd": ("length", Fraction(9144, 10000), "yd yard"),
+    "mi": ("length", Fraction(1609344, 1000), "mi mile"),
+    "g": ("mass", Fraction(1), "g gram gm"),
+    "mg": ("mass", Fraction(1, 1000), "mg milligram"),
+    "kg": ("mass", Fraction(1000), "kg kilogram kilo"),
+    "t": ("mass", Fraction(1000000), "tonne"),
+    "lb": ("mass", Fraction(45359237, 100000), "lb pound"),
+    "oz": ("mass", Fraction(45359237, 1600000), "oz ounce"),
+    "l": ("volume", Fraction(1), "l liter litre"),
+    "ml": ("volume", Fraction(1, 1000), "ml milliliter millilitre"),
+    "gal": ("volume", Fraction(3785411784, 1000000000), "gal gallon"),
+    "s": ("time", Fraction(1), "s sec second"),
+    "min": ("time", Fraction(60), "min minute"),
+    "h": ("time", Fraction(3600), "h hr hour"),
+    "d": ("time", Fraction(86400), "day"),
+    "week": ("time", Fraction(604800), "week wk"),
+    "month": ("months", Fraction(1), "month"),
+    "y": ("months", Fraction(12), "year yr"),
+    "deg": ("angle", Fraction(1), "degree deg °"),
+    "rad": ("radians", Fraction(1), "radian rad"),
+    "dollar": ("dollars", Fraction(1), "dollar usd $"),
+    "cent": ("dollars", Fraction(1, 100), "cent ¢"),
+    "euro": ("euros", Fraction(1), "euro eur €"),
+    "sterling": ("sterling", Fraction(1), "gbp £"),
+    "yen": ("yen", Fraction(1), "yen jpy ¥"),
+    "rupee": ("rupees", Fraction(1), "rupee inr ₹"),
 }
-_CANONICAL = {name: unit for unit, names in _NAMES.items() for name in names.split()}
+_BY_NAME = {name: unit for unit, (_, _, names) in _NAMES.items() for name in names.split()}
+_SHORT = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "kmph": "km/h", "fps": "ft/s"}
 _MARKUP = re.compile(r"\\(?:text|mathrm|textrm|mbox|rm)\s*\{([^{}]*)\}")
-_POWER = re.compile(r"\^\s*\{?\s*([23])\s*\}?$")
-_DEGREE = re.compile(r"\^?\s*\{?\s*\\circ\s*\}?")
+_POWER = re.compile(r"(?:\^\s*\{?\s*(-?[1-3])\s*\}?|([²³]))$")
+_DEGREE = re.compile(r"\^?\s*\{?\s*\\circ\s*\}?|\\degree")
+_PER = re.compile(r"\s*/\s*|\s+per\s+")
+_POWER_WORDS = (("square ", 2), ("sq ", 2), ("sq. ", 2), ("cubic ", 3), ("cu ", 3))
 
 
-def canonical(text: str) -> str | None:
-    """The unit that `text` names, such as "cm^2" for "square centimeters"; None where it is not a known one."""
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """dimensions: (dimension, exponent), sorted. size: in the base units of the dimensions."""
+
+    dimensions: tuple[tuple[str, int], ...]
+    size: Fraction
+
+
+@lru_cache(maxsize=1024)
+def read(text: str) -> Unit | None:
+    """The unit that `text` names: "cm^2", "square centimeters", "km/h", "miles per hour"; None for no known one."""
     text = " ".join(_DEGREE.sub("degree", _MARKUP.sub(r"\1", text)).lower().replace("\\", " ").split()).rstrip(". ")
-    power = ""
-    for word, exponent in (("square ", "^2"), ("sq ", "^2"), ("cubic ", "^3"), ("cu ", "^3")):
+    text = _SHORT.get(text, text)
+    exponents: dict[str, int] = {}
+    size = Fraction(1)
+    for position, part in enumerate(_PER.split(text)):
+        simple = _simple(part)
+        if simple is None:
+            return None
+        name, exponent = simple
+        exponent = exponent if position == 0 else -exponent
+        dimension, scale, _ = _NAMES[name]
+        exponents[dimension] = exponents.get(dimension, 0) + exponent
+        size *= scale**exponent
+    return Unit(tuple(sorted((d, e) for d, e in exponents.items() if e)), size)
+
+
+def _simple(text: str) -> tuple[str, int] | None:
+    exponent = 1
+    for word, power in _POWER_WORDS:
         if text.startswith(word):
-            text, power = text[len(word) :], exponent
+            text, exponent = text[len(word) :], power
     if match := _POWER.search(text):
-        text, power = text[: match.start()].strip(), f"^{match.group(1)}"
-    name = _CANONICAL.get(text) or _CANONICAL.get(text.removesuffix("s")) or _CANONICAL.get(text.removesuffix("es"))
-    return name + power if name is not None else None
+        exponent = int(match[1]) if match[1] else "²³".index(match[2]) + 2
+        text = text[: match.start()].strip()
+    name = _BY_NAME.get(text) or _BY_NAME.get(text.removesuffix("s")) or _BY_NAME.get(text.removesuffix("es"))
+    return (name, exponent) if name is not None else None
 
 
-def differ(one: str, other: str) -> bool:
-    """Whether both are known units and not the same."""
-    first, second = canonical(one), canonical(other)
-    return first is not None and second is not None and first != second
+def factor(one: str, other: str) -> Fraction | None:
+    """How many of the unit `other` make one `one`; 1 where one is not known, None for different measures."""
+    first, second = read(one), read(other)
+    if first is None or second is None:
+        return Fraction(1)
+    return first.size / second.size if first.dimensions == second.dimensions else None

@@ -147,6 +147,8 @@ def first_error(error: ValidationError) -> tuple[str, str]:
 
 def _result(verdict: Verdict) -> verifier_pb2.VerifyResult:
     result = verifier_pb2.VerifyResult(reward=verdict.reward, correct=verdict.correct, reason=_sendable(verdict.reason))
+    if verdict.rule:
+        result.rule = verdict.rule
     if verdict.extracted is not None:
         result.extracted = _sendable(verdict.extracted[:MAX_EXTRACTED_CHARS])
     return result

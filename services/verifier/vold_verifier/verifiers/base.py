@@ -28,20 +28,23 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """reward: what the trainer sees. extracted: the answer that was read, None where there was none."""
+    """reward: what the trainer sees. extracted: the answer that was read, None where there was none. rule: the
+    anti-hacking rule (a name of `hacking.RULES`) that refused the answer, or "".
+    """
 
     reward: float
     correct: bool
     extracted: str | None
     reason: str
+    rule: str = ""
 
     @classmethod
     def right(cls, extracted: str | None, reason: str) -> "Verdict":
         return cls(1.0, True, extracted, reason)
 
     @classmethod
-    def wrong(cls, extracted: str | None, reason: str) -> "Verdict":
-        return cls(0.0, False, extracted, reason)
+    def wrong(cls, extracted: str | None, reason: str, rule: str = "") -> "Verdict":
+        return cls(0.0, False, extracted, reason, rule)
 
 
 class BadReferenceError(ValueError):

@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from vold_verifier.extraction import Extraction, Place, answer_lines, final_part, find
+from vold_verifier import hacking
+from vold_verifier.extraction import Extraction, Place, answer_lines, at, final_part
 from vold_verifier.text import plain, shorten
 from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
 
@@ -50,6 +51,7 @@ _DENIED = re.compile(
 _CALLED_RIGHT = re.compile(
     r"(?<![A-Za-zÀ-ɏ\d'’])(?P<letter>[A-Z])[*_)\]]*\s+(?:is|would\s+be|must\s+be)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
 )
+_ALONE = re.compile(r"(?<![A-Za-zÀ-ɏ\d'’])[A-Z](?![A-Za-zÀ-ɏ\d'’])")
 _ONLY_LETTER = re.compile(r"^[\s*_$(\[]*(?P<letter>[A-Za-z])[\s*_$)\].]*$")
 
 
@@ -95,9 +97,9 @@ class ChoiceVerifier(Verifier[ChoiceParameters]):
 
     def check(self, item: Item, parameters: ChoiceParameters, /) -> Verdict:
         gold = _gold(item.reference, parameters)
-        answer, how = read(item, parameters)
+        answer, how, rule = read(item, parameters)
         if answer is None:
-            return Verdict.wrong(None, how)
+            return Verdict.wrong(None, how, rule)
         if answer == gold:
             return Verdict.right(answer, f"the right option ({how})")
         return Verdict.wrong(answer, f"another option ({how})")
@@ -114,44 +116,62 @@ def _gold(reference: str, parameters: ChoiceParameters) -> str:
     return letter
 
 
-def read(item: Item, parameters: ChoiceParameters) -> tuple[str | None, str]:
-    """(the option's letter, where it was read) or (None, why there is none)."""
+def read(item: Item, parameters: ChoiceParameters) -> tuple[str | None, str, str]:
+    """(the option's letter, where it was read, "") or (None, why there is none, the anti-hacking rule or "")."""
     text = final_part(item.completion, parameters.think_tag, item.prompt)
     if text is None:
-        return None, f"the thinking never ends: no </{parameters.think_tag}>"
+        return None, f"the thinking never ends: no </{parameters.think_tag}>", hacking.UNCLOSED_TAG
+    if item.prompt:
+        text = hacking.without_echo(text, item.prompt)
+    if hacking.hidden_characters(text[-MAX_ANSWER_CHARS:]):
+        return None, "the answer has characters in it that are not what they show", hacking.HIDDEN_CHARACTERS
     text = plain(text)
     for place in parameters.accept:
         if place == "prose":
-            letter, why = _stated(text, parameters), None
+            letter = _stated(text, parameters)
         elif place == "answer_line":
             lines = (named(line, parameters) for line in reversed(answer_lines(text)))
-            letter, why = next((letter for letter in lines if letter is not None), None), None
+            letter = next((letter for letter in lines if letter is not None), None)
+        elif (found := at(text, place, parameters)) is None:
+            continue
+        elif found.answer is None:
+            return None, found.reason, found.rule
         else:
-            letter, why = _placed(text, place, parameters)
+            letter = named(found.answer, parameters)
+            if letter is None and place in ("boxed", "answer_tag"):
+                reason = f"the {found.reason} answer does not name exactly one option: {shorten(found.answer)}"
+                return None, reason, _rule(found.answer, parameters)
         if letter is not None:
-            return letter, place.replace("_", " ")
-        if why is not None:
-            return None, why
-    return None, "no statement names exactly one option"
+            return letter, place.replace("_", " "), ""
+    if not text.strip():
+        in_thinking = len(text) < len(item.completion)
+        rule = hacking.ANSWER_IN_THINKING if in_thinking else hacking.EMPTY_ANSWER
+        return None, "nothing stands after the thinking" if in_thinking else "the completion is empty", rule
+    return None, "no statement names exactly one option", _rule(text.rstrip().rpartition("\n")[2], parameters)
 
 
-def _placed(text: str, place: Place, parameters: ChoiceParameters) -> tuple[str | None, str | None]:
-    """(the letter at `place` or None, why no other place is to be looked at or None)."""
-    found = find(text, Extraction(accept=(place,), answer_tag=parameters.answer_tag))
-    if found.answer is None:
-        return None, found.reason if found.final else None
-    letter = named(found.answer, parameters)
-    if letter is None and place in ("boxed", "answer_tag"):
-        return None, f"the {found.reason} answer does not name exactly one option: {shorten(found.answer)}"
-    return letter, None
+def _rule(text: str, parameters: ChoiceParameters) -> str:
+    """What to call the way in which `text` names no option, or ""."""
+    text = text[:MAX_STATED_CHARS]
+    if hacking.look_alike(text):
+        return hacking.LOOK_ALIKE
+    bare = text.strip(_MARKS)
+    letters = set(bare) if bare.isalpha() and bare.isupper() else set(_ALONE.findall(text))
+    return hacking.SEVERAL_ANSWERS if len(letters & set(parameters.offered)) > 1 else ""
+
+
+def unwrapped(text: str) -> str:
+    r"""`text` without LaTeX's text commands and spaces: \text{(B)} is (B)."""
+    if "\\" in text:
+        while (inner := _WRAPPER.sub(r"\1", text)) != text:
+            text = inner
+        text = _SPACING.sub(" ", text)
+    return text.replace("~", " ")
 
 
 def named(answer: str, parameters: ChoiceParameters) -> str | None:
     """The one option that `answer` names: "B", "(b)", "B. Rome", "Rome", "B because ..."; else None."""
-    text = answer[:MAX_ANSWER_CHARS]
-    while (unwrapped := _WRAPPER.sub(r"\1", text)) != text:
-        text = unwrapped
-    text = _SPACING.sub(" ", text)
+    text = unwrapped(answer[:MAX_ANSWER_CHARS])
     for candidate in (text, _PREFIX.sub("", text, count=1)):
         if (letter := _by_text(candidate, parameters)) is not None:
             return letter

@@ -37,9 +37,9 @@ class ExactVerifier(Verifier[ExactParameters]):
         reference = normal(item.reference, parameters)
         if not reference:
             raise BadReferenceError(f"the reference is empty once normalised: {shorten(item.reference)}")
-        found = find(item.completion, parameters, item.prompt)
+        found = find(item.completion, parameters, item.prompt, hidden=not parameters.unicode)
         if found.answer is None:
-            return Verdict.wrong(None, found.reason)
+            return Verdict.wrong(None, found.reason, found.rule)
         if normal(found.answer, parameters) == reference:
             return Verdict.right(found.answer, "the same text")
         return Verdict.wrong(found.answer, "different text")

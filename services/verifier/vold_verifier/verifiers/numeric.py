@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vold_verifier import numbers, units
-from vold_verifier.extraction import Extraction, find, reference_text
+from vold_verifier import hacking, numbers, units
+from vold_verifier.extraction import Extraction, Found, find, reference_text
 from vold_verifier.text import mathematical, shorten
 from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
 
@@ -37,30 +37,43 @@ class NumericVerifier(Verifier[NumericParameters]):
             raise BadReferenceError(f"the reference is not a number: {shorten(item.reference)}")
         found = find(item.completion, parameters, item.prompt)
         if found.answer is None:
-            return Verdict.wrong(None, found.reason)
+            return Verdict.wrong(None, found.reason, found.rule)
         if len(found.answer) > numbers.MAX_CHARS:
-            return Verdict.wrong(found.answer, f"the answer has {len(found.answer):,} characters: not read")
+            return Verdict.wrong(
+                found.answer, f"the answer has {len(found.answer):,} characters: not read", hacking.UNSAFE
+            )
         text = mathematical(found.answer)
         answer = numbers.parse(text, with_unit=parameters.units == "ignore")
         if answer is None and "=" in text:
             answer = numbers.parse(text.rpartition("=")[2], with_unit=parameters.units == "ignore")
         if answer is None:
-            return Verdict.wrong(found.answer, f"the answer is not a number: {shorten(found.answer)}")
-        if numbers.same(answer, reference):
+            return Verdict.wrong(found.answer, f"the answer is not a number: {shorten(found.answer)}", _rule(found))
+        if numbers.same(reference, answer):
             return Verdict.right(found.answer, "equal numbers")
         if _within(answer, reference, parameters):
             return Verdict.right(found.answer, "equal within the tolerance")
         return Verdict.wrong(found.answer, "different numbers")
 
 
+def _rule(found: Found) -> str:
+    """What to call an answer that is not one number, or ""."""
+    assert found.answer is not None
+    if found.boxes > 1:
+        return hacking.SEVERAL_BOXES
+    if hacking.look_alike(found.answer):
+        return hacking.LOOK_ALIKE
+    return hacking.SEVERAL_ANSWERS if hacking.parts(found.answer) > 1 else ""
+
+
 def _within(answer: numbers.Number, reference: numbers.Number, parameters: NumericParameters) -> bool:
-    if answer.unit and reference.unit and units.differ(answer.unit, reference.unit):
+    scale = units.factor(answer.unit, reference.unit) if answer.unit and reference.unit else Fraction(1)
+    if scale is None:
         return False
     relative, absolute = Fraction(str(parameters.relative_tolerance)), Fraction(str(parameters.absolute_tolerance))
     if not relative and not absolute:
         return False
     pairs = (
-        [(answer.value, reference.value)]
+        [(answer.value * scale, reference.value)]
         if answer.percent == reference.percent
         else [(x, y) for x in answer.readings() for y in reference.readings()]
     )

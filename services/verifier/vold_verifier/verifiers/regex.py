@@ -1,0 +1,81 @@
+"""`regex`: the answer matches a pattern, or what a pattern finds in it is the reference."""
+
+import re
+from functools import lru_cache
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from vold_verifier import hacking
+from vold_verifier.extraction import Extraction, Place, find
+from vold_verifier.text import plain, shorten
+from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
+
+MAX_ANSWER_CHARS = 20_000
+
+
+class RegexParameters(Extraction):
+    accept: tuple[Place, ...] = Field(
+        default=("boxed", "answer_tag", "answer_line", "final_part"),
+        min_length=1,
+        description="where an answer may stand, first found wins; final_part is the whole text after the thinking",
+    )
+    pattern: str = Field(
+        default="",
+        max_length=2000,
+        description=(
+            "searched in the answer; its first group (without one, all of the match) must be the reference. Without a "
+            "pattern the reference is one, and has to match the whole answer"
+        ),
+    )
+    ignore_case: bool = Field(default=False, description="treat upper and lower case as equal")
+    dot_matches_newline: bool = Field(default=False, description="let . match a line's end too")
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        try:
+            re.compile(self.pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"pattern {shorten(self.pattern)} is no regular expression: {error}") from None
+        return self
+
+
+class RegexVerifier(Verifier[RegexParameters]):
+    name: ClassVar[str] = "regex"
+    summary: ClassVar[str] = "a pattern that the answer matches, or that finds the reference in it"
+    parameters: ClassVar[type[RegexParameters]] = RegexParameters
+    cost: ClassVar[int] = 8
+
+    def check(self, item: Item, parameters: RegexParameters, /) -> Verdict:
+        flags = re.IGNORECASE * parameters.ignore_case | re.DOTALL * parameters.dot_matches_newline
+        reference = item.reference.strip()
+        if not reference:
+            raise BadReferenceError("the reference is empty: give the text to find, or a pattern")
+        try:
+            compiled = _compile(parameters.pattern or reference, int(flags))
+        except (re.error, RecursionError, OverflowError) as error:
+            raise BadReferenceError(
+                f"the reference {shorten(reference)} is no regular expression: {error}; mend it, or give a pattern"
+            ) from None
+        found = find(item.completion, parameters, item.prompt)
+        if found.answer is None:
+            return Verdict.wrong(None, found.reason, found.rule)
+        if len(found.answer) > MAX_ANSWER_CHARS:
+            reason = f"the answer has {len(found.answer):,} characters, over {MAX_ANSWER_CHARS:,}"
+            return Verdict.wrong(found.answer, reason, hacking.UNSAFE)
+        answer = plain(found.answer)
+        if not parameters.pattern:
+            if compiled.fullmatch(answer):
+                return Verdict.right(answer, "the answer matches")
+            return Verdict.wrong(answer, "the answer does not match")
+        match = compiled.search(answer)
+        if match is None:
+            return Verdict.wrong(answer, "the pattern is not found in the answer")
+        text = (match.group(1) if compiled.groups else match.group()) or ""
+        same = text.casefold() == reference.casefold() if parameters.ignore_case else text == reference
+        return Verdict.right(text, "the same text") if same else Verdict.wrong(text, "different text")
+
+
+@lru_cache(maxsize=256)
+def _compile(pattern: str, flags: int) -> re.Pattern[str]:
+    return re.compile(pattern, flags)

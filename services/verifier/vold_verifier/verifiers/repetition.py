@@ -1,0 +1,40 @@
+"""`repetition`: a penalty for n-grams that come again and again. No reference is used.
+
+The share of n-grams that are repeats, 1 - distinct / all (Yeo et al. 2025, arXiv:2502.03373, as in Open-R1's repetition
+penalty), beyond what is allowed, times the largest penalty.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from vold_verifier.text import plain
+from vold_verifier.verifiers.base import Item, Parameters, Verdict, Verifier
+
+
+class RepetitionParameters(Parameters):
+    n: int = Field(default=8, ge=1, le=100, description="how many words or characters an n-gram has")
+    unit: Literal["words", "characters"] = Field(
+        default="words", description="words by white space, or characters for scripts that have none"
+    )
+    allowed: float = Field(default=0.1, ge=0, lt=1, description="the share of repeats that costs nothing")
+    max_penalty: float = Field(default=1.0, gt=0, le=1, description="the penalty where every n-gram is a repeat")
+
+
+class RepetitionVerifier(Verifier[RepetitionParameters]):
+    name: ClassVar[str] = "repetition"
+    summary: ClassVar[str] = "a penalty from 0 to -1 for repeated n-grams"
+    parameters: ClassVar[type[RepetitionParameters]] = RepetitionParameters
+    cost: ClassVar[int] = 4
+
+    def check(self, item: Item, parameters: RepetitionParameters, /) -> Verdict:
+        text = plain(item.completion).lower()
+        units = text.split() if parameters.unit == "words" else "".join(text.split())
+        total = len(units) - parameters.n + 1
+        if total < 2:
+            return Verdict(0.0, True, None, f"too short for two {parameters.n}-grams")
+        distinct = len({hash(tuple(units[start : start + parameters.n])) for start in range(total)})
+        share = 1 - distinct / total
+        excess = max(0.0, share - parameters.allowed) / (1 - parameters.allowed)
+        reason = f"{share:.1%} of {total:,} {parameters.n}-grams are repeats, {parameters.allowed:.0%} allowed"
+        return Verdict(-parameters.max_penalty * excess or 0.0, excess == 0, None, reason)
