@@ -29,6 +29,7 @@ from vold_verifier.sandbox.confine import confine
 from vold_verifier.sandbox.tripwire import Tripwire
 from vold_verifier.verifiers.base import Verifier
 
+
 def die_with_parent(parent: int) -> None:
     """Ask the kernel (Linux) to kill this process when `parent` is gone; leave at once if it already is."""
     if sys.platform == "linux":

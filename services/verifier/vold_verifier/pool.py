@@ -167,6 +167,11 @@ class Pool:
         self._rate = 0.0
         self._swept_at = 0.0
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What holds the workers in, as `sandbox.confine` names it; empty while the pool is not started."""
+        return self._fork_server.layers if self._fork_server is not None else ()
+
     # -- the caller's side
 
     def lane(self, deliver: Deliver) -> Lane:
@@ -195,6 +200,16 @@ class Pool:
         lane.waiting.clear()
         with contextlib.suppress(ValueError):
             self._turns.remove(lane)
+
+    def refuse_waiting(self, message: str) -> None:
+        """UNAVAILABLE for every item that waits: there are no workers and none will come."""
+        while self._turns:
+            lane = self._turns.popleft()
+            tasks = list(lane.waiting)
+            lane.waiting.clear()
+            self._queued(-len(tasks))
+            for task in tasks:
+                self.finish(task, self._failed(status_pb2.UNAVAILABLE, message))
 
     def feed_all(self) -> None:
         """Give waiting items to workers that have room. Call it after a round of `Lane.put`."""

@@ -9,10 +9,11 @@ from typing import Any
 
 from vold_service.errors import ServiceError, not_found
 
+from vold_verifier.settings import VerifierSettings
 from vold_verifier.verifiers.base import Verifier
 
 ENTRY_POINTS = "vold.verifiers"
-OPTIONAL = ("code", "judge")
+OPTIONAL = ("code",)
 """Built-in verifiers that are off unless they are enabled."""
 
 
@@ -26,15 +27,14 @@ def load(plugins: Iterable[str] = (), enable: Iterable[str] = ()) -> dict[str, V
     enable: names of built-in verifiers that are off otherwise (`OPTIONAL`). reasoning-gym is there where its package
     is. An entry point is a Verifier or a class of one; a plugin module has a list `VERIFIERS` of them. Raises PluginError.
     """
+    from vold_verifier.verifiers.choice import ChoiceVerifier
     from vold_verifier.verifiers.code import CodeVerifier
     from vold_verifier.verifiers.composite import CompositeVerifier
-    from vold_verifier.verifiers.judge import JudgeVerifier
-    from vold_verifier.verifiers.reasoning_gym import ReasoningGymVerifier
-    from vold_verifier.verifiers.choice import ChoiceVerifier
     from vold_verifier.verifiers.exact import ExactVerifier
     from vold_verifier.verifiers.format import FormatVerifier
     from vold_verifier.verifiers.math import MathVerifier
     from vold_verifier.verifiers.numeric import NumericVerifier
+    from vold_verifier.verifiers.reasoning_gym import ReasoningGymVerifier
 
     found: dict[str, Verifier[Any]] = {}
     for built_in in (MathVerifier, NumericVerifier, ChoiceVerifier, ExactVerifier, FormatVerifier):
@@ -46,8 +46,6 @@ def load(plugins: Iterable[str] = (), enable: Iterable[str] = ()) -> dict[str, V
         _add(found, ReasoningGymVerifier, "vold")
     if "code" in enable:
         _add(found, CodeVerifier, "vold")
-    if "judge" in enable:
-        _add(found, JudgeVerifier, "vold")
     _add(found, CompositeVerifier, "vold")
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         origin = f"entry point {point.name} = {point.value}"
@@ -81,6 +79,16 @@ def _add(found: dict[str, Verifier[Any]], candidate: Any, origin: str) -> None:
     if verifier.name in found:
         raise PluginError(f"{origin}: the name {verifier.name!r} is taken by another verifier; rename one of them")
     found[verifier.name] = verifier
+
+
+def configured(settings: VerifierSettings) -> dict[str, Verifier[Any]]:
+    """All that a server with these settings offers. Raises PluginError."""
+    from vold_verifier.verifiers.judge import JudgeVerifier
+
+    found = load(settings.plugins, settings.enable)
+    if settings.judge_url:
+        _add(found, JudgeVerifier(settings), "vold")
+    return found
 
 
 def of_pool(verifiers: Mapping[str, Verifier[Any]], pool: str) -> dict[str, Verifier[Any]]:

@@ -134,13 +134,13 @@ def _check_within(
         pass
     except CpuLimitError:
         message = f"verifier {item.verifier} used {timer.seconds:g} s of CPU time, the limit for one item"
-        return _failed(status_pb2.DEADLINE_EXCEEDED, message), False
+        return failed(status_pb2.DEADLINE_EXCEEDED, message), False
     if result is not None and not tripwire.hit:
         return result, True
     message = f"judging the completion tried {tripwire.hit}, which the sandbox stopped"
     if on_hit == "wrong":
-        return _result(Verdict.wrong(None, f"the answer is a program: {message}")), False
-    return _failed(status_pb2.PERMISSION_DENIED, message), False
+        return verdict_result(Verdict.wrong(None, f"the answer is a program: {message}")), False
+    return failed(status_pb2.PERMISSION_DENIED, message), False
 
 
 def _check(item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]]) -> verifier_pb2.VerifyResult:
@@ -148,20 +148,20 @@ def _check(item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]]
     try:
         parameters = read_parameters(verifier, item.parameters)
         verdict = verifier.check(Item(item.completion, item.reference, item.prompt), parameters)
-        return _result(verdict)
+        return verdict_result(verdict)
     except BadReferenceError as error:
-        return _failed(status_pb2.INVALID_ARGUMENT, str(error), "reference")
+        return failed(status_pb2.INVALID_ARGUMENT, str(error), "reference")
     except BadParameterError as error:
-        return _failed(status_pb2.INVALID_ARGUMENT, str(error), f"parameters.{error.field}")
+        return failed(status_pb2.INVALID_ARGUMENT, str(error), f"parameters.{error.field}")
     except ValidationError as error:
         field, message = first_error(error)
-        return _failed(status_pb2.INVALID_ARGUMENT, message, field)
+        return failed(status_pb2.INVALID_ARGUMENT, message, field)
     except MemoryError:
         raise  # it may be the worker that has grown, not the item: another worker has to tell
     except Exception as error:
         # The text of a library's error is not logged: rendering a parsed expression can hang or fail by itself.
         log.warning("verifier %s failed on an item with %s", item.verifier, type(error).__name__)
-        return _failed(status_pb2.INTERNAL, f"verifier {item.verifier} failed with {type(error).__name__} on this item")
+        return failed(status_pb2.INTERNAL, f"verifier {item.verifier} failed with {type(error).__name__} on this item")
 
 
 def read_parameters(verifier: Verifier[Any], parameters: Struct) -> Parameters:
@@ -182,14 +182,14 @@ def first_error(error: ValidationError) -> tuple[str, str]:
     return field, f"{field}: {first['msg']}{value}"
 
 
-def _result(verdict: Verdict) -> verifier_pb2.VerifyResult:
+def verdict_result(verdict: Verdict) -> verifier_pb2.VerifyResult:
     result = verifier_pb2.VerifyResult(reward=verdict.reward, correct=verdict.correct, reason=_sendable(verdict.reason))
     if verdict.extracted is not None:
         result.extracted = _sendable(verdict.extracted[:MAX_EXTRACTED_CHARS])
     return result
 
 
-def _failed(code: "status_pb2.Code", message: str, field: str = "") -> verifier_pb2.VerifyResult:
+def failed(code: "status_pb2.Code", message: str, field: str = "") -> verifier_pb2.VerifyResult:
     return verifier_pb2.VerifyResult(error=status_pb2.Status(code=code, message=_sendable(message), field=field))
 
 
