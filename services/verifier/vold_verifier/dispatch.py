@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,6 +68,11 @@ class Dispatcher:
     def queued(self) -> int:
         return self.main.queued + self.sandbox.queued
 
+    @property
+    def workers_wanted(self) -> int:
+        sandboxed = self.sandbox.options.workers if self._sandbox_start is not None else 0
+        return self.main.options.workers + sandboxed
+
     async def room(self) -> None:
         """Wait until no pool's queue is full."""
         await self.main.room.wait()
@@ -79,7 +84,7 @@ class Dispatcher:
         Raises OSError where the verifiers cannot be loaded, or `code` cannot be held in.
         """
         sandboxed = registry.of_pool(self.verifiers, "sandbox")
-        starts = [self.main.start()]
+        starts: list[Awaitable[None]] = [self.main.start()]
         if any(name != "reasoning-gym" for name in sandboxed):
             self._sandbox_start = asyncio.create_task(self._start_sandbox())
             starts.append(asyncio.shield(self._sandbox_start))

@@ -20,7 +20,9 @@ def environment_without_secrets() -> dict[str, str]:
 
 
 class ForkServerClient:
-    """One fork server process. `layers`: what holds its workers in. The callbacks run on the event loop; none is called after `stop`.
+    """One fork server process. The callbacks run on the event loop; none is called after `stop`.
+
+    layers: what holds its workers in, once it has started.
 
     started(number), exited(number, waitstatus): a worker's. lost(): the process ended by itself after it was ready.
     """

@@ -4,7 +4,7 @@ multiprocessing's forkserver would import the server's main module again in ever
 groups and signals; this one starts in the time of one import and forks a warm worker in milliseconds. It dies with
 the server, and the workers die with it, by the kernel's hand (PR_SET_PDEATHSIG) even if the server was killed.
 
-For the sandbox's pool the process first shuts itself in, see `sandbox.confine`; its workers inherit the walls.
+For the sandbox's pool the process shuts itself in before it forks, see `sandbox.confine`; its workers inherit the walls.
 
 It is started with one end of a Unix socket as file descriptor `fd` and speaks lines of JSON on it:
   in   {"spawn": n} with the worker's socket as ancillary data, {"kill": n}
@@ -25,7 +25,7 @@ from typing import Any
 
 from vold_verifier import registry, worker
 from vold_verifier.sandbox import kernel
-from vold_verifier.sandbox.confine import confine
+from vold_verifier.sandbox.confine import Confinement
 from vold_verifier.sandbox.tripwire import Tripwire
 from vold_verifier.verifiers.base import Verifier
 
@@ -132,7 +132,9 @@ class ForkServer:
 def main(options: dict[str, Any]) -> None:
     die_with_parent(options["parent"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    layers = confine() if options["pool"] == "sandbox" else []
+    confinement = Confinement() if options["pool"] == "sandbox" else None
+    if confinement is not None:
+        confinement.enter()
     control = socket.socket(fileno=options["fd"])
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a verifier that prints must not speak on the server's stdout
     try:
@@ -142,6 +144,7 @@ def main(options: dict[str, Any]) -> None:
     except Exception as error:
         control.sendall(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
         raise
+    layers = confinement.lock() if confinement is not None else []
     gc.collect()
     gc.freeze()  # what is shared with the workers stays out of their collections, and so out of copy-on-write
     ForkServer(control, verifiers, {**options, "pid": os.getpid(), "layers": layers}).run()

@@ -25,7 +25,8 @@ def load(plugins: Iterable[str] = (), enable: Iterable[str] = ()) -> dict[str, V
     """All verifiers by name: built in, from the entry-point group `vold.verifiers`, and from the modules in `plugins`.
 
     enable: names of built-in verifiers that are off otherwise (`OPTIONAL`). reasoning-gym is there where its package
-    is. An entry point is a Verifier or a class of one; a plugin module has a list `VERIFIERS` of them. Raises PluginError.
+    is. An entry point is a Verifier or a class of one; a plugin module has a list `VERIFIERS` of them. Raises
+    PluginError.
     """
     from vold_verifier.verifiers.choice import ChoiceVerifier
     from vold_verifier.verifiers.code import CodeVerifier

@@ -1,4 +1,4 @@
-"""Shut a process in, as far as the machine lets it.
+"""Shut a process in, as far as the machine lets it: `Confinement`.
 
 What is reached depends on where the service runs: a container usually grants no namespaces, an old kernel has no
 Landlock. Each layer stands by itself, and the ones that hold are named, so that an operator can see them in
@@ -13,7 +13,9 @@ ListVerifiers, on the status page and in the log.
 """
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from vold_verifier.sandbox import kernel, landlock, seccomp
@@ -29,7 +31,7 @@ _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "OMP_NUM_THREADS", "OP
 def closed_environment() -> dict[str, str]:
     """What a sandboxed process gets to see of the service's environment: nothing that could hold a secret."""
     kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return {"HOME": "/", "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **kept}
+    return {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **kept}
 
 
 def hide_memory() -> None:
@@ -44,38 +46,60 @@ def readable_paths() -> list[str]:
     return [path for path in dict.fromkeys(os.path.abspath(path) for path in wanted if path) if os.path.exists(path)]
 
 
-def confine() -> list[str]:
-    """Confine the calling process and all it will start; returns the layers that hold.
+class Confinement:
+    """Of the calling process and all it will start, in two steps: first `enter`, then `lock`.
 
-    Call it while the process has one thread. With a namespace of processes the caller goes on as its first process,
-    in a child of the one that called; when that one ends, the kernel ends all of them.
+    Between them trusted code may be imported, for some libraries want to write a cache while they are: they find a
+    scratch directory, which is gone after.
     """
-    if sys.platform != "linux":
-        return []
-    layers: list[str] = []
-    os.umask(0o022)
-    paths = readable_paths()
-    was_root = os.geteuid() == 0
-    if (privileged := _namespaces()) is not None:
-        _become_first_process()
-        _new_root(paths)
-        layers.append("namespaces")
-    if was_root and privileged is not False and _become_nobody(paths):
-        layers.append("other user")
-    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    kernel.drop_capabilities()
-    layers.append("no privileges")
-    try:
-        layers.append(f"landlock {landlock.allow_reading_only(_real(paths))}")
-    except OSError as error:
-        _say(f"no landlock: {error}")
-    try:
-        seccomp.refuse_network_and_writes()
-        layers.append("seccomp")
-    except seccomp.Unavailable as error:
-        _say(f"no seccomp: {error}")
-    kernel.die_with_parent()
-    return layers
+
+    def __init__(self) -> None:
+        self.paths = readable_paths()
+        self.was_root = os.geteuid() == 0
+        self.privileged: bool | None = None
+        self.scratch = ""
+
+    def enter(self) -> None:
+        """Call it while the process has one thread. With a namespace of processes the caller goes on as its first
+        process, in a child of the one that called; when that one ends, the kernel ends all of them.
+        """
+        if sys.platform != "linux":
+            return
+        os.umask(0o022)
+        self.privileged = _namespaces()
+        if self.privileged is not None:
+            _become_first_process()
+            _new_root(self.paths)
+        self.scratch = tempfile.mkdtemp(prefix="vold-sandbox-")
+        for name in ("HOME", "TMPDIR"):
+            os.environ[name] = self.scratch
+        tempfile.tempdir = None
+
+    def lock(self) -> list[str]:
+        """Returns the layers that hold. Before it no text that a model wrote may be looked at."""
+        if sys.platform != "linux":
+            return []
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        layers: list[str] = []
+        if self.privileged is not None:
+            kernel.make_read_only("/")
+            layers.append("namespaces")
+        if self.was_root and self.privileged is not False and _become_nobody(self.paths):
+            layers.append("other user")
+        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+        kernel.drop_capabilities()
+        layers.append("no privileges")
+        try:
+            layers.append(f"landlock {landlock.allow_reading_only(_real(self.paths))}")
+        except OSError as error:
+            _say(f"no landlock: {error}")
+        try:
+            seccomp.refuse_network_and_writes()
+            layers.append("seccomp")
+        except seccomp.SeccompError as error:
+            _say(f"no seccomp: {error}")
+        kernel.die_with_parent()
+        return layers
 
 
 def _say(text: str) -> None:
@@ -113,9 +137,9 @@ def _become_first_process() -> None:
 
 
 def _new_root(paths: list[str]) -> None:
-    """A root with nothing but `paths`, all read-only."""
+    """A root with nothing but `paths`, and a /tmp of its own."""
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    kernel.mount("tmpfs", _STAGE, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")
+    kernel.mount("tmpfs", _STAGE, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=16m,mode=755")
     bound: list[str] = []
     for real in _real(paths):
         if not any(real == one or real.startswith(one + "/") for one in bound):
@@ -132,9 +156,9 @@ def _new_root(paths: list[str]) -> None:
         if os.path.realpath(path) != path and not os.path.lexists(target):
             os.makedirs(os.path.dirname(target), exist_ok=True)
             os.symlink(os.path.realpath(path), target)
+    os.makedirs(_STAGE + "/tmp", exist_ok=True)  # noqa: S108
     os.chdir(_STAGE)
     kernel.pivot_root_here()
-    kernel.make_read_only("/")
 
 
 def _real(paths: list[str]) -> list[str]:

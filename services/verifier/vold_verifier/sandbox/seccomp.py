@@ -37,7 +37,7 @@ class _Compare(ctypes.Structure):
     ]
 
 
-class Unavailable(OSError):
+class SeccompError(OSError):
     """There is no libseccomp, or the kernel takes no filter."""
 
 
@@ -46,11 +46,11 @@ class _Filter:
         try:
             self.library = ctypes.CDLL("libseccomp.so.2")
         except OSError as error:
-            raise Unavailable(f"libseccomp cannot be loaded ({error})") from None
+            raise SeccompError(f"libseccomp cannot be loaded ({error})") from None
         self.library.seccomp_init.restype = ctypes.c_void_p
         self.context = ctypes.c_void_p(self.library.seccomp_init(ctypes.c_uint32(_ALLOW)))
         if not self.context:
-            raise Unavailable("seccomp_init failed")
+            raise SeccompError("seccomp_init failed")
 
     def refuse(self, names: Iterable[str], *when: _Compare, error: int = errno.EPERM) -> None:
         """A name that this architecture or this libseccomp does not know is passed over."""
@@ -62,14 +62,14 @@ class _Filter:
             action = ctypes.c_uint32(_ERRNO | error)
             status = self.library.seccomp_rule_add_array(self.context, action, number, len(when), array)
             if status:
-                raise Unavailable(f"the rule for {name} was refused: {os.strerror(-status)}")
+                raise SeccompError(f"the rule for {name} was refused: {os.strerror(-status)}")
 
     def load(self) -> None:
         """For this thread and what it starts; sets no-new-privileges too."""
         status = self.library.seccomp_load(self.context)
         self.library.seccomp_release(self.context)
         if status:
-            raise Unavailable(f"the kernel refused the filter: {os.strerror(-status)}")
+            raise SeccompError(f"the kernel refused the filter: {os.strerror(-status)}")
 
 
 def _common() -> _Filter:

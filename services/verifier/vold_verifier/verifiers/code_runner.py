@@ -50,9 +50,7 @@ class Runner:
         """What the program did: `ended` is done, failed, starved; `detail` says how; `stdout` or `value`."""
         seconds = min(self.order["seconds"], self.order["total_seconds"] - self.used)
         if seconds <= 0:
-            return _ended(
-                "failed", f"the tests before it used {self.order['total_seconds']:g} s of CPU time, the limit"
-            )
+            return _ended("failed", f"the other tests used {self.order['total_seconds']:g} s of CPU time, the limit")
         in_read, in_write = os.pipe()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()

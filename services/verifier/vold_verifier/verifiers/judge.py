@@ -72,7 +72,7 @@ class _Ruling(BaseModel):
     score: StrictFloat | StrictInt = Field(ge=0, le=1, allow_inf_nan=False)
 
 
-class _TryAgain(Exception):
+class _TryAgainError(Exception):
     """The judge could not be reached, or it said something that is no ruling."""
 
     def __init__(self, code: "status_pb2.Code", message: str) -> None:
@@ -131,7 +131,7 @@ class JudgeVerifier(Verifier[JudgeParameters]):
         attempts = AsyncRetrying(
             stop=stop_after_attempt(self.settings.judge_retries + 1),
             wait=wait_random_exponential(multiplier=0.2, max=5.0),
-            retry=retry_if_exception_type(_TryAgain),
+            retry=retry_if_exception_type(_TryAgainError),
             reraise=True,
         )
         try:
@@ -139,7 +139,7 @@ class JudgeVerifier(Verifier[JudgeParameters]):
                 with attempt:
                     async with self._slots:
                         return await self._ask_once(body)
-        except _TryAgain as error:
+        except _TryAgainError as error:
             tried = f"{error}, in each of {self.settings.judge_retries + 1} attempts"
             raise (
                 unavailable(tried) if error.code == status_pb2.UNAVAILABLE else ServiceError(error.code, tried)
@@ -155,14 +155,17 @@ class JudgeVerifier(Verifier[JudgeParameters]):
                     async for chunk in reply.aiter_bytes():
                         content += chunk
                         if len(content) > MAX_REPLY_BYTES:
-                            raise _TryAgain(status_pb2.INTERNAL, f"the judge's reply passes {MAX_REPLY_BYTES} bytes")
+                            message = f"the judge's reply passes {MAX_REPLY_BYTES:,} bytes"
+                            raise _TryAgainError(status_pb2.INTERNAL, message)
         except TimeoutError:
             message = f"the judge did not answer within {self.settings.judge_timeout:g} s"
-            raise _TryAgain(status_pb2.UNAVAILABLE, message) from None
+            raise _TryAgainError(status_pb2.UNAVAILABLE, message) from None
         except httpx.HTTPError as error:
-            raise _TryAgain(status_pb2.UNAVAILABLE, f"the judge cannot be reached ({type(error).__name__})") from error
+            raise _TryAgainError(
+                status_pb2.UNAVAILABLE, f"the judge cannot be reached ({type(error).__name__})"
+            ) from error
         if reply.status_code in _RETRIED_STATUS:
-            raise _TryAgain(status_pb2.UNAVAILABLE, f"the judge answered with HTTP {reply.status_code}")
+            raise _TryAgainError(status_pb2.UNAVAILABLE, f"the judge answered with HTTP {reply.status_code}")
         if reply.status_code != httpx.codes.OK:
             raise ServiceError(
                 status_pb2.INTERNAL,
@@ -190,6 +193,6 @@ def read_ruling(content: bytes) -> _Ruling:
         text = json.loads(content)["choices"][0]["message"]["content"]
         return _Ruling.model_validate_json(text.strip())
     except (ValueError, LookupError, TypeError, AttributeError, ValidationError, RecursionError):
-        raise _TryAgain(
+        raise _TryAgainError(
             status_pb2.INTERNAL, 'the judge gave no ruling: its reply is not {"reason": text, "score": 0 to 1}'
         ) from None

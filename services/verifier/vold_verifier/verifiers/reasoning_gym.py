@@ -201,7 +201,7 @@ def _make_sure_of(entry: dict[str, Any], score: Scorer) -> None:
         score(str(entry["answer"]), entry)
     except Exception as error:
         raise BadReferenceError(
-            f"the task's scorer fails on this entry's own answer ({type(error).__name__}): send the entry as it was made"
+            f"the scorer fails on this entry's own answer ({type(error).__name__}): send the entry as the task made it"
         ) from None
 
 
