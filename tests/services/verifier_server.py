@@ -32,16 +32,21 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(*options: str, grpc_address: str = "127.0.0.1:0", log: IO[str] | None = None) -> Iterator[Server]:
+def running(
+    *options: str,
+    grpc_address: str = "127.0.0.1:0",
+    log: IO[str] | None = None,
+    environment: dict[str, str] | None = None,
+) -> Iterator[Server]:
     """A server on free ports with the misbehaving plugin; killed at the end if it still runs. log: for its stderr."""
     command = [sys.executable, "-m", "vold_verifier", "serve", "--http", "127.0.0.1:0", "--grpc", grpc_address]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [*command, "--plugin", "verifier_plugin", *options],
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
     )
     assert process.stdout is not None
     try:

@@ -4,7 +4,7 @@ multiprocessing's forkserver would import the server's main module again in ever
 groups and signals; this one starts in the time of one import and forks a warm worker in milliseconds. It dies with
 the server, and the workers die with it, by the kernel's hand (PR_SET_PDEATHSIG) even if the server was killed.
 
-For the sandbox's pool the process shuts itself in before it forks, see `sandbox.confine`; its workers inherit the walls.
+The sandbox's process shuts itself in before it forks, see `sandbox.confine`; its workers inherit the walls.
 
 It is started with one end of a Unix socket as file descriptor `fd` and speaks lines of JSON on it:
   in   {"spawn": n} with the worker's socket as ancillary data, {"kill": n}

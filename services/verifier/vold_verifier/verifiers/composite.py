@@ -4,7 +4,7 @@
 
 from typing import Any, ClassVar, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from vold_verifier.verifiers.base import Item, Parameters, Pool, Verdict, Verifier
 
@@ -12,8 +12,6 @@ MAX_PARTS = 16
 
 
 class PartParameters(Parameters):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
     verifier: str = Field(description="its name; not composite")
     name: str = Field(default="", description="what it is called in the result; by default as its verifier")
     parameters: dict[str, Any] = Field(default_factory=dict, description="the verifier's own")
