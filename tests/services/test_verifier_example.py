@@ -39,15 +39,15 @@ def test_its_own_tests_pass(installed):
 
 def test_the_service_offers_it(installed):
     here = str(Path(__file__).parent)
-    with running(environment={"PYTHONPATH": os.pathsep.join([here, paths(installed)])}) as server:
-        with VerifierClient(f"grpc://{server.ready['grpc']}") as client:
-            info = {one.name: one for one in client.list_verifiers()}["word-count"]
-            verdicts = client.verify(
-                [
-                    Item("word-count", "<answer>a b c</answer>", "3"),
-                    Item("word-count", "<answer>a b</answer>", "3", parameters={"slack": 3}),
-                    Item("word-count", "<answer>a b</answer>", "three"),
-                ]
-            )
+    path = os.pathsep.join([here, paths(installed)])
+    with running(environment={"PYTHONPATH": path}) as server, VerifierClient(server.grpc_url) as client:
+        info = {one.name: one for one in client.list_verifiers()}["word-count"]
+        verdicts = client.verify(
+            [
+                Item("word-count", "<answer>a b c</answer>", "3"),
+                Item("word-count", "<answer>a b</answer>", "3", parameters={"slack": 3}),
+                Item("word-count", "<answer>a b</answer>", "three"),
+            ]
+        )
     assert "slack" in info.parameters_schema["properties"]
     assert [verdict.reward for verdict in verdicts] == [1.0, 0.75, None]

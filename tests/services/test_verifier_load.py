@@ -42,9 +42,8 @@ def burn():
 
 @pytest.fixture(scope="module")
 def client():
-    with running("--workers", "2", "--time-limit", "1") as server:
-        with VerifierClient(f"grpc://{server.ready['grpc']}", timeout=240) as one:
-            yield one
+    with running("--workers", "2") as server, VerifierClient(server.grpc_url, timeout=240) as one:
+        yield one
 
 
 @pytest.fixture(scope="module")

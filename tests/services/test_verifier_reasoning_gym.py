@@ -86,9 +86,7 @@ def test_what_cannot_be_judged_is_an_error(client):
         Item("reasoning-gym", "<answer>1</answer>", "1"),
         Item("reasoning-gym", "<answer>1</answer>", "1", parameters={"task": "no_such_task"}),
         Item("reasoning-gym", "<answer>1</answer>", "1", parameters={"task": "countdown", "config": {"no": 1}}),
-        Item(
-            "reasoning-gym", "<answer>1</answer>", "1", parameters={"task": "zebra_puzzles", "entry": {"metadata": 3}}
-        ),
+        Item("reasoning-gym", "<answer>1</answer>", "1", parameters={"task": "arc_1d", "entry": {"metadata": 3}}),
         Item("reasoning-gym", "<answer>1</answer>", "1", parameters={"entry": "{"}),
         Item("reasoning-gym", "<answer>x</answer>", "1", parameters={"task": "n_queens"}),
     ]

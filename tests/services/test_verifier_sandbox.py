@@ -67,7 +67,7 @@ def test_programs_are_judged_by_their_tests(server):
         (item("code", f"```python\n{ADDER}", tests=ADDS), 0.0),
         (program("import asyncio\nasync def f():\n    print(3)\nasyncio.run(f())", ADDS[:1]), 1.0),
         (
-            program("import threading\nt = threading.Thread(target=print, args=(3,))\nt.start(); t.join()", ADDS[:1]),
+            program("import threading as t\nt.Thread(target=print, args=(3,)).start()", ADDS[:1]),
             1.0,
         ),
         (program("print(f'{1/3:.6f} yes')", [{"stdin": "", "stdout": "0.3333333 yes"}], compare="tokens"), 1.0),
@@ -89,7 +89,7 @@ CHEATS = {
     "exits": "import sys\nsys.exit(0)",
     "prints a pass": "print('passed')",
     "writes a result": "import os\nos.write(4, b'passed null')",
-    "writes results to all": "import os\nfor n in range(3, 64):\n    try: os.write(n, b'? null\\n{}')\n    except OSError: pass",
+    "writes to all": "import os\nfor n in range(3, 64):\n  try: os.write(n, b'? null\\n{}')\n  except OSError: pass",
     "reads what is expected": (
         "import gc, sys\ntexts = [str(o) for o in gc.get_objects() if isinstance(o, (dict, list, str))]\n"
         "print('secret-answer' if any('secret' + '-answer' in t for t in texts) else 'not found')"
@@ -119,7 +119,7 @@ BOMBS = {
     "deep recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef f(): f()\nf()",
     "waits": "import time\ntime.sleep(1000)",
     "threads": "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(1000,)).start()",
-    "deaf": "import signal, time\nfor n in range(1, 32):\n    try: signal.signal(n, signal.SIG_IGN)\n    except OSError: pass\n"
+    "deaf": "import signal\nfor n in range(1, 32):\n  try: signal.signal(n, signal.SIG_IGN)\n  except OSError: pass\n"
     "signal.setitimer(signal.ITIMER_PROF, 0)\nwhile True: pass",
 }
 

@@ -21,6 +21,7 @@ class Server:
         self.process = process
         self.ready = ready
         self.url = ready["http"]
+        self.grpc_url = f"grpc://{ready['grpc']}" if not ready["grpc"].startswith("unix:") else ready["grpc"]
         self.channel = grpc.insecure_channel(ready["grpc"])
         self.stub = verifier_pb2_grpc.VerifierServiceStub(self.channel)
 
