@@ -67,19 +67,19 @@ def test_a_ruling_is_a_reward(judge, server):
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "asked"),
+    ("answer", "asked"),
     [
-        ("busy", "UNAVAILABLE", 2),
-        ("slow", "UNAVAILABLE", 2),
-        ("refused", "INTERNAL", 1),
-        *((said, "INTERNAL", 2) for said in ("chatty", "fenced", "text score", "true score", "over", "nan")),
-        *((said, "INTERNAL", 2) for said in ("twice", "more", "empty")),
+        ("busy", 2),
+        ("slow", 2),
+        ("refused", 1),
+        *((said, 2) for said in ("chatty", "fenced", "text score", "true score", "over", "nan")),
+        *((said, 2) for said in ("twice", "more", "empty")),
     ],
 )
-def test_what_is_no_ruling_is_an_error_and_no_reward(judge, server, answer, code, asked):
+def test_what_is_no_ruling_is_an_error_and_no_reward(judge, server, answer, asked):
     before = len(judge.requests)
     (result,) = server.verify(item("judge", answer))
-    assert status_pb2.Code.Name(result.error.code) == code
+    assert result.error.code == status_pb2.UNAVAILABLE
     assert not result.HasField("reward")
     assert len(judge.requests) - before == asked
 

@@ -226,7 +226,7 @@ class Desk:
         except Exception as error:
             log.warning("verifier %s failed on an item with %s", item.verifier, type(error).__name__)
             message = f"verifier {item.verifier} failed with {type(error).__name__} on this item"
-            result = failed(status_pb2.INTERNAL, message)
+            result = failed(status_pb2.UNAVAILABLE, message)  # no fault of the completion: never a zero
         result.seconds = time.perf_counter() - started
         if not self._closed:
             receive(result)

@@ -110,6 +110,7 @@ class ForkServer:
         except MemoryError:
             status = worker.EXIT_OUT_OF_MEMORY
         except BaseException:
+            status = 1
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(status)

@@ -24,7 +24,15 @@ from vold_proto.v1 import status_pb2, verifier_pb2
 
 from vold_verifier.sandbox.tripwire import Tripwire, TripwireError
 from vold_verifier.text import shorten
-from vold_verifier.verifiers.base import BadParameterError, BadReferenceError, Item, Parameters, Verdict, Verifier
+from vold_verifier.verifiers.base import (
+    BadParameterError,
+    BadReferenceError,
+    Item,
+    NoVerdictError,
+    Parameters,
+    Verdict,
+    Verifier,
+)
 
 EXIT_OUT_OF_MEMORY = 3
 """Status of a worker that ran into its memory limit."""
@@ -156,6 +164,8 @@ def _check(item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]]
     except ValidationError as error:
         field, message = first_error(error)
         return failed(status_pb2.INVALID_ARGUMENT, message, field)
+    except NoVerdictError as error:
+        return failed(status_pb2.UNAVAILABLE, str(error))
     except MemoryError:
         raise  # it may be the worker that has grown, not the item: another worker has to tell
     except Exception as error:

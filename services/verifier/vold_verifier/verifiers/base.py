@@ -56,6 +56,10 @@ class BadParameterError(ValueError):
         self.field = field
 
 
+class NoVerdictError(RuntimeError):
+    """What a verdict needs is not to be had now, and the item is not to blame: it gets UNAVAILABLE."""
+
+
 Pool = Literal["main", "sandbox", "service"]
 
 P_contra = TypeVar("P_contra", bound=Parameters, contravariant=True)

@@ -16,7 +16,16 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from vold_verifier.extraction import final_part
-from vold_verifier.verifiers.base import BadParameterError, BadReferenceError, Item, Parameters, Pool, Verdict, Verifier
+from vold_verifier.verifiers.base import (
+    BadParameterError,
+    BadReferenceError,
+    Item,
+    NoVerdictError,
+    Parameters,
+    Pool,
+    Verdict,
+    Verifier,
+)
 
 MAX_TESTS = 256
 MAX_PROGRAM_CHARS = 100_000
@@ -214,9 +223,9 @@ def _bound(expected: str) -> int:
 
 
 def judge(test: Test, outcome: dict[str, Any], compare: str) -> str | None:
-    """What is wrong with what the program did in `test`, or None. Raises TimeoutError where nobody can tell."""
+    """What is wrong with what the program did in `test`, or None. Raises NoVerdictError where nobody can tell."""
     if outcome["ended"] == "starved":
-        raise TimeoutError(outcome["detail"])
+        raise NoVerdictError(f"the program got too little of the CPU to be judged: {outcome['detail']}")
     if outcome["ended"] != "done":
         return str(outcome["detail"])
     if isinstance(test, AssertTest):

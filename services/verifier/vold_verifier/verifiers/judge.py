@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
-from vold_proto.v1 import status_pb2
-from vold_service.errors import ServiceError, unavailable
+from vold_service.errors import unavailable
 
 from vold_verifier.extraction import final_part
 from vold_verifier.settings import VerifierSettings
@@ -75,10 +74,6 @@ class _Ruling(BaseModel):
 class _TryAgainError(Exception):
     """The judge could not be reached, or it said something that is no ruling."""
 
-    def __init__(self, code: "status_pb2.Code", message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
 
 class JudgeVerifier(Verifier[JudgeParameters]):
     name: ClassVar[str] = "judge"
@@ -106,7 +101,7 @@ class JudgeVerifier(Verifier[JudgeParameters]):
         await self._client.aclose()
 
     async def judge(self, item: Item, parameters: JudgeParameters, /) -> Verdict:
-        """Raises ServiceError: UNAVAILABLE where the judge does not answer, INTERNAL where it gives no ruling."""
+        """Raises ServiceError, UNAVAILABLE, where the judge gives no ruling for whatever reason."""
         answer = item.completion if parameters.with_thinking else None
         if answer is None:
             answer = final_part(item.completion, parameters.think_tag, item.prompt)
@@ -140,10 +135,7 @@ class JudgeVerifier(Verifier[JudgeParameters]):
                     async with self._slots:
                         return await self._ask_once(body)
         except _TryAgainError as error:
-            tried = f"{error}, in each of {self.settings.judge_retries + 1} attempts"
-            raise (
-                unavailable(tried) if error.code == status_pb2.UNAVAILABLE else ServiceError(error.code, tried)
-            ) from error
+            raise unavailable(f"{error}, in each of {self.settings.judge_retries + 1} attempts") from error
         raise AssertionError("tenacity ends with a result or an exception")
 
     async def _ask_once(self, body: dict[str, Any]) -> _Ruling:
@@ -156,20 +148,17 @@ class JudgeVerifier(Verifier[JudgeParameters]):
                         content += chunk
                         if len(content) > MAX_REPLY_BYTES:
                             message = f"the judge's reply passes {MAX_REPLY_BYTES:,} bytes"
-                            raise _TryAgainError(status_pb2.INTERNAL, message)
+                            raise _TryAgainError(message)
         except TimeoutError:
             message = f"the judge did not answer within {self.settings.judge_timeout:g} s"
-            raise _TryAgainError(status_pb2.UNAVAILABLE, message) from None
+            raise _TryAgainError(message) from None
         except httpx.HTTPError as error:
-            raise _TryAgainError(
-                status_pb2.UNAVAILABLE, f"the judge cannot be reached ({type(error).__name__})"
-            ) from error
+            raise _TryAgainError(f"the judge cannot be reached ({type(error).__name__})") from error
         if reply.status_code in _RETRIED_STATUS:
-            raise _TryAgainError(status_pb2.UNAVAILABLE, f"the judge answered with HTTP {reply.status_code}")
+            raise _TryAgainError(f"the judge answered with HTTP {reply.status_code}")
         if reply.status_code != httpx.codes.OK:
-            raise ServiceError(
-                status_pb2.INTERNAL,
-                f"the judge refused the request with HTTP {reply.status_code}: look at its URL, model and key",
+            raise unavailable(
+                f"the judge refused the request with HTTP {reply.status_code}: look at its URL, model and key"
             )
         return read_ruling(bytes(content))
 
@@ -193,6 +182,4 @@ def read_ruling(content: bytes) -> _Ruling:
         text = json.loads(content)["choices"][0]["message"]["content"]
         return _Ruling.model_validate_json(text.strip())
     except (ValueError, LookupError, TypeError, AttributeError, ValidationError, RecursionError):
-        raise _TryAgainError(
-            status_pb2.INTERNAL, 'the judge gave no ruling: its reply is not {"reason": text, "score": 0 to 1}'
-        ) from None
+        raise _TryAgainError('the judge gave no ruling: its reply is not {"reason": text, "score": 0 to 1}') from None
