@@ -135,7 +135,7 @@ def _check_within(
         with timer:
             tripwire.armed = on_hit != "off"
             try:
-                result = _check(item, verifiers)
+                result = check(item, verifiers)
             finally:
                 tripwire.armed = False
     except TripwireError:
@@ -151,7 +151,8 @@ def _check_within(
     return failed(status_pb2.PERMISSION_DENIED, message), False
 
 
-def _check(item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]]) -> verifier_pb2.VerifyResult:
+def check(item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]]) -> verifier_pb2.VerifyResult:
+    """The verdict on one item, or why there is none. Takes as long as the verifier does."""
     verifier = verifiers[item.verifier]
     try:
         parameters = read_parameters(verifier, item.parameters)

@@ -87,6 +87,7 @@ class CodeVerifier(Verifier[CodeParameters]):
     parameters: ClassVar[type[CodeParameters]] = CodeParameters
     cost: ClassVar[int] = 32
     pool: ClassVar[Pool] = "sandbox"
+    deterministic: ClassVar[bool] = False
     tripwire: ClassVar[Literal["error", "wrong", "off"]] = "off"
 
     def check(self, item: Item, parameters: CodeParameters, /) -> Verdict:

@@ -77,6 +77,7 @@ class CompositeVerifier(Verifier[CompositeParameters]):
     summary: ClassVar[str] = "a weighted sum of other verifiers, with gates and penalties"
     parameters: ClassVar[type[CompositeParameters]] = CompositeParameters
     pool: ClassVar[Pool] = "service"
+    deterministic: ClassVar[bool] = False
 
     def check(self, item: Item, parameters: CompositeParameters, /) -> Verdict:
         raise NotImplementedError("the engine judges a composite by its parts")

@@ -80,6 +80,7 @@ class JudgeVerifier(Verifier[JudgeParameters]):
     summary: ClassVar[str] = "another model's score by a rubric"
     parameters: ClassVar[type[JudgeParameters]] = JudgeParameters
     pool: ClassVar[Pool] = "service"
+    deterministic: ClassVar[bool] = False
 
     def __init__(self, settings: VerifierSettings) -> None:
         assert settings.judge_url is not None
