@@ -23,7 +23,7 @@ def plugin(monkeypatch):
 
 def test_the_built_in_verifiers_have_schemas():
     verifiers = registry.load()
-    assert list(verifiers) == ["math", "numeric", "choice", "exact", "format"]
+    assert list(verifiers) == ["math", "numeric", "choice", "exact", "format", "reasoning-gym", "composite"]
     for verifier in verifiers.values():
         assert verifier.parameters.model_json_schema()["additionalProperties"] is False
 

@@ -172,9 +172,10 @@ def _become_nobody(paths: list[str]) -> bool:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.seteuid(NOBODY)
-        if not all(os.access(path, os.R_OK, effective_ids=True) for path in paths):
+        unreadable = next((path for path in paths if not os.access(path, os.R_OK, effective_ids=True)), None)
+        if unreadable is not None:
             os.seteuid(0)
-            _say(f"it stays root: user {NOBODY} may not read some of {', '.join(paths)}")
+            _say(f"it stays root: user {NOBODY} may not read {unreadable}")
             return False
         os.seteuid(0)
         os.setresuid(NOBODY, NOBODY, NOBODY)
