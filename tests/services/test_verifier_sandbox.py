@@ -186,7 +186,7 @@ def test_nothing_leaves_for_a_socket_that_listens(server):
 
 
 def test_the_environment_holds_no_secret(server):
-    seen = "import os\nprint(sorted(os.environ.items()))"
+    seen = "import os\nprint([name for name in os.environ if name != 'LC_CTYPE'])"  # Python sets that one itself
     (result,) = server.verify(program(seen, [{"stdin": "", "stdout": "[]"}]))
     assert result.reward == 1.0
     (evaluated,) = server.verify(item("evaluate-unwatched", "result = sorted(os.environ.items())"))
