@@ -20,7 +20,7 @@ BOMBS = [
 def innocents():
     """Items of every kind, right and wrong."""
     items = []
-    for n in range(60):
+    for n in range(24):
         items += [
             Item("numeric", f"\\boxed{{{n}}}", str(n - n % 2)),
             Item("choice", f"The answer is ({'ABCD'[n % 4]})", "ABCD"[n % 3]),
@@ -66,9 +66,9 @@ def test_verdicts_are_the_same_beside_busy_loops(client, calm):
 
 
 def test_no_innocent_is_hurt_by_bombs(client, calm):
-    """2 % of the batch are bombs."""
+    """More than 2 % of the batch are bombs."""
     items = innocents()
-    places = range(0, len(items), 50)
+    places = range(0, len(items), 20)
     for shift, place in enumerate(places):
         items.insert(place + shift, BOMBS[shift % len(BOMBS)])
     verdicts = verdicts_of(client, items)

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 
+import httpx
 import psutil
 import pytest
 from verifier_server import item, running
@@ -19,7 +20,18 @@ SECRET = "only-the-service-may-know"
 @pytest.fixture(scope="module")
 def server():
     with running(
-        *("--workers", "1", "--enable", "code", "--plugin", "sandbox_plugin", "--hard-time-limit", "20"),
+        *(
+            "--workers",
+            "1",
+            "--sandbox-workers",
+            "2",
+            "--enable",
+            "code",
+            "--plugin",
+            "sandbox_plugin",
+            "--hard-time-limit",
+            "20",
+        ),
         environment={"VOLD_API_KEYS": "", "SOME_TOKEN": SECRET, "VOLD_JUDGE_KEY": SECRET},
     ) as one:
         yield one
@@ -97,15 +109,11 @@ CHEATS = {
 }
 
 
-@pytest.mark.parametrize("cheat", CHEATS)
-def test_a_program_cannot_pay_itself(server, cheat):
-    results = server.verify(
-        program(CHEATS[cheat], [{"code": "assert f(2) == 4"}]),
-        program(CHEATS[cheat], [{"call": "f", "args": [2], "expected": 4}]),
-        program(CHEATS[cheat], [{"stdin": "", "stdout": "secret-answer"}]),
-        program(ADDER, ADDS),
-    )
-    assert [result.reward for result in results] == [0.0, 0.0, 0.0, 1.0]
+def test_a_program_cannot_pay_itself(server):
+    tests = [{"code": "assert f(2) == 4"}], [{"call": "f", "args": [2], "expected": 4}], [{"stdout": "secret-answer"}]
+    items = [program(cheat, test) for cheat in CHEATS.values() for test in tests]
+    results = server.verify(*items, program(ADDER, ADDS))
+    assert [result.reward for result in results] == [0.0] * len(items) + [1.0]
 
 
 BOMBS = {
@@ -124,15 +132,16 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("bomb", BOMBS)
-def test_bombs_are_wrong_answers_and_hurt_nobody(server, bomb):
-    tests = [{"stdin": "", "stdout": "x"}]
+def test_bombs_are_wrong_answers_and_hurt_nobody(server):
     limits = {"seconds": 0.3, "memory_mb": 256}
-    bad, good = server.verify(program(BOMBS[bomb], tests, **limits), program(ADDER, ADDS), timeout=60)
-    assert bad.reward == 0.0, bad
-    assert good.reward == 1.0
-    sandbox = [p for p in server.descendants() if "code_runner.py" in " ".join(p.cmdline())]
-    assert not psutil.wait_procs(sandbox, timeout=10)[1]
+    items = []
+    for bomb in BOMBS.values():
+        items += [program(bomb, [{"stdin": "", "stdout": "x"}], **limits), program(ADDER, ADDS)]
+    results = server.verify(*items, timeout=200)
+    assert {name: result.reward for name, result in zip(BOMBS, results[::2], strict=True)} == dict.fromkeys(BOMBS, 0.0)
+    assert [result.reward for result in results[1::2]] == [1.0] * len(BOMBS)
+    left = [process for process in server.descendants() if "code_runner.py" in " ".join(process.cmdline())]
+    assert not psutil.wait_procs(left, timeout=10)[1]
 
 
 def refused(statement):
@@ -140,36 +149,35 @@ def refused(statement):
     return f"try:\n    {statement}\nexcept OSError:\n    print('done')\nelse:\n    print('not refused')"
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "import subprocess; subprocess.run(['/bin/true'])",
-        "import os; os.execv('/bin/true', ['true'])",
-        "import os; os.posix_spawn('/bin/true', ['true'], {})",
-        "import os; os.setsid()",
-        "import os; os.kill(os.getppid(), 9)",
-        "import os; os.kill(-1, 9)",
-        "import os; os.killpg(0, 0)",
-        "import socket; socket.socket()",
-        "import socket; socket.create_connection(('127.0.0.1', 80))",
-        "import socket; socket.socket(socket.AF_UNIX)",
-        "open('canary', 'w')",
-        "open('/tmp/canary', 'w')",
-        "open('/dev/shm/canary', 'w')",
-        "open('/dev/null', 'r+')",
-        "import os; os.mkdir('/tmp/canary')",
-        "import os; os.unlink('/dev/null')",
-        "import os; os.symlink('/', '/tmp/canary')",
-        "import os; os.chroot('/')",
-        "import os; os.setuid(0) if os.getuid() else os.mkdir('/canary')",
-        "import os; os.listdir('/root/.ssh')",
-        "open(f'/proc/{__import__(\"os\").getppid()}/environ').read()",
-        "open('/etc/shadow').read()",
-    ],
-)
-def test_programs_are_refused_the_world(server, statement):
-    (result,) = server.verify(program(refused(statement), NOTHING))
-    assert result.reward == 1.0, result.reason
+REFUSED = [
+    "import subprocess; subprocess.run(['/bin/true'])",
+    "import os; os.execv('/bin/true', ['true'])",
+    "import os; os.posix_spawn('/bin/true', ['true'], {})",
+    "import os; os.setsid()",
+    "import os; os.kill(os.getppid(), 9)",
+    "import os; os.kill(-1, 9)",
+    "import os; os.killpg(0, 0)",
+    "import socket; socket.socket()",
+    "import socket; socket.create_connection(('127.0.0.1', 80))",
+    "import socket; socket.socket(socket.AF_UNIX)",
+    "open('canary', 'w')",
+    "open('/tmp/canary', 'w')",
+    "open('/dev/shm/canary', 'w')",
+    "open('/dev/null', 'r+')",
+    "import os; os.mkdir('/tmp/canary')",
+    "import os; os.unlink('/dev/null')",
+    "import os; os.symlink('/', '/tmp/canary')",
+    "import os; os.chroot('/')",
+    "import os; os.setuid(0) if os.getuid() else os.mkdir('/canary')",
+    "import os; os.listdir('/root/.ssh')",
+    "open(f'/proc/{__import__(\"os\").getppid()}/environ').read()",
+    "open('/etc/shadow').read()",
+]
+
+
+def test_programs_are_refused_the_world(server):
+    results = server.verify(*(program(refused(statement), NOTHING) for statement in REFUSED))
+    assert {one: result.reason for one, result in zip(REFUSED, results, strict=True) if result.reward != 1.0} == {}
 
 
 def test_nothing_leaves_for_a_socket_that_listens(server):
@@ -209,39 +217,51 @@ def test_the_walls_hold_without_the_tripwire(server, layers, tmp_path):
         "import ctypes\nif ctypes.CDLL(None).unshare(0x10000000): raise OSError",
         "import ctypes\nif ctypes.CDLL(None).mount(b'x', b'/', b'tmpfs', 0, None): raise OSError",
     ]
-    for attempt in attempts:
-        (result,) = server.verify(item("evaluate-unwatched", attempt))
-        assert result.error.code == status_pb2.INTERNAL, attempt
+    results = server.verify(*(item("evaluate-unwatched", attempt) for attempt in attempts))
+    codes = [result.error.code for result in results]
+    assert codes == [status_pb2.INTERNAL] * len(attempts), list(zip(attempts, codes, strict=True))
     assert not canary.exists()
     uids = {process.uids().real for process in server.descendants() if 'pool": "sandbox' in " ".join(process.cmdline())}
     if "other user" in layers:
         assert 65534 in uids
 
 
-@pytest.mark.parametrize(
-    "attempt",
-    [
-        "open('canary', 'w')",
-        "os.open('canary', os.O_CREAT)",
-        "os.system('touch canary')",
-        "__import__('subprocess').run(['touch', 'canary'])",
-        "__import__('pathlib').Path('canary').touch()",
-        "__import__('socket').socket()",
-        "__import__('ctypes').CDLL(None)",
-        "os.fork()",
-        "os.kill(os.getppid(), 9)",
-        "open('/etc/passwd').read()",
-    ],
-)
-def test_the_tripwire_ends_the_worker_and_nothing_else(server, attempt):
-    pid = "result = os.getpid()"
-    before, hit, after = server.verify(item("evaluate", pid), item("evaluate", attempt), item("evaluate", pid))
-    assert hit.error.code == status_pb2.PERMISSION_DENIED
-    assert not hit.HasField("reward")
-    assert before.extracted != after.extracted
-    (swallowed,) = server.verify(item("evaluate-swallowing", attempt))
-    assert swallowed.reward == 0.0
-    assert "the answer is a program" in swallowed.reason
+TRIPPING = [
+    "open('canary', 'w')",
+    "os.open('canary', os.O_CREAT)",
+    "os.system('touch canary')",
+    "__import__('subprocess').run(['touch', 'canary'])",
+    "__import__('pathlib').Path('canary').touch()",
+    "__import__('socket').socket()",
+    "__import__('ctypes').CDLL(None)",
+    "os.fork()",
+    "os.kill(os.getppid(), 9)",
+    "open('/etc/passwd').read()",
+]
+
+
+def tripped(server):
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    name = 'vold_verifier_worker_restarts_total{reason="tripwire"}'
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def test_the_tripwire_ends_the_worker_and_nothing_else(server):
+    before = tripped(server)
+    items = []
+    for attempt in TRIPPING:
+        items += [item("evaluate", attempt), item("evaluate-swallowing", attempt), item("evaluate", "result = 1")]
+    results = server.verify(*items)
+    for attempt, hit, swallowed, innocent in zip(TRIPPING, results[::3], results[1::3], results[2::3], strict=True):
+        assert hit.error.code == status_pb2.PERMISSION_DENIED, attempt
+        assert not hit.HasField("reward")
+        assert swallowed.reward == 0.0
+        assert "the answer is a program" in swallowed.reason
+        assert innocent.extracted == "1"
+    until = time.monotonic() + 30
+    while tripped(server) < before + 2 * len(TRIPPING):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_nothing_of_the_sandbox_outlives_a_killed_server():
