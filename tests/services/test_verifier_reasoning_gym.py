@@ -65,9 +65,14 @@ def test_wrong_answers_are_wrong(client, entries):
              parameters={"task": name, "entry": json.dumps(plain(entry))}, id=name)
         for name, (entry, _) in entries.items()
     ]  # fmt: skip
-    for verdict in client.verify(items):
-        assert verdict.error is None, verdict
-        assert not verdict.correct, verdict
+    verdicts = {verdict.id: verdict for verdict in client.verify(items)}
+    paid = set()
+    for name, (entry, dataset) in entries.items():
+        assert verdicts[name].error is None, verdicts[name]
+        if verdicts[name].correct:
+            assert dataset.score_answer("1234567", entry) == 1.0
+            paid.add(name)
+    assert len(paid) <= 2, paid  # tasks of two answers, whose scorers take any other text for one of them
 
 
 def test_an_entry_may_be_given_as_an_object(client, entries):

@@ -58,7 +58,7 @@ class ForkServerClient:
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "vold_verifier.forkserver", json.dumps(options)),
+                *("-P", "-m", "vold_verifier.forkserver", json.dumps(options)),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 env=environment,

@@ -21,7 +21,17 @@ from pathlib import Path
 from vold_verifier.sandbox import kernel, landlock, seccomp
 
 NOBODY = 65534
-_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
+_SYSTEM = (
+    "/usr",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/bin",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/alternatives",
+    "/etc/fonts",
+)
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 _STAGE = "/proc"
 """Where the new root is put together: a directory that every system has and that no program file lies in."""
@@ -43,7 +53,9 @@ def hide_memory() -> None:
 def readable_paths() -> list[str]:
     """What Python programs need to read: the system's libraries, this interpreter, and the import path."""
     wanted = [*_SYSTEM, *_DEVICES, sys.prefix, sys.base_prefix, *sys.path]
-    return [path for path in dict.fromkeys(os.path.abspath(path) for path in wanted if path) if os.path.exists(path)]
+    absolute = dict.fromkeys(os.path.abspath(path) for path in wanted if path)
+    # A service started in / with `python -m` has that in its import path.
+    return [path for path in absolute if path != "/" and os.path.exists(path)]
 
 
 class Confinement:

@@ -37,7 +37,6 @@ _EVENTS = frozenset(
         *("signal.pthread_kill", "sys.addaudithook", "sys.setprofile", "sys.settrace", "syslog.openlog"),
     )
 )
-_CODE = (".py", ".pyc", ".so")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -55,23 +54,24 @@ class Tripwire:
     def __init__(self) -> None:
         self.armed = False
         self.hit = ""
+        self.readable: tuple[str, ...] = ()
 
     def install(self) -> None:
+        """What may be read from here on is what an import may read: installed packages, with their data."""
+        self.readable = tuple(os.path.join(os.path.abspath(path), "") for path in sys.path if path not in ("", "/"))
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.armed and _suspicious(event, arguments):
+        if self.armed and self._suspicious(event, arguments):
             self.hit = self.hit or event
             raise TripwireError(event)
 
-
-def _suspicious(event: str, arguments: tuple[Any, ...]) -> bool:
-    if event == "open":
+    def _suspicious(self, event: str, arguments: tuple[Any, ...]) -> bool:
+        if event != "open":
+            return event in _EVENTS or event.startswith(_PREFIXES)
         path, mode, flags = arguments
         if isinstance(mode, str) and any(letter in mode for letter in "wax+"):
             return True
         if isinstance(flags, int) and flags & _WRITING:
             return True
-        # What may be read is what an import reads.
-        return not (isinstance(path, str) and path.endswith(_CODE))
-    return event in _EVENTS or event.startswith(_PREFIXES)
+        return not (isinstance(path, str) and os.path.normpath(path).startswith(self.readable))

@@ -9,6 +9,7 @@ import builtins
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -73,6 +74,11 @@ class ReasoningGymVerifier(Verifier[ReasoningGymParameters]):
     tripwire: ClassVar[Literal["error", "wrong", "off"]] = "wrong"
 
     def warm_up(self) -> None:
+        from reasoning_gym.factory import DATASETS
+
+        for task in DATASETS:
+            with suppress(BadParameterError):  # a task without defaults is made when it is asked for
+                _scorer(task, "{}")
         _scorer("countdown", "{}")(
             "1+2", {"answer": "1+2", "metadata": {"numbers": [1, 2], "target": 3, "source_dataset": "countdown"}}
         )
