@@ -27,6 +27,8 @@ EVALUATING = frozenset(
     )
 )
 """Tasks whose scorer runs the answer through `eval` or sympy's `parse_expr`."""
+_OF_TUPLES = frozenset(("arc_agi", "rearc"))
+"""Tasks whose scorer compares the answer's tuples with metadata.output, which JSON has made into lists."""
 MAX_ANSWER_CHARS = 20_000
 MAX_EVALUATED_CHARS = 4_000
 MAX_EVALUATED_DEPTH = 40
@@ -90,6 +92,8 @@ class ReasoningGymVerifier(Verifier[ReasoningGymParameters]):
         if not isinstance(entry["metadata"], dict):
             raise BadParameterError("entry", "entry.metadata is not an object: give the item as the task made it")
         task = parameters.task or entry["metadata"].get("source_dataset", "")
+        if task in _OF_TUPLES:
+            entry["metadata"] = {**entry["metadata"], "output": _tuples(entry["metadata"].get("output"))}
         score = _scorer(_known(task), json.dumps(parameters.config, sort_keys=True))
         found = find(item.completion, parameters, item.prompt)
         answer = found.answer
@@ -209,6 +213,10 @@ def _make_sure_of(entry: dict[str, Any], score: Scorer) -> None:
         raise BadReferenceError(
             f"the scorer fails on this entry's own answer ({type(error).__name__}): send the entry as the task made it"
         ) from None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _whole_numbers(value: Any) -> Any:
