@@ -175,7 +175,8 @@ class Usage:
 class Item:
     """A completion to be judged. verifier: its name ("math", "numeric", ...). completion: the whole text.
     reference: the reference answer. parameters: the verifier's own, as JSON values. id: comes back in the verdict;
-    where empty it is the item's index.
+    where empty it is the item's index. zero_on_failure: reward 0 beside the error where the completion is too long,
+    ran into a limit or crashed its worker.
     """
 
     verifier: str
@@ -184,13 +185,24 @@ class Item:
     prompt: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     id: str = ""
+    zero_on_failure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of what a composite's reward is made of. role: "part", "gate" or "penalty". weight: 0 for a gate."""
+
+    name: str
+    role: str
+    weight: float
+    verdict: "Verdict"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """reward: None where `error` is set: a missing reward is not a zero. extracted: the answer that was read out of
-    the completion. reason: why, in one line. seconds: what judging took. rule: the anti-hacking rule that refused the
-    answer, empty where none did.
+    """reward: None where `error` is set (but for `Item.zero_on_failure`): a missing reward is not a zero. extracted:
+    the answer that was read out of the completion. reason: why, in one line. seconds: what judging took. rule: the
+    anti-hacking rule that refused the answer, empty where none did. parts: of a composite.
     """
 
     id: str
@@ -201,12 +213,14 @@ class Verdict:
     error: VoldError | None = None
     seconds: float = 0.0
     rule: str = ""
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class VerifierInfo:
-    """parameters_schema: JSON schema of `Item.parameters`."""
+    """parameters_schema: JSON schema of `Item.parameters`. pool: "main", "sandbox" or "service"."""
 
     name: str
     summary: str
     parameters_schema: dict[str, Any]
+    pool: str = "main"

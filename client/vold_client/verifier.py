@@ -16,7 +16,7 @@ from vold_client.errors import RETRIED, Internal, InvalidArgument, VoldError, fr
 from vold_client.methods import LIST_VERIFIERS, VERIFY, VERIFY_STREAM
 from vold_client.tls import Tls
 from vold_client.transport import Transport
-from vold_client.types import Item, Verdict, VerifierInfo
+from vold_client.types import Item, Part, Verdict, VerifierInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class AsyncVerifierClient(AsyncClient):
         """The verifiers that the service knows, with the JSON schema of each one's parameters."""
         reply, _ = await self._unary(LIST_VERIFIERS, pb.ListVerifiersRequest(), self._deadline(timeout))
         return [
-            VerifierInfo(info.name, info.summary, json.loads(info.parameters_schema or "{}"))
+            VerifierInfo(info.name, info.summary, json.loads(info.parameters_schema or "{}"), info.pool or "main")
             for info in reply.verifiers
         ]
 
@@ -135,6 +135,7 @@ def _pack(item: Item, identifier: str, index: int) -> pb.VerifyItem:
             reference=item.reference,
             prompt=item.prompt,
             parameters=parameters,
+            zero_on_failure=item.zero_on_failure,
         )
     except (ValueError, TypeError) as error:
         raise InvalidArgument(
@@ -173,4 +174,7 @@ def _verdict(result: pb.VerifyResult, identifier: str, url: str) -> Verdict:
         error=from_status(result.error, url),
         seconds=result.seconds,
         rule=result.rule,
+        parts=tuple(
+            Part(part.name, part.role, part.weight, _verdict(part.result, identifier, url)) for part in result.parts
+        ),
     )

@@ -21,6 +21,7 @@ class Server:
         self.process = process
         self.ready = ready
         self.url = ready["http"]
+        self.grpc_url = f"grpc://{ready['grpc']}" if not ready["grpc"].startswith("unix:") else ready["grpc"]
         self.channel = grpc.insecure_channel(ready["grpc"])
         self.stub = verifier_pb2_grpc.VerifierServiceStub(self.channel)
 
@@ -32,16 +33,21 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(*options: str, grpc_address: str = "127.0.0.1:0", log: IO[str] | None = None) -> Iterator[Server]:
+def running(
+    *options: str,
+    grpc_address: str = "127.0.0.1:0",
+    log: IO[str] | None = None,
+    environment: dict[str, str] | None = None,
+) -> Iterator[Server]:
     """A server on free ports with the misbehaving plugin; killed at the end if it still runs. log: for its stderr."""
     command = [sys.executable, "-m", "vold_verifier", "serve", "--http", "127.0.0.1:0", "--grpc", grpc_address]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [*command, "--plugin", "verifier_plugin", *options],
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
     )
     assert process.stdout is not None
     try:

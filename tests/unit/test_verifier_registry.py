@@ -36,6 +36,8 @@ def test_the_built_in_verifiers_have_schemas():
         "format",
         "overlong",
         "repetition",
+        "reasoning-gym",
+        "composite",
     ]
     for verifier in verifiers.values():
         assert verifier.parameters.model_json_schema()["additionalProperties"] is False

@@ -1,6 +1,10 @@
 """What is refused before a parser sees it: text that is cheap to write and ruinous to evaluate."""
 
 import re
+from collections.abc import Iterator
+
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 
 MAX_ANSWER_CHARS = 1000
 MAX_DEPTH = 40
@@ -16,6 +20,31 @@ _LONG_DIGITS = re.compile(r"\d{400,}")
 _REPEATED_FACTORIAL = re.compile(r"!\s*\)*\s*!|!\s*[\])}]+\s*!")
 _SCIENTIFIC = re.compile(r"\d[eE][+-]?\d{5,}")
 _BIG_OPERATOR = re.compile(r"\\(?:sum|prod|i+nt|oint|lim)(?![A-Za-z])")
+
+
+MAX_PARAMETER_DEPTH = 24
+"""Protocol buffers are read to 100 levels, and a level here is three of theirs."""
+
+
+def parameters_fault(parameters: Struct, max_bytes: int) -> str | None:
+    """Why some parameters may not be read, or None."""
+    size = parameters.ByteSize()
+    if size > max_bytes:
+        return f"{size:,} bytes, over the limit of {max_bytes:,}: send less"
+    level: list[Message] = [parameters]
+    for _ in range(MAX_PARAMETER_DEPTH):
+        level = [value for container in level for value in _containers(container)]
+        if not level:
+            return None
+    return f"nested deeper than {MAX_PARAMETER_DEPTH} levels: make them flatter"
+
+
+def _containers(container: Message) -> Iterator[Message]:
+    values = container.fields.values() if isinstance(container, Struct) else container.values  # type: ignore[attr-defined]
+    for value in values:
+        kind = value.WhichOneof("kind")
+        if kind in ("struct_value", "list_value"):
+            yield getattr(value, kind)
 
 
 def fault(text: str) -> str | None:

@@ -35,6 +35,15 @@ def serve_command(
     hard_time_limit: Annotated[float | None, typer.Option(help="wall seconds for one item [10 x time limit]")] = None,
     worker_memory_bytes: Annotated[int | None, typer.Option(help="address space of one worker [512 MiB]")] = None,
     recycle_after: Annotated[int | None, typer.Option(help="items after which a worker is replaced [2000]")] = None,
+    enable: Annotated[
+        list[str] | None, typer.Option(help="a verifier that is off otherwise (code); may be repeated")
+    ] = None,
+    sandbox_workers: Annotated[int | None, typer.Option(help="sandboxed workers; as many as workers")] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible API of the judge; its key is VOLD_JUDGE_KEY")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="the model that judges")] = None,
+    judge_rubric: Annotated[Path | None, typer.Option(help="file with the rubric of items that bring none")] = None,
     max_items: Annotated[int | None, typer.Option(help="items in one request [4096]")] = None,
     max_queued_items: Annotated[int | None, typer.Option(help="items waiting in all [65536]")] = None,
     max_completion_chars: Annotated[int | None, typer.Option(help="longest completion or prompt [262144]")] = None,
@@ -65,6 +74,11 @@ def serve_command(
         "hard_time_limit": hard_time_limit,
         "worker_memory_bytes": worker_memory_bytes,
         "recycle_after": recycle_after,
+        "enable": tuple(enable) if enable else None,
+        "sandbox_workers": sandbox_workers,
+        "judge_url": judge_url,
+        "judge_model": judge_model,
+        "judge_rubric": judge_rubric,
         "max_items": max_items,
         "max_queued_items": max_queued_items,
         "max_completion_chars": max_completion_chars,

@@ -13,16 +13,19 @@ from importlib.metadata import version
 from typing import Any
 
 from pydantic import ValidationError
-from vold_proto.v1 import verifier_pb2
+from vold_proto.v1 import status_pb2, verifier_pb2
 from vold_service import access
 from vold_service.call import Call
 from vold_service.errors import Code, ServiceError, invalid, too_late
 from vold_service.quota import Quotas
 
 from vold_verifier import metrics, registry
-from vold_verifier.pool import Pool, PoolOptions
+from vold_verifier.bounds import parameters_fault
+from vold_verifier.composite import field_of, part_items
+from vold_verifier.dispatch import Dispatcher
 from vold_verifier.settings import VerifierSettings
 from vold_verifier.verifiers.base import Verifier
+from vold_verifier.verifiers.composite import CompositeParameters
 from vold_verifier.worker import first_error, read_parameters
 
 CHARACTERS_PER_TOKEN = 4
@@ -33,26 +36,16 @@ class Engine:
 
     def __init__(self, settings: VerifierSettings) -> None:
         self.settings = settings
-        self.verifiers = registry.load(settings.plugins)
+        self.verifiers = registry.configured(settings)
         self.server_version = version("vold")
         self.quotas = Quotas()
-        self.pool = Pool(
-            PoolOptions(
-                workers=settings.workers,
-                cpu_seconds=settings.time_limit,
-                wall_seconds=settings.wall_limit,
-                memory_bytes=settings.worker_memory_bytes,
-                recycle_after=settings.recycle_after,
-                max_queued=settings.max_queued_items,
-                plugins=settings.plugins,
-            )
-        )
+        self.dispatcher = Dispatcher(settings, self.verifiers)
 
     async def start(self) -> None:
-        await self.pool.start()
+        await self.dispatcher.start()
 
     async def stop(self) -> None:
-        await self.pool.stop()
+        await self.dispatcher.stop()
 
     def list_verifiers(self) -> verifier_pb2.ListVerifiersReply:
         return verifier_pb2.ListVerifiersReply(
@@ -61,11 +54,13 @@ class Engine:
                     name=verifier.name,
                     summary=verifier.summary,
                     parameters_schema=json.dumps(verifier.parameters.model_json_schema()),
+                    pool=getattr(verifier, "pool", "main"),
                 )
                 for verifier in self.verifiers.values()
             ],
             server_version=self.server_version,
             time_limit_seconds=self.settings.time_limit,
+            sandbox_layers=self.dispatcher.sandbox.layers,
         )
 
     async def verify(self, call: Call, items: Sequence[verifier_pb2.VerifyItem]) -> verifier_pb2.VerifyReply:
@@ -113,12 +108,12 @@ class Engine:
 
         if call.expired:
             raise too_late()
-        self.pool.reserve(len(accepted))
-        lane = self.pool.lane(deliver)
+        desk = self.dispatcher.desk(deliver)
         try:
+            desk.reserve((items[index], verifier) for index, verifier in accepted)
             for index, verifier in accepted:
-                lane.put(index, items[index].SerializeToString(), verifier.cost)
-            self.pool.feed_all()
+                desk.put(index, items[index], verifier)
+            desk.feed()
             try:
                 async with asyncio.timeout(call.remaining()):
                     await done.wait()
@@ -127,7 +122,7 @@ class Engine:
                     f"the deadline passed with {left} of {len(items)} items not judged: allow more time or send fewer"
                 ) from None
         finally:
-            lane.close()
+            desk.close()
 
     async def verify_stream(
         self, calls: Callable[[], Call], items: AsyncIterator[verifier_pb2.VerifyItem]
@@ -145,13 +140,13 @@ class Engine:
         def deliver(key: int, result: verifier_pb2.VerifyResult) -> None:
             results.put_nowait(self._labelled(open_items.pop(key), result, ""))
 
-        lane = self.pool.lane(deliver)
+        desk = self.dispatcher.desk(deliver)
 
         async def read() -> int:
             count = 0
             async for item in items:
                 await window.acquire()
-                await self.pool.room.wait()
+                await self.dispatcher.room()
                 try:
                     verifier = self._admit(item, "")
                     self.quotas.charge(calls().tenant, tokens_of(item))
@@ -159,8 +154,8 @@ class Engine:
                     results.put_nowait(self._refused(item, error))
                 else:
                     open_items[count] = item
-                    lane.put(count, item.SerializeToString(), verifier.cost)
-                    self.pool.feed_all()
+                    desk.put(count, item, verifier)
+                    desk.feed()
                 count += 1
             return count
 
@@ -180,7 +175,7 @@ class Engine:
                 message = f"the deadline passed after {answered} results: allow more time or send fewer"
                 raise too_late(message) from None
             finally:
-                lane.close()
+                desk.close()
                 reader.cancel()
                 with contextlib.suppress(asyncio.CancelledError, ServiceError):
                     await reader
@@ -197,12 +192,17 @@ class Engine:
                 raise invalid(
                     path + name, f"{path}{name} has {len(text):,} characters, over the limit of {limit:,}: shorten it"
                 )
-        if item.HasField("parameters"):
+        if item.HasField("parameters") or verifier.name == "composite":
+            if fault := parameters_fault(item.parameters, self.settings.max_parameters_bytes):
+                raise invalid(path + "parameters", f"{path}parameters: {fault}")
             try:
-                read_parameters(verifier, item.parameters)
+                parameters = read_parameters(verifier, item.parameters)
             except ValidationError as error:
                 field, message = first_error(error)
                 raise invalid(path + field, f"{path}{message}") from None
+            if isinstance(parameters, CompositeParameters):
+                for number, part in enumerate(part_items(item, parameters)):
+                    self._admit(part, f"{path}{field_of(parameters, number)}.")
         return verifier
 
     def _refused(self, item: verifier_pb2.VerifyItem, error: ServiceError) -> verifier_pb2.VerifyResult:
@@ -215,6 +215,8 @@ class Engine:
         result.id = item.id
         if result.HasField("error"):
             outcome = Code.Name(result.error.code)
+            if item.zero_on_failure and _of_the_completion(result.error):
+                result.reward = 0.0
             if result.error.field:
                 result.error.field = path + result.error.field
         else:
@@ -228,6 +230,13 @@ class Engine:
 def tokens_of(item: verifier_pb2.VerifyItem) -> int:
     """What an item counts for in its tenant's tokens a minute. There is no tokenizer here: 4 characters are a token."""
     return -(-(len(item.completion) + len(item.prompt) + len(item.reference)) // CHARACTERS_PER_TOKEN)
+
+
+def _of_the_completion(error: status_pb2.Status) -> bool:
+    """Whether it was the completion that kept its verdict from coming: too long, past a limit, a crash."""
+    if error.code == status_pb2.INVALID_ARGUMENT:
+        return error.field.rpartition(".")[2] == "completion"
+    return error.code in (status_pb2.DEADLINE_EXCEEDED, status_pb2.INTERNAL, status_pb2.PERMISSION_DENIED)
 
 
 @lru_cache(maxsize=1024)

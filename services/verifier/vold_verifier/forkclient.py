@@ -9,11 +9,20 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from vold_verifier.sandbox.confine import closed_environment
+
 START_SECONDS = 120.0
+
+
+def environment_without_secrets() -> dict[str, str]:
+    """The service's environment less its own settings, which may be keys."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("VOLD_")}
 
 
 class ForkServerClient:
     """One fork server process. The callbacks run on the event loop; none is called after `stop`.
+
+    layers: what holds its workers in, once it has started.
 
     started(number), exited(number, waitstatus): a worker's. lost(): the process ended by itself after it was ready.
     """
@@ -30,6 +39,7 @@ class ForkServerClient:
         self.started = started
         self.exited = exited
         self.lost = lost
+        self.layers: tuple[str, ...] = ()
         self._control: socket.socket | None = None
         self._buffer = b""
         self._process: asyncio.subprocess.Process | None = None
@@ -42,11 +52,13 @@ class ForkServerClient:
         """
         ours, theirs = socket.socketpair()
         options = {**self.options, "parent": os.getpid(), "fd": theirs.fileno()}
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        sandboxed = self.options["pool"] == "sandbox"
+        environment = closed_environment() if sandboxed else environment_without_secrets()
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "vold_verifier.forkserver", json.dumps(options)),
+                *("-P", "-m", "vold_verifier.forkserver", json.dumps(options)),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 env=environment,
@@ -121,6 +133,7 @@ class ForkServerClient:
         elif "exited" in message:
             self.exited(message["exited"], message["status"])
         elif "ready" in message:
+            self.layers = tuple(message["layers"])
             self._ready.set_result(None)
         elif not self._ready.done():
             self._ready.set_exception(OSError(f"the workers cannot start: {message['error']}"))

@@ -4,14 +4,15 @@ multiprocessing's forkserver would import the server's main module again in ever
 groups and signals; this one starts in the time of one import and forks a warm worker in milliseconds. It dies with
 the server, and the workers die with it, by the kernel's hand (PR_SET_PDEATHSIG) even if the server was killed.
 
+The sandbox's process shuts itself in before it forks, see `sandbox.confine`; its workers inherit the walls.
+
 It is started with one end of a Unix socket as file descriptor `fd` and speaks lines of JSON on it:
   in   {"spawn": n} with the worker's socket as ancillary data, {"kill": n}
-  out  {"ready": true}, {"error": text}, {"started": n}, {"exited": n, "status": waitstatus}
+  out  {"ready": true, "layers": [...]}, {"error": text}, {"started": n}, {"exited": n, "status": waitstatus}
 End of file on the socket ends it.
 """
 
 import contextlib
-import ctypes
 import gc
 import json
 import os
@@ -23,15 +24,16 @@ from collections import deque
 from typing import Any
 
 from vold_verifier import registry, worker
+from vold_verifier.sandbox import kernel
+from vold_verifier.sandbox.confine import Confinement
+from vold_verifier.sandbox.tripwire import Tripwire
 from vold_verifier.verifiers.base import Verifier
-
-PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int) -> None:
     """Ask the kernel (Linux) to kill this process when `parent` is gone; leave at once if it already is."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        kernel.die_with_parent()
     if os.getppid() != parent:
         os._exit(0)
 
@@ -55,7 +57,7 @@ class ForkServer:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
         self.inherited = (wake_read, wake_write)
-        self.say(ready=True)
+        self.say(ready=True, layers=self.options["layers"])
         pending = b""
         while True:
             readable, _, _ = select.select([self.control, wake_read], [], [])
@@ -95,13 +97,20 @@ class ForkServer:
             self.control.close()
             for end in self.inherited:
                 end.close()
-            worker.limit_memory(self.options["memory_bytes"])
-            with socket.socket(fileno=descriptor) as connection, contextlib.suppress(BrokenPipeError, ConnectionError):
-                worker.run(connection, self.verifiers, self.options["cpu_seconds"])
+            tripwire = None
+            if self.options["pool"] == "sandbox":
+                worker.limit_sandboxed(self.options["memory_bytes"])
+                tripwire = Tripwire()
+                tripwire.install()
+            else:
+                worker.limit_memory(self.options["memory_bytes"])
             status = 0
+            with socket.socket(fileno=descriptor) as connection, contextlib.suppress(BrokenPipeError, ConnectionError):
+                status = worker.run(connection, self.verifiers, self.options["cpu_seconds"], tripwire)
         except MemoryError:
             status = worker.EXIT_OUT_OF_MEMORY
         except BaseException:
+            status = 1
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(status)
@@ -114,7 +123,9 @@ class ForkServer:
                 return
             if pid == 0:
                 return
-            number = self.number_of.pop(pid)
+            number = self.number_of.pop(pid, 0)
+            if not number:
+                continue  # an orphan of the sandbox, whose first process this is
             del self.pid_of[number]
             self.say(exited=number, status=status)
 
@@ -122,18 +133,22 @@ class ForkServer:
 def main(options: dict[str, Any]) -> None:
     die_with_parent(options["parent"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    confinement = Confinement() if options["pool"] == "sandbox" else None
+    if confinement is not None:
+        confinement.enter()
     control = socket.socket(fileno=options["fd"])
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a verifier that prints must not speak on the server's stdout
     try:
-        verifiers = registry.load(options["plugins"])
+        verifiers = registry.of_pool(registry.load(options["plugins"], options["enable"]), options["pool"])
         for verifier in verifiers.values():
             verifier.warm_up()
     except Exception as error:
         control.sendall(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
         raise
+    layers = confinement.lock() if confinement is not None else []
     gc.collect()
     gc.freeze()  # what is shared with the workers stays out of their collections, and so out of copy-on-write
-    ForkServer(control, verifiers, {**options, "pid": os.getpid()}).run()
+    ForkServer(control, verifiers, {**options, "pid": os.getpid(), "layers": layers}).run()
 
 
 if __name__ == "__main__":

@@ -24,10 +24,16 @@ class ItemModel(BaseModel):
     reference: str = ""
     prompt: str = ""
     parameters: dict[str, Any] = Field(default_factory=dict)
+    zero_on_failure: bool = False
 
     def message(self) -> verifier_pb2.VerifyItem:
         item = verifier_pb2.VerifyItem(
-            id=self.id, verifier=self.verifier, completion=self.completion, reference=self.reference, prompt=self.prompt
+            id=self.id,
+            verifier=self.verifier,
+            completion=self.completion,
+            reference=self.reference,
+            prompt=self.prompt,
+            zero_on_failure=self.zero_on_failure,
         )
         if self.parameters:
             item.parameters.update(self.parameters)
@@ -49,8 +55,18 @@ class StatusModel(BaseModel):
     retry_seconds: float
 
 
+class PartModel(BaseModel):
+    """One part, gate or penalty of a composite, with its own result."""
+
+    name: str
+    role: str
+    weight: float
+    result: "ResultModel"
+
+
 class ResultModel(BaseModel):
-    """reward is null where there is an error: a missing reward is not a zero."""
+    """reward is null where there is an error, unless the item asked for zero_on_failure: a missing reward is not a
+    zero."""
 
     id: str
     reward: float | None
@@ -60,6 +76,7 @@ class ResultModel(BaseModel):
     rule: str
     error: StatusModel | None
     seconds: float
+    parts: list[PartModel] = Field(default_factory=list)
 
 
 class ReplyModel(BaseModel):
@@ -72,12 +89,14 @@ class VerifierModel(BaseModel):
     name: str
     summary: str
     parameters_schema: dict[str, Any]
+    pool: str
 
 
 class ListModel(BaseModel):
     verifiers: list[VerifierModel]
     server_version: str
     time_limit_seconds: float
+    sandbox_layers: list[str]
 
 
 def make(engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool], keys: Keys) -> FastAPI:
@@ -128,11 +147,17 @@ def _reply(request: Request, message: Message, as_json: Callable[[Any], dict[str
 def _list_json(reply: verifier_pb2.ListVerifiersReply) -> dict[str, Any]:
     return {
         "verifiers": [
-            {"name": info.name, "summary": info.summary, "parameters_schema": json.loads(info.parameters_schema)}
+            {
+                "name": info.name,
+                "summary": info.summary,
+                "parameters_schema": json.loads(info.parameters_schema),
+                "pool": info.pool,
+            }
             for info in reply.verifiers
         ],
         "server_version": reply.server_version,
         "time_limit_seconds": reply.time_limit_seconds,
+        "sandbox_layers": list(reply.sandbox_layers),
     }
 
 
@@ -162,4 +187,8 @@ def _result_json(result: verifier_pb2.VerifyResult) -> dict[str, Any]:
         "rule": result.rule,
         "error": error,
         "seconds": result.seconds,
+        "parts": [
+            {"name": part.name, "role": part.role, "weight": part.weight, "result": _result_json(part.result)}
+            for part in result.parts
+        ],
     }

@@ -26,7 +26,7 @@ from vold_service.errors import ServiceError
 
 from vold_verifier import metrics
 from vold_verifier.forkclient import START_SECONDS, ForkServerClient
-from vold_verifier.worker import EXIT_OUT_OF_MEMORY, HEADER
+from vold_verifier.worker import EXIT_OUT_OF_MEMORY, EXIT_TRIPWIRE, HEADER
 
 MAX_RUN_COST = 32
 """Most that a worker holds at a time, in units of Verifier.cost; it always holds at least one item."""
@@ -42,7 +42,8 @@ log = logging.getLogger("vold.verifier.pool")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolOptions:
     """cpu_seconds: soft limit for one item. wall_seconds: hard limit for one item. memory_bytes: of one worker's
-    address space. recycle_after: items of one worker. max_queued: items waiting over all lanes."""
+    address space. recycle_after: items of one worker. max_queued: items waiting over all lanes. enable: verifiers that
+    are off otherwise. sandbox: the workers are shut in and serve the verifiers that ask for it, and no others."""
 
     workers: int
     cpu_seconds: float = 1.0
@@ -51,6 +52,8 @@ class PoolOptions:
     recycle_after: int = 2000
     max_queued: int = 65536
     plugins: tuple[str, ...] = ()
+    enable: tuple[str, ...] = ()
+    sandbox: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -164,6 +167,11 @@ class Pool:
         self._rate = 0.0
         self._swept_at = 0.0
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What holds the workers in, as `sandbox.confine` names it; empty while the pool is not started."""
+        return self._fork_server.layers if self._fork_server is not None else ()
+
     # -- the caller's side
 
     def lane(self, deliver: Deliver) -> Lane:
@@ -192,6 +200,16 @@ class Pool:
         lane.waiting.clear()
         with contextlib.suppress(ValueError):
             self._turns.remove(lane)
+
+    def refuse_waiting(self, message: str) -> None:
+        """UNAVAILABLE for every item that waits: there are no workers and none will come."""
+        while self._turns:
+            lane = self._turns.popleft()
+            tasks = list(lane.waiting)
+            lane.waiting.clear()
+            self._queued(-len(tasks))
+            for task in tasks:
+                self.finish(task, self._failed(status_pb2.UNAVAILABLE, message))
 
     def feed_all(self) -> None:
         """Give waiting items to workers that have room. Call it after a round of `Lane.put`."""
@@ -269,7 +287,7 @@ class Pool:
         elif held and reason == "cpu_kill":
             message = f"no verdict within {2 * self.options.cpu_seconds:g} s of CPU time: the item's worker was killed"
             self.finish(held.pop(0), self._failed(status_pb2.DEADLINE_EXCEEDED, message))
-        elif held and reason not in ("cpu_limit", "recycled", "forkserver"):
+        elif held and reason not in ("cpu_limit", "recycled", "forkserver", "tripwire"):
             self._retry(held.pop(0), reason)
         for task in reversed(held):
             self._put_back(task)
@@ -310,7 +328,7 @@ class Pool:
                 return "cpu_kill"
             return f"signal {signal.Signals(os.WTERMSIG(status)).name}"
         code = os.WEXITSTATUS(status)
-        return "memory_limit" if code == EXIT_OUT_OF_MEMORY else f"exit {code}"
+        return {EXIT_OUT_OF_MEMORY: "memory_limit", EXIT_TRIPWIRE: "tripwire"}.get(code, f"exit {code}")
 
     @staticmethod
     def _failed(code: "status_pb2.Code", message: str) -> verifier_pb2.VerifyResult:
@@ -318,7 +336,7 @@ class Pool:
 
     def _queued(self, change: int) -> None:
         self.queued += change
-        metrics.QUEUED.set(self.queued)
+        metrics.QUEUED.inc(change)
         if self.queued < self.options.max_queued:
             self.room.set()
         else:
@@ -348,7 +366,9 @@ class Pool:
         self._all_started.clear()
         self._fork_server = ForkServerClient(
             {
+                "pool": "sandbox" if self.options.sandbox else "main",
                 "plugins": self.options.plugins,
+                "enable": self.options.enable,
                 "cpu_seconds": self.options.cpu_seconds,
                 "memory_bytes": self.options.memory_bytes,
             },

@@ -4,26 +4,34 @@ import importlib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
 from vold_service.errors import ServiceError, not_found
 
+from vold_verifier.settings import VerifierSettings
 from vold_verifier.verifiers.base import Verifier
 
 ENTRY_POINTS = "vold.verifiers"
+OPTIONAL = ("code",)
+"""Built-in verifiers that are off unless they are enabled."""
 
 
 class PluginError(ValueError):
     """A plugin cannot be used; the message names it and says why."""
 
 
-def load(plugins: Iterable[str] = ()) -> dict[str, Verifier[Any]]:
+def load(plugins: Iterable[str] = (), enable: Iterable[str] = ()) -> dict[str, Verifier[Any]]:
     """All verifiers by name: built in, from the entry-point group `vold.verifiers`, and from the modules in `plugins`.
 
-    An entry point is a Verifier or a class of one; a plugin module has a list `VERIFIERS` of them. Raises PluginError.
+    enable: names of built-in verifiers that are off otherwise (`OPTIONAL`). reasoning-gym is there where its package
+    is. An entry point is a Verifier or a class of one; a plugin module has a list `VERIFIERS` of them. Raises
+    PluginError.
     """
     from vold_verifier.verifiers.boolean import BooleanVerifier
     from vold_verifier.verifiers.choice import ChoiceVerifier
+    from vold_verifier.verifiers.code import CodeVerifier
+    from vold_verifier.verifiers.composite import CompositeVerifier
     from vold_verifier.verifiers.exact import ExactVerifier
     from vold_verifier.verifiers.format import FormatVerifier
     from vold_verifier.verifiers.json import JsonVerifier
@@ -32,23 +40,35 @@ def load(plugins: Iterable[str] = ()) -> dict[str, Verifier[Any]]:
     from vold_verifier.verifiers.multi_choice import MultiChoiceVerifier
     from vold_verifier.verifiers.numeric import NumericVerifier
     from vold_verifier.verifiers.overlong import OverlongVerifier
+    from vold_verifier.verifiers.reasoning_gym import ReasoningGymVerifier
     from vold_verifier.verifiers.regex import RegexVerifier
     from vold_verifier.verifiers.repetition import RepetitionVerifier
 
     found: dict[str, Verifier[Any]] = {}
-    for built_in in (
-        *(
-            MathVerifier,
-            NumericVerifier,
-            ChoiceVerifier,
-            MultiChoiceVerifier,
-            ExactVerifier,
-            RegexVerifier,
-            ListVerifier,
-        ),
-        *(BooleanVerifier, JsonVerifier, FormatVerifier, OverlongVerifier, RepetitionVerifier),
-    ):
-        _add(found, built_in, "vold")
+    built_in: tuple[type[Verifier[Any]], ...] = (
+        MathVerifier,
+        NumericVerifier,
+        ChoiceVerifier,
+        MultiChoiceVerifier,
+        ExactVerifier,
+        RegexVerifier,
+        ListVerifier,
+        BooleanVerifier,
+        JsonVerifier,
+        FormatVerifier,
+        OverlongVerifier,
+        RepetitionVerifier,
+    )
+    for one in built_in:
+        _add(found, one, "vold")
+    for name in enable:
+        if name not in OPTIONAL:
+            raise PluginError(f"--enable {name}: there is no such option; it may be one of {', '.join(OPTIONAL)}")
+    if find_spec("reasoning_gym") is not None:
+        _add(found, ReasoningGymVerifier, "vold")
+    if "code" in enable:
+        _add(found, CodeVerifier, "vold")
+    _add(found, CompositeVerifier, "vold")
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         origin = f"entry point {point.name} = {point.value}"
         try:
@@ -81,6 +101,21 @@ def _add(found: dict[str, Verifier[Any]], candidate: Any, origin: str) -> None:
     if verifier.name in found:
         raise PluginError(f"{origin}: the name {verifier.name!r} is taken by another verifier; rename one of them")
     found[verifier.name] = verifier
+
+
+def configured(settings: VerifierSettings) -> dict[str, Verifier[Any]]:
+    """All that a server with these settings offers. Raises PluginError."""
+    from vold_verifier.verifiers.judge import JudgeVerifier
+
+    found = load(settings.plugins, settings.enable)
+    if settings.judge_url:
+        _add(found, JudgeVerifier(settings), "vold")
+    return found
+
+
+def of_pool(verifiers: Mapping[str, Verifier[Any]], pool: str) -> dict[str, Verifier[Any]]:
+    """Those that run in `pool`."""
+    return {name: one for name, one in verifiers.items() if getattr(one, "pool", "main") == pool}
 
 
 def look_up(verifiers: Mapping[str, Verifier[Any]], name: str, field: str) -> Verifier[Any]:

@@ -1,8 +1,10 @@
 """The verifier server's settings."""
 
 import os
+from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
 from vold_service.settings import MIB, ServerSettings
 
 
@@ -27,7 +29,37 @@ class VerifierSettings(ServerSettings):
     max_stream_items: int = Field(default=256, ge=1, description="items of one stream waiting or in a worker at a time")
     max_completion_chars: int = Field(default=256 * 1024, ge=1, description="longest completion or prompt")
     max_reference_chars: int = Field(default=64 * 1024, ge=1, description="longest reference")
+    max_parameters_bytes: int = Field(default=4 * MIB, ge=1024, description="largest parameters of one item")
+    enable: tuple[str, ...] = Field(default=(), description="verifiers that are off otherwise: code")
+    sandbox_workers: int | None = Field(
+        default=None, ge=1, le=1024, description="sandboxed worker processes; as many as workers by default"
+    )
+    sandbox_memory_bytes: int = Field(
+        default=1024 * MIB, ge=256 * MIB, description="address space of one sandboxed worker, and of one program"
+    )
+    code_wall_limit: float = Field(
+        default=60.0, gt=0, le=3600, description="wall seconds for all the tests of one item of code"
+    )
+    judge_url: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="an OpenAI-compatible API, such as http://localhost:9000/v1; it turns the verifier `judge` on",
+    )
+    judge_model: str = Field(default="", description="the model that judges")
+    judge_key: SecretStr | None = Field(default=None, description="the API's key; of the environment only")
+    judge_rubric: Path | None = Field(default=None, description="file with the rubric of items that bring none")
+    judge_timeout: float = Field(default=60.0, gt=0, le=3600, description="seconds for one request to the judge")
+    judge_retries: int = Field(default=2, ge=0, le=10, description="further requests after one that failed")
+    judge_in_flight: int = Field(default=32, ge=1, description="requests to the judge at a time")
     plugins: tuple[str, ...] = Field(default=(), description="modules whose VERIFIERS are served too")
+
+    @model_validator(mode="after")
+    def _judge_is_whole(self) -> Self:
+        if self.judge_url and not self.judge_model:
+            raise ValueError("judge_url is set and judge_model is not: name the model that judges")
+        if self.judge_rubric is not None and not self.judge_rubric.is_file():
+            raise ValueError(f"judge_rubric {self.judge_rubric} is not a file: give one with the rubric's text")
+        return self
 
     @property
     def wall_limit(self) -> float:

@@ -37,7 +37,8 @@ def snapshot(engine: Engine, history: History, *, ready: bool) -> dict[str, Any]
         "version": engine.server_version,
         "uptime_seconds": round(time.time() - _STARTED, 1),
         "queue": {"items": total(metrics.QUEUED), "max_items": engine.settings.max_queued_items},
-        "workers": {"up": total(metrics.WORKERS), "wanted": engine.settings.workers},
+        "workers": {"up": total(metrics.WORKERS), "wanted": engine.dispatcher.workers_wanted},
+        "sandbox": list(engine.dispatcher.sandbox.layers),
         "restarts": by_label(metrics.RESTARTS, "reason"),
         "last_minute": {
             "judged_per_second": round(history.mean("judged"), 1),

@@ -2,7 +2,8 @@
 
 Frames on the pipe are a little-endian uint32 of length and that many bytes: a VerifyItem in, a VerifyResult out.
 After an item that ran into its limit the worker leaves, because an interrupted computation may have left caches
-behind that a later verdict would depend on.
+behind that a later verdict would depend on. After one that tripped the sandbox's wire it leaves, because it may have
+left anything behind.
 """
 
 import logging
@@ -21,11 +22,24 @@ from google.protobuf.struct_pb2 import Struct
 from pydantic import ValidationError
 from vold_proto.v1 import status_pb2, verifier_pb2
 
+from vold_verifier.hacking import UNSAFE
+from vold_verifier.sandbox.tripwire import Tripwire, TripwireError
 from vold_verifier.text import shorten
-from vold_verifier.verifiers.base import BadParameterError, BadReferenceError, Item, Parameters, Verdict, Verifier
+from vold_verifier.verifiers.base import (
+    BadParameterError,
+    BadReferenceError,
+    Item,
+    NoVerdictError,
+    Parameters,
+    Verdict,
+    Verifier,
+)
 
 EXIT_OUT_OF_MEMORY = 3
 """Status of a worker that ran into its memory limit."""
+EXIT_TRIPWIRE = 4
+"""Status of a sandboxed worker after an item that did what no scorer does."""
+MAX_PROCESSES = 512
 
 HEADER = struct.Struct("<I")
 MAX_EXTRACTED_CHARS = 2000
@@ -41,6 +55,14 @@ def limit_memory(limit_bytes: int) -> None:
     """No more than `limit_bytes` of address space, and no core files."""
     resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def limit_sandboxed(limit_bytes: int) -> None:
+    """As `limit_memory`; and no file can grow, and processes and open files are few."""
+    limit_memory(limit_bytes)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+    resource.setrlimit(resource.RLIMIT_NPROC, (MAX_PROCESSES, MAX_PROCESSES))
 
 
 class _Timer:
@@ -71,18 +93,28 @@ class _Timer:
             raise CpuLimitError
 
 
-def run(connection: socket.socket, verifiers: Mapping[str, Verifier[Any]], cpu_seconds: float) -> None:
-    """Serve `connection` until it closes or an item runs into its limit. Main thread only (signals)."""
+def run(
+    connection: socket.socket,
+    verifiers: Mapping[str, Verifier[Any]],
+    cpu_seconds: float,
+    tripwire: Tripwire | None = None,
+) -> int:
+    """Serve `connection` until it closes or an item runs into its limit or trips the wire. Main thread only (signals).
+
+    Returns the exit status that tells why.
+    """
     timer = _Timer(cpu_seconds)
+    tripwire = tripwire or Tripwire()
     reader = connection.makefile("rb")
     while (frame := _read_frame(reader)) is not None:
         started = time.perf_counter()
-        result, healthy = _check_within(verifier_pb2.VerifyItem.FromString(frame), verifiers, timer)
+        result, healthy = _check_within(verifier_pb2.VerifyItem.FromString(frame), verifiers, timer, tripwire)
         result.seconds = time.perf_counter() - started
         reply = result.SerializeToString()
         connection.sendall(HEADER.pack(len(reply)) + reply)
         if not healthy:
-            return
+            return EXIT_TRIPWIRE if tripwire.hit else 0
+    return 0
 
 
 def _read_frame(reader: BinaryIO) -> bytes | None:
@@ -95,36 +127,53 @@ def _read_frame(reader: BinaryIO) -> bytes | None:
 
 
 def _check_within(
-    item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]], timer: _Timer
+    item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]], timer: _Timer, tripwire: Tripwire
 ) -> tuple[verifier_pb2.VerifyResult, bool]:
     """(the result, whether the worker is fit for another item)."""
+    on_hit = getattr(verifiers[item.verifier], "tripwire", "error")
+    result = None
     try:
         with timer:
-            return _check(item, verifiers), True
+            tripwire.armed = on_hit != "off"
+            try:
+                result = check(item, verifiers)
+            finally:
+                tripwire.armed = False
+    except TripwireError:
+        pass
     except CpuLimitError:
         message = f"verifier {item.verifier} used {timer.seconds:g} s of CPU time, the limit for one item"
-        return _failed(status_pb2.DEADLINE_EXCEEDED, message), False
+        return failed(status_pb2.DEADLINE_EXCEEDED, message), False
+    if result is not None and not tripwire.hit:
+        return result, True
+    message = f"judging the completion tried {tripwire.hit}, which the sandbox stopped"
+    if on_hit == "wrong":
+        return verdict_result(Verdict.wrong(None, f"the answer is a program: {message}", UNSAFE)), False
+    return failed(status_pb2.PERMISSION_DENIED, message), False
 
 
-def _check(item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]]) -> verifier_pb2.VerifyResult:
+def check(item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]]) -> verifier_pb2.VerifyResult:
+    """The verdict on one item, or why there is none. Takes as long as the verifier does."""
     verifier = verifiers[item.verifier]
     try:
         parameters = read_parameters(verifier, item.parameters)
         verdict = verifier.check(Item(item.completion, item.reference, item.prompt), parameters)
-        return _result(verdict)
+        return verdict_result(verdict)
     except BadReferenceError as error:
-        return _failed(status_pb2.INVALID_ARGUMENT, str(error), "reference")
+        return failed(status_pb2.INVALID_ARGUMENT, str(error), "reference")
     except BadParameterError as error:
-        return _failed(status_pb2.INVALID_ARGUMENT, str(error), f"parameters.{error.field}")
+        return failed(status_pb2.INVALID_ARGUMENT, str(error), f"parameters.{error.field}")
     except ValidationError as error:
         field, message = first_error(error)
-        return _failed(status_pb2.INVALID_ARGUMENT, message, field)
+        return failed(status_pb2.INVALID_ARGUMENT, message, field)
+    except NoVerdictError as error:
+        return failed(status_pb2.UNAVAILABLE, str(error))
     except MemoryError:
         raise  # it may be the worker that has grown, not the item: another worker has to tell
     except Exception as error:
         # The text of a library's error is not logged: rendering a parsed expression can hang or fail by itself.
         log.warning("verifier %s failed on an item with %s", item.verifier, type(error).__name__)
-        return _failed(status_pb2.INTERNAL, f"verifier {item.verifier} failed with {type(error).__name__} on this item")
+        return failed(status_pb2.INTERNAL, f"verifier {item.verifier} failed with {type(error).__name__} on this item")
 
 
 def read_parameters(verifier: Verifier[Any], parameters: Struct) -> Parameters:
@@ -145,7 +194,7 @@ def first_error(error: ValidationError) -> tuple[str, str]:
     return field, f"{field}: {first['msg']}{value}"
 
 
-def _result(verdict: Verdict) -> verifier_pb2.VerifyResult:
+def verdict_result(verdict: Verdict) -> verifier_pb2.VerifyResult:
     result = verifier_pb2.VerifyResult(reward=verdict.reward, correct=verdict.correct, reason=_sendable(verdict.reason))
     if verdict.rule:
         result.rule = verdict.rule
@@ -154,7 +203,7 @@ def _result(verdict: Verdict) -> verifier_pb2.VerifyResult:
     return result
 
 
-def _failed(code: "status_pb2.Code", message: str, field: str = "") -> verifier_pb2.VerifyResult:
+def failed(code: "status_pb2.Code", message: str, field: str = "") -> verifier_pb2.VerifyResult:
     return verifier_pb2.VerifyResult(error=status_pb2.Status(code=code, message=_sendable(message), field=field))
 
 

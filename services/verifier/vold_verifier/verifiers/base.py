@@ -6,7 +6,7 @@ named to `vold-verifier serve --plugin` whose `VERIFIERS` lists them.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -59,6 +59,12 @@ class BadParameterError(ValueError):
         self.field = field
 
 
+class NoVerdictError(RuntimeError):
+    """What a verdict needs is not to be had now, and the item is not to blame: it gets UNAVAILABLE."""
+
+
+Pool = Literal["main", "sandbox", "service"]
+
 P_contra = TypeVar("P_contra", bound=Parameters, contravariant=True)
 
 
@@ -67,13 +73,19 @@ class Verifier(Protocol[P_contra]):
 
     name: what an item's `verifier` says. summary: one line for people. parameters: the model of an item's
     `parameters`. cost: roughly how many cheap string checks one item costs; cheap items travel to a worker in
-    groups, costly ones nearly alone.
+    groups, costly ones nearly alone. pool: "sandbox" for what runs text of the completion as code, in the verifier or
+    in a library under it; see docs/verifier-isolation.md. tripwire: in the sandbox, what an item comes to whose check
+    tried to start a program, open a socket or write a file: an error, a wrong answer, or ("off") nothing is watched.
+    deterministic: equal items have equal verdicts.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     parameters: ClassVar[type[Parameters]] = Parameters
     cost: ClassVar[int] = 8
+    pool: ClassVar[Pool] = "main"
+    tripwire: ClassVar[Literal["error", "wrong", "off"]] = "error"
+    deterministic: ClassVar[bool] = True
 
     def check(self, item: Item, parameters: P_contra, /) -> Verdict:
         """Judge one item. Raises BadReferenceError or BadParameterError where it cannot be judged."""

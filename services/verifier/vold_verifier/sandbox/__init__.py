@@ -1,0 +1,1 @@
+"""What holds a process in that runs text which a model wrote: see `confine`."""

@@ -1,0 +1,105 @@
+"""System calls that the sandbox refuses, through libseccomp, which Debian's and most other base systems carry.
+
+Standard library only: the runner of the `code` verifier loads this file by its path into a bare interpreter.
+"""
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterable
+
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_NOT_EQUAL, _MASKED_EQUAL = 1, 7
+_CLONE_THREAD = 0x00010000
+_O_ACCMODE = os.O_WRONLY | os.O_RDWR
+
+NETWORK = """socket bind listen accept accept4 connect sendmsg sendmmsg"""
+FILES = """creat mkdir mkdirat mknod mknodat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink
+    symlinkat chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat truncate utime utimes utimensat futimesat
+    setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr"""
+KERNEL = """mount umount2 pivot_root chroot mount_setattr move_mount open_tree fsopen fsconfig fsmount fspick unshare
+    setns bpf perf_event_open userfaultfd ptrace process_vm_readv process_vm_writev process_madvise kcmp pidfd_open
+    pidfd_getfd pidfd_send_signal add_key request_key keyctl init_module finit_module delete_module kexec_load
+    kexec_file_load reboot swapon swapoff acct quotactl syslog settimeofday clock_settime adjtimex clock_adjtime
+    sethostname setdomainname iopl ioperm open_by_handle_at name_to_handle_at fanotify_init personality vhangup
+    io_uring_setup io_uring_enter io_uring_register shmget shmat shmctl msgget msgsnd msgrcv msgctl semget semop
+    semtimedop semctl mq_open mq_unlink memfd_secret"""
+PROCESSES = """fork vfork execve execveat setsid setpgid tkill rt_sigqueueinfo rt_tgsigqueueinfo setpriority
+    sched_setaffinity sched_setscheduler sched_setparam sched_setattr ioprio_set"""
+
+
+class _Compare(ctypes.Structure):
+    _fields_ = [
+        ("argument", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("first", ctypes.c_uint64),
+        ("second", ctypes.c_uint64),
+    ]
+
+
+class SeccompError(OSError):
+    """There is no libseccomp, or the kernel takes no filter."""
+
+
+class _Filter:
+    def __init__(self) -> None:
+        try:
+            self.library = ctypes.CDLL("libseccomp.so.2")
+        except OSError as error:
+            raise SeccompError(f"libseccomp cannot be loaded ({error})") from None
+        self.library.seccomp_init.restype = ctypes.c_void_p
+        self.context = ctypes.c_void_p(self.library.seccomp_init(ctypes.c_uint32(_ALLOW)))
+        if not self.context:
+            raise SeccompError("seccomp_init failed")
+
+    def refuse(self, names: Iterable[str], *when: _Compare, error: int = errno.EPERM) -> None:
+        """A name that this architecture or this libseccomp does not know is passed over."""
+        for name in names:
+            number = self.library.seccomp_syscall_resolve_name(name.encode())
+            if number < 0:
+                continue
+            array = (_Compare * len(when))(*when)
+            action = ctypes.c_uint32(_ERRNO | error)
+            status = self.library.seccomp_rule_add_array(self.context, action, number, len(when), array)
+            if status:
+                raise SeccompError(f"the rule for {name} was refused: {os.strerror(-status)}")
+
+    def load(self) -> None:
+        """For this thread and what it starts; sets no-new-privileges too."""
+        status = self.library.seccomp_load(self.context)
+        self.library.seccomp_release(self.context)
+        if status:
+            raise SeccompError(f"the kernel refused the filter: {os.strerror(-status)}")
+
+
+def _common() -> _Filter:
+    filtered = _Filter()
+    filtered.refuse((NETWORK + " " + KERNEL).split())
+    filtered.refuse(["sendto"], _Compare(4, _NOT_EQUAL, 0, 0))  # an address; without one it is send(2)
+    filtered.refuse(FILES.split(), error=errno.EROFS)
+    for call, argument in (("open", 1), ("openat", 2)):
+        for flag in (os.O_WRONLY, os.O_RDWR):
+            filtered.refuse([call], _Compare(argument, _MASKED_EQUAL, _O_ACCMODE, flag), error=errno.EROFS)
+        # O_TMPFILE holds O_DIRECTORY, which reading a directory sets too; it needs write access, refused above.
+        filtered.refuse([call], _Compare(argument, _MASKED_EQUAL, os.O_CREAT, os.O_CREAT), error=errno.EROFS)
+    filtered.refuse(["openat2"], error=errno.ENOSYS)  # its flags lie in memory, where a filter cannot look
+    return filtered
+
+
+def refuse_network_and_writes() -> None:
+    """No network, no file opened for writing or changed, no way to other processes' memory or the kernel's doors."""
+    _common().load()
+
+
+def refuse_processes_too() -> None:
+    """The same, and no new process, no other program, no signal to another process, no leaving the process group.
+
+    Threads may be started.
+    """
+    filtered = _common()
+    filtered.refuse(PROCESSES.split())
+    filtered.refuse(["clone"], _Compare(0, _MASKED_EQUAL, _CLONE_THREAD, 0))
+    filtered.refuse(["clone3"], error=errno.ENOSYS)  # the C library then uses clone, whose flags can be looked at
+    filtered.refuse(["kill", "tgkill"], _Compare(0, _NOT_EQUAL, os.getpid(), 0))
+    filtered.refuse(["prlimit64"], _Compare(0, _NOT_EQUAL, 0, 0))
+    filtered.load()

@@ -1,0 +1,77 @@
+"""An audit hook that notices what no scorer does: starting programs, opening sockets, writing files.
+
+It is a tripwire, not a wall: code that knows of it finds ways around. The walls are those of `confine`. What trips it
+fails on the spot, and the worker is replaced after the item.
+"""
+
+import os
+import sys
+from typing import Any
+
+_PREFIXES = (
+    "ctypes.",
+    "ftplib.",
+    "http.client.",
+    "imaplib.",
+    "nntplib.",
+    "os.exec",
+    "os.spawn",
+    "poplib.",
+    "pty.",
+    "shutil.",
+    "smtplib.",
+    "socket.",
+    "sqlite3.",
+    "telnetlib.",
+    "tempfile.",
+    "urllib.",
+    "webbrowser.",
+)
+_EVENTS = frozenset(
+    (
+        *("builtins.breakpoint", "builtins.input", "code.__new__", "fcntl.fcntl", "fcntl.flock", "fcntl.ioctl"),
+        *("gc.get_objects", "gc.get_referents", "gc.get_referrers", "mmap.__new__", "subprocess.Popen"),
+        *("os.chdir", "os.chmod", "os.chown", "os.fork", "os.forkpty", "os.kill", "os.killpg", "os.link", "os.mkdir"),
+        *("os.posix_spawn", "os.putenv", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.system"),
+        *("os.truncate", "os.unsetenv", "os.utime", "os.setxattr", "os.removexattr"),
+        *("signal.pthread_kill", "sys.addaudithook", "sys.setprofile", "sys.settrace", "syslog.openlog"),
+    )
+)
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class TripwireError(BaseException):
+    """`event` is what was tried. Not an Exception, so that a library's own `except Exception` does not swallow it."""
+
+    def __init__(self, event: str) -> None:
+        super().__init__(event)
+        self.event = event
+
+
+class Tripwire:
+    """`hit`: the first event that tripped it, "" while there is none. It watches while `armed`."""
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.hit = ""
+        self.readable: tuple[str, ...] = ()
+
+    def install(self) -> None:
+        """What may be read from here on is what an import may read: installed packages, with their data."""
+        self.readable = tuple(os.path.join(os.path.abspath(path), "") for path in sys.path if path not in ("", "/"))
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.armed and self._suspicious(event, arguments):
+            self.hit = self.hit or event
+            raise TripwireError(event)
+
+    def _suspicious(self, event: str, arguments: tuple[Any, ...]) -> bool:
+        if event != "open":
+            return event in _EVENTS or event.startswith(_PREFIXES)
+        path, mode, flags = arguments
+        if isinstance(mode, str) and any(letter in mode for letter in "wax+"):
+            return True
+        if isinstance(flags, int) and flags & _WRITING:
+            return True
+        return not (isinstance(path, str) and os.path.normpath(path).startswith(self.readable))

@@ -1,0 +1,161 @@
+"""reasoning-gym's tasks through a real server: their own answers are right, and no answer is run as a program."""
+
+import json
+
+import pytest
+from verifier_server import running
+from vold_client import Item
+from vold_client.sync import VerifierClient
+from vold_verifier.verifiers.reasoning_gym import EVALUATING, program_in
+
+reasoning_gym = pytest.importorskip("reasoning_gym")
+
+from reasoning_gym.factory import DATASETS  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def client():
+    with (
+        running("--workers", "2", "--time-limit", "10") as server,
+        VerifierClient(f"grpc://{server.ready['grpc']}") as one,
+    ):
+        yield one
+
+
+def plain(value):
+    return json.loads(json.dumps(value, default=str))
+
+
+@pytest.fixture(scope="module")
+def entries():
+    made = {}
+    for name in sorted(set(DATASETS) - {"composite"}):  # a mixture of others
+        dataset = reasoning_gym.create_dataset(name, size=1, seed=7)
+        made[name] = (dataset[0], dataset)
+    return made
+
+
+def test_a_tasks_own_answer_scores_what_its_scorer_says(client, entries):
+    wanted, items = {}, []
+    for name, (entry, dataset) in entries.items():
+        answer = str(entry["answer"])
+        wanted[name] = dataset.score_answer(answer, entry)
+        if "<answer>" in answer or len(answer) > 20_000 or not answer.strip():
+            continue
+        items.append(
+            Item("reasoning-gym", f"<think>?</think><answer>{answer}</answer>", answer,
+                 parameters={"task": name, "entry": json.dumps(plain(entry))}, id=name)
+        )  # fmt: skip
+    assert len(items) > 95
+    got = {verdict.id: verdict for verdict in client.verify(items)}
+    different = {
+        name: (wanted[name], verdict.reward, str(verdict.error or verdict.reason)[:200])
+        for name, verdict in got.items()
+        if verdict.reward is None or abs(verdict.reward - wanted[name]) > 1e-9
+    }
+    assert different == {}
+
+
+def test_wrong_answers_are_wrong(client, entries):
+    items = [
+        Item("reasoning-gym", "<answer>1234567</answer>", str(entry["answer"]),
+             parameters={"task": name, "entry": json.dumps(plain(entry))}, id=name)
+        for name, (entry, _) in entries.items()
+    ]  # fmt: skip
+    verdicts = {verdict.id: verdict for verdict in client.verify(items)}
+    paid = set()
+    for name, (entry, dataset) in entries.items():
+        assert verdicts[name].error is None, verdicts[name]
+        if verdicts[name].correct:
+            assert dataset.score_answer("1234567", entry) == 1.0
+            paid.add(name)
+    assert len(paid) <= 2, paid  # tasks of two answers, whose scorers take any other text for one of them
+
+
+def test_an_entry_may_be_given_as_an_object(client, entries):
+    for name in ("countdown", "leg_counting", "n_queens"):
+        entry = plain(entries[name][0])
+        del entry["answer"]
+        answer = str(entries[name][0]["answer"])
+        (verdict,) = client.verify(
+            [Item("reasoning-gym", f"<answer>{answer}</answer>", answer, parameters={"entry": entry})]
+        )
+        assert verdict.correct, verdict
+
+
+def test_what_cannot_be_judged_is_an_error(client):
+    items = [
+        Item("reasoning-gym", "<answer>1</answer>", "1"),
+        Item("reasoning-gym", "<answer>1</answer>", "1", parameters={"task": "no_such_task"}),
+        Item("reasoning-gym", "<answer>1</answer>", "1", parameters={"task": "countdown", "config": {"no": 1}}),
+        Item("reasoning-gym", "<answer>1</answer>", "1", parameters={"task": "arc_1d", "entry": {"metadata": 3}}),
+        Item("reasoning-gym", "<answer>1</answer>", "1", parameters={"entry": "{"}),
+        Item("reasoning-gym", "<answer>x</answer>", "1", parameters={"task": "n_queens"}),
+    ]
+    for verdict in client.verify(items):
+        assert verdict.reward is None, verdict
+        assert verdict.error is not None
+        assert verdict.error.code == "INVALID_ARGUMENT", verdict
+
+
+PAYLOADS = [
+    "__import__('os').system('touch {canary}')",
+    "[__import__('pathlib').Path('{canary}').touch()]",
+    "open('{canary}', 'w')",
+    "(lambda: open('{canary}', 'w'))()",
+    "[c for c in ().__class__.__base__.__subclasses__()]",
+    'exec(\'open("{canary}", "w")\')',
+    "S('op' + 'en(\"{canary}\", \"w\")')",
+    "sympify('op' 'en(\"{canary}\", \"w\")')!",
+    "eval(input())",
+    "print(1) or open('{canary}', mode='w')",
+]
+
+
+@pytest.mark.parametrize("task", sorted(EVALUATING))
+def test_no_answer_is_run(client, entries, task, tmp_path):
+    tmp_path.chmod(0o777)
+    canary = tmp_path / "canary"
+    entry = plain(entries[task][0])
+    items = [
+        Item("reasoning-gym", f"<answer>{payload.replace('{canary}', str(canary))}</answer>", str(entry["answer"]),
+             parameters={"task": task, "entry": json.dumps(entry)})
+        for payload in PAYLOADS
+    ]  # fmt: skip
+    verdicts = client.verify(items)
+    assert not canary.exists()
+    assert [verdict.correct for verdict in verdicts] == [False] * len(items)
+    assert [verdict.reward for verdict in verdicts] == [0.0] * len(items)
+
+
+def test_math_runs_nothing_either(client, tmp_path):
+    canary = tmp_path / "canary"
+    texts = [payload.replace("{canary}", str(canary)) for payload in PAYLOADS]
+    items = [Item("math", rf"\boxed{{{text}}}", "1") for text in texts] + [
+        Item("math", r"\boxed{1}", text) for text in texts
+    ]
+    verdicts = client.verify(items)
+    assert not canary.exists()
+    assert not any(verdict.correct for verdict in verdicts)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "1 + 2 * (3 - 4) / 5",
+        "x**2 + 3*x*exp(x) + log(x) + C",
+        "[[0, 1], [1, 0]]",
+        "['a', 'b']",
+        "Q _ _ _\n_ _ Q _",
+        "5!",
+    ],
+)
+def test_answers_are_no_programs(answer):
+    assert program_in(answer) is None
+
+
+@pytest.mark.parametrize(
+    "answer", ["9**9**9", "2^2^2^2^2!", "10**100000", "[0] * 10**9", "1 << 10**9", "(" * 41 + ")" * 41, "9" * 5000]
+)
+def test_ruinous_answers_are_told_before(answer):
+    assert program_in(answer) is not None

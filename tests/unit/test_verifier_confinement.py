@@ -1,0 +1,74 @@
+"""The walls of the sandbox on machines that grant less: what is refused here is what a container's runtime refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
+
+PROGRAM = """
+import json, os, socket, sys
+from vold_verifier.sandbox import seccomp
+from vold_verifier.sandbox.confine import Confinement
+
+if refused := json.loads(sys.argv[1]):
+    machine = seccomp._Filter()
+    machine.refuse(refused)
+    machine.load()
+confinement = Confinement()
+confinement.enter()
+scratch = confinement.scratch
+open(os.path.join(scratch, "cache"), "w").close()
+layers = confinement.lock()
+
+def fails(attempt):
+    try:
+        attempt()
+    except OSError:
+        return True
+    return False
+
+print(json.dumps({
+    "layers": layers,
+    "scratch": os.path.exists(scratch),
+    "socket": fails(socket.socket),
+    "write": fails(lambda: open(sys.argv[2] + "/canary", "w")),
+    "mkdir": fails(lambda: os.mkdir(sys.argv[2] + "/canary")),
+    "read": fails(lambda: open(sys.argv[2] + "/secret").read()),
+    "raise": fails(lambda: os.setuid(0) if os.getuid() else open("/dev/mem", "rb").read(1)),
+    "library": __import__("colorsys").rgb_to_hsv(0, 0, 0) == (0, 0, 0),
+}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("refused", "without"),
+    [
+        pytest.param([], [], id="everything"),
+        pytest.param(["unshare"], ["namespaces"], id="no namespaces"),
+        pytest.param(["landlock_create_ruleset"], ["landlock"], id="no landlock"),
+        pytest.param(["unshare", "landlock_create_ruleset"], ["namespaces", "landlock"], id="a container"),
+    ],
+)
+def test_each_layer_stands_by_itself(refused, without, tmp_path):
+    (tmp_path / "secret").write_text("")
+    command = [sys.executable, "-c", PROGRAM, json.dumps(refused), str(tmp_path)]
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    named = " ".join(found["layers"])
+    assert not any(layer in named for layer in without)
+    assert "seccomp" in named
+    assert found["socket"]
+    assert found["write"]
+    assert found["mkdir"]
+    assert found["raise"]
+    assert found["library"]
+    assert not found["scratch"]
+    assert found["read"] == ("namespaces" in named or "landlock" in named)
+    assert os.listdir(tmp_path) == ["secret"]
