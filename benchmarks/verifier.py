@@ -52,7 +52,11 @@ def symbolic_items() -> list[Item]:
         a, b, c = rng.sample(range(2, 60), 3)
         gold, right, wrong = [
             (f"{a}\\sqrt{{{b}}}", f"\\sqrt{{{a * a * b}}}", f"\\sqrt{{{a * a * b + 1}}}"),
-            (f"\\frac{{{a}}}{{\\sqrt{{{b}}}}}", f"\\frac{{{a}\\sqrt{{{b}}}}}{{{b}}}", f"\\frac{{{a}\\sqrt{{{b}}}}}{{2}}"),
+            (
+                f"\\frac{{{a}}}{{\\sqrt{{{b}}}}}",
+                f"\\frac{{{a}\\sqrt{{{b}}}}}{{{b}}}",
+                f"\\frac{{{a}\\sqrt{{{b}}}}}{{2}}",
+            ),
             (f"(x+{a})(x-{b})", f"x^2+{a - b}x-{a * b}".replace("+-", "-"), f"x^2+{a + b}x-{a * b}"),
             (f"{a}x^2+{b}x", f"x({a}x+{b})", f"x({a}x-{b})"),
             (f"[{a}, {a + b})", f"{a} \\le x < {a + b}", f"{a} \\le x \\le {a + b}"),
@@ -99,9 +103,7 @@ def math_verify_alone(items: Sequence[Item]) -> int:
     def answer(text: str) -> str:
         return text[text.rindex("\\boxed") :].rstrip(".")
 
-    return sum(
-        bool(verify(parse(f"\\boxed{{{item.reference}}}"), parse(answer(item.completion)))) for item in items
-    )
+    return sum(bool(verify(parse(f"\\boxed{{{item.reference}}}"), parse(answer(item.completion)))) for item in items)
 
 
 def choice_in_process() -> Callable[[], int]:

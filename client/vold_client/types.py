@@ -190,6 +190,7 @@ class Item:
 class Verdict:
     """reward: None where `error` is set: a missing reward is not a zero. extracted: the answer that was read out of
     the completion. reason: why, in one line. seconds: what judging took.
+    cached: the service had it already.
     """
 
     id: str
@@ -199,6 +200,7 @@ class Verdict:
     reason: str = ""
     error: VoldError | None = None
     seconds: float = 0.0
+    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,9 +125,11 @@ class AsyncVerifierClient(AsyncClient):
 
 
 def _pack(item: Item, identifier: str, index: int) -> pb.VerifyItem:
-    parameters = Struct()
     try:
-        parameters.update(dict(item.parameters))
+        parameters = None
+        if item.parameters:
+            parameters = Struct()
+            parameters.update(dict(item.parameters))
         return pb.VerifyItem(
             id=identifier,
             verifier=item.verifier,
@@ -172,4 +174,5 @@ def _verdict(result: pb.VerifyResult, identifier: str, url: str) -> Verdict:
         reason=result.reason,
         error=from_status(result.error, url),
         seconds=result.seconds,
+        cached=result.cached,
     )

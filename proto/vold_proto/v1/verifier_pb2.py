@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from vold_proto.v1 import status_pb2 as vold__proto_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvold_proto/v1/verifier.proto\x12\x07vold.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1avold_proto/v1/status.proto\"\x16\n\x14ListVerifiersRequest\"H\n\x0cVerifierInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x19\n\x11parameters_schema\x18\x03 \x01(\t\"r\n\x12ListVerifiersReply\x12(\n\tverifiers\x18\x01 \x03(\x0b\x32\x15.vold.v1.VerifierInfo\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12\x1a\n\x12time_limit_seconds\x18\x03 \x01(\x02\"\x8e\x01\n\nVerifyItem\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08verifier\x18\x02 \x01(\t\x12\x12\n\ncompletion\x18\x03 \x01(\t\x12\x11\n\treference\x18\x04 \x01(\t\x12\x0e\n\x06prompt\x18\x05 \x01(\t\x12+\n\nparameters\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\"W\n\rVerifyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\"\n\x05items\x18\x02 \x03(\x0b\x32\x13.vold.v1.VerifyItem\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"\xc3\x01\n\x0cVerifyResult\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x06reward\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07\x63orrect\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x16\n\textracted\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x1e\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x0f.vold.v1.Status\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\x42\t\n\x07_rewardB\n\n\x08_correctB\x0c\n\n_extracted\"a\n\x0bVerifyReply\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12&\n\x07results\x18\x02 \x03(\x0b\x32\x15.vold.v1.VerifyResult\x12\x16\n\x0eserver_version\x18\x03 \x01(\t2\xd6\x01\n\x0fVerifierService\x12K\n\rListVerifiers\x12\x1d.vold.v1.ListVerifiersRequest\x1a\x1b.vold.v1.ListVerifiersReply\x12\x36\n\x06Verify\x12\x16.vold.v1.VerifyRequest\x1a\x14.vold.v1.VerifyReply\x12>\n\x0cVerifyStream\x12\x13.vold.v1.VerifyItem\x1a\x15.vold.v1.VerifyResult(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvold_proto/v1/verifier.proto\x12\x07vold.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1avold_proto/v1/status.proto\"\x16\n\x14ListVerifiersRequest\"H\n\x0cVerifierInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x19\n\x11parameters_schema\x18\x03 \x01(\t\"r\n\x12ListVerifiersReply\x12(\n\tverifiers\x18\x01 \x03(\x0b\x32\x15.vold.v1.VerifierInfo\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12\x1a\n\x12time_limit_seconds\x18\x03 \x01(\x02\"\x8e\x01\n\nVerifyItem\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08verifier\x18\x02 \x01(\t\x12\x12\n\ncompletion\x18\x03 \x01(\t\x12\x11\n\treference\x18\x04 \x01(\t\x12\x0e\n\x06prompt\x18\x05 \x01(\t\x12+\n\nparameters\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\"W\n\rVerifyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\"\n\x05items\x18\x02 \x03(\x0b\x32\x13.vold.v1.VerifyItem\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"\xd3\x01\n\x0cVerifyResult\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x06reward\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07\x63orrect\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x16\n\textracted\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x1e\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x0f.vold.v1.Status\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\x12\x0e\n\x06\x63\x61\x63hed\x18\n \x01(\x08\x42\t\n\x07_rewardB\n\n\x08_correctB\x0c\n\n_extracted\"a\n\x0bVerifyReply\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12&\n\x07results\x18\x02 \x03(\x0b\x32\x15.vold.v1.VerifyResult\x12\x16\n\x0eserver_version\x18\x03 \x01(\t2\xd6\x01\n\x0fVerifierService\x12K\n\rListVerifiers\x12\x1d.vold.v1.ListVerifiersRequest\x1a\x1b.vold.v1.ListVerifiersReply\x12\x36\n\x06Verify\x12\x16.vold.v1.VerifyRequest\x1a\x14.vold.v1.VerifyReply\x12>\n\x0cVerifyStream\x12\x13.vold.v1.VerifyItem\x1a\x15.vold.v1.VerifyResult(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,9 +44,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYREQUEST']._serialized_start=458
   _globals['_VERIFYREQUEST']._serialized_end=545
   _globals['_VERIFYRESULT']._serialized_start=548
-  _globals['_VERIFYRESULT']._serialized_end=743
-  _globals['_VERIFYREPLY']._serialized_start=745
-  _globals['_VERIFYREPLY']._serialized_end=842
-  _globals['_VERIFIERSERVICE']._serialized_start=845
-  _globals['_VERIFIERSERVICE']._serialized_end=1059
+  _globals['_VERIFYRESULT']._serialized_end=759
+  _globals['_VERIFYREPLY']._serialized_start=761
+  _globals['_VERIFYREPLY']._serialized_end=858
+  _globals['_VERIFIERSERVICE']._serialized_start=861
+  _globals['_VERIFIERSERVICE']._serialized_end=1075
 # @@protoc_insertion_point(module_scope)

@@ -59,7 +59,7 @@ class VerifyRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[VerifyItem, _Mapping]]] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class VerifyResult(_message.Message):
-    __slots__ = ("id", "reward", "correct", "extracted", "reason", "error", "seconds")
+    __slots__ = ("id", "reward", "correct", "extracted", "reason", "error", "seconds", "cached")
     ID_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
     CORRECT_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class VerifyResult(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
     id: str
     reward: float
     correct: bool
@@ -74,7 +75,8 @@ class VerifyResult(_message.Message):
     reason: str
     error: _status_pb2.Status
     seconds: float
-    def __init__(self, id: _Optional[str] = ..., reward: _Optional[float] = ..., correct: bool = ..., extracted: _Optional[str] = ..., reason: _Optional[str] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., seconds: _Optional[float] = ...) -> None: ...
+    cached: bool
+    def __init__(self, id: _Optional[str] = ..., reward: _Optional[float] = ..., correct: bool = ..., extracted: _Optional[str] = ..., reason: _Optional[str] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., seconds: _Optional[float] = ..., cached: bool = ...) -> None: ...
 
 class VerifyReply(_message.Message):
     __slots__ = ("request_id", "results", "server_version")

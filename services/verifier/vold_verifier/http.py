@@ -59,6 +59,7 @@ class ResultModel(BaseModel):
     reason: str
     error: StatusModel | None
     seconds: float
+    cached: bool
 
 
 class ReplyModel(BaseModel):
@@ -160,4 +161,5 @@ def _result_json(result: verifier_pb2.VerifyResult) -> dict[str, Any]:
         "reason": result.reason,
         "error": error,
         "seconds": result.seconds,
+        "cached": result.cached,
     }

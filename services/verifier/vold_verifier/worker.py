@@ -100,13 +100,14 @@ def _check_within(
     """(the result, whether the worker is fit for another item)."""
     try:
         with timer:
-            return _check(item, verifiers), True
+            return check(item, verifiers), True
     except CpuLimitError:
         message = f"verifier {item.verifier} used {timer.seconds:g} s of CPU time, the limit for one item"
         return _failed(status_pb2.DEADLINE_EXCEEDED, message), False
 
 
-def _check(item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]]) -> verifier_pb2.VerifyResult:
+def check(item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]]) -> verifier_pb2.VerifyResult:
+    """The verdict on one item, or why there is none. Takes as long as the verifier does."""
     verifier = verifiers[item.verifier]
     try:
         parameters = read_parameters(verifier, item.parameters)

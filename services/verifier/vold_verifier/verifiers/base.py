@@ -64,13 +64,16 @@ class Verifier(Protocol[P_contra]):
 
     name: what an item's `verifier` says. summary: one line for people. parameters: the model of an item's
     `parameters`. cost: roughly how many cheap string checks one item costs; cheap items travel to a worker in
-    groups, costly ones nearly alone.
+    groups, costly ones nearly alone. deterministic: equal items have equal verdicts, so that one may be kept.
+    version: to be changed with what the verifier does, so that no verdict of an earlier one is used.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     parameters: ClassVar[type[Parameters]] = Parameters
     cost: ClassVar[int] = 8
+    deterministic: ClassVar[bool] = True
+    version: ClassVar[str] = ""
 
     def check(self, item: Item, parameters: P_contra, /) -> Verdict:
         """Judge one item. Raises BadReferenceError or BadParameterError where it cannot be judged."""
