@@ -21,8 +21,8 @@ MAX_CHARS = 32_768
 MAX_REFERENCE_CHARS = 4_096
 
 _PLAIN = r"[+-]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18})?"
-_NUMBER = re.compile(_PLAIN)
-_BOXED = re.compile(r"\\boxed\{ ?" + _PLAIN + r" ?\}")
+_NUMBER = re.compile(_PLAIN, re.ASCII)
+_BOXED = re.compile(r"\\boxed\{ ?" + _PLAIN + r" ?\}", re.ASCII)
 
 
 def is_light(verifier: Verifier[Any], item: verifier_pb2.VerifyItem) -> bool:
