@@ -7,5 +7,5 @@ import subprocess
 import sys
 from pathlib import Path
 
-for script in ("wire.py", "scoring.py", "throughput.py", "sharing.py", "memory.py", "load.py", "step_time.py"):
+for script in ("wire.py", "scoring.py", "throughput.py", "sharing.py", "memory.py", "load.py", "step_time.py", "verifier.py"):
     subprocess.run([sys.executable, str(Path(__file__).parent / script)], check=True)

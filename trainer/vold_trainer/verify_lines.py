@@ -36,7 +36,9 @@ class Reader:
         """Never raises: what is wrong with a line is in its `fault`."""
         try:
             row = json.loads(text)
-        except (ValueError, RecursionError) as error:
+        except json.JSONDecodeError as error:
+            return Line(number, number, fault=f"is not JSON ({error.msg} at character {error.pos + 1})")
+        except (ValueError, RecursionError) as error:  # not UTF-8, or nested without end
             return Line(number, number, fault=f"is not JSON ({error})")
         if not isinstance(row, dict):
             return Line(number, number, fault=f"is {_kind(row)}, not an object with a completion and a reference")
