@@ -7,5 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-for script in ("wire.py", "scoring.py", "throughput.py", "sharing.py", "memory.py", "load.py", "step_time.py", "verifier.py"):
+SCRIPTS = (
+    *("wire.py", "scoring.py", "throughput.py", "sharing.py", "memory.py", "load.py", "step_time.py"),
+    "verifier.py",
+)
+for script in SCRIPTS:
     subprocess.run([sys.executable, str(Path(__file__).parent / script)], check=True)

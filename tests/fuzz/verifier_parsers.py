@@ -66,7 +66,7 @@ def written(value: Fraction, rng: random.Random) -> str:
     top, bottom = value.numerator, value.denominator
     ways = [f"\\frac{{{top}}}{{{bottom}}}", f"{top}/{bottom}", f"\\frac{{{3 * top}}}{{{3 * bottom}}}"]
     if bottom == 1:
-        ways += [str(top), f"{top:,}", f"{top}.0", f"{top - 7} + 7", f"{top} \\cdot 1", f"\\text{{{top}}}", f"x = {top}"]
+        ways += [str(top), f"{top:,}", f"{top}.0", f"{top - 7} + 7", f"{top} \\cdot 1", f"x = {top}"]
         ways += [f"{top + 3} - 3", f"2^{{3}} + {top - 8}", f"\\sqrt{{{top * top}}}"] if top >= 8 else []
     places = next((n for n in range(8) if 10**n % bottom == 0), None)
     if places:

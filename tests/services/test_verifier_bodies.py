@@ -29,6 +29,18 @@ def well(server) -> bool:
     return server.verify(item("exact", "1", "1"))[0].reward == 1.0
 
 
+STREAM_ENDS = (None, *(getattr(grpc.StatusCode, name) for name in ("INVALID_ARGUMENT", "UNKNOWN", "INTERNAL")))
+
+
+def refused(call) -> grpc.StatusCode | None:
+    """The status that the call ends with, None for OK."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return error.code()
+    return None
+
+
 def spoiled(good: bytes) -> st.SearchStrategy[bytes]:
     """`good` with some bytes changed, left out, or put in."""
     edit = st.tuples(st.integers(0, len(good)), st.integers(0, 3), st.binary(max_size=4))
@@ -67,15 +79,9 @@ def test_no_packed_body_breaks_the_service(server, body):
     headers = {"content-type": "application/x-protobuf"}
     assert httpx.post(f"{server.url}/v1/verify", content=body, headers=headers).status_code in (200, 422)
     raw = server.channel.unary_unary("/vold.v1.VerifierService/Verify")
-    try:
-        verifier_pb2.VerifyReply.FromString(raw(body, timeout=30))
-    except grpc.RpcError as error:
-        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error.details()
+    assert refused(lambda: raw(body, timeout=30)) in (None, grpc.StatusCode.INVALID_ARGUMENT)
     stream = server.channel.stream_stream("/vold.v1.VerifierService/VerifyStream")
-    try:
-        assert len(list(stream(iter([body]), timeout=30))) == 1
-    except grpc.RpcError as error:
-        assert error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
+    assert refused(lambda: list(stream(iter([body]), timeout=30))) in STREAM_ENDS
 
 
 def test_the_service_is_well_after_all_that(server):
