@@ -202,7 +202,8 @@ class Part:
 class Verdict:
     """reward: None where `error` is set (but for `Item.zero_on_failure`): a missing reward is not a zero. extracted:
     the answer that was read out of the completion. reason: why, in one line. seconds: what judging took. rule: the
-    anti-hacking rule that refused the answer, empty where none did. parts: of a composite.
+    anti-hacking rule that refused the answer, empty where none did. parts: of a composite. cached: the service had it
+    already.
     """
 
     id: str
@@ -214,6 +215,7 @@ class Verdict:
     seconds: float = 0.0
     rule: str = ""
     parts: tuple[Part, ...] = ()
+    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,9 +125,11 @@ class AsyncVerifierClient(AsyncClient):
 
 
 def _pack(item: Item, identifier: str, index: int) -> pb.VerifyItem:
-    parameters = Struct()
     try:
-        parameters.update(dict(item.parameters))
+        parameters = None
+        if item.parameters:
+            parameters = Struct()
+            parameters.update(dict(item.parameters))
         return pb.VerifyItem(
             id=identifier,
             verifier=item.verifier,
@@ -177,4 +179,5 @@ def _verdict(result: pb.VerifyResult, identifier: str, url: str) -> Verdict:
         parts=tuple(
             Part(part.name, part.role, part.weight, _verdict(part.result, identifier, url)) for part in result.parts
         ),
+        cached=result.cached,
     )

@@ -57,7 +57,7 @@ def test_the_faces_give_the_same_results_in_order(server):
     assert [result.rule for result in by_grpc] == [""] * 6 + ["unclosed_tag"]
     for one, two, three in zip(by_grpc, by_protobuf.results, by_json, strict=True):
         for other in (one, two):
-            other.seconds = 0
+            other.seconds, other.cached = 0, False
         assert one == two
         assert (one.id, one.reward, one.correct, one.reason, one.rule) == (
             three["id"],
@@ -158,7 +158,7 @@ def test_an_empty_request_has_an_empty_reply(server):
 
 
 def test_a_deadline_ends_the_call(server):
-    slow = [item("sleep", seconds=0.3)] * 40
+    slow = [item("sleep", str(n), seconds=0.3) for n in range(40)]
     with pytest.raises(grpc.RpcError) as caught:
         server.verify(*slow, timeout=0.5)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -180,7 +180,7 @@ def wait_for(condition) -> None:
 
 
 def test_the_work_of_a_caller_that_left_is_dropped(server):
-    slow = [item("sleep", seconds=0.3)] * 250
+    slow = [item("sleep", str(n), seconds=0.3) for n in range(250)]
     call = server.stub.Verify.future(verifier_pb2.VerifyRequest(items=slow))
     wait_for(lambda: queued(server) > 200)
     call.cancel()
@@ -213,7 +213,8 @@ def test_health_reflection_and_metrics(server):
 def test_sigterm_lets_work_in_flight_finish(tmp_path):
     with running("--workers", "1", grpc_address=f"unix:{tmp_path}/verifier.sock") as server:
         processes = server.descendants()
-        call = server.stub.Verify.future(verifier_pb2.VerifyRequest(items=[item("sleep", seconds=0.5)] * 3))
+        items = [item("sleep", str(n), seconds=0.5) for n in range(3)]
+        call = server.stub.Verify.future(verifier_pb2.VerifyRequest(items=items))
         wait_for(lambda: queued(server) > 0)
         server.process.send_signal(signal.SIGTERM)
         assert [result.reward for result in call.result(timeout=60).results] == [1.0] * 3

@@ -1,4 +1,4 @@
-"""The command line: vold demo | traces | sft | train | eval | report | ablation | pocket."""
+"""The command line: vold demo | traces | sft | train | eval | verify | report | ablation | pocket."""
 
 import logging
 import os
@@ -93,6 +93,27 @@ def evaluate(config: ConfigFile = None, overrides: Overrides = None) -> None:
         low, high = found.interval
         table.add_row(name, f"{found.accuracy:.1%}", f"{low:.1%} to {high:.1%}", str(found.n), str(found.errors))
     Console().print(table)
+
+
+@app.command()
+def verify(
+    file: Annotated[str, typer.Argument(help="JSONL of completions and references; - is stdin")],
+    verifier: Annotated[str, typer.Option(help="which judges the lines that name none")] = "math",
+    out: Annotated[str, typer.Option("--out", "-o", help="JSONL of verdicts, in the same order; - is stdout")] = "-",
+    url: Annotated[str, typer.Option(help="a verifier; local: starts one")] = "local:",
+    explain: Annotated[str | None, typer.Option(help="judge the line with this id alone, and say why")] = None,
+) -> None:
+    """Judge the completions of a file; status 1 where a line was broken.
+
+    A line: {"id", "completion", "reference"}, and where wanted "prompt", "options" ({"A": text, ...} or [{"A": text},
+    ...]), "params" (the verifier's parameters) and "verifier". A verdict: {"id", "reward", "correct", "extracted",
+    "reason", "error", "seconds"}, with a reward of null where there is an error.
+    """
+    from vold_trainer.config import VerifierConfig
+    from vold_trainer.verify_file import TIMEOUT_SECONDS, run_verify
+
+    config = VerifierConfig(url=url, name=verifier, timeout=TIMEOUT_SECONDS)
+    raise typer.Exit(run_verify(file, out, config, explain=explain))
 
 
 @app.command()

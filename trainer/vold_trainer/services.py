@@ -27,7 +27,6 @@ from vold_client import (
 
 from vold_trainer.config import TeacherConfig, TlsConfig, VerifierConfig
 from vold_trainer.errors import UsageError
-from vold_trainer.models import resolve_model
 
 START_SECONDS = 180.0
 
@@ -154,6 +153,8 @@ def _local_model(url: str, key: str) -> str:
     model = url.removeprefix("local:")
     if not model:
         raise UsageError(f"{key}.url 'local:' names no model: write local:PATH, or local:pocket:teacher")
+    from vold_trainer.models import resolve_model  # with torch, which a verifier does without
+
     path = resolve_model(model)
     if not Path(path).is_dir():
         raise UsageError(f"{key}.url {url!r}: there is no model folder {path!r}")

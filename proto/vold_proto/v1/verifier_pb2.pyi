@@ -65,7 +65,7 @@ class VerifyRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[VerifyItem, _Mapping]]] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class VerifyResult(_message.Message):
-    __slots__ = ("id", "reward", "correct", "extracted", "reason", "error", "seconds", "rule", "parts")
+    __slots__ = ("id", "reward", "correct", "extracted", "reason", "error", "seconds", "rule", "parts", "cached")
     ID_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
     CORRECT_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class VerifyResult(_message.Message):
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
     id: str
     reward: float
     correct: bool
@@ -84,7 +85,8 @@ class VerifyResult(_message.Message):
     seconds: float
     rule: str
     parts: _containers.RepeatedCompositeFieldContainer[PartResult]
-    def __init__(self, id: _Optional[str] = ..., reward: _Optional[float] = ..., correct: bool = ..., extracted: _Optional[str] = ..., reason: _Optional[str] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., seconds: _Optional[float] = ..., rule: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[PartResult, _Mapping]]] = ...) -> None: ...
+    cached: bool
+    def __init__(self, id: _Optional[str] = ..., reward: _Optional[float] = ..., correct: bool = ..., extracted: _Optional[str] = ..., reason: _Optional[str] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., seconds: _Optional[float] = ..., rule: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[PartResult, _Mapping]]] = ..., cached: bool = ...) -> None: ...
 
 class PartResult(_message.Message):
     __slots__ = ("name", "role", "weight", "result")

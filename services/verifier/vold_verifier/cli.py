@@ -46,6 +46,9 @@ def serve_command(
     judge_rubric: Annotated[Path | None, typer.Option(help="file with the rubric of items that bring none")] = None,
     max_items: Annotated[int | None, typer.Option(help="items in one request [4096]")] = None,
     max_queued_items: Annotated[int | None, typer.Option(help="items waiting in all [65536]")] = None,
+    cache_bytes: Annotated[
+        int | None, typer.Option(help="memory for verdicts that may be asked for again [64 MiB]; 0 keeps none")
+    ] = None,
     max_completion_chars: Annotated[int | None, typer.Option(help="longest completion or prompt [262144]")] = None,
     api_keys: Annotated[
         Path | None, typer.Option(help="YAML file of tenants and the digests of their keys; also VOLD_API_KEYS")
@@ -81,6 +84,7 @@ def serve_command(
         "judge_rubric": judge_rubric,
         "max_items": max_items,
         "max_queued_items": max_queued_items,
+        "cache_bytes": cache_bytes,
         "max_completion_chars": max_completion_chars,
         "api_keys_file": api_keys,
         "probes": probes,

@@ -19,8 +19,9 @@ from vold_service.call import Call
 from vold_service.errors import Code, ServiceError, invalid, too_late
 from vold_service.quota import Quotas
 
-from vold_verifier import metrics, registry
+from vold_verifier import light, metrics, registry
 from vold_verifier.bounds import parameters_fault
+from vold_verifier.cache import ResultCache, key_of
 from vold_verifier.composite import field_of, part_items
 from vold_verifier.dispatch import Dispatcher
 from vold_verifier.settings import VerifierSettings
@@ -29,6 +30,10 @@ from vold_verifier.verifiers.composite import CompositeParameters
 from vold_verifier.worker import first_error, read_parameters
 
 CHARACTERS_PER_TOKEN = 4
+LIGHT_ITEMS_AT_A_TIME = 64
+"""Judged on the event loop, some 2 ms, before others have their turn."""
+
+Results = list[verifier_pb2.VerifyResult | None]
 
 
 class Engine:
@@ -39,6 +44,7 @@ class Engine:
         self.verifiers = registry.configured(settings)
         self.server_version = version("vold")
         self.quotas = Quotas()
+        self.cache = ResultCache(settings.cache_bytes, self.server_version)
         self.dispatcher = Dispatcher(settings, self.verifiers)
 
     async def start(self) -> None:
@@ -71,16 +77,29 @@ class Engine:
             raise invalid(
                 "items", f"the request has {len(items)} items, over the limit of {self.settings.max_items}: send fewer"
             )
-        results: list[verifier_pb2.VerifyResult | None] = [None] * len(items)
+        results: Results = [None] * len(items)
+        keys: dict[bytes, int] = {}
+        repeated: list[tuple[int, int]] = []
         accepted: list[tuple[int, Verifier[Any]]] = []
         for index, item in enumerate(items):
             try:
-                accepted.append((index, self._admit(item, f"items[{index}].")))
+                verifier = self._admit(item, f"items[{index}].")
             except ServiceError as error:
                 results[index] = self._refused(item, error)
+                continue
+            first = keys.setdefault(key_of(item), index)
+            if first == index:
+                accepted.append((index, verifier))
+            else:
+                repeated.append((index, first))
         if accepted:
-            with self.quotas.admit(call.tenant, sum(tokens_of(items[index]) for index, _ in accepted)):
-                await self._judge(call, items, accepted, results)
+            tokens = sum(tokens_of(items[index]) for index, _ in (*accepted, *repeated))
+            with self.quotas.admit(call.tenant, tokens):
+                waiting = await self._at_once(call, items, accepted, results)
+                if waiting:
+                    await self._judge(call, items, waiting, results)
+            for index, first in repeated:
+                results[index] = self._repeated(items, index, first, results[first])
         metrics.CALL_SECONDS.observe(time.monotonic() - started)
         return verifier_pb2.VerifyReply(
             request_id=call.request_id,
@@ -88,19 +107,63 @@ class Engine:
             server_version=self.server_version,
         )
 
+    async def _at_once(
+        self,
+        call: Call,
+        items: Sequence[verifier_pb2.VerifyItem],
+        accepted: Sequence[tuple[int, Verifier[Any]]],
+        results: Results,
+    ) -> list[tuple[int, Verifier[Any]]]:
+        """Fill `results` where no worker is needed; returns the others of `accepted`."""
+        waiting = []
+        for number, (index, verifier) in enumerate(accepted):
+            if number % LIGHT_ITEMS_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+                if call.expired:
+                    raise too_late()
+            result = self._without_worker(items[index], verifier)
+            if result is None:
+                waiting.append((index, verifier))
+            else:
+                results[index] = self._labelled(items[index], result, f"items[{index}].")
+        return waiting
+
+    def _without_worker(
+        self, item: verifier_pb2.VerifyItem, verifier: Verifier[Any]
+    ) -> verifier_pb2.VerifyResult | None:
+        if light.is_light(verifier, item):
+            metrics.LIGHT.inc()
+            return light.judge(verifier, item)
+        return self.cache.get(verifier, key_of(item))
+
+    def _repeated(
+        self, items: Sequence[verifier_pb2.VerifyItem], index: int, first: int, found: verifier_pb2.VerifyResult | None
+    ) -> verifier_pb2.VerifyResult:
+        """The result of `items[first]` for `items[index]`, which is the same."""
+        assert found is not None
+        metrics.REPEATED.inc()
+        result = verifier_pb2.VerifyResult()
+        result.CopyFrom(found)
+        result.seconds, result.cached = 0.0, not result.HasField("error")
+        if result.HasField("error"):
+            result.error.field = result.error.field.removeprefix(f"items[{first}].")
+        return self._labelled(items[index], result, f"items[{index}].")
+
     async def _judge(
         self,
         call: Call,
         items: Sequence[verifier_pb2.VerifyItem],
         accepted: Sequence[tuple[int, Verifier[Any]]],
-        results: list[verifier_pb2.VerifyResult | None],
+        results: Results,
     ) -> None:
         """Fill `results` at the accepted indices."""
         done = asyncio.Event()
         left = len(accepted)
+        verifiers = dict(accepted)
 
         def deliver(index: int, result: verifier_pb2.VerifyResult) -> None:
             nonlocal left
+            self.cache.put(verifiers[index], key_of(items[index]), result)
             results[index] = self._labelled(items[index], result, f"items[{index}].")
             left -= 1
             if not left:
@@ -135,10 +198,12 @@ class Engine:
         call = calls()
         results: asyncio.Queue[verifier_pb2.VerifyResult | None] = asyncio.Queue()
         window = asyncio.Semaphore(self.settings.max_stream_items)
-        open_items: dict[int, verifier_pb2.VerifyItem] = {}
+        open_items: dict[int, tuple[verifier_pb2.VerifyItem, Verifier[Any]]] = {}
 
         def deliver(key: int, result: verifier_pb2.VerifyResult) -> None:
-            results.put_nowait(self._labelled(open_items.pop(key), result, ""))
+            item, verifier = open_items.pop(key)
+            self.cache.put(verifier, key_of(item), result)
+            results.put_nowait(self._labelled(item, result, ""))
 
         desk = self.dispatcher.desk(deliver)
 
@@ -153,9 +218,12 @@ class Engine:
                 except ServiceError as error:
                     results.put_nowait(self._refused(item, error))
                 else:
-                    open_items[count] = item
-                    desk.put(count, item, verifier)
-                    desk.feed()
+                    if (result := self._without_worker(item, verifier)) is not None:
+                        results.put_nowait(self._labelled(item, result, ""))
+                    else:
+                        open_items[count] = (item, verifier)
+                        desk.put(count, item, verifier)
+                        desk.feed()
                 count += 1
             return count
 
@@ -223,7 +291,8 @@ class Engine:
             outcome = "correct" if result.correct else "wrong"
         name = item.verifier if item.verifier in self.verifiers else "unknown"
         _count(name, outcome).inc()
-        _seconds(name).observe(result.seconds)
+        if not result.cached:
+            _seconds(name).observe(result.seconds)
         return result
 
 

@@ -77,6 +77,7 @@ class ResultModel(BaseModel):
     error: StatusModel | None
     seconds: float
     parts: list[PartModel] = Field(default_factory=list)
+    cached: bool
 
 
 class ReplyModel(BaseModel):
@@ -191,4 +192,5 @@ def _result_json(result: verifier_pb2.VerifyResult) -> dict[str, Any]:
             {"name": part.name, "role": part.role, "weight": part.weight, "result": _result_json(part.result)}
             for part in result.parts
         ],
+        "cached": result.cached,
     }

@@ -14,6 +14,11 @@ CALL_SECONDS = Histogram(
     "wall seconds of a Verify call, queue included",
     buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
 )
+CACHE_HITS = Counter("vold_verifier_cache_hits", "items whose verdict was in the cache")
+CACHE_MISSES = Counter("vold_verifier_cache_misses", "items whose verdict was not in the cache")
+CACHE_BYTES = Gauge("vold_verifier_cache_bytes", "memory that the kept verdicts take")
+REPEATED = Counter("vold_verifier_repeated_items", "items that were in their batch already")
+LIGHT = Counter("vold_verifier_light_items", "items judged without a worker: plain numbers")
 QUEUED = Gauge("vold_verifier_queued_items", "items waiting for a worker")
 WORKERS = Gauge("vold_verifier_workers", "worker processes that are up")
 RESTARTS = Counter("vold_verifier_worker_restarts", "workers replaced, by reason", ["reason"])

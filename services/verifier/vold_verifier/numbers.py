@@ -6,6 +6,7 @@ No floats: 0.1 is 1/10, and 1e400 is itself. What is not plainly one number is N
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from vold_verifier import units
 
@@ -75,6 +76,7 @@ class Number:
         return (self.value, self.value / 100) if self.percent else (self.value,)
 
 
+@lru_cache(maxsize=4096)  # the completions of a group share their reference, and most of them their answer
 def parse(text: str, *, with_unit: bool = False) -> Number | None:
     """`text` as one number, or None. With `with_unit`, words after it are its unit, and 5 million is a number.
 

@@ -27,6 +27,9 @@ class VerifierSettings(ServerSettings):
         default=65536, ge=1, description="items waiting in all, before callers are told to come back"
     )
     max_stream_items: int = Field(default=256, ge=1, description="items of one stream waiting or in a worker at a time")
+    cache_bytes: int = Field(
+        default=64 * MIB, ge=0, description="memory for verdicts that may be asked for again; 0 keeps none"
+    )
     max_completion_chars: int = Field(default=256 * 1024, ge=1, description="longest completion or prompt")
     max_reference_chars: int = Field(default=64 * 1024, ge=1, description="longest reference")
     max_parameters_bytes: int = Field(default=4 * MIB, ge=1024, description="largest parameters of one item")

@@ -76,7 +76,8 @@ class Verifier(Protocol[P_contra]):
     groups, costly ones nearly alone. pool: "sandbox" for what runs text of the completion as code, in the verifier or
     in a library under it; see docs/verifier-isolation.md. tripwire: in the sandbox, what an item comes to whose check
     tried to start a program, open a socket or write a file: an error, a wrong answer, or ("off") nothing is watched.
-    deterministic: equal items have equal verdicts.
+    deterministic: equal items have equal verdicts, so that one may be kept. version: to be changed with what the
+    verifier does, so that no verdict of an earlier one is used.
     """
 
     name: ClassVar[str]
@@ -86,6 +87,7 @@ class Verifier(Protocol[P_contra]):
     pool: ClassVar[Pool] = "main"
     tripwire: ClassVar[Literal["error", "wrong", "off"]] = "error"
     deterministic: ClassVar[bool] = True
+    version: ClassVar[str] = ""
 
     def check(self, item: Item, parameters: P_contra, /) -> Verdict:
         """Judge one item. Raises BadReferenceError or BadParameterError where it cannot be judged."""

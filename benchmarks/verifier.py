@@ -1,0 +1,181 @@
+"""How fast is the verifier beside math-verify called in a loop, and what do poisonous inputs cost the healthy ones?
+
+The service has two workers, is warm, keeps no results, and is sent batches of 256. math-verify runs in this process
+on the same answers, without the text around them, which is the faster way to call it. Rounds of all contenders take
+turns; the figures are medians.
+
+python benchmarks/verifier.py [--gsm8k FOLDER]
+
+--gsm8k: a folder with test.jsonl of GSM8K, for numeric answers in real solutions; without it they are made here.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from common import serving, show
+from vold_client import AsyncVerifierClient, Item, ItemBudget, Verdict
+
+BATCH, ROUNDS = 256, 3
+NUMERIC_ITEMS, SYMBOLIC_ITEMS, CHOICE_ITEMS = 16 * BATCH, BATCH, 20_000
+ALONE_ITEMS = 128
+"""Of which math-verify alone is given so many: enough for a rate."""
+POISON_EVERY = 50
+
+
+def numeric_items(gsm8k: Path | None) -> list[Item]:
+    """Solutions with a boxed number, every other one off by a little."""
+    rng = random.Random(0)
+    if gsm8k is None:
+        drawn = [round(10 ** rng.uniform(0, 6)) for _ in range(1319)]
+        solved = [(f"Half of the {2 * n} apples are red. " * 8 + f"2 * {n} / 2 = {n}", str(n)) for n in drawn]
+    else:
+        rows = [json.loads(line)["answer"] for line in (gsm8k / "test.jsonl").read_text().splitlines()]
+        solved = [(text.strip(), answer.strip()) for text, _, answer in (row.rpartition("####") for row in rows)]
+    items = []
+    for index in range(NUMERIC_ITEMS):
+        text, reference = solved[index % len(solved)]
+        value = int(reference.replace(",", ""))
+        said = value if index % 2 else value + rng.randrange(1, 10)
+        items.append(Item("math", f"{text} (sample {index})\nThe answer is \\boxed{{{said}}}.", reference))
+    return items
+
+
+def symbolic_items() -> list[Item]:
+    """Surds, fractions of expressions, polynomials, intervals, sets and points; no two alike, half of them right."""
+    rng = random.Random(0)
+    items = []
+    for index in range(SYMBOLIC_ITEMS):
+        a, b, c = rng.sample(range(2, 60), 3)
+        gold, right, wrong = [
+            (f"{a}\\sqrt{{{b}}}", f"\\sqrt{{{a * a * b}}}", f"\\sqrt{{{a * a * b + 1}}}"),
+            (
+                f"\\frac{{{a}}}{{\\sqrt{{{b}}}}}",
+                f"\\frac{{{a}\\sqrt{{{b}}}}}{{{b}}}",
+                f"\\frac{{{a}\\sqrt{{{b}}}}}{{2}}",
+            ),
+            (f"(x+{a})(x-{b})", f"x^2+{a - b}x-{a * b}".replace("+-", "-"), f"x^2+{a + b}x-{a * b}"),
+            (f"{a}x^2+{b}x", f"x({a}x+{b})", f"x({a}x-{b})"),
+            (f"[{a}, {a + b})", f"{a} \\le x < {a + b}", f"{a} \\le x \\le {a + b}"),
+            (f"\\{{{a}, {b}, {c}\\}}", f"{c}, {a}, {b}", f"{c}, {a}, {b + 1}"),
+            (f"({a}, \\frac{{{b}}}{{2}})", f"({a}, {b / 2})", f"({b}, {a / 2})"),
+            (f"{a}\\pi + {b}", f"{b} + {a}\\pi", f"{a} + {b}\\pi"),
+        ][index % 8]
+        said = right if index // 8 % 2 else wrong
+        items.append(Item("math", f"We find it step by step (sample {index}).\nSo it is \\boxed{{{said}}}.", gold))
+    return items
+
+
+def poison() -> list[str]:
+    """Answers that ruin a checker which evaluates them, or reads them carelessly."""
+    return [
+        r"\boxed{9^{9^{9^{9}}}}",
+        r"\boxed{2**9**9**9}",
+        "x" * (1 << 20),
+        r"\boxed{" + "(" * 10_000 + "1" + ")" * 10_000 + "}",
+        r"\boxed{" + "{" * 10_000 + "1" + "}" * 10_000 + "}",
+        r"\boxed{99999999!}",
+        r"\boxed{(((70!)!)!)!}",
+        "\\boxed{1\x00" + "\x00" * 1000 + "}",
+        "\n".join(["**" * 400 + "the answer" + " " * 400] * 20) + r"\boxed{" + "a" * 5000 + "!}",
+        "answer" + "is " * 5000 + ":" + "-" * 5000,
+    ]
+
+
+def with_poison(items: Sequence[Item]) -> list[Item]:
+    """`items` with one poisonous item after each 49 (2 %), all kinds in turn."""
+    texts, mixed, added = poison(), [], 0
+    for index, item in enumerate(items, 1):
+        mixed.append(item)
+        if index % (POISON_EVERY - 1) == 0:
+            mixed.append(Item("math", texts[added % len(texts)], item.reference, id=f"poison-{index}"))
+            added += 1
+    return mixed
+
+
+def math_verify_alone(items: Sequence[Item]) -> int:
+    """How many of the items it calls right, one after another, with its own time limits as they come."""
+    from math_verify import parse, verify
+
+    def answer(text: str) -> str:
+        return text[text.rindex("\\boxed") :].rstrip(".")
+
+    return sum(bool(verify(parse(f"\\boxed{{{item.reference}}}"), parse(answer(item.completion)))) for item in items)
+
+
+def choice_in_process() -> Callable[[], int]:
+    from vold_verifier.verifiers.base import Item as Checked
+    from vold_verifier.verifiers.choice import ChoiceParameters, ChoiceVerifier
+
+    verifier, options = ChoiceVerifier(), {"A": "Paris", "B": "Rome", "C": "Oslo", "D": "Bern"}
+    parameters = ChoiceParameters(options=options)
+    thought = "<think>" + "The capital of Italy is older than that of Norway. " * 10 + "</think>"
+    said = [r"So it is \boxed{%s}.", "The answer is (%s).", "Answer: %s", "%s", "I would go with %s, for it is old."]
+    items = [Checked(thought + said[index % 5] % "ABCD"[index % 4], "B") for index in range(CHOICE_ITEMS)]
+    return lambda: sum(verifier.check(item, parameters).correct for item in items)
+
+
+def timed(work: Callable[[], int]) -> float:
+    began = time.perf_counter()
+    assert work() > 0
+    return time.perf_counter() - began
+
+
+async def through(url: str, items: Sequence[Item]) -> tuple[float, list[Verdict]]:
+    async with AsyncVerifierClient(url, timeout=300, budget=ItemBudget(items=BATCH)) as client:
+        await client.verify(items[:BATCH])
+        began = time.perf_counter()
+        verdicts = await client.verify(items)
+        return time.perf_counter() - began, verdicts
+
+
+def healthy(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[float | None]:
+    return [v.reward for i, v in zip(items, verdicts, strict=True) if not i.id.startswith("poison")]
+
+
+def measure(name: str, items: Sequence[Item], alone: bool) -> Iterator[list[str]]:
+    mixed = with_poison(items)
+    times: dict[str, list[float]] = {"math-verify": [], "service": [], "poison": []}
+    with serving("verifier", "--workers", "2", "--cache-bytes", "0") as urls:
+        for _ in range(ROUNDS):
+            if alone:
+                few = items[:ALONE_ITEMS]
+                times["math-verify"].append(timed(lambda: math_verify_alone(few)) / len(few))  # noqa: B023
+            seconds, clean = asyncio.run(through(urls["grpc"], items))
+            times["service"].append(seconds / len(items))
+            seconds, beside = asyncio.run(through(urls["grpc"], mixed))
+            times["poison"].append(seconds / len(items))
+            assert healthy(items, clean) == healthy(mixed, beside), "poison changed a verdict"
+    median = {what: statistics.median(found) for what, found in times.items() if found}
+    base = median["math-verify"]
+    for what, seconds in median.items():
+        ratio = f"{base / seconds:.1f}x"
+        kept = f"{median['service'] / seconds:.0%}" if what == "poison" else ""
+        label = {"poison": "service, healthy items beside 2 % poison"}.get(what, what)
+        yield [name, label, f"{1 / seconds:,.0f}", ratio, kept]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gsm8k", type=Path, help="folder with GSM8K's test.jsonl")
+    given = parser.parse_args()
+    source = "numeric, GSM8K" if given.gsm8k else "numeric"
+    rows = [*measure(source, numeric_items(given.gsm8k), True), *measure("symbolic", symbolic_items(), True)]
+    choice = choice_in_process()
+    timed(choice)
+    rate = CHOICE_ITEMS / statistics.median(timed(choice) for _ in range(ROUNDS))
+    rows.append(["choice", "in process, one core", f"{rate:,.0f}", "", ""])
+    show(
+        f"The verifier, batches of {BATCH}, 2 workers, 2 cores, median of {ROUNDS}",
+        ["answers", "checked by", "items/s", "to math-verify", "of the clean rate"],
+        rows,
+    )
+
+
+if __name__ == "__main__":
+    main()

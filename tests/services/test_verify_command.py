@@ -1,0 +1,187 @@
+"""`vold verify` as a user runs it: a file in, verdicts out, what is broken named and nothing else lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from verifier_server import running
+
+RIGHT = {"id": "r", "completion": r"so \boxed{1/2}", "reference": "0.5"}
+KEYS = ["id", "reward", "correct", "extracted", "reason", "error", "seconds"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running("--workers", "2", "--time-limit", "0.5") as one:
+        yield one
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "vold_trainer", "verify", *map(str, arguments)]
+
+
+def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+
+
+def write(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def read(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_file_is_judged_in_order_by_a_service_of_its_own(tmp_path):
+    options = {"A": "Paris", "B": "Rome"}
+    rows = [
+        RIGHT,
+        {"id": 2, "completion": r"\boxed{3}", "reference": 4},
+        {"id": "by text", "completion": "Rome", "reference": "B", "verifier": "choice", "options": options},
+        {
+            "id": "listed",
+            "completion": "Rome",
+            "reference": "B",
+            "verifier": "choice",
+            "options": [{"A": "Paris"}, {"B": "Rome"}],
+        },
+        {
+            "id": "near",
+            "completion": "3.15",
+            "reference": "3.14",
+            "verifier": "numeric",
+            "params": {"relative_tolerance": 0.01},
+        },
+        {"id": "prompt", "completion": r"\boxed{4}", "reference": "4", "prompt": "Think.<think>"},
+        {"completion": r"\boxed{7}", "reference": "7", "prompt": None, "options": None, "params": None},
+    ]
+    out = tmp_path / "out.jsonl"
+    done = run(write(tmp_path / "in.jsonl", rows), "--verifier", "math", "-o", out)
+    assert done.returncode == 0, done.stderr
+    verdicts = read(out.read_text())
+    assert all(list(verdict) == KEYS for verdict in verdicts)
+    assert [verdict["id"] for verdict in verdicts] == ["r", 2, "by text", "listed", "near", "prompt", 7]
+    assert [verdict["reward"] for verdict in verdicts] == [1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0]
+    assert [verdict["correct"] for verdict in verdicts] == [True, False, True, True, True, False, True]
+    assert verdicts[0]["extracted"] == "1/2"
+    assert "never ends" in verdicts[5]["reason"]
+    assert {verdict["error"] for verdict in verdicts} == {None}
+    assert done.stdout == ""
+    for shown in ("math", "choice", "numeric", "accuracy", "7 lines"):
+        assert shown in done.stderr
+
+
+BROKEN = {
+    "no JSON": ("{", "is not JSON"),
+    "no object": ("[1]", "is a list"),
+    "no completion": ({"id": "x", "reference": "1"}, "completion is missing"),
+    "completion no text": ({"id": "x", "completion": 3, "reference": "1"}, "completion is a number"),
+    "unknown verifier": ({**RIGHT, "id": "x", "verifier": "maths"}, "did you mean 'math'"),
+    "unknown parameter": ({**RIGHT, "id": "x", "params": {"acept": ["boxed"]}}, "parameters.acept"),
+    "params no object": ({**RIGHT, "id": "x", "params": [1]}, "params is a list"),
+    "options no texts": ({**RIGHT, "id": "x", "verifier": "choice", "options": ["Paris"]}, "options holds a string"),
+    "options twice": ({**RIGHT, "id": "x", "options": [{"A": "1"}, {"A": "2"}]}, "names 'A' twice"),
+    "half a character": ('{"id": "x", "completion": "\\ud800", "reference": "1"}', "surrogate"),
+    "deep": ("[" * 100_000, "is not JSON"),
+    "bad reference": ({**RIGHT, "id": "x", "reference": ""}, "the reference is empty"),
+}
+
+
+def test_a_broken_line_is_named_and_costs_no_other(server, tmp_path):
+    rows = [RIGHT]
+    for broken, _ in BROKEN.values():
+        rows += [broken, RIGHT]
+    done = run(write(tmp_path / "in.jsonl", rows), "--url", server.url, "-o", tmp_path / "out.jsonl")
+    assert done.returncode == 1
+    verdicts = read((tmp_path / "out.jsonl").read_text())
+    assert [verdict["reward"] for verdict in verdicts] == [1.0, *[None, 1.0] * len(BROKEN)]
+    for index, (_, says) in enumerate(BROKEN.values()):
+        verdict, number = verdicts[2 * index + 1], 2 * index + 2
+        assert verdict["error"].startswith(f"line {number}: ")
+        assert says in verdict["error"]
+        assert "items[" not in verdict["error"]
+        assert verdict["correct"] is None
+    assert "line 2: is not JSON" in done.stderr
+    assert f"{len(BROKEN) - 10} more" in done.stderr
+
+
+def test_an_unknown_verifier_is_named(server, tmp_path):
+    done = run(write(tmp_path / "in.jsonl", [RIGHT]), "--url", server.url, "--verifier", "nosuch")
+    assert done.returncode == 1
+    assert "no verifier is called 'nosuch'" in done.stderr
+    assert read(done.stdout)[0]["reward"] is None
+
+
+def test_a_limit_is_an_error_without_reward_and_no_broken_line(server):
+    rows = [{**RIGHT, "verifier": "spin"}, {**RIGHT, "verifier": "crash"}, RIGHT]
+    done = run("-", "--url", server.url, stdin="".join(json.dumps(row) + "\n\n" for row in rows))
+    assert done.returncode == 0, done.stderr
+    verdicts = read(done.stdout)
+    assert [verdict["reward"] for verdict in verdicts] == [None, None, 1.0]
+    assert verdicts[0]["error"].startswith("line 1: DEADLINE_EXCEEDED")
+    assert verdicts[1]["error"].startswith("line 3: INTERNAL")
+
+
+def test_many_lines_come_out_in_order(server, tmp_path):
+    rows = [{"id": n, "completion": rf"\boxed{{{n}}}", "reference": str(n - n % 3)} for n in range(3000)]
+    done = run(write(tmp_path / "in.jsonl", rows), "--url", server.url)
+    assert [(v["id"], v["correct"]) for v in read(done.stdout)] == [(n, n % 3 == 0) for n in range(3000)]
+
+
+def test_explain_shows_one_item(server, tmp_path):
+    rows = [{**RIGHT, "id": n} for n in range(5)] + [{**RIGHT, "id": "wrong", "reference": "7"}]
+    file = write(tmp_path / "in.jsonl", ["{", *rows])
+    done = run(file, "--url", server.url, "--explain", "wrong")
+    assert done.returncode == 0, done.stderr
+    for shown in ("wrong", "math", "different numbers", "1/2", "7", "7"):
+        assert shown in done.stdout
+    missing = run(file, "--url", server.url, "--explain", "nobody")
+    assert missing.returncode == 1
+    assert "'nobody'" in missing.stderr
+
+
+def test_files_that_cannot_be_used_are_named(server, tmp_path):
+    file = write(tmp_path / "in.jsonl", [RIGHT])
+    for arguments, says in (
+        ([tmp_path / "nothing.jsonl"], "nothing.jsonl"),
+        ([file, "-o", file], "is the input"),
+        ([file, "-o", tmp_path / "no" / "out.jsonl"], "cannot write"),
+    ):
+        done = run(*arguments, "--url", server.url)
+        assert done.returncode == 1
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+    assert json.loads(file.read_text()) == RIGHT
+
+
+def test_ctrl_c_leaves_what_was_done(server, tmp_path):
+    out = tmp_path / "out.jsonl"
+    process = subprocess.Popen(
+        command("-", "--url", server.url, "-o", out), stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    # The input stays open: what was read is judged, and the command waits for more.
+    for n in range(512):
+        process.stdin.write(json.dumps({**RIGHT, "id": n}) + "\n")
+    process.stdin.flush()
+    until = time.monotonic() + 60
+    while not (out.exists() and out.read_text().count("\n") == 512):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "first 512 lines" in said
+    assert "Traceback" not in said
+    assert [verdict["reward"] for verdict in read(out.read_text())] == [1.0] * 512
