@@ -24,6 +24,7 @@ from typing import Any
 from common import show
 from vold_proto.v1 import verifier_pb2
 from vold_verifier import registry, worker
+from vold_verifier.sandbox.tripwire import Tripwire
 
 CASES = Path(__file__).parents[1] / "tests" / "cases"
 LOOSE = {"ignore_case": True, "ignore_punctuation": True, "ignore_articles": True}
@@ -134,7 +135,7 @@ def ours(item: Judged, timer: Any) -> bool:
     )
     if item.parameters:
         message.parameters.update(item.parameters)
-    result, _ = worker._check_within(message, VERIFIERS, timer)
+    result, _ = worker.check_within(message, VERIFIERS, timer, Tripwire())
     return bool(result.correct)
 
 
@@ -166,7 +167,7 @@ def main() -> None:
         ]
     if options.gsm8k:
         sets.append(("GSM8K, itself and other numbers", list(gsm8k(options.gsm8k))))
-    timer = worker._Timer(TIMER_SECONDS)
+    timer = worker.Timer(TIMER_SECONDS)
     rows = []
     for label, items in sets:
         for of_mathematics in (True, False):

@@ -15,6 +15,7 @@ from verifier_server import item as make_item
 from verifier_server import running
 from vold_proto.v1 import status_pb2, verifier_pb2
 from vold_verifier import registry, worker
+from vold_verifier.sandbox.tripwire import Tripwire
 
 CASES = Path(__file__).parents[1] / "cases" / "verifier_adversarial.jsonl"
 ROWS = [json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines()]
@@ -48,7 +49,7 @@ def test_the_list_is_as_long_as_promised():
 
 @pytest.mark.parametrize("row", [row for row in ROWS if not row.get("heavy")], ids=lambda row: row["id"])
 def test_nothing_is_paid_that_is_no_answer(row):
-    result, healthy = worker._check_within(as_item(row), VERIFIERS, worker._Timer(5.0))
+    result, healthy = worker.check_within(as_item(row), VERIFIERS, worker.Timer(5.0), Tripwire())
     assert holds(row, result), f"{row['why']}: {result.reason} {result.error.message} [{result.rule}]"
     assert healthy
 

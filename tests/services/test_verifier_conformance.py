@@ -31,7 +31,7 @@ def conformance(monkeypatch) -> ModuleType:
 @pytest.mark.skipif(not CASES.exists(), reason="the labelled cases are not beside this repository")
 def test_verdicts_agree_with_the_labels(conformance):
     core = list(conformance.labelled(CASES, "core"))
-    timer = worker._Timer(conformance.TIMER_SECONDS)
+    timer = worker.Timer(conformance.TIMER_SECONDS)
     wrong = [item for item in core if conformance.ours(item, timer) != item.expected]
     paid = [item.name for item in wrong if item.verifier == "math" and not item.expected]
     print(

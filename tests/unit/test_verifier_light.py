@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vold_proto.v1 import verifier_pb2
-from vold_verifier import light, symbolic
+from vold_verifier import light, notation, symbolic
 from vold_verifier.cache import ResultCache, key_of
 from vold_verifier.text import mathematical
 from vold_verifier.verifiers.choice import ChoiceVerifier
@@ -84,7 +84,7 @@ def test_the_verdict_is_what_algebra_says(reference, other, same):
     answer = reference if same else other
     one = item(rf"We find \boxed{{{answer}}}.", reference)
     assert light.is_light(MATH, one)
-    gold, said = (symbolic.clean(mathematical(text)) for text in (reference, answer))
+    gold, said = (notation.clean(mathematical(text)) for text in (reference, answer))
     assert light.judge(MATH, one).correct == (float(gold.replace(",", "")) == float(said.replace(",", "")))
     assert light.judge(MATH, one).correct == symbolic.compare(gold, said)[0]
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from vold_proto.v1 import verifier_pb2
 from vold_verifier import bounds, registry, worker
 from vold_verifier.extraction import Extraction
+from vold_verifier.sandbox.tripwire import Tripwire
 from vold_verifier.verifiers.base import BadReferenceError, Item
 from vold_verifier.verifiers.math import MathVerifier
 
@@ -187,10 +188,10 @@ FRAGMENTS = st.sampled_from([*"0123456789xyi+-*/^_=<>(){}[],.!|%$ \\\n\u200b²½
 @given(st.one_of(st.text(max_size=40), st.lists(FRAGMENTS, max_size=14).map("".join)))
 @settings(max_examples=150, deadline=None)
 def test_no_text_makes_a_verifier_fail(text):
-    timer = worker._Timer(1.0)
+    timer = worker.Timer(1.0)
     for name, reference in (("math", "x+1"), ("numeric", "7"), ("choice", "B"), ("exact", "a"), ("format", "")):
         item = verifier_pb2.VerifyItem(
             verifier=name, completion=rf"\boxed{{{worker._sendable(text)}}}", reference=reference
         )
-        result, _ = worker._check_within(item, VERIFIERS, timer)
+        result, _ = worker.check_within(item, VERIFIERS, timer, Tripwire())
         assert result.error.code in (0, 6), result.error.message  # a verdict, or out of time; never a crash

@@ -65,7 +65,7 @@ def limit_sandboxed(limit_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_NPROC, (MAX_PROCESSES, MAX_PROCESSES))
 
 
-class _Timer:
+class Timer:
     """The CPU-time limit of the item at hand. A shot that arrives once the item is done changes nothing.
 
     Python runs a signal's handler between bytecodes, so code inside one long C call is not interrupted: a second
@@ -103,12 +103,12 @@ def run(
 
     Returns the exit status that tells why.
     """
-    timer = _Timer(cpu_seconds)
+    timer = Timer(cpu_seconds)
     tripwire = tripwire or Tripwire()
     reader = connection.makefile("rb")
     while (frame := _read_frame(reader)) is not None:
         started = time.perf_counter()
-        result, healthy = _check_within(verifier_pb2.VerifyItem.FromString(frame), verifiers, timer, tripwire)
+        result, healthy = check_within(verifier_pb2.VerifyItem.FromString(frame), verifiers, timer, tripwire)
         result.seconds = time.perf_counter() - started
         reply = result.SerializeToString()
         connection.sendall(HEADER.pack(len(reply)) + reply)
@@ -126,8 +126,8 @@ def _read_frame(reader: BinaryIO) -> bytes | None:
     return frame if len(frame) == size else None
 
 
-def _check_within(
-    item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]], timer: _Timer, tripwire: Tripwire
+def check_within(
+    item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]], timer: Timer, tripwire: Tripwire
 ) -> tuple[verifier_pb2.VerifyResult, bool]:
     """(the result, whether the worker is fit for another item)."""
     on_hit = getattr(verifiers[item.verifier], "tripwire", "error")
