@@ -72,15 +72,19 @@ def main() -> None:
         tenants = [{"name": name, "keys": [{"sha256": digest_of(key).hex()}]} for name, key in keys.items()]
         file = Path(folder) / "keys.yaml"
         file.write_text(yaml.safe_dump({"tenants": tenants}))
-        with serving("teacher", "--model", str(path), "--threads", "1", "--api-keys", str(file)) as urls:
+        with serving(
+            "teacher", "--model", str(path), "--threads", "1", "--cache-bytes", "0", "--api-keys", str(file)
+        ) as urls:
             for count in COUNTS:
                 runs = [Run() for _ in range(count)]
                 began = time.monotonic()
 
-                async def all_runs(runs: list[Run] = runs, until: float = began + asked.seconds) -> None:
+                async def all_runs(
+                    runs: list[Run] = runs, count: int = count, until: float = began + asked.seconds
+                ) -> None:
                     await asyncio.gather(
                         *(
-                            drive(urls["grpc"], key, run, seed, until, asked.pause)
+                            drive(urls["grpc"], key, run, 1000 * count + seed, until, asked.pause)
                             for seed, (run, key) in enumerate(zip(runs, keys.values(), strict=False))
                         )
                     )

@@ -35,8 +35,8 @@ class Load:
     threads: int
 
 
-LOADS = {"tiny": Load(5, 4, 16, 1), "40M": Load(3, 1, 6, 2)}
-"""At 1 M parameters the wire is a part of the work and has the other core of two; at 40 M the model has both."""
+LOADS = {"tiny": Load(5, 4, 16, 1), "40M": Load(3, 1, 6, 1)}
+"""One thread, so that of two cores the wire has the other."""
 
 Asked = list[tuple[list[Ids], list[Completion]]]
 
