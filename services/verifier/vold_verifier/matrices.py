@@ -34,6 +34,8 @@ def _explicit(expression: Any) -> Any:
 
     if isinstance(expression, sympy.Mul):
         return reduce(operator.mul, map(_explicit, expression.args))
+    if isinstance(expression, sympy.Pow):
+        return _explicit(expression.base) ** expression.exp
     if isinstance(expression, sympy.MatrixExpr):
         return expression.doit().as_explicit()
     return expression
