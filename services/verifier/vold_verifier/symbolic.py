@@ -218,10 +218,10 @@ def _parse(text: str) -> list[Any]:
     for latex in dict.fromkeys((normal, get_last_eq(normal))):
         try:
             parsed = latex2sympy(latex, is_real=True, normalization_config=None, conversion_config=conversion)
-        except Exception:  # noqa: S112  its parser raises many kinds of error, all for text that it cannot read
+            if isinstance(parsed, sympy.Basic) and (imaginary := [s for s in parsed.free_symbols if str(s) == "i"]):
+                parsed = parsed.subs(imaginary[0], sympy.I)
+        except Exception:  # noqa: S112  its parser raises many kinds of error, and i > 2 another: text without meaning
             continue
-        if isinstance(parsed, sympy.Basic) and (imaginary := [s for s in parsed.free_symbols if str(s) == "i"]):
-            parsed = parsed.subs(imaginary[0], sympy.I)
         return [parsed] if parsed is not None else []
     return []
 
