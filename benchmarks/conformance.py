@@ -3,12 +3,13 @@
 python benchmarks/conformance.py [--cases cases.jsonl] [--gsm8k test.jsonl] [--show] [--no-math-verify]
 
 The lists of tests/cases come with the repository. --cases: labelled cases of other graders' own tests, lines of `id`,
-`kind`, `gold`, `prediction`, `expected`, `tier`; those of kind reasoning_gym are left out. --gsm8k: GSM8K's questions,
-each reference held against itself and against other numbers made from it. --show prints every disagreement.
+`kind`, `gold`, `prediction`, `expected`, `tier`; those of kind reasoning_gym have the task's `dataset` and `entry` too,
+and are left out where reasoning-gym is not installed. --gsm8k: GSM8K's questions, each reference held against itself
+and against other numbers made from it. --show prints every disagreement.
 
 "paid": items that earned a reward and should not. "refused": the other way round. math-verify gets the reference in a
 box and the completion as it is; where it raises or runs into its own limit of 5 s, its answer counts as refused. It has
-no choices, texts or tolerances, so those kinds are judged by the verifiers alone.
+no choices, texts, tolerances or tasks, so those kinds are judged by the verifiers alone.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ CASES = Path(__file__).parents[1] / "tests" / "cases"
 LOOSE = {"ignore_case": True, "ignore_punctuation": True, "ignore_articles": True}
 VERIFIERS = registry.load()
 TIMER_SECONDS = 5.0
+KINDS = ("mathematics", "others", "reasoning-gym")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class Judged:
     reference: str
     expected: bool
     prompt: str = ""
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        return {"math": "mathematics", "reasoning-gym": "reasoning-gym"}.get(self.verifier, "others")
 
 
 def as_judged(case: dict[str, Any]) -> Judged:
@@ -71,13 +79,17 @@ def as_judged(case: dict[str, Any]) -> Judged:
         parameters = {"accept": ["boxed"]}
     elif kind == "geo3k_bracket" and (found := re.findall(r"\[([^\]]*)\]", text)):
         text = rf"\boxed{{{found[-1]}}}"
+    elif kind == "reasoning_gym":
+        # As JSON text: a Struct would make floats of its whole numbers.
+        verifier, parameters = "reasoning-gym", {"task": case["dataset"], "entry": json.dumps(case["entry"])}
+        text = f"<answer>{text}</answer>"
     return Judged(case["id"], verifier, parameters, text, case["gold"], case["expected"])
 
 
 def labelled(path: Path, tier: str) -> Iterator[Judged]:
     for line in path.read_text(encoding="utf-8").splitlines():
         case = json.loads(line)
-        if case["tier"] == tier and case["kind"] != "reasoning_gym":
+        if case["tier"] == tier and (case["kind"] != "reasoning_gym" or find_spec("reasoning_gym")):
             yield as_judged(case)
 
 
@@ -170,16 +182,15 @@ def main() -> None:
     timer = worker.Timer(TIMER_SECONDS)
     rows = []
     for label, items in sets:
-        for of_mathematics in (True, False):
-            some = [item for item in items if (item.verifier == "math") == of_mathematics]
+        for kind in KINDS:
+            some = [item for item in items if item.kind == kind]
             if not some:
                 continue
             verdicts = {"vold": [ours(item, timer) for item in some]}
-            if of_mathematics and not options.no_math_verify:
+            if kind == "mathematics" and not options.no_math_verify:
                 verdicts["math-verify"] = [theirs(item) for item in some]
             for grader, given in verdicts.items():
                 wrong = [(item, paid) for item, paid in zip(some, given, strict=True) if paid != item.expected]
-                kind = "mathematics" if of_mathematics else "others"
                 right = len(some) - len(wrong)
                 paid = sum(paid for _, paid in wrong)
                 rows.append(

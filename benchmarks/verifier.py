@@ -2,7 +2,7 @@
 
 The service has two workers, is warm, keeps no results, and is sent batches of 256. math-verify runs in this process
 on the same answers, without the text around them, which is the faster way to call it. Rounds of all contenders take
-turns; the figures are medians.
+turns, and no item comes twice, as caches would answer for it; the figures are medians.
 
 python benchmarks/verifier.py [--gsm8k FOLDER]
 
@@ -19,18 +19,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from common import serving, show
-from vold_client import AsyncVerifierClient, Item, ItemBudget, Verdict
+from vold_client import AsyncVerifierClient, Item, ItemBudget
 
-BATCH, ROUNDS = 256, 3
-NUMERIC_ITEMS, SYMBOLIC_ITEMS, CHOICE_ITEMS = 16 * BATCH, BATCH, 20_000
-ALONE_ITEMS = 128
+BATCH, ROUNDS = 256, 5
+NUMERIC_ITEMS, SYMBOLIC_ITEMS, CHOICE_ITEMS = 16 * BATCH, 2 * BATCH, 20_000
+ALONE_ITEMS = 96
 """Of which math-verify alone is given so many: enough for a rate."""
 POISON_EVERY = 50
 
 
-def numeric_items(gsm8k: Path | None) -> list[Item]:
-    """Solutions with a boxed number, every other one off by a little."""
-    rng = random.Random(0)
+def numeric_items(gsm8k: Path | None, seed: int) -> list[Item]:
+    """Solutions with a boxed number, every other one off by a little. The ids say which are right."""
+    rng = random.Random(seed)
     if gsm8k is None:
         drawn = [round(10 ** rng.uniform(0, 6)) for _ in range(1319)]
         solved = [(f"Half of the {2 * n} apples are red. " * 8 + f"2 * {n} / 2 = {n}", str(n)) for n in drawn]
@@ -42,16 +42,17 @@ def numeric_items(gsm8k: Path | None) -> list[Item]:
         text, reference = solved[index % len(solved)]
         value = int(reference.replace(",", ""))
         said = value if index % 2 else value + rng.randrange(1, 10)
-        items.append(Item("math", f"{text} (sample {index})\nThe answer is \\boxed{{{said}}}.", reference))
+        name = f"{'right' if index % 2 else 'wrong'}-{seed}-{index}"
+        items.append(Item("math", f"{text} (sample {name})\nThe answer is \\boxed{{{said}}}.", reference, id=name))
     return items
 
 
-def symbolic_items() -> list[Item]:
-    """Surds, fractions of expressions, polynomials, intervals, sets and points; no two alike, half of them right."""
-    rng = random.Random(0)
+def symbolic_items(seed: int) -> list[Item]:
+    """Surds, fractions of expressions, polynomials, intervals, sets and points; half of them right, as the ids say."""
+    rng = random.Random(seed)
     items = []
     for index in range(SYMBOLIC_ITEMS):
-        a, b, c = rng.sample(range(2, 60), 3)
+        a, b, c = rng.sample(range(3, 100), 3)
         gold, right, wrong = [
             (f"{a}\\sqrt{{{b}}}", f"\\sqrt{{{a * a * b}}}", f"\\sqrt{{{a * a * b + 1}}}"),
             (
@@ -67,7 +68,9 @@ def symbolic_items() -> list[Item]:
             (f"{a}\\pi + {b}", f"{b} + {a}\\pi", f"{a} + {b}\\pi"),
         ][index % 8]
         said = right if index // 8 % 2 else wrong
-        items.append(Item("math", f"We find it step by step (sample {index}).\nSo it is \\boxed{{{said}}}.", gold))
+        name = f"{'right' if said == right else 'wrong'}-{seed}-{index}"
+        text = f"We find it step by step (sample {name}).\nSo it is \\boxed{{{said}}}."
+        items.append(Item("math", text, gold, id=name))
     return items
 
 
@@ -126,31 +129,30 @@ def timed(work: Callable[[], int]) -> float:
     return time.perf_counter() - began
 
 
-async def through(url: str, items: Sequence[Item]) -> tuple[float, list[Verdict]]:
+async def through(url: str, items: Sequence[Item]) -> float:
+    """Seconds for `items`. Every healthy one must get the reward that it was made for."""
     async with AsyncVerifierClient(url, timeout=300, budget=ItemBudget(items=BATCH)) as client:
-        await client.verify(items[:BATCH])
+        await client.list_verifiers()
         began = time.perf_counter()
         verdicts = await client.verify(items)
-        return time.perf_counter() - began, verdicts
+        seconds = time.perf_counter() - began
+    for item, verdict in zip(items, verdicts, strict=True):
+        if not item.id.startswith("poison"):
+            assert verdict.reward == item.id.startswith("right"), verdict
+    return seconds
 
 
-def healthy(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[float | None]:
-    return [v.reward for i, v in zip(items, verdicts, strict=True) if not i.id.startswith("poison")]
-
-
-def measure(name: str, items: Sequence[Item], alone: bool) -> Iterator[list[str]]:
-    mixed = with_poison(items)
+def measure(name: str, made: Callable[[int], list[Item]]) -> Iterator[list[str]]:
+    """made: items for a seed."""
     times: dict[str, list[float]] = {"math-verify": [], "service": [], "poison": []}
     with serving("verifier", "--workers", "2", "--cache-bytes", "0") as urls:
-        for _ in range(ROUNDS):
-            if alone:
-                few = items[:ALONE_ITEMS]
-                times["math-verify"].append(timed(lambda: math_verify_alone(few)) / len(few))  # noqa: B023
-            seconds, clean = asyncio.run(through(urls["grpc"], items))
-            times["service"].append(seconds / len(items))
-            seconds, beside = asyncio.run(through(urls["grpc"], mixed))
-            times["poison"].append(seconds / len(items))
-            assert healthy(items, clean) == healthy(mixed, beside), "poison changed a verdict"
+        asyncio.run(through(urls["grpc"], made(0)))
+        for number in range(1, ROUNDS + 1):
+            clean, others = made(2 * number), made(2 * number + 1)
+            alone = clean[:ALONE_ITEMS]
+            times["math-verify"].append(timed(lambda: math_verify_alone(alone)) / len(alone))  # noqa: B023
+            times["service"].append(asyncio.run(through(urls["grpc"], clean)) / len(clean))
+            times["poison"].append(asyncio.run(through(urls["grpc"], with_poison(others))) / len(others))
     median = {what: statistics.median(found) for what, found in times.items() if found}
     base = median["math-verify"]
     for what, seconds in median.items():
@@ -165,7 +167,7 @@ def main() -> None:
     parser.add_argument("--gsm8k", type=Path, help="folder with GSM8K's test.jsonl")
     given = parser.parse_args()
     source = "numeric, GSM8K" if given.gsm8k else "numeric"
-    rows = [*measure(source, numeric_items(given.gsm8k), True), *measure("symbolic", symbolic_items(), True)]
+    rows = [*measure(source, lambda seed: numeric_items(given.gsm8k, seed)), *measure("symbolic", symbolic_items)]
     choice = choice_in_process()
     timed(choice)
     rate = CHOICE_ITEMS / statistics.median(timed(choice) for _ in range(ROUNDS))

@@ -2,7 +2,7 @@
 
 # ruff: noqa: ASYNC109  (a timeout here is a deadline that also travels on the wire)
 import json
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import count
@@ -64,21 +64,18 @@ class AsyncVerifierClient(AsyncClient):
         A large list is sent in parts and joined again. Raises VoldError where the whole call fails.
         """
         deadline = self._deadline(timeout)
-        packed = [_pack(item, item.id or str(index), index) for index, item in enumerate(items)]
 
-        async def one(part: list[int]) -> tuple[list[int], list[Verdict]]:
-            message = pb.VerifyRequest(
-                request_id=new_request_id(), items=[packed[index] for index in part], run_id=self._run_id
-            )
+        async def one(part: tuple[int, pb.VerifyRequest]) -> tuple[int, list[Verdict]]:
+            start, message = part
             reply, url = await self._unary(VERIFY, message, deadline)
-            return part, _verdicts(reply, len(part), url)
+            return start, _verdicts(reply, len(message.items), url)
 
-        verdicts: dict[int, Verdict] = {}
-        parts = list(_parts(packed, self._budget))
-        async with aclosing(map_as_ready(parts, one, 4 * len(self._addresses))) as results:
-            async for part, judged in results:
-                verdicts.update(zip(part, judged, strict=True))
-        return [verdicts[index] for index in range(len(items))]
+        verdicts: dict[int, list[Verdict]] = {}
+        requests = list(_requests(items, self._budget, self._run_id))
+        async with aclosing(map_as_ready(requests, one, 4 * len(self._addresses))) as results:
+            async for start, judged in results:
+                verdicts[start] = judged
+        return [verdict for start in sorted(verdicts) for verdict in verdicts[start]]
 
     async def verify_stream(
         self, items: Iterable[Item] | AsyncIterable[Item], *, timeout: float | None = None
@@ -124,13 +121,13 @@ class AsyncVerifierClient(AsyncClient):
                     yield verdict
 
 
-def _pack(item: Item, identifier: str, index: int) -> pb.VerifyItem:
+def _pack(item: Item, identifier: str, index: int, make: Callable[..., pb.VerifyItem] = pb.VerifyItem) -> pb.VerifyItem:
     try:
         parameters = None
         if item.parameters:
             parameters = Struct()
             parameters.update(dict(item.parameters))
-        return pb.VerifyItem(
+        return make(
             id=identifier,
             verifier=item.verifier,
             completion=item.completion,
@@ -146,18 +143,22 @@ def _pack(item: Item, identifier: str, index: int) -> pb.VerifyItem:
         ) from None
 
 
-def _parts(items: list[pb.VerifyItem], budget: ItemBudget) -> Iterator[list[int]]:
-    part: list[int] = []
-    size = 0
+def _requests(items: Sequence[Item], budget: ItemBudget, run_id: str) -> Iterator[tuple[int, pb.VerifyRequest]]:
+    """(index of its first item, message) of the messages that carry `items`. Each item is written where it is sent
+    from: a message is not filled from others, which would copy every text once more."""
+    start, size = 0, 0
+    message = pb.VerifyRequest(request_id=new_request_id(), run_id=run_id)
     for index, item in enumerate(items):
-        own = item.ByteSize()
-        if part and (len(part) == budget.items or size + own > budget.bytes):
-            yield part
-            part, size = [], 0
-        part.append(index)
+        identifier = item.id or str(index)
+        own = _pack(item, identifier, index, message.items.add).ByteSize()
+        if index > start and (index - start == budget.items or size + own > budget.bytes):
+            del message.items[-1]
+            yield start, message
+            start, size = index, 0
+            message = pb.VerifyRequest(request_id=new_request_id(), run_id=run_id)
+            _pack(item, identifier, index, message.items.add)
         size += own
-    if part or not items:
-        yield part
+    yield start, message
 
 
 def _verdicts(reply: pb.VerifyReply, expected: int, url: str) -> list[Verdict]:

@@ -32,10 +32,10 @@ def conformance(monkeypatch) -> ModuleType:
 def test_verdicts_agree_with_the_labels(conformance):
     core = list(conformance.labelled(CASES, "core"))
     timer = worker.Timer(conformance.TIMER_SECONDS)
-    wrong = [item for item in core if conformance.ours(item, timer) != item.expected]
-    paid = [item.name for item in wrong if item.verifier == "math" and not item.expected]
-    print(
-        f"{len(core) - len(wrong)} of {len(core)} right; wrongly paid: {paid}; wrong: {[item.name for item in wrong]}"
-    )
-    assert len(core) - len(wrong) >= 0.97 * len(core)
-    assert len(paid) <= 3
+    right = {item.name: conformance.ours(item, timer) == item.expected for item in core}
+    for kind in conformance.KINDS:
+        some = [item for item in core if item.kind == kind]
+        wrong = [item for item in some if not right[item.name]]
+        print(f"{kind}: {len(some) - len(wrong)} of {len(some)} right; wrong: {[item.name for item in wrong]}")
+        assert len(wrong) <= 0.03 * len(some)
+        assert kind != "mathematics" or sum(not item.expected for item in wrong) <= 3

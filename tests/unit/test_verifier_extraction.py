@@ -72,7 +72,22 @@ def test_boxes_never_fail_and_return_balanced_contents(text):
         assert content in text
 
 
-@pytest.mark.parametrize("unit", ["\\boxed{", "<think>", "\n", "Answer: *", "answer  ", "{", "-", "√(", "\u200b"])
+@given(st.text(alphabet="\\{} 1", max_size=60))
+def test_a_box_ends_where_its_own_brace_is_closed(text):
+    depth, escaped, end = 1, False, None
+    for place, character in enumerate(text):
+        depth += 0 if escaped else {"{": 1, "}": -1}.get(character, 0)
+        escaped = character == "\\" and not escaped
+        if not depth:
+            end = place
+            break
+    assert boxes("\\boxed{" + text) == (([], True) if end is None else ([text[:end]], False))
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["\\boxed{", "<think>", "\n", "Answer: *", "answer  ", "{", "-", "√(", "\u200b", "**", "*", " ", "\t", ">", "_ "],
+)
 @pytest.mark.timeout(30)  # a quadratic rule takes minutes
 def test_long_adversarial_text_is_read_in_linear_time(unit):
     text = unit * (200_000 // len(unit))

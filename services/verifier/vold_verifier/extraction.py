@@ -25,7 +25,7 @@ MAX_BETWEEN_CHARS = 60
 MAX_JOINED_BOXES = 50
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is taken as one token and counts for nothing
+_BRACES = re.compile(r"\\.|\{+|\}+", re.DOTALL)  # an escaped brace is taken as one token and counts for nothing
 _WRAPPED = re.compile(r"^\s*\\(?:boxed|fbox)\s*\{(?P<inner>.*)\}\s*$", re.DOTALL)
 _ONE_BREATH = re.compile(
     r"[\s$,;.*_()&/|]*(?:\\[()\[\],; ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and|or|also|either|else"
@@ -35,8 +35,8 @@ _ONE_BREATH = re.compile(
 )
 _HASHES = re.compile(r"^[^\S\n]*####[^\S\n]*(?P<answer>\S.*)$", re.MULTILINE)
 _STATEMENT = re.compile(r"\b(?:answer|result)\s+is\s*:?\s+", re.IGNORECASE)
-_ANSWER_LINE = re.compile(
-    r"^[^\S\n]*[>*_#-]*[^\S\n]*[*_]*(?:the\s)?(?:final\s|correct\s)?(?:answer|答案)"
+_ANSWER_LINE = re.compile(  # possessive before the word: a line of marks is not tried again from each of them
+    r"^[^\S\n]*+[>*_#-]*+[^\S\n]*+[*_]*+(?:the\s)?(?:final\s|correct\s)?(?:answer|答案)"
     r"[*_]*(?:\sis)?[*_ ]{0,4}[:：](?P<answer>.*)$",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -111,12 +111,20 @@ def _box_spans(text: str) -> tuple[list[tuple[int, int, int]], bool]:
     if not openings:
         return [], False
     closing: dict[int, int] = {}
-    stack: list[int] = []
-    for token in _BRACE.finditer(text, openings[0][1] - 1):
-        if token.group() == "{":
-            stack.append(token.end())
-        elif token.group() == "}" and stack:
-            closing[stack.pop()] = token.start()
+    runs: list[tuple[int, int]] = []  # (end of the first brace, how many) of those open; a box has the first of its run
+    for token in _BRACES.finditer(text, openings[0][1] - 1):
+        at, after = token.span()
+        if text[at] == "{":
+            runs.append((at + 1, after - at))
+        elif text[at] == "}":
+            while at < after and runs:
+                first, count = runs.pop()
+                closed = min(count, after - at)
+                at += closed
+                if closed == count:
+                    closing[first] = at - 1
+                else:
+                    runs.append((first, count - closed))
     spans, past = [], 0
     for command, start in openings:
         end = closing.get(start)

@@ -10,7 +10,7 @@ import logging
 import re
 from typing import Any
 
-from vold_verifier import grammar, notation, numbers, polynomials, reals, spoken, tuples, units
+from vold_verifier import grammar, matrices, notation, numbers, polynomials, reals, spoken, tuples, units
 
 _NUMBER_IN_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox)\s*\{[^{}\d]*[^{}\d\s][^{}\d]*\d")
 _ASSIGNED = re.compile(r"^[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?\s*=(?!=)\s*")
@@ -145,8 +145,6 @@ def _part_equal(gold: str, answer: str) -> bool:
 
 
 def _equal(gold: str, answer: str) -> tuple[bool, str, str]:
-    from math_verify import verify
-
     if _EQUALS.search(gold) is None:
         answer = _ASSIGNED_BACKWARDS.sub(r"\2 = \1", answer)
         sides = _sides(answer)
@@ -168,6 +166,11 @@ def _equal(gold: str, answer: str) -> tuple[bool, str, str]:
         )
     if parsed_answer is None or _undefined(parsed_answer):
         return False, "the answer has no value" if parsed_answer is not None else "the answer does not parse", ""
+    if (of_matrices := matrices.holds(parsed_gold)) != matrices.holds(parsed_answer):
+        return False, "a matrix beside what is none", ""
+    if of_matrices:
+        equal = matrices.same(parsed_gold, parsed_answer, _verified)
+        return equal, "equal by algebra" if equal else "not equal", ""
     if _inequalities_agree(parsed_gold, parsed_answer):
         return True, "the same inequality", ""
     if (same := polynomials.same(parsed_gold, parsed_answer)) is not None:
@@ -175,10 +178,16 @@ def _equal(gold: str, answer: str) -> tuple[bool, str, str]:
     # Before the algebra: it is the quicker of two conditions that must both hold.
     if "%" not in gold + answer and _apart(parsed_gold, parsed_answer):
         return False, f"not equal at {DIGITS} digits", ""
-    equal = verify(parsed_gold, parsed_answer, timeout_seconds=None, allow_set_relation_comp=True)
+    equal = _verified(parsed_gold, parsed_answer)
     if not equal and not _same_values(parsed_gold, parsed_answer):
         return False, "not equal", ""
     return True, "equal by algebra" if equal else "equal at every point tried", ""
+
+
+def _verified(gold: Any, answer: Any) -> bool:
+    from math_verify import verify
+
+    return verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True)
 
 
 def _sides(text: str) -> list[str]:
@@ -209,10 +218,10 @@ def _parse(text: str) -> list[Any]:
     for latex in dict.fromkeys((normal, get_last_eq(normal))):
         try:
             parsed = latex2sympy(latex, is_real=True, normalization_config=None, conversion_config=conversion)
-        except Exception:  # noqa: S112  its parser raises many kinds of error, all for text that it cannot read
+            if isinstance(parsed, sympy.Basic) and (imaginary := [s for s in parsed.free_symbols if str(s) == "i"]):
+                parsed = parsed.subs(imaginary[0], sympy.I)
+        except Exception:  # noqa: S112  its parser raises many kinds of error, and i > 2 another: text without meaning
             continue
-        if isinstance(parsed, sympy.Basic) and (imaginary := [s for s in parsed.free_symbols if str(s) == "i"]):
-            parsed = parsed.subs(imaginary[0], sympy.I)
         return [parsed] if parsed is not None else []
     return []
 
