@@ -9,6 +9,7 @@ from vold_proto.arrays import pack_ids
 from vold_proto.v1 import teacher_pb2 as pb
 
 PROTOBUF = "application/x-protobuf"
+CASES = (("sampled token", 0, "F32"), ("sampled token", 0, "F16"), ("top-20", 20, "F32"), ("top-20", 20, "F16"))
 
 
 def main() -> None:
@@ -16,7 +17,7 @@ def main() -> None:
     tokens = sum(len(ids) for _, ids in completions)
     rows = []
     with serving("teacher", "--model", str(POCKET_TEACHER)) as urls, httpx.Client(timeout=60) as http:
-        for label, top_k, dtype in (("sampled token", 0, "F32"), ("sampled token", 0, "F16"), ("top-20", 20, "F32")):
+        for label, top_k, dtype in CASES:
             message = pb.ScoreRequest(
                 prompts=[pb.Prompt(ids=pack_ids(ids)) for ids in prompts],
                 completions=[
