@@ -49,7 +49,7 @@ class Load:
     completions: int
 
 
-LOADS = {"tiny": Load(8, 8), "40M": Load(2, 8)}
+LOADS = {"light": Load(8, 8), "tiny": Load(8, 8), "40M": Load(2, 8)}
 
 Asked = list[tuple[list[Ids], list[Completion]]]
 
