@@ -123,8 +123,8 @@ def run_verify(path: str, out: str, config: VerifierConfig, *, explain: str | No
 
 def _source(stack: ExitStack, path: str) -> IO[bytes]:
     try:
-        # Not sys.stdin's own buffer: a thread that waits on that one would keep the process from ending.
-        return stack.enter_context(open(0, "rb", closefd=False) if path == "-" else open(path, "rb"))
+        # Not sys.stdin's own buffer, and never closed: either would wait for the thread that waits for input.
+        return open(0, "rb", closefd=False) if path == "-" else stack.enter_context(open(path, "rb"))
     except OSError as error:
         raise UsageError(f"cannot read {path!r}: {error.strerror}") from error
 
