@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import psutil
@@ -169,7 +170,7 @@ REFUSED = [
     "import os; os.symlink('/', '/tmp/canary')",
     "import os; os.chroot('/')",
     "import os; os.setuid(0) if os.getuid() else os.mkdir('/canary')",
-    "import os; os.listdir('/root/.ssh')",
+    f"import os; os.listdir({str(Path.home())!r})",
     "open(f'/proc/{__import__(\"os\").getppid()}/environ').read()",
     "open('/etc/shadow').read()",
 ]
