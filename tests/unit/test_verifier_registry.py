@@ -56,6 +56,30 @@ def test_a_plugin_that_does_not_fit_is_named(plugin, content, says):
         registry.load([plugin(**content)])
 
 
+class Elsewhere(MathVerifier):
+    name = "elsewhere"
+    pool = "gpu"
+
+
+class Bare:
+    """The names that a verifier had before there was a sandbox."""
+
+    name, summary, parameters, cost = "bare", "", MathVerifier.parameters, 1
+
+    def check(self, item, parameters):
+        raise AssertionError
+
+    def warm_up(self):
+        return
+
+
+@pytest.mark.parametrize(("one", "says"), [(Elsewhere, "its pool is 'gpu'"), (Bare, "has no pool, tripwire")])
+def test_where_a_plugin_runs_is_said_before_it_serves(plugin, one, says):
+    """A composite with such a part would fail at its first item."""
+    with pytest.raises(registry.PluginError, match=says):
+        registry.load([plugin(VERIFIERS=[one])])
+
+
 def test_a_plugin_that_is_not_there_is_named():
     with pytest.raises(registry.PluginError, match="nowhere_at_all"):
         registry.load(["nowhere_at_all"])

@@ -54,8 +54,8 @@ class ResultCache:
         metrics.CACHE_BYTES.set(self._entries.currsize)
 
     def _keeps(self, verifier: Verifier[Any]) -> bool:
-        return self._entries.maxsize > 0 and getattr(verifier, "deterministic", True)
+        return self._entries.maxsize > 0 and verifier.deterministic
 
     def _digest(self, verifier: Verifier[Any], key: bytes) -> bytes:
-        versions = f"{self._server_version}\n{getattr(verifier, 'version', '')}\n".encode()
+        versions = f"{self._server_version}\n{verifier.version}\n".encode()
         return hashlib.blake2b(versions + key, digest_size=20).digest()

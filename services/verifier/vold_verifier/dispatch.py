@@ -154,7 +154,7 @@ class Desk:
                 names = [part.verifier for part in _composite(verifier, item).all_parts]
                 needed.update(self.dispatcher.verifiers[name].pool for name in names)
             else:
-                needed[getattr(verifier, "pool", "main")] += 1
+                needed[verifier.pool] += 1
         if needed["main"]:
             self.dispatcher.main.reserve(needed["main"])
         if needed["sandbox"]:
@@ -189,7 +189,7 @@ class Desk:
         verifier: Verifier[Any],
         receive: Callable[[verifier_pb2.VerifyResult], None],
     ) -> None:
-        pool = getattr(verifier, "pool", "main")
+        pool = verifier.pool
         if isinstance(verifier, ServiceVerifier):
             task = asyncio.get_running_loop().create_task(self._ask(item, verifier, receive))
             self._tasks.add(task)

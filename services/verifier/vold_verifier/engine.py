@@ -60,7 +60,7 @@ class Engine:
                     name=verifier.name,
                     summary=verifier.summary,
                     parameters_schema=json.dumps(verifier.parameters.model_json_schema()),
-                    pool=getattr(verifier, "pool", "main"),
+                    pool=verifier.pool,
                 )
                 for verifier in self.verifiers.values()
             ],

@@ -30,11 +30,7 @@ def same(gold: str, answer: str, parse: Callable[[str], Any]) -> bool | None:
 
     parse: a text as a SymPy expression, None where it has none.
     """
-    if (
-        _RELATION.search(gold) is None
-        and _RELATION.search(answer) is None
-        and not (_set_like(gold) or _set_like(answer))
-    ):
+    if _RELATION.search(gold) is None and _RELATION.search(answer) is None and not (marked(gold) or marked(answer)):
         return None
     try:
         ours, variable = _read(gold, parse)
@@ -49,10 +45,6 @@ def same(gold: str, answer: str, parse: Callable[[str], Any]) -> bool | None:
         return True
     difference = ours.symmetric_difference(theirs)
     return bool(difference.is_empty) if difference.is_empty is not None else None
-
-
-def _set_like(text: str) -> bool:
-    return marked(text)
 
 
 def _read(text: str, parse: Callable[[str], Any]) -> tuple[Any, Any]:

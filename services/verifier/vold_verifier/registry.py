@@ -5,14 +5,19 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, get_args
 
 from vold_service.errors import ServiceError, not_found
 
 from vold_verifier.settings import VerifierSettings
-from vold_verifier.verifiers.base import Verifier
+from vold_verifier.verifiers.base import Pool, Verifier
 
 ENTRY_POINTS = "vold.verifiers"
+NAMES = (
+    *("name", "summary", "parameters", "cost", "pool", "tripwire", "deterministic", "version"),
+    *("check", "warm_up"),
+)
+"""What a verifier has; those of verifiers/base.py bring defaults."""
 OPTIONAL = ("code",)
 """Built-in verifiers that are off unless they are enabled."""
 
@@ -93,11 +98,11 @@ def load(plugins: Iterable[str] = (), enable: Iterable[str] = ()) -> dict[str, V
 
 def _add(found: dict[str, Verifier[Any]], candidate: Any, origin: str) -> None:
     verifier = candidate() if isinstance(candidate, type) else candidate
-    missing = [
-        name for name in ("name", "summary", "parameters", "cost", "check", "warm_up") if not hasattr(verifier, name)
-    ]
+    missing = [name for name in NAMES if not hasattr(verifier, name)]
     if missing:
         raise PluginError(f"{origin}: {candidate!r} has no {', '.join(missing)}; inherit from vold_verifier's Verifier")
+    if verifier.pool not in get_args(Pool):
+        raise PluginError(f"{origin}: its pool is {verifier.pool!r}; it may be one of {', '.join(get_args(Pool))}")
     if verifier.name in found:
         raise PluginError(f"{origin}: the name {verifier.name!r} is taken by another verifier; rename one of them")
     found[verifier.name] = verifier
@@ -115,7 +120,7 @@ def configured(settings: VerifierSettings) -> dict[str, Verifier[Any]]:
 
 def of_pool(verifiers: Mapping[str, Verifier[Any]], pool: str) -> dict[str, Verifier[Any]]:
     """Those that run in `pool`."""
-    return {name: one for name, one in verifiers.items() if getattr(one, "pool", "main") == pool}
+    return {name: one for name, one in verifiers.items() if one.pool == pool}
 
 
 def look_up(verifiers: Mapping[str, Verifier[Any]], name: str, field: str) -> Verifier[Any]:

@@ -130,7 +130,7 @@ def check_within(
     item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]], timer: Timer, tripwire: Tripwire
 ) -> tuple[verifier_pb2.VerifyResult, bool]:
     """(the result, whether the worker is fit for another item)."""
-    on_hit = getattr(verifiers[item.verifier], "tripwire", "error")
+    on_hit = verifiers[item.verifier].tripwire
     result = None
     try:
         with timer:
