@@ -10,6 +10,10 @@ MAX_ANSWER_CHARS = 1000
 MAX_DEPTH = 40
 MAX_EXPONENT_DIGITS = 4
 MAX_FACTORIAL = 5000
+MAX_FACTORIALS = 12
+"""Of one answer: a product of hundreds of x! keeps algebra busy for seconds."""
+MAX_PARAMETER_DEPTH = 24
+"""Protocol buffers are read to 100 levels, and a level here is three of theirs."""
 
 _FACTORIAL = re.compile(r"(\d+)\s*\)?\s*!")
 _EXPONENT = re.compile(r"(?:\^|\*\*)\s*(?:\{|\()?\s*[+-]?\s*(\d[\d,_ ]*)")
@@ -20,10 +24,6 @@ _LONG_DIGITS = re.compile(r"\d{400,}")
 _REPEATED_FACTORIAL = re.compile(r"!\s*\)*\s*!|!\s*[\])}]+\s*!")
 _SCIENTIFIC = re.compile(r"\d[eE][+-]?\d{5,}")
 _BIG_OPERATOR = re.compile(r"\\(?:sum|prod|i+nt|oint|lim)(?![A-Za-z])")
-
-
-MAX_PARAMETER_DEPTH = 24
-"""Protocol buffers are read to 100 levels, and a level here is three of theirs."""
 
 
 def parameters_fault(parameters: Struct, max_bytes: int) -> str | None:
@@ -66,6 +66,8 @@ def fault(text: str) -> str | None:
     if "!" in text:
         if _REPEATED_FACTORIAL.search(text):
             return "a factorial of a factorial"
+        if text.count("!") > MAX_FACTORIALS:
+            return f"more than {MAX_FACTORIALS} factorials"
         if any(len(n) > 6 or int(n) > MAX_FACTORIAL for n in _FACTORIAL.findall(text)):
             return f"a factorial over {MAX_FACTORIAL:,}"
     if _BINOMIAL_OF_POWER.search(text) or any(
