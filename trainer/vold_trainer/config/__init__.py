@@ -1,0 +1,46 @@
+"""What a run is told: YAML files validated by pydantic, with dotted overrides on the command line.
+
+    load(TrainConfig, Path("configs/pocket_vold.yaml"), ["objective.beta=0.01", "optim.lr=1e-4"])
+
+An unknown key is an error that names the nearest known one.
+"""
+
+from vold_trainer.config.files import ConfigT, dump, load
+from vold_trainer.config.parts import (
+    BatchConfig,
+    Config,
+    DataConfig,
+    MissingConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RolloutConfig,
+    RoutedTeacherConfig,
+    StudentConfig,
+    TeacherConfig,
+    TlsConfig,
+    VerifierConfig,
+)
+from vold_trainer.config.runs import EvalConfig, RunConfig, SftConfig, TracesConfig, TrainConfig
+
+__all__ = [
+    "BatchConfig",
+    "Config",
+    "ConfigT",
+    "DataConfig",
+    "EvalConfig",
+    "MissingConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "RolloutConfig",
+    "RoutedTeacherConfig",
+    "RunConfig",
+    "SftConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TlsConfig",
+    "TracesConfig",
+    "TrainConfig",
+    "VerifierConfig",
+    "dump",
+    "load",
+]
