@@ -201,7 +201,7 @@ def test_a_resumed_run_wants_the_teacher_it_began_with(tmp_path, pocket_teacher,
 
 def test_a_teacher_that_changes_in_mid_run_stops_it(tmp_path, verifier, monkeypatch):
     """The second teacher takes the first one's socket after the first step."""
-    from vold_trainer import grpo
+    from vold_trainer import loop
 
     socket = f"unix:{tmp_path / 'teacher.sock'}"
     arguments = ("--grpc", socket, "--http", "none")
@@ -209,7 +209,7 @@ def test_a_teacher_that_changes_in_mid_run_stops_it(tmp_path, verifier, monkeypa
         serving("teacher", "--model", str(checkpoint_path(name)), *arguments) for name in ("teacher", "teacher-b")
     ]
     servers[0].__enter__()
-    step = grpo._Trainer._step
+    step = loop.Loop._step
 
     def step_then_swap(self, number, examples):
         figures = step(self, number, examples)
@@ -218,7 +218,7 @@ def test_a_teacher_that_changes_in_mid_run_stops_it(tmp_path, verifier, monkeypa
             servers[1].__enter__()
         return figures
 
-    monkeypatch.setattr(grpo._Trainer, "_step", step_then_swap)
+    monkeypatch.setattr(loop.Loop, "_step", step_then_swap)
     try:
         with pytest.raises(RunError, match=r"changed in mid-run.*allow_identity_change"):
             run_train(train_config(tmp_path / "run", socket, verifier.grpc))
@@ -228,11 +228,11 @@ def test_a_teacher_that_changes_in_mid_run_stops_it(tmp_path, verifier, monkeypa
 
 def test_missing_scores_are_masked_counted_and_stop_the_run(tmp_path, verifier, monkeypatch):
     """The teacher dies after the first step: its scores are missing, none becomes a zero, and the run says why."""
-    from vold_trainer import grpo
+    from vold_trainer import loop
 
     server = serving("teacher", "--model", str(checkpoint_path("teacher")))
     teacher = server.__enter__()
-    step = grpo._Trainer._step
+    step = loop.Loop._step
 
     def step_then_kill(self, number, examples):
         figures = step(self, number, examples)
@@ -241,7 +241,7 @@ def test_missing_scores_are_masked_counted_and_stop_the_run(tmp_path, verifier, 
             teacher.process.wait()
         return figures
 
-    monkeypatch.setattr(grpo._Trainer, "_step", step_then_kill)
+    monkeypatch.setattr(loop.Loop, "_step", step_then_kill)
     config = train_config(
         tmp_path / "run", teacher.grpc, verifier.grpc, "steps=6", "teacher.timeout=2", "missing.patience=2"
     )

@@ -15,7 +15,8 @@ from vold_trainer.batching import micro_batches
 from vold_trainer.config import DataConfig, EvalConfig
 from vold_trainer.data import Example, load_examples
 from vold_trainer.models import Student, load_student
-from vold_trainer.rollout.hf import Rollout, generate
+from vold_trainer.rollout.base import Rollout
+from vold_trainer.rollout.hf import generate
 from vold_trainer.run import progress, write_json, write_lines
 from vold_trainer.services import open_services
 

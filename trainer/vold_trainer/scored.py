@@ -14,7 +14,7 @@ from torch import Tensor
 from vold_trainer.advantages import group_advantages, informative_groups, overlong_penalty, unsolved_groups
 from vold_trainer.batching import Batch
 from vold_trainer.objectives import Needs, Rollouts, Support
-from vold_trainer.rollout.hf import Rollout
+from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring import RolloutScore
 
 

@@ -31,7 +31,7 @@ from vold_trainer.data import Example
 from vold_trainer.handshake import teacher_view
 from vold_trainer.models import Student
 from vold_trainer.objectives import Needs
-from vold_trainer.rollout.hf import Rollout
+from vold_trainer.rollout.base import Rollout
 from vold_trainer.teachers import Asks, Teacher
 
 T = TypeVar("T")

@@ -3,12 +3,9 @@ runs while the rest of the batch is still being drawn.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import (
     LogitsProcessor,
@@ -20,26 +17,7 @@ from transformers import (
 
 from vold_trainer.data import Example
 from vold_trainer.models import Student
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One completion. row: its place in the step (prompt * G + completion). ids: with the id that ended it.
-    truncated: it ran into max_tokens. logprobs: float32 [T], the student's when it drew the ids, before top_p; None
-    where nobody asked. candidates: int64 [T, K], its K most likely ids at each position, most likely first; likewise.
-    """
-
-    row: int
-    example: Example
-    prompt_ids: tuple[int, ...]
-    ids: tuple[int, ...]
-    text: str
-    truncated: bool
-    logprobs: NDArray[np.float32] | None = None
-    candidates: NDArray[np.int64] | None = None
-
-
-OnFinished = Callable[[list[Rollout]], None]
+from vold_trainer.rollout.base import OnFinished, Rollout, Sampling
 
 
 class _Recorder(LogitsProcessor):
@@ -114,6 +92,7 @@ def generate(
     top_p: float = 1.0,
     batch: int = 0,
     seed: int = 0,
+    first_row: int = 0,
     logprobs: bool = False,
     candidates: int = 0,
     on_finished: OnFinished | None = None,
@@ -136,7 +115,7 @@ def generate(
             rollouts += _generate_batch(
                 student,
                 examples[start : start + together],
-                start * group,
+                first_row + start * group,
                 group,
                 max_tokens,
                 temperature,
@@ -208,3 +187,43 @@ def _cache(model: PreTrainedModel) -> dict[str, Any]:
     if not getattr(model, "_can_compile_fullgraph", False):
         return {}
     return {"cache_implementation": "static", "disable_compile": True}
+
+
+class HfEngine:
+    """Draws in this process, from the very weights that learn."""
+
+    def __init__(self, student: Student, *, batch: int = 0) -> None:
+        self.student = student
+        self.batch = batch
+        self.version = 0
+
+    def draw(
+        self,
+        examples: Sequence[Example],
+        sampling: Sampling,
+        *,
+        seed: int,
+        first_row: int = 0,
+        on_finished: OnFinished | None = None,
+    ) -> list[Rollout]:
+        """See Engine."""
+        return generate(
+            self.student,
+            examples,
+            group=sampling.group,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            batch=self.batch,
+            seed=seed,
+            first_row=first_row,
+            logprobs=sampling.logprobs,
+            candidates=sampling.candidates,
+            on_finished=on_finished,
+        )
+
+    def sync(self, version: int) -> None:
+        self.version = version
+
+    def close(self) -> None:
+        """Nothing to give back."""
