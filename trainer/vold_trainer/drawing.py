@@ -67,7 +67,7 @@ class Drawing:
             rounds += 1
             generating += generated[1] - generated[0]
             waiting += answered - generated[1]
-            spans += [("generate", *generated), *answer.spans]
+            spans += [("generate", *generated), *answer.spans, ("wait", generated[1], answered)]
             rollouts += drawn
             scores += [answer.rows.get(rollout.row, RolloutScore()) for rollout in drawn]
             found.missing.update(answer.missing)

@@ -12,13 +12,15 @@ from accelerate import Accelerator
 from vold_trainer import tracing
 from vold_trainer.config import TrainConfig
 from vold_trainer.data import Example, PromptOrder
+from vold_trainer.diagnostics import Diagnostics
 from vold_trainer.drawing import Drawing
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.learning import Learner
+from vold_trainer.live import TRAIN, Dashboard
 from vold_trainer.models import Student
 from vold_trainer.objectives import Gkd
 from vold_trainer.rollout.base import Engine
-from vold_trainer.run import RunFolder, StopSignal, console, progress, trim_after
+from vold_trainer.run import RunFolder, StopSignal, console, read_json_lines, trim_after
 from vold_trainer.scoring import Scorer, StepScores
 from vold_trainer.sft import Trace
 from vold_trainer.teachers import ONLY, Asks
@@ -47,6 +49,9 @@ class Loop:
             "student": config.student.path,
             **self._shake_hands(),
         }
+        self.diagnostics = Diagnostics(config, student, self.learner.module, scorer, self.accelerator)
+        if self.diagnostics.lacking:
+            console.print(f"[dim]diagnostics: {self.diagnostics.lacking}", highlight=False)
         found = self.learner.restore() if resume else None
         if found is not None:
             self._same_teachers(about)
@@ -90,20 +95,25 @@ class Loop:
         given = PromptOrder(len(traces), config.rollout.prompts * config.rollout.group, config.seed)
         label = f"{self.objective.name} on {config.data.modality} prompts"
         self.student.model.train()
-        with StopSignal() as stop, progress(label, config.steps) as live:
+        history = read_json_lines(config.out / "metrics.jsonl") if self.first else []
+        view = Dashboard(
+            label, config.steps, TRAIN, console, done=self.first, history=history, state=self.scorer.state
+        )  # fmt: skip
+        with StopSignal() as stop, view as live:
             for step in range(self.first, config.steps):
                 with tracing.span("step", step=step + 1):
                     if traces and not self._on_policy(step):
                         figures = self._step(step, [], [traces[index] for index in given.indices(step)])
                     else:
                         figures = self._step(step, [examples[index] for index in order.indices(step)])
-                self.engine.sync(step + 1)
-                live.update(step, **figures)
-                live.update(step + 1)
                 done = step + 1
+                with self.folder.span(done, "sync"):
+                    self.engine.sync(done)
+                live.update(done, **figures)
                 due = config.save_every and done % config.save_every == 0 and done < config.steps
                 if due or stop.requested:
-                    self.learner.save(done)
+                    with self.folder.span(done, "checkpoint"):
+                        self.learner.save(done)
                 if stop.requested:
                     self.folder.close()
                     raise SystemExit(143)
@@ -116,37 +126,41 @@ class Loop:
         share = self.objective.student_share if isinstance(self.objective, Gkd) else 1.0
         return random.Random(f"{self.config.seed}:{step}").random() < share
 
-    def _step(self, step: int, examples: Sequence[Example], traces: Sequence[Trace] = ()) -> dict[str, float | None]:
-        """One step, written to the run's folder; returns the figures for the live view."""
+    def _step(self, step: int, examples: Sequence[Example], traces: Sequence[Trace] = ()) -> dict[str, Any]:
+        """One step, written to the run's folder; returns its figures."""
         started = time.monotonic()
         self.scorer.needs = self.objective.needs_at(step)
         drawn = self.drawing.given(traces) if traces else self.drawing.draw(step, examples)
+        measured = None
+        if not traces and self.diagnostics.due(step, self.scorer.needs):
+            measured = self.diagnostics.begin(drawn.learned)
         scored_at = time.monotonic()
         with tracing.span("update"):
             figures, log = self.learner.update(step, drawn.learned, self.scorer.needs)
         if (step + 1) % self.config.samples_every == 0 or step == 0:
             self.folder.rollouts(log.samples(step + 1, self.student))
         ended = time.monotonic()
-        self.folder.spans(step + 1, [*drawn.spans, ("optimise", scored_at, ended)])
+        health = self.diagnostics.figures(measured) if measured else {}
+        beside = measured.spans if measured else []
+        self.folder.spans(step + 1, [*drawn.spans, *beside, ("optimise", scored_at, ended)])
         found = drawn.found
+        tokens = sum(len(rollout.ids) for rollout in drawn.all.rollouts)
         metrics = {
             **(outcome_figures(drawn.all) if not traces else {}),
             **drawn.figures,
             **figures,
+            **health,
             "missing/teacher": float(found.count_missing("teacher")),
             "missing/verifier": float(found.count_missing("verifier")),
             "time/generate": drawn.generate_seconds,
             "time/score_wait": drawn.wait_seconds,
             "time/optimise": ended - scored_at,
             "time/step": ended - started,
+            "tokens/per_second": tokens / (ended - started),
         }
         self.folder.metrics(step + 1, metrics)
         self._mind_the_missing(found, len(drawn.all.rollouts))
-        return {
-            "reward": metrics.get("reward/mean"),
-            "gap": metrics.get("teacher/gap"),
-            "length": metrics.get("length/mean"),
-        }
+        return metrics
 
     def _mind_the_missing(self, found: StepScores, count: int) -> None:
         """Say what is missing, and stop the run where too much of it is, too often."""

@@ -195,14 +195,16 @@ class CompletionScorer(nn.Module):
         ids_N: Tensor,
         temperature: float = 1.0,
         support_NK: Tensor | None = None,
+        top_k: int = 0,
     ) -> TokenScores:
-        """Scores of the ids at the N positions that follow those where predicts_BS is True, and of support_NK there.
+        """Scores of the ids at the N positions that follow those where predicts_BS is True, and of support_NK there;
+        with top_k, so many of the most likely ids.
 
         Only these positions go through the output head, in chunks.
         """
         hidden_BSH = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         return token_logprobs(
-            hidden_BSH[predicts_BS], self._head, ids_N, temperature=temperature, support_NK=support_NK
+            hidden_BSH[predicts_BS], self._head, ids_N, temperature=temperature, support_NK=support_NK, top_k=top_k
         )
 
     def _head(self, hidden_NH: Tensor) -> Tensor:

@@ -29,6 +29,9 @@ from vold_trainer.config import RunConfig, dump
 
 console = Console(stderr=True)
 
+SEEN_SECONDS = 0.002
+"""What took less is no work of its own in the timeline."""
+
 
 def quiet() -> None:
     """No bars and no notes from here on: for processes that work beside others."""
@@ -63,6 +66,14 @@ class RunFolder:
         for lane, start, end in spans:
             row = {"step": step, "lane": lane, "start": start - self.clock, "end": end - self.clock}
             self._write("timeline.jsonl", row)
+
+    @contextlib.contextmanager
+    def span(self, step: int, lane: str) -> Iterator[None]:
+        """A span of this block, where it takes long enough to be seen."""
+        start = time.monotonic()
+        yield
+        if (end := time.monotonic()) - start > SEEN_SECONDS:
+            self.spans(step, [(lane, start, end)])
 
     def rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:

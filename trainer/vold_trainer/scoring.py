@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -125,6 +126,20 @@ class Scorer:
         self._waiting: list[Rollout] = []
         self._pending: list[concurrent.futures.Future[None]] = []
         self._scores = StepScores({})
+        self._under_way = Counter[str]()
+        self._seconds: dict[str, float] = {}
+
+    def state(self) -> list[tuple[str, str]]:
+        """How the services are, a line each: who, requests under way, how long the last took."""
+        models = [teacher.info.identity.model for teacher in self.teachers.values() if teacher.info is not None]
+        asked = {"teacher": ", ".join(Path(model).name for model in models)} if models else {}
+        if self.verifier is not None:
+            asked["verifier"] = self.verifier_name
+        lines = []
+        for who, name in asked.items():
+            last = f"last request {self._seconds[who]:.2f} s" if who in self._seconds else "not asked yet"
+            lines.append((who, f"{name} · {self._under_way[who]} under way · {last}"))
+        return lines
 
     def meet_teachers(self, student: Student, asks: Asks) -> list[Teacher]:
         """Learn who the teachers are; from now on only these may answer. Raises HandshakeError where one is unfit."""
@@ -163,6 +178,20 @@ class Scorer:
                 self.thread.run(client.aclose())
         self.thread.close()
 
+    def ask_beside(self, rollouts: list[Rollout], needs: Needs) -> "concurrent.futures.Future[StepScores]":
+        """What the teachers say of `needs` about these rollouts, beside the scores of the step and without them."""
+
+        async def ask() -> StepScores:
+            scores = StepScores({rollout.row: RolloutScore() for rollout in rollouts})
+            asked: dict[str, list[Rollout]] = {}
+            for rollout in rollouts:
+                asked.setdefault(self.route(rollout.example), []).append(rollout)
+            calls = [(partial(self._ask_teacher, self.teachers[name], needs), part) for name, part in asked.items()]
+            await asyncio.gather(*(self._tolerant("teacher", call, part, scores) for call, part in calls))
+            return scores
+
+        return self.thread.submit(ask())
+
     def _send(self, rollouts: list[Rollout]) -> None:
         scores = self._scores
         scores.rows.update({rollout.row: RolloutScore() for rollout in rollouts})
@@ -187,12 +216,15 @@ class Scorer:
     ) -> None:
         """Count what an outage loses; let through what is a mistake or a change of teacher."""
         start = time.monotonic()
+        self._under_way[who] += 1
         try:
             with tracing.span("score" if who == "teacher" else "verify", rollouts=len(rollouts)):
                 await ask(rollouts, scores)
         except (Unavailable, DeadlineExceeded, ResourceExhausted) as error:
             scores.missing[f"{who}: {type(error).__name__}"] += len(rollouts)
         finally:
+            self._under_way[who] -= 1
+            self._seconds[who] = time.monotonic() - start
             scores.spans.append((who, start, time.monotonic()))
 
     async def _ask_teacher(self, teacher: Teacher, needs: Needs, rollouts: list[Rollout], scores: StepScores) -> None:

@@ -20,11 +20,18 @@ def outcome_figures(scored: Scored) -> dict[str, float | None]:
     return {
         "reward/mean": rewards.mean().item() if len(rewards) else None,
         "reward/std": rewards.std().item() if len(rewards) > 1 else None,
+        "reward/correct": scored.correct_C[scored.rewarded_C].float().mean().item() if len(rewards) else None,
         "groups/all_correct": groups_PG.all(-1).float().mean().item(),
         "groups/all_wrong": (~groups_PG.any(-1)).float().mean().item(),
         "length/mean": lengths.mean().item(),
+        "length/mean_correct": _mean(lengths[scored.rewarded_C & scored.correct_C]),
+        "length/mean_wrong": _mean(lengths[scored.rewarded_C & ~scored.correct_C]),
         "length/truncated": float(np.mean([rollout.truncated for rollout in scored.rollouts])),
     }
+
+
+def _mean(values: Tensor) -> float | None:
+    return values.mean().item() if len(values) else None
 
 
 class TokenLog:
@@ -43,7 +50,7 @@ class TokenLog:
     def figures(self) -> dict[str, Any]:
         """Entropy, and where there is a teacher, k2 and the gap log pi_T - log pi_theta: all, by outcome, by place."""
         figures: dict[str, Any] = {"student/entropy": torch.cat(self.entropies).mean().item()}
-        gaps: dict[bool, list[Tensor]] = {True: [], False: []}
+        gaps: dict[bool | None, list[Tensor]] = {True: [], False: [], None: []}
         deciles: list[list[float]] = [[] for _ in range(DECILES)]
         masked = 0
         for row, own in self.logprobs.items():
@@ -53,7 +60,7 @@ class TokenLog:
             gap = torch.from_numpy(score.teacher_logprobs) - own
             known = gap.isfinite()
             masked += int((~known).sum())
-            gaps[bool(score.correct)].append(gap[known])
+            gaps[score.correct].append(gap[known])
             for place in known.nonzero().flatten().tolist():
                 deciles[place * DECILES // len(gap)].append(float(gap[place]))
         every = [gap for part in gaps.values() for gap in part]

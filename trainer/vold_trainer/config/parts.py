@@ -129,3 +129,11 @@ class BatchConfig(Config):
 class MissingConfig(Config):
     max_share: float = Field(default=0.2, ge=0, le=1, description="of a step's rollouts that may miss a score")
     patience: int = Field(default=3, ge=1, description="steps in a row above max_share before the run stops")
+
+
+class DiagnosticsConfig(Config):
+    """How alike student and teacher are, beyond the sampled token. Asked beside the scores that a step learns from."""
+
+    every: int = Field(default=10, ge=0, description="steps between measurements, the first step among them; 0: none")
+    top_k: int = Field(default=16, ge=1, description="most likely ids of each side that are compared")
+    rollouts: int = Field(default=32, ge=1, description="completions of the step that are looked at")

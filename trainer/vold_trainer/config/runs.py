@@ -9,6 +9,7 @@ from vold_trainer.config.parts import (
     BatchConfig,
     Config,
     DataConfig,
+    DiagnosticsConfig,
     MissingConfig,
     ObjectiveConfig,
     OptimConfig,
@@ -58,6 +59,7 @@ class TrainConfig(RunConfig):
     optim: OptimConfig = OptimConfig()
     batch: BatchConfig = BatchConfig()
     missing: MissingConfig = MissingConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     steps: int = Field(default=60, ge=1)
     samples_every: int = Field(default=10, ge=1, description="steps between rollouts kept for the report")
 

@@ -1,0 +1,288 @@
+"""The live view of a run in the terminal: a bar, the key figures with their recent trend, the state of the services.
+
+Where there is no terminal it is a line every tenth of the run. A table of where each figure began and ended closes it.
+It is drawn by a thread of its own, twice a second, from what the run told it last: a step never waits for it.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+TREND_CELLS = 20
+KEPT = 2000
+"""Values of a figure that are remembered: what a trend shows."""
+
+_WIDE, _NARROW = 104, 46  # columns: two tables side by side; no trends
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: its key among a step's metrics, what it is called, and how its value reads.
+
+    brief: it stands in the lines that replace the view where there is no terminal. alarm: it should be 0.
+    """
+
+    key: str
+    label: str
+    unit: str = ""
+    brief: bool = False
+    alarm: bool = False
+
+
+LEARNING = (
+    Row("reward/mean", "reward", brief=True),
+    Row("reward/correct", "right answers", "%"),
+    Row("loss", "loss"),
+    Row("teacher/gap_correct", "gap to teacher, right", "nats"),
+    Row("teacher/gap_wrong", "gap to teacher, wrong", "nats"),
+    Row("teacher/k2_correct", "k2, right", "nats²"),
+    Row("teacher/k2_wrong", "k2, wrong", "nats²"),
+    Row("overlap/ratio", "top-k overlap", "%"),
+    Row("student/entropy", "entropy, student", "nats"),
+    Row("teacher/entropy", "entropy, teacher", "nats"),
+    Row("grad_norm", "gradient norm"),
+)
+WORK = (
+    Row("length/mean", "length", "tokens", brief=True),
+    Row("length/truncated", "truncated", "%"),
+    Row("missing/teacher", "missing, teacher", alarm=True),
+    Row("missing/verifier", "missing, verifier", alarm=True),
+    Row("time/generate", "generate", "s"),
+    Row("time/score_wait", "wait for scores", "s"),
+    Row("time/optimise", "optimise", "s"),
+    Row("time/step", "whole step", "s"),
+    Row("tokens/per_second", "completion tokens", "a second"),
+)
+TRAIN = (LEARNING, WORK)
+SFT = (
+    (Row("loss", "loss", "nats", brief=True), Row("grad_norm", "gradient norm")),
+    (Row("lr", "learning rate"), Row("time/step", "whole step", "s"), Row("tokens/per_second", "tokens", "a second")),
+)
+
+State = Callable[[], Iterable[tuple[str, str]]]
+"""Lines about the services: (who, how it is)."""
+
+
+def sparkline(values: Sequence[float | None], cells: int) -> str:
+    """The values as at most `cells` blocks between their least and their most; a gap where none is known.
+
+    More values than cells: each cell is the mean of its share of them. Values that are all the same are a low line.
+    """
+    if cells < 1 or not values:
+        return ""
+    width = min(cells, len(values))
+    means: list[float | None] = []
+    for cell in range(width):
+        part = values[cell * len(values) // width : (cell + 1) * len(values) // width]
+        known = [value for value in part if value is not None]
+        means.append(sum(known) / len(known) if known else None)
+    shown = [mean for mean in means if mean is not None]
+    if not shown:
+        return " " * width
+    low, high = min(shown), max(shown)
+    top = len(BLOCKS) - 1
+    return "".join(
+        " " if mean is None else BLOCKS[round(top * (mean - low) / (high - low)) if high > low else 0] for mean in means
+    )
+
+
+def readable(value: float | None, unit: str) -> str:
+    """A value as the view shows it; a dash where there is none."""
+    if value is None:
+        return "–"
+    if unit == "%":
+        return f"{100 * value:.1f} %"
+    if unit in ("tokens", "a second"):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+    text = f"{value:.3g}" if abs(value) < 1e5 else f"{value:.2e}"
+    return text.replace("-", "−")
+
+
+class Dashboard:
+    """Follows a run. `groups`: the figures, those that belong together in one table. state: asked at every drawing."""
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        groups: Sequence[Sequence[Row]],
+        console: Console,
+        *,
+        done: int = 0,
+        history: Iterable[Mapping[str, Any]] = (),
+        state: State = tuple,
+    ) -> None:
+        self.label = label
+        self.total = total
+        self.done = done
+        self.groups = groups
+        self.console = console
+        self.state = state
+        self.values: dict[str, list[float | None]] = {row.key: [] for group in groups for row in group}
+        self.tenths = int(10 * done / total)
+        self.steps = 0
+        self.started = time.monotonic()
+        self._lasting = self._bar()
+        self._task = self._lasting.add_task(escape(label), total=total, completed=done)
+        self._live: Live | None = None
+        for row in history:
+            self._remember(row)
+
+    def _bar(self) -> Progress:
+        wide = self.console.width >= _NARROW
+        return Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None if wide else 8),
+            MofNCompleteColumn(),
+            *((TimeElapsedColumn(), TimeRemainingColumn(compact=True)) if wide else ()),
+            console=self.console,
+            expand=wide,
+        )
+
+    def __enter__(self) -> "Dashboard":
+        if self.console.is_terminal and not self.console.quiet:
+            self._live = Live(
+                get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True,
+                vertical_overflow="crop",
+            )  # fmt: skip
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if self.steps:
+            self.console.print(self.summary())
+
+    def update(self, done: int, **figures: Any) -> None:
+        """Take the figures of the step that made it `done`; what is no number is passed over."""
+        self.done = done
+        self.steps += 1
+        self._remember(figures)
+        self._lasting.update(self._task, completed=done)
+        if not self.console.is_terminal and int(10 * done / self.total) > self.tenths:
+            self.tenths = int(10 * done / self.total)
+            said = "  ".join(f"{row.label} {readable(self._last(row), row.unit)}" for row in self._known() if row.brief)
+            self.console.print(f"{self.label}: {done} of {self.total}  {said}", highlight=False, markup=False)
+
+    def _remember(self, figures: Mapping[str, Any]) -> None:
+        for key, values in self.values.items():
+            value = figures.get(key)
+            values.append(float(value) if isinstance(value, int | float) else None)
+            del values[:-KEPT]
+
+    def _known(self) -> list[Row]:
+        return [row for group in self.groups for row in group if self._last(row) is not None]
+
+    def _last(self, row: Row) -> float | None:
+        return next((value for value in reversed(self.values[row.key]) if value is not None), None)
+
+    def render(self) -> RenderableType:
+        """What stands in the terminal now, no wider and no higher than it."""
+        width, height = self.console.width, self.console.height
+        groups = [[row for row in group if self._last(row) is not None] for group in self.groups]
+        state = list(self.state())
+        beside = width >= _WIDE
+        room = height - 2 - len(state) - bool(state)
+        left = max(0, room)
+        for index, group in enumerate(groups):  # what comes first matters most
+            groups[index] = group[:left]
+            left -= 0 if beside else len(groups[index])
+        tables = [self._table(group, width // 2 if beside else width) for group in groups if group]
+        parts: list[RenderableType] = [self._lasting]
+        if beside and len(tables) > 1:
+            grid = Table.grid(expand=True, padding=(0, 2))
+            for _ in tables:
+                grid.add_column(ratio=1)
+            grid.add_row(*tables)
+            parts.append(grid)
+        else:
+            parts += tables
+        if state:
+            parts.append(self._services(state))
+        return Group(*parts)
+
+    def _table(self, rows: Sequence[Row], width: int) -> Table:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(style="dim", no_wrap=True, min_width=min(22, width // 2))
+        table.add_column(justify="right", style="bold", no_wrap=True, min_width=8)
+        table.add_column(style="dim", no_wrap=True, min_width=8)
+        trends = width >= _NARROW
+        if trends:
+            table.add_column(style="cyan", no_wrap=True)
+        for row in rows:
+            value = self._last(row)
+            alarm = "bold yellow" if row.alarm and value else ""
+            cells: list[RenderableType] = [
+                Text(f"  {row.label}", alarm),
+                Text(readable(value, row.unit), alarm),
+                "" if row.unit == "%" else row.unit,
+            ]
+            if trends:
+                cells.append(sparkline(self.values[row.key][-10 * TREND_CELLS :], min(TREND_CELLS, width - 44)))
+            table.add_row(*cells)
+        return table
+
+    def _services(self, state: Sequence[tuple[str, str]]) -> RenderableType:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(style="dim", no_wrap=True, min_width=10)
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        for who, how in state:
+            table.add_row(Text(f"  {who}"), Text(how))
+        return Padding(table, (1, 0, 0, 0))
+
+    def summary(self) -> Table:
+        """Each figure at the start, at the end, and its way from one to the other."""
+        seconds = time.monotonic() - self.started
+        title = f"{self.label}: {self.done} of {self.total} steps, {self.steps} here in {_duration(seconds)}"
+        table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        narrow = self.console.is_terminal and self.console.width < 64
+        table.add_column("figure", no_wrap=True)
+        table.add_column("first tenth", justify="right", no_wrap=True)
+        table.add_column("last tenth", justify="right", style="bold", no_wrap=True)
+        if not narrow:
+            table.add_column("", style="dim")
+            table.add_column("trend", style="cyan", no_wrap=True)
+        for row in self._known():
+            values = self.values[row.key]
+            tenth = max(1, len(values) // 10)
+            cells = [row.label, *(readable(_mean(part), row.unit) for part in (values[:tenth], values[-tenth:]))]
+            if row.alarm and (total := sum(value or 0 for value in values)):
+                cells[0] = f"[yellow]{row.label} ({total:g} in all)"
+            if not narrow:
+                cells += ["" if row.unit == "%" else row.unit, sparkline(values, TREND_CELLS)]
+            table.add_row(*cells)
+        return table
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
