@@ -4,9 +4,12 @@ Where there is no terminal it is a line every tenth of the run. A table of where
 It is drawn by a thread of its own, twice a second, from what the run told it last: a step never waits for it.
 """
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
@@ -82,33 +85,21 @@ State = Callable[[], Iterable[tuple[str, str]]]
 """Lines about the services: (who, how it is)."""
 
 
-def sparkline(values: Sequence[float | None], cells: int) -> str:
-    """The values as at most `cells` blocks between their least and their most; a gap where none is known.
+def sparkline(values: Sequence[float], cells: int) -> str:
+    """The values as at most `cells` blocks between their least and their most.
 
     More values than cells: each cell is the mean of its share of them. Values that are all the same are a low line.
     """
-    if cells < 1 or not values:
-        return ""
-    width = min(cells, len(values))
-    means: list[float | None] = []
-    for cell in range(width):
-        part = values[cell * len(values) // width : (cell + 1) * len(values) // width]
-        known = [value for value in part if value is not None]
-        means.append(sum(known) / len(known) if known else None)
-    shown = [mean for mean in means if mean is not None]
-    if not shown:
-        return " " * width
-    low, high = min(shown), max(shown)
+    width = max(0, min(cells, len(values)))
+    bounds = [cell * len(values) // width for cell in range(width)] + [len(values)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(bounds)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
     top = len(BLOCKS) - 1
-    return "".join(
-        " " if mean is None else BLOCKS[round(top * (mean - low) / (high - low)) if high > low else 0] for mean in means
-    )
+    return "".join(BLOCKS[round(top * (mean - low) / (high - low)) if high > low else 0] for mean in means)
 
 
-def readable(value: float | None, unit: str) -> str:
-    """A value as the view shows it; a dash where there is none."""
-    if value is None:
-        return "–"
+def readable(value: float, unit: str) -> str:
+    """A value as the view shows it."""
     if unit == "%":
         return f"{100 * value:.1f} %"
     if unit in ("tokens", "a second"):
@@ -137,7 +128,7 @@ class Dashboard:
         self.groups = groups
         self.console = console
         self.state = state
-        self.values: dict[str, list[float | None]] = {row.key: [] for group in groups for row in group}
+        self.values: dict[str, list[float]] = {row.key: [] for group in groups for row in group}
         self.tenths = int(10 * done / total)
         self.steps = 0
         self.started = time.monotonic()
@@ -184,25 +175,24 @@ class Dashboard:
         self._lasting.update(self._task, completed=done)
         if not self.console.is_terminal and int(10 * done / self.total) > self.tenths:
             self.tenths = int(10 * done / self.total)
-            said = "  ".join(f"{row.label} {readable(self._last(row), row.unit)}" for row in self._known() if row.brief)
+            known = [row for row in self._known() if row.brief]
+            said = "  ".join(f"{row.label} {readable(self.values[row.key][-1], row.unit)}" for row in known)
             self.console.print(f"{self.label}: {done} of {self.total}  {said}", highlight=False, markup=False)
 
     def _remember(self, figures: Mapping[str, Any]) -> None:
         for key, values in self.values.items():
             value = figures.get(key)
-            values.append(float(value) if isinstance(value, int | float) else None)
-            del values[:-KEPT]
+            if isinstance(value, int | float) and math.isfinite(value):
+                values.append(float(value))
+                del values[:-KEPT]
 
     def _known(self) -> list[Row]:
-        return [row for group in self.groups for row in group if self._last(row) is not None]
-
-    def _last(self, row: Row) -> float | None:
-        return next((value for value in reversed(self.values[row.key]) if value is not None), None)
+        return [row for group in self.groups for row in group if self.values[row.key]]
 
     def render(self) -> RenderableType:
         """What stands in the terminal now, no wider and no higher than it."""
         width, height = self.console.width, self.console.height
-        groups = [[row for row in group if self._last(row) is not None] for group in self.groups]
+        groups = [[row for row in group if self.values[row.key]] for group in self.groups]
         state = list(self.state())
         beside = width >= _WIDE
         room = height - 2 - len(state) - bool(state)
@@ -233,7 +223,7 @@ class Dashboard:
         if trends:
             table.add_column(style="cyan", no_wrap=True)
         for row in rows:
-            value = self._last(row)
+            value = self.values[row.key][-1]
             alarm = "bold yellow" if row.alarm and value else ""
             cells: list[RenderableType] = [
                 Text(f"  {row.label}", alarm),
@@ -268,18 +258,13 @@ class Dashboard:
         for row in self._known():
             values = self.values[row.key]
             tenth = max(1, len(values) // 10)
-            cells = [row.label, *(readable(_mean(part), row.unit) for part in (values[:tenth], values[-tenth:]))]
-            if row.alarm and (total := sum(value or 0 for value in values)):
+            cells = [row.label, *(readable(fmean(part), row.unit) for part in (values[:tenth], values[-tenth:]))]
+            if row.alarm and (total := sum(values)):
                 cells[0] = f"[yellow]{row.label} ({total:g} in all)"
             if not narrow:
                 cells += ["" if row.unit == "%" else row.unit, sparkline(values, TREND_CELLS)]
             table.add_row(*cells)
         return table
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _duration(seconds: float) -> str:

@@ -53,12 +53,11 @@ def token_logprobs(
             parts.append(_chunk(*asked))
     if not parts:
         empty = hidden_NH.new_zeros(0, dtype=torch.float32)
-        further = None if support_NK is None else hidden_NH.new_zeros(support_NK.shape, dtype=torch.float32)
-        return TokenScores(empty, empty.clone(), further)
-    logprobs, entropies, *further = zip(*parts, strict=True)
-    return TokenScores(
-        torch.cat(logprobs), torch.cat(entropies), *(None if c[0] is None else torch.cat(c) for c in further)
-    )
+        further_NK = None if support_NK is None else hidden_NH.new_zeros(support_NK.shape, dtype=torch.float32)
+        return TokenScores(empty, empty.clone(), further_NK)
+    logprobs, entropies, *others = zip(*parts, strict=True)
+    further_NK, ids_NK, top_NK = (None if column[0] is None else torch.cat(column) for column in others)
+    return TokenScores(torch.cat(logprobs), torch.cat(entropies), further_NK, ids_NK, top_NK)
 
 
 def _chunk(

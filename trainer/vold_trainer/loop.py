@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from vold_trainer import tracing
+from vold_trainer import tracing, trackers
 from vold_trainer.config import TrainConfig
 from vold_trainer.data import Example, PromptOrder
 from vold_trainer.diagnostics import Diagnostics
@@ -36,6 +36,7 @@ class Loop:
         self.student = student
         self.engine = engine
         self.scorer = scorer
+        trackers.check_installed(config.trackers)
         self.accelerator = Accelerator(log_with=config.trackers or None, project_dir=str(config.out))
         if self.accelerator.num_processes > 1:
             raise UsageError("train runs in one process: start it without `accelerate launch`")
@@ -57,7 +58,7 @@ class Loop:
             self._same_teachers(about)
             trim_after(config.out, found)
         self.first = found or 0
-        self.folder = RunFolder(config, about, self.accelerator, resumed=found is not None)
+        self.folder = RunFolder(config, about, self.accelerator, resumed=found is not None, first=self.first)
         self.missing_in_a_row = 0
         self.missing_total = 0
 

@@ -25,6 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vold_trainer import trackers
 from vold_trainer.config import RunConfig, dump
 
 console = Console(stderr=True)
@@ -39,9 +40,11 @@ def quiet() -> None:
 
 
 class RunFolder:
-    """Writes a run's files. On every rank but the first it writes nothing."""
+    """Writes a run's files. On every rank but the first it writes nothing. first: steps done before, where resumed."""
 
-    def __init__(self, config: RunConfig, about: Mapping[str, Any], accelerator: Accelerator, *, resumed: bool) -> None:
+    def __init__(
+        self, config: RunConfig, about: Mapping[str, Any], accelerator: Accelerator, *, resumed: bool, first: int = 0
+    ) -> None:
         self.path = config.out
         self.writes = accelerator.is_main_process
         self.accelerator = accelerator
@@ -53,8 +56,7 @@ class RunFolder:
             (self.path / "config.yaml").write_text(dump(config))
             started = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
             write_json(self.path / "run.json", {**about, **started})
-        if config.trackers:
-            accelerator.init_trackers("vold", config=_flat(config.model_dump(mode="json")))
+        trackers.start(accelerator, config.trackers, self.path, _flat(config.model_dump(mode="json")), first)
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics, and the numbers among them to the trackers."""
@@ -76,8 +78,10 @@ class RunFolder:
             self.spans(step, [(lane, start, end)])
 
     def rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        for row in rows:
+        kept = list(rows)
+        for row in kept:
             self._write("rollouts.jsonl", row)
+        trackers.log_rollouts(self.accelerator, kept)
 
     def close(self) -> None:
         for stream in self._files.values():

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from vold_trainer import checkpoint
+from vold_trainer import checkpoint, trackers
 from vold_trainer.batching import make_batch, micro_batches
 from vold_trainer.config import SftConfig
 from vold_trainer.data import Example, PromptOrder, read_lines
 from vold_trainer.errors import UsageError
+from vold_trainer.live import SFT, Dashboard
 from vold_trainer.models import CompletionScorer, Student, load_student
 from vold_trainer.optim import make_optimizer
-from vold_trainer.run import RunFolder, StopSignal, progress, trim_after
+from vold_trainer.run import RunFolder, StopSignal, console, read_json_lines, trim_after
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     torch.manual_seed(config.seed)
     student = load_student(config.student)
     traces = read_traces(config.traces, student)
+    trackers.check_installed(config.trackers)
     accelerator = Accelerator(log_with=config.trackers or None, project_dir=str(config.out))
     if accelerator.num_processes > 1:
         raise UsageError("sft runs in one process: start it without `accelerate launch`")
@@ -90,10 +92,12 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
         "steps": config.steps,
         "student": config.student.path,
     }
-    folder = RunFolder(config, about, accelerator, resumed=found is not None)
+    folder = RunFolder(config, about, accelerator, resumed=found is not None, first=first)
     order = PromptOrder(len(traces), config.batch, config.seed)
     student.model.train()
-    with StopSignal() as stop, progress("SFT on the teacher's traces", config.steps) as live:
+    history = read_json_lines(config.out / "metrics.jsonl") if first else []
+    view = Dashboard("SFT on the teacher's traces", config.steps, SFT, console, done=first, history=history)
+    with StopSignal() as stop, view as live:
         for step in range(first, config.steps):
             started = time.monotonic()
             chosen = [traces[index] for index in order.indices(step)]
@@ -103,11 +107,16 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
             lr = scheduler.get_last_lr()[0]
             scheduler.step()
             optimizer.zero_grad()
-            folder.metrics(
-                step + 1,
-                {"loss": loss, "grad_norm": float(norm), "lr": lr, "time/step": time.monotonic() - started},
-            )
-            live.update(step + 1, loss=loss)
+            seconds = time.monotonic() - started
+            figures = {
+                "loss": loss,
+                "grad_norm": float(norm),
+                "lr": lr,
+                "time/step": seconds,
+                "tokens/per_second": sum(len(trace.ids) for trace in chosen) / seconds,
+            }
+            folder.metrics(step + 1, figures)
+            live.update(step + 1, **figures)
             due = config.save_every and (step + 1) % config.save_every == 0 and step + 1 < config.steps
             if due or stop.requested:
                 checkpoint.save(config.out, step + 1, student.model, optimizer, scheduler)

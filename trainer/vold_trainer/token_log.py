@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vold_trainer.models import Student
+from vold_trainer.pictures import thumbnail
 from vold_trainer.scored import Scored, teacher_row
 
 DECILES = 10
@@ -84,6 +85,7 @@ class TokenLog:
     def _sample(self, step: int, row: int, student: Student) -> dict[str, Any]:
         rollout, score = self.scored.rollouts[row], self.scored.scores[row]
         teacher = teacher_row(score, rollout)
+        images = [thumbnail(image) for image in rollout.example.images]
         return {
             "step": step,
             "id": rollout.example.id,
@@ -96,4 +98,5 @@ class TokenLog:
             "correct": score.correct,
             "extracted": score.extracted,
             "reason": score.reason,
+            **({"images": images} if images else {}),
         }
