@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import write_lines, write_run
 from vold_trainer.report import formats
-from vold_trainer.report.figures import gap_by_position, hidden_share, timeline
+from vold_trainer.report.figures import by_position, hidden_share, timeline
 from vold_trainer.report.read import Span, read_runs
 from vold_trainer.report.stats import ema, mean_and_spread, spread, wilson
 from vold_trainer.report.tokens import MASKED, legend, shade_of
@@ -133,7 +133,7 @@ def test_heat_map_colours_are_symmetric_about_zero(tmp_path):
     rows = [{"step": s, "gap_by_position": [-1.0, 0.25, None]} for s in (1, 2)]
     write_lines(tmp_path / "metrics.jsonl", rows)
     (run,) = read_runs([tmp_path])
-    figure = gap_by_position(run)
+    figure = by_position(run, "gap_by_position", "nats")
     assert figure is not None
     assert figure.data[0].zmin == -figure.data[0].zmax == -1.0
     assert list(figure.data[0].z[2]) == [None, None]

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -18,13 +19,18 @@ from vold_trainer.report.stats import ema, mean_and_spread, spread, wilson
 
 COLOURS = ("#2f86d6", "#d9730d", "#15976e", "#b65fa6", "#7f8791", "#1fa3b8", "#b8912a", "#6a6fd0")
 DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
-LANE_COLOURS = dict(zip(LANES, (COLOURS[0], COLOURS[2], COLOURS[3], COLOURS[1]), strict=True))
+LANE_COLOURS = dict(zip(LANES, (COLOURS[i] for i in (0, 2, 3, 4, 5, 1, 6, 7)), strict=True))
+TONES = {"right": COLOURS[2], "wrong": COLOURS[1], "teacher": COLOURS[3]}
+"""What has one meaning in every panel has one colour in every panel."""
 MODALITIES = {"image_accuracy": ("pictures", COLOURS[1]), "text_accuracy": ("text", COLOURS[0])}
 
 # Clear in the middle, so that a gap of nothing is the page's own background in either theme.
 _DIVERGING = ((0.0, "#d9730d"), (0.499, "rgba(217,115,13,0.03)"), (0.501, "rgba(47,134,214,0.03)"), (1.0, "#2f86d6"))
 
+_RISING = ((0.0, "rgba(47,134,214,0.06)"), (1.0, "#2f86d6"))
+
 _MOST_POINTS = 1500
+_MARKED = 25
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,9 @@ class Line:
     key: str
     label: str
 
+    def colour(self, index: int) -> str:
+        return TONES.get(self.label, COLOURS[index % len(COLOURS)])
+
 
 def plain(text: str) -> str:
     """Text for plotly, which would otherwise read `<b>` and `<a href>` in it."""
@@ -41,69 +50,102 @@ def plain(text: str) -> str:
 
 
 def curves(
-    runs: Sequence[Run], lines: Sequence[Line], *, share: bool = False, unit: str = "", smooth: bool = True
+    runs: Sequence[Run],
+    lines: Sequence[Line],
+    *,
+    share: bool = False,
+    unit: str = "",
+    smooth: bool = True,
+    floor: bool = False,
 ) -> go.Figure:
     """Metrics over steps: a smoothed line over its own faint raw line.
 
-    One line or one run: a colour each. Several of both: the colour is the run, the dash the metric. A run that lacks a
-    key has no curve for it. share: the values are in [0, 1] and read as percentages.
-    smooth=False: for what has no noise, where an average only lags.
+    One run: a colour each. Several: the colour is the run, the dash the metric. A run that lacks a key has no curve
+    for it. share: the values are in [0, 1] and read as percentages. smooth=False: for what has no noise, where an
+    average only lags. floor: the axis begins at 0. The page's controls smooth again from the raw line, and lay the
+    curves along the time in their `customdata`, in minutes.
     """
     figure = _figure(height=300, x_title="step", y_title=unit)
     several = len(runs) > 1
+    values: list[float] = []
     for i, run in enumerate(runs):
         for j, line in enumerate(lines):
             if line.key not in run.keys:
                 continue
-            style = {"color": COLOURS[(i if several else j) % len(COLOURS)], "dash": DASHES[j % len(DASHES)]}
+            style = {"color": COLOURS[i % len(COLOURS)], "dash": DASHES[j % len(DASHES)]}
             if not several:
-                style["dash"] = "solid"
+                style = {"color": line.colour(j), "dash": "solid"}
             label = " · ".join([run.name] * several + [line.label] * (len(lines) > 1)) or line.label
-            _add_curve(figure, run.steps, run.series(line.key), plain(label), style, share=share, smooth=smooth)
+            points = _known_points(run, line.key)
+            values += [point[1] for point in points]
+            _add_curve(figure, points, plain(label), style, share=share, smooth=smooth)
     if share:
-        figure.update_yaxes(tickformat="~%", rangemode="tozero")
+        figure.update_yaxes(tickformat="~%")
+    if values and min(values) == max(values):  # of a line without a height plotly would show one unit to either side
+        edge = 2 * values[0] or (0.1 if share else 1.0)
+        figure.update_yaxes(range=sorted([0.0, edge]))
+    elif share or floor:
+        figure.update_yaxes(rangemode="tozero")
     return figure
+
+
+def _known_points(run: Run, key: str) -> list[tuple[int, float, float | None]]:
+    """(step, value, minutes) where there is a value: what is measured every tenth step is a line all the same."""
+    return [
+        (row["step"], value, None if row.get("time") is None else round(row["time"] / 60, 3))
+        for row, value in zip(run.metrics, run.series(key), strict=True)
+        if value is not None
+    ]
 
 
 def _add_curve(
     figure: go.Figure,
-    steps: list[int],
-    values: list[float | None],
+    points: Sequence[tuple[int, float, float | None]],
     label: str,
     style: dict[str, str],
     *,
     share: bool,
     smooth: bool,
 ) -> None:
-    span = max(3.0, min(20.0, len(values) / 8)) if smooth else 1.0
-    x, raw, line = _thin(steps, values, ema(values, span))
+    average = ema([value for _, value, _ in points], default_span(len(points)) if smooth else 1.0)
+    kept = spread(list(zip(points, average, strict=True)), _MOST_POINTS)
+    x = [point[0] for point, _ in kept]
+    raw = [point[1] for point, _ in kept]
     hover = f"%{{y:{'.1%' if share else '.4g'}}}<extra>{label}</extra>"
-    # A line of one point is no line: a run that has just begun still shows where it is.
-    points = "lines+markers" if len(x) < 3 else "lines"
     figure.add_scatter(
         x=x,
         y=raw,
         mode="lines",
         line=style | {"width": 1},
-        opacity=0.3,
+        opacity=0.28,
         legendgroup=label,
         showlegend=False,
         hoverinfo="skip",
+        meta="raw" if smooth else "plain",
     )
     figure.add_scatter(
         x=x,
-        y=line,
-        mode=points,
+        y=[value for _, value in kept],
+        customdata=[point[2] for point, _ in kept],
+        # few points are shown each: a run that has just begun, or a figure that is measured now and then
+        mode="lines+markers" if len(x) <= _MARKED else "lines",
+        marker={"size": 5},
         line=style | {"width": 2},
         name=label,
         legendgroup=label,
         hovertemplate=hover,
-        connectgaps=True,
+        meta="smooth" if smooth else "plain",
     )
 
 
-def gap_by_position(run: Run, key: str = "gap_by_position") -> go.Figure | None:
-    """Heat map of the mean teacher-minus-student log-probability: steps across, relative positions upwards.
+def default_span(count: int) -> float:
+    """Over how many points the curve of a run with `count` of them is averaged."""
+    return max(3.0, min(20.0, count / 8))
+
+
+def by_position(run: Run, key: str, unit: str) -> go.Figure | None:
+    """Heat map of a metric with a value for each relative position: steps across, positions upwards. unit: "nats",
+    around 0, or "%", a share in [0, 1].
 
     None if the run has no such metric.
     """
@@ -114,19 +156,28 @@ def gap_by_position(run: Run, key: str = "gap_by_position") -> go.Figure | None:
     height = max(len(row) for _, row in rows)
     z = [[row[i] if i < len(row) else None for _, row in rows] for i in range(height)]
     labels = [f"{100 * i // height} to {100 * (i + 1) // height} %" for i in range(height)]
-    # Of the sizes the 98th percentile bounds the colours: one wild first step must not make all others pale.
-    sizes = sorted(abs(value) for row in z for value in row if value is not None)
-    bound = (sizes[int(0.98 * (len(sizes) - 1))] if sizes else 0) or 1.0
+    values = sorted(value for row in z for value in row if value is not None)
+    if unit == "nats":
+        # The 98th percentile bounds the colours: one wild first step must not make all others pale.
+        sizes = sorted(map(abs, values))
+        bound = (sizes[int(0.98 * (len(sizes) - 1))] if sizes else 0) or 1.0
+        scale = {"zmin": -bound, "zmax": bound, "colorscale": _DIVERGING}
+        shown = "%{z:.3f} nats"
+    else:
+        low, high = (values[0], values[-1]) if values else (0.0, 1.0)
+        scale = {"zmin": low, "zmax": high if high > low else low + 1e-3, "colorscale": _RISING}
+        shown = "%{z:.1%}"
+    bar: dict[str, Any] = {"thickness": 10, "outlinewidth": 0, "title": {"text": "nats" if unit == "nats" else ""}}
+    if unit == "%":
+        bar["tickformat"] = "~%"
     figure = _figure(height=300, x_title="step", y_title="position in the completion")
     figure.add_heatmap(
         x=[step for step, _ in rows],
         y=labels,
         z=z,
-        zmin=-bound,
-        zmax=bound,
-        colorscale=_DIVERGING,
-        colorbar={"thickness": 10, "outlinewidth": 0, "title": {"text": "nats"}},
-        hovertemplate="step %{x}<br>position %{y}<br>%{z:.3f} nats<extra></extra>",
+        colorbar=bar,
+        hovertemplate=f"step %{{x}}<br>position %{{y}}<br>{shown}<extra></extra>",
+        **scale,
     )
     figure.update_yaxes(showgrid=False)
     figure.update_xaxes(showgrid=False)
@@ -176,7 +227,8 @@ def hidden_share(spans: Iterable[Span]) -> float | None:
     scoring: list[tuple[float, float]] = []
     own: list[tuple[float, float]] = []
     for span in spans:
-        (scoring if span.lane in ("teacher", "verifier") else own).append((span.start, span.end))
+        if span.lane != "wait":
+            (scoring if span.lane in ("teacher", "verifier") else own).append((span.start, span.end))
     total = _covered(scoring)
     return (total + _covered(own) - _covered(scoring + own)) / total if total else None
 
@@ -275,14 +327,6 @@ def ablation(rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]]) -> go.Fi
     figure.update_xaxes(tickformat="~%", rangemode="tozero")
     figure.update_layout(hovermode="closest")
     return figure
-
-
-def _thin(
-    steps: list[int], raw: list[float | None], smooth: list[float | None]
-) -> tuple[list[int], list[float | None], list[float | None]]:
-    """At most _MOST_POINTS of a curve: no screen shows more, and a long run has many curves."""
-    kept = spread(list(zip(steps, raw, smooth, strict=True)), _MOST_POINTS)
-    return [k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept]
 
 
 def _figure(*, height: int, x_title: str = "", y_title: str = "") -> go.Figure:

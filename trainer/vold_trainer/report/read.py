@@ -1,7 +1,7 @@
 """A run's folder as dataclasses: what each file means. How files are read, whole or unfinished, is in files.py."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from vold_trainer.report.files import config_text, json_object, lines, records, records_at
 from vold_trainer.report.stats import spread
 
-LANES = ("generate", "teacher", "verifier", "optimise")
+LANES = ("generate", "teacher", "verifier", "wait", "diagnose", "optimise", "sync", "checkpoint")
 OUTCOMES = ("right", "wrong", "unverified")
 
 T = TypeVar("T")
@@ -27,7 +27,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled completion. The two log-probability tuples are as long as `tokens`; None is a missing score."""
+    """One sampled completion. The two log-probability tuples are as long as `tokens`; None is a missing score.
+
+    images: data URIs of the prompt's pictures.
+    """
 
     step: int
     id: str
@@ -40,6 +43,7 @@ class Rollout:
     correct: bool | None
     extracted: str | None
     reason: str
+    images: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> str:
@@ -65,6 +69,14 @@ class EvalSample:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """Any other figure of a test set, such as pass@8, with its interval where the file gives one."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Score:
     """An accuracy in [0, 1] over `n` problems; `interval` is None where the file does not give one."""
 
@@ -72,6 +84,7 @@ class Score:
     n: int | None
     interval: tuple[float, float] | None = None
     by_category: Mapping[str, "Score"] = field(default_factory=dict)
+    measures: Mapping[str, Measure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -252,7 +265,14 @@ def _rollout(raw: dict[str, Any]) -> Rollout:
         correct=_flag(raw.get("correct")),
         extracted=None if raw.get("extracted") is None else str(raw["extracted"]),
         reason=_text(raw.get("reason")),
+        images=_images(raw),
     )
+
+
+def _images(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    found = raw.get("images", raw.get("image"))
+    listed = found if isinstance(found, list) else [found]
+    return tuple(image for image in listed if isinstance(image, str))
 
 
 def _logprobs(value: Any, length: int) -> tuple[float | None, ...]:
@@ -284,20 +304,36 @@ def _evaluation(raw: Mapping[str, Any]) -> Evaluation:
 def _score(raw: Any) -> Score | None:
     if not isinstance(raw, Mapping):
         return None
-    interval = raw.get("interval")
-    ends = [share(end) for end in interval] if isinstance(interval, list) else []
-    low, high = ends if len(ends) == 2 else (None, None)
     categories = raw.get("by_category")
     return Score(
         accuracy=share(raw.get("accuracy")),
         n=count(raw.get("n")),
-        interval=None if low is None or high is None else (low, high),
+        interval=_interval(raw.get("interval")),
         by_category={
             str(name): score
             for name, item in (categories.items() if isinstance(categories, Mapping) else ())
             if (score := _score(item)) is not None
         },
+        measures=dict(_measures(raw)),
     )
+
+
+def _interval(raw: Any) -> tuple[float, float] | None:
+    ends = [number(end) for end in raw] if isinstance(raw, list) else []
+    low, high = ends if len(ends) == 2 else (None, None)
+    return None if low is None or high is None else (low, high)
+
+
+def _measures(raw: Mapping[str, Any]) -> Iterator[tuple[str, Measure]]:
+    """Every further number, plain or as {"value", "interval"}: what an evaluation measures may grow."""
+    for name, item in raw.items():
+        if name in ("accuracy", "n", "interval", "by_category", "errors"):
+            continue
+        inner = item if isinstance(item, Mapping) else {}
+        value = number(next((inner[key] for key in ("value", "mean", "accuracy", "estimate") if key in inner), item))
+        if value is not None:
+            interval = _interval(inner.get("interval", raw.get(f"{name}_interval")))
+            yield str(name), Measure(value, interval)
 
 
 # Values

@@ -5,6 +5,7 @@
   const touch = matchMedia("(pointer: coarse)");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const drawn = new Set();
+  let touched = false;
 
   function themed(figure) {
     const [text, dim, grid, line, card] = ["--text", "--dim", "--grid", "--line", "--card"].map(css);
@@ -20,17 +21,65 @@
     return layout;
   }
 
+  const smooth = document.querySelector("[data-smooth]");
+  const along = document.querySelector("[data-along]");
+  const says = document.querySelector("[data-smooth-says]");
+  const span = () => Number(smooth.dataset.spans.split(" ")[smooth.value]);
+  const tell_span = () => { says.textContent = span() === 1 ? "off" : `${span()} points`; };
+
+  // As stats.ema: weight 2 / (span + 1), corrected for its start.
+  function ema(values, span) {
+    const keep = 1 - 2 / (span + 1);
+    let total = 0, weight = 0;
+    return values.map((value) => {
+      total = keep * total + (1 - keep) * value;
+      weight = keep * weight + (1 - keep);
+      return total / weight;
+    });
+  }
+
+  // A curve is two traces: as logged, and after it the same smoothed, with the minutes of its points.
+  function shape(figure) {
+    if (!smooth) return;
+    figure.data.forEach((trace, i) => {
+      if (trace.meta !== "smooth" && trace.meta !== "plain" || !trace.customdata) return;
+      const raw = figure.data[i - 1];
+      if (trace.meta === "smooth" && figure.touched) trace.y = ema(raw.y, span());
+      trace.steps = trace.steps || trace.x;
+      trace.x = raw.x = along.value === "time" ? trace.customdata : trace.steps;
+      figure.layout.xaxis.title.text = along.value === "time" ? "minutes" : "step";
+      figure.layout.xaxis.autorange = true;
+    });
+  }
+
+  function reshape() {
+    tell_span();
+    for (const chart of drawn) {
+      chart.figure.touched = touched;
+      shape(chart.figure);
+      Plotly.react(chart, chart.figure.data, themed(chart.figure));
+    }
+  }
+
   function draw(element) {
     if (drawn.has(element)) return;
     drawn.add(element);
     const data = document.querySelector(`script[data-for="${element.id}"]`);
     const figure = JSON.parse(data.textContent);
     element.figure = figure;
+    figure.touched = touched;
+    shape(figure);
     Plotly.newPlot(element, figure.data, themed(figure), {
       responsive: true, displaylogo: false, displayModeBar: touch.matches ? false : "hover",
       // Named one by one: the default bar also offers to send the chart to a server.
       modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
     });
+  }
+
+  if (smooth) {
+    tell_span();
+    smooth.addEventListener("input", () => { touched = true; reshape(); });
+    along.addEventListener("change", reshape);
   }
 
   const charts = [...document.querySelectorAll(".chart")];
