@@ -139,15 +139,19 @@ class Dashboard:
             self._remember(row)
 
     def _bar(self) -> Progress:
-        wide = self.console.width >= _NARROW
+        if self.console.width < _NARROW:
+            return Progress(
+                SpinnerColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=self.console
+            )
         return Progress(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None if wide else 8),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            *((TimeElapsedColumn(), TimeRemainingColumn(compact=True)) if wide else ()),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
             console=self.console,
-            expand=wide,
+            expand=True,
         )
 
     def __enter__(self) -> "Dashboard":
@@ -215,23 +219,23 @@ class Dashboard:
         return Group(*parts)
 
     def _table(self, rows: Sequence[Row], width: int) -> Table:
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(style="dim", no_wrap=True, min_width=min(22, width // 2))
-        table.add_column(justify="right", style="bold", no_wrap=True, min_width=8)
-        table.add_column(style="dim", no_wrap=True, min_width=8)
         trends = width >= _NARROW
+        table = Table.grid(padding=(0, 2 if trends else 1, 0, 0))
+        table.add_column(style="dim", no_wrap=True, min_width=23 if trends else 0)
+        table.add_column(justify="right", style="bold", no_wrap=True, min_width=7)
         if trends:
+            table.add_column(style="dim", no_wrap=True, min_width=8)
             table.add_column(style="cyan", no_wrap=True)
         for row in rows:
             value = self.values[row.key][-1]
             alarm = "bold yellow" if row.alarm and value else ""
-            cells: list[RenderableType] = [
-                Text(f"  {row.label}", alarm),
-                Text(readable(value, row.unit), alarm),
-                "" if row.unit == "%" else row.unit,
-            ]
+            # a column that is too narrow would cut the value: the name gives way
+            label = Text(f"  {row.label}", alarm)
+            label.truncate(25 if trends else max(4, width - 10), overflow="ellipsis")
+            cells: list[RenderableType] = [label, Text(readable(value, row.unit), alarm)]
             if trends:
-                cells.append(sparkline(self.values[row.key][-10 * TREND_CELLS :], min(TREND_CELLS, width - 44)))
+                cells.append("" if row.unit == "%" else row.unit)
+                cells.append(sparkline(self.values[row.key][-10 * TREND_CELLS :], min(TREND_CELLS, width - 48)))
             table.add_row(*cells)
         return table
 

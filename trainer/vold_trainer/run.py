@@ -48,7 +48,7 @@ class RunFolder:
         self.path = config.out
         self.writes = accelerator.is_main_process
         self.accelerator = accelerator
-        self.clock = time.monotonic()
+        self.clock = time.monotonic() - (_time_so_far(config.out) if resumed else 0.0)
         self._files: dict[str, IO[str]] = {}
         self._mode = "a" if resumed else "w"
         if self.writes:
@@ -95,6 +95,12 @@ class RunFolder:
             self._files[name] = (self.path / name).open(self._mode)
         self._files[name].write(json.dumps(finite(row)) + "\n")
         self._files[name].flush()
+
+
+def _time_so_far(out: Path) -> float:
+    """How long a run that is resumed had gone on: its times and its timeline go on from there."""
+    times = [row.get("time") for row in read_json_lines(out / "metrics.jsonl")]
+    return max((time for time in times if time is not None), default=0.0)
 
 
 def trim_after(path: Path, step: int) -> None:

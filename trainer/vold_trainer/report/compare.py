@@ -25,14 +25,14 @@ class Figure:
 
 KEY_FIGURES = (
     Figure("reward/mean", "reward"),
-    Figure("teacher/k2_wrong", "k2 to the teacher, wrong", "nats²"),
+    Figure("teacher/k2_wrong", "k2, wrong answers", "nats²"),
     Figure("teacher/gap", "teacher minus student", "nats"),
     Figure("overlap/ratio", "top-k overlap", "%"),
-    Figure("student/entropy", "student's entropy", "nats"),
+    Figure("student/entropy", "entropy of the student", "nats"),
     Figure("length/mean", "completion length", "tokens"),
     Figure("length/truncated", "truncated", "%"),
     Figure("loss", "loss"),
-    Figure("time/step", "seconds a step", "s"),
+    Figure("time/step", "time a step", "s"),
     Figure("tokens/per_second", "tokens a second"),
 )
 
@@ -61,7 +61,7 @@ class Glance:
         if course is None or first is None or course is first:
             return ""
         difference = course.end - first.end
-        shown = formats.points(difference) if self.figure.unit == "%" else formats.number(difference)
+        shown = formats.points(difference) if self.figure.unit == "%" else formats.number(difference, 2)
         return shown if shown.startswith((formats.MINUS, "+")) or not difference else f"+{shown}"
 
 

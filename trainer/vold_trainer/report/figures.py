@@ -65,7 +65,7 @@ def curves(
     average only lags. floor: the axis begins at 0. The page's controls smooth again from the raw line, and lay the
     curves along the time in their `customdata`, in minutes.
     """
-    figure = _figure(height=300, x_title="step", y_title=unit)
+    figure = _figure(height=270, x_title="step", y_title=unit)
     several = len(runs) > 1
     values: list[float] = []
     for i, run in enumerate(runs):
@@ -84,7 +84,7 @@ def curves(
     if values and min(values) == max(values):  # of a line without a height plotly would show one unit to either side
         edge = 2 * values[0] or (0.1 if share else 1.0)
         figure.update_yaxes(range=sorted([0.0, edge]))
-    elif share or floor:
+    elif floor:
         figure.update_yaxes(rangemode="tozero")
     return figure
 
@@ -342,5 +342,7 @@ def _figure(*, height: int, x_title: str = "", y_title: str = "") -> go.Figure:
         showlegend=True,
     )
     figure.update_xaxes(title={"text": x_title, "standoff": 6}, automargin=True, zeroline=False)
-    figure.update_yaxes(title={"text": y_title, "standoff": 6}, automargin=True, zeroline=False, exponentformat="e")
+    figure.update_yaxes(automargin=True, zeroline=False, exponentformat="e")
+    if y_title:
+        figure.update_yaxes(title={"text": y_title, "standoff": 6})
     return figure

@@ -57,14 +57,16 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel(
                 "Right answers",
                 "Share of the judged rollouts that the verifier called right.",
-                _lines(reward__correct="right answers", accuracy__sampled="sampled"),
+                _lines(reward__correct="right answers"),
                 share=True,
+                floor=True,
             ),
             Panel(
                 "Groups that teach nothing",
                 "Groups whose rollouts all have one outcome have no advantage: only the teacher moves them.",
                 _lines(groups__all_correct="right", groups__all_wrong="wrong"),
                 share=True,
+                floor=True,
             ),
         ),
     ),
@@ -133,6 +135,7 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Share that reached the token limit.",
                 _lines(length__truncated="truncated"),
                 share=True,
+                floor=True,
             ),
             Panel(
                 "Missing scores",
@@ -159,6 +162,7 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Share of tokens whose ratio left the trust region.",
                 _lines(clip__high="above", clip__low="below"),
                 share=True,
+                floor=True,
             ),
             Panel("Learning rate", "As the schedule set it.", _lines(lr="learning rate"), smooth=False, floor=True),
         ),
