@@ -4,6 +4,7 @@ import pytest
 from browser import BINARY, browser
 from report_runs import ablation, summary, write_run
 from vold_trainer.report import build_report
+from vold_trainer.report.stats import ema
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="no Chromium on this machine; install it to open the report")
 
@@ -46,5 +47,32 @@ def test_page_in_a_browser(tmp_path):
         )
         assert page.evaluate(shown) == 1
         page.wait_for("document.querySelector('#timeline [data-choice=\"1\"] .main-svg') !== null")
+        assert page.evaluate("document.querySelectorAll('#glance .compare tbody tr').length") >= 8
+        page.evaluate("document.querySelector('#curves').scrollIntoView()")
+        curve = "[...document.querySelectorAll('#curves .chart')].find((c) => c.ariaLabel === 'Reward')"
+        page.wait_for(f"{curve}.querySelector('.main-svg') !== null")
+        both = f"{curve}.data.slice(0, 2).map((trace) => trace.y)"
+        raw, smooth = page.evaluate(both)
+        assert raw != smooth
+        slide = (
+            "((value) => {{ const s = document.querySelector('[data-smooth]'); s.value = value;"
+            " s.dispatchEvent(new Event('input'));"
+            " return document.querySelector('[data-smooth-says]').textContent; }})({})"
+        )
+        assert page.evaluate(slide.format(0)) == "off"
+        assert page.evaluate(both) == [raw, pytest.approx(raw)]
+        assert page.evaluate(slide.format(3)) == "10 points"
+        assert page.evaluate(both) == [raw, pytest.approx(ema(raw, 10))]
+        page.evaluate(
+            "(() => { const s = document.querySelector('[data-along]');"
+            " s.value = 'time'; s.dispatchEvent(new Event('change')); })()"
+        )
+        assert page.evaluate(f"{curve}.data[1].x[1]") == pytest.approx(0.65 * 2 / 60, abs=1e-3)
+        assert page.evaluate(f"{curve}.layout.xaxis.title.text") == "minutes"
+        titles = page.evaluate("[...document.querySelectorAll('#curves h3')].map((title) => title.textContent)")
+        assert {"Top-k overlap", "Entropy gap", "Missing scores", "Distance to the teacher (k2)"} <= set(titles)
+        assert page.evaluate("[...document.querySelectorAll('#rollouts img')].every((i) => i.src.startsWith('data:'))")
+        assert page.evaluate("document.querySelectorAll('#rollouts .pictures img').length") > 0
+        assert page.evaluate("document.documentElement.scrollWidth") == 420
         assert page.errors == []
         assert [url for url in page.requests if not url.startswith(("file:", "data:", "blob:"))] == []

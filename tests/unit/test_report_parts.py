@@ -2,13 +2,16 @@
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import write_lines, write_run
 from vold_trainer.report import formats
-from vold_trainer.report.figures import by_position, hidden_share, timeline
+from vold_trainer.report.compare import HEIGHT, WIDTH, config_differences, course_of
+from vold_trainer.report.figures import Line, by_position, curves, hidden_share, timeline
+from vold_trainer.report.panels import draw_sections
 from vold_trainer.report.read import Span, read_runs
 from vold_trainer.report.stats import ema, mean_and_spread, spread, wilson
 from vold_trainer.report.tokens import MASKED, legend, shade_of
@@ -120,6 +123,96 @@ def test_hidden_share_counts_an_instant_once():
     ]
     assert hidden_share(spans) == pytest.approx(4 / 5)  # scoring covers 1 to 6, of which 4 to 5 has no other work
     assert hidden_share(spans[:1]) is None
+
+
+def test_waiting_for_scores_hides_none_of_them():
+    spans = [Span(1, "generate", 0, 2), Span(1, "teacher", 1, 4), Span(1, "wait", 2, 4)]
+    assert hidden_share(spans) == pytest.approx(1 / 3)
+
+
+def one_run(tmp_path, rows):
+    write_lines(tmp_path / "metrics.jsonl", [{"step": step, "time": 60.0 * step, **row} for step, row in rows])
+    return read_runs([tmp_path])[0]
+
+
+def test_what_is_measured_now_and_then_is_a_line_and_knows_its_minutes(tmp_path):
+    rows = [(step, {"overlap/ratio": step / 100} if step % 10 == 0 else {}) for step in range(1, 31)]
+    figure = curves([one_run(tmp_path, rows)], [Line("overlap/ratio", "all")], share=True)
+    raw, smooth = figure.data
+    assert list(raw.x) == list(smooth.x) == [10, 20, 30]
+    assert list(raw.y) == [0.1, 0.2, 0.3]
+    assert list(smooth.customdata) == [10.0, 20.0, 30.0]
+    assert (raw.meta, smooth.meta, smooth.mode) == ("raw", "smooth", "lines+markers")
+
+
+def test_an_axis_has_a_height_where_the_line_has_none(tmp_path):
+    run = one_run(tmp_path, [(step, {"lr": 1e-4, "missing/teacher": 0.0, "teacher/gap": -2.0}) for step in (1, 2, 3)])
+    ranges = [
+        tuple(curves([run], [Line(key, key)]).layout.yaxis.range) for key in ("lr", "missing/teacher", "teacher/gap")
+    ]
+    assert ranges == [(0.0, 2e-4), (0.0, 1.0), (-4.0, 0.0)]
+
+
+def test_right_and_wrong_have_one_colour_in_every_panel_and_a_run_has_one_in_every_curve(tmp_path):
+    runs = [write_run(tmp_path / name, name, steps=4) for name in ("grpo", "vold")]
+    seen = {}
+    for section in draw_sections(read_runs(runs[:1])):
+        for panel in section.panels:
+            for trace in panel.figure.data:
+                seen.setdefault(trace.name, set()).add(trace.line.color)
+    assert len(seen["right"]) == len(seen["wrong"]) == len(seen["teacher"]) == 1
+    by_run = {"grpo": set(), "vold": set()}
+    for section in draw_sections(read_runs(runs)):
+        for panel in section.panels:
+            for trace in panel.figure.data:
+                if trace.name:
+                    by_run[trace.name.split(" · ")[0]].add(trace.line.color)
+    assert [len(colours) for colours in by_run.values()] == [1, 1]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400))
+def test_a_course_stays_in_its_box_and_between_its_ends(values):
+    course = course_of([None, *values, None])
+    numbers = [float(number) for number in re.findall(r"[\d.]+", course.path)]
+    assert all(0 <= x <= WIDTH for x in numbers[::2])
+    assert all(0 <= y <= HEIGHT for y in numbers[1::2])
+    assert min(values) - 1e-6 <= course.end <= max(values) + 1e-6
+
+
+def test_a_course_by_hand():
+    assert course_of([None, None]) is None
+    course = course_of([float(value) for value in range(20)])
+    assert (course.start, course.end) == (0.5, 18.5)
+    assert course.path.startswith("M2.0 26.0L")
+    assert course.path.endswith("L118.0 2.0")
+
+
+def test_configurations_are_compared_key_by_key(tmp_path):
+    texts = (
+        "out: a\nsteps: 5\nobjective: {name: vold, beta: 0.1}\ntrackers: []\nsame: {x: null}\n",
+        "out: b\nsteps: 5\nobjective: {name: grpo}\ntrackers: [tensorboard]\nsame: {x: null}\n",
+    )
+    for name, text in zip("ab", texts, strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text)
+    (tmp_path / "c").mkdir()
+    assert config_differences(read_runs([tmp_path / name for name in "abc"])) == [
+        ("objective.name", ["vold", "grpo", "–"]),
+        ("objective.beta", ["0.1", "–", "–"]),
+        ("trackers", ["[]", "[tensorboard]", "–"]),
+    ]
+
+
+def test_an_evaluation_may_measure_more(tmp_path):
+    found = {"pass@4": {"value": 0.5, "interval": [0.4, 0.6]}, "mean@4": 0.25, "mean@4_interval": [0.2, 0.3]}
+    raw = {"text": {"accuracy": 0.5, "n": 4, **found, "note": "words"}, "errors": 0}
+    (tmp_path / "eval.json").write_text(json.dumps(raw))
+    (run,) = read_runs([tmp_path])
+    measures = run.evaluation.scores["text"].measures
+    assert {name: (m.value, m.interval) for name, m in measures.items()} == {
+        "pass@4": (0.5, (0.4, 0.6)), "mean@4": (0.25, (0.2, 0.3)),
+    }  # fmt: skip
+    assert [formats.measure(*pair) for pair in (("pass@4", 0.5), ("mean_length", 37.25))] == ["50.0 %", "37.2"]
 
 
 def test_timeline_has_a_row_a_lane_and_only_its_steps():

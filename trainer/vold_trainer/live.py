@@ -140,9 +140,8 @@ class Dashboard:
 
     def _bar(self) -> Progress:
         if self.console.width < _NARROW:
-            return Progress(
-                SpinnerColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=self.console
-            )
+            bar = BarColumn(bar_width=max(4, self.console.width - 20))
+            return Progress(SpinnerColumn(), MofNCompleteColumn(), bar, console=self.console)
         return Progress(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
