@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import write_lines, write_run
 from vold_trainer.report import formats
-from vold_trainer.report.compare import HEIGHT, WIDTH, config_differences, course_of
+from vold_trainer.report.compare import HEIGHT, WIDTH, Figure, Glance, config_differences, course_of
 from vold_trainer.report.figures import Line, by_position, curves, hidden_share, timeline
 from vold_trainer.report.panels import draw_sections
 from vold_trainer.report.read import Span, read_runs
@@ -185,6 +185,14 @@ def test_a_course_by_hand():
     assert (course.start, course.end) == (0.5, 18.5)
     assert course.path.startswith("M2.0 26.0L")
     assert course.path.endswith("L118.0 2.0")
+
+
+def test_changes_have_a_sign_unless_they_are_nothing():
+    first, higher = course_of([0.25]), course_of([0.5])
+    share, plain = (Glance(Figure("k", "k", unit), (first, higher)) for unit in ("%", ""))
+    assert [share.change(higher, first), share.change(first, higher)] == ["+25.0", "−25.0"]
+    assert [plain.change(higher, first), plain.change(first, higher)] == ["+0.25", "−0.25"]
+    assert [share.change(course_of([0.25001]), first), share.change(None, first)] == ["0.0", ""]
 
 
 def test_configurations_are_compared_key_by_key(tmp_path):

@@ -62,7 +62,9 @@ class Glance:
             return ""
         difference = course.end - first.end
         shown = formats.points(difference) if self.figure.unit == "%" else formats.number(difference, 2)
-        return shown if shown.startswith((formats.MINUS, "+")) or not difference else f"+{shown}"
+        shown = shown.lstrip(f"+{formats.MINUS}")
+        nothing = not any(digit in shown for digit in "123456789")
+        return shown if nothing else f"{formats.MINUS if difference < 0 else '+'}{shown}"
 
 
 def glances(runs: Sequence[Run]) -> list[Glance]:
