@@ -69,6 +69,13 @@ def test_page_in_a_browser(tmp_path):
         )
         assert page.evaluate(f"{curve}.data[1].x[1]") == pytest.approx(0.65 * 2 / 60, abs=1e-3)
         assert page.evaluate(f"{curve}.layout.xaxis.title.text") == "minutes"
+        shown = f"{curve}.data.filter((t) => t.meta && t.visible === true).map((t) => t.meta.run)"
+        chip = "(() => { document.querySelector('[data-chip=\"1\"]').click(); })()"
+        assert set(page.evaluate(shown)) == {0, 1}
+        page.evaluate(chip)
+        assert set(page.evaluate(shown)) == {0}
+        page.evaluate(chip)
+        assert set(page.evaluate(shown)) == {0, 1}
         titles = page.evaluate("[...document.querySelectorAll('#curves h3')].map((title) => title.textContent)")
         assert {"Top-k overlap", "Entropy gap", "Missing scores", "Distance to the teacher (k2)"} <= set(titles)
         assert page.evaluate("[...document.querySelectorAll('#rollouts img')].every((i) => i.src.startsWith('data:'))")

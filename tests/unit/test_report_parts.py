@@ -14,7 +14,7 @@ from vold_trainer.report.figures import Line, by_position, curves, hidden_share,
 from vold_trainer.report.panels import draw_sections
 from vold_trainer.report.read import Span, read_runs
 from vold_trainer.report.stats import ema, mean_and_spread, spread, wilson
-from vold_trainer.report.tokens import MASKED, legend, shade_of
+from vold_trainer.report.tokens import MASKED, legend, shade_of, view_tokens
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1))
@@ -142,7 +142,7 @@ def test_what_is_measured_now_and_then_is_a_line_and_knows_its_minutes(tmp_path)
     assert list(raw.x) == list(smooth.x) == [10, 20, 30]
     assert list(raw.y) == [0.1, 0.2, 0.3]
     assert list(smooth.customdata) == [10.0, 20.0, 30.0]
-    assert (raw.meta, smooth.meta, smooth.mode) == ("raw", "smooth", "lines+markers")
+    assert (raw.meta["kind"], smooth.meta["kind"], smooth.mode) == ("raw", "smooth", "lines+markers")
 
 
 def test_an_axis_has_a_height_where_the_line_has_none(tmp_path):
@@ -165,7 +165,7 @@ def test_right_and_wrong_have_one_colour_in_every_panel_and_a_run_has_one_in_eve
     for section in draw_sections(read_runs(runs)):
         for panel in section.panels:
             for trace in panel.figure.data:
-                if trace.name:
+                if trace.name and trace.meta:
                     by_run[trace.name.split(" · ")[0]].add(trace.line.color)
     assert [len(colours) for colours in by_run.values()] == [1, 1]
 
@@ -197,8 +197,9 @@ def test_changes_have_a_sign_unless_they_are_nothing():
 
 def test_configurations_are_compared_key_by_key(tmp_path):
     texts = (
-        "out: a\nsteps: 5\nobjective: {name: vold, beta: 0.1}\ntrackers: []\nsame: {x: null}\n",
-        "out: b\nsteps: 5\nobjective: {name: grpo}\ntrackers: [tensorboard]\nsame: {x: null}\n",
+        "out: a\nsteps: 5\nobjective: {name: vold, beta: 0.1}\ntrackers: []\nteacher: {url: x, model: "
+        "}\nsame: {x: null}\n",
+        "out: b\nsteps: 5\nobjective: {name: grpo}\ntrackers: [tensorboard]\nteacher: null\nsame: {x: null}\n",
     )
     for name, text in zip("ab", texts, strict=True):
         (tmp_path / name).mkdir()
@@ -208,6 +209,7 @@ def test_configurations_are_compared_key_by_key(tmp_path):
         ("objective.name", ["vold", "grpo", "–"]),
         ("objective.beta", ["0.1", "–", "–"]),
         ("trackers", ["[]", "[tensorboard]", "–"]),
+        ("teacher", ["given", "null", "–"]),
     ]
 
 
@@ -221,6 +223,16 @@ def test_an_evaluation_may_measure_more(tmp_path):
         "pass@4": (0.5, (0.4, 0.6)), "mean@4": (0.25, (0.2, 0.3)),
     }  # fmt: skip
     assert [formats.measure(*pair) for pair in (("pass@4", 0.5), ("mean_length", 37.25))] == ["50.0 %", "37.2"]
+
+
+def test_without_a_teacher_no_token_misses_a_score(tmp_path):
+    row = {"step": 1, "tokens": ["a"], "student_logprobs": [-1.0], "teacher_logprobs": [None]}
+    write_lines(tmp_path / "rollouts.jsonl", [row])
+    (run,) = read_runs([tmp_path])
+    assert not run.has_teacher
+    assert [view.css for view in view_tokens(run.rollouts[0])[0]] == [MASKED]
+    ((view,), _, _) = view_tokens(run.rollouts[0], scored=run.has_teacher)
+    assert (view.css, view.title) == ("plain", "student −1.00")
 
 
 def test_timeline_has_a_row_a_lane_and_only_its_steps():

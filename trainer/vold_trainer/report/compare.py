@@ -102,17 +102,25 @@ def svg_path(values: Sequence[float], width: int = WIDTH, height: int = HEIGHT) 
 
 def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """(dotted key, the value of each run) of what the configurations do not agree on; `out` always differs, and is
-    left out.
+    left out. Of a section that a run does without, only what the others do not agree on.
     """
     flats = [flat(yaml.safe_load(run.config)) if run.config else None for run in runs]
     known = [settings for settings in flats if settings is not None]
-    keys = dict.fromkeys(key for settings in known for key in settings)
     rows = []
-    for key in keys:
-        values = [settings.get(key, formats.MISSING) for settings in known]
-        if key != "out" and len(set(values)) > 1:
-            rows.append((key, [formats.MISSING if s is None else s.get(key, formats.MISSING) for s in flats]))
+    for key in dict.fromkeys(key for settings in known for key in settings):
+        parents = [key[:at] for at, letter in enumerate(key) if letter == "."]
+        values = {s.get(key, formats.MISSING) for s in known if not any(parent in s for parent in parents)}
+        if key != "out" and len(values) > 1:
+            rows.append((key, [_shown(settings, key) for settings in flats]))
     return rows
+
+
+def _shown(settings: Mapping[str, str] | None, key: str) -> str:
+    if settings is None:
+        return formats.MISSING
+    if key not in settings and any(other.startswith(f"{key}.") for other in settings):
+        return "given"
+    return settings.get(key, formats.MISSING)
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, str]:
@@ -123,6 +131,6 @@ def flat(value: Any, prefix: str = "") -> dict[str, str]:
             for key, item in value.items()
             for name, text in flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
         }
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         return {prefix: value}
     return {prefix: yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()}

@@ -60,10 +60,11 @@ def curves(
 ) -> go.Figure:
     """Metrics over steps: a smoothed line over its own faint raw line.
 
-    One run: a colour each. Several: the colour is the run, the dash the metric. A run that lacks a key has no curve
-    for it. share: the values are in [0, 1] and read as percentages. smooth=False: for what has no noise, where an
-    average only lags. floor: the axis begins at 0. The page's controls smooth again from the raw line, and lay the
-    curves along the time in their `customdata`, in minutes.
+    One run: a colour each. Several: the colour is the run, as the page's chips say, and the dash the metric, of which
+    the first is shown and the others on a click in the legend. A run that lacks a key has no curve for it.
+    share: the values are in [0, 1] and read as percentages. smooth=False: for what has no noise, where an average only
+    lags. floor: the axis begins at 0. The page's controls smooth again from the raw line, and lay the curves along the
+    time in their `customdata`, in minutes.
     """
     figure = _figure(height=270, x_title="step", y_title=unit)
     several = len(runs) > 1
@@ -75,10 +76,17 @@ def curves(
             style = {"color": COLOURS[i % len(COLOURS)], "dash": DASHES[j % len(DASHES)]}
             if not several:
                 style = {"color": line.colour(j), "dash": "solid"}
-            label = " · ".join([run.name] * several + [line.label] * (len(lines) > 1)) or line.label
             points = _known_points(run, line.key)
             values += [point[1] for point in points]
+            label = " · ".join([run.name] * several + [line.label] * (len(lines) > 1)) or line.label
+            first = len(figure.data)
             _add_curve(figure, points, plain(label), style, share=share, smooth=smooth)
+            for trace in figure.data[first:]:
+                trace.update(legendgroup=plain(line.label), meta={"kind": trace.meta, "run": i})
+                if several:
+                    trace.update(showlegend=False, visible=True if j == 0 else "legendonly")
+    if several and len(lines) > 1:
+        _add_dash_key(figure, lines)
     if share:
         figure.update_yaxes(tickformat="~%")
     if values and min(values) == max(values):  # of a line without a height plotly would show one unit to either side
@@ -87,6 +95,21 @@ def curves(
     elif floor:
         figure.update_yaxes(rangemode="tozero")
     return figure
+
+
+def _add_dash_key(figure: go.Figure, lines: Sequence[Line]) -> None:
+    """A legend of the metrics alone: the runs are named once for the whole page."""
+    for j, line in enumerate(lines):
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="lines",
+            line={"color": COLOURS[4], "dash": DASHES[j % len(DASHES)], "width": 2},
+            name=plain(line.label),
+            legendgroup=plain(line.label),
+            visible=True if j == 0 else "legendonly",
+            hoverinfo="skip",
+        )
 
 
 def _known_points(run: Run, key: str) -> list[tuple[int, float, float | None]]:
@@ -118,7 +141,6 @@ def _add_curve(
         mode="lines",
         line=style | {"width": 1},
         opacity=0.28,
-        legendgroup=label,
         showlegend=False,
         hoverinfo="skip",
         meta="raw" if smooth else "plain",
@@ -132,7 +154,6 @@ def _add_curve(
         marker={"size": 5},
         line=style | {"width": 2},
         name=label,
-        legendgroup=label,
         hovertemplate=hover,
         meta="smooth" if smooth else "plain",
     )

@@ -174,10 +174,10 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Where a step's time goes",
                 "Waiting for scores is what overlap with generation could not hide.",
                 _lines(
+                    time__step="whole step",
                     time__generate="generate",
                     time__score_wait="wait for scores",
                     time__optimise="optimise",
-                    time__step="whole step",
                 ),
                 unit="s",
                 floor=True,

@@ -131,6 +131,11 @@ class Run:
                     seen.setdefault(key)
         return list(seen)
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher scored any token that is shown."""
+        return any(value is not None for rollout in self.rollouts for value in rollout.teacher_logprobs)
+
     def series(self, key: str) -> list[float | None]:
         """One value a step, None where the step has none."""
         return [value if isinstance(value := row.get(key), float) else None for row in self.metrics]

@@ -38,17 +38,24 @@
     });
   }
 
+  const hidden = new Set();
+
   // A curve is two traces: as logged, and after it the same smoothed, with the minutes of its points.
   function shape(figure) {
     if (!smooth) return;
     figure.data.forEach((trace, i) => {
-      if (trace.meta !== "smooth" && trace.meta !== "plain" || !trace.customdata) return;
+      if (!trace.meta || !trace.customdata) return;
       const raw = figure.data[i - 1];
-      if (trace.meta === "smooth" && figure.touched) trace.y = ema(raw.y, span());
+      if (trace.meta.kind === "smooth" && figure.touched) trace.y = ema(raw.y, span());
       trace.steps = trace.steps || trace.x;
       trace.x = raw.x = along.value === "time" ? trace.customdata : trace.steps;
       figure.layout.xaxis.title.text = along.value === "time" ? "minutes" : "step";
-      figure.layout.xaxis.autorange = true;
+      for (const part of [raw, trace]) {
+        if (hidden.has(trace.meta.run) !== "shown" in part) {
+          if ("shown" in part) { part.visible = part.shown; delete part.shown; }
+          else { part.shown = part.visible ?? true; part.visible = false; }
+        }
+      }
     });
   }
 
@@ -80,6 +87,14 @@
     tell_span();
     smooth.addEventListener("input", () => { touched = true; reshape(); });
     along.addEventListener("change", reshape);
+    for (const chip of document.querySelectorAll("[data-chip]")) {
+      chip.addEventListener("click", () => {
+        const run = Number(chip.dataset.chip);
+        if (!hidden.delete(run)) hidden.add(run);
+        chip.setAttribute("aria-pressed", String(!hidden.has(run)));
+        reshape();
+      });
+    }
   }
 
   const charts = [...document.querySelectorAll(".chart")];
