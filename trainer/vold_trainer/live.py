@@ -1,19 +1,20 @@
 """The live view of a run in the terminal: a bar, the key figures with their recent trend, the state of the services.
 
 Where there is no terminal it is a line every tenth of the run. A table of where each figure began and ended closes it.
-It is drawn by a thread of its own, twice a second, from what the run told it last: a step never waits for it.
+It is drawn by a thread of its own, once a second, from what the run told it last: a step never waits for it. Tables
+are laid out again only when there are new figures, which is what costs.
 """
 
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.padding import Padding
@@ -26,6 +27,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -108,6 +110,18 @@ def readable(value: float, unit: str) -> str:
     return text.replace("-", "−")
 
 
+@dataclass(frozen=True)
+class Lines:
+    """What was laid out before."""
+
+    lines: list[list[Segment]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for line in self.lines:
+            yield from line
+            yield Segment.line()
+
+
 class Dashboard:
     """Follows a run. `groups`: the figures, those that belong together in one table. state: asked at every drawing."""
 
@@ -135,6 +149,8 @@ class Dashboard:
         self._lasting = self._bar()
         self._task = self._lasting.add_task(escape(label), total=total, completed=done)
         self._live: Live | None = None
+        self._tables = Lines([])
+        self._drawn_for: tuple[int, ...] = ()
         for row in history:
             self._remember(row)
 
@@ -156,7 +172,7 @@ class Dashboard:
     def __enter__(self) -> "Dashboard":
         if self.console.is_terminal and not self.console.quiet:
             self._live = Live(
-                get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True,
+                get_renderable=self.render, console=self.console, refresh_per_second=1, transient=True,
                 vertical_overflow="crop",
             )  # fmt: skip
             self._live.start()
@@ -194,28 +210,31 @@ class Dashboard:
 
     def render(self) -> RenderableType:
         """What stands in the terminal now, no wider and no higher than it."""
-        width, height = self.console.width, self.console.height
-        groups = [[row for row in group if self.values[row.key]] for group in self.groups]
         state = list(self.state())
+        size = (self.console.width, self.console.height - 2 - len(state) - bool(state))
+        if self._drawn_for != (self.steps, *size):
+            self._tables = Lines(self.console.render_lines(Group(*self._layout(*size)), pad=False))
+            self._drawn_for = (self.steps, *size)
+        return Group(self._lasting, self._tables, *([self._services(state)] if state else []))
+
+    def _layout(self, width: int, room: int) -> list[RenderableType]:
+        """The tables in `room` lines: beside each other where that fits. What comes first matters most."""
+        groups = [[row for row in group if self.values[row.key]] for group in self.groups]
         beside = width >= _WIDE
-        room = height - 2 - len(state) - bool(state)
         left = max(0, room)
-        for index, group in enumerate(groups):  # what comes first matters most
+        for index, group in enumerate(groups):
             groups[index] = group[:left]
             left -= 0 if beside else len(groups[index])
-        tables = [self._table(group, width // 2 if beside else width) for group in groups if group]
-        parts: list[RenderableType] = [self._lasting]
-        if beside and len(tables) > 1:
-            grid = Table.grid(expand=True, padding=(0, 2))
-            for _ in tables:
-                grid.add_column(ratio=1)
-            grid.add_row(*tables)
-            parts.append(grid)
-        else:
-            parts += tables
-        if state:
-            parts.append(self._services(state))
-        return Group(*parts)
+        tables: list[RenderableType] = [
+            self._table(group, width // 2 if beside else width) for group in groups if group
+        ]
+        if not beside or len(tables) < 2:
+            return tables
+        grid = Table.grid(expand=True, padding=(0, 2))
+        for _ in tables:
+            grid.add_column(ratio=1)
+        grid.add_row(*tables)
+        return [grid]
 
     def _table(self, rows: Sequence[Row], width: int) -> Table:
         trends = width >= _NARROW
