@@ -1,15 +1,21 @@
 """How alike both sides are: the overlap against sets, means over what is known, and the student's most likely ids."""
 
+from concurrent.futures import Future
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
+from vold_client import InvalidArgument
 from vold_trainer.data import Example
-from vold_trainer.diagnostics import Sums, overlap, spread_rows
+from vold_trainer.diagnostics import Asked, Diagnostics, Sums, add_scores, overlap, spread_rows
 from vold_trainer.logprobs import token_logprobs
 from vold_trainer.rollout.base import Rollout
+from vold_trainer.run import console
+from vold_trainer.scoring import RolloutScore
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 5))
@@ -71,3 +77,44 @@ def test_the_most_likely_ids_and_the_same_scores_as_without_them(grad):
     assert plain.top_ids_NK is None
     assert torch.equal(asked.top_ids_NK, expected.indices)
     torch.testing.assert_close(asked.top_logprobs_NK, expected.values)
+
+
+def test_a_teacher_that_refuses_costs_the_figures_and_not_the_run():
+    answer = Future()
+    answer.set_exception(InvalidArgument("options.top_k: 16 is above the limit of 4"))
+    asked = Asked(rollouts=[], correct={}, answer=answer, spans=[])
+    with console.capture() as capture:
+        assert Diagnostics.figures(SimpleNamespace(accelerator=Accelerator(cpu=True)), asked) == {}
+    assert "above the limit of 4" in capture.get()
+
+
+def test_what_both_sides_said_is_kept_by_outcome():
+    """One right, one wrong and one unjudged rollout of two positions; of the last the teacher says nothing."""
+    asked = Asked(rollouts=[], correct={0: True, 1: False, 2: None}, answer=Future(), spans=[])
+    for row in range(3):
+        asked.entropy[row] = torch.tensor([0.5, 0.5])
+        asked.ids[row] = torch.tensor([[1, 2], [1, 2]])
+        asked.logprobs[row] = torch.tensor([[0.6, 0.4], [0.6, 0.4]]).log()
+    sums = Sums()
+    for row, ids, entropy in ((0, [[1, 2], [2, 1]], 0.25), (1, [[1, 3], [3, 4]], 1.0)):
+        score = RolloutScore(
+            entropy=np.full(2, entropy, np.float32),
+            support_ids=np.array(ids),
+            support_logprobs=np.log(np.array([[0.7, 0.2], [0.7, 0.2]], np.float32)),
+        )
+        add_scores(sums, asked, row, score)
+    add_scores(sums, asked, 2, RolloutScore())
+    means = sums.means(Accelerator(cpu=True))
+    assert {key: value for key, value in means.items() if "position" not in key} == pytest.approx(
+        {
+            "teacher/entropy": 0.625,
+            "entropy/gap": 0.125,
+            "entropy/gap_correct": -0.25,
+            "entropy/gap_wrong": 0.5,
+            "overlap/ratio": 2.5 / 4,
+            "overlap/ratio_correct": 1.0,
+            "overlap/ratio_wrong": 0.25,
+            "overlap/student_mass": (1 + 1 + 0.6 + 0) / 4,
+            "overlap/teacher_mass": (0.9 + 0.9 + 0.7 + 0) / 4,
+        }
+    )

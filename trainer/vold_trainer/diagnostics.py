@@ -15,13 +15,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from accelerate import Accelerator
+from rich.markup import escape
 from torch import Tensor, nn
+from vold_client import VoldError
 
 from vold_trainer.batching import make_batch, micro_batches
 from vold_trainer.config import TrainConfig
 from vold_trainer.models import Student
 from vold_trainer.objectives import Needs
 from vold_trainer.rollout.base import Rollout
+from vold_trainer.run import console
 from vold_trainer.scored import Scored
 from vold_trainer.scoring import RolloutScore, Scorer, Span, StepScores
 from vold_trainer.token_log import DECILES
@@ -108,35 +111,43 @@ class Diagnostics:
         self.module.train(was_training)
 
     def figures(self, asked: Asked) -> dict[str, float | list[float | None] | None]:
-        """Waits for the teachers. Positions whose answer did not come count nowhere; of several processes the mean."""
-        answer = asked.answer.result()
-        asked.spans += answer.spans
+        """Waits for the teachers. Positions whose answer did not come count nowhere; of several processes the mean.
+
+        A teacher that refuses the question is told of and costs the figures, not the run. Raises RunError where another
+        teacher answered.
+        """
         sums = Sums()
-        for rollout in asked.rollouts:
-            score = answer.rows.get(rollout.row)
-            if score is not None:
-                self._add(sums, asked, rollout.row, score)
+        try:
+            answer = asked.answer.result()
+        except VoldError as error:
+            console.print(f"[yellow]diagnostics: no answer from the teacher: {escape(str(error))}")
+        else:
+            asked.spans += answer.spans
+            for rollout in asked.rollouts:
+                add_scores(sums, asked, rollout.row, answer.rows[rollout.row])
         return sums.means(self.accelerator)
 
-    def _add(self, sums: "Sums", asked: Asked, row: int, score: RolloutScore) -> None:
-        outcome = {True: "_correct", False: "_wrong", None: ""}[asked.correct[row]]
-        if score.entropy is not None:
-            theirs_N = torch.from_numpy(score.entropy)
-            sums.add("teacher/entropy", theirs_N)
-            for name in {"entropy/gap", f"entropy/gap{outcome}"}:
-                sums.add(name, theirs_N - asked.entropy[row])
-        if score.support_ids is not None and score.support_logprobs is not None:
-            found = overlap(
-                asked.ids[row],
-                asked.logprobs[row],
-                torch.from_numpy(score.support_ids),
-                torch.from_numpy(score.support_logprobs),
-            )
-            for name in {"overlap/ratio", f"overlap/ratio{outcome}"}:
-                sums.add(name, found.ratio_N)
-            sums.add("overlap/student_mass", found.student_mass_N)
-            sums.add("overlap/teacher_mass", found.teacher_mass_N)
-            sums.add_places(found.ratio_N)
+
+def add_scores(sums: "Sums", asked: Asked, row: int, score: RolloutScore) -> None:
+    """Take in what both sides said of one rollout."""
+    outcome = {True: "_correct", False: "_wrong", None: ""}[asked.correct[row]]
+    if score.entropy is not None:
+        theirs_N = torch.from_numpy(score.entropy)
+        sums.add("teacher/entropy", theirs_N)
+        for name in {"entropy/gap", f"entropy/gap{outcome}"}:
+            sums.add(name, theirs_N - asked.entropy[row])
+    if score.support_ids is not None and score.support_logprobs is not None:
+        found = overlap(
+            asked.ids[row],
+            asked.logprobs[row],
+            torch.from_numpy(score.support_ids),
+            torch.from_numpy(score.support_logprobs),
+        )
+        for name in {"overlap/ratio", f"overlap/ratio{outcome}"}:
+            sums.add(name, found.ratio_N)
+        sums.add("overlap/student_mass", found.student_mass_N)
+        sums.add("overlap/teacher_mass", found.teacher_mass_N)
+        sums.add_places(found.ratio_N)
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,27 @@ DECILES = 10
 def outcome_figures(scored: Scored) -> dict[str, float | None]:
     """What the verifier made of a step's completions, and how long they are."""
     rewards = scored.rewards_C[scored.rewarded_C]
+    right = scored.correct_C[scored.rewarded_C]
+    # where the reward is the verdict itself, 1 or 0, its means by outcome would say nothing
+    graded = {} if torch.equal(rewards, right.float()) else by_outcome("reward/mean", rewards, right)
     groups_PG = scored.correct_C.view(-1, scored.group)
     lengths = torch.tensor([float(len(rollout.ids)) for rollout in scored.rollouts])
     return {
         "reward/mean": rewards.mean().item() if len(rewards) else None,
         "reward/std": rewards.std().item() if len(rewards) > 1 else None,
-        "reward/correct": scored.correct_C[scored.rewarded_C].float().mean().item() if len(rewards) else None,
+        "reward/correct": _mean(right.float()),
+        **graded,
         "groups/all_correct": groups_PG.all(-1).float().mean().item(),
         "groups/all_wrong": (~groups_PG.any(-1)).float().mean().item(),
         "length/mean": lengths.mean().item(),
-        "length/mean_correct": _mean(lengths[scored.rewarded_C & scored.correct_C]),
-        "length/mean_wrong": _mean(lengths[scored.rewarded_C & ~scored.correct_C]),
+        **by_outcome("length/mean", lengths[scored.rewarded_C], right),
         "length/truncated": float(np.mean([rollout.truncated for rollout in scored.rollouts])),
     }
+
+
+def by_outcome(name: str, values_C: Tensor, right_C: Tensor) -> dict[str, float | None]:
+    """The mean of judged completions' values over the right ones and over the wrong ones."""
+    return {f"{name}_correct": _mean(values_C[right_C]), f"{name}_wrong": _mean(values_C[~right_C])}
 
 
 def _mean(values: Tensor) -> float | None:

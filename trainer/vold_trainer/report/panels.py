@@ -50,8 +50,10 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel(
                 "Reward",
-                "Mean reward of a step's rollouts, and its standard deviation.",
-                _lines(reward__mean="mean", reward__std="std"),
+                "Mean reward of a step's rollouts, its standard deviation, and where it is more than a verdict by outcome.",
+                _lines(
+                    reward__mean="mean", reward__std="std", reward__mean_correct="right", reward__mean_wrong="wrong"
+                ),
                 floor=True,
             ),
             Panel(
