@@ -50,7 +50,7 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel(
                 "Reward",
-                "Mean reward of a step's rollouts, its standard deviation, and where it is more than a verdict by outcome.",
+                "Mean and standard deviation over a step's rollouts; by outcome where it is more than the verdict.",
                 _lines(
                     reward__mean="mean", reward__std="std", reward__mean_correct="right", reward__mean_wrong="wrong"
                 ),
