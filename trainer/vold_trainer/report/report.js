@@ -123,7 +123,8 @@
     const show = () => {
       let count = 0;
       for (const item of items) {
-        item.hidden = selects.some((select) => select.value !== "" && item.dataset[select.dataset.filter] !== select.value);
+        item.hidden = selects.some(({ value, dataset }) => value !== ""
+          && (value === "last" ? !("last" in item.dataset) : item.dataset[dataset.filter] !== value));
         count += item.hidden ? 0 : 1;
       }
       section.querySelector(".shown").textContent = `${count} of ${items.length} shown`;
@@ -131,7 +132,8 @@
     };
     // The last step first: it is what the student has become, and a page of all steps is long.
     const step = selects.find((select) => select.dataset.filter === "step");
-    if (step) step.selectedIndex = step.options.length - 1;
+    const last = step && [...step.options].findIndex((option) => option.value === "last");
+    if (step) step.selectedIndex = last > 0 ? last : step.options.length - 1;
     selects.forEach((select) => select.addEventListener("change", show));
     show();
   }
