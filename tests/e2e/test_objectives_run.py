@@ -186,4 +186,6 @@ def test_a_teacher_that_offers_too_little_is_refused_before_the_run(tmp_path, ve
         with pytest.raises(HandshakeError, match=r"ids that the student chooses.*offers 4: lower objective\.top_k"):
             train(tmp_path / "run", "{name: opd-top-k}", small.grpc, verifier.grpc)
         assert not (tmp_path / "run" / "metrics.jsonl").exists()
-        assert train(tmp_path / "run", "{name: opd-top-k, top_k: 4}", small.grpc, verifier.grpc, "steps=1")
+        asked = ("{name: opd-top-k, top_k: 4}", small.grpc, verifier.grpc, "steps=1", "diagnostics.every=1")
+        (row,) = train(tmp_path / "run", *asked)
+        assert 4 * row["overlap/ratio"] * row["overlap/student_mass"] > 0  # measured over the 4 ids that it offers
