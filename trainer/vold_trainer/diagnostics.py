@@ -10,7 +10,7 @@ Shapes: N completion positions of all rollouts looked at, K most likely ids.
 import concurrent.futures
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -81,7 +81,6 @@ class Diagnostics:
     def begin(self, scored: Scored) -> Asked:
         """Ask the teachers, and meanwhile the student, as it is before this step's update."""
         rollouts = [rollout for rollout in spread_rows(scored.rollouts, self.config.rollouts) if rollout.ids]
-        rollouts = [replace(rollout, candidates=None) for rollout in rollouts]
         correct = {rollout.row: score.correct for rollout, score in zip(scored.rollouts, scored.scores, strict=True)}
         started = time.monotonic()
         asked = Asked(rollouts, correct, self.scorer.ask_beside(rollouts, self.needs), [])
