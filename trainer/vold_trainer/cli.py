@@ -1,4 +1,4 @@
-"""The command line: vold demo | traces | sft | train | eval | verify | report | ablation | pocket."""
+"""The command line: vold demo | traces | sft | train | eval | verify | check | report | ablation | pocket."""
 
 import logging
 import os
@@ -114,6 +114,21 @@ def verify(
 
     config = VerifierConfig(url=url, name=verifier, timeout=TIMEOUT_SECONDS)
     raise typer.Exit(run_verify(file, out, config, explain=explain))
+
+
+@app.command()
+def check(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    dry: Annotated[bool, typer.Option(help="run one small step too")] = True,
+) -> None:
+    """Look at all that a `vold train` config needs, before it spends anything; status 1 where something is wrong."""
+    from vold_trainer.check import run_check
+    from vold_trainer.config import TrainConfig, load
+
+    found = run_check(load(TrainConfig, *_split(config, overrides)), dry=dry)
+    Console().print(found.table())
+    raise typer.Exit(0 if found.all_well else 1)
 
 
 @app.command()

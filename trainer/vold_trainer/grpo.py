@@ -22,8 +22,8 @@ from vold_trainer.sft import Trace, read_traces
 from vold_trainer.teachers import ONLY, Routes, configured, make_teachers
 
 
-def run_train(config: TrainConfig, *, resume: bool = False) -> Path:
-    """Train, and write the student to `out/model`. Returns that folder.
+def run_train(config: TrainConfig, *, resume: bool = False, keep: bool = True) -> Path:
+    """Train, and write the student to `out/model` if it is to be kept. Returns that folder.
 
     Raises RunError where the run cannot go on: too many missing scores, or another teacher.
     """
@@ -53,7 +53,7 @@ def run_train(config: TrainConfig, *, resume: bool = False) -> Path:
         )
         engine = make_engine(config.rollout, student)
         try:
-            return Loop(config, student, engine, scorer, resume).run(examples, traces)
+            return Loop(config, student, engine, scorer, resume).run(examples, traces, keep=keep)
         finally:
             engine.close()
             scorer.close()

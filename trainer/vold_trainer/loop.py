@@ -83,7 +83,7 @@ class Loop:
                     f"{teacher.key}.allow_identity_change=true"
                 )
 
-    def run(self, examples: Sequence[Example], traces: Sequence[Trace]) -> Path:
+    def run(self, examples: Sequence[Example], traces: Sequence[Trace], *, keep: bool = True) -> Path:
         config = self.config
         per_step = config.rollout.prompts * self.drawing.rounds
         order = PromptOrder(len(examples), per_step, config.seed)
@@ -108,7 +108,8 @@ class Loop:
                     self.folder.close()
                     raise SystemExit(143)
         self.folder.close()
-        self.student.save(config.out / "model")
+        if keep:
+            self.student.save(config.out / "model")
         return config.out / "model"
 
     def _on_policy(self, step: int) -> bool:

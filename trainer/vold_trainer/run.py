@@ -35,6 +35,16 @@ def quiet() -> None:
     console.quiet = True
 
 
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """No bars and no notes inside."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 class RunFolder:
     """Writes a run's files. On every rank but the first it writes nothing."""
 
