@@ -61,7 +61,8 @@ _TURNS = "{% for message in messages %}"
 _IMAGES = "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
 _TEXTS = "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
 LLAVA_TEMPLATE = (
-    f"{_TURNS}{{% if message['role'] != 'system' %}}{{{{ message['role'].upper() + ': ' }}}}{{% endif %}}{_IMAGES}{_TEXTS}"
+    f"{_TURNS}{{% if message['role'] != 'system' %}}{{{{ message['role'].upper() + ': ' }}}}{{% endif %}}"
+    f"{_IMAGES}{_TEXTS}"
     "{{ part['text'] + ' ' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 ONEVISION_TEMPLATE = (
@@ -92,11 +93,11 @@ QWEN_TEXT_TEMPLATE = (
 
 
 class Parts(NamedTuple):
-    """What a family's folder is made of. settings: those of processor_config.json. eos: every id that ends an answer."""
+    """What a family's folder is made of. settings: those of processor_config.json. eos: what else ends an answer."""
 
     config: Any
     image_processor: Any = None
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] | None = None
     video: str = ""
     eos: tuple[str, ...] = ()
 
@@ -122,8 +123,8 @@ def tiny_student(
     torch.manual_seed(seed)
     model = auto.from_config(parts.config, dtype=torch.float32)
     with torch.no_grad():
-        for name, value in model.named_parameters():
-            if value.ndim < 2 and "bias" in name:  # zero when new: what reads them would go unnoticed
+        for value in model.parameters():
+            if not value.any():  # zero when new: whether anything reads it would go unnoticed
                 value.normal_(0, 0.02)
     ends = [tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(token) for token in parts.eos)]
     model.generation_config = GenerationConfig(
@@ -133,7 +134,7 @@ def tiny_student(
     tokenizer.save_pretrained(folder)
     if parts.image_processor is not None:
         parts.image_processor.save_pretrained(folder)
-        _write(folder / "processor_config.json", parts.settings)
+        _write(folder / "processor_config.json", parts.settings or {})
     if parts.video:
         _write(folder / "video_preprocessor_config.json", {"video_processor_type": parts.video})
     return folder

@@ -59,12 +59,11 @@ def _targets(model: PreTrainedModel, config: LoraConfig) -> list[str]:
     wanted = None if config.targets == "all-linear" else set(config.targets)
     chosen = [name for name in linear if wanted is None or name.rpartition(".")[2] in wanted]
     known = sorted({name.rpartition(".")[2] for name in linear})
+    where = " and ".join(config.parts)
     if wanted is not None and (missing := sorted(wanted - set(known))):
-        raise UsageError(
-            f"student.lora.targets: {missing[0]!r} is no linear layer of {' and '.join(config.parts)}; there are {known}"
-        )
+        raise UsageError(f"student.lora.targets: {missing[0]!r} is no linear layer of {where}; there are {known}")
     if not chosen:
-        raise UsageError(f"student.lora.parts: {type(model).__name__} has no linear layers in {config.parts}")
+        raise UsageError(f"student.lora.parts: {type(model).__name__} has no linear layers in {where}")
     return chosen
 
 

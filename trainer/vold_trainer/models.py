@@ -34,6 +34,7 @@ from vold_trainer.processors import load_processor
 log = logging.getLogger("vold.models")
 transformers_logging.disable_progress_bar()  # a bar for each file read or written would drown our own
 
+
 @dataclass
 class Student:
     """A model with what turns messages into its inputs. `processor` is a tokenizer where the model reads text only."""
@@ -157,7 +158,8 @@ def load_student(config: StudentConfig) -> Student:
     if config.compute is not None:
         _compute_in(model, getattr(torch, config.compute))
     if config.checkpoint_activations:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     return Student(model, processor, tokenizer, config.path)
 
 
@@ -201,6 +203,8 @@ def _compute_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
     for module in (model, model.base_model, model.get_output_embeddings()):
         module.forward = inside(module.forward)
+    # Rotated keys come out as float32 and values as `dtype`: a cache of fixed size has room for one of the two.
+    model._can_compile_fullgraph = False
 
 
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:

@@ -37,17 +37,17 @@ def without_video(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
             return [name for name in names if name != VIDEO]
 
         @classmethod
-        def _get_arguments_from_pretrained(cls, path: str, *args: Any, **options: Any) -> list[Any]:
-            parts: list[Any] = super()._get_arguments_from_pretrained(path, *args, **options)
+        def _get_arguments_from_pretrained(cls, *args: Any, **options: Any) -> list[Any]:
+            parts: list[Any] = super()._get_arguments_from_pretrained(*args, **options)
             parts.insert(names.index(VIDEO), None)
             return parts
 
-        def save_pretrained(self, folder: str | Path, **options: Any) -> Any:
-            saved = super().save_pretrained(folder, **options)
+        def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **options: Any) -> Any:
+            saved = super().save_pretrained(save_directory, push_to_hub, **options)
             # Without settings of its own, a video processor reads those of the pictures.
             pictures = {k: v for k, v in self.image_processor.to_dict().items() if k != "image_processor_type"}
             settings = getattr(self, "video_settings", None) or pictures
-            (Path(folder) / VIDEO_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+            (Path(save_directory) / VIDEO_FILE).write_text(json.dumps(settings, indent=2) + "\n")
             return saved
 
     ImageText.__name__ = kind.__name__  # what a saved folder names
@@ -69,10 +69,10 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
         return ImageTextProcessor.from_pretrained(path)
     if not is_torchvision_available():
         config = type(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
-        kind = PROCESSOR_MAPPING[config] if config in PROCESSOR_MAPPING else None
+        kind: Any = PROCESSOR_MAPPING.get(config, None)
         if kind is not None and VIDEO in kind.get_attributes():
-            processor = without_video(kind).from_pretrained(path)
-            processor.video_settings = saved.get(VIDEO) or _video_file(path)  # type: ignore[attr-defined]
+            processor: Any = without_video(kind).from_pretrained(path)
+            processor.video_settings = saved.get(VIDEO) or _video_file(path)
             return processor
     return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
 

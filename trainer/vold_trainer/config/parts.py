@@ -17,7 +17,7 @@ class LoraConfig(Config):
     """Low-rank adapters that learn in place of the weights."""
 
     r: int = Field(default=16, ge=1, description="rank")
-    alpha: float = Field(default=32.0, gt=0, description="the adapters' change is scaled by alpha / r")
+    alpha: int = Field(default=32, ge=1, description="the adapters' change is scaled by alpha / r")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of the adapters' inputs while training")
     targets: Literal["all-linear"] | list[str] = Field(
         default="all-linear", description="which linear layers, by the last part of their names: [q_proj, v_proj]"
