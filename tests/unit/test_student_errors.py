@@ -59,7 +59,8 @@ def test_a_template_that_drops_the_question_is_an_error(root):
 
 
 def test_content_is_given_in_the_form_that_the_template_reads(root):
-    parts = Example("q", ({"role": "user", "content": [{"type": "text", "text": "Why? "}, {"type": "text", "text": "So."}]},), "")  # fmt: skip
+    content = [{"type": "text", "text": "Why? "}, {"type": "text", "text": "So."}]
+    parts = Example("q", ({"role": "user", "content": content},), "")
     text = load_student(StudentConfig(path=str(root / "qwen3")))
     assert "user\nWhy? So.<|im_end|>" in text.render(parts)
     for family in ("llava", "gemma3"):
