@@ -31,8 +31,11 @@ def render(processor: Any, tokenizer: Any, example: Example) -> str:
     as_parts = processor is not tokenizer
     messages = [{**message, "content": _content(message["content"], as_parts)} for message in example.messages]
     # The tokenizer's own method: some processors' ask for their video part even to write text.
+    template = processor.chat_template
+    if isinstance(template, dict):
+        template = template["default"]
     text: str = tokenizer.apply_chat_template(
-        messages, chat_template=processor.chat_template, tokenize=False, add_generation_prompt=True
+        messages, chat_template=template, tokenize=False, add_generation_prompt=True
     )
     for part in _content(example.messages[-1]["content"], True):
         if part["type"] == "text" and part["text"].strip() not in text:
