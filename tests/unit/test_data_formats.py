@@ -65,20 +65,20 @@ ROWS = st.fixed_dictionaries(
 )
 
 
-def plain(value):
-    """Bytes as JSON can have them, nulls left out."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    return "data:image/png;base64," + base64.b64encode(value).decode() if isinstance(value, bytes) else value
+def plain(row):
+    """The row as JSON can have it."""
+    return {**row, "pics": [address(picture) for picture in row["pics"]]}
+
+
+def address(picture):
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
 
 
 def stored(row):
     return {**row, "pics": [{"bytes": picture, "path": None} for picture in row["pics"]]}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(ROWS, min_size=1, max_size=5))
 def test_jsonl_parquet_and_datasets_give_the_same_examples(rows):
     for index, row in enumerate(rows):
@@ -103,7 +103,7 @@ def test_jsonl_parquet_and_datasets_give_the_same_examples(rows):
                 Image.open(io.BytesIO(picture)).tobytes() for picture in row["pics"]
             ]
             assert example.category == (row["extra"]["topic"] or "")
-            assert example.meta.get("parameters") == plain(row["judge"])
+            assert example.meta.get("parameters") == row["judge"]
             assert (example.twin is None) == (row["words"] is None)
 
 
@@ -205,7 +205,10 @@ def test_a_data_set_that_is_not_there_is_named(monkeypatch):
     ("columns", "message"),
     [
         ({"reference": "awnser"}, r"data\.columns\.reference is 'awnser'.*did you mean 'answer'\?|column 'awnser'"),
-        ({"twin": "describtion"}, r"data\.columns\.twin is 'describtion', which .* does not have; did you mean"),
+        (
+            {"twin": "describtion"},
+            r"data\.columns\.twin is 'describtion': .* such a column; did you mean|has no such column; did you mean",
+        ),
         ({"refrence": "answer"}, r"data\.columns\.refrence: a row has no field 'refrence' here; did you mean 'refer"),
         ({"twin": ["a", "b"]}, r"data\.columns\.twin is \['a', 'b'\]: only images may come from several columns"),
     ],

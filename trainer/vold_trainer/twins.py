@@ -81,7 +81,7 @@ class TeacherPrompts:
         self.size = teacher.info.vocab_size
         self.foreign = {difference.id for difference in teacher.handshake.differences if not difference.ends}
         self._reader = Tokenizer.from_buffer(teacher.tokenizer.tokenizer_json)
-        self._templated = _templated(teacher) if teacher.config.template == "teacher" else None
+        self._templated = _templated(teacher, self._reader) if teacher.config.template == "teacher" else None
         self._prepared: dict[int, _Prepared] = {}
 
     def prepare(self, examples: Sequence[Example]) -> None:
@@ -143,7 +143,7 @@ class TeacherPrompts:
             )
 
 
-def _templated(teacher: Teacher) -> Any:
+def _templated(teacher: Teacher, core: Tokenizer) -> Any:
     """The teacher's tokenizer under its own chat template. Raises HandshakeError where it sent none."""
     assert teacher.tokenizer is not None
     assert teacher.info is not None
@@ -151,7 +151,6 @@ def _templated(teacher: Teacher) -> Any:
         raise HandshakeError(
             f"{teacher.key}.template is 'teacher', and the teacher has no chat template: set it to 'student'"
         )
-    core = Tokenizer.from_buffer(teacher.tokenizer.tokenizer_json)
     special: Mapping[str, Any] = {
         f"{name}_token": core.id_to_token(index) for name, index in teacher.info.special_ids.items()
     }

@@ -84,21 +84,21 @@ class Columns:
 
     def needed(self, there: Sequence[str], where: str) -> list[str]:
         """The columns to read of those that are there. Raises UsageError where a mapped one is not."""
-        self._check(there, there, where)
+        self._check(there, there, f"{where} has no such column")
         wanted = {path if path in there else path.split(".")[0] for paths in self.paths.values() for path in paths}
         return [name for name in there if name in wanted]
 
     def check_seen(self, there: Sequence[str], where: str) -> None:
         """Raise UsageError for a mapped column that no row had."""
-        self._check(self.seen, there, where)
+        self._check(self.seen, there, f"no row of {where} has such a column")
 
-    def _check(self, known: Sequence[str] | set[str], there: Sequence[str], where: str) -> None:
+    def _check(self, known: Sequence[str] | set[str], there: Sequence[str], found: str) -> None:
         for field in self.mapping:
             for path in self.paths.get(field, ()):
                 if path not in known and path.split(".")[0] not in known:
                     near = difflib.get_close_matches(path, there, n=1)
                     hint = f"did you mean {near[0]!r}?" if near else f"columns there: {', '.join(there) or 'none'}"
-                    raise UsageError(f"data.columns.{field} is {path!r}, which {where} does not have; {hint}")
+                    raise UsageError(f"data.columns.{field} is {path!r}: {found}; {hint}")
 
 
 def absent(value: Any) -> bool:

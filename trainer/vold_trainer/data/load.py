@@ -48,7 +48,7 @@ def load_examples(config: DataConfig) -> list[Example]:
     end = None if config.limit is None else config.offset + config.limit
     found = list(islice(_whole(rows, reader, config), config.offset, end))
     if rows.ended and rows.names:
-        columns.check_seen(list(rows.names), f"no row of {config.source!r}")
+        columns.check_seen(list(rows.names), repr(config.source))
     if not found:
         raise UsageError(f"data.source {config.source!r} has no rows from data.offset {config.offset} on")
     return found
