@@ -64,6 +64,8 @@ def test_a_prompt_that_both_read_alike_is_sent_as_the_student_read_it(pocket):
     rows = [example("1+1?"), example([{"type": "text", "text": "2+2?"}])]
     told.prepare(rows)
     assert [told(row, (1, 2, 3)) for row in rows] == [(1, 2, 3)] * 2
+    with pytest.raises(UsageError, match="row 'row' has an image"):
+        told.prepare([Example("row", IMAGE, "3")])
 
 
 def test_a_twin_is_rendered_by_the_students_template_in_the_students_ids(pocket):

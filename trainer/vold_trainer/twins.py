@@ -5,6 +5,7 @@ the student does not get, or want its own chat template. The completion's ids st
 same tokens after another prompt.
 """
 
+import contextlib
 import logging
 from array import array
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,15 @@ from vold_trainer.data import Example, Message
 from vold_trainer.data.messages import image_places, under_system
 from vold_trainer.errors import HandshakeError, UsageError
 from vold_trainer.models import Student
+from vold_trainer.run import progress
 from vold_trainer.teachers import Teacher
 
 log = logging.getLogger("vold.twins")
 
 BATCH = 256
 """Prompts tokenized together."""
+SHOWN = 5000
+"""From so many prompts on it takes seconds, and a bar is shown."""
 
 
 def teacher_messages(example: Example, system: str = "") -> tuple[Message, ...]:
@@ -79,25 +83,31 @@ class TeacherPrompts:
         self.student = student
         self.teacher = teacher
         self.size = teacher.info.vocab_size
-        self.foreign = {difference.id for difference in teacher.handshake.differences if not difference.ends}
+        differences = teacher.handshake.differences
+        # An id that the student's tokenizer does not have stands in no prompt; one that only ends answers differs in
+        # completions alone.
+        self.foreign = {found.id for found in differences if found.student is not None and not found.ends}
+        self._alike = not self.foreign and max(student.tokenizer.get_vocab().values()) < self.size
         self._reader = Tokenizer.from_buffer(teacher.tokenizer.tokenizer_json)
         self._templated = _templated(teacher, self._reader) if teacher.config.template == "teacher" else None
         self._prepared: dict[int, _Prepared] = {}
 
     def prepare(self, examples: Sequence[Example]) -> None:
         """Make the prompts of these examples. Raises UsageError for a row that the teacher cannot read."""
-        retold = 0
-        for start in range(0, len(examples), BATCH):
-            part = examples[start : start + BATCH]
-            texts = [self._render(example) for example in part]
-            for example, text, ids in zip(part, texts, self._tokenize(texts), strict=True):
-                other = self._templated is None and self._is_foreign(ids)
-                if other:
-                    retold += 1
-                    ids = self._reader.encode(text, add_special_tokens=False).ids
-                self._check(example, ids)
-                own = self._templated is None and not other and not self.teacher.config.system and example.twin is None
-                self._prepared[id(example)] = _Prepared(example, None if own else array("i", ids))
+        rest = []
+        for example in examples:
+            if self._alike and self._reads_the_students(example):
+                teacher_messages(example)
+                self._prepared[id(example)] = _Prepared(example, None)
+            else:
+                rest.append(example)
+        shown = len(rest) > SHOWN
+        with progress(f"prompts for {self.teacher.key}", len(rest)) if shown else contextlib.nullcontext() as live:
+            retold = 0
+            for start in range(0, len(rest), BATCH):
+                retold += self._prepare(rest[start : start + BATCH])
+                if live is not None:
+                    live.update(start)
         if retold:
             log.warning(
                 "%s: %d of %d prompts hold ids that it reads differently: it gets their text in its own ids",
@@ -105,6 +115,23 @@ class TeacherPrompts:
                 retold,
                 len(examples),
             )
+
+    def _prepare(self, examples: Sequence[Example]) -> int:
+        """Returns how many of the prompts hold ids that the teacher reads differently."""
+        retold = 0
+        texts = [self._render(example) for example in examples]
+        for example, text, ids in zip(examples, texts, self._tokenize(texts), strict=True):
+            foreign = self._templated is None and self._is_foreign(ids)
+            if foreign:
+                retold += 1
+                ids = self._reader.encode(text, add_special_tokens=False).ids
+            self._check(example, ids)
+            own = not foreign and self._reads_the_students(example)
+            self._prepared[id(example)] = _Prepared(example, None if own else array("i", ids))
+        return retold
+
+    def _reads_the_students(self, example: Example) -> bool:
+        return self._templated is None and not self.teacher.config.system and example.twin is None
 
     def __call__(self, example: Example, prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
         """What the teacher reads in place of the student's `prompt_ids` of this example."""
