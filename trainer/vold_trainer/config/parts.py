@@ -115,7 +115,9 @@ class DataConfig(Config):
 
     @property
     def label(self) -> str:
-        return self.name or (self.modality if self.source == "pocket" else Path(self.source).stem)
+        path = Path(self.source)
+        named = path.stem if path.suffix in (".jsonl", ".json", ".ndjson", ".parquet") else path.name
+        return self.name or (self.modality if self.source == "pocket" else named)
 
 
 class OptimConfig(Config):
