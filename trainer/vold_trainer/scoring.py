@@ -179,6 +179,7 @@ class Scorer:
             for rollout in rollouts:
                 name = self.route(rollout.example)
                 scores.rows[rollout.row].teacher = name
+                self.prompts[name].know(rollout.example)  # here: a tokenizer serves one thread at a time
                 asked.setdefault(name, []).append(rollout)
             for name, part in asked.items():
                 ask = partial(self._ask_teacher, self.teachers[name], self.needs)

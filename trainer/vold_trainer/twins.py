@@ -116,6 +116,11 @@ class TeacherPrompts:
                 len(examples),
             )
 
+    def know(self, example: Example) -> None:
+        """Make the prompt of an example that was not there before the run."""
+        if id(example) not in self._prepared:
+            self.prepare([example])
+
     def _prepare(self, examples: Sequence[Example]) -> int:
         """Returns how many of the prompts hold ids that the teacher reads differently."""
         retold = 0
@@ -135,8 +140,7 @@ class TeacherPrompts:
 
     def __call__(self, example: Example, prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
         """What the teacher reads in place of the student's `prompt_ids` of this example."""
-        if id(example) not in self._prepared:
-            self.prepare([example])
+        self.know(example)
         ids = self._prepared[id(example)].ids
         return prompt_ids if ids is None else tuple(ids)
 
