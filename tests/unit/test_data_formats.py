@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -220,3 +221,12 @@ def test_a_mapping_of_what_is_not_there_is_named(kind, columns, message, tmp_pat
     datasets.Dataset.from_list([row]).save_to_disk(tmp_path / "rows.saved")
     with pytest.raises(UsageError, match=message):
         load_examples(DataConfig(source=str(tmp_path / f"rows.{kind}"), columns=columns))
+
+
+@pytest.mark.parametrize(("module", "source"), [("pyarrow", "rows.parquet"), ("datasets", "owner/name")])
+def test_a_missing_extra_is_named(module, source, tmp_path, monkeypatch):
+    (tmp_path / "rows.parquet").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=rf"needs .?{module}.?: pip install 'vold\[data\]'"):
+        load_examples(DataConfig(source=source))
