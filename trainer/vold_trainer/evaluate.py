@@ -75,7 +75,7 @@ def answer(
     student: Student, examples: Sequence[Example], data: DataConfig, *, max_tokens: int, batch: int
 ) -> list[Rollout]:
     """Greedy answers, in the order of the examples; prompts of a length are answered together."""
-    sizes = [len(example.prompt_text) + 1000 * sum(i.width * i.height for i in example.images) for example in examples]
+    sizes = [len(example.prompt_text) + 1000 * example.pixels for example in examples]
     found: dict[int, Rollout] = {}
     with progress(f"answering {len(examples)} {data.label} problems", len(examples)) as live:
         for indices in micro_batches(sizes, batch):

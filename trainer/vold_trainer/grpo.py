@@ -20,6 +20,7 @@ from vold_trainer.scoring import Scorer
 from vold_trainer.services import open_services, teacher_client, verifier_client
 from vold_trainer.sft import Trace, read_traces
 from vold_trainer.teachers import ONLY, Routes, configured, make_teachers
+from vold_trainer.twins import check_twins
 
 
 def run_train(config: TrainConfig, *, resume: bool = False, keep: bool = True) -> Path:
@@ -37,6 +38,8 @@ def run_train(config: TrainConfig, *, resume: bool = False, keep: bool = True) -
     teachers, verifier = configured(config), config.verifier
     if teachers:
         routes.check([*examples, *(trace.example for trace in traces)])
+    if config.objective.needs.teacher:
+        check_twins([*examples, *(trace.example for trace in traces)])
     with (
         tracing.exporting(config.out.name),
         open_services(teacher=teachers.get(ONLY), verifier=verifier, teachers=teachers) as services,

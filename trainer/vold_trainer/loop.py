@@ -88,6 +88,8 @@ class Loop:
         per_step = config.rollout.prompts * self.drawing.rounds
         order = PromptOrder(len(examples), per_step, config.seed)
         given = PromptOrder(len(traces), config.rollout.prompts * config.rollout.group, config.seed)
+        if self.objective.needs.teacher:
+            self.scorer.prepare([*examples, *(trace.example for trace in traces)])
         label = f"{self.objective.name} on {config.data.modality} prompts"
         self.student.model.train()
         with StopSignal() as stop, progress(label, config.steps) as live:

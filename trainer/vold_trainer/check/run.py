@@ -22,6 +22,7 @@ from vold_trainer.run import progress, quietly, read_json_lines
 from vold_trainer.scoring import LoopThread
 from vold_trainer.services import Services, open_services, teacher_client, verifier_client
 from vold_trainer.teachers import Asks, Routes, Teacher, configured
+from vold_trainer.twins import check_twins
 
 LOOKED_AT = 2000
 """Prompts whose length is counted, at most."""
@@ -158,6 +159,7 @@ def _services(config: TrainConfig, found: Findings, student: Student | None, exa
     if teachers:
         with found.looking_at("teacher"):
             Routes(config).check(examples)
+            check_twins(examples)
     for name, teacher in teachers.items():
         topic = f"teacher {name}" if name else "teacher"
         with found.looking_at(topic), open_services(teacher=teacher) as services:
