@@ -128,7 +128,7 @@ def test_the_same_seed_gives_the_same_run_and_a_resumed_run_equals_an_uninterrup
         )
         return load_file(run_train(config, resume=resume) / "model.safetensors")
 
-    whole = run("whole", "save_every=2")
+    whole = run("whole", "checkpoints.every=2")
     # what a kill after step 2 leaves: its checkpoint, and lines of a step that has to be done again
     (tmp_path / "resumed" / "checkpoints").mkdir(parents=True)
     (tmp_path / "whole" / "checkpoints" / "step-000002").rename(tmp_path / "resumed" / "checkpoints" / "step-000002")
@@ -190,7 +190,7 @@ def test_a_teacher_is_swapped_by_its_url(tmp_path, pocket_teacher, verifier):
 
 
 def test_a_resumed_run_wants_the_teacher_it_began_with(tmp_path, pocket_teacher, verifier):
-    run_train(train_config(tmp_path / "run", pocket_teacher.grpc, verifier.grpc, "save_every=1"))
+    run_train(train_config(tmp_path / "run", pocket_teacher.grpc, verifier.grpc, "checkpoints.every=1"))
     with serving("teacher", "--model", str(checkpoint_path("teacher-b"))) as other:
         again = train_config(tmp_path / "run", other.grpc, verifier.grpc)
         with pytest.raises(RunError, match=r"the run began with teacher .*allow_identity_change"):

@@ -3,69 +3,98 @@
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from accelerate import Accelerator
 
 from vold_trainer import tracing
 from vold_trainer.config import TrainConfig
 from vold_trainer.data import Example, PromptOrder
 from vold_trainer.drawing import Drawing
-from vold_trainer.errors import RunError, UsageError
+from vold_trainer.errors import RunError
 from vold_trainer.learning import Learner
 from vold_trainer.models import Student
 from vold_trainer.objectives import Gkd
+from vold_trainer.ranks import Ranks
 from vold_trainer.rollout.base import Engine
 from vold_trainer.run import RunFolder, StopSignal, console, progress, trim_after
-from vold_trainer.scoring import Scorer, StepScores
+from vold_trainer.saving import Saver
+from vold_trainer.scoring import Scorer, Span, StepScores
 from vold_trainer.sft import Trace
+from vold_trainer.sharding import WholeEngine
 from vold_trainer.teachers import ONLY, Asks
-from vold_trainer.token_log import outcome_figures
+from vold_trainer.token_log import Outcomes
+
+
+@dataclass
+class Part:
+    """What a process tells the others of its part of a step."""
+
+    outcomes: Outcomes
+    missing: Counter[str]
+    spans: list[Span]
+    generate_seconds: float
+    wait_seconds: float
 
 
 class Loop:
     """A run, step by step."""
 
-    def __init__(self, config: TrainConfig, student: Student, engine: Engine, scorer: Scorer, resume: bool) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        student: Student,
+        engine: Engine,
+        scorer: Scorer,
+        ranks: Ranks,
+        resume: bool,
+        data: Mapping[str, int],
+    ) -> None:
         self.config = config
         self.objective = config.objective
         self.student = student
-        self.engine = engine
         self.scorer = scorer
-        self.accelerator = Accelerator(log_with=config.trackers or None, project_dir=str(config.out))
-        if self.accelerator.num_processes > 1:
-            raise UsageError("train runs in one process: start it without `accelerate launch`")
-        self.learner = Learner(config, student, self.accelerator)
-        self.drawing = Drawing(config, student, engine, scorer)
+        self.ranks = ranks
+        self.accelerator = ranks.accelerator
+        ranks.check(config.rollout.prompts, "rollout.prompts")
+        self.learner = Learner(config, student, ranks)
+        wrapped = self.learner.wrapped
+        self.engine: Engine = WholeEngine(engine, wrapped.module) if wrapped.even else engine
+        self.drawing = Drawing(config, student, self.engine, scorer, ranks)
+        self.saver = Saver(config, student, wrapped, ranks, data)
         about: dict[str, Any] = {
             "kind": "train",
             "objective": self.objective.name,
             "seed": config.seed,
             "steps": config.steps,
             "student": config.student.path,
+            "processes": ranks.size,
             **self._shake_hands(),
         }
-        found = self.learner.restore() if resume else None
+        found = self.saver.begin(resume)
         if found is not None:
-            self._same_teachers(about)
-            trim_after(config.out, found)
-        self.first = found or 0
+            ranks.together(lambda: self._same_teachers(about))
+            if ranks.first:
+                trim_after(config.out, found.step)
+        self.first = found.step if found else 0
+        state = found.state["loop"] if found else {}
+        self.missing_in_a_row = int(state.get("missing_in_a_row", 0))
+        self.missing_total = int(state.get("missing_total", 0))
         self.folder = RunFolder(config, about, self.accelerator, resumed=found is not None)
-        self.missing_in_a_row = 0
-        self.missing_total = 0
 
     def _shake_hands(self) -> dict[str, Any]:
         """Meet the teachers; who they are, for run.json."""
         asks = Asks(self.objective.name, self.objective.needs, self.config.rollout.temperature)
         met = {}
-        for teacher in self.scorer.meet_teachers(self.student, asks):
+        for teacher in self.ranks.together(lambda: self.scorer.meet_teachers(self.student, asks)):
             assert teacher.info is not None
             assert teacher.handshake is not None
             who = f"{teacher.name} ({teacher.info.identity.model})" if teacher.name else teacher.info.identity.model
             console.print(f"[dim]handshake with {who}: {teacher.handshake.describe()}", highlight=False)
             met[teacher.name] = teacher.about()
+        self.ranks.same(met, "the processes met different teachers: their URLs must lead to the same one everywhere")
         if ONLY in met:
             return {"teacher": met[ONLY]}
         return {"teachers": met} if met else {}
@@ -101,15 +130,19 @@ class Loop:
                 live.update(step, **figures)
                 live.update(step + 1)
                 done = step + 1
-                due = config.save_every and done % config.save_every == 0 and done < config.steps
-                if due or stop.requested:
-                    self.learner.save(done)
-                if stop.requested:
+                stopped = self.ranks.any(stop.requested)
+                if self.saver.due(done) or stopped:
+                    self.saver.save(done, self._state())
+                if stopped:
                     self.folder.close()
                     raise SystemExit(143)
+        self.saver.export()
         self.folder.close()
-        self.student.save(config.out / "model")
         return config.out / "model"
+
+    def _state(self) -> dict[str, int]:
+        """What the loop has to remember, beside what the step tells."""
+        return {"missing_in_a_row": self.missing_in_a_row, "missing_total": self.missing_total}
 
     def _on_policy(self, step: int) -> bool:
         """Whether the student writes this step's completions itself: a function of seed and step alone."""
@@ -123,25 +156,30 @@ class Loop:
         drawn = self.drawing.given(traces) if traces else self.drawing.draw(step, examples)
         scored_at = time.monotonic()
         with tracing.span("update"):
-            figures, log = self.learner.update(step, drawn.learned, self.scorer.needs)
+            figures, log = self.learner.update(step, drawn.learned, self.scorer.needs, drawn.all.rollouts[0])
         if (step + 1) % self.config.samples_every == 0 or step == 0:
             self.folder.rollouts(log.samples(step + 1, self.student))
         ended = time.monotonic()
-        self.folder.spans(step + 1, [*drawn.spans, ("optimise", scored_at, ended)])
-        found = drawn.found
+        spans = self.folder.since_start([*drawn.spans, ("optimise", scored_at, ended)])
+        own = Part(Outcomes.of(drawn.all), drawn.found.missing, spans, drawn.generate_seconds, drawn.wait_seconds)
+        parts = self.ranks.gather(own)
+        self.folder.spans(step + 1, [part.spans for part in parts])
+        outcomes = Outcomes.joined([part.outcomes for part in parts])
+        found = StepScores({}, sum((part.missing for part in parts), Counter()))
         metrics = {
-            **(outcome_figures(drawn.all) if not traces else {}),
+            **(outcomes.figures() if not traces else {}),
             **drawn.figures,
             **figures,
             "missing/teacher": float(found.count_missing("teacher")),
             "missing/verifier": float(found.count_missing("verifier")),
-            "time/generate": drawn.generate_seconds,
-            "time/score_wait": drawn.wait_seconds,
+            "time/generate": max(part.generate_seconds for part in parts),
+            "time/score_wait": max(part.wait_seconds for part in parts),
             "time/optimise": ended - scored_at,
             "time/step": ended - started,
         }
         self.folder.metrics(step + 1, metrics)
-        self._mind_the_missing(found, len(drawn.all.rollouts))
+        self.ranks.together(lambda: self.saver.saw(metrics))
+        self.ranks.together(lambda: self._mind_the_missing(found, len(outcomes.rewards)))
         return {
             "reward": metrics.get("reward/mean"),
             "gap": metrics.get("teacher/gap"),

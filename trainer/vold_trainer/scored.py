@@ -51,8 +51,9 @@ class Scored:
         if overlong:
             lengths_C = torch.tensor([len(rollout.ids) for rollout in rollouts])
             shaped_C = rewards_C + overlong_penalty(lengths_C, max_tokens, overlong)
-        advantages_PG = group_advantages(shaped_C.view(-1, group), divide_by_std=advantage_std)
-        unsolved_P = unsolved_groups(rewards_C.view(-1, group), correct_C.view(-1, group))
+        shape = (len(rewards_C) // group, group)  # no -1: there may be no completion at all
+        advantages_PG = group_advantages(shaped_C.view(shape), divide_by_std=advantage_std)
+        unsolved_P = unsolved_groups(rewards_C.view(shape), correct_C.view(shape))
         return cls(
             rollouts=list(rollouts),
             scores=list(scores),
@@ -67,7 +68,8 @@ class Scored:
     @property
     def informative(self) -> Tensor:
         """bool [P]: groups with right and wrong completions."""
-        return informative_groups(self.rewards_C.view(-1, self.group), self.correct_C.view(-1, self.group))
+        shape = (len(self.rollouts) // self.group, self.group)
+        return informative_groups(self.rewards_C.view(shape), self.correct_C.view(shape))
 
     def support(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(ids_NK int64, the teacher's log-probabilities float32 [N, K], NaN where an id does not count)."""

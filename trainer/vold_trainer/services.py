@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vold_client import (
     AsyncTeacherClient,
@@ -27,6 +28,10 @@ from vold_client import (
 
 from vold_trainer.config import TeacherConfig, TlsConfig, VerifierConfig
 from vold_trainer.errors import UsageError
+from vold_trainer.launch import first_here, machine
+
+if TYPE_CHECKING:
+    from vold_trainer.ranks import Ranks
 
 START_SECONDS = 180.0
 
@@ -35,6 +40,8 @@ _OF_SHARED_SERVICES = {"VOLD_API_KEYS"} | {
     for prefix in ("VOLD_TEACHER_", "VOLD_")
     for name in ("API_KEYS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
 }
+
+_OF_A_LAUNCH = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,22 @@ def open_services(
         yield Services(urls.get("", ()), verifier_urls, urls)
 
 
+@contextlib.contextmanager
+def shared_services(
+    ranks: "Ranks",
+    *,
+    teacher: TeacherConfig | None = None,
+    verifier: VerifierConfig | None = None,
+    teachers: Mapping[str, TeacherConfig] | None = None,
+) -> Iterator[Services]:
+    """The same for several processes: the first one of each machine starts what is local, for all of that machine."""
+    with contextlib.ExitStack() as stack:
+        opening = open_services(teacher=teacher, verifier=verifier, teachers=teachers)
+        opened = ranks.together(lambda: stack.enter_context(opening) if first_here() else None)
+        everywhere = ranks.gather((machine(), opened))
+        yield next(services for where, services in everywhere if where == machine() and services is not None)
+
+
 def teacher_client(config: TeacherConfig, services: Services, run_id: str = "", name: str = "") -> AsyncTeacherClient:
     """A client of the only teacher, or of the one called `name`. Its replicas are asked in turn."""
     urls = services.teachers.get(name, services.teacher_urls)
@@ -143,10 +166,10 @@ def _tls(config: TlsConfig, urls: Sequence[str]) -> Tls | None:
 
 
 def _environment() -> dict[str, str]:
-    """For a service started here: without the keys and certificates of a shared one. Its socket is in a folder that
-    only this user can open.
+    """For a service started here: without the keys and certificates of a shared one, and no part of the processes of a
+    launch. Its socket is in a folder that only this user can open.
     """
-    return {name: value for name, value in os.environ.items() if name not in _OF_SHARED_SERVICES}
+    return {name: value for name, value in os.environ.items() if name not in _OF_SHARED_SERVICES | _OF_A_LAUNCH}
 
 
 def _local_model(url: str, key: str) -> str:

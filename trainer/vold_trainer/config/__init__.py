@@ -8,6 +8,7 @@ An unknown key is an error that names the nearest known one.
 from vold_trainer.config.files import ConfigT, dump, load
 from vold_trainer.config.parts import (
     BatchConfig,
+    CheckpointsConfig,
     Config,
     DataConfig,
     MissingConfig,
@@ -24,6 +25,7 @@ from vold_trainer.config.runs import EvalConfig, RunConfig, SftConfig, TracesCon
 
 __all__ = [
     "BatchConfig",
+    "CheckpointsConfig",
     "Config",
     "ConfigT",
     "DataConfig",

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from vold_trainer.config.parts import (
     BatchConfig,
+    CheckpointsConfig,
     Config,
     DataConfig,
     MissingConfig,
@@ -31,7 +32,8 @@ class RunConfig(Config):
     trackers: list[str] = Field(
         default_factory=list, description="accelerate trackers: tensorboard, wandb, trackio, ..."
     )
-    save_every: int = Field(default=0, ge=0, description="steps between checkpoints to resume from; 0: only at SIGTERM")
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    steps: int
 
 
 class SftConfig(RunConfig):
@@ -42,6 +44,13 @@ class SftConfig(RunConfig):
     batch: int = Field(default=48, ge=1, description="sequences a step")
     micro: int = Field(default=64, ge=1, description="sequences in one forward and backward pass")
     optim: OptimConfig = OptimConfig(lr=1e-3, warmup_steps=20, schedule="cosine")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judged_by_its_loss(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(kept := values.get("checkpoints", {}), dict):
+            return values
+        return {**values, "checkpoints": {"metric": "loss", "mode": "min", **kept}}
 
 
 class TrainConfig(RunConfig):
