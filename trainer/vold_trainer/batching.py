@@ -64,7 +64,7 @@ def make_batch(
             inputs[name] = torch.cat([value, value.new_zeros(mask_BT.shape)], -1)
         else:
             inputs[name] = value
-    if student.processor is student.tokenizer:
+    if not student.numbers_positions:
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     predicts_BS = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     start = shape[1] - 1

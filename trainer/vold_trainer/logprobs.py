@@ -13,6 +13,15 @@ Head = Callable[[Tensor], Tensor]
 """The output projection: hidden states [N, H] to logits [N, V]."""
 
 
+LOGIT_BYTES = 1 << 28
+"""Of one chunk's logits in float32. A chunk's peak is about four times that, as softmax and entropy need copies."""
+
+
+def chunk_size(vocabulary: int) -> int:
+    """Positions whose float32 logits take at most LOGIT_BYTES: 441 at a vocabulary of 152,064."""
+    return max(1, LOGIT_BYTES // (4 * vocabulary))
+
+
 class TokenScores(NamedTuple):
     """logprobs_N: of the ids. entropy_N: of their distributions, no gradient. support_NK: of further ids, or None. All
     float32, nats.

@@ -13,10 +13,31 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
+class LoraConfig(Config):
+    """Low-rank adapters that learn in place of the weights."""
+
+    r: int = Field(default=16, ge=1, description="rank")
+    alpha: float = Field(default=32.0, gt=0, description="the adapters' change is scaled by alpha / r")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of the adapters' inputs while training")
+    targets: Literal["all-linear"] | list[str] = Field(
+        default="all-linear", description="which linear layers, by the last part of their names: [q_proj, v_proj]"
+    )
+    parts: list[Literal["language", "vision", "projector"]] = Field(
+        default=["language"], min_length=1, description="the parts of the student that get adapters"
+    )
+
+
 class StudentConfig(Config):
     path: str = Field(description="folder or hub name of the student; pocket:NAME is one that ships with vold")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="what it computes in")
-    freeze: list[str] = Field(default=["vision"], description="parts that do not learn: vision, projector, embeddings")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the weights")
+    compute: Literal["bfloat16"] | None = Field(
+        default=None, description="what matrix products are computed in (autocast); empty: in dtype"
+    )
+    freeze: list[str] = Field(
+        default=["vision"], description="parts that do not learn: vision, projector, language, embeddings, head"
+    )
+    lora: LoraConfig | None = Field(default=None, description="learn adapters in place of the weights (extra: peft)")
+    liger: bool = Field(default=False, description="Liger's fused kernels, on CUDA (extra: liger)")
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     checkpoint_activations: bool = Field(default=False, description="compute activations twice to save memory")
 
