@@ -81,6 +81,7 @@ class RunFolder:
         """The last thing that a run does: the processes part here."""
         for stream in self._files.values():
             stream.close()
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
