@@ -193,7 +193,7 @@ def test_an_exported_checkpoint_loads_with_from_pretrained(config, tmp_path):
 
 
 def test_export_names_what_is_no_run(tmp_path):
-    with pytest.raises(UsageError, match="is no run's folder: there is no config.yaml in it"):
+    with pytest.raises(UsageError, match=r"is no run.s folder: there is no config\.yaml in it"):
         run_export(tmp_path, "last", tmp_path / "out")
     (tmp_path / "config.yaml").write_text(json.dumps({"out": "x"}))
     with pytest.raises(UsageError, match="is not the config of `vold sft` or `vold train`"):
