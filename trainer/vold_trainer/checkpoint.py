@@ -7,6 +7,7 @@ and the step, so nothing else is needed.
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,9 +20,16 @@ from vold_trainer.errors import UsageError
 
 
 def save(
-    out: Path, step: int, model: PreTrainedModel, optimizer: Optimizer, scheduler: LRScheduler, *, keep: int = 2
+    out: Path,
+    step: int,
+    model: PreTrainedModel,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    *,
+    keep: int = 2,
+    also: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write `out/checkpoints/step-{step}` and drop all but the last `keep`."""
+    """Write `out/checkpoints/step-{step}` and drop all but the last `keep`. also: writes into the folder too."""
     root = out / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
     partial, final = root / f"partial-{step}", root / f"step-{step:06d}"
@@ -32,6 +40,8 @@ def save(
     }
     save_file(learning, partial / "learning.safetensors")
     torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, partial / "optimizer.pt")
+    if also is not None:
+        also(partial)
     (partial / "state.json").write_text(json.dumps({"step": step}))
     if final.exists():
         shutil.rmtree(final)

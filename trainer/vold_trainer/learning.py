@@ -1,6 +1,7 @@
 """The second half of a step: what the objective makes of scored rollouts, and the optimiser's updates."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,9 +32,9 @@ class Learner:
             CompletionScorer(student.model), optimizer, scheduler
         )
 
-    def save(self, step: int) -> None:
-        """A checkpoint to resume from, after `step` steps."""
-        checkpoint.save(self.config.out, step, self.student.model, self.optimizer, self.scheduler)
+    def save(self, step: int, also: Callable[[Path], None] | None = None) -> Path:
+        """A checkpoint to resume from, after `step` steps; its folder. also: writes into it what others want kept."""
+        return checkpoint.save(self.config.out, step, self.student.model, self.optimizer, self.scheduler, also=also)
 
     def restore(self) -> int | None:
         """Go on from the last checkpoint; the steps that it had done, or None where there is none."""
@@ -43,7 +44,12 @@ class Learner:
         return checkpoint.restore(found, self.student.model, self.optimizer, self.scheduler)
 
     def update(self, step: int, scored: Scored, needs: Needs) -> tuple[dict[str, Any], TokenLog]:
-        """Optimiser steps over all rollouts of step `step`; the figures of what was learned from, and its tokens."""
+        """Optimiser steps over all rollouts of step `step`; the figures of what was learned from, and its tokens.
+
+        Each micro-batch waits for its own scores only, while others are on their way; which rollouts it holds does not
+        depend on when they come. No weight changes before all scores are there: what they raise (RunError where a
+        service is gone) leaves the student as it was.
+        """
         config = self.config
         size = config.batch.size or len(scored.rollouts)
         several = size < len(scored.rollouts)
@@ -68,6 +74,7 @@ class Learner:
                 )
                 for name, value in self._learn(step, scored, rows, needs, share, old, log).items():
                     sums[name] = sums.get(name, 0.0) + value * share * len(chosen) / len(order)
+            scored.wait()
             norms.append(float(self.accelerator.clip_grad_norm_(self.module.parameters(), config.optim.max_grad_norm)))
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -89,7 +96,10 @@ class Learner:
         device, rollout = self.accelerator.device, self.config.rollout
         part = [scored.rollouts[row] for row in rows]
         batch = make_batch(self.student, [r.example for r in part], [r.ids for r in part], device=device)
-        ids_NK, theirs_NK = scored.support(rows) if needs.top_k or needs.candidates else (None, None)
+        ids_NK, theirs_NK = None, None
+        if needs.top_k or needs.candidates:
+            scored.wait(rows)
+            ids_NK, theirs_NK = scored.support(rows)
         own = self.module(
             batch.inputs,
             batch.predicts_BS,
@@ -97,6 +107,7 @@ class Learner:
             rollout.temperature,
             None if ids_NK is None else ids_NK.to(device),
         )
+        scored.wait(rows)
         outcome = self.objective(
             scored.inputs(
                 rows,

@@ -1,22 +1,25 @@
 """The loop of `vold train`: draw and score, learn, write down, until the steps are done or somebody says stop."""
 
 import json
-import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from accelerate import Accelerator
 
-from vold_trainer import tracing
+from vold_trainer import checkpoint, tracing
+from vold_trainer.batches import Batches
 from vold_trainer.config import TrainConfig
-from vold_trainer.data import Example, PromptOrder
+from vold_trainer.data import Example
 from vold_trainer.drawing import Drawing
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.learning import Learner
 from vold_trainer.models import Student
-from vold_trainer.objectives import Gkd
+from vold_trainer.outages import InterruptedWaitError, Span
+from vold_trainer.pipeline import Pipeline
 from vold_trainer.rollout.base import Engine
 from vold_trainer.run import RunFolder, StopSignal, console, progress, trim_after
 from vold_trainer.scoring import Scorer, StepScores
@@ -51,7 +54,7 @@ class Loop:
         if found is not None:
             self._same_teachers(about)
             trim_after(config.out, found)
-        self.first = found or 0
+        self.first = self.done = found or 0
         self.folder = RunFolder(config, about, self.accelerator, resumed=found is not None)
         self.missing_in_a_row = 0
         self.missing_total = 0
@@ -84,60 +87,84 @@ class Loop:
                 )
 
     def run(self, examples: Sequence[Example], traces: Sequence[Trace]) -> Path:
+        """Raises RunError where the run cannot go on, after a checkpoint of what was learned."""
         config = self.config
-        per_step = config.rollout.prompts * self.drawing.rounds
-        order = PromptOrder(len(examples), per_step, config.seed)
-        given = PromptOrder(len(traces), config.rollout.prompts * config.rollout.group, config.seed)
+        batches = Batches(config, self.objective, self.drawing, examples, traces)
+        self.pipeline = Pipeline(batches.begin, self.engine, ahead=config.rollout.ahead, steps=config.steps)
         label = f"{self.objective.name} on {config.data.modality} prompts"
         self.student.model.train()
-        with StopSignal() as stop, progress(label, config.steps) as live:
-            for step in range(self.first, config.steps):
-                with tracing.span("step", step=step + 1):
-                    if traces and not self._on_policy(step):
-                        figures = self._step(step, [], [traces[index] for index in given.indices(step)])
-                    else:
-                        figures = self._step(step, [examples[index] for index in order.indices(step)])
-                self.engine.sync(step + 1)
-                live.update(step, **figures)
-                live.update(step + 1)
-                done = step + 1
-                due = config.save_every and done % config.save_every == 0 and done < config.steps
-                if due or stop.requested:
-                    self.learner.save(done)
-                if stop.requested:
-                    self.folder.close()
-                    raise SystemExit(143)
+        with StopSignal() as stop, progress(label, config.steps) as live, closing(self.pipeline):
+            self.scorer.outages.stop = lambda: stop.requested
+            self._take_up(batches)
+            try:
+                for step in range(self.first, config.steps):
+                    with tracing.span("step", step=step + 1):
+                        figures = self._step(step)
+                    spans = self.pipeline.sync(self.done)
+                    live.update(step, **figures)
+                    live.update(self.done)
+                    due = config.save_every and self.done % config.save_every == 0 and self.done < config.steps
+                    if due or stop.requested:
+                        spans += self._save()
+                    self.folder.spans(self.done, spans)
+                    if stop.requested:
+                        self._leave()
+            except InterruptedWaitError:
+                self._save()
+                self._leave()
+            except RunError as error:
+                self._save()
+                raise RunError(
+                    f"{error}. What the run had learned after step {self.done} is saved: once that is mended, the same "
+                    "command goes on from there with --resume"
+                ) from error
         self.folder.close()
         self.student.save(config.out / "model")
         return config.out / "model"
 
-    def _on_policy(self, step: int) -> bool:
-        """Whether the student writes this step's completions itself: a function of seed and step alone."""
-        share = self.objective.student_share if isinstance(self.objective, Gkd) else 1.0
-        return random.Random(f"{self.config.seed}:{step}").random() < share
+    def _take_up(self, batches: "Batches") -> None:
+        """What a resumed run finds: the weights' age, and the batches that were drawn ahead."""
+        if not self.first:
+            return
+        self.engine.sync(self.first)
+        folder = checkpoint.latest(self.config.out)
+        assert folder is not None
+        for drawn in batches.kept(folder):
+            self.pipeline.put(drawn)
 
-    def _step(self, step: int, examples: Sequence[Example], traces: Sequence[Trace] = ()) -> dict[str, float | None]:
+    def _save(self) -> list[Span]:
+        started = time.monotonic()
+        self.learner.save(self.done, partial(self.pipeline.save, done=self.done))
+        return [("checkpoint", started, time.monotonic())]
+
+    def _leave(self) -> NoReturn:
+        self.folder.close()
+        raise SystemExit(143)
+
+    def _step(self, step: int) -> dict[str, float | None]:
         """One step, written to the run's folder; returns the figures for the live view."""
         started = time.monotonic()
-        self.scorer.needs = self.objective.needs_at(step)
-        drawn = self.drawing.given(traces) if traces else self.drawing.draw(step, examples)
-        scored_at = time.monotonic()
+        drawn = self.pipeline.take(step)
+        learning = time.monotonic()
         with tracing.span("update"):
-            figures, log = self.learner.update(step, drawn.learned, self.scorer.needs)
+            figures, log = self.learner.update(step, drawn.learned, drawn.needs)
+        self.done = step + 1
         if (step + 1) % self.config.samples_every == 0 or step == 0:
             self.folder.rollouts(log.samples(step + 1, self.student))
         ended = time.monotonic()
-        self.folder.spans(step + 1, [*drawn.spans, ("optimise", scored_at, ended)])
-        found = drawn.found
+        found, waits, outages = drawn.found(), drawn.waits, self.scorer.outages.take_spells()
+        optimised = between(learning, ended, waits)
+        self.folder.spans(step + 1, [*drawn.drawing, *found.spans, *waits, *outages, *optimised])
         metrics = {
-            **(outcome_figures(drawn.all) if not traces else {}),
+            **(outcome_figures(drawn.all) if drawn.version is not None else {}),
             **drawn.figures,
             **figures,
             "missing/teacher": float(found.count_missing("teacher")),
             "missing/verifier": float(found.count_missing("verifier")),
-            "time/generate": drawn.generate_seconds,
-            "time/score_wait": drawn.wait_seconds,
-            "time/optimise": ended - scored_at,
+            "staleness": float(drawn.staleness),
+            "time/generate": seconds(drawn.drawing),
+            "time/score_wait": seconds(waits),
+            "time/optimise": seconds(optimised),
             "time/step": ended - started,
         }
         self.folder.metrics(step + 1, metrics)
@@ -162,3 +189,19 @@ class Loop:
                 f"{share:.0%} of the scores were missing for {self.missing_in_a_row} steps in a row "
                 f"({dict(found.missing)}); missing.max_share is {self.config.missing.max_share:.0%}. Check the services"
             )
+
+
+def seconds(spans: Sequence[Span]) -> float:
+    """How long all of them were together."""
+    return sum(end - start for _, start, end in spans)
+
+
+def between(start: float, end: float, waits: Sequence[Span]) -> list[Span]:
+    """The optimiser's spans from `start` to `end`: all but the waits in it."""
+    edges = [start]
+    for _, began, ended in sorted(waits, key=lambda span: span[1]):
+        if start <= began and ended <= end:
+            edges += [began, ended]
+    edges.append(end)
+    pairs = zip(edges[::2], edges[1::2], strict=True)
+    return [("optimise", began, ended) for began, ended in pairs if ended > began]

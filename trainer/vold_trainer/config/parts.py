@@ -105,6 +105,7 @@ class RolloutConfig(Config):
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     batch: int = Field(default=0, ge=0, description="sequences generated together; 0: all of a step")
+    ahead: int = Field(default=0, ge=0, description="steps whose completions may be drawn before a step learns")
 
 
 def _objective_tag(value: Any) -> str:
@@ -129,3 +130,7 @@ class BatchConfig(Config):
 class MissingConfig(Config):
     max_share: float = Field(default=0.2, ge=0, le=1, description="of a step's rollouts that may miss a score")
     patience: int = Field(default=3, ge=1, description="steps in a row above max_share before the run stops")
+
+
+class OutageConfig(Config):
+    wait: float = Field(default=600.0, ge=0, description="seconds that a service may be away before the run stops")

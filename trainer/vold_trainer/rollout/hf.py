@@ -192,6 +192,8 @@ def _cache(model: PreTrainedModel) -> dict[str, Any]:
 class HfEngine:
     """Draws in this process, from the very weights that learn."""
 
+    own_weights = False
+
     def __init__(self, student: Student, *, batch: int = 0) -> None:
         self.student = student
         self.batch = batch
