@@ -101,7 +101,7 @@ def test_training_learns_from_what_the_services_say(tmp_path, pocket_teacher, ve
     assert all(row["missing/teacher"] == row["missing/verifier"] == 0 for row in rows)
     assert all(row["teacher/k2"] > 0 for row in rows)
     lanes = {row["lane"] for row in read_json_lines(tmp_path / "vold" / "timeline.jsonl")}
-    assert lanes == {"generate", "teacher", "verifier", "optimise"}
+    assert lanes == {"generate", "teacher", "verifier", "wait", "optimise", "sync"}
     sample = read_json_lines(tmp_path / "vold" / "rollouts.jsonl")[0]
     assert len(sample["tokens"]) == len(sample["student_logprobs"]) == len(sample["teacher_logprobs"])
     assert load_student(load(EvalConfig, Path("pocket:eval"), [f"student.path={model}"]).student).model is not None
@@ -211,8 +211,8 @@ def test_a_teacher_that_changes_in_mid_run_stops_it(tmp_path, verifier, monkeypa
     servers[0].__enter__()
     step = loop.Loop._step
 
-    def step_then_swap(self, number, examples):
-        figures = step(self, number, examples)
+    def step_then_swap(self, number):
+        figures = step(self, number)
         if number == 0:
             servers[0].__exit__(None, None, None)
             servers[1].__enter__()
@@ -234,8 +234,8 @@ def test_missing_scores_are_masked_counted_and_stop_the_run(tmp_path, verifier, 
     teacher = server.__enter__()
     step = loop.Loop._step
 
-    def step_then_kill(self, number, examples):
-        figures = step(self, number, examples)
+    def step_then_kill(self, number):
+        figures = step(self, number)
         if number == 0:
             teacher.process.kill()
             teacher.process.wait()

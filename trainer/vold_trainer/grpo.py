@@ -15,6 +15,7 @@ from vold_trainer.data import Example, load_examples
 from vold_trainer.loop import Loop
 from vold_trainer.models import Student, load_student
 from vold_trainer.objectives import AnyObjective, Gkd
+from vold_trainer.outages import Outages
 from vold_trainer.ranks import Ranks, make_accelerator
 from vold_trainer.rollout import make_engine
 from vold_trainer.scoring import Scorer
@@ -26,7 +27,7 @@ from vold_trainer.teachers import ONLY, Routes, configured, make_teachers
 def run_train(config: TrainConfig, *, resume: bool = False) -> Path:
     """Train, and write the student to `out/model`. Returns that folder.
 
-    Raises RunError where the run cannot go on: too many missing scores, or another teacher.
+    Raises RunError where the run cannot go on: a service that stays away, too many missing scores, another teacher.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -48,6 +49,7 @@ def run_train(config: TrainConfig, *, resume: bool = False) -> Path:
             verifier=verifier.name if verifier else "",
             parameters=verifier.parameters if verifier else None,
             temperature=config.rollout.temperature,
+            outages=Outages(config.outage.wait, ended=services.ended),
         )
         engine = make_engine(config.rollout, student)
         try:

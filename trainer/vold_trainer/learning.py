@@ -37,9 +37,15 @@ class Learner:
     ) -> tuple[dict[str, Any], TokenLog]:
         """Optimiser steps over all processes' rollouts of step `step`; the figures of what was learned from, and the
         tokens of this process. spare: one that stands in, without weight, where a process has nothing to learn from.
+
+        Each micro-batch waits for its own scores only, while others are on their way; which rollouts it holds does not
+        depend on when they come. No weight changes before all scores are there: what they raise (RunError where a
+        service is gone) leaves the student as it was. Several processes begin when all of them have their scores.
         """
         config = self.config
         spare = spare or scored.rollouts[0]
+        if self.ranks.size > 1:
+            self.ranks.together(scored.wait)
         drawn = self.ranks.gather([(rollout.row, len(rollout.ids)) for rollout in scored.rollouts])
         seed = config.seed * 1_000_003 + step
         size, micro, even = config.batch.size, config.batch.micro, self.wrapped.even
@@ -61,6 +67,7 @@ class Learner:
                     )
                     for name, value in self._learn(step, scored, rows, needs, share, old, log).items():
                         sums[name] = sums.get(name, 0.0) + value * share * update.sequences / update.rest
+            scored.wait()
             norms.append(self.wrapped.step())
         lr = self.wrapped.advance()
         means = Means.joined(self.ranks.gather(log.sums()))
@@ -87,7 +94,10 @@ class Learner:
         device, rollout = self.accelerator.device, self.config.rollout
         part = [scored.rollouts[row] for row in rows]
         batch = make_batch(self.student, [r.example for r in part], [r.ids for r in part], device=device)
-        ids_NK, theirs_NK = scored.support(rows) if needs.top_k or needs.candidates else (None, None)
+        ids_NK, theirs_NK = None, None
+        if needs.top_k or needs.candidates:
+            scored.wait(rows)
+            ids_NK, theirs_NK = scored.support(rows)
         own = self.module(
             batch.inputs,
             batch.predicts_BS,
@@ -95,6 +105,7 @@ class Learner:
             rollout.temperature,
             None if ids_NK is None else ids_NK.to(device),
         )
+        scored.wait(rows)
         outcome = self.objective(
             scored.inputs(
                 rows,

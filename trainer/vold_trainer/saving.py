@@ -6,8 +6,9 @@ of processes, or with its weights spread otherwise. Only DeepSpeed keeps its opt
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,11 +91,14 @@ class Saver:
         every = self.keep.every
         return bool(every) and (step % every == 0 or step == self.config.steps)
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write the checkpoint of `step` and drop those that nobody wants any more. state: of the loop, as JSON."""
+    def save(self, step: int, state: Mapping[str, Any], also: Callable[[Path], None] = lambda folder: None) -> None:
+        """Write the checkpoint of `step` and drop those that nobody wants any more. state: of the loop, as JSON. also:
+        writes further files into its folder, each process its own.
+        """
         ranks = self.ranks
         partial = checkpoint.begin(self.out, step) if ranks.first else None
         folder = next(path for path in ranks.gather(partial) if path is not None)
+        ranks.together(lambda: also(folder))
         if self.wrapped.deepspeed:
             ranks.accelerator.save_state(str(folder / "deepspeed"))
         weights = self._weights()

@@ -76,6 +76,7 @@ class WholeEngine:
         self.engine = engine
         self.module = module
         self.version = engine.version
+        self.own_weights = engine.own_weights
 
     def draw(
         self,

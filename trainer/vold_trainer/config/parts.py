@@ -126,6 +126,7 @@ class RolloutConfig(Config):
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     batch: int = Field(default=0, ge=0, description="sequences generated together; 0: all of a step")
+    ahead: int = Field(default=0, ge=0, description="steps whose completions may be drawn before a step learns")
 
 
 def _objective_tag(value: Any) -> str:
@@ -159,3 +160,7 @@ class CheckpointsConfig(Config):
     metric: str = Field(default="reward/mean", description="the figure of metrics.jsonl that says which are the best")
     mode: Literal["max", "min"] = Field(default="max", description="whether the best is the largest or the smallest")
     window: int = Field(default=10, ge=1, description="steps before a checkpoint that the figure is a mean of")
+
+
+class OutageConfig(Config):
+    wait: float = Field(default=600.0, ge=0, description="seconds that a service may be away before the run stops")
