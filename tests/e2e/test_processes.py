@@ -25,6 +25,7 @@ from vold_trainer.sft import run_sft
 from vold_trainer.traces import run_traces
 
 RUNS_FILE = Path(__file__).with_name("launched_runs.py")
+FSDP_FILE = Path(__file__).with_name("fsdp_on_cpu.py")
 STEPS = 8
 # Three prompts over two processes, two optimiser steps a batch, odd micro-batches: nothing divides evenly.
 SMALL = (
@@ -114,7 +115,7 @@ def wait_for(rows: int, out: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def assert_same(one: Path, other: Path, steps: int) -> None:
+def assert_same(one: Path, other: Path, steps: int, tolerance: float = 1e-6) -> None:
     first, second = (read_json_lines(path / "metrics.jsonl") for path in (one, other))
     assert [row["step"] for row in first] == [row["step"] for row in second] == list(range(1, steps + 1))
     for a, b in zip(first, second, strict=True):
@@ -123,12 +124,12 @@ def assert_same(one: Path, other: Path, steps: int) -> None:
                     "student/entropy", "dapo/rounds", "dapo/dropped_groups", "objective/on_policy"):  # fmt: skip
             assert (key in a) == (key in b), key
             if a.get(key) is not None:
-                assert a[key] == pytest.approx(b[key], rel=1e-6, abs=1e-6), (a["step"], key)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+                assert a[key] == pytest.approx(b[key], rel=tolerance, abs=tolerance), (a["step"], key)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=10 * tolerance)
     weights = [load_file(path / "model" / "model.safetensors") for path in (one, other)]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
-        assert torch.allclose(value.float(), weights[1][name].float(), atol=1e-5), name
+        assert torch.allclose(value.float(), weights[1][name].float(), atol=10 * tolerance), name
 
 
 @pytest.mark.parametrize("name", [*OBJECTIVES, "sft"])
@@ -155,6 +156,22 @@ def test_an_error_of_one_process_ends_all_with_one_message(in_two):
         "0 RunError: process 1 of 2: data.source is not there",
         "1 ToldElsewhereError: data.source is not there",
     ]
+
+
+def test_weights_spread_by_fsdp2_learn_the_same_and_go_on_in_one_process(tmp_path, urls, alone):
+    """FSDP2 sums gradients in another order, and Adam's first steps make much of little: 1e-4 after some steps."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", FSDP_FILE]
+    settings = [f"out={out}", *urls, *SMALL, f"steps={STEPS}", "checkpoints.every=2", "checkpoints.keep_last=9"]
+    done = subprocess.run(
+        [*command, "train", "pocket:vold", *settings], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same(alone, out, STEPS, tolerance=1e-4)
+    for step in (6, 8):
+        shutil.rmtree(out / "checkpoints" / f"step-{step:06d}")
+    run_train(config(out, urls), resume=True)
+    assert_same(alone, out, STEPS, tolerance=1e-4)
 
 
 def test_a_run_in_two_processes_survives_kill_and_stop(tmp_path, urls, alone):

@@ -35,7 +35,9 @@ class Wrapped:
         optimizer, scheduler = make_optimizer(student.model, config, steps)
         self.module: nn.Module
         self.optimizer: Any
-        self.module, self.optimizer = self.accelerator.prepare(CompletionScorer(student.model), optimizer)
+        scorer: Any = CompletionScorer(student.model)
+        scorer._no_split_modules = _blocks(student)
+        self.module, self.optimizer = self.accelerator.prepare(scorer, optimizer)
         self.scheduler = scheduler
         if ranks.size > 1:
             torch.manual_seed(seed * 1_000_003 + ranks.rank)  # dropout: not the same in every process
@@ -64,3 +66,10 @@ class Wrapped:
         lr = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         return lr
+
+
+def _blocks(student: Student) -> list[str]:
+    """The classes of layers that FSDP2 gathers one by one, where the launch names no others. Those of a vision tower
+    are left to the whole: a process whose prompts have no pictures would not come by there.
+    """
+    return sorted(name for name in getattr(student.model, "_no_split_modules", None) or () if "Vision" not in name)
