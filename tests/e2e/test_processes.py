@@ -153,7 +153,7 @@ def test_both_processes_draw_and_score_and_one_writes(in_two):
 def test_an_error_of_one_process_ends_all_with_one_message(in_two):
     said = sorted(line for line in in_two[1].stdout.splitlines() if line[:2] in ("0 ", "1 "))
     assert said == [
-        "0 RunError: process 1 of 2: data.source is not there",
+        "0 VoldTrainerError: process 1 of 2: data.source is not there",
         "1 ToldElsewhereError: data.source is not there",
     ]
 

@@ -138,7 +138,7 @@ class Loop:
                     if stopped:
                         self._leave()
             except RunError as error:  # agreed upon: every process has one
-                stopped = self.ranks.any(isinstance(error, InterruptedWaitError))
+                stopped = self.ranks.any(isinstance(error.__cause__ or error, InterruptedWaitError))
                 self._save()
                 if stopped:
                     self._leave()

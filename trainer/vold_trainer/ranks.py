@@ -16,7 +16,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from vold_client import VoldError
 
-from vold_trainer.errors import RunError, ToldElsewhereError, UsageError, VoldTrainerError
+from vold_trainer.errors import RunError, RunToldElsewhereError, ToldElsewhereError, UsageError, VoldTrainerError
 from vold_trainer.run import quiet
 
 T = TypeVar("T")
@@ -64,7 +64,11 @@ class Ranks:
         if self.group is None:
             return [value]
         everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, value, group=self.group)
+        try:
+            dist.all_gather_object(everyone, value, group=self.group)
+        except RuntimeError as error:  # of gloo, where the other end is gone
+            gone = f"another process of the run has ended: {error}"
+            raise (VoldTrainerError if self.first else ToldElsewhereError)(gone) from error
         return everyone
 
     def sum(self, figures: Mapping[str, float]) -> dict[str, float]:
@@ -105,15 +109,16 @@ class Ranks:
             value = work()
         except Exception as error:
             failed = error
-        told = self.gather(None if failed is None else _told(failed))
-        if not any(told):
+        told = self.gather(None if failed is None else (_told(failed), isinstance(failed, RunError)))
+        found = next(((rank, *said) for rank, said in enumerate(told) if said is not None), None)
+        if found is None:
             return value  # type: ignore[return-value]
         if failed is not None and (self.first or not isinstance(failed, VoldTrainerError | VoldError)):
             raise failed
-        rank = next(rank for rank, message in enumerate(told) if message)
+        rank, message, ends_run = found
         if self.first:
-            raise RunError(f"process {rank} of {self.size}: {told[rank]}")
-        raise ToldElsewhereError(str(told[rank])) from failed
+            raise (RunError if ends_run else VoldTrainerError)(f"process {rank} of {self.size}: {message}")
+        raise (RunToldElsewhereError if ends_run else ToldElsewhereError)(message) from failed
 
 
 def share(count: int, rank: int, size: int) -> range:

@@ -96,7 +96,7 @@ class Saver:
         writes further files into its folder, each process its own.
         """
         ranks = self.ranks
-        partial = checkpoint.begin(self.out, step) if ranks.first else None
+        partial = ranks.together(lambda: checkpoint.begin(self.out, step) if ranks.first else None)
         folder = next(path for path in ranks.gather(partial) if path is not None)
         ranks.together(lambda: also(folder))
         if self.wrapped.deepspeed:
@@ -104,28 +104,28 @@ class Saver:
         weights = self._weights()
         moments = {} if self.wrapped.deepspeed else self._moments()
         randoms = ranks.gather(random_state())
-        if ranks.first:
-            tensors = {"learning": weights, **({"optimizer": moments} if moments else {})}
-            named = [(f"{rank}.{name}", value) for rank, one in enumerate(randoms) for name, value in one.items()]
-            tensors["random"] = dict(named)
-            checkpoint.finish(
-                folder,
-                step,
-                tensors,
-                {
-                    "processes": ranks.size,
-                    "scheduler": _plain(self.scheduler.state_dict()),
-                    "rates": [_rates(group) for group in self.optimizer.param_groups],
-                    "data": self.data,
-                    "score": sum(self.recent) / len(self.recent) if self.recent else None,
-                    "recent": self.recent,
-                    "loop": dict(state),
-                },
-            )
-            checkpoint.prune(
-                self.out, keep_last=self.keep.keep_last, keep_best=self.keep.keep_best, mode=self.keep.mode
-            )
-        ranks.wait()
+        tensors = {
+            "learning": weights,
+            **({"optimizer": moments} if moments else {}),
+            "random": {f"{rank}.{name}": value for rank, one in enumerate(randoms) for name, value in one.items()},
+        }
+        about = {
+            "processes": ranks.size,
+            "scheduler": _plain(self.scheduler.state_dict()),
+            "rates": [_rates(group) for group in self.optimizer.param_groups],
+            "data": self.data,
+            "score": sum(self.recent) / len(self.recent) if self.recent else None,
+            "recent": self.recent,
+            "loop": dict(state),
+        }
+        ranks.together(lambda: self._write(folder, step, tensors, about) if ranks.first else None)
+
+    def _write(
+        self, folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]
+    ) -> None:
+        keep = self.keep
+        checkpoint.finish(folder, step, tensors, about)
+        checkpoint.prune(self.out, keep_last=keep.keep_last, keep_best=keep.keep_best, mode=keep.mode)
 
     def export(self) -> None:
         """The student as it is now as `out/model`; where the best are kept, the best as `out/best`."""
