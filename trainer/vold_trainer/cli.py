@@ -1,4 +1,4 @@
-"""The command line: vold demo | traces | sft | train | eval | verify | report | ablation | pocket."""
+"""The command line: vold demo | traces | sft | train | export | eval | verify | report | ablation | pocket."""
 
 import logging
 import os
