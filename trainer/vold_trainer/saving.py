@@ -197,8 +197,10 @@ class Saver:
             )
 
     def _restore_moments(self, found: Checkpoint, learning: Mapping[str, nn.Parameter]) -> None:
-        if not (found.path / "optimizer.safetensors").is_file():
+        if (found.path / "deepspeed").is_dir():
             raise UsageError(f"{found.path} was written by DeepSpeed: go on under DeepSpeed, or `vold export` it")
+        if not (found.path / "optimizer.safetensors").is_file():  # no step was done
+            return
         for key, value in found.tensors("optimizer").items():
             name, _, parameter = key.partition(".")
             state = self.optimizer.state[learning[parameter]]

@@ -47,6 +47,7 @@ def whole(module: nn.Module) -> Iterator[None]:
             stack.enter_context(GatheredParameters(parted))
         shards: list[Any] = [part for part in module.modules() if isinstance(part, FSDPModule)]
         if shards:
+            shards[0]._get_fsdp_state()._lazy_init()  # which the first forward pass would do, were it the root's
             kept = [group.post_forward_mesh_info for part in shards for group in _groups(part)]
             for part in shards:
                 part.set_reshard_after_forward(False, recurse=False)
