@@ -176,6 +176,8 @@ def _decode(
 class HfEngine:
     """Draws in this process, from the very weights that learn."""
 
+    own_weights = False
+
     def __init__(self, student: Student, *, batch: int = 0) -> None:
         self.student = student
         self.batch = batch
