@@ -144,7 +144,7 @@ class Drawing:
             max_tokens=rollout.max_tokens,
             temperature=rollout.temperature,
             top_p=rollout.top_p,
-            logprobs=needs.rollout_logprobs,
+            logprobs=True,
             candidates=needs.candidates,
         )
 

@@ -51,7 +51,7 @@ class Learner:
         size, micro, even = config.batch.size, config.batch.micro, self.wrapped.even
         updates = plan_updates(drawn, self.ranks.rank, size=size, micro=micro, seed=seed, even=even)
         old = self._logprobs(scored.rollouts, max(map(len, drawn)), spare) if len(updates) > 1 else None
-        log = TokenLog(scored)
+        log = TokenLog(scored, old)
         sums: dict[str, float] = {}
         norms = []
         for update in updates:

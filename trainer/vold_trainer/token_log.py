@@ -1,6 +1,6 @@
 """The figures of a step, and the rollouts of it that are kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +58,10 @@ class Outcomes:
 class TokenLog:
     """The student's side of every token of a step, for the figures and for the samples kept."""
 
-    def __init__(self, scored: Scored) -> None:
+    def __init__(self, scored: Scored, old: Mapping[int, Tensor] | None = None) -> None:
+        """old: the log-probabilities before the step's first update, by row; None where there is one update."""
         self.scored = scored
+        self.old = old
         self.logprobs: dict[int, Tensor] = {}
         self.means = Means()
 
@@ -71,7 +73,11 @@ class TokenLog:
     def sums(self) -> Means:
         """What `token_figures` is made of. To be taken once, when all rows were added."""
         for row, own in self.logprobs.items():
-            score = self.scored.scores[row]
+            score, drawn = self.scored.scores[row], self.scored.rollouts[row].logprobs
+            if drawn is not None:
+                mismatch_T = torch.from_numpy(drawn) - (own if self.old is None else self.old[row].cpu())
+                self.means.add("mismatch/k1", mismatch_T)
+                self.means.add("mismatch/abs", mismatch_T.abs())
             if score.teacher_logprobs is None:
                 continue
             gap_T = torch.from_numpy(score.teacher_logprobs) - own
@@ -108,8 +114,11 @@ class TokenLog:
 
 
 def token_figures(means: Means) -> dict[str, Any]:
-    """Entropy, and where there is a teacher, k2 and the gap log pi_T - log pi_theta: all, by outcome, by place."""
+    """Entropy; log pi_rollout - log pi_old, where it is known with what probability the tokens were drawn: its mean and
+    how large it is; and where there is a teacher, k2 and the gap log pi_T - log pi_theta: all, by outcome, by place.
+    """
     figures: dict[str, Any] = {"student/entropy": means.mean("student/entropy")}
+    figures |= {name: means.mean(name) for name in ("mismatch/k1", "mismatch/abs") if name in means.sums}
     if "gap" not in means.sums:
         return figures
     for name in ("", "_correct", "_wrong"):
