@@ -1,4 +1,4 @@
-"""The command line: vold demo | traces | sft | train | eval | verify | check | report | ablation | pocket."""
+"""The command line: vold demo | traces | sft | train | export | eval | verify | check | report | ablation | pocket."""
 
 import logging
 import os
@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from vold_trainer.errors import VoldTrainerError
+from vold_trainer.errors import ToldElsewhereError, VoldTrainerError
+from vold_trainer.launch import connected, first_here, speaks
 
 # No child of this command goes on as a fork, and without this gRPC writes a line about every one that is started.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -77,6 +78,18 @@ def train(config: ConfigFile = None, overrides: Overrides = None, resume: Resume
     from vold_trainer.grpo import run_train
 
     _say(f"student written to {run_train(load(TrainConfig, *_split(config, overrides)), resume=resume)}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="folder of an sft or train run")],
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    step: Annotated[str, typer.Option(help="which checkpoint: last, best, or a step")] = "last",
+) -> None:
+    """A checkpoint as an ordinary transformers folder, which `from_pretrained` loads."""
+    from vold_trainer.export import run_export
+
+    _say(f"the student after step {run_export(run, step, out)} written to {out}")
 
 
 @app.command("eval")
@@ -174,10 +187,14 @@ def main() -> None:
     app.add_typer(pocket_app, name="pocket", help="The pocket world: its problems, its pictures, its checkpoints.")
     try:
         app()
+    except ToldElsewhereError:
+        sys.exit(1)
     except (VoldTrainerError, VoldError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        if first_here() or connected():
+            Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
 def _say(text: str) -> None:
-    Console().print(text, highlight=False, soft_wrap=True)
+    if speaks():
+        Console().print(text, highlight=False, soft_wrap=True)

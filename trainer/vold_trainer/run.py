@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +52,7 @@ class RunFolder:
         self.path = config.out
         self.writes = accelerator.is_main_process
         self.accelerator = accelerator
+        accelerator.wait_for_everyone()
         self.clock = time.monotonic()
         self._files: dict[str, IO[str]] = {}
         self._mode = "a" if resumed else "w"
@@ -69,18 +70,28 @@ class RunFolder:
         self._write("metrics.jsonl", row)
         self.accelerator.log({key: value for key, value in values.items() if isinstance(value, int | float)}, step=step)
 
-    def spans(self, step: int, spans: Iterable[tuple[str, float, float]]) -> None:
-        for lane, start, end in spans:
-            row = {"step": step, "lane": lane, "start": start - self.clock, "end": end - self.clock}
-            self._write("timeline.jsonl", row)
+    def since_start(self, spans: Iterable[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+        """(lane, start, end) on time.monotonic()'s clock as seconds since the run started, which is the same moment in
+        every process.
+        """
+        return [(lane, start - self.clock, end - self.clock) for lane, start, end in spans]
+
+    def spans(self, step: int, spans: Sequence[Iterable[tuple[str, float, float]]]) -> None:
+        """What each process did when, seconds since the run started; a lane of the second one is "generate 1"."""
+        for rank, own in enumerate(spans):
+            for lane, start, end in own:
+                name = f"{lane} {rank}" if rank else lane
+                self._write("timeline.jsonl", {"step": step, "lane": name, "start": start, "end": end})
 
     def rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:
             self._write("rollouts.jsonl", row)
 
     def close(self) -> None:
+        """The last thing that a run does: the processes part here."""
         for stream in self._files.values():
             stream.close()
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     def _write(self, name: str, row: Mapping[str, Any]) -> None:

@@ -3,20 +3,22 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
-from vold_trainer import checkpoint
-from vold_trainer.batching import make_batch, micro_batches
+from vold_trainer.batching import make_batch
 from vold_trainer.config import SftConfig
 from vold_trainer.data import Example, PromptOrder
 from vold_trainer.data.traces import trace_rows
 from vold_trainer.errors import UsageError
-from vold_trainer.models import CompletionScorer, Student, load_student
-from vold_trainer.optim import make_optimizer
+from vold_trainer.models import Student, load_student
+from vold_trainer.plan import plan_updates
+from vold_trainer.ranks import Ranks, make_accelerator, share
 from vold_trainer.run import RunFolder, StopSignal, progress, trim_after
+from vold_trainer.saving import Saver
+from vold_trainer.wrapping import Wrapped
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,15 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    student = load_student(config.student)
-    traces = read_traces(config.traces, student)
-    accelerator = Accelerator(log_with=config.trackers or None, project_dir=str(config.out))
-    if accelerator.num_processes > 1:
-        raise UsageError("sft runs in one process: start it without `accelerate launch`")
-    optimizer, scheduler = make_optimizer(student.model, config.optim, config.steps)
-    module = CompletionScorer(student.model)
-    module, optimizer, scheduler = accelerator.prepare(module, optimizer, scheduler)
-    first, found = 0, checkpoint.latest(config.out) if resume else None
-    if found is not None:
-        first = checkpoint.restore(found, student.model, optimizer, scheduler)
+    ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
+    ranks.check(config.batch, "batch")
+    student = ranks.together(lambda: load_student(config.student))
+    traces = ranks.together(lambda: read_traces(config.traces, student))
+    wrapped = Wrapped(student, config.optim, config.steps, config.seed, ranks)
+    saver = Saver(config, student, wrapped, ranks, {"traces": len(traces), "a step": config.batch})
+    found = saver.begin(resume)
+    first = found.step if found else 0
+    if found is not None and ranks.first:
         trim_after(config.out, first)
     about = {
         "kind": "sft",
@@ -77,47 +77,53 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
         "seed": config.seed,
         "steps": config.steps,
         "student": config.student.path,
+        "processes": ranks.size,
     }
-    folder = RunFolder(config, about, accelerator, resumed=found is not None)
+    folder = RunFolder(config, about, ranks.accelerator, resumed=found is not None)
     order = PromptOrder(len(traces), config.batch, config.seed)
     student.model.train()
     with StopSignal() as stop, progress("SFT on the teacher's traces", config.steps) as live:
         for step in range(first, config.steps):
             started = time.monotonic()
             chosen = [traces[index] for index in order.indices(step)]
-            loss = _step(student, module, accelerator, chosen, config.micro)
-            norm = accelerator.clip_grad_norm_(module.parameters(), config.optim.max_grad_norm)
-            optimizer.step()
-            lr = scheduler.get_last_lr()[0]
-            scheduler.step()
-            optimizer.zero_grad()
-            folder.metrics(
-                step + 1,
-                {"loss": loss, "grad_norm": float(norm), "lr": lr, "time/step": time.monotonic() - started},
-            )
+            loss = _step(student, wrapped, chosen, config.micro)
+            norm = wrapped.step()
+            figures = {
+                "loss": loss,
+                "grad_norm": norm,
+                "lr": wrapped.advance(),
+                "time/step": time.monotonic() - started,
+            }
+            folder.metrics(step + 1, figures)
+            ranks.together(partial(saver.saw, figures))
             live.update(step + 1, loss=loss)
-            due = config.save_every and (step + 1) % config.save_every == 0 and step + 1 < config.steps
-            if due or stop.requested:
-                checkpoint.save(config.out, step + 1, student.model, optimizer, scheduler)
-            if stop.requested:
+            stopped = ranks.any(stop.requested)
+            if saver.due(step + 1) or stopped:
+                saver.save(step + 1, {})
+            if stopped:
                 folder.close()
                 raise SystemExit(143)
+    saver.export()
     folder.close()
-    student.save(config.out / "model")
     return config.out / "model"
 
 
-def _step(
-    student: Student, module: torch.nn.Module, accelerator: Accelerator, traces: Sequence[Trace], micro: int
-) -> float:
-    """Forward and backward of one step; the mean loss over all completion tokens, nats."""
-    tokens = sum(len(trace.ids) for trace in traces)
+def _step(student: Student, wrapped: Wrapped, traces: Sequence[Trace], micro: int) -> float:
+    """Forward and backward of one step, of which this process takes its share; the mean loss over all completion
+    tokens, nats.
+    """
+    ranks = wrapped.ranks
+    shares = [share(len(traces), rank, ranks.size) for rank in range(ranks.size)]
+    drawn = [[(index, len(traces[index].ids)) for index in part] for part in shares]
+    (update,) = plan_updates(drawn, ranks.rank, size=0, micro=micro, seed=0, even=wrapped.even)
+    own = [traces[index] for index in shares[ranks.rank]]
     total = 0.0
-    for indices in micro_batches([len(trace.ids) for trace in traces], micro):
-        part = [traces[index] for index in indices]
-        batch = make_batch(student, [t.example for t in part], [t.ids for t in part], device=accelerator.device)
-        scores = module(batch.inputs, batch.predicts_BS, batch.ids_N)
-        loss = -scores.logprobs_N.sum() / tokens
-        accelerator.backward(loss)
+    for number, indices in enumerate(update.passes, 1):
+        part = [own[index] for index in indices] or own[:1]
+        batch = make_batch(student, [t.example for t in part], [t.ids for t in part], device=wrapped.accelerator.device)
+        with wrapped.one_pass(last=number == len(update.passes)):
+            scores = wrapped.module(batch.inputs, batch.predicts_BS, batch.ids_N)
+            loss = -scores.logprobs_N.sum() / update.tokens * bool(indices)
+            wrapped.add(loss)
         total += loss.item()
-    return total
+    return ranks.sum({"loss": total})["loss"]

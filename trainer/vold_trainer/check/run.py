@@ -283,7 +283,8 @@ def _dry_step(config: TrainConfig, found: Findings) -> None:
     """One step with few prompts and short completions, by the very code of a run."""
     with tempfile.TemporaryDirectory(prefix="vold-check-") as folder, found.looking_at("a dry step"), quietly():
         small = config.model_copy(deep=True)
-        small.out, small.steps, small.trackers, small.save_every = Path(folder) / "run", 1, [], 0
+        small.out, small.steps, small.trackers = Path(folder) / "run", 1, []
+        small.checkpoints.every = 0
         small.rollout.prompts = min(config.rollout.prompts, DRY_PROMPTS)
         small.rollout.max_tokens = min(config.rollout.max_tokens, DRY_TOKENS)
         if torch.cuda.is_available():

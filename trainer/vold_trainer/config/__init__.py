@@ -8,12 +8,14 @@ An unknown key is an error that names the nearest known one.
 from vold_trainer.config.files import ConfigT, dump, load
 from vold_trainer.config.parts import (
     BatchConfig,
+    CheckpointsConfig,
     Config,
     DataConfig,
     LoraConfig,
     MissingConfig,
     ObjectiveConfig,
     OptimConfig,
+    OutageConfig,
     RolloutConfig,
     RoutedTeacherConfig,
     StudentConfig,
@@ -25,6 +27,7 @@ from vold_trainer.config.runs import EvalConfig, RunConfig, SftConfig, TracesCon
 
 __all__ = [
     "BatchConfig",
+    "CheckpointsConfig",
     "Config",
     "ConfigT",
     "DataConfig",
@@ -33,6 +36,7 @@ __all__ = [
     "MissingConfig",
     "ObjectiveConfig",
     "OptimConfig",
+    "OutageConfig",
     "RolloutConfig",
     "RoutedTeacherConfig",
     "RunConfig",

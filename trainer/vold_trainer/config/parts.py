@@ -157,6 +157,7 @@ class RolloutConfig(Config):
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     batch: int = Field(default=0, ge=0, description="sequences generated together; 0: all of a step")
+    ahead: int = Field(default=0, ge=0, description="steps whose completions may be drawn before a step learns")
 
 
 def _objective_tag(value: Any) -> str:
@@ -181,3 +182,16 @@ class BatchConfig(Config):
 class MissingConfig(Config):
     max_share: float = Field(default=0.2, ge=0, le=1, description="of a step's rollouts that may miss a score")
     patience: int = Field(default=3, ge=1, description="steps in a row above max_share before the run stops")
+
+
+class CheckpointsConfig(Config):
+    every: int = Field(default=0, ge=0, description="steps between checkpoints, and one at the end; 0: at SIGTERM only")
+    keep_last: int = Field(default=2, ge=1, description="how many of the newest are kept")
+    keep_best: int = Field(default=0, ge=0, description="how many of the best are kept beside them")
+    metric: str = Field(default="reward/mean", description="the figure of metrics.jsonl that says which are the best")
+    mode: Literal["max", "min"] = Field(default="max", description="whether the best is the largest or the smallest")
+    window: int = Field(default=10, ge=1, description="steps before a checkpoint that the figure is a mean of")
+
+
+class OutageConfig(Config):
+    wait: float = Field(default=600.0, ge=0, description="seconds that a service may be away before the run stops")

@@ -1,5 +1,6 @@
 """What each command is told: a config a command, made of the components."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,11 +8,13 @@ from pydantic import Field, model_validator
 
 from vold_trainer.config.parts import (
     BatchConfig,
+    CheckpointsConfig,
     Config,
     DataConfig,
     MissingConfig,
     ObjectiveConfig,
     OptimConfig,
+    OutageConfig,
     RolloutConfig,
     RoutedTeacherConfig,
     StudentConfig,
@@ -19,6 +22,9 @@ from vold_trainer.config.parts import (
     VerifierConfig,
 )
 from vold_trainer.objectives import Vold
+
+ROLLOUT_CAP = 2.0
+"""Of truncated importance sampling, where a run draws ahead and its config names no other."""
 
 
 class RunConfig(Config):
@@ -31,7 +37,8 @@ class RunConfig(Config):
     trackers: list[str] = Field(
         default_factory=list, description="accelerate trackers: tensorboard, wandb, trackio, ..."
     )
-    save_every: int = Field(default=0, ge=0, description="steps between checkpoints to resume from; 0: only at SIGTERM")
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    steps: int
 
 
 class SftConfig(RunConfig):
@@ -42,6 +49,13 @@ class SftConfig(RunConfig):
     batch: int = Field(default=48, ge=1, description="sequences a step")
     micro: int = Field(default=64, ge=1, description="sequences in one forward and backward pass")
     optim: OptimConfig = OptimConfig(lr=1e-3, warmup_steps=20, schedule="cosine")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judged_by_its_loss(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(kept := values.get("checkpoints", {}), dict):
+            return values
+        return {**values, "checkpoints": {"metric": "loss", "mode": "min", **kept}}
 
 
 class TrainConfig(RunConfig):
@@ -58,6 +72,7 @@ class TrainConfig(RunConfig):
     optim: OptimConfig = OptimConfig()
     batch: BatchConfig = BatchConfig()
     missing: MissingConfig = MissingConfig()
+    outage: OutageConfig = OutageConfig()
     steps: int = Field(default=60, ge=1)
     samples_every: int = Field(default=10, ge=1, description="steps between rollouts kept for the report")
 
@@ -87,7 +102,20 @@ class TrainConfig(RunConfig):
                 "file of `vold traces`, or objective.student_share=1"
             )
         self._check_routes()
+        self._correct_for_age()
         return self
+
+    def _correct_for_age(self) -> None:
+        """Completions that older weights drew are weighted for it, in every objective that can."""
+        if not self.rollout.ahead:
+            return
+        if getattr(self.objective, "rounds", 1) > 1:
+            raise ValueError(
+                f"rollout.ahead is {self.rollout.ahead}, and objective.rounds above 1 draws again once the scores are "
+                "known: set objective.rounds=1, or rollout.ahead=0"
+            )
+        if getattr(self.objective, "rollout_cap", 0.0) is None:
+            self.objective = replace(self.objective, rollout_cap=ROLLOUT_CAP)  # type: ignore[arg-type]  # those without it were left out
 
     def _check_routes(self) -> None:
         if len(defaults := [name for name, teacher in self.teachers.items() if teacher.default]) > 1:
