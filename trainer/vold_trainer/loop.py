@@ -124,7 +124,7 @@ class Loop:
             self.ranks.together(lambda: self.scorer.prepare([*examples, *(trace.example for trace in traces)]))
         batches = Batches(config, self.objective, self.drawing, examples, traces)
         self.pipeline = Pipeline(batches.begin, self.engine, ahead=config.rollout.ahead, steps=config.steps)
-        label = f"{self.objective.name} on {config.data.modality} prompts"
+        label = f"{self.objective.name} on {config.data.label} prompts"
         self.student.model.train()
         with StopSignal() as stop, progress(label, config.steps) as live, closing(self.pipeline):
             self.scorer.outages.stop = lambda: stop.requested
