@@ -51,6 +51,10 @@ def load_examples(config: DataConfig) -> list[Example]:
         return examples(
             config.split, config.limit or 4096, modality=config.modality, seed=config.seed, offset=config.offset
         )
+    if config.adapter:
+        from vold_trainer.adapters.rows import adapted_examples
+
+        return adapted_examples(config)
     path = Path(config.source)
     if not path.is_file():
         raise UsageError(f"data.source {config.source!r} is neither 'pocket' nor a file that exists")

@@ -1,0 +1,68 @@
+"""An evaluation's figures as a table for the terminal: a row a figure, so that any number of them fits."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from vold_trainer.evaluate.results import SetResult
+
+Figure = tuple[str, float, Sequence[float] | None, int | None]
+"""A figure's name, its value, its 95 % interval and the number of problems behind it, where it has those."""
+
+
+def result_table(results: Mapping[str, SetResult], title: str, *, categories: bool = False) -> Table:
+    """Every set's greedy accuracy, what was sampled, the benchmark's own figures and, where asked for, its categories.
+
+    errors: answers of the whole set that nobody could judge. cut off: the share that ran into max_tokens.
+    """
+    table = Table(title=title)
+    for name in ("set", "figure", "value", "95 %", "n", "errors", "cut off"):
+        table.add_column(name, justify="left" if name in ("set", "figure") else "right")
+    for label, found in results.items():
+        ends = (label, str(found.errors), _percent(found.truncated))
+        for name, value, interval, n in [*_figures(found), *(_categories(found) if categories else ())]:
+            first, errors, cut = ends
+            table.add_row(first, name, _percent(value), _interval(interval), "" if n is None else str(n), errors, cut)
+            ends = ("", "", "")
+        table.add_section()
+    return table
+
+
+def _figures(found: SetResult) -> Iterator[Figure]:
+    if found.n or found.sampled is None:
+        yield "greedy", found.accuracy, found.interval, found.n
+    sampled = found.sampled or {}
+    yield from _sampled(sampled, "")
+    for name, figure in found.aggregate.items():
+        yield name, figure["value"], figure["interval"], figure["n"]
+    for name, value in sampled.get("aggregate", {}).items():
+        yield f"{name}, mean of {sampled['n']} passes", value, None, None
+
+
+def _categories(found: SetResult) -> Iterator[Figure]:
+    sampled = (found.sampled or {}).get("by_category", {})
+    for name in sorted({*found.by_category, *sampled}):
+        if share := found.by_category.get(name):
+            yield f"{name}: greedy", share["accuracy"], share["interval"], share["n"]
+        yield from _sampled(sampled.get(name, {}), f"{name}: ")
+    for facet, values in found.by_facet.items():
+        for name, share in values.items():
+            yield f"{facet} {name}: greedy", share["accuracy"], share["interval"], share["n"]
+
+
+def _sampled(figures: Mapping[str, Any], prefix: str) -> Iterator[Figure]:
+    for name, figure in figures.items():
+        if "@" in name:
+            yield f"{prefix}{name}", figure["value"], figure["interval"], figure["n"]
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    if interval is None or math.isnan(interval[0]):
+        return ""
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1%}"
