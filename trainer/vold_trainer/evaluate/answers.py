@@ -115,11 +115,16 @@ def _compare(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> No
 
 def keys(examples: Sequence[Example]) -> list[str]:
     """A name for every example of a set: its id, with #2, #3, ... where the id comes again."""
-    seen: dict[str, int] = {}
-    names = []
+    names: list[str] = []
+    taken: set[str] = set()
+    times: dict[str, int] = {}
     for example in examples:
-        seen[example.id] = count = seen.get(example.id, 0) + 1
-        names.append(example.id if count == 1 else f"{example.id}#{count}")
+        name = example.id
+        while name in taken:
+            times[example.id] = times.get(example.id, 1) + 1
+            name = f"{example.id}#{times[example.id]}"
+        taken.add(name)
+        names.append(name)
     return names
 
 

@@ -20,7 +20,7 @@ def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     centre = share + z * z / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return (centre - spread) / scale, (centre + spread) / scale
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

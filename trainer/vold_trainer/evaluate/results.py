@@ -121,7 +121,7 @@ def _sampled_figures(problems: Sequence[Judged], sampling: SamplingConfig, seed:
     for k in sampling.ks:
         enough = [(c, verdicts) for c, verdicts in zip(right, judged, strict=True) if len(verdicts) >= k]
         figures[f"pass@{k}"] = [pass_at_k(len(verdicts), c, k) for c, verdicts in enough]
-        if k > 1:
+        if k > 2:  # of two, or of one, the vote says what the mean says
             figures[f"maj@{k}"] = [maj_at_k([_vote(v) for v in verdicts], RIGHT, k) for _, verdicts in enough]
     return {name: _figure(values, seed) for name, values in figures.items()}
 

@@ -192,7 +192,7 @@ def _item(config: EvalConfig, example: Example, answer: Answer, identifier: str)
 def _drawn(config: EvalConfig, weights: str) -> dict[str, Any]:
     """What has to be the same for answers to go together."""
     sampling = config.sampling
-    drawn: dict[str, Any] = {"weights": weights, "dtype": config.student.dtype, "max_tokens": config.max_tokens}
+    drawn: dict[str, Any] = {"student weights": weights, "dtype": config.student.dtype, "max_tokens": config.max_tokens}
     if sampling.n:
         drawn |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": config.seed}
     return drawn
