@@ -54,7 +54,11 @@ def test_the_verifier_pays_right_answers_and_no_wrong_ones(verifier):
 
 def test_own_wordings_answers_need_no_box(verifier):
     """A prompt that asks for a plain value gets one, at the end of a sentence."""
-    plain = {"mathvista-integer": "So the gap between them is 11", "mathverse-free": r"The answer is $10\sqrt{2}$"}
+    plain = {
+        "mathvista-integer": "So the gap between them is 11.",
+        "mathverse-free": "Add both.\nThe answer is $10\\sqrt{2}$.",
+        "dynamath-float": "The period is two thirds of pi, 2.094.",
+    }
     cases = [case for case in CASES if case.name in plain]
     items = []
     for case in cases:
@@ -80,7 +84,7 @@ def test_own_wordings_answers_need_no_box(verifier):
         ("geometry3k", {"images": [stored()], "problem": "<image><image>?", "answer": "1"},
          "<image> stands in it 2 times, for 1 pictures"),
         ("geometry3k", {"images": "a.png", "problem": "?", "answer": "1"}, r"column 'images' is 'a.png': give a list"),
-        ("geometry3k", {"images": ["no.png"], "problem": "?", "answer": "1"}, r"column 'images' is no picture that can"),
+        ("geometry3k", {"images": ["no.png"], "problem": "?", "answer": "1"}, r"column 'images' is no picture"),
         ("mathvision", {"id": "1", "question": "?", "decoded_image": {"bytes": b"rubbish"}, "answer": "1"},
          r"column 'decoded_image' is no picture that can be read"),
         ("logicvista", {"question": "?", "answer": "", "image": PICTURE}, r"column 'answer' is '': give the letters"),

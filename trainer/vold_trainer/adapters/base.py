@@ -18,8 +18,8 @@ Wording = Literal["boxed", "own"]
 Picture = Callable[[Any, str], Any]
 """(what a column holds, where it stands) to the picture that an Example keeps."""
 
-UNMARKED = ("boxed", "answer_tag", "answer_line", "statement", "whole", "last_number")
-"""Where a number may stand in an answer to a prompt that does not ask for a box."""
+UNMARKED = ("boxed", "answer_tag", "answer_line", "statement", "last_number")
+"""Where a number may stand in an answer to a prompt that asks for no box."""
 FREE = r"Put the final answer in \boxed{}."
 LETTER = r"Put the letter of the right option in \boxed{}."
 

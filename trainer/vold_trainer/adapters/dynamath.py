@@ -30,6 +30,8 @@ def _example(row: Row, wording: Wording) -> Example:
     seed = row.maybe("qid") or row.text("id")
     form = LETTER if chosen else f"{_THREE_PLACES} {FREE}"
     parameters: dict[str, object] = {"absolute_tolerance": TOLERANCE} if number else {}
+    if number and wording == "own":
+        parameters["accept"] = UNMARKED
     return (
         Question()
         .picture(row.image("decoded_image", "image"))

@@ -1,6 +1,6 @@
 """Geometry3K (Lu et al. 2021, arXiv:2105.04165) as hiyouga/geometry3k lays it out: a diagram, a question, a number."""
 
-from vold_trainer.adapters.base import FREE, UNMARKED, Adapter, Question, Row, Wording
+from vold_trainer.adapters.base import FREE, Adapter, Question, Row, Wording
 from vold_trainer.data import Example
 
 _MARK = "<image>"
@@ -28,7 +28,7 @@ def _example(row: Row, wording: Wording) -> Example:
         row.maybe("id") or row.where,
         row.answer("answer", "give the right answer"),
         "math",
-        {} if wording == "boxed" else {"accept": UNMARKED},
+        {},
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from vold_trainer.adapters.base import (
     FREE,
     LETTER,
-    UNMARKED,
     Adapter,
     Figures,
     Outcome,
@@ -32,10 +31,8 @@ def _example(row: Row, wording: Wording) -> Example:
         # A "Vision Only" row has its question in the picture, and none here.
         asked = row.maybe("question") or "Solve the problem in the picture."
         words = f"{asked}\n{LETTER if chosen else FREE}"
-    parameters = {} if chosen or wording == "boxed" else {"accept": UNMARKED}
-    if chosen:
-        # The options are in the text of the versions that have one, and always in the one for judges.
-        parameters = choice(options_in(row.maybe("question") or row.maybe("question_for_eval")))
+    # The options are in the text of the versions that have one, and always in the one for judges.
+    parameters = choice(options_in(row.maybe("question") or row.maybe("question_for_eval"))) if chosen else {}
     metadata = row.fields("metadata")
     return (
         Question()
