@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from vold_trainer.adapters.base import (
     FREE,
     LETTER,
+    UNMARKED,
     Adapter,
     Figures,
     Outcome,
