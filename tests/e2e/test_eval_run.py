@@ -116,7 +116,7 @@ def test_answers_of_another_student_are_refused(tmp_path, verifier):
     with pytest.raises(UsageError, match=r"holds answers with student weights .*--fresh"):
         evaluate(tmp_path, verifier, "sampling.n=0", other, text)
     with pytest.raises(UsageError, match="to another prompt"):
-        evaluate(tmp_path, verifier, *few, "data.0.split=train", "data.0.name=text", "data.0.modality=image")
+        evaluate(tmp_path, verifier, *few, "data.0.seed=1")
 
 
 def test_a_benchmark_in_its_own_columns_through_the_command_line(tmp_path, verifier):

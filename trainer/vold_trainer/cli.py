@@ -89,11 +89,13 @@ def evaluate(
     """Greedy and sampled accuracy of a student on one or more sets; goes on from the answers that `out` holds."""
     from vold_trainer.config import EvalConfig, load
     from vold_trainer.evaluate import run_eval
-    from vold_trainer.evaluate.tables import result_table
+    from vold_trainer.evaluate.tables import category_table, result_table
 
     settings = load(EvalConfig, *_split(config, overrides))
     results = run_eval(settings, fresh=fresh)
-    Console().print(result_table(results, settings.student.path, categories=categories))
+    Console().print(result_table(results, settings.student.path))
+    if categories and (table := category_table(results)) is not None:
+        Console().print(table)
 
 
 @app.command()
