@@ -19,9 +19,9 @@ def result_table(results: Mapping[str, SetResult], title: str) -> Table:
     table = _table(title, "set", "figure", numbers=("value", "95 %", "n", "errors", "cut off"))
     for label, found in results.items():
         ends = (label, str(found.errors), _percent(found.truncated))
-        for name, *figure in _figures(found):
+        for name, value, interval, n in _figures(found):
             first, errors, cut = ends
-            table.add_row(first, name, *_cells(*figure), errors, cut)
+            table.add_row(first, name, *_cells(value, interval, n), errors, cut)
             ends = ("", "", "")
         table.add_section()
     return table
@@ -33,8 +33,8 @@ def category_table(results: Mapping[str, SetResult]) -> Table | None:
     """
     table = _table("by category", "set", "category", "figure", numbers=("value", "95 %", "n"))
     for label, found in results.items():
-        for category, name, *figure in _categories(found):
-            table.add_row(label, category, name, *_cells(*figure))
+        for category, name, value, interval, n in _categories(found):
+            table.add_row(label, category, name, *_cells(value, interval, n))
             label = ""
         table.add_section()
     return table if table.row_count else None
