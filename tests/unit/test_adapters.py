@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -34,6 +35,25 @@ def test_a_row_becomes_an_example(case, wording):
     if wording == "boxed":
         assert r"\boxed{}" in example.prompt_text
         assert all(words in example.prompt_text for words in case.says), example.prompt_text
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@pytest.mark.parametrize("wording", ["boxed", "own"])
+def test_an_adapter_reads_the_columns_that_it_names_and_no_others(case, wording):
+    named = {column: value for column, value in case.row.items() if column in REGISTRY[case.adapter].columns}
+    example, same = (adapt(case.adapter, row, "rows:1", wording=wording) for row in (case.row, named))
+    assert (same.id, same.messages, same.reference) == (example.id, example.messages, example.reference)
+    assert (same.category, same.meta, len(same.images)) == (example.category, example.meta, case.images)
+
+
+def test_the_guide_names_every_adapter_with_its_columns_and_figures():
+    guide = (Path(__file__).parents[2] / "docs/guides/evaluate.md").read_text()
+    rows = {cells[1].strip(" `"): cells for line in guide.splitlines() if len(cells := line.split("|")) == 8}
+    for name, adapter in REGISTRY.items():
+        _, _, source, columns, verifiers, *_ = rows[name]
+        assert adapter.source in source
+        assert re.findall(r"`(.+?)`", columns) == list(adapter.columns)
+        assert {case.verifier for case in CASES if case.adapter == name} == set(re.findall(r"`(.+?)`", verifiers))
 
 
 def test_the_verifier_pays_right_answers_and_no_wrong_ones(verifier):
