@@ -133,6 +133,8 @@ def test_a_benchmark_in_its_own_columns_through_the_command_line(tmp_path, verif
     problem = {"images": ["1.png"], "problem": "<image>Find x.", "answer": "4"}
     broken = {"images": [], "problem": "<image>Find x.", "answer": "4"}
     (tmp_path / "geometry.jsonl").write_text(f"{json.dumps(problem)}\n{json.dumps(broken)}\n")
+    unjudged = {"prompt": "1+1=?", "reference": "a zebra", "verifier": "choice"}
+    (tmp_path / "unjudged.jsonl").write_text(json.dumps(unjudged))
     config = tmp_path / "eval.yaml"
     config.write_text(
         f"""
@@ -143,6 +145,7 @@ max_tokens: 12
 data:
   - {{source: "{tmp_path}/sample_variant*.parquet", adapter: dynamath}}
   - {{source: "{tmp_path}/geometry.jsonl", adapter: geometry3k, wording: own, skip_broken: true}}
+  - {{source: "{tmp_path}/unjudged.jsonl"}}
 """
     )
     result = CliRunner().invoke(app, ["eval", str(config), "--categories", "sampling.n=2"], catch_exceptions=False)
@@ -154,6 +157,8 @@ data:
     assert (found["problems"], found["aggregate"]["worst_case"]["n"], found["errors"]) == (4, 2, 0)
     assert set(found["sampled"]["aggregate"]) == {"average", "worst_case"}
     assert written["geometry3k"]["problems"] == 1
+    unjudged = written["unjudged"]
+    assert (unjudged["errors"], unjudged["n"], unjudged["accuracy"], written["errors"]) == (3, 0, None, 3)
     keys = {row["key"] for row in read_json_lines(tmp_path / "run" / "answers.jsonl")[1:]}
     assert {"1", "1#2", "2", "2#2"} < keys
     sample = read_json_lines(tmp_path / "run" / "eval_samples.jsonl")[0]

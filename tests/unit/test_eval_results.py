@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from vold_client import Unavailable, Verdict
 from vold_trainer.adapters import Outcome
@@ -11,6 +13,7 @@ from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 from vold_trainer.evaluate.answers import GREEDY, Answer
 from vold_trainer.evaluate.results import Judged, summarise
+from vold_trainer.evaluate.run import units
 from vold_trainer.evaluate.tables import category_table, result_table
 
 NOBODY = "nobody could say"
@@ -146,3 +149,17 @@ def test_which_k_are_reported(n, k, ks):
 def test_configs_that_make_no_sense(overrides, message):
     with pytest.raises(UsageError, match=message):
         load(EvalConfig, None, ["out=x", "student.path=y", *overrides])
+
+
+@given(st.integers(1, 12), st.integers(0, 9), st.integers(1, 7), st.booleans())
+def test_units_draw_every_completion_once_and_hold_no_more_than_a_batch(problems, n, batch, greedy):
+    config = EvalConfig(
+        out="x", student={"path": "y"}, greedy=greedy or not n, sampling=SamplingConfig(n=n), batch=batch
+    )  # fmt: skip
+    examples = [Example(str(i), ({"role": "user", "content": "?" * (i % 3)},), "r") for i in range(problems)]
+    drawn = []
+    for unit in units(examples, config):
+        assert len(unit.indices) * unit.group <= batch
+        drawn += [(index, unit.first + at) for index in unit.indices for at in range(unit.group)]
+    numbers = [*([GREEDY] if config.greedy else []), *range(n)]
+    assert sorted(drawn) == sorted((index, number) for index in range(problems) for number in numbers)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from rich.markup import escape
 from vold_client import Item, Verdict
 
 from vold_trainer.adapters import REGISTRY
@@ -158,6 +159,9 @@ def judge_set(
         for answer in given
     ]
     verdicts = asyncio.run(_verdicts(items, data, config, services))
+    if unjudged := [verdict for verdict in verdicts.values() if verdict.error is not None]:
+        says = f"{len(unjudged)} of {len(items)} answers could not be judged, and are in no figure; the first one: "
+        console.print(f"[yellow]{data.label}:[/] {says}", escape(str(unjudged[0].error)), highlight=False)
     judged = []
     for at, (example, given) in enumerate(zip(examples, answers, strict=True)):
         pairs = [(answer, verdicts[f"{at}:{answer.sample}"]) for answer in given]
