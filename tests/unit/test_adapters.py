@@ -46,6 +46,25 @@ def test_an_adapter_reads_the_columns_that_it_names_and_no_others(case, wording)
     assert (same.category, same.meta, len(same.images)) == (example.category, example.meta, case.images)
 
 
+class Watched(dict):
+    """A row that remembers which of its columns were looked at."""
+
+    def __init__(self, columns):
+        super().__init__(columns)
+        self.looked_at = set()
+
+    def get(self, column, default=None):
+        self.looked_at.add(column)
+        return super().get(column, default)
+
+
+def test_no_column_is_looked_at_that_is_not_named():
+    for case in CASES:
+        row = Watched(case.row)
+        adapt(case.adapter, row, "rows:1", wording="own")
+        assert row.looked_at <= set(REGISTRY[case.adapter].reads)
+
+
 def test_the_guide_names_every_adapter_with_its_columns_and_figures():
     guide = (Path(__file__).parents[2] / "docs/guides/evaluate.md").read_text()
     rows = {cells[1].strip(" `"): cells for line in guide.splitlines() if len(cells := line.split("|")) == 8}

@@ -41,7 +41,8 @@ class Adapter:
     """How one benchmark's rows become examples.
 
     example: the row to an Example, in one of the two wordings. aggregate: the benchmark's own figures from one outcome
-    a row, where it has some. columns, source: what it reads, and where such rows are published.
+    a row, where it has some. columns, source: what it reads, and where such rows are published. also: columns that it
+    reads where other copies of the benchmark have them in place of those.
     """
 
     name: str
@@ -49,6 +50,12 @@ class Adapter:
     columns: tuple[str, ...]
     example: Callable[["Row", Wording], Example]
     aggregate: Callable[[Sequence[Outcome]], Figures] | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Every column that it looks at."""
+        return (*self.columns, *self.also)
 
 
 @dataclass

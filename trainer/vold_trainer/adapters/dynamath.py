@@ -69,4 +69,5 @@ ADAPTER = Adapter(
     ("id", "question", "decoded_image", "ground_truth", "answer_type", "subject", "knowledge_level"),
     _example,
     _aggregate,
+    also=("image", "qid"),
 )

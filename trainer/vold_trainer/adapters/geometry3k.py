@@ -32,4 +32,4 @@ def _example(row: Row, wording: Wording) -> Example:
     )
 
 
-ADAPTER = Adapter("geometry3k", "hiyouga/geometry3k", ("images", "problem", "answer"), _example)
+ADAPTER = Adapter("geometry3k", "hiyouga/geometry3k", ("images", "problem", "answer"), _example, also=("id",))

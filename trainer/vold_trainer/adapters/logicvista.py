@@ -38,4 +38,5 @@ ADAPTER = Adapter(
     "lscpku/LogicVista",
     ("id", "question", "image", "answer", "skill", "broad_capability", "specific_capability"),
     _example,
+    also=("imagename", "capability"),
 )

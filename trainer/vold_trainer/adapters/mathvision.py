@@ -35,4 +35,5 @@ ADAPTER = Adapter(
     "MathLLMs/MathVision",
     ("id", "question", "options", "decoded_image", "answer", "level", "subject"),
     _example,
+    also=("image",),
 )

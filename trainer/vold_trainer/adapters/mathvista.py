@@ -63,4 +63,5 @@ ADAPTER = Adapter(
     ("pid", "question", "decoded_image", "choices", "unit", "precision", "answer", "question_type", "answer_type",
      "metadata", "query"),
     _example,
+    also=("image",),
 )  # fmt: skip

@@ -32,7 +32,8 @@ def _example(row: Row, wording: Wording) -> Example:
     if len(options) < 2:
         raise row.fault("options", "give a list of options, or that list written as text")
     subject = row.text("subject")
-    return (_seen(row, wording) if "question" not in row.columns else _read(row, wording, options)).example(
+    question = _read(row, wording, options) if row.maybe("question") else _seen(row, wording)
+    return question.example(
         row.text("id"),
         row.answer("answer", "give the letter of the right option"),
         "choice",

@@ -85,4 +85,5 @@ ADAPTER = Adapter(
     ("ID", "key", "question", "option", "image_path", "answer", "knowledge concept"),
     _example,
     _aggregate,
+    also=("image",),
 )
