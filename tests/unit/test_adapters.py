@@ -207,8 +207,7 @@ def test_rows_come_from_parquet_as_the_hub_has_it(tmp_path):
     assert [example.id for example in load_examples(config)] == ["0", "1", "2", "4"]
     assert [e.id for e in load_examples(config.model_copy(update={"offset": 1, "limit": 2}))] == ["1", "2"]
     strict = config.model_copy(update={"skip_broken": False})
-    where = re.escape(f"{tmp_path / 'testmini-1.parquet'}:1: column 'answer' is ''")
-    with pytest.raises(UsageError, match=f"{where}.*skip_broken=true"):
+    with pytest.raises(UsageError, match=r"testmini-1\.parquet\S+ column 'answer' is ''.*skip_broken=true"):
         load_examples(strict)
 
 
@@ -219,7 +218,7 @@ def test_rows_come_from_jsonl_with_picture_files(tmp_path):
     config = DataConfig(source=str(tmp_path / "rows.jsonl"), adapter="logicvista", skip_broken=True)
     (example,) = load_examples(config)
     assert example.images[0].size == PICTURE.size
-    for source, message in (("no.jsonl", "is no file that exists"), ("rows.txt", "neither JSONL nor Parquet")):
+    for source, message in (("no.jsonl", "no.jsonl.* exists"), ("rows.txt", "neither JSONL nor Parquet")):
         (tmp_path / "rows.txt").touch()
         with pytest.raises(UsageError, match=message):
             load_examples(DataConfig(source=str(tmp_path / source), adapter="logicvista"))

@@ -1,4 +1,4 @@
-"""The second stage: GRPO, distillation, or both, on text-only prompts.
+"""The second stage: GRPO, distillation, or both.
 
 A step: draw P prompts, sample G completions of each; every completion goes to teacher and verifier as soon as it
 ends, while the others are still being drawn; then one or more optimiser steps on all of them. What is asked of whom,
@@ -36,6 +36,7 @@ from vold_trainer.services import open_services, teacher_client, verifier_client
 from vold_trainer.sft import Trace, read_traces
 from vold_trainer.teachers import ONLY, Asks, Routes, configured, make_teachers
 from vold_trainer.token_log import TokenLog, outcome_figures
+from vold_trainer.twins import check_twins
 
 ROUND_STRIDE = 1 << 40
 """Between the seeds of the rounds of one step: farther apart than the seeds of any two steps."""
@@ -56,6 +57,8 @@ def run_train(config: TrainConfig, *, resume: bool = False) -> Path:
     teachers, verifier = configured(config), config.verifier
     if teachers:
         routes.check([*examples, *(trace.example for trace in traces)])
+    if config.objective.needs.teacher:
+        check_twins([*examples, *(trace.example for trace in traces)])
     with (
         tracing.exporting(config.out.name),
         open_services(teacher=teachers.get(ONLY), verifier=verifier, teachers=teachers) as services,
@@ -158,6 +161,8 @@ class _Trainer:
         per_step = config.rollout.prompts * self._rounds
         order = PromptOrder(len(examples), per_step, config.seed)
         given = PromptOrder(len(traces), config.rollout.prompts * config.rollout.group, config.seed)
+        if self.objective.needs.teacher:
+            self.scorer.prepare([*examples, *(trace.example for trace in traces)])
         label = f"{self.objective.name} on {config.data.modality} prompts"
         self.student.model.train()
         with StopSignal() as stop, progress(label, config.steps) as live:

@@ -7,7 +7,7 @@ import concurrent.futures
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from vold_trainer.models import Student
 from vold_trainer.objectives import Needs
 from vold_trainer.rollout.hf import Rollout
 from vold_trainer.teachers import Asks, Teacher
+from vold_trainer.twins import TeacherPrompts
 
 T = TypeVar("T")
 Floats = NDArray[np.float32]
@@ -122,6 +123,7 @@ class Scorer:
         self.needs = Needs()
         self.verify = True
         self.special_ids: frozenset[int] = frozenset()
+        self.prompts: dict[str, TeacherPrompts] = {}
         self._waiting: list[Rollout] = []
         self._pending: list[concurrent.futures.Future[None]] = []
         self._scores = StepScores({})
@@ -132,7 +134,13 @@ class Scorer:
         for teacher in self.teachers.values():
             info = self.thread.run(teacher.client.info())
             teacher.meet(info, self.thread.run(teacher.client.tokenizer()), student, asks)
+            self.prompts[teacher.name] = TeacherPrompts(student, teacher)
         return list(self.teachers.values())
+
+    def prepare(self, examples: Sequence[Example]) -> None:
+        """Make what the teachers read of these examples. Raises UsageError for a row that its teacher cannot read."""
+        for name, prompts in self.prompts.items():
+            prompts.prepare([example for example in examples if self.route(example) == name])
 
     def submit(self, rollouts: list[Rollout]) -> None:
         """Take finished rollouts; they are sent once `batch` of them are there."""
@@ -171,6 +179,7 @@ class Scorer:
             for rollout in rollouts:
                 name = self.route(rollout.example)
                 scores.rows[rollout.row].teacher = name
+                self.prompts[name].know(rollout.example)  # here: a tokenizer serves one thread at a time
                 asked.setdefault(name, []).append(rollout)
             for name, part in asked.items():
                 ask = partial(self._ask_teacher, self.teachers[name], self.needs)
@@ -214,7 +223,8 @@ class Scorer:
             if needs.candidates:
                 assert rollout.candidates is not None
                 candidates = _shared(rollout.candidates[: len(sent)], counts_V)[0]
-            prompt = prompts.setdefault(rollout.prompt_ids, len(prompts))
+            read = self.prompts[teacher.name](rollout.example, rollout.prompt_ids)
+            prompt = prompts.setdefault(read, len(prompts))
             completions.append(Completion(prompt, sent, candidates, id=str(rollout.row)))
         if not completions:
             return

@@ -1,10 +1,9 @@
 """Cold start: supervised fine-tuning on a teacher's traces, loss on the completions only, vision tower frozen."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +11,8 @@ from accelerate import Accelerator
 from vold_trainer import checkpoint
 from vold_trainer.batching import make_batch, micro_batches
 from vold_trainer.config import SftConfig
-from vold_trainer.data import Example, PromptOrder, read_lines
+from vold_trainer.data import Example, PromptOrder
+from vold_trainer.data.traces import trace_rows
 from vold_trainer.errors import UsageError
 from vold_trainer.models import CompletionScorer, Student, load_student
 from vold_trainer.optim import make_optimizer
@@ -28,32 +28,20 @@ class Trace:
 
 
 def read_traces(path: Path, student: Student) -> list[Trace]:
-    """The traces of `vold traces`, or any JSONL with "messages" (or "prompt") and "completion".
+    """The traces of `vold traces`, or any JSONL or Parquet with "messages" (or "prompt") and "completion".
 
     "completion_ids" are used as they are where the student's tokenizer reads them as the same text; otherwise the
     text is tokenized and ended with the student's EOS. Raises UsageError that names file, line and field.
     """
     if not path.is_file():
         raise UsageError(f"traces {str(path)!r} does not exist: make it with `vold traces`")
-    traces = []
-    for number, row in read_lines(path):
-        if isinstance(row, UsageError):
-            raise row
-        traces.append(_trace(row, f"{path}:{number}", student))
+    traces = [_trace(example, completion, ids, student) for example, completion, ids in trace_rows(path)]
     if not traces:
         raise UsageError(f"traces {str(path)!r} is empty: no completion was kept, or the file was cut off")
     return traces
 
 
-def _trace(row: Mapping[str, Any], where: str, student: Student) -> Trace:
-    completion = row.get("completion")
-    if not isinstance(completion, str) or not completion:
-        raise UsageError(f"{where}: field 'completion' is {completion!r}: give the text to learn")
-    messages = row.get("messages") or ([{"role": "user", "content": row["prompt"]}] if row.get("prompt") else None)
-    if not isinstance(messages, list):
-        raise UsageError(f"{where}: field 'messages' is {str(messages)[:60]!r}: give a list of role and content")
-    example = Example(str(row.get("id", where)), tuple(messages), str(row.get("reference", "")))
-    ids = row.get("completion_ids")
+def _trace(example: Example, completion: str, ids: Sequence[int] | None, student: Student) -> Trace:
     if ids and _reads_as(student, ids, completion):
         return Trace(example, tuple(ids))
     ids = student.tokenizer(completion, add_special_tokens=False)["input_ids"]

@@ -22,7 +22,7 @@ from vold_trainer.adapters import (
     mmmu_pro,
     wemath,
 )
-from vold_trainer.adapters.base import Adapter, Figures, Outcome, Picture, Row, Wording, read_picture
+from vold_trainer.adapters.base import Adapter, Figures, Outcome, ReadPicture, Row, Wording, read_picture
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 
@@ -50,7 +50,7 @@ def adapt(
     *,
     wording: Wording = "boxed",
     folder: Path = Path(),
-    picture: Picture | None = None,
+    picture: ReadPicture | None = None,
 ) -> Example:
     """The example of one row of benchmark `name`.
 

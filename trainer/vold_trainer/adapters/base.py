@@ -11,11 +11,12 @@ from typing import Any, Literal
 from PIL import Image, UnidentifiedImageError
 
 from vold_trainer.data import Example
+from vold_trainer.data.images import Images, Picture
 from vold_trainer.errors import UsageError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Wording = Literal["boxed", "own"]
-Picture = Callable[[Any, str], Any]
+ReadPicture = Callable[[Any, str], Any]
 """(what a column holds, where it stands) to the picture that an Example keeps."""
 
 UNMARKED = ("boxed", "answer_tag", "answer_line", "statement", "last_number")
@@ -64,7 +65,7 @@ class Row:
 
     columns: Mapping[str, Any]
     where: str
-    picture: Picture
+    picture: ReadPicture
 
     def fault(self, column: str, remedy: str) -> UsageError:
         value = f"is {str(self.columns[column])[:80]!r}" if column in self.columns else "is missing"
@@ -165,18 +166,19 @@ class Question:
     ) -> Example:
         """facets: further names to report by, {"level": "3"}. meta: what the benchmark's own figures need."""
         named = {name: value for name, value in (facets or {}).items() if value}
+        pictures = [image for image in self.images if isinstance(image, Picture)]
         content: Any = self.parts if self.images else "".join(part["text"] for part in self.parts)
         return Example(
             id=id,
             messages=({"role": "user", "content": content},),
             reference=reference,
-            images=tuple(self.images),
+            images=Images(pictures) if len(pictures) == len(self.images) > 0 else tuple(self.images),
             category=category,
             meta={"verifier": verifier, "parameters": dict(parameters), "facets": named, **meta},
         )
 
 
-def read_picture(folder: Path) -> Picture:
+def read_picture(folder: Path) -> ReadPicture:
     """Reads a PIL picture, the {"bytes", "path"} of `datasets`, bytes, or a path below `folder`, as RGB.
 
     What is transparent becomes white, as a page would show it. Raises UsageError that names the column.

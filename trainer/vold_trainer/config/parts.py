@@ -45,6 +45,10 @@ class TlsConfig(Config):
 class TeacherConfig(Config):
     url: str | list[str] = Field(default="local:pocket:teacher", description="where the teacher is; several: replicas")
     model: str = Field(default="", description="which teacher of the service; empty: its default")
+    system: str = Field(default="", description="a system prompt that this teacher alone reads, before the row's own")
+    template: Literal["student", "teacher"] = Field(
+        default="student", description="whose chat template and tokenizer make the prompts that this teacher reads"
+    )
     api_key_env: VariableName = Field(
         default="VOLD_TEACHER_API_KEY", description="environment variable that holds the key"
     )
@@ -74,11 +78,30 @@ class VerifierConfig(Config):
     timeout: float = Field(default=120.0, gt=0, description="seconds for one call, retries included")
 
 
+POCKET_SPLITS = ("train", "validation", "test")
+
+
 class DataConfig(Config):
     name: str = Field(default="", description="what results call it; else the modality, or the file's name")
-    source: str = Field(default="pocket", description="pocket, or a JSONL file")
-    split: Literal["train", "validation", "test"] = Field(default="train", description="of the pocket world")
-    modality: Literal["text", "image"] = Field(default="text", description="of the pocket world")
+    source: str = Field(
+        default="pocket",
+        description="pocket; a JSONL or Parquet file, a pattern of such or a folder of Parquet; a data set of the hub",
+    )
+    config: str = Field(default="", description="configuration of a data set that has several")
+    split: str = Field(default="train", description="of a data set, a folder, or the pocket world")
+    revision: str = Field(default="", description="commit or tag of a data set of the hub")
+    modality: Literal["text", "image", "twin"] = Field(
+        default="text", description="of the pocket world; twin: images, which the teacher reads as text"
+    )
+    columns: dict[str, str | list[str] | None] = Field(
+        default_factory=dict, description="column of each field that is called otherwise; null: not to be read"
+    )
+    system: str = Field(default="", description="system prompt of the rows that have none")
+    image_token: str = Field(default="<image>", description="stands for an image in a text; empty: nothing does")
+    image_folder: Path | None = Field(default=None, description="what image paths are relative to; else their file")
+    check_images: Literal["header", "pixels"] = Field(
+        default="header", description="what is read of every image before the run; pixels: slow, finds all broken ones"
+    )
     limit: int | None = Field(default=None, ge=1, description="rows to use; all of a file where absent")
     offset: int = Field(default=0, ge=0, description="rows to leave out at the start")
     seed: int = Field(default=0, description="which problems the pocket world draws")
@@ -90,9 +113,17 @@ class DataConfig(Config):
         default="boxed", description="of an adapter: boxed asks for \\boxed{}, own asks as the benchmark does"
     )
 
+    @model_validator(mode="after")
+    def _the_pocket_world_has_three_splits(self) -> "DataConfig":
+        if self.source == "pocket" and self.split not in POCKET_SPLITS:
+            raise ValueError(f"split is {self.split!r}: the pocket world has {', '.join(POCKET_SPLITS)}")
+        return self
+
     @property
     def label(self) -> str:
-        return self.name or self.adapter or (self.modality if self.source == "pocket" else Path(self.source).stem)
+        path = Path(self.source)
+        named = path.stem if path.suffix in (".jsonl", ".json", ".ndjson", ".parquet") else path.name
+        return self.name or self.adapter or (self.modality if self.source == "pocket" else named)
 
 
 class OptimConfig(Config):

@@ -38,7 +38,7 @@ class RunConfig(Config):
 class SftConfig(RunConfig):
     """`vold sft`: completion-only loss on traces, vision tower frozen."""
 
-    traces: Path = Field(description="JSONL of `vold traces`: messages and completion")
+    traces: Path = Field(description="JSONL of `vold traces`, or JSONL or Parquet like it: messages, completion")
     steps: int = Field(default=250, ge=1)
     batch: int = Field(default=48, ge=1, description="sequences a step")
     micro: int = Field(default=64, ge=1, description="sequences in one forward and backward pass")
@@ -46,7 +46,7 @@ class SftConfig(RunConfig):
 
 
 class TrainConfig(RunConfig):
-    """`vold train`: GRPO, distillation, or both, on text-only prompts."""
+    """`vold train`: GRPO, distillation, or both."""
 
     teacher: TeacherConfig | None = TeacherConfig()
     teachers: dict[str, RoutedTeacherConfig] = Field(

@@ -135,7 +135,7 @@ def answer_set(
 
 def units(examples: Sequence[Example], config: EvalConfig) -> Iterator[Unit]:
     """The greedy completions of all, then the sampled ones; prompts of a length together, `batch` sequences at most."""
-    sizes = [len(example.prompt_text) + 1000 * sum(i.width * i.height for i in example.images) for example in examples]
+    sizes = [len(example.prompt_text) + 1000 * example.pixels for example in examples]
     if config.greedy:
         for indices in micro_batches(sizes, config.batch):
             yield Unit(tuple(indices), GREEDY, 1)
