@@ -218,7 +218,7 @@ def test_rows_come_from_jsonl_with_picture_files(tmp_path):
     config = DataConfig(source=str(tmp_path / "rows.jsonl"), adapter="logicvista", skip_broken=True)
     (example,) = load_examples(config)
     assert example.images[0].size == PICTURE.size
-    for source, message in (("no.jsonl", "no.jsonl.* exists"), ("rows.txt", "neither JSONL nor Parquet")):
+    for source, message in (("no.jsonl", "no.jsonl.* exists"), ("rows.txt", "neither JSONL.* nor Parquet")):
         (tmp_path / "rows.txt").touch()
         with pytest.raises(UsageError, match=message):
             load_examples(DataConfig(source=str(tmp_path / source), adapter="logicvista"))
