@@ -93,19 +93,22 @@ def export(
 
 
 @app.command("eval")
-def evaluate(config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Greedy accuracy of a student on one or more sets."""
-    from rich.table import Table
-
+def evaluate(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="drop the answers that `out` holds")] = False,
+    categories: Annotated[bool, typer.Option("--categories", help="print every category too")] = False,
+) -> None:
+    """Greedy and sampled accuracy of a student on one or more sets; goes on from the answers that `out` holds."""
     from vold_trainer.config import EvalConfig, load
     from vold_trainer.evaluate import run_eval
+    from vold_trainer.evaluate.tables import category_table, result_table
 
     settings = load(EvalConfig, *_split(config, overrides))
-    table = Table("set", "accuracy", "95 % interval", "n", "errors", title=settings.student.path)
-    for name, found in run_eval(settings).items():
-        low, high = found.interval
-        table.add_row(name, f"{found.accuracy:.1%}", f"{low:.1%} to {high:.1%}", str(found.n), str(found.errors))
-    Console().print(table)
+    results = run_eval(settings, fresh=fresh)
+    Console().print(result_table(results, settings.student.path))
+    if categories and (table := category_table(results)) is not None:
+        Console().print(table)
 
 
 @app.command()

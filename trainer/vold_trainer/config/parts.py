@@ -127,6 +127,12 @@ class DataConfig(Config):
     offset: int = Field(default=0, ge=0, description="rows to leave out at the start")
     seed: int = Field(default=0, description="which problems the pocket world draws")
     skip_broken: bool = Field(default=False, description="leave out broken rows instead of stopping")
+    adapter: str = Field(
+        default="", description="the benchmark whose columns the rows have: mathvista, geometry3k, ..."
+    )
+    wording: Literal["boxed", "own"] = Field(
+        default="boxed", description="of an adapter: boxed asks for \\boxed{}, own asks as the benchmark does"
+    )
 
     @model_validator(mode="after")
     def _the_pocket_world_has_three_splits(self) -> "DataConfig":
@@ -138,7 +144,7 @@ class DataConfig(Config):
     def label(self) -> str:
         path = Path(self.source)
         named = path.stem if path.suffix in (".jsonl", ".json", ".ndjson", ".parquet") else path.name
-        return self.name or (self.modality if self.source == "pocket" else named)
+        return self.name or self.adapter or (self.modality if self.source == "pocket" else named)
 
 
 class OptimConfig(Config):
@@ -148,6 +154,27 @@ class OptimConfig(Config):
     warmup_steps: int = Field(default=5, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class SamplingConfig(Config):
+    """Completions drawn in an evaluation, beside the greedy one."""
+
+    n: int = Field(default=0, ge=0, description="completions drawn of each problem; 0: none")
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    k: list[int] = Field(default_factory=list, description="k of pass@k and maj@k; empty: 1, 2, 4, ... and n")
+
+    @model_validator(mode="after")
+    def _enough(self) -> "SamplingConfig":
+        if wrong := [k for k in self.k if not 1 <= k <= self.n]:
+            raise ValueError(f"k: {wrong[0]} completions cannot be chosen from n={self.n}: raise n, or leave it out")
+        return self
+
+    @property
+    def ks(self) -> list[int]:
+        """The k to report, rising."""
+        doubling = [2**power for power in range(self.n.bit_length())]
+        return sorted(set(self.k)) if self.k else sorted({*doubling, self.n} - {0}) if self.n else []
 
 
 class RolloutConfig(Config):

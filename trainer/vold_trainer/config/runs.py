@@ -17,6 +17,7 @@ from vold_trainer.config.parts import (
     OutageConfig,
     RolloutConfig,
     RoutedTeacherConfig,
+    SamplingConfig,
     StudentConfig,
     TeacherConfig,
     VerifierConfig,
@@ -147,9 +148,10 @@ class TracesConfig(Config):
 
 
 class EvalConfig(Config):
-    """`vold eval`: greedy accuracy on one or more sets."""
+    """`vold eval`: greedy and sampled answers to one or more sets, judged by a verifier."""
 
-    out: Path = Field(description="folder for eval.json and eval_samples.jsonl")
+    out: Path = Field(description="folder for eval.json, answers.jsonl and eval_samples.jsonl")
+    seed: int = Field(default=0, description="of the sampled completions and of the bootstrap")
     student: StudentConfig
     verifier: VerifierConfig = VerifierConfig()
     data: list[DataConfig] = Field(
@@ -158,7 +160,20 @@ class EvalConfig(Config):
             DataConfig(split="test", modality="image", limit=500),
         ]
     )
+    greedy: bool = Field(default=True, description="answer every problem once with the likeliest tokens")
+    sampling: SamplingConfig = SamplingConfig()
     max_tokens: int = Field(default=96, ge=1)
     batch: int = Field(default=128, ge=1, description="sequences generated together")
     samples: int = Field(default=12, ge=0, description="answers of each set kept for the report")
     threads: int = Field(default=0, ge=0, description="CPU threads of this process; 0: torch's choice")
+
+    @model_validator(mode="after")
+    def _sound(self) -> "EvalConfig":
+        if not self.greedy and not self.sampling.n:
+            raise ValueError("greedy is false and sampling.n is 0: nothing would be answered; set one of them")
+        labels = [data.label for data in self.data]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise ValueError(f"data: two sets are called {twice!r}: give one of them another name")
+        if "errors" in labels:
+            raise ValueError("data: a set is called 'errors', which eval.json has a use for: give it another name")
+        return self

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from vold_trainer.config import DataConfig
 from vold_trainer.data.columns import Columns
@@ -15,6 +15,9 @@ from vold_trainer.data.jsonl import read_lines
 from vold_trainer.data.parquet import parquet_rows
 from vold_trainer.data.rows import Reader, Row
 from vold_trainer.errors import UsageError
+
+if TYPE_CHECKING:
+    from vold_trainer.adapters.rows import AdapterReader
 
 log = logging.getLogger("vold.data")
 
@@ -36,14 +39,7 @@ def load_examples(config: DataConfig) -> list[Example]:
             seed=config.seed,
             offset=config.offset,
         )
-    columns = Columns(config.columns)
-    reader = Reader(
-        columns,
-        system=config.system,
-        image_token=config.image_token,
-        image_folder=config.image_folder,
-        whole_images=config.check_images == "pixels",
-    )
+    columns, reader = _reader(config)
     rows = _Counted(_rows(config, columns))
     end = None if config.limit is None else config.offset + config.limit
     found = list(islice(_whole(rows, reader, config), config.offset, end))
@@ -52,6 +48,22 @@ def load_examples(config: DataConfig) -> list[Example]:
     if not found:
         raise UsageError(f"data.source {config.source!r} has no rows from data.offset {config.offset} on")
     return found
+
+
+def _reader(config: DataConfig) -> tuple[Columns, "Reader | AdapterReader"]:
+    if config.adapter:
+        from vold_trainer.adapters.rows import adapter_reader
+
+        adapted = adapter_reader(config)
+        return adapted.columns, adapted
+    reader = Reader(
+        Columns(config.columns),
+        system=config.system,
+        image_token=config.image_token,
+        image_folder=config.image_folder,
+        whole_images=config.check_images == "pixels",
+    )
+    return reader.columns, reader
 
 
 def file_rows(path: Path, columns: Columns) -> Iterator[Row]:
@@ -100,7 +112,7 @@ def _files(source: str, split: str) -> list[Path]:
     return [shard for shard in shards if splits.get(shard) == split] if splits else shards
 
 
-def _whole(rows: Iterator[Row], reader: Reader, config: DataConfig) -> Iterator[Example]:
+def _whole(rows: Iterator[Row], reader: "Reader | AdapterReader", config: DataConfig) -> Iterator[Example]:
     skipped = 0
     for row in rows:
         try:
