@@ -1,5 +1,6 @@
 """A teacher or a verifier that goes away in the middle of a run: waited for, and given up on in good order."""
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import serving
+from vold_client import AsyncTeacherClient, Unavailable
 from vold_trainer import loop, outages
 from vold_trainer.config import TrainConfig, load
 from vold_trainer.errors import RunError
@@ -182,3 +184,16 @@ def test_missing_scores_are_masked_and_counted_and_stop_the_run_after_a_checkpoi
         assert "teacher/k2" not in row
         assert row["reward/mean"] is not None
     assert (tmp_path / "run" / "checkpoints" / "step-000002").is_dir()
+
+
+def test_one_replica_that_takes_work_ends_the_wait(pocket_teacher):
+    nobody = "unix:/nowhere/teacher.sock"
+
+    async def ready(*urls: str, every: bool) -> None:
+        async with AsyncTeacherClient(list(urls)) as client:
+            await client.ready(2, every=every)
+
+    asyncio.run(ready(nobody, pocket_teacher.grpc, every=False))
+    for urls, every in (([pocket_teacher.grpc, nobody], True), ([nobody, nobody], False)):
+        with pytest.raises(Unavailable, match="nowhere"):
+            asyncio.run(ready(*urls, every=every))
