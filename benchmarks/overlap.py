@@ -16,7 +16,7 @@ from vold_trainer.config import TrainConfig, load
 from vold_trainer.grpo import run_train
 from vold_trainer.run import quiet, read_json_lines
 
-STEPS, WARM = 8, 2
+STEPS, WARM = 7, 1
 DELAYS = (0.0, 1.0, 2.0)
 AHEAD = (0, 1)
 
@@ -24,7 +24,7 @@ AHEAD = (0, 1)
 @contextlib.contextmanager
 def slow_line(target: str, seconds: float) -> Iterator[str]:
     """A URL that leads to `target`, every answer `seconds` late."""
-    host, _, port = target.removeprefix("grpc://").rpartition(":")
+    host, _, port = target.removeprefix("http://").rpartition(":")
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -43,7 +43,7 @@ def slow_line(target: str, seconds: float) -> Iterator[str]:
 
     server = asyncio.run_coroutine_threadsafe(listen(), loop).result()
     try:
-        yield f"grpc://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
@@ -67,7 +67,7 @@ def main() -> None:
         serving("verifier", "--workers", "1") as verifier,
     ):
         for delay in DELAYS:
-            with slow_line(teacher["grpc"], delay) as url:
+            with slow_line(teacher["http"], delay) as url:
                 found = [measure(Path(folder) / f"{delay}-{ahead}", url, verifier["grpc"], ahead) for ahead in AHEAD]
             (turn, waited), (ahead, left) = found
             rows.append(
