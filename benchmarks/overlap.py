@@ -63,7 +63,7 @@ def main() -> None:
     rows = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving("teacher", "--model", str(POCKET_TEACHER), "--threads", "1") as teacher,
+        serving("teacher", "--model", str(POCKET_TEACHER), "--threads", "1", "--cache-bytes", "0") as teacher,
         serving("verifier", "--workers", "1") as verifier,
     ):
         for delay in DELAYS:
