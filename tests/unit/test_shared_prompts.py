@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_rollout_hf import PICTURES, TEXTS
+from noise_prompts import PICTURES, TEXTS
 from tiny_students import FAMILIES, tiny_student
 from vold_trainer.batching import make_batch
 from vold_trainer.config import StudentConfig
