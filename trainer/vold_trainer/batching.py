@@ -50,7 +50,8 @@ def make_batch(
             f"completions[{[bool(c) for c in completions].index(False)}] is empty: drop it before batching"
         )
     place = {id(example): index for index, example in enumerate({id(one): one for one in examples}.values())}
-    if len(place) < len(examples) and not student.model.is_gradient_checkpointing:
+    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in student.model.modules())
+    if len(place) < len(examples) and not checkpointed:
         batch = _sharing(student, examples, completions, place)
     else:
         batch = _repeating(student, examples, completions)
