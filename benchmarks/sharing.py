@@ -16,7 +16,7 @@ import torch
 from common import show, sizes
 from vold_teacher.backends.decoding import DecoderLimits
 from vold_teacher.backends.torch import TorchBackend
-from vold_teacher.batch import Size, by_prompt
+from vold_teacher.batch import Layout, Size, by_prompt
 from vold_teacher.types import ScoreOptions, Sequence
 
 ROUNDS = {"tiny": 5, "40M": 2}
@@ -43,17 +43,18 @@ def main() -> None:
                 ]
                 size = Size.of([asked[index] for index in members] for members in by_prompt(asked).values())
                 info = backend.info
-                times: dict[bool, list[float]] = {False: [], True: []}
+                layouts = (Layout.SEPARATE, info.layout)
+                times: dict[Layout, list[float]] = {layout: [] for layout in layouts}
                 for turn in range(ROUNDS[name] + 1):
-                    for shares in (False, True):
-                        backend.info = replace(info, shares_prompts=shares)
+                    for layout in layouts:
+                        backend.info = replace(info, layout=layout)
                         began = time.perf_counter()
                         backend.score(asked)
                         if turn:
-                            times[shares].append(time.perf_counter() - began)
+                            times[layout].append(time.perf_counter() - began)
                 backend.info = info
-                speedup = statistics.median(a / b for a, b in zip(times[False], times[True], strict=True))
-                saved = size.separate_tokens / size.tokens(True)
+                speedup = statistics.median(a / b for a, b in zip(*times.values(), strict=True))
+                saved = size.separate_tokens / size.tokens(info.layout)
                 rows.append([name, f"{parts[0]}:{parts[1]}", str(group), f"{saved:.2f}x", f"{speedup:.2f}x"])
     columns = ["teacher", "prompt : completion", "group", "fewer tokens", "less time"]
     show(f"A group's prompt computed once, {LENGTH} tokens a sequence, medians", columns, rows)

@@ -1,11 +1,18 @@
-"""What a teacher costs a training step: GRPO and VOLD from the same student on the same prompts, pocket world.
+"""What a teacher costs a training step: GRPO alone, and GRPO with the teacher's part of VOLD, in turns.
 
 python benchmarks/step_time.py
+
+The same student, prompts and seeds in the pocket world, one thread each for the trainer, the teacher and the verifier,
+and a learning rate that changes nothing. "wait" is what a step waits for when it has nothing else to do.
 """
 
+import argparse
+import os
 import statistics
 import tempfile
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of the services
 
 from common import show
 from vold_trainer.config import TrainConfig, load
@@ -13,33 +20,46 @@ from vold_trainer.grpo import run_train
 from vold_trainer.run import quiet, read_json_lines
 from vold_trainer.stages import pocket_services
 
-STEPS, WARM = 12, 2
+WARM = 2
 PARTS = ("time/generate", "time/score_wait", "time/optimise", "time/step")
+OBJECTIVES = ("grpo", "vold")
 
 
 def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--rounds", type=int, default=4, help="turns of each objective")
+    arguments.add_argument("--steps", type=int, default=6, help="steps a turn that count")
+    options = arguments.parse_args()
     quiet()
-    medians = {}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in OBJECTIVES}
+    ratios = []
     with tempfile.TemporaryDirectory() as folder, pocket_services("local:pocket:teacher", "local:") as services:
-        for name in ("grpo", "vold"):
-            out = Path(folder) / name
-            urls = [f"verifier.url={services.verifier_urls[0]}"]
-            if name == "vold":
-                urls.append(f"teacher.url={services.teacher_urls[0]}")
-            run_train(
-                load(
-                    TrainConfig,
-                    Path(f"pocket:{name}"),
-                    [f"out={out}", "student.path=pocket:student", f"steps={STEPS}", "optim.lr=1e-8", *urls],
-                )
-            )
-            steps = read_json_lines(out / "metrics.jsonl")[WARM:]
-            medians[name] = [statistics.median(step[part] for step in steps) for part in PARTS]
-    rows = [[name, *(f"{value:.2f}" for value in values)] for name, values in medians.items()]
-    rows.append(["vold / grpo", *(f"{v / g:.2f}x" for g, v in zip(medians["grpo"], medians["vold"], strict=True))])
+        for number in range(options.rounds):
+            turn = {}
+            for name in OBJECTIVES:
+                out = Path(folder) / f"{name}-{number}"
+                urls = [f"verifier.url={services.verifier_urls[0]}"]
+                if name == "vold":
+                    urls.append(f"teacher.url={services.teacher_urls[0]}")
+                own = ["student.path=pocket:student", f"steps={options.steps + WARM}", "optim.lr=1e-8"]
+                run_train(load(TrainConfig, Path(f"pocket:{name}"), [f"out={out}", *own, *urls]))
+                steps = read_json_lines(out / "metrics.jsonl")[WARM:]
+                found[name] += steps
+                turn[name] = statistics.median(step["time/step"] for step in steps)
+            ratios.append(turn["vold"] / turn["grpo"])
+    medians = {
+        name: [statistics.median(step[part] for step in steps) for part in PARTS] for name, steps in found.items()
+    }
+    tokens = {name: statistics.median(step["length/mean"] for step in steps) * 128 for name, steps in found.items()}
+    rows = [
+        [name, f"{tokens[name]:.0f}", *(f"{value:.3f}" for value in values), ""] for name, values in medians.items()
+    ]
+    shares = [f"{v / g:.2f}x" if g > 1e-3 else "" for g, v in zip(medians["grpo"], medians["vold"], strict=True)]
+    turns = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
+    rows.append(["vold / grpo", "", *shares, turns])
     show(
-        f"Seconds a step, 16 prompts x 8 completions, median of {STEPS - WARM}",
-        ["objective", "generate", "wait for scores", "optimise", "step"],
+        f"Seconds a step, 16 prompts x 8 completions, medians of {options.rounds * options.steps} steps",
+        ["objective", "tokens", "generate", "wait", "optimise", "step", "a turn's step, vold / grpo"],
         rows,
     )
 

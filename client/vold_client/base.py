@@ -4,9 +4,9 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from vold_client.concurrency import Deadline, check_timeout
 from vold_client.errors import InvalidArgument, Unavailable, VoldError
@@ -56,14 +56,19 @@ class AsyncClient:
     def urls(self) -> list[str]:
         return [address.url for address in self._addresses]
 
-    async def ready(self, timeout: float = 60.0) -> None:
-        """Wait until every replica says that it takes work.
+    async def ready(self, timeout: float = 60.0, *, every: bool = True) -> None:
+        """Wait until every replica, or with `every` False one of them, says that it takes work.
 
-        Raises Unavailable, with the URL and the last reason, where one does not within `timeout` seconds; what no
-        waiting mends (a service of another kind, a refused API key) is raised at once.
+        Raises Unavailable, with the URL and the last reason, where that is not so within `timeout` seconds; what no
+        waiting mends (a service of another kind, a refused API key) is raised at once, or where one replica is enough
+        when none is left to wait for.
         """
         end = Deadline.start(timeout).at
-        for replica in self._open().replicas:
+        replicas = self._open().replicas
+        if not every:
+            await _first([_wait_ready(replica.transport, timeout, end) for replica in replicas])
+            return
+        for replica in replicas:
             await _wait_ready(replica.transport, timeout, end)
 
     async def aclose(self) -> None:
@@ -126,6 +131,24 @@ async def _wait_ready(transport: Transport, timeout: float, end: float) -> None:
             return
     reason = last.message if last is not None else "no answer"
     raise Unavailable(f"not ready within {timeout:g} s: {reason}", url=transport.address.url)
+
+
+async def _first(probes: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Return with the first that succeeds; raises what the last of them raised where none does."""
+    tasks = [asyncio.create_task(probe) for probe in probes]
+    try:
+        for left, task in zip(range(len(tasks) - 1, -1, -1), asyncio.as_completed(tasks), strict=True):
+            try:
+                await task
+            except VoldError:
+                if not left:
+                    raise
+            else:
+                return
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Exchanges:

@@ -169,7 +169,12 @@ def test_files_that_cannot_be_used_are_named(server, tmp_path):
 def test_ctrl_c_leaves_what_was_done(server, tmp_path):
     out = tmp_path / "out.jsonl"
     process = subprocess.Popen(
-        command("-", "--url", server.url, "-o", out), stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command("-", "--url", server.url, "-o", out),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in its background has them ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # The input stays open: what was read is judged, and the command waits for more.
     for n in range(512):

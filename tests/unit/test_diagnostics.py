@@ -1,21 +1,33 @@
 """How alike both sides are: the overlap against sets, means over what is known, and the student's most likely ids."""
 
-from concurrent.futures import Future
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from vold_client import InvalidArgument
 from vold_trainer.data import Example
-from vold_trainer.diagnostics import Asked, Diagnostics, Sums, add_scores, overlap, spread_rows
+from vold_trainer.diagnostics import Diagnostics, Measurement, add_scores, means_of, overlap, spread_rows
+from vold_trainer.errors import RunError
 from vold_trainer.logprobs import token_logprobs
+from vold_trainer.means import Means
+from vold_trainer.outages import ServiceGoneError
+from vold_trainer.ranks import Ranks, make_accelerator
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.run import console
+from vold_trainer.scored import Scored
 from vold_trainer.scoring import RolloutScore
+
+
+def measurement(failure=None):
+    """One of no rollouts; failure: what the teacher's answer turns out to be."""
+
+    def collect():
+        raise failure
+
+    return Measurement(Scored([], [], 1), [], SimpleNamespace(collect=collect, waits=[]))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 5))
@@ -47,13 +59,12 @@ def test_a_side_with_fewer_ids_sets_the_width():
 
 
 def test_means_leave_out_what_is_missing():
-    sums = Sums()
+    sums = Means()
     sums.add("overlap/ratio", torch.tensor([1.0, torch.nan, 0.0]))
     sums.add("overlap/ratio", torch.tensor([1.0]))
     sums.add("teacher/entropy", torch.tensor([torch.nan]))
-    sums.add_places(torch.tensor([0.0, 1.0] + [0.5] * 18))
-    means = sums.means(Accelerator(cpu=True))
-    assert means == {"overlap/ratio": pytest.approx(2 / 3), "overlap_by_position": [0.5] * 10}
+    sums.add_places("overlap/place", torch.tensor([0.0, 1.0] + [0.5] * 18), 10)
+    assert means_of(sums) == {"overlap/ratio": pytest.approx(2 / 3), "overlap_by_position": [0.5] * 10}
 
 
 def test_rows_are_spread_over_the_step():
@@ -79,32 +90,38 @@ def test_the_most_likely_ids_and_the_same_scores_as_without_them(grad):
     torch.testing.assert_close(asked.top_logprobs_NK, expected.values)
 
 
-def test_a_teacher_that_refuses_costs_the_figures_and_not_the_run():
-    answer = Future()
-    answer.set_exception(InvalidArgument("options.top_k: 16 is above the limit of 4"))
-    asked = Asked(rollouts=[], correct={}, answer=answer, spans=[])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        InvalidArgument("options.top_k: 16 is above the limit of 4"),
+        ServiceGoneError("teacher was away for 600 s"),
+        RunError("another teacher answered"),
+    ],
+    ids=["refused", "gone", "changed"],
+)
+def test_a_teacher_that_refuses_costs_the_figures_and_not_the_run(failure):
     with console.capture() as capture:
-        assert Diagnostics.figures(SimpleNamespace(accelerator=Accelerator(cpu=True)), asked) == {}
-    assert "above the limit of 4" in capture.get()
+        assert Diagnostics.figures(SimpleNamespace(ranks=Ranks(make_accelerator())), measurement(failure)) == {}
+    assert str(failure) in " ".join(capture.get().split())
 
 
 def test_what_both_sides_said_is_kept_by_outcome():
     """One right, one wrong and one unjudged rollout of two positions; of the last the teacher says nothing."""
-    asked = Asked(rollouts=[], correct={0: True, 1: False, 2: None}, answer=Future(), spans=[])
+    asked = measurement()
     for row in range(3):
         asked.entropy[row] = torch.tensor([0.5, 0.5])
         asked.ids[row] = torch.tensor([[1, 2], [1, 2]])
         asked.logprobs[row] = torch.tensor([[0.6, 0.4], [0.6, 0.4]]).log()
-    sums = Sums()
+    sums = Means()
     for row, ids, entropy in ((0, [[1, 2], [2, 1]], 0.25), (1, [[1, 3], [3, 4]], 1.0)):
         score = RolloutScore(
             entropy=np.full(2, entropy, np.float32),
             support_ids=np.array(ids),
             support_logprobs=np.log(np.array([[0.7, 0.2], [0.7, 0.2]], np.float32)),
         )
-        add_scores(sums, asked, row, score)
-    add_scores(sums, asked, 2, RolloutScore())
-    means = sums.means(Accelerator(cpu=True))
+        add_scores(sums, asked, row, row == 0, score)
+    add_scores(sums, asked, 2, None, RolloutScore())
+    means = means_of(sums)
     assert {key: value for key, value in means.items() if "position" not in key} == pytest.approx(
         {
             "teacher/entropy": 0.625,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from vold_trainer.logprobs import token_logprobs
+from vold_trainer.logprobs import LOGIT_BYTES, chunk_size, token_logprobs
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
@@ -32,3 +32,11 @@ def test_nothing_in_nothing_out():
     found, entropy, further = token_logprobs(torch.zeros(0, 8), torch.nn.Linear(8, 11), nothing)
     assert len(found) == len(entropy) == 0
     assert further is None
+
+
+def test_a_chunk_is_bounded_in_bytes_whatever_the_vocabulary():
+    for vocabulary in (110, 32_000, 152_064, 262_208, 10**9):
+        positions = chunk_size(vocabulary)
+        assert positions == 1 or 4 * vocabulary * positions <= LOGIT_BYTES
+        assert 4 * vocabulary * (positions + 1) > LOGIT_BYTES
+    assert chunk_size(152_064) == 441

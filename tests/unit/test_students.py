@@ -6,7 +6,8 @@ from transformers import AutoModelForImageTextToText, Qwen3Config, Qwen3ForCausa
 from vold_trainer.batching import make_batch, micro_batches
 from vold_trainer.config import StudentConfig
 from vold_trainer.errors import UsageError
-from vold_trainer.models import CompletionScorer, freeze, load_student
+from vold_trainer.models import CompletionScorer, load_student
+from vold_trainer.parts import freeze
 from vold_trainer.pocket.models import build_processor, build_student
 from vold_trainer.pocket.tokenizer import build_tokenizer
 from vold_trainer.pocket.world import examples

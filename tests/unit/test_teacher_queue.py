@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError
 from vold_service.tenants import Tenant
-from vold_teacher.batch import Size, by_prompt
+from vold_teacher.batch import Layout, Size, by_prompt
 from vold_teacher.engine.queue import Entry, Job, ScoreQueue
 from vold_teacher.types import ScoreOptions, Sequence
 
@@ -32,16 +32,16 @@ def sequences_of(items: list[tuple[int, int, int]]) -> dict[int, Sequence]:
     return {index: sequence(*item) for index, item in enumerate(items)}
 
 
-def cost(batch: list[Entry], shares: bool) -> int:
+def cost(batch: list[Entry], layout: Layout) -> int:
     sequences = [item for entry in batch for item in entry.sequences.values()]
     groups = by_prompt(sequences).values()
-    return Size.of([sequences[index] for index in group] for group in groups).tokens(shares)
+    return Size.of([sequences[index] for index in group] for group in groups).tokens(layout)
 
 
 @settings(deadline=None)
-@given(requests=REQUESTS, budget=st.integers(1, 400), shares=st.booleans())
-def test_every_sequence_comes_out_once_within_the_budget(requests, budget, shares):
-    queue = ScoreQueue(batch_tokens=budget, max_tokens=1 << 20, shares_prompts=shares)
+@given(requests=REQUESTS, budget=st.integers(1, 400), layout=st.sampled_from(Layout))
+def test_every_sequence_comes_out_once_within_the_budget(requests, budget, layout):
+    queue = ScoreQueue(batch_tokens=budget, max_tokens=1 << 20, layout=layout)
     expected = set()
     for number, (priority, items) in enumerate(requests):
         job = Job(priority=priority)
@@ -52,7 +52,7 @@ def test_every_sequence_comes_out_once_within_the_budget(requests, budget, share
     while batch := queue.next_batch():
         least = min(entry.job.priority for entry in batch)
         assert least >= max((job.priority for job in queue.jobs()), default=least)
-        assert len(batch) == 1 or cost(batch, shares) <= budget
+        assert len(batch) == 1 or cost(batch, layout) <= budget
         seen += [(id(entry.job), index) for entry in batch for index in entry.sequences]
     assert sorted(seen) == sorted(expected)
     assert queue.tokens == 0
@@ -62,7 +62,7 @@ def test_every_sequence_comes_out_once_within_the_budget(requests, budget, share
 @settings(deadline=None)
 @given(requests=REQUESTS, leaving=st.sets(st.integers(0, 7)))
 def test_dropped_jobs_are_never_computed_and_the_others_lose_nothing(requests, leaving):
-    queue = ScoreQueue(batch_tokens=60, max_tokens=1 << 20, shares_prompts=True)
+    queue = ScoreQueue(batch_tokens=60, max_tokens=1 << 20, layout=Layout.SHARED)
     jobs = [Job(priority=priority) for priority, _ in requests]
     for job, (_, items) in zip(jobs, requests, strict=True):
         queue.put(job, sequences_of(items), tokens_per_second=1.0)
@@ -81,7 +81,7 @@ def test_dropped_jobs_are_never_computed_and_the_others_lose_nothing(requests, l
 
 
 def test_a_small_request_does_not_wait_behind_the_whole_of_a_large_one():
-    queue = ScoreQueue(batch_tokens=100, max_tokens=1 << 20, shares_prompts=True)
+    queue = ScoreQueue(batch_tokens=100, max_tokens=1 << 20, layout=Layout.SHARED)
     large, small = Job(), Job()
     queue.put(large, {index: sequence(index, 40, 11) for index in range(200)}, tokens_per_second=1.0)
     assert {entry.job for entry in queue.next_batch()} == {large}
@@ -91,7 +91,7 @@ def test_a_small_request_does_not_wait_behind_the_whole_of_a_large_one():
 
 
 def test_nothing_starves_among_endless_arrivals_of_its_priority():
-    queue = ScoreQueue(batch_tokens=50, max_tokens=1 << 20, shares_prompts=True)
+    queue = ScoreQueue(batch_tokens=50, max_tokens=1 << 20, layout=Layout.SHARED)
     waiting = Job()
     queue.put(waiting, {index: sequence(1, 20, 30) for index in range(4)}, tokens_per_second=1.0)
     served = 0
@@ -104,7 +104,7 @@ def test_nothing_starves_among_endless_arrivals_of_its_priority():
 
 
 def test_completions_of_a_prompt_stay_together_where_that_pays():
-    queue = ScoreQueue(batch_tokens=100, max_tokens=1 << 20, shares_prompts=True)
+    queue = ScoreQueue(batch_tokens=100, max_tokens=1 << 20, layout=Layout.SHARED)
     queue.put(Job(), {index: sequence(index % 2, 40, 6) for index in range(8)}, tokens_per_second=1.0)
     assert queue.tokens == 2 * (40 + 4 * 5)
     (first,), (second,) = queue.next_batch(), queue.next_batch()
@@ -112,7 +112,7 @@ def test_completions_of_a_prompt_stay_together_where_that_pays():
 
 
 def test_a_full_queue_says_when_to_come_back():
-    queue = ScoreQueue(batch_tokens=100, max_tokens=100, shares_prompts=True)
+    queue = ScoreQueue(batch_tokens=100, max_tokens=100, layout=Layout.SHARED)
     queue.put(Job(), {0: sequence(1, 50, 31)}, tokens_per_second=10.0)
     with pytest.raises(ServiceError) as raised:
         queue.put(Job(), {0: sequence(1, 50, 11)}, tokens_per_second=10.0)
@@ -129,13 +129,13 @@ def test_a_full_queue_says_when_to_come_back():
     longest=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=4, max_size=4),
     requests=st.lists(st.integers(1, 20), min_size=4, max_size=4),
     visits=st.integers(0, 20),
-    shares=st.booleans(),
+    layout=st.sampled_from(Layout),
     seed=st.integers(0, 1000),
 )
-def test_backlogged_tenants_get_tokens_by_their_weights(weights, longest, requests, visits, shares, seed):
+def test_backlogged_tenants_get_tokens_by_their_weights(weights, longest, requests, visits, layout, seed):
     """Whatever the sizes of their requests, and whoever comes and goes beside them."""
     rng = np.random.default_rng(seed)
-    queue = ScoreQueue(batch_tokens=100, max_tokens=1 << 30, shares_prompts=shares)
+    queue = ScoreQueue(batch_tokens=100, max_tokens=1 << 30, layout=layout)
     tenants = [Tenant(str(index), weight=weight) for index, weight in enumerate(weights)]
     visitor = Tenant("visitor", weight=3.0)
 
@@ -170,7 +170,7 @@ def test_backlogged_tenants_get_tokens_by_their_weights(weights, longest, reques
 )
 def test_nothing_starves_whatever_arrives_without_end(lengths, length, own):
     """Beside other tenants, and (`own`) beside endless requests of its own tenant too."""
-    queue = ScoreQueue(batch_tokens=300, max_tokens=1 << 30, shares_prompts=True)
+    queue = ScoreQueue(batch_tokens=300, max_tokens=1 << 30, layout=Layout.SHARED)
     me = Tenant("me", weight=0.5)
     waiting = Job(me)
     queue.put(waiting, {0: sequence(1, *length)}, tokens_per_second=1.0)
@@ -184,7 +184,7 @@ def test_nothing_starves_whatever_arrives_without_end(lengths, length, own):
 
 
 def test_a_tenant_that_comes_back_neither_owes_nor_is_owed():
-    queue = ScoreQueue(batch_tokens=100, max_tokens=1 << 20, shares_prompts=False)
+    queue = ScoreQueue(batch_tokens=100, max_tokens=1 << 20, layout=Layout.SEPARATE)
     early, late = Tenant("early"), Tenant("late")
     queue.put(Job(early), {index: sequence(1, 50, 51) for index in range(50)}, tokens_per_second=1.0)
     for _ in range(20):
@@ -198,13 +198,13 @@ def test_a_tenant_that_comes_back_neither_owes_nor_is_owed():
 @settings(deadline=None, max_examples=100)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=60),
-    shares=st.booleans(),
+    layout=st.sampled_from(Layout),
 )
-def test_padding_stays_small_on_mixed_lengths(lengths, shares):
-    queue = ScoreQueue(batch_tokens=4000, max_tokens=1 << 20, shares_prompts=shares)
+def test_padding_stays_small_on_mixed_lengths(lengths, layout):
+    queue = ScoreQueue(batch_tokens=4000, max_tokens=1 << 20, layout=layout)
     sequences = {index: sequence(index % 7, *length) for index, length in enumerate(lengths)}
     queue.put(Job(), sequences, tokens_per_second=1.0)
     while batch := queue.next_batch():
         size = sum((entry.size for entry in batch[1:]), batch[0].size)
-        own = sum(entry.size.padding(shares) for entry in batch)
-        assert size.padding(shares) <= max(256, 0.1 * size.tokens(shares), own)
+        own = sum(entry.size.padding(layout) for entry in batch)
+        assert size.padding(layout) <= max(256, 0.1 * size.tokens(layout), own)

@@ -1,4 +1,4 @@
-"""The command line: vold demo | traces | sft | train | eval | verify | report | ablation | pocket."""
+"""The command line: vold demo | traces | sft | train | export | eval | verify | check | report | ablation | pocket."""
 
 import logging
 import os
@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from vold_trainer.errors import VoldTrainerError
+from vold_trainer.errors import ToldElsewhereError, VoldTrainerError
+from vold_trainer.launch import connected, first_here, speaks
 
 # No child of this command goes on as a fork, and without this gRPC writes a line about every one that is started.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -79,20 +80,35 @@ def train(config: ConfigFile = None, overrides: Overrides = None, resume: Resume
     _say(f"student written to {run_train(load(TrainConfig, *_split(config, overrides)), resume=resume)}")
 
 
-@app.command("eval")
-def evaluate(config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Greedy accuracy of a student on one or more sets."""
-    from rich.table import Table
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="folder of an sft or train run")],
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    step: Annotated[str, typer.Option(help="which checkpoint: last, best, or a step")] = "last",
+) -> None:
+    """A checkpoint as an ordinary transformers folder, which `from_pretrained` loads."""
+    from vold_trainer.export import run_export
 
+    _say(f"the student after step {run_export(run, step, out)} written to {out}")
+
+
+@app.command("eval")
+def evaluate(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="drop the answers that `out` holds")] = False,
+    categories: Annotated[bool, typer.Option("--categories", help="print every category too")] = False,
+) -> None:
+    """Greedy and sampled accuracy of a student on one or more sets; goes on from the answers that `out` holds."""
     from vold_trainer.config import EvalConfig, load
     from vold_trainer.evaluate import run_eval
+    from vold_trainer.evaluate.tables import category_table, result_table
 
     settings = load(EvalConfig, *_split(config, overrides))
-    table = Table("set", "accuracy", "95 % interval", "n", "errors", title=settings.student.path)
-    for name, found in run_eval(settings).items():
-        low, high = found.interval
-        table.add_row(name, f"{found.accuracy:.1%}", f"{low:.1%} to {high:.1%}", str(found.n), str(found.errors))
-    Console().print(table)
+    results = run_eval(settings, fresh=fresh)
+    Console().print(result_table(results, settings.student.path))
+    if categories and (table := category_table(results)) is not None:
+        Console().print(table)
 
 
 @app.command()
@@ -114,6 +130,21 @@ def verify(
 
     config = VerifierConfig(url=url, name=verifier, timeout=TIMEOUT_SECONDS)
     raise typer.Exit(run_verify(file, out, config, explain=explain))
+
+
+@app.command()
+def check(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    dry: Annotated[bool, typer.Option(help="run one small step too")] = True,
+) -> None:
+    """Look at all that a `vold train` config needs, before it spends anything; status 1 where something is wrong."""
+    from vold_trainer.check import run_check
+    from vold_trainer.config import TrainConfig, load
+
+    found = run_check(load(TrainConfig, *_split(config, overrides)), dry=dry)
+    Console().print(found.table())
+    raise typer.Exit(0 if found.all_well else 1)
 
 
 @app.command()
@@ -159,10 +190,14 @@ def main() -> None:
     app.add_typer(pocket_app, name="pocket", help="The pocket world: its problems, its pictures, its checkpoints.")
     try:
         app()
+    except ToldElsewhereError:
+        sys.exit(1)
     except (VoldTrainerError, VoldError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        if first_here() or connected():
+            Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
 def _say(text: str) -> None:
-    Console().print(text, highlight=False, soft_wrap=True)
+    if speaks():
+        Console().print(text, highlight=False, soft_wrap=True)

@@ -7,59 +7,73 @@ its entropy; the student is asked the same. What a step learns from is not touch
 Shapes: N completion positions of all rollouts looked at, K most likely ids.
 """
 
-import concurrent.futures
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from rich.markup import escape
-from torch import Tensor, nn
+from torch import Tensor
 from vold_client import VoldError
 
 from vold_trainer.batching import make_batch, micro_batches
 from vold_trainer.config import TrainConfig
+from vold_trainer.errors import RunError
+from vold_trainer.means import Means
 from vold_trainer.models import Student
 from vold_trainer.objectives import Needs
+from vold_trainer.outages import Span
+from vold_trainer.ranks import Ranks
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.run import console
 from vold_trainer.scored import Scored
-from vold_trainer.scoring import RolloutScore, Scorer, Span, StepScores
-from vold_trainer.token_log import DECILES
+from vold_trainer.scoring import Asked, RolloutScore, Scorer
+from vold_trainer.token_log import DECILES, SUFFIXES
+from vold_trainer.wrapping import Wrapped
+
+FIGURES = (
+    *("teacher/entropy", "entropy/gap", "entropy/gap_correct", "entropy/gap_wrong"),
+    *("overlap/ratio", "overlap/ratio_correct", "overlap/ratio_wrong"),
+    *("overlap/student_mass", "overlap/teacher_mass"),
+)
 
 _ROWS = 4096  # positions compared at once: K x K booleans each
+_PLACE = "overlap/place"
 
 
 @dataclass
-class Asked:
-    """A measurement under way. answer: what the teachers will have said. entropy, ids, logprobs: the student's, by
-    row: float32 [T], int64 [T, K], float32 [T, K].
+class Measurement:
+    """One under way, of this process's rollouts. asked: what the teachers will have said. entropy, ids, logprobs: the
+    student's, by row: float32 [T], int64 [T, K], float32 [T, K].
     """
 
+    scored: Scored
     rollouts: list[Rollout]
-    correct: dict[int, bool | None]
-    answer: "concurrent.futures.Future[StepScores]"
-    spans: list[Span]
+    asked: Asked
+    spans: list[Span] = field(default_factory=list)
     entropy: dict[int, Tensor] = field(default_factory=dict)
     ids: dict[int, Tensor] = field(default_factory=dict)
     logprobs: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def correct(self) -> dict[int, bool | None]:
+        """The verdicts, by row; they may come later than the measurement begins."""
+        pairs = zip(self.scored.rollouts, self.scored.scores, strict=True)
+        return {rollout.row: score.correct for rollout, score in pairs}
 
 
 class Diagnostics:
     """Measures every `diagnostics.every` steps, where the teachers offer what it takes."""
 
-    def __init__(
-        self, config: TrainConfig, student: Student, module: nn.Module, scorer: Scorer, accelerator: Accelerator
-    ) -> None:
+    def __init__(self, config: TrainConfig, student: Student, wrapped: Wrapped, scorer: Scorer, ranks: Ranks) -> None:
         self.config = config.diagnostics
-        self.rollout = config.rollout
+        self.temperature = config.rollout.temperature
         self.micro = config.batch.micro
         self.student = student
-        self.module = module
+        self.wrapped = wrapped
         self.scorer = scorer
-        self.accelerator = accelerator
+        self.ranks = ranks
         self.needs, self.lacking = self._offered()
 
     def _offered(self) -> tuple[Needs, str]:
@@ -74,71 +88,94 @@ class Diagnostics:
         return Needs(teacher=True, top_k=min(top_k, self.config.top_k), entropy=entropy), said
 
     def due(self, step: int, asked: Needs) -> bool:
-        """Whether to measure at `step`, counted from 0, whose objective asks the teacher for `asked`."""
+        """Whether to measure at `step`, counted from 0, whose objective asks the teacher for `asked`. The same on every
+        process.
+        """
         offered = self.needs.top_k or self.needs.entropy
         return bool(offered and asked.teacher and (step == 0 or (step + 1) % self.config.every == 0))
 
-    def begin(self, scored: Scored) -> Asked:
-        """Ask the teachers, and meanwhile the student, as it is before this step's update."""
-        rollouts = [rollout for rollout in spread_rows(scored.rollouts, self.config.rollouts) if rollout.ids]
-        correct = {rollout.row: score.correct for rollout, score in zip(scored.rollouts, scored.scores, strict=True)}
+    def begin(self, scored: Scored, spare: Rollout) -> Measurement:
+        """Ask the teachers about this process's share, and meanwhile the student, as it is before this step's update.
+        All processes begin together. spare: a rollout for passes whose outcome nobody looks at.
+        """
         started = time.monotonic()
-        asked = Asked(rollouts, correct, self.scorer.ask_beside(rollouts, self.needs), [])
-        self._ask_student(asked)
-        asked.spans.append(("diagnose", started, time.monotonic()))
-        return asked
+        share = len(self.ranks.share(self.config.rollouts))
+        rollouts = [rollout for rollout in spread_rows(scored.rollouts, share) if rollout.ids]
+        asked = self.scorer.ask(self.needs, verify=False)
+        asked.submit(rollouts)
+        asked.flush()
+        measured = Measurement(scored, rollouts, asked)
+        self._ask_student(measured, spare)
+        measured.spans.append(("diagnose", started, time.monotonic()))
+        return measured
 
     @torch.no_grad()
-    def _ask_student(self, asked: Asked) -> None:
-        was_training = self.module.training
-        self.module.eval()  # dropout would draw random numbers, and those of the step must stay the same
-        for part in micro_batches([len(rollout.ids) for rollout in asked.rollouts], self.micro):
-            chosen = [asked.rollouts[index] for index in part]
+    def _ask_student(self, measured: Measurement, spare: Rollout) -> None:
+        module = self.wrapped.module
+        was_training = module.training
+        module.eval()  # dropout would draw random numbers, and those of the step must stay the same
+        parts = micro_batches([len(rollout.ids) for rollout in measured.rollouts], self.micro)
+        if self.wrapped.even:
+            parts += [[] for _ in range(max(self.ranks.gather(len(parts))) - len(parts))]
+        for part in parts:
+            chosen = [measured.rollouts[index] for index in part] or [spare]
             batch = make_batch(
-                self.student, [r.example for r in chosen], [r.ids for r in chosen], device=self.accelerator.device
+                self.student, [r.example for r in chosen], [r.ids for r in chosen], device=self.ranks.accelerator.device
             )
-            own = self.module(
-                batch.inputs, batch.predicts_BS, batch.ids_N, self.rollout.temperature, top_k=max(1, self.needs.top_k)
-            )
+            own = module(batch.inputs, batch.predicts_BS, batch.ids_N, self.temperature, top_k=max(1, self.needs.top_k))
+            if not part:
+                continue
             lengths, rows = [len(r.ids) for r in chosen], [r.row for r in chosen]
             for kept, values in (
-                (asked.entropy, own.entropy_N),
-                (asked.ids, own.top_ids_NK),
-                (asked.logprobs, own.top_logprobs_NK),
+                (measured.entropy, own.entropy_N),
+                (measured.ids, own.top_ids_NK),
+                (measured.logprobs, own.top_logprobs_NK),
             ):
                 kept.update(zip(rows, values.cpu().split(lengths), strict=True))
-        self.module.train(was_training)
+        module.train(was_training)
 
-    def figures(self, asked: Asked) -> dict[str, float | list[float | None] | None]:
+    def figures(self, measured: Measurement) -> dict[str, float | list[float | None] | None]:
         """Waits for the teachers. Positions whose answer did not come count nowhere; of several processes the mean.
 
-        A teacher that refuses the question is told of and costs the figures, not the run. Raises RunError where another
-        teacher answered.
+        What a teacher refuses, a service that stays away or another teacher is told of and costs the figures, not the
+        run: where the run needs the teacher, the next step says so to all processes.
         """
-        sums = Sums()
+        sums, said = Means(), ""
         try:
-            answer = asked.answer.result()
-        except VoldError as error:
-            console.print(f"[yellow]diagnostics: no answer from the teacher: {escape(str(error))}")
+            answer = measured.asked.collect()
+        except (VoldError, RunError) as error:
+            said = str(error)
         else:
-            asked.spans += answer.spans
-            for rollout in asked.rollouts:
-                add_scores(sums, asked, rollout.row, answer.rows[rollout.row])
-        return sums.means(self.accelerator)
+            measured.spans += answer.spans
+            correct = measured.correct
+            for rollout in measured.rollouts:
+                add_scores(sums, measured, rollout.row, correct[rollout.row], answer.rows[rollout.row])
+        measured.spans += measured.asked.waits
+        parts = self.ranks.gather((sums, said))
+        if why := next((why for _, why in parts if why), ""):
+            console.print(f"[yellow]diagnostics: no answer from the teacher: {escape(why)}")
+        return means_of(Means.joined(own for own, _ in parts))
 
 
-def add_scores(sums: "Sums", asked: Asked, row: int, score: RolloutScore) -> None:
+def means_of(sums: Means) -> dict[str, float | list[float | None] | None]:
+    """The figures; what nothing is known of is left out."""
+    named = {name: mean for name in FIGURES if (mean := sums.mean(name)) is not None}
+    places = [sums.mean(f"{_PLACE}/{place}") for place in range(DECILES)]
+    return {**named, **({"overlap_by_position": places} if any(mean is not None for mean in places) else {})}
+
+
+def add_scores(sums: Means, measured: Measurement, row: int, correct: bool | None, score: RolloutScore) -> None:
     """Take in what both sides said of one rollout."""
-    outcome = {True: "_correct", False: "_wrong", None: ""}[asked.correct[row]]
+    outcome = SUFFIXES[correct]
     if score.entropy is not None:
         theirs_N = torch.from_numpy(score.entropy)
         sums.add("teacher/entropy", theirs_N)
         for name in {"entropy/gap", f"entropy/gap{outcome}"}:
-            sums.add(name, theirs_N - asked.entropy[row])
+            sums.add(name, theirs_N - measured.entropy[row])
     if score.support_ids is not None and score.support_logprobs is not None:
         found = overlap(
-            asked.ids[row],
-            asked.logprobs[row],
+            measured.ids[row],
+            measured.logprobs[row],
             torch.from_numpy(score.support_ids),
             torch.from_numpy(score.support_logprobs),
         )
@@ -146,7 +183,7 @@ def add_scores(sums: "Sums", asked: Asked, row: int, score: RolloutScore) -> Non
             sums.add(name, found.ratio_N)
         sums.add("overlap/student_mass", found.student_mass_N)
         sums.add("overlap/teacher_mass", found.teacher_mass_N)
-        sums.add_places(found.ratio_N)
+        sums.add_places(_PLACE, found.ratio_N, DECILES)
 
 
 @dataclass(frozen=True)
@@ -193,39 +230,3 @@ def spread_rows(rollouts: Sequence[Rollout], count: int) -> list[Rollout]:
     """At most `count` rollouts, evenly spaced, so that they are of many prompts."""
     chosen = np.unique(np.linspace(0, len(rollouts) - 1, min(count, len(rollouts))).round().astype(int))
     return [rollouts[index] for index in chosen]
-
-
-class Sums:
-    """Sums and counts of what is finite, by name, and of the overlap by tenth of a completion."""
-
-    NAMES = (
-        *("teacher/entropy", "entropy/gap", "entropy/gap_correct", "entropy/gap_wrong"),
-        *("overlap/ratio", "overlap/ratio_correct", "overlap/ratio_wrong"),
-        *("overlap/student_mass", "overlap/teacher_mass"),
-    )
-
-    def __init__(self) -> None:
-        self.sums = torch.zeros(len(self.NAMES) + DECILES, 2, dtype=torch.float64)
-
-    def add(self, name: str, values_N: Tensor) -> None:
-        self._add(self.NAMES.index(name), values_N)
-
-    def add_places(self, values_N: Tensor) -> None:
-        """values_N: of one completion, from its first position to its last."""
-        tenths = torch.arange(len(values_N)) * DECILES // max(1, len(values_N))
-        for tenth in range(DECILES):
-            self._add(len(self.NAMES) + tenth, values_N[tenths == tenth])
-
-    def _add(self, index: int, values_N: Tensor) -> None:
-        known_N = values_N[values_N.isfinite()]
-        self.sums[index] += torch.tensor([known_N.sum().item(), float(len(known_N))], dtype=torch.float64)
-
-    def means(self, accelerator: Accelerator) -> dict[str, float | list[float | None] | None]:
-        """Over all processes; what nothing is known of is left out."""
-        device = accelerator.device
-        sums = self.sums.float() if device.type == "mps" else self.sums
-        total = accelerator.reduce(sums.to(device), reduction="sum").tolist()
-        every = [part / count if count else None for part, count in total]
-        named = {name: mean for name, mean in zip(self.NAMES, every, strict=False) if mean is not None}
-        places = every[len(self.NAMES) :]
-        return {**named, **({"overlap_by_position": places} if any(p is not None for p in places) else {})}

@@ -1,4 +1,4 @@
-"""The first half of a step: completions of its prompts, drawn and scored.
+"""The first half of a step: completions of its prompts, drawn, and sent to be scored.
 
 Every completion goes to teacher and verifier as soon as it ends, while the others are still being drawn.
 Shapes: P prompts, G completions of a prompt.
@@ -6,33 +6,57 @@ Shapes: P prompts, G completions of a prompt.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from vold_trainer import tracing
 from vold_trainer.config import TrainConfig
 from vold_trainer.data import Example
 from vold_trainer.models import Student
-from vold_trainer.objectives import AnyObjective, Dapo
+from vold_trainer.objectives import AnyObjective, Dapo, Needs
+from vold_trainer.outages import Span
+from vold_trainer.ranks import Ranks
 from vold_trainer.rollout.base import Engine, Rollout, Sampling
-from vold_trainer.scored import Scored
-from vold_trainer.scoring import RolloutScore, Scorer, Span, StepScores
+from vold_trainer.scored import Arrive, Scored
+from vold_trainer.scoring import Asked, RolloutScore, Scorer, StepScores
 from vold_trainer.sft import Trace
-
-ROUND_STRIDE = 1 << 40
-"""Between the seeds of the rounds of one step: farther apart than the seeds of any two steps."""
 
 
 @dataclass
 class Drawn:
-    """A step's rollouts, right after they were scored. all: with those that nothing will be learned from."""
+    """A step's rollouts, as a rule still being scored. all: with those that nothing will be learned from. needs: what
+    was asked. version: the updates that the weights which drew them had had; None where they were given.
+    """
 
+    step: int
+    version: int | None
+    needs: Needs
+    examples: Sequence[Example]
     learned: Scored
     all: Scored
-    found: StepScores
-    spans: list[Span]
-    generate_seconds: float
-    wait_seconds: float
-    figures: dict[str, float]
+    asked: list[Asked]
+    drawing: list[Span] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def staleness(self) -> int:
+        """How many updates older than the weights that learn from them those were that drew them."""
+        return 0 if self.version is None else self.step - self.version
+
+    def found(self) -> StepScores:
+        """All scores. Waits for them; raises RunError where they cannot come."""
+        found = StepScores({})
+        for asked in self.asked:
+            scores = asked.collect()
+            found.rows.update(scores.rows)
+            found.missing.update(scores.missing)
+            found.spans += scores.spans
+        return found
+
+    @property
+    def waits(self) -> list[Span]:
+        """When nothing was done but waiting for scores."""
+        return [span for asked in self.asked for span in asked.waits]
 
 
 def rounds_of(objective: AnyObjective) -> int:
@@ -41,10 +65,11 @@ def rounds_of(objective: AnyObjective) -> int:
 
 
 class Drawing:
-    """Draws and scores the completions of a step."""
+    """Draws the completions of a step and has them scored."""
 
-    def __init__(self, config: TrainConfig, student: Student, engine: Engine, scorer: Scorer) -> None:
+    def __init__(self, config: TrainConfig, student: Student, engine: Engine, scorer: Scorer, ranks: Ranks) -> None:
         self.config = config
+        self.ranks = ranks
         self.objective = config.objective
         self.student = student
         self.engine = engine
@@ -52,91 +77,130 @@ class Drawing:
         self.rounds = rounds_of(config.objective)
 
     def draw(self, step: int, examples: Sequence[Example]) -> Drawn:
-        """Sample completions of the prompts and have them scored; further rounds, where the objective allows them,
-        until there are enough groups to learn from.
+        """Sample completions of the prompts and send them off; further rounds, where the objective allows them, until
+        there are enough groups to learn from. examples: the whole step's, of which this process takes its share.
+
+        Waits for the other processes only between rounds: with one round it may run beside whatever they do.
         """
-        wanted = self.config.rollout.prompts
-        rollouts: list[Rollout] = []
-        scores: list[RolloutScore] = []
-        found, spans = StepScores({}), list[Span]()
-        generating = waiting = 0.0
-        rounds = 0
-        while True:
-            part = examples[rounds * wanted : (rounds + 1) * wanted]
-            drawn, generated, answer, answered = self._round(part, self.config.seed * 1_000_003 + step, rounds)
-            rounds += 1
-            generating += generated[1] - generated[0]
-            waiting += answered - generated[1]
-            spans += [("generate", *generated), *answer.spans, ("wait", generated[1], answered)]
-            rollouts += drawn
-            scores += [answer.rows.get(rollout.row, RolloutScore()) for rollout in drawn]
-            found.missing.update(answer.missing)
-            scored = self._scored(rollouts, scores, self.config.rollout.group)
-            if rounds == self.rounds or int(scored.informative.sum()) >= wanted:
-                break
+        needs, version = self.objective.needs_at(step), self.engine.version
         if self.rounds == 1:
-            return Drawn(scored, scored, found, spans, generating, waiting, {})
-        learned = self._informative(scored, wanted)
-        dropped = (len(scored.rollouts) - len(learned.rollouts)) // scored.group
-        figures = {"dapo/rounds": float(rounds), "dapo/dropped_groups": float(dropped)}
-        return Drawn(learned, scored, found, spans, generating, waiting, figures)
+            rollouts, asked, span = self._round(step, examples, needs, 0)
+            scored = self._coming(rollouts, asked, self.config.rollout.group)
+            return Drawn(step, version, needs, examples, scored, scored, [asked], [span])
+        wanted = self.config.rollout.prompts
+        drawn: list[Rollout] = []
+        scores: list[RolloutScore] = []
+        parts, spans = list[Asked](), list[Span]()
+        for number in range(self.rounds):
+            part = examples[number * wanted : (number + 1) * wanted]
+            rollouts, asked, span = self.ranks.together(partial(self._whole_round, step, part, needs, number))
+            rows = asked.scores.rows
+            drawn += rollouts
+            scores += [rows[rollout.row] for rollout in rollouts]
+            parts.append(asked)
+            spans.append(span)
+            everything = self._scored(drawn, scores, self.config.rollout.group)
+            groups = self._informative(everything)
+            if sum(groups.values()) >= wanted:
+                break
+        kept = [group for group, informs in groups.items() if informs][:wanted] or list(groups)[:wanted]
+        learned = self._only(everything, kept)
+        figures = {"dapo/rounds": float(len(parts)), "dapo/dropped_groups": float(len(groups) - len(kept))}
+        return Drawn(step, version, needs, examples, learned, everything, parts, spans, figures)
+
+    def _whole_round(
+        self, step: int, examples: Sequence[Example], needs: Needs, number: int
+    ) -> tuple[list[Rollout], Asked, Span]:
+        """A round, and all of its scores."""
+        drawn = self._round(step, examples, needs, number)
+        drawn[1].collect()
+        return drawn
 
     def _round(
-        self, examples: Sequence[Example], seed: int, number: int
-    ) -> tuple[list[Rollout], tuple[float, float], StepScores, float]:
-        """(rollouts, when they were drawn, their scores, when these were there)."""
+        self, step: int, examples: Sequence[Example], needs: Needs, number: int
+    ) -> tuple[list[Rollout], Asked, Span]:
+        """(rollouts, what is asked about them, when they were drawn)."""
+        asked = self.scorer.ask(needs)
+        share = self.ranks.share(len(examples))
+        first = number * self.config.rollout.prompts + share.start
         started = time.monotonic()
         # Not current: what is asked of the services meanwhile is a part of the step beside it, not of generating.
         with tracing.span("generate", current=False):
             drawn = self.engine.draw(
-                examples,
-                self.sampling(),
-                seed=seed + number * ROUND_STRIDE,
-                on_finished=self.scorer.submit,
+                [examples[index] for index in share],
+                self.sampling(needs),
+                seed=self.config.seed * 1_000_003 + step,
+                first_row=first * self.config.rollout.group,
+                on_finished=asked.submit,
             )
-        generated = time.monotonic()
-        return drawn, (started, generated), self.scorer.collect(), time.monotonic()
+        asked.flush()
+        return drawn, asked, ("generate", started, time.monotonic())
 
-    def sampling(self) -> Sampling:
-        """How this step's completions are drawn."""
-        rollout, needs = self.config.rollout, self.scorer.needs
+    def sampling(self, needs: Needs) -> Sampling:
+        """How completions are drawn."""
+        rollout = self.config.rollout
         return Sampling(
             group=rollout.group,
             max_tokens=rollout.max_tokens,
             temperature=rollout.temperature,
             top_p=rollout.top_p,
-            logprobs=needs.rollout_logprobs,
+            logprobs=True,
             candidates=needs.candidates,
         )
 
-    def _informative(self, scored: Scored, wanted: int) -> Scored:
-        """The first groups that teach something; all of them where none does."""
-        groups = scored.informative.nonzero().flatten().tolist()[:wanted] or list(range(wanted))
-        rows = [group * scored.group + index for group in groups for index in range(scored.group)]
-        return self._scored([scored.rollouts[row] for row in rows], [scored.scores[row] for row in rows], scored.group)
+    def _informative(self, scored: Scored) -> dict[int, bool]:
+        """Of every group of the step, on all processes and in order: whether it has right and wrong completions."""
+        numbers = [rollout.row // scored.group for rollout in scored.rollouts[:: scored.group]]
+        own = list(zip(numbers, scored.informative.tolist(), strict=True))
+        return dict(sorted(pair for part in self.ranks.gather(own) for pair in part))
 
-    def given(self, traces: Sequence[Trace]) -> Drawn:
-        """Completions that somebody else wrote, scored by the teacher alone."""
-        prompts = self.student.prompt_ids([trace.example for trace in traces])
+    def _only(self, scored: Scored, groups: Sequence[int]) -> Scored:
+        """This process's completions of these groups."""
+        wanted = set(groups)
+        kept = [place for place, rollout in enumerate(scored.rollouts) if rollout.row // scored.group in wanted]
+        return self._scored([scored.rollouts[p] for p in kept], [scored.scores[p] for p in kept], scored.group)
+
+    def again(self, step: int, version: int, rollouts: list[Rollout], examples: Sequence[Example]) -> Drawn:
+        """Completions that were drawn before, by weights of `version` updates: sent off once more."""
+        needs = self.objective.needs_at(step)
+        asked = self._send(rollouts, needs)
+        scored = self._coming(rollouts, asked, self.config.rollout.group)
+        return Drawn(step, version, needs, examples, scored, scored, [asked])
+
+    def given(self, step: int, traces: Sequence[Trace]) -> Drawn:
+        """Completions that somebody else wrote, to be scored by the teacher alone. traces: the whole step's."""
+        examples = [trace.example for trace in traces]
+        share = self.ranks.share(len(traces))
+        own = [traces[row] for row in share]
+        prompts = self.student.prompt_ids([trace.example for trace in own])
         rollouts = [
             Rollout(row, trace.example, tuple(ids), trace.ids, self.student.tokenizer.decode(trace.ids), False)
-            for row, (trace, ids) in enumerate(zip(traces, prompts, strict=True))
+            for row, trace, ids in zip(share, own, prompts, strict=True)
         ]
-        started = time.monotonic()
-        self.scorer.verify = False
-        self.scorer.submit(rollouts)
-        found = self.scorer.collect()
-        self.scorer.verify = True
-        scored = self._scored(rollouts, [found.rows.get(row, RolloutScore()) for row in range(len(rollouts))], 1)
-        figures = {"objective/on_policy": 0.0}
-        return Drawn(scored, scored, found, found.spans, 0.0, time.monotonic() - started, figures)
+        needs = self.objective.needs_at(step)
+        asked = self._send(rollouts, needs, verify=False)
+        scored = self._coming(rollouts, asked, 1)
+        return Drawn(step, None, needs, examples, scored, scored, [asked], figures={"objective/on_policy": 0.0})
 
-    def _scored(self, rollouts: Sequence[Rollout], scores: Sequence[RolloutScore], group: int) -> Scored:
-        return Scored.of(
+    def _send(self, rollouts: list[Rollout], needs: Needs, *, verify: bool = True) -> Asked:
+        asked = self.scorer.ask(needs, verify=verify)
+        asked.submit(rollouts)
+        asked.flush()
+        return asked
+
+    def _coming(self, rollouts: list[Rollout], asked: Asked, group: int) -> Scored:
+        """Rollouts whose scores may still be on their way."""
+        return self._scored(rollouts, [asked.scores.rows[r.row] for r in rollouts], group, asked.wait)
+
+    def _scored(
+        self, rollouts: list[Rollout], scores: list[RolloutScore], group: int, arrive: Arrive | None = None
+    ) -> Scored:
+        return Scored(
             rollouts,
             scores,
             group,
             advantage_std=getattr(self.objective, "advantage_std", True),
             max_tokens=self.config.rollout.max_tokens,
             overlong=getattr(self.objective, "overlong", 0.0),
+            arrive=arrive,
         )

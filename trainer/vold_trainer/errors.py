@@ -15,3 +15,11 @@ class HandshakeError(VoldTrainerError):
 
 class RunError(VoldTrainerError):
     """A run that has to stop: too many missing scores, a teacher that changed, a service that is gone."""
+
+
+class ToldElsewhereError(VoldTrainerError):
+    """What another process of the same run ends with and says: this one ends in silence."""
+
+
+class RunToldElsewhereError(ToldElsewhereError, RunError):
+    """The same, where the other one's is a RunError."""

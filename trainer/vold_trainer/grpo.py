@@ -9,54 +9,67 @@ from pathlib import Path
 
 import torch
 
-from vold_trainer import tracing
+from vold_trainer import tracing, trackers
 from vold_trainer.config import TrainConfig
-from vold_trainer.data import load_examples
+from vold_trainer.data import Example, load_examples
 from vold_trainer.loop import Loop
 from vold_trainer.models import Student, load_student
 from vold_trainer.objectives import AnyObjective, Gkd
+from vold_trainer.outages import Outages
+from vold_trainer.ranks import Ranks, make_accelerator
 from vold_trainer.rollout import make_engine
 from vold_trainer.scoring import Scorer
-from vold_trainer.services import open_services, teacher_client, verifier_client
+from vold_trainer.services import shared_services, teacher_client, verifier_client
 from vold_trainer.sft import Trace, read_traces
 from vold_trainer.teachers import ONLY, Routes, configured, make_teachers
+from vold_trainer.twins import check_twins
 
 
-def run_train(config: TrainConfig, *, resume: bool = False) -> Path:
-    """Train, and write the student to `out/model`. Returns that folder.
+def run_train(config: TrainConfig, *, resume: bool = False, keep: bool = True) -> Path:
+    """Train, and write the student to `out/model` if it is to be kept. Returns that folder.
 
-    Raises RunError where the run cannot go on: too many missing scores, or another teacher.
+    Raises RunError where the run cannot go on: a service that stays away, too many missing scores, another teacher.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    student = load_student(config.student)
-    examples = load_examples(config.data)
-    traces = _traces(config.objective, student)
-    routes = Routes(config)
+    trackers.check_installed(config.trackers)
+    ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
+    student, examples, traces = ranks.together(lambda: _prepared(config))
     teachers, verifier = configured(config), config.verifier
-    if teachers:
-        routes.check([*examples, *(trace.example for trace in traces)])
+    data = {"prompts": len(examples), "a step": config.rollout.prompts, "traces": len(traces)}
     with (
         tracing.exporting(config.out.name),
-        open_services(teacher=teachers.get(ONLY), verifier=verifier, teachers=teachers) as services,
+        shared_services(ranks, teacher=teachers.get(ONLY), verifier=verifier, teachers=teachers) as services,
     ):
         scorer = Scorer(
             make_teachers=partial(
                 make_teachers, teachers, lambda name, of: teacher_client(of, services, config.out.name, name)
             ),
             make_verifier=partial(verifier_client, verifier, services, config.out.name) if verifier else None,
-            route=routes,
+            route=Routes(config),
             verifier=verifier.name if verifier else "",
             parameters=verifier.parameters if verifier else None,
             temperature=config.rollout.temperature,
+            outages=Outages(config.outage.wait, ended=services.ended),
         )
         engine = make_engine(config.rollout, student)
         try:
-            return Loop(config, student, engine, scorer, resume).run(examples, traces)
+            return Loop(config, student, engine, scorer, ranks, resume, data).run(examples, traces, keep=keep)
         finally:
             engine.close()
             scorer.close()
+
+
+def _prepared(config: TrainConfig) -> tuple[Student, list[Example], list[Trace]]:
+    """The student, the prompts, and the completions that come with them, where a teacher is there for each."""
+    student = load_student(config.student)
+    examples = load_examples(config.data)
+    traces = _traces(config.objective, student)
+    if configured(config):
+        Routes(config).check([*examples, *(trace.example for trace in traces)])
+        check_twins([*examples, *(trace.example for trace in traces)])
+    return student, examples, traces
 
 
 def _traces(objective: AnyObjective, student: Student) -> list[Trace]:

@@ -1,79 +1,84 @@
 """The second half of a step: what the objective makes of scored rollouts, and the optimiser's updates."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from vold_trainer import checkpoint
 from vold_trainer.batching import make_batch, micro_batches
 from vold_trainer.config import TrainConfig
-from vold_trainer.models import CompletionScorer, Student
+from vold_trainer.means import Means
+from vold_trainer.models import Student
 from vold_trainer.objectives import Needs
-from vold_trainer.optim import make_optimizer
+from vold_trainer.plan import plan_updates
+from vold_trainer.ranks import Ranks
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scored import Scored
-from vold_trainer.token_log import TokenLog
+from vold_trainer.token_log import TokenLog, token_figures
+from vold_trainer.wrapping import Wrapped
 
 
 class Learner:
     """The student's weights and the optimizer that changes them."""
 
-    def __init__(self, config: TrainConfig, student: Student, accelerator: Accelerator) -> None:
+    def __init__(self, config: TrainConfig, student: Student, ranks: Ranks) -> None:
         self.config = config
         self.objective = config.objective
         self.student = student
-        self.accelerator = accelerator
-        optimizer, scheduler = make_optimizer(student.model, config.optim, config.steps)
-        self.module, self.optimizer, self.scheduler = accelerator.prepare(
-            CompletionScorer(student.model), optimizer, scheduler
-        )
+        self.ranks = ranks
+        self.accelerator = ranks.accelerator
+        self.wrapped = Wrapped(student, config.optim, config.steps, config.seed, ranks)
+        self.module = self.wrapped.module
 
-    def save(self, step: int) -> None:
-        """A checkpoint to resume from, after `step` steps."""
-        checkpoint.save(self.config.out, step, self.student.model, self.optimizer, self.scheduler)
+    def update(
+        self, step: int, scored: Scored, needs: Needs, spare: Rollout | None = None
+    ) -> tuple[dict[str, Any], TokenLog]:
+        """Optimiser steps over all processes' rollouts of step `step`; the figures of what was learned from, and the
+        tokens of this process. spare: one that stands in, without weight, where a process has nothing to learn from.
 
-    def restore(self) -> int | None:
-        """Go on from the last checkpoint; the steps that it had done, or None where there is none."""
-        found = checkpoint.latest(self.config.out)
-        if found is None:
-            return None
-        return checkpoint.restore(found, self.student.model, self.optimizer, self.scheduler)
-
-    def update(self, step: int, scored: Scored, needs: Needs) -> tuple[dict[str, Any], TokenLog]:
-        """Optimiser steps over all rollouts of step `step`; the figures of what was learned from, and its tokens."""
+        Each micro-batch waits for its own scores only, while others are on their way; which rollouts it holds does not
+        depend on when they come. No weight changes before all scores are there: what they raise (RunError where a
+        service is gone) leaves the student as it was. Several processes begin when all of them have their scores.
+        """
         config = self.config
-        size = config.batch.size or len(scored.rollouts)
-        several = size < len(scored.rollouts)
-        order = list(range(len(scored.rollouts)))
-        if several:
-            order = torch.randperm(
-                len(order), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            ).tolist()
-        old = self._logprobs(scored.rollouts) if several else None
-        log = TokenLog(scored)
+        spare = spare or scored.rollouts[0]
+        if self.ranks.size > 1:
+            self.ranks.together(scored.wait)
+        drawn = self.ranks.gather([(rollout.row, len(rollout.ids)) for rollout in scored.rollouts])
+        seed = config.seed * 1_000_003 + step
+        size, micro, even = config.batch.size, config.batch.micro, self.wrapped.even
+        updates = plan_updates(drawn, self.ranks.rank, size=size, micro=micro, seed=seed, even=even)
+        old = self._logprobs(scored.rollouts, max(map(len, drawn)), spare) if len(updates) > 1 else None
+        log = TokenLog(scored, old)
         sums: dict[str, float] = {}
         norms = []
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            tokens = sum(len(scored.rollouts[index].ids) for index in chosen)
-            for part in micro_batches([len(scored.rollouts[index].ids) for index in chosen], config.batch.micro):
-                rows = [chosen[index] for index in part]
-                share = (
-                    sum(len(scored.rollouts[row].ids) for row in rows) / tokens
-                    if self.objective.normalise == "token"
-                    else len(rows) / len(chosen)
-                )
-                for name, value in self._learn(step, scored, rows, needs, share, old, log).items():
-                    sums[name] = sums.get(name, 0.0) + value * share * len(chosen) / len(order)
-            norms.append(float(self.accelerator.clip_grad_norm_(self.module.parameters(), config.optim.max_grad_norm)))
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        lr = self.scheduler.get_last_lr()[0]
-        self.scheduler.step()
-        return {**sums, **log.figures(), "grad_norm": sum(norms) / len(norms), "lr": lr}, log
+        for update in updates:
+            for number, rows in enumerate(update.passes, 1):
+                with self.wrapped.one_pass(last=number == len(update.passes)):
+                    if not rows:
+                        self.wrapped.add(self._nothing(spare))
+                        continue
+                    share = (
+                        sum(len(scored.rollouts[row].ids) for row in rows) / update.tokens
+                        if self.objective.normalise == "token"
+                        else len(rows) / update.sequences
+                    )
+                    for name, value in self._learn(step, scored, rows, needs, share, old, log).items():
+                        sums[name] = sums.get(name, 0.0) + value * share * update.sequences / update.rest
+            scored.wait()
+            norms.append(self.wrapped.step())
+        lr = self.wrapped.advance()
+        means = Means.joined(self.ranks.gather(log.sums()))
+        figures = {**self.ranks.sum(sums), **token_figures(means), "grad_norm": sum(norms) / len(norms), "lr": lr}
+        return figures, log
+
+    def _nothing(self, spare: Rollout) -> Tensor:
+        """A pass that changes no gradient."""
+        batch = make_batch(self.student, [spare.example], [spare.ids], device=self.accelerator.device)
+        own = self.module(batch.inputs, batch.predicts_BS, batch.ids_N, self.config.rollout.temperature)
+        return 0.0 * own.logprobs_N.sum()
 
     def _learn(
         self,
@@ -89,7 +94,10 @@ class Learner:
         device, rollout = self.accelerator.device, self.config.rollout
         part = [scored.rollouts[row] for row in rows]
         batch = make_batch(self.student, [r.example for r in part], [r.ids for r in part], device=device)
-        ids_NK, theirs_NK = scored.support(rows) if needs.top_k or needs.candidates else (None, None)
+        ids_NK, theirs_NK = None, None
+        if needs.top_k or needs.candidates:
+            scored.wait(rows)
+            ids_NK, theirs_NK = scored.support(rows)
         own = self.module(
             batch.inputs,
             batch.predicts_BS,
@@ -97,6 +105,7 @@ class Learner:
             rollout.temperature,
             None if ids_NK is None else ids_NK.to(device),
         )
+        scored.wait(rows)
         outcome = self.objective(
             scored.inputs(
                 rows,
@@ -109,15 +118,22 @@ class Learner:
                 max_tokens=rollout.max_tokens,
             )
         )
-        self.accelerator.backward(outcome.loss * share)
+        self.wrapped.add(outcome.loss * share)
         log.add(rows, own.logprobs_N.detach().cpu(), own.entropy_N.cpu())
         return {"loss": outcome.loss.item(), **outcome.metrics}
 
     @torch.no_grad()
-    def _logprobs(self, rollouts: list[Rollout]) -> dict[int, Tensor]:
-        """The student's log-probabilities before any update, by row."""
+    def _logprobs(self, rollouts: list[Rollout], most: int, spare: Rollout) -> dict[int, Tensor]:
+        """The student's log-probabilities before any update, by row. most: what the busiest process has to do."""
         found: dict[int, Tensor] = {}
-        for part in micro_batches([len(r.ids) for r in rollouts], self.config.batch.micro):
+        micro = self.config.batch.micro
+        parts = micro_batches([len(r.ids) for r in rollouts], micro)
+        if self.wrapped.even:
+            parts += [[] for _ in range(math.ceil(most / micro) - len(parts))]
+        for part in parts:
+            if not part:
+                self._nothing(spare)
+                continue
             chosen = [rollouts[row] for row in part]
             batch = make_batch(
                 self.student, [r.example for r in chosen], [r.ids for r in chosen], device=self.accelerator.device

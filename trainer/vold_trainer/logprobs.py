@@ -13,6 +13,15 @@ Head = Callable[[Tensor], Tensor]
 """The output projection: hidden states [N, H] to logits [N, V]."""
 
 
+LOGIT_BYTES = 1 << 28
+"""Of one chunk's logits in float32. A chunk's peak is about four times that, as softmax and entropy need copies."""
+
+
+def chunk_size(vocabulary: int) -> int:
+    """Positions whose float32 logits take at most LOGIT_BYTES: 441 at a vocabulary of 152,064."""
+    return max(1, LOGIT_BYTES // (4 * vocabulary))
+
+
 class TokenScores(NamedTuple):
     """logprobs_N: of the ids. entropy_N: of their distributions, no gradient. support_NK: of further ids, or None. All
     float32, nats. top_ids_NK: int64, the most likely ids, most likely first, and top_logprobs_NK, theirs, without
@@ -48,7 +57,8 @@ def token_logprobs(
         support = None if support_NK is None else support_NK[part]
         asked = (hidden_NH[part], head, ids_N[part], temperature, support, top_k)
         if torch.is_grad_enabled():
-            parts.append(checkpoint(_chunk, *asked, use_reentrant=False))
+            # nothing random in it, and a rollout engine may draw beside it
+            parts.append(checkpoint(_chunk, *asked, use_reentrant=False, preserve_rng_state=False))
         else:
             parts.append(_chunk(*asked))
     if not parts:

@@ -1,77 +1,110 @@
 """The loop of `vold train`: draw and score, learn, write down, until the steps are done or somebody says stop."""
 
 import json
-import random
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from accelerate import Accelerator
-
-from vold_trainer import tracing, trackers
+from vold_trainer import tracing
+from vold_trainer.batches import Batches
 from vold_trainer.config import TrainConfig
-from vold_trainer.data import Example, PromptOrder
+from vold_trainer.data import Example
 from vold_trainer.diagnostics import Diagnostics
 from vold_trainer.drawing import Drawing
-from vold_trainer.errors import RunError, UsageError
+from vold_trainer.errors import RunError
 from vold_trainer.learning import Learner
 from vold_trainer.live import TRAIN, Dashboard
 from vold_trainer.models import Student
-from vold_trainer.objectives import Gkd
+from vold_trainer.outages import InterruptedWaitError, Span
+from vold_trainer.pipeline import Pipeline
+from vold_trainer.ranks import Ranks
 from vold_trainer.rollout.base import Engine
-from vold_trainer.run import RunFolder, StopSignal, console, read_json_lines, trim_after
+from vold_trainer.run import RunFolder, StopSignal, console, read_json_lines, time_so_far, trim_after
+from vold_trainer.saving import Saver
 from vold_trainer.scoring import Scorer, StepScores
 from vold_trainer.sft import Trace
+from vold_trainer.sharding import WholeEngine
 from vold_trainer.teachers import ONLY, Asks
-from vold_trainer.token_log import outcome_figures
+from vold_trainer.token_log import Outcomes
+
+
+@dataclass
+class Part:
+    """What a process tells the others of its part of a step."""
+
+    outcomes: Outcomes
+    missing: Counter[str]
+    generate_seconds: float
+    wait_seconds: float
 
 
 class Loop:
     """A run, step by step."""
 
-    def __init__(self, config: TrainConfig, student: Student, engine: Engine, scorer: Scorer, resume: bool) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        student: Student,
+        engine: Engine,
+        scorer: Scorer,
+        ranks: Ranks,
+        resume: bool,
+        data: Mapping[str, int],
+    ) -> None:
         self.config = config
         self.objective = config.objective
         self.student = student
-        self.engine = engine
         self.scorer = scorer
-        trackers.check_installed(config.trackers)
-        self.accelerator = Accelerator(log_with=config.trackers or None, project_dir=str(config.out))
-        if self.accelerator.num_processes > 1:
-            raise UsageError("train runs in one process: start it without `accelerate launch`")
-        self.learner = Learner(config, student, self.accelerator)
-        self.drawing = Drawing(config, student, engine, scorer)
+        self.ranks = ranks
+        self.accelerator = ranks.accelerator
+        ranks.check(config.rollout.prompts, "rollout.prompts")
+        self.learner = Learner(config, student, ranks)
+        wrapped = self.learner.wrapped
+        self.engine: Engine = WholeEngine(engine, wrapped.module) if wrapped.even else engine
+        self.drawing = Drawing(config, student, self.engine, scorer, ranks)
+        self.saver = Saver(config, student, wrapped, ranks, data)
         about: dict[str, Any] = {
             "kind": "train",
             "objective": self.objective.name,
             "seed": config.seed,
             "steps": config.steps,
             "student": config.student.path,
+            "processes": ranks.size,
             **self._shake_hands(),
         }
-        self.diagnostics = Diagnostics(config, student, self.learner.module, scorer, self.accelerator)
+        self.diagnostics = Diagnostics(config, student, wrapped, scorer, ranks)
         if self.diagnostics.lacking:
             console.print(f"[dim]diagnostics: {self.diagnostics.lacking}", highlight=False)
-        found = self.learner.restore() if resume else None
+        self.found = found = self.saver.begin(resume)
         if found is not None:
-            self._same_teachers(about)
-            trim_after(config.out, found)
-        self.first = found or 0
-        self.folder = RunFolder(config, about, self.accelerator, resumed=found is not None, first=self.first)
-        self.missing_in_a_row = 0
-        self.missing_total = 0
+            ranks.together(lambda: self._same_teachers(about))
+            if ranks.first:
+                trim_after(config.out, found.step)
+        self.first = self.done = found.step if found else 0
+        state = found.state["loop"] if found else {}
+        self.missing_in_a_row = int(state.get("missing_in_a_row", 0))
+        self.missing_total = int(state.get("missing_total", 0))
+        since = ranks.gather(time_so_far(config.out) if found else 0.0)[0]
+        self.folder = RunFolder(
+            config, about, self.accelerator, resumed=found is not None, first=self.first, since=since
+        )
 
     def _shake_hands(self) -> dict[str, Any]:
         """Meet the teachers; who they are, for run.json."""
         asks = Asks(self.objective.name, self.objective.needs, self.config.rollout.temperature)
         met = {}
-        for teacher in self.scorer.meet_teachers(self.student, asks):
+        for teacher in self.ranks.together(lambda: self.scorer.meet_teachers(self.student, asks)):
             assert teacher.info is not None
             assert teacher.handshake is not None
             who = f"{teacher.name} ({teacher.info.identity.model})" if teacher.name else teacher.info.identity.model
             console.print(f"[dim]handshake with {who}: {teacher.handshake.describe()}", highlight=False)
             met[teacher.name] = teacher.about()
+        self.ranks.same(met, "the processes met different teachers: their URLs must lead to the same one everywhere")
         if ONLY in met:
             return {"teacher": met[ONLY]}
         return {"teachers": met} if met else {}
@@ -89,79 +122,119 @@ class Loop:
                     f"{teacher.key}.allow_identity_change=true"
                 )
 
-    def run(self, examples: Sequence[Example], traces: Sequence[Trace]) -> Path:
+    def run(self, examples: Sequence[Example], traces: Sequence[Trace], *, keep: bool = True) -> Path:
+        """keep: write the student at the end.
+
+        Raises RunError where the run cannot go on, after a checkpoint of what was learned.
+        """
         config = self.config
-        per_step = config.rollout.prompts * self.drawing.rounds
-        order = PromptOrder(len(examples), per_step, config.seed)
-        given = PromptOrder(len(traces), config.rollout.prompts * config.rollout.group, config.seed)
-        label = f"{self.objective.name} on {config.data.modality} prompts"
+        if self.objective.needs.teacher:
+            self.ranks.together(lambda: self.scorer.prepare([*examples, *(trace.example for trace in traces)]))
+        batches = Batches(config, self.objective, self.drawing, examples, traces)
+        self.pipeline = Pipeline(batches.begin, self.engine, ahead=config.rollout.ahead, steps=config.steps)
+        label = f"{self.objective.name} on {config.data.label} prompts"
         self.student.model.train()
-        history = read_json_lines(config.out / "metrics.jsonl") if self.first else []
-        view = Dashboard(
-            label, config.steps, TRAIN, console, done=self.first, history=history, state=self.scorer.state
-        )  # fmt: skip
-        with StopSignal() as stop, view as live:
-            for step in range(self.first, config.steps):
-                with tracing.span("step", step=step + 1):
-                    if traces and not self._on_policy(step):
-                        figures = self._step(step, [], [traces[index] for index in given.indices(step)])
-                    else:
-                        figures = self._step(step, [examples[index] for index in order.indices(step)])
-                done = step + 1
-                with self.folder.span(done, "sync"):
-                    self.engine.sync(done)
-                live.update(done, **figures)
-                due = config.save_every and done % config.save_every == 0 and done < config.steps
-                if due or stop.requested:
-                    with self.folder.span(done, "checkpoint"):
-                        self.learner.save(done)
-                if stop.requested:
-                    self.folder.close()
-                    raise SystemExit(143)
+        with StopSignal() as stop, self._view(label) as live, closing(self.pipeline):
+            self.scorer.outages.stop = lambda: stop.requested
+            self._take_up(batches)
+            try:
+                for step in range(self.first, config.steps):
+                    with tracing.span("step", step=step + 1):
+                        figures = self._step(step)
+                    spans = self.pipeline.sync(self.done)
+                    live.update(self.done, **figures)
+                    stopped = self.ranks.any(stop.requested)
+                    if self.saver.due(self.done) or stopped:
+                        spans += self._save()
+                    self._spans(spans)
+                    if stopped:
+                        self._leave()
+            except RunError as error:  # agreed upon: every process has one
+                stopped = self.ranks.any(isinstance(error.__cause__ or error, InterruptedWaitError))
+                self._save()
+                if stopped:
+                    self._leave()
+                raise type(error)(
+                    f"{error}. What the run had learned after step {self.done} is saved: once that is mended, the same "
+                    "command goes on from there with --resume"
+                ) from error
+        if keep:
+            self.saver.export()
         self.folder.close()
-        self.student.save(config.out / "model")
         return config.out / "model"
 
-    def _on_policy(self, step: int) -> bool:
-        """Whether the student writes this step's completions itself: a function of seed and step alone."""
-        share = self.objective.student_share if isinstance(self.objective, Gkd) else 1.0
-        return random.Random(f"{self.config.seed}:{step}").random() < share
+    def _view(self, label: str) -> Dashboard:
+        """What the terminal of the first process shows."""
+        history = read_json_lines(self.config.out / "metrics.jsonl") if self.first and self.ranks.first else []
+        state = self.scorer.state
+        return Dashboard(label, self.config.steps, TRAIN, console, done=self.first, history=history, state=state)
 
-    def _step(self, step: int, examples: Sequence[Example], traces: Sequence[Trace] = ()) -> dict[str, Any]:
+    def _take_up(self, batches: "Batches") -> None:
+        """What a resumed run finds: the weights' age, and the batches that were drawn ahead."""
+        if self.found is None:
+            return
+        self.engine.sync(self.first)
+        folder = self.found.path
+        for drawn in self.ranks.together(lambda: list(batches.kept(folder))):
+            self.pipeline.put(drawn)
+
+    def _save(self) -> list[Span]:
+        started = time.monotonic()
+        state = {"missing_in_a_row": self.missing_in_a_row, "missing_total": self.missing_total}
+        self.saver.save(self.done, state, partial(self.pipeline.save, done=self.done, rank=self.ranks.rank))
+        return [("checkpoint", started, time.monotonic())]
+
+    def _leave(self) -> NoReturn:
+        self.folder.close()
+        raise SystemExit(143)
+
+    def _step(self, step: int) -> dict[str, Any]:
         """One step, written to the run's folder; returns its figures."""
         started = time.monotonic()
-        self.scorer.needs = self.objective.needs_at(step)
-        drawn = self.drawing.given(traces) if traces else self.drawing.draw(step, examples)
-        measured = None
-        if not traces and self.diagnostics.due(step, self.scorer.needs):
-            measured = self.diagnostics.begin(drawn.learned)
-        scored_at = time.monotonic()
+        if self.drawing.rounds == 1:
+            drawn = self.ranks.together(lambda: self.pipeline.take(step))
+        else:  # which agrees round by round
+            drawn = self.pipeline.take(step)
+        due = drawn.version is not None and self.diagnostics.due(step, drawn.needs)
+        measured = self.diagnostics.begin(drawn.learned, drawn.all.rollouts[0]) if due else None
+        learning = time.monotonic()
         with tracing.span("update"):
-            figures, log = self.learner.update(step, drawn.learned, self.scorer.needs)
+            figures, log = self.learner.update(step, drawn.learned, drawn.needs, drawn.all.rollouts[0])
+        self.done = step + 1
         if (step + 1) % self.config.samples_every == 0 or step == 0:
             self.folder.rollouts(log.samples(step + 1, self.student))
         ended = time.monotonic()
         health = self.diagnostics.figures(measured) if measured else {}
         beside = measured.spans if measured else []
-        self.folder.spans(step + 1, [*drawn.spans, *beside, ("optimise", scored_at, ended)])
-        found = drawn.found
-        tokens = sum(len(rollout.ids) for rollout in drawn.all.rollouts)
+        scores, waits, outages = drawn.found(), drawn.waits, self.scorer.outages.take_spells()
+        optimised = between(learning, ended, waits)
+        self._spans([*drawn.drawing, *scores.spans, *waits, *outages, *beside, *optimised])
+        own = Part(Outcomes.of(drawn.all), scores.missing, seconds(drawn.drawing), seconds(waits))
+        parts = self.ranks.gather(own)
+        outcomes = Outcomes.joined([part.outcomes for part in parts])
+        found = StepScores({}, sum((part.missing for part in parts), Counter()))
         metrics = {
-            **(outcome_figures(drawn.all) if not traces else {}),
+            **(outcomes.figures() if drawn.version is not None else {}),
             **drawn.figures,
             **figures,
             **health,
             "missing/teacher": float(found.count_missing("teacher")),
             "missing/verifier": float(found.count_missing("verifier")),
-            "time/generate": drawn.generate_seconds,
-            "time/score_wait": drawn.wait_seconds,
-            "time/optimise": ended - scored_at,
+            "staleness": float(drawn.staleness),
+            "time/generate": max(part.generate_seconds for part in parts),
+            "time/score_wait": max(part.wait_seconds for part in parts),
+            "time/optimise": seconds(optimised),
             "time/step": ended - started,
-            "tokens/per_second": tokens / (ended - started),
+            "tokens/per_second": sum(outcomes.lengths) / (ended - started),
         }
         self.folder.metrics(step + 1, metrics)
-        self._mind_the_missing(found, len(drawn.all.rollouts))
+        self.ranks.together(lambda: self.saver.saw(metrics))
+        self.ranks.together(lambda: self._mind_the_missing(found, len(outcomes.rewards)))
         return metrics
+
+    def _spans(self, spans: Sequence[Span]) -> None:
+        """Write down what every process did when."""
+        self.folder.spans(self.done, self.ranks.gather(self.folder.since_start(spans)))
 
     def _mind_the_missing(self, found: StepScores, count: int) -> None:
         """Say what is missing, and stop the run where too much of it is, too often."""
@@ -177,3 +250,19 @@ class Loop:
                 f"{share:.0%} of the scores were missing for {self.missing_in_a_row} steps in a row "
                 f"({dict(found.missing)}); missing.max_share is {self.config.missing.max_share:.0%}. Check the services"
             )
+
+
+def seconds(spans: Sequence[Span]) -> float:
+    """How long all of them were together."""
+    return sum(end - start for _, start, end in spans)
+
+
+def between(start: float, end: float, waits: Sequence[Span]) -> list[Span]:
+    """The optimiser's spans from `start` to `end`: all but the waits in it."""
+    edges = [start]
+    for _, began, ended in sorted(waits, key=lambda span: span[1]):
+        if start <= began and ended <= end:
+            edges += [began, ended]
+    edges.append(end)
+    pairs = zip(edges[::2], edges[1::2], strict=True)
+    return [("optimise", began, ended) for began, ended in pairs if ended > began]

@@ -3,6 +3,7 @@
 Shapes: B sequences, S positions of prompt and completion together, T completion positions, H hidden size.
 """
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,20 +21,19 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from vold_trainer import encoding
 from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
-from vold_trainer.logprobs import TokenScores, token_logprobs
+from vold_trainer.liger import apply_liger
+from vold_trainer.logprobs import TokenScores, chunk_size, token_logprobs
+from vold_trainer.lora import add_lora, has_lora, merged, save_adapter
+from vold_trainer.parts import freeze
+from vold_trainer.prefill import PROMPT_OF, shared_hidden
 from vold_trainer.processors import load_processor
 
 log = logging.getLogger("vold.models")
 transformers_logging.disable_progress_bar()  # a bar for each file read or written would drown our own
-
-PARTS: Mapping[str, tuple[str, ...]] = {
-    "vision": ("visual.", "vision_tower.", "vision_model.", "vision_encoder."),
-    "projector": ("multi_modal_projector.", "visual.merger.", "connector.", "mm_projector."),
-}
-"""What the parameters of each part are called across model families. A projector is never part of the tower."""
 
 
 @dataclass
@@ -72,12 +72,17 @@ class Student:
     def pad_id(self) -> int:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_ids[0]
 
+    @property
+    def numbers_positions(self) -> bool:
+        """Whether the model has positions beyond those of the tokens in order, and works them out itself."""
+        return hasattr(self.model.base_model, "get_rope_index")
+
     def render(self, example: Example) -> str:
-        """The prompt as the student's chat template writes it, up to where the answer begins."""
-        text: str = self.processor.apply_chat_template(
-            list(example.messages), tokenize=False, add_generation_prompt=True
-        )
-        return text
+        """The prompt as the student's chat template writes it, up to where the answer begins.
+
+        Raises UsageError where the template drops words of the last message.
+        """
+        return encoding.render(self.processor, self.tokenizer, example)
 
     def encode(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Model inputs of the prompts, padded on the left: input_ids and attention_mask [B, S] and, where there
@@ -85,14 +90,7 @@ class Student:
 
         Raises UsageError where an example has images and the student reads text only.
         """
-        texts = [self.render(example) for example in examples]
-        images = [image for example in examples for image in example.images]
-        padding: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-        if not images:
-            return dict(self.tokenizer(texts, add_special_tokens=False, return_token_type_ids=False, **padding))
-        if self.processor is self.tokenizer:
-            raise UsageError(f"student {self.path!r} reads text only, but example {examples[0].id!r} has an image")
-        return dict(self.processor(text=texts, images=images, **padding))
+        return encoding.encode(self.processor, self.tokenizer, self.model, examples, self.pad_id, self.path)
 
     def prompt_ids(self, examples: Sequence[Example]) -> list[list[int]]:
         """The token ids of each prompt, image places included, without padding."""
@@ -101,9 +99,16 @@ class Student:
             ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
         ]
 
-    def save(self, folder: Path) -> None:
-        """An ordinary transformers folder that `from_pretrained` loads."""
-        self.model.save_pretrained(folder)
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """An ordinary transformers folder that `from_pretrained` loads. With LoRA the adapters are merged into what is
+        written, not into the student, and lie by themselves in `folder/adapter`, in peft's form.
+
+        state: the model's whole state dict, where it is gathered elsewhere (sharded training).
+        """
+        if has_lora(self.model):
+            save_adapter(self.model, folder / "adapter", state)
+            state = merged(self.model, state)
+        self.model.save_pretrained(folder, state_dict=None if state is None else dict(state))
         self.processor.save_pretrained(folder)
         if self.processor is not self.tokenizer:
             self.tokenizer.save_pretrained(folder)
@@ -145,11 +150,17 @@ def load_student(config: StudentConfig) -> Student:
             tokenizer = processor.tokenizer
         else:
             processor = tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"student.path {config.path!r} cannot be loaded: {error}") from error
-    freeze(model, config.freeze)
+    _check_outputs(model)
+    _choose_what_learns(model, config)
+    if config.liger:
+        apply_liger(model)
+    if config.compute is not None:
+        _compute_in(model, getattr(torch, config.compute))
     if config.checkpoint_activations:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     return Student(model, processor, tokenizer, config.path)
 
 
@@ -157,28 +168,57 @@ def _reads_images(model_config: Any) -> bool:
     return type(model_config) in AutoModelForImageTextToText._model_mapping
 
 
-def freeze(model: PreTrainedModel, parts: Sequence[str]) -> int:
-    """Stop `parts` from learning; returns how many parameters that froze. Raises UsageError for an unknown part."""
-    frozen = 0
-    for part in parts:
-        if part == "embeddings":
-            chosen = list(model.get_input_embeddings().parameters())
-        elif part in PARTS:
-            chosen = [value for name, value in model.named_parameters() if _part_of(name) == part]
-        else:
-            raise UsageError(f"student.freeze: {part!r} is no part; choose from {[*PARTS, 'embeddings']}")
-        for parameter in chosen:
-            parameter.requires_grad_(False)
-            frozen += parameter.numel()
-    return frozen
+def _choose_what_learns(model: PreTrainedModel, config: StudentConfig) -> None:
+    if config.lora is None:
+        freeze(model, config.freeze)
+        return
+    if both := sorted(set(config.freeze) & set(config.lora.parts)):
+        raise UsageError(f"student.freeze and student.lora.parts both name {both[0]!r}: take it out of one")
+    freeze(model, config.freeze)  # only for its errors: with LoRA nothing but the adapters learns
+    add_lora(model, config.lora, config.path)
 
 
-def _part_of(name: str) -> str | None:
-    dotted = f".{name}"
-    for part in ("projector", "vision"):
-        if any(f".{marker}" in dotted for marker in PARTS[part]):
-            return part
-    return None
+@torch.no_grad()
+def _check_outputs(model: PreTrainedModel) -> None:
+    """That hidden states and output head give what the whole model gives: some families do more to their logits."""
+    ids = torch.tensor([[1, 2, 3]], device=model.device)
+    model.eval()
+    if model.base_model is not model:
+        found = logits(model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        whole = model(input_ids=ids, use_cache=False).logits
+        if torch.allclose(found.float(), whole.float(), rtol=1e-2, atol=1e-2):
+            return
+    raise UsageError(f"{type(model).__name__} makes its logits in a way that vold does not know: use another student")
+
+
+def _compute_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Matrix products in `dtype` wherever the model is entered: as a whole, below the output head, at the head."""
+
+    def inside(forward: Any) -> Any:
+        @functools.wraps(forward)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with torch.autocast(model.device.type, dtype=dtype):
+                return forward(*args, **kwargs)
+
+        return run
+
+    for module in (model, model.base_model, model.get_output_embeddings()):
+        module.forward = inside(module.forward)
+    # Rotated keys come out as float32 and values as `dtype`: a cache of fixed size has room for one of the two.
+    model._can_compile_fullgraph = False
+
+
+def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Hidden states [..., H] to logits [..., V], as the model itself would have them."""
+    found: Tensor = model.get_output_embeddings()(hidden)
+    config = model.config.get_text_config()
+    if scale := getattr(config, "logits_scaling", None):  # Granite
+        found = found / scale
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        found = found * scale
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+        found = cap * torch.tanh(found / cap)
+    return found
 
 
 class CompletionScorer(nn.Module):
@@ -202,18 +242,16 @@ class CompletionScorer(nn.Module):
 
         Only these positions go through the output head, in chunks.
         """
-        hidden_BSH = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        if PROMPT_OF in inputs:
+            hidden_BSH = shared_hidden(self.model, inputs)
+        else:
+            hidden_BSH = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         return token_logprobs(
-            hidden_BSH[predicts_BS], self._head, ids_N, temperature=temperature, support_NK=support_NK, top_k=top_k
+            hidden_BSH[predicts_BS],
+            functools.partial(logits, self.model),
+            ids_N,
+            temperature=temperature,
+            chunk=chunk_size(self.model.get_output_embeddings().weight.shape[0]),
+            support_NK=support_NK,
+            top_k=top_k,
         )
-
-    def _head(self, hidden_NH: Tensor) -> Tensor:
-        logits_NV: Tensor = self.model.get_output_embeddings()(hidden_NH)
-        config = self.model.config.get_text_config()
-        if scale := getattr(config, "logits_scaling", None):  # Granite
-            logits_NV = logits_NV / scale
-        if scale := getattr(config, "logit_scale", None):  # Cohere
-            logits_NV = logits_NV * scale
-        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-            logits_NV = cap * torch.tanh(logits_NV / cap)
-        return logits_NV

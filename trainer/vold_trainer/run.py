@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,25 +30,42 @@ from vold_trainer.config import RunConfig, dump
 
 console = Console(stderr=True)
 
-SEEN_SECONDS = 0.002
-"""What took less is no work of its own in the timeline."""
-
 
 def quiet() -> None:
     """No bars and no notes from here on: for processes that work beside others."""
     console.quiet = True
 
 
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """No bars and no notes inside."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 class RunFolder:
-    """Writes a run's files. On every rank but the first it writes nothing. first: steps done before, where resumed."""
+    """Writes a run's files. On every rank but the first it writes nothing. Of a run that is resumed, first: the steps
+    that it has done, since: the seconds that they took.
+    """
 
     def __init__(
-        self, config: RunConfig, about: Mapping[str, Any], accelerator: Accelerator, *, resumed: bool, first: int = 0
+        self,
+        config: RunConfig,
+        about: Mapping[str, Any],
+        accelerator: Accelerator,
+        *,
+        resumed: bool,
+        first: int = 0,
+        since: float = 0.0,
     ) -> None:
         self.path = config.out
         self.writes = accelerator.is_main_process
         self.accelerator = accelerator
-        self.clock = time.monotonic() - (_time_so_far(config.out) if resumed else 0.0)
+        accelerator.wait_for_everyone()
+        self.clock = time.monotonic() - since
         self._files: dict[str, IO[str]] = {}
         self._mode = "a" if resumed else "w"
         if self.writes:
@@ -64,18 +81,18 @@ class RunFolder:
         self._write("metrics.jsonl", row)
         self.accelerator.log({key: value for key, value in values.items() if isinstance(value, int | float)}, step=step)
 
-    def spans(self, step: int, spans: Iterable[tuple[str, float, float]]) -> None:
-        for lane, start, end in spans:
-            row = {"step": step, "lane": lane, "start": start - self.clock, "end": end - self.clock}
-            self._write("timeline.jsonl", row)
+    def since_start(self, spans: Iterable[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+        """(lane, start, end) on time.monotonic()'s clock as seconds since the run started, which is the same moment in
+        every process.
+        """
+        return [(lane, start - self.clock, end - self.clock) for lane, start, end in spans]
 
-    @contextlib.contextmanager
-    def span(self, step: int, lane: str) -> Iterator[None]:
-        """A span of this block, where it takes long enough to be seen."""
-        start = time.monotonic()
-        yield
-        if (end := time.monotonic()) - start > SEEN_SECONDS:
-            self.spans(step, [(lane, start, end)])
+    def spans(self, step: int, spans: Sequence[Iterable[tuple[str, float, float]]]) -> None:
+        """What each process did when, seconds since the run started; a lane of the second one is "generate 1"."""
+        for rank, own in enumerate(spans):
+            for lane, start, end in own:
+                name = f"{lane} {rank}" if rank else lane
+                self._write("timeline.jsonl", {"step": step, "lane": name, "start": start, "end": end})
 
     def rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
         kept = list(rows)
@@ -84,8 +101,10 @@ class RunFolder:
         trackers.log_rollouts(self.accelerator, kept)
 
     def close(self) -> None:
+        """The last thing that a run does: the processes part here."""
         for stream in self._files.values():
             stream.close()
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
@@ -97,8 +116,8 @@ class RunFolder:
         self._files[name].flush()
 
 
-def _time_so_far(out: Path) -> float:
-    """How long a run that is resumed had gone on: its times and its timeline go on from there."""
+def time_so_far(out: Path) -> float:
+    """Seconds that a run that is resumed had gone on: its times and its timeline go on from there."""
     times = [row.get("time") for row in read_json_lines(out / "metrics.jsonl")]
     return max((time for time in times if time is not None), default=0.0)
 

@@ -4,8 +4,8 @@ Shapes: P prompts, G completions of a prompt, C completions, T completion positi
 micro-batch, K ids of a support.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,57 +17,72 @@ from vold_trainer.objectives import Needs, Rollouts, Support
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring import RolloutScore
 
+Arrive = Callable[[Iterable[int], Iterable[int]], None]
+"""Waits for the teacher's scores of some rows, and for the verifier's of others."""
+
 
 @dataclass
 class Scored:
-    """rewards_C: as the verifier gave them, NaN where missing. group: G; completions of a prompt stand together."""
+    """rewards_C: as the verifier gave them, NaN where missing. group: G; completions of a prompt stand together.
+    advantage_std: divide by the group's standard deviation. overlong: DAPO's share of max_tokens in which a completion
+    loses reward. arrive: how to wait for scores that are still on their way; None where all are there.
+
+    What stands for a completion whose scores were not waited for is not to be read.
+    """
 
     rollouts: list[Rollout]
     scores: list[RolloutScore]
     group: int
-    rewards_C: Tensor
-    advantages_C: Tensor
-    correct_C: Tensor
-    rewarded_C: Tensor
-    unsolved_C: Tensor
+    advantage_std: bool = True
+    max_tokens: int = 0
+    overlong: float = 0.0
+    arrive: Arrive | None = None
+    rewards_C: Tensor = field(init=False)
+    advantages_C: Tensor = field(init=False)
+    correct_C: Tensor = field(init=False)
+    rewarded_C: Tensor = field(init=False)
+    unsolved_C: Tensor = field(init=False)
 
-    @classmethod
-    def of(
-        cls,
-        rollouts: Sequence[Rollout],
-        scores: Sequence[RolloutScore],
-        group: int,
-        *,
-        advantage_std: bool = True,
-        max_tokens: int = 0,
-        overlong: float = 0.0,
-    ) -> "Scored":
-        """advantage_std: divide by the group's standard deviation. overlong: DAPO's share of max_tokens in which a
-        completion loses reward.
+    def __post_init__(self) -> None:
+        self._weigh()
+
+    def wait(self, rows: Sequence[int] | None = None) -> None:
+        """Return once these completions (None: all) have their teacher's scores, and their whole groups their rewards.
+
+        Raises RunError where they cannot come.
         """
-        rewards_C = torch.tensor([np.nan if s.reward is None else s.reward for s in scores], dtype=torch.float32)
-        correct_C = torch.tensor([bool(score.correct) for score in scores])
-        shaped_C = rewards_C
-        if overlong:
-            lengths_C = torch.tensor([len(rollout.ids) for rollout in rollouts])
-            shaped_C = rewards_C + overlong_penalty(lengths_C, max_tokens, overlong)
-        advantages_PG = group_advantages(shaped_C.view(-1, group), divide_by_std=advantage_std)
-        unsolved_P = unsolved_groups(rewards_C.view(-1, group), correct_C.view(-1, group))
-        return cls(
-            rollouts=list(rollouts),
-            scores=list(scores),
-            group=group,
-            rewards_C=rewards_C,
-            advantages_C=advantages_PG.flatten(),
-            correct_C=correct_C,
-            rewarded_C=~rewards_C.isnan(),
-            unsolved_C=unsolved_P.repeat_interleave(group),
+        if self.arrive is None:
+            return
+        taught = range(len(self.rollouts)) if rows is None else rows
+        first = sorted({row - row % self.group for row in taught})
+        judged = (row for start in first for row in range(start, start + self.group))
+        self.arrive([self.rollouts[row].row for row in taught], [self.rollouts[row].row for row in judged])
+        if rows is None:
+            self.arrive = None
+        self._weigh()
+
+    def _weigh(self) -> None:
+        """Everything that follows from rewards and verdicts. A group's part of it follows from that group alone."""
+        self.rewards_C = torch.tensor(
+            [np.nan if score.reward is None else score.reward for score in self.scores], dtype=torch.float32
         )
+        self.correct_C = torch.tensor([bool(score.correct) for score in self.scores])
+        shaped_C = self.rewards_C
+        if self.overlong:
+            lengths_C = torch.tensor([len(rollout.ids) for rollout in self.rollouts])
+            shaped_C = self.rewards_C + overlong_penalty(lengths_C, self.max_tokens, self.overlong)
+        shape = (len(self.rollouts) // self.group, self.group)  # no -1: there may be no completion at all
+        advantages_PG = group_advantages(shaped_C.view(shape), divide_by_std=self.advantage_std)
+        unsolved_P = unsolved_groups(self.rewards_C.view(shape), self.correct_C.view(shape))
+        self.advantages_C = advantages_PG.flatten()
+        self.rewarded_C = ~self.rewards_C.isnan()
+        self.unsolved_C = unsolved_P.repeat_interleave(self.group)
 
     @property
     def informative(self) -> Tensor:
         """bool [P]: groups with right and wrong completions."""
-        return informative_groups(self.rewards_C.view(-1, self.group), self.correct_C.view(-1, self.group))
+        shape = (len(self.rollouts) // self.group, self.group)
+        return informative_groups(self.rewards_C.view(shape), self.correct_C.view(shape))
 
     def support(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(ids_NK int64, the teacher's log-probabilities float32 [N, K], NaN where an id does not count)."""

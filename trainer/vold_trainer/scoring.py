@@ -4,12 +4,12 @@ event loop of their own thread. A score that does not come is missing: it is cou
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,6 @@ from vold_client import (
     IdentityChanged,
     Item,
     ResourceExhausted,
-    Unavailable,
     VoldError,
 )
 
@@ -32,13 +31,13 @@ from vold_trainer.data import Example
 from vold_trainer.handshake import teacher_view
 from vold_trainer.models import Student
 from vold_trainer.objectives import Needs
+from vold_trainer.outages import Outages, Span, Watched
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.teachers import Asks, Teacher
+from vold_trainer.twins import TeacherPrompts
 
 T = TypeVar("T")
 Floats = NDArray[np.float32]
-Span = tuple[str, float, float]
-"""(lane, start, end), seconds on time.monotonic()'s clock."""
 
 
 @dataclass
@@ -93,12 +92,85 @@ class LoopThread:
         self.loop.close()
 
 
+class Asked:
+    """What the services are asked about the completions of one step, and what came back so far.
+
+    `submit` and `flush` are for whoever draws, `wait` and `collect` for whoever learns.
+    """
+
+    def __init__(self, scorer: "Scorer", needs: Needs, verify: bool) -> None:
+        self.scorer = scorer
+        self.needs = needs
+        self.verify = verify
+        self.scores = StepScores({})
+        self.waits: list[Span] = []
+        self._unsent: list[Rollout] = []
+        self._answers: dict[str, dict[int, concurrent.futures.Future[None]]] = {"teacher": {}, "verifier": {}}
+
+    def submit(self, rollouts: list[Rollout]) -> None:
+        """Take finished rollouts; they are sent once `batch` of them are there."""
+        self._unsent += rollouts
+        while len(self._unsent) >= self.scorer.batch:
+            self._send(self._unsent[: self.scorer.batch])
+            del self._unsent[: self.scorer.batch]
+
+    def flush(self) -> None:
+        """Send the rest."""
+        if self._unsent:
+            self._send(self._unsent)
+            self._unsent = []
+
+    def wait(self, taught: Iterable[int], judged: Iterable[int]) -> None:
+        """Wait for the teacher's answers about the rows `taught`, and the verifier's about `judged`.
+
+        Raises RunError where the teacher changed or a service does not come back, and whatever a service says that no
+        retry mends.
+        """
+        teacher, verifier = self._answers["teacher"], self._answers["verifier"]
+        self._wait(
+            {teacher[row] for row in taught if row in teacher} | {verifier[row] for row in judged if row in verifier}
+        )
+
+    def collect(self) -> StepScores:
+        """All scores of what was submitted. Waits for them, and raises what `wait` does."""
+        self._wait({future for answers in self._answers.values() for future in answers.values()})
+        return self.scores
+
+    def _wait(self, futures: set["concurrent.futures.Future[None]"]) -> None:
+        started, idle = time.monotonic(), not all(future.done() for future in futures)
+        try:
+            done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
+        finally:
+            if idle:
+                self.waits.append(("wait", started, time.monotonic()))
+        for future in done:
+            future.result()
+
+    def _send(self, rollouts: list[Rollout]) -> None:
+        self.scores.rows.update({rollout.row: RolloutScore() for rollout in rollouts})
+        if self.scorer.teachers and self.needs.teacher:
+            asked: dict[str, list[Rollout]] = {}
+            for rollout in rollouts:
+                name = self.scorer.route(rollout.example)
+                self.scores.rows[rollout.row].teacher = name
+                self.scorer.prompts[name].know(rollout.example)  # here: a tokenizer serves one thread at a time
+                asked.setdefault(name, []).append(rollout)
+            for name, part in asked.items():
+                self._keep("teacher", part, self.scorer.teach(self, name, part))
+        if self.scorer.verifier is not None and self.verify:
+            self._keep("verifier", rollouts, self.scorer.judge(self, rollouts))
+
+    def _keep(self, who: str, rollouts: list[Rollout], work: Coroutine[Any, Any, None]) -> None:
+        future = self.scorer.submit(work)
+        self._answers[who].update(dict.fromkeys((rollout.row for rollout in rollouts), future))
+
+
 class Scorer:
     """Sends rollouts off as they finish and gathers what comes back.
 
     make_teachers, make_verifier: build the clients on the scorer's loop; no teachers, and None, where the run needs no
-    such score. route: which teacher an example asks. batch: rollouts in one request.
-    needs: what is asked of the teachers from now on; verify: whether the verifier is.
+    such score. route: which teacher an example asks. batch: rollouts in one request. outages: what is done where a
+    service is away.
     """
 
     def __init__(
@@ -111,6 +183,7 @@ class Scorer:
         parameters: Mapping[str, Any] | None = None,
         temperature: float = 1.0,
         batch: int = 32,
+        outages: Outages | None = None,
     ) -> None:
         self.thread = LoopThread()
         self.teachers = self.thread.run(_made(make_teachers))
@@ -120,26 +193,27 @@ class Scorer:
         self.parameters = dict(parameters or {})
         self.temperature = temperature
         self.batch = batch
-        self.needs = Needs()
-        self.verify = True
+        self.outages = outages or Outages()
+        self.watched = {
+            teacher.key: Watched(teacher.key, teacher.client, self.outages) for teacher in self.teachers.values()
+        }
+        if self.verifier is not None:
+            self.watched["verifier"] = Watched("verifier", self.verifier, self.outages)
         self.special_ids: frozenset[int] = frozenset()
-        self._waiting: list[Rollout] = []
-        self._pending: list[concurrent.futures.Future[None]] = []
-        self._scores = StepScores({})
-        self._under_way = Counter[str]()
-        self._seconds: dict[str, float] = {}
+        self.prompts: dict[str, TeacherPrompts] = {}
+        self._open: set[concurrent.futures.Future[None]] = set()
 
     def state(self) -> list[tuple[str, str]]:
-        """How the services are, a line each: who, requests under way, how long the last took."""
-        models = [teacher.info.identity.model for teacher in self.teachers.values() if teacher.info is not None]
-        asked = {"teacher": ", ".join(Path(model).name for model in models)} if models else {}
-        if self.verifier is not None:
-            asked["verifier"] = self.verifier_name
+        """How the services are, a line each: who, and whether it is away, or how its requests go."""
         lines = []
-        for who, name in asked.items():
-            last = f"last request {self._seconds[who]:.2f} s" if who in self._seconds else "not asked yet"
-            lines.append((who, f"{name} · {self._under_way[who]} under way · {last}"))
+        for key, watched in self.watched.items():
+            lines.append((key, f"{self._called(key)} · {watched.state()}"))
         return lines
+
+    def _called(self, key: str) -> str:
+        """What the service at this key serves."""
+        models = [of.info.identity.model for of in self.teachers.values() if of.key == key and of.info is not None]
+        return Path(models[0]).name if models else self.verifier_name if key == "verifier" else "not met yet"
 
     def meet_teachers(self, student: Student, asks: Asks) -> list[Teacher]:
         """Learn who the teachers are; from now on only these may answer. Raises HandshakeError where one is unfit."""
@@ -147,85 +221,64 @@ class Scorer:
         for teacher in self.teachers.values():
             info = self.thread.run(teacher.client.info())
             teacher.meet(info, self.thread.run(teacher.client.tokenizer()), student, asks)
+            self.prompts[teacher.name] = TeacherPrompts(student, teacher)
         return list(self.teachers.values())
 
-    def submit(self, rollouts: list[Rollout]) -> None:
-        """Take finished rollouts; they are sent once `batch` of them are there."""
-        self._waiting += rollouts
-        while len(self._waiting) >= self.batch:
-            self._send(self._waiting[: self.batch])
-            del self._waiting[: self.batch]
+    def prepare(self, examples: Sequence[Example]) -> None:
+        """Make what the teachers read of these examples. Raises UsageError for a row that its teacher cannot read."""
+        for name, prompts in self.prompts.items():
+            prompts.prepare([example for example in examples if self.route(example) == name])
 
-    def collect(self) -> StepScores:
-        """All scores of what was submitted since the last call. Waits for them.
+    def ask(self, needs: Needs, *, verify: bool = True) -> Asked:
+        """Begin a step's scores. needs: what the teachers are asked for. verify: whether the verifier is asked."""
+        return Asked(self, needs, verify)
 
-        Raises RunError where the teacher changed, and whatever a service says that no retry mends.
-        """
-        if self._waiting:
-            self._send(self._waiting)
-            self._waiting = []
-        pending, self._pending = self._pending, []
-        scores, self._scores = self._scores, StepScores({})
-        for future in concurrent.futures.as_completed(pending):
-            future.result()
-        return scores
+    def submit(self, work: Coroutine[Any, Any, None]) -> "concurrent.futures.Future[None]":
+        """Run `work` on the scorer's loop, at the latest until `close`."""
+        future = self.thread.submit(work)
+        self._open.add(future)
+        future.add_done_callback(self._open.discard)
+        return future
 
     def close(self) -> None:
-        for future in self._pending:
+        for future in list(self._open):
             future.cancel()
+        for watched in self.watched.values():
+            self.thread.run(watched.aclose())
         for client in (*(teacher.client for teacher in self.teachers.values()), self.verifier):
             if client is not None:
                 self.thread.run(client.aclose())
         self.thread.close()
 
-    def ask_beside(self, rollouts: list[Rollout], needs: Needs) -> "concurrent.futures.Future[StepScores]":
-        """What the teachers say of `needs` about these rollouts, beside the scores of the step and without them."""
+    async def teach(self, asked: Asked, name: str, rollouts: list[Rollout]) -> None:
+        """Have these rollouts scored by the teacher `name`."""
+        teacher = self.teachers[name]
 
-        async def ask() -> StepScores:
-            scores = StepScores({rollout.row: RolloutScore() for rollout in rollouts})
-            asked: dict[str, list[Rollout]] = {}
-            for rollout in rollouts:
-                asked.setdefault(self.route(rollout.example), []).append(rollout)
-            calls = [(partial(self._ask_teacher, self.teachers[name], needs), part) for name, part in asked.items()]
-            await asyncio.gather(*(self._tolerant("teacher", call, part, scores) for call, part in calls))
-            return scores
+        async def ask() -> None:
+            with _timed(asked.scores, "teacher"), tracing.span("score", rollouts=len(rollouts)):
+                await self._ask_teacher(teacher, asked.needs, rollouts, asked.scores)
 
-        return self.thread.submit(ask())
+        await self._tolerant("teacher", self.watched[teacher.key].call(ask), rollouts, asked.scores)
 
-    def _send(self, rollouts: list[Rollout]) -> None:
-        scores = self._scores
-        scores.rows.update({rollout.row: RolloutScore() for rollout in rollouts})
-        if self.teachers and self.needs.teacher:
-            asked: dict[str, list[Rollout]] = {}
-            for rollout in rollouts:
-                name = self.route(rollout.example)
-                scores.rows[rollout.row].teacher = name
-                asked.setdefault(name, []).append(rollout)
-            for name, part in asked.items():
-                ask = partial(self._ask_teacher, self.teachers[name], self.needs)
-                self._pending.append(self.thread.submit(self._tolerant("teacher", ask, part, scores)))
-        if self.verifier is not None and self.verify:
-            self._pending.append(self.thread.submit(self._tolerant("verifier", self._ask_verifier, rollouts, scores)))
+    async def judge(self, asked: Asked, rollouts: list[Rollout]) -> None:
+        """Have these rollouts judged by the verifier."""
+
+        async def ask() -> None:
+            with _timed(asked.scores, "verifier"), tracing.span("verify", rollouts=len(rollouts)):
+                await self._ask_verifier(rollouts, asked.scores)
+
+        await self._tolerant("verifier", self.watched["verifier"].call(ask), rollouts, asked.scores)
 
     async def _tolerant(
-        self,
-        who: str,
-        ask: Callable[[list[Rollout], StepScores], Awaitable[None]],
-        rollouts: list[Rollout],
-        scores: StepScores,
+        self, who: str, work: Coroutine[Any, Any, None], rollouts: list[Rollout], scores: StepScores
     ) -> None:
-        """Count what an outage loses; let through what is a mistake or a change of teacher."""
-        start = time.monotonic()
-        self._under_way[who] += 1
+        """Count what a service that is too slow or too full loses. A mistake, a change of teacher or an outage past its
+        limit ends the run.
+        """
         try:
-            with tracing.span("score" if who == "teacher" else "verify", rollouts=len(rollouts)):
-                await ask(rollouts, scores)
-        except (Unavailable, DeadlineExceeded, ResourceExhausted) as error:
+            await work
+        except (DeadlineExceeded, ResourceExhausted) as error:
             scores.missing[f"{who}: {type(error).__name__}"] += len(rollouts)
-        finally:
-            self._under_way[who] -= 1
-            self._seconds[who] = time.monotonic() - start
-            scores.spans.append((who, start, time.monotonic()))
 
     async def _ask_teacher(self, teacher: Teacher, needs: Needs, rollouts: list[Rollout], scores: StepScores) -> None:
         assert teacher.info is not None
@@ -246,7 +299,8 @@ class Scorer:
             if needs.candidates:
                 assert rollout.candidates is not None
                 candidates = _shared(rollout.candidates[: len(sent)], counts_V)[0]
-            prompt = prompts.setdefault(rollout.prompt_ids, len(prompts))
+            read = self.prompts[teacher.name](rollout.example, rollout.prompt_ids)
+            prompt = prompts.setdefault(read, len(prompts))
             completions.append(Completion(prompt, sent, candidates, id=str(rollout.row)))
         if not completions:
             return
@@ -329,6 +383,15 @@ def _padded(values: NDArray[Any], length: int) -> Floats:
 
 def _name(error: VoldError | None) -> str:
     return type(error).__name__ if error is not None else "no value"
+
+
+@contextlib.contextmanager
+def _timed(scores: StepScores, lane: str) -> Iterator[None]:
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        scores.spans.append((lane, start, time.monotonic()))
 
 
 async def _made(make: Callable[[], T]) -> T:

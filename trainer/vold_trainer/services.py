@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vold_client import (
     AsyncTeacherClient,
@@ -27,6 +28,10 @@ from vold_client import (
 
 from vold_trainer.config import TeacherConfig, TlsConfig, VerifierConfig
 from vold_trainer.errors import UsageError
+from vold_trainer.launch import first_here, machine
+
+if TYPE_CHECKING:
+    from vold_trainer.ranks import Ranks
 
 START_SECONDS = 180.0
 
@@ -36,16 +41,40 @@ _OF_SHARED_SERVICES = {"VOLD_API_KEYS"} | {
     for name in ("API_KEYS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
 }
 
+_OF_A_LAUNCH = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
+
 
 @dataclass(frozen=True)
 class Services:
     """URLs that answer. Empty where the run does not use that service. teachers: of several, by name; teacher_urls are
-    those of the only one.
+    those of the only one. children: what was started here, by its URL.
     """
 
     teacher_urls: tuple[str, ...] = ()
     verifier_urls: tuple[str, ...] = ()
     teachers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    children: Mapping[str, "Child"] = field(default_factory=dict)
+
+    def ended(self, urls: Sequence[str]) -> str:
+        """What became of the services at these URLs where all of them were started here and have ended; else ""."""
+        fates = [self.children[url].fate() if url in self.children else "" for url in urls]
+        return "; ".join(fates) if fates and all(fates) else ""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A service that was started here. url: as the config names it."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def fate(self, when: str = "") -> str:
+        """How it ended, with the last lines of its log; "" while it runs."""
+        if self.process.poll() is None:
+            return ""
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
+        return f"{self.url!r} ended with status {self.process.returncode}{when}:\n{tail}"
 
 
 @contextlib.contextmanager
@@ -61,7 +90,7 @@ def open_services(
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vold-")))
-        children: list[tuple[str, subprocess.Popen[bytes], Path]] = []
+        children: dict[str, Child] = {}
 
         def resolve(urls: str | Sequence[str], what: str, key: str) -> tuple[str, ...]:
             listed = urls.split(",") if isinstance(urls, str) else list(urls)
@@ -87,7 +116,7 @@ def open_services(
                     threads = max(1, (os.cpu_count() or 2) // 2)
                     arguments += ["--model", _local_model(url, key), "--threads", str(threads)]
                 log = folder / f"{what}-{len(children)}.log"
-                children.append((url, stack.enter_context(_child(arguments, log)), log))
+                children[f"unix:{socket}"] = Child(url, stack.enter_context(_child(arguments, log)), log)
                 resolved.append(f"unix:{socket}")
             return tuple(resolved)
 
@@ -105,7 +134,24 @@ def open_services(
             with VerifierClient(list(verifier_urls), api_key=key, tls=tls) as judge:
                 _wait(judge, "verifier.url", children)
                 _check_key(judge.list_verifiers, "verifier", verifier.api_key_env)
-        yield Services(urls.get("", ()), verifier_urls, urls)
+        yield Services(urls.get("", ()), verifier_urls, urls, children)
+
+
+@contextlib.contextmanager
+def shared_services(
+    ranks: "Ranks",
+    *,
+    teacher: TeacherConfig | None = None,
+    verifier: VerifierConfig | None = None,
+    teachers: Mapping[str, TeacherConfig] | None = None,
+) -> Iterator[Services]:
+    """The same for several processes: the first one of each machine starts what is local, for all of that machine."""
+    with contextlib.ExitStack() as stack:
+        opening = open_services(teacher=teacher, verifier=verifier, teachers=teachers)
+        opened = ranks.together(lambda: stack.enter_context(opening) if first_here() else None)
+        told = None if opened is None else replace(opened, children={})  # whose end only the first one can see
+        everywhere = ranks.gather((machine(), told))
+        yield opened or next(services for where, services in everywhere if where == machine() and services is not None)
 
 
 def teacher_client(config: TeacherConfig, services: Services, run_id: str = "", name: str = "") -> AsyncTeacherClient:
@@ -143,10 +189,10 @@ def _tls(config: TlsConfig, urls: Sequence[str]) -> Tls | None:
 
 
 def _environment() -> dict[str, str]:
-    """For a service started here: without the keys and certificates of a shared one. Its socket is in a folder that
-    only this user can open.
+    """For a service started here: without the keys and certificates of a shared one, and no part of the processes of a
+    launch. Its socket is in a folder that only this user can open.
     """
-    return {name: value for name, value in os.environ.items() if name not in _OF_SHARED_SERVICES}
+    return {name: value for name, value in os.environ.items() if name not in _OF_SHARED_SERVICES | _OF_A_LAUNCH}
 
 
 def _local_model(url: str, key: str) -> str:
@@ -190,15 +236,12 @@ def _die_with_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _wait(
-    client: TeacherClient | VerifierClient, field: str, children: list[tuple[str, subprocess.Popen[bytes], Path]]
-) -> None:
+def _wait(client: TeacherClient | VerifierClient, field: str, children: Mapping[str, Child]) -> None:
     waited = 0.0
     while True:
-        for url, process, log in children:
-            if process.poll() is not None:
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-                raise UsageError(f"{url!r} ended with status {process.returncode} before it was ready:\n{tail}")
+        for child in children.values():
+            if fate := child.fate(" before it was ready"):
+                raise UsageError(fate)
         step = 5.0 if children else 20.0
         try:
             client.ready(step)

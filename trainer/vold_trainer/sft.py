@@ -1,23 +1,26 @@
 """Cold start: supervised fine-tuning on a teacher's traces, loss on the completions only, vision tower frozen."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator
 
-from vold_trainer import checkpoint, trackers
-from vold_trainer.batching import make_batch, micro_batches
+from vold_trainer import trackers
+from vold_trainer.batching import make_batch
 from vold_trainer.config import SftConfig
-from vold_trainer.data import Example, PromptOrder, read_lines
+from vold_trainer.data import Example, PromptOrder
+from vold_trainer.data.traces import trace_rows
 from vold_trainer.errors import UsageError
 from vold_trainer.live import SFT, Dashboard
-from vold_trainer.models import CompletionScorer, Student, load_student
-from vold_trainer.optim import make_optimizer
-from vold_trainer.run import RunFolder, StopSignal, console, read_json_lines, trim_after
+from vold_trainer.models import Student, load_student
+from vold_trainer.plan import plan_updates
+from vold_trainer.ranks import Ranks, make_accelerator, share
+from vold_trainer.run import RunFolder, StopSignal, console, read_json_lines, time_so_far, trim_after
+from vold_trainer.saving import Saver
+from vold_trainer.wrapping import Wrapped
 
 
 @dataclass(frozen=True)
@@ -29,32 +32,20 @@ class Trace:
 
 
 def read_traces(path: Path, student: Student) -> list[Trace]:
-    """The traces of `vold traces`, or any JSONL with "messages" (or "prompt") and "completion".
+    """The traces of `vold traces`, or any JSONL or Parquet with "messages" (or "prompt") and "completion".
 
     "completion_ids" are used as they are where the student's tokenizer reads them as the same text; otherwise the
     text is tokenized and ended with the student's EOS. Raises UsageError that names file, line and field.
     """
     if not path.is_file():
         raise UsageError(f"traces {str(path)!r} does not exist: make it with `vold traces`")
-    traces = []
-    for number, row in read_lines(path):
-        if isinstance(row, UsageError):
-            raise row
-        traces.append(_trace(row, f"{path}:{number}", student))
+    traces = [_trace(example, completion, ids, student) for example, completion, ids in trace_rows(path)]
     if not traces:
         raise UsageError(f"traces {str(path)!r} is empty: no completion was kept, or the file was cut off")
     return traces
 
 
-def _trace(row: Mapping[str, Any], where: str, student: Student) -> Trace:
-    completion = row.get("completion")
-    if not isinstance(completion, str) or not completion:
-        raise UsageError(f"{where}: field 'completion' is {completion!r}: give the text to learn")
-    messages = row.get("messages") or ([{"role": "user", "content": row["prompt"]}] if row.get("prompt") else None)
-    if not isinstance(messages, list):
-        raise UsageError(f"{where}: field 'messages' is {str(messages)[:60]!r}: give a list of role and content")
-    example = Example(str(row.get("id", where)), tuple(messages), str(row.get("reference", "")))
-    ids = row.get("completion_ids")
+def _trace(example: Example, completion: str, ids: Sequence[int] | None, student: Student) -> Trace:
     if ids and _reads_as(student, ids, completion):
         return Trace(example, tuple(ids))
     ids = student.tokenizer(completion, add_special_tokens=False)["input_ids"]
@@ -72,18 +63,16 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    student = load_student(config.student)
-    traces = read_traces(config.traces, student)
     trackers.check_installed(config.trackers)
-    accelerator = Accelerator(log_with=config.trackers or None, project_dir=str(config.out))
-    if accelerator.num_processes > 1:
-        raise UsageError("sft runs in one process: start it without `accelerate launch`")
-    optimizer, scheduler = make_optimizer(student.model, config.optim, config.steps)
-    module = CompletionScorer(student.model)
-    module, optimizer, scheduler = accelerator.prepare(module, optimizer, scheduler)
-    first, found = 0, checkpoint.latest(config.out) if resume else None
-    if found is not None:
-        first = checkpoint.restore(found, student.model, optimizer, scheduler)
+    ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
+    ranks.check(config.batch, "batch")
+    student = ranks.together(lambda: load_student(config.student))
+    traces = ranks.together(lambda: read_traces(config.traces, student))
+    wrapped = Wrapped(student, config.optim, config.steps, config.seed, ranks)
+    saver = Saver(config, student, wrapped, ranks, {"traces": len(traces), "a step": config.batch})
+    found = saver.begin(resume)
+    first = found.step if found else 0
+    if found is not None and ranks.first:
         trim_after(config.out, first)
     about = {
         "kind": "sft",
@@ -91,54 +80,58 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
         "seed": config.seed,
         "steps": config.steps,
         "student": config.student.path,
+        "processes": ranks.size,
     }
-    folder = RunFolder(config, about, accelerator, resumed=found is not None, first=first)
+    since = ranks.gather(time_so_far(config.out) if found else 0.0)[0]
+    folder = RunFolder(config, about, ranks.accelerator, resumed=found is not None, first=first, since=since)
     order = PromptOrder(len(traces), config.batch, config.seed)
     student.model.train()
-    history = read_json_lines(config.out / "metrics.jsonl") if first else []
+    history = read_json_lines(config.out / "metrics.jsonl") if first and ranks.first else []
     view = Dashboard("SFT on the teacher's traces", config.steps, SFT, console, done=first, history=history)
     with StopSignal() as stop, view as live:
         for step in range(first, config.steps):
             started = time.monotonic()
             chosen = [traces[index] for index in order.indices(step)]
-            loss = _step(student, module, accelerator, chosen, config.micro)
-            norm = accelerator.clip_grad_norm_(module.parameters(), config.optim.max_grad_norm)
-            optimizer.step()
-            lr = scheduler.get_last_lr()[0]
-            scheduler.step()
-            optimizer.zero_grad()
+            loss = _step(student, wrapped, chosen, config.micro)
+            norm = wrapped.step()
             seconds = time.monotonic() - started
             figures = {
                 "loss": loss,
-                "grad_norm": float(norm),
-                "lr": lr,
+                "grad_norm": norm,
+                "lr": wrapped.advance(),
                 "time/step": seconds,
                 "tokens/per_second": sum(len(trace.ids) for trace in chosen) / seconds,
             }
             folder.metrics(step + 1, figures)
+            ranks.together(partial(saver.saw, figures))
             live.update(step + 1, **figures)
-            due = config.save_every and (step + 1) % config.save_every == 0 and step + 1 < config.steps
-            if due or stop.requested:
-                checkpoint.save(config.out, step + 1, student.model, optimizer, scheduler)
-            if stop.requested:
+            stopped = ranks.any(stop.requested)
+            if saver.due(step + 1) or stopped:
+                saver.save(step + 1, {})
+            if stopped:
                 folder.close()
                 raise SystemExit(143)
+    saver.export()
     folder.close()
-    student.save(config.out / "model")
     return config.out / "model"
 
 
-def _step(
-    student: Student, module: torch.nn.Module, accelerator: Accelerator, traces: Sequence[Trace], micro: int
-) -> float:
-    """Forward and backward of one step; the mean loss over all completion tokens, nats."""
-    tokens = sum(len(trace.ids) for trace in traces)
+def _step(student: Student, wrapped: Wrapped, traces: Sequence[Trace], micro: int) -> float:
+    """Forward and backward of one step, of which this process takes its share; the mean loss over all completion
+    tokens, nats.
+    """
+    ranks = wrapped.ranks
+    shares = [share(len(traces), rank, ranks.size) for rank in range(ranks.size)]
+    drawn = [[(index, len(traces[index].ids)) for index in part] for part in shares]
+    (update,) = plan_updates(drawn, ranks.rank, size=0, micro=micro, seed=0, even=wrapped.even)
+    own = [traces[index] for index in shares[ranks.rank]]
     total = 0.0
-    for indices in micro_batches([len(trace.ids) for trace in traces], micro):
-        part = [traces[index] for index in indices]
-        batch = make_batch(student, [t.example for t in part], [t.ids for t in part], device=accelerator.device)
-        scores = module(batch.inputs, batch.predicts_BS, batch.ids_N)
-        loss = -scores.logprobs_N.sum() / tokens
-        accelerator.backward(loss)
+    for number, indices in enumerate(update.passes, 1):
+        part = [own[index] for index in indices] or own[:1]
+        batch = make_batch(student, [t.example for t in part], [t.ids for t in part], device=wrapped.accelerator.device)
+        with wrapped.one_pass(last=number == len(update.passes)):
+            scores = wrapped.module(batch.inputs, batch.predicts_BS, batch.ids_N)
+            loss = -scores.logprobs_N.sum() / update.tokens * bool(indices)
+            wrapped.add(loss)
         total += loss.item()
-    return total
+    return ranks.sum({"loss": total})["loss"]

@@ -68,7 +68,8 @@ class Recipe:
 
     def evaluate(self, student: Path | str, name: str, *own: str) -> dict[str, SetResult]:
         """Greedy accuracy on text and on pictures; eval.json goes beside the stage's run."""
-        return run_eval(self._load(EvalConfig, "eval", f"out={self.out / name}", f"student.path={student}", *own))
+        config = self._load(EvalConfig, "eval", f"out={self.out / name}", f"student.path={student}", *own)
+        return run_eval(config, fresh=True)
 
 
 def _stage_and_key(override: str) -> tuple[str, str]:

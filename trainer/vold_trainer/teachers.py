@@ -28,6 +28,7 @@ class Teacher:
     client: AsyncTeacherClient
     info: TeacherInfo | None = None
     handshake: Handshake | None = None
+    tokenizer: TokenizerFile | None = None
     changes: list[Identity] = field(default_factory=list)
 
     @property
@@ -39,6 +40,7 @@ class Teacher:
         """Compare the tokenizers; from now on only this teacher may answer. Raises HandshakeError."""
         check_offers(asks.objective, asks.needs, info, asks.temperature, self.key)
         self.info = info
+        self.tokenizer = tokenizer
         self.handshake = compare(
             vocabulary(student.tokenizer),
             teacher_vocabulary(tokenizer.tokenizer_json),

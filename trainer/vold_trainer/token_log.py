@@ -1,11 +1,14 @@
 """The figures of a step, and the rollouts of it that are kept."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vold_trainer.means import Means
 from vold_trainer.models import Student
 from vold_trainer.pictures import thumbnail
 from vold_trainer.scored import Scored, teacher_row
@@ -13,25 +16,51 @@ from vold_trainer.scored import Scored, teacher_row
 DECILES = 10
 
 
-def outcome_figures(scored: Scored) -> dict[str, float | None]:
-    """What the verifier made of a step's completions, and how long they are."""
-    rewards = scored.rewards_C[scored.rewarded_C]
-    right = scored.correct_C[scored.rewarded_C]
-    # where the reward is the verdict itself, 1 or 0, its means by outcome would say nothing
-    graded = {} if torch.equal(rewards, right.float()) else by_outcome("reward/mean", rewards, right)
-    groups_PG = scored.correct_C.view(-1, scored.group)
-    lengths = torch.tensor([float(len(rollout.ids)) for rollout in scored.rollouts])
-    return {
-        "reward/mean": rewards.mean().item() if len(rewards) else None,
-        "reward/std": rewards.std().item() if len(rewards) > 1 else None,
-        "reward/correct": _mean(right.float()),
-        **graded,
-        "groups/all_correct": groups_PG.all(-1).float().mean().item(),
-        "groups/all_wrong": (~groups_PG.any(-1)).float().mean().item(),
-        "length/mean": lengths.mean().item(),
-        **by_outcome("length/mean", lengths[scored.rewarded_C], right),
-        "length/truncated": float(np.mean([rollout.truncated for rollout in scored.rollouts])),
-    }
+@dataclass
+class Outcomes:
+    """What the verifier made of a step's completions, and how long they are: a value a completion, groups together."""
+
+    group: int
+    rewards: list[float]
+    correct: list[bool]
+    lengths: list[int]
+    truncated: list[bool]
+
+    @classmethod
+    def of(cls, scored: Scored) -> "Outcomes":
+        return cls(
+            scored.group,
+            scored.rewards_C.tolist(),
+            scored.correct_C.tolist(),
+            [len(rollout.ids) for rollout in scored.rollouts],
+            [rollout.truncated for rollout in scored.rollouts],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Outcomes"]) -> "Outcomes":
+        """Those of several processes as one."""
+        columns = ("rewards", "correct", "lengths", "truncated")
+        return cls(parts[0].group, *([v for part in parts for v in getattr(part, name)] for name in columns))
+
+    def figures(self) -> dict[str, float | None]:
+        rewards = torch.tensor(self.rewards)
+        judged = rewards.isfinite()
+        rewards, right = rewards[judged], torch.tensor(self.correct)[judged]
+        lengths = torch.tensor(self.lengths, dtype=torch.float32)
+        # where the reward is the verdict itself, 1 or 0, its means by outcome would say nothing
+        graded = {} if torch.equal(rewards, right.float()) else by_outcome("reward/mean", rewards, right)
+        groups_PG = torch.tensor(self.correct).view(-1, self.group)
+        return {
+            "reward/mean": rewards.mean().item() if len(rewards) else None,
+            "reward/std": rewards.std().item() if len(rewards) > 1 else None,
+            "reward/correct": _mean(right.float()),
+            **graded,
+            "groups/all_correct": groups_PG.all(-1).float().mean().item(),
+            "groups/all_wrong": (~groups_PG.any(-1)).float().mean().item(),
+            "length/mean": float(np.mean(self.lengths)),
+            **by_outcome("length/mean", lengths[judged], right),
+            "length/truncated": float(np.mean(self.truncated)),
+        }
 
 
 def by_outcome(name: str, values_C: Tensor, right_C: Tensor) -> dict[str, float | None]:
@@ -43,45 +72,42 @@ def _mean(values: Tensor) -> float | None:
     return values.mean().item() if len(values) else None
 
 
+SUFFIXES = {True: "_correct", False: "_wrong", None: ""}
+"""How a figure's name ends that is of one outcome; what nobody judged is in the figure of all alone."""
+
+
 class TokenLog:
     """The student's side of every token of a step, for the figures and for the samples kept."""
 
-    def __init__(self, scored: Scored) -> None:
+    def __init__(self, scored: Scored, old: Mapping[int, Tensor] | None = None) -> None:
+        """old: the log-probabilities before the step's first update, by row; None where there is one update."""
         self.scored = scored
+        self.old = old
         self.logprobs: dict[int, Tensor] = {}
-        self.entropies: list[Tensor] = []
+        self.means = Means()
 
     def add(self, rows: list[int], logprobs_N: Tensor, entropy_N: Tensor) -> None:
         lengths = [len(self.scored.rollouts[row].ids) for row in rows]
         self.logprobs.update(zip(rows, logprobs_N.split(lengths), strict=True))
-        self.entropies.append(entropy_N)
+        self.means.add("student/entropy", entropy_N)
 
-    def figures(self) -> dict[str, Any]:
-        """Entropy, and where there is a teacher, k2 and the gap log pi_T - log pi_theta: all, by outcome, by place."""
-        figures: dict[str, Any] = {"student/entropy": torch.cat(self.entropies).mean().item()}
-        gaps: dict[bool | None, list[Tensor]] = {True: [], False: [], None: []}
-        deciles: list[list[float]] = [[] for _ in range(DECILES)]
-        masked = 0
+    def sums(self) -> Means:
+        """What `token_figures` is made of. To be taken once, when all rows were added."""
         for row, own in self.logprobs.items():
-            score = self.scored.scores[row]
+            score, drawn = self.scored.scores[row], self.scored.rollouts[row].logprobs
+            if drawn is not None:
+                mismatch_T = torch.from_numpy(drawn) - (own if self.old is None else self.old[row].cpu())
+                self.means.add("mismatch/k1", mismatch_T)
+                self.means.add("mismatch/abs", mismatch_T.abs())
             if score.teacher_logprobs is None:
                 continue
-            gap = torch.from_numpy(score.teacher_logprobs) - own
-            known = gap.isfinite()
-            masked += int((~known).sum())
-            gaps[score.correct].append(gap[known])
-            for place in known.nonzero().flatten().tolist():
-                deciles[place * DECILES // len(gap)].append(float(gap[place]))
-        every = [gap for part in gaps.values() for gap in part]
-        if not every:
-            return figures
-        for name, part in (("", every), ("_correct", gaps[True]), ("_wrong", gaps[False])):
-            joined = torch.cat(part) if part else torch.empty(0)
-            figures[f"teacher/gap{name}"] = joined.mean().item() if len(joined) else None
-            figures[f"teacher/k2{name}"] = (0.5 * joined.square()).mean().item() if len(joined) else None
-        figures["missing/masked_positions"] = float(masked)
-        figures["gap_by_position"] = [sum(part) / len(part) if part else None for part in deciles]
-        return figures
+            gap_T = torch.from_numpy(score.teacher_logprobs) - own
+            self.means.add("masked", gap_T[~gap_T.isfinite()].nan_to_num(0.0, 0.0, 0.0))
+            for name in {"", SUFFIXES[score.correct]}:
+                self.means.add(f"gap{name}", gap_T)
+                self.means.add(f"k2{name}", 0.5 * gap_T.square())
+            self.means.add_places("place", gap_T, DECILES)
+        return self.means
 
     def samples(self, step: int, student: Student, each: int = 3) -> list[dict[str, Any]]:
         """Some right and some wrong rollouts of the step, token by token."""
@@ -108,3 +134,19 @@ class TokenLog:
             "reason": score.reason,
             **({"images": images} if images else {}),
         }
+
+
+def token_figures(means: Means) -> dict[str, Any]:
+    """Entropy; log pi_rollout - log pi_old, where it is known with what probability the tokens were drawn: its mean and
+    how large it is; and where there is a teacher, k2 and the gap log pi_T - log pi_theta: all, by outcome, by place.
+    """
+    figures: dict[str, Any] = {"student/entropy": means.mean("student/entropy")}
+    figures |= {name: means.mean(name) for name in ("mismatch/k1", "mismatch/abs") if name in means.sums}
+    if "gap" not in means.sums:
+        return figures
+    for name in ("", "_correct", "_wrong"):
+        figures[f"teacher/gap{name}"] = means.mean(f"gap{name}")
+        figures[f"teacher/k2{name}"] = means.mean(f"k2{name}")
+    figures["missing/masked_positions"] = float(means.count("masked"))
+    figures["gap_by_position"] = [means.mean(f"place/{place}") for place in range(DECILES)]
+    return figures

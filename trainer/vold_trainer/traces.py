@@ -5,16 +5,19 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from vold_client import AsyncTeacherClient, AsyncVerifierClient, Generation, Item
 
 from vold_trainer.config import TracesConfig
 from vold_trainer.data import Example, load_examples
+from vold_trainer.data.traces import prompt_fields
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.run import Live, progress
 from vold_trainer.scoring import LoopThread
 from vold_trainer.services import open_services, teacher_client, verifier_client
+from vold_trainer.twins import check_twins, flat, teacher_messages
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ def run_traces(config: TracesConfig) -> TracesSummary:
     if config.keep == "correct" and config.verifier is None:
         raise UsageError("keep is 'correct' but there is no verifier: set verifier.url, or keep=all")
     examples = load_examples(config.data)
+    check_twins(examples)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     partial = config.out.with_name(config.out.name + ".partial")
     with open_services(teacher=config.teacher, verifier=config.verifier) as services:
@@ -70,7 +74,7 @@ async def _write(
         generations = [
             generation
             async for generation in teacher.generate(
-                [list(example.messages) for example in part],
+                [flat(teacher_messages(example, config.teacher.system)) for example in part],
                 n=config.samples,
                 max_tokens=config.max_tokens,
                 temperature=config.temperature,
@@ -89,7 +93,7 @@ async def _write(
                 whole.append(generation)
         accepted = whole if verifier is None else await _accepted(config, part, whole, verifier, dropped)
         for generation in accepted:
-            stream.write(json.dumps(_row(part[generation.prompt], generation)) + "\n")
+            stream.write(json.dumps(_row(part[generation.prompt], generation, config.out)) + "\n")
         kept += len(accepted)
         live.update(start + len(part), kept=str(kept), dropped=str(dropped.total()))
     return TracesSummary(len(examples) * config.samples, kept, dict(dropped))
@@ -125,10 +129,10 @@ async def _accepted(
     return accepted
 
 
-def _row(example: Example, generation: Generation) -> dict[str, object]:
+def _row(example: Example, generation: Generation, out: Path) -> dict[str, object]:
     return {
         "id": f"{example.id}-{generation.index}",
-        "messages": list(example.messages),
+        **prompt_fields(example, out.parent, out.parent / f"{out.stem}-images"),
         "completion": generation.text,
         "completion_ids": [int(token) for token in generation.ids],
         "reference": example.reference,

@@ -1,4 +1,4 @@
-"""What a batch of sequences costs, and whether computing shared prompts once makes it cheaper.
+"""What a batch of sequences costs under each layout, and whether computing shared prompts once makes it cheaper.
 
 Kept apart from the queue and the backend, because they must agree: the queue fills a budget by these numbers, and the
 backend computes the way they assume.
@@ -6,6 +6,7 @@ backend computes the way they assume.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import reduce
 from typing import Self
 
@@ -13,6 +14,16 @@ from vold_teacher.types import Sequence
 
 WORTH_SHARING = 0.75
 """Share prompts where that leaves at most this part of the work: a second forward and its mask have a price too."""
+
+
+class Layout(Enum):
+    """How a backend runs a batch. SEPARATE: a row a sequence, padded. SHARED: where it pays, a row a prompt and then a
+    row a completion, padded. PACKED: every prompt once and every completion, one after another without padding.
+    """
+
+    SEPARATE = "separate"
+    SHARED = "shared"
+    PACKED = "packed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +82,26 @@ class Size:
         return self.prompts * self.longest_prompt + self.rows * self.longest_completion
 
     @property
-    def worth_sharing(self) -> bool:
-        return self.shared_tokens <= WORTH_SHARING * self.separate_tokens
+    def packed_tokens(self) -> int:
+        """Where every prompt runs once and nothing is padded."""
+        return self.prompt_tokens + self.completion_tokens
 
-    def shares(self, can_share: bool) -> bool:
-        """Whether every prompt is run once, by a backend that can."""
-        return can_share and self.worth_sharing
+    def shares(self, layout: Layout) -> bool:
+        """Whether every prompt is run once."""
+        if layout is Layout.SHARED:
+            return self.shared_tokens <= WORTH_SHARING * self.separate_tokens
+        return layout is Layout.PACKED
 
-    def tokens(self, can_share: bool) -> int:
-        """Padding included, the cheaper way."""
-        return self.shared_tokens if self.shares(can_share) else self.separate_tokens
+    def tokens(self, layout: Layout) -> int:
+        """Padding included."""
+        if layout is Layout.PACKED:
+            return self.packed_tokens
+        return self.shared_tokens if self.shares(layout) else self.separate_tokens
 
-    def padding(self, can_share: bool) -> int:
+    def padding(self, layout: Layout) -> int:
         """Of `tokens`, those that only fill up rows."""
-        prompts = self.prompt_tokens if self.shares(can_share) else self.row_prompt_tokens
-        return self.tokens(can_share) - prompts - self.completion_tokens
+        prompts = self.prompt_tokens if self.shares(layout) else self.row_prompt_tokens
+        return self.tokens(layout) - prompts - self.completion_tokens
 
 
 def by_prompt(sequences: Iterable[Sequence]) -> dict[bytes, list[int]]:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from vold_trainer.objectives import REGISTRY, AnyObjective, Vold
 
@@ -13,10 +13,31 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
+class LoraConfig(Config):
+    """Low-rank adapters that learn in place of the weights."""
+
+    r: int = Field(default=16, ge=1, description="rank")
+    alpha: int = Field(default=32, ge=1, description="the adapters' change is scaled by alpha / r")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of the adapters' inputs while training")
+    targets: Literal["all-linear"] | list[str] = Field(
+        default="all-linear", description="which linear layers, by the last part of their names: [q_proj, v_proj]"
+    )
+    parts: list[Literal["language", "vision", "projector"]] = Field(
+        default=["language"], min_length=1, description="the parts of the student that get adapters"
+    )
+
+
 class StudentConfig(Config):
     path: str = Field(description="folder or hub name of the student; pocket:NAME is one that ships with vold")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="what it computes in")
-    freeze: list[str] = Field(default=["vision"], description="parts that do not learn: vision, projector, embeddings")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the weights")
+    compute: Literal["bfloat16"] | None = Field(
+        default=None, description="what matrix products are computed in (autocast); empty: in dtype"
+    )
+    freeze: list[str] = Field(
+        default=["vision"], description="parts that do not learn: vision, projector, language, embeddings, head"
+    )
+    lora: LoraConfig | None = Field(default=None, description="learn adapters in place of the weights (extra: peft)")
+    liger: bool = Field(default=False, description="Liger's fused kernels, on CUDA (extra: liger)")
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     checkpoint_activations: bool = Field(default=False, description="compute activations twice to save memory")
 
@@ -45,6 +66,10 @@ class TlsConfig(Config):
 class TeacherConfig(Config):
     url: str | list[str] = Field(default="local:pocket:teacher", description="where the teacher is; several: replicas")
     model: str = Field(default="", description="which teacher of the service; empty: its default")
+    system: str = Field(default="", description="a system prompt that this teacher alone reads, before the row's own")
+    template: Literal["student", "teacher"] = Field(
+        default="student", description="whose chat template and tokenizer make the prompts that this teacher reads"
+    )
     api_key_env: VariableName = Field(
         default="VOLD_TEACHER_API_KEY", description="environment variable that holds the key"
     )
@@ -74,19 +99,52 @@ class VerifierConfig(Config):
     timeout: float = Field(default=120.0, gt=0, description="seconds for one call, retries included")
 
 
+POCKET_SPLITS = ("train", "validation", "test")
+
+
 class DataConfig(Config):
     name: str = Field(default="", description="what results call it; else the modality, or the file's name")
-    source: str = Field(default="pocket", description="pocket, or a JSONL file")
-    split: Literal["train", "validation", "test"] = Field(default="train", description="of the pocket world")
-    modality: Literal["text", "image"] = Field(default="text", description="of the pocket world")
+    source: str = Field(
+        default="pocket",
+        description="pocket; a JSONL or Parquet file, a pattern of such or a folder of Parquet; a data set of the hub",
+    )
+    config: str = Field(default="", description="configuration of a data set that has several")
+    split: str = Field(default="train", description="of a data set, a folder, or the pocket world")
+    revision: str = Field(default="", description="commit or tag of a data set of the hub")
+    modality: Literal["text", "image", "twin"] = Field(
+        default="text", description="of the pocket world; twin: images, which the teacher reads as text"
+    )
+    columns: dict[str, str | list[str] | None] = Field(
+        default_factory=dict, description="column of each field that is called otherwise; null: not to be read"
+    )
+    system: str = Field(default="", description="system prompt of the rows that have none")
+    image_token: str = Field(default="<image>", description="stands for an image in a text; empty: nothing does")
+    image_folder: Path | None = Field(default=None, description="what image paths are relative to; else their file")
+    check_images: Literal["header", "pixels"] = Field(
+        default="header", description="what is read of every image before the run; pixels: slow, finds all broken ones"
+    )
     limit: int | None = Field(default=None, ge=1, description="rows to use; all of a file where absent")
     offset: int = Field(default=0, ge=0, description="rows to leave out at the start")
     seed: int = Field(default=0, description="which problems the pocket world draws")
     skip_broken: bool = Field(default=False, description="leave out broken rows instead of stopping")
+    adapter: str = Field(
+        default="", description="the benchmark whose columns the rows have: mathvista, geometry3k, ..."
+    )
+    wording: Literal["boxed", "own"] = Field(
+        default="boxed", description="of an adapter: boxed asks for \\boxed{}, own asks as the benchmark does"
+    )
+
+    @model_validator(mode="after")
+    def _the_pocket_world_has_three_splits(self) -> "DataConfig":
+        if self.source == "pocket" and self.split not in POCKET_SPLITS:
+            raise ValueError(f"split is {self.split!r}: the pocket world has {', '.join(POCKET_SPLITS)}")
+        return self
 
     @property
     def label(self) -> str:
-        return self.name or (self.modality if self.source == "pocket" else Path(self.source).stem)
+        path = Path(self.source)
+        named = path.stem if path.suffix in (".jsonl", ".json", ".ndjson", ".parquet") else path.name
+        return self.name or self.adapter or (self.modality if self.source == "pocket" else named)
 
 
 class OptimConfig(Config):
@@ -98,6 +156,27 @@ class OptimConfig(Config):
     max_grad_norm: float = Field(default=1.0, gt=0)
 
 
+class SamplingConfig(Config):
+    """Completions drawn in an evaluation, beside the greedy one."""
+
+    n: int = Field(default=0, ge=0, description="completions drawn of each problem; 0: none")
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    k: list[int] = Field(default_factory=list, description="k of pass@k and maj@k; empty: 1, 2, 4, ... and n")
+
+    @model_validator(mode="after")
+    def _enough(self) -> "SamplingConfig":
+        if wrong := [k for k in self.k if not 1 <= k <= self.n]:
+            raise ValueError(f"k: {wrong[0]} completions cannot be chosen from n={self.n}: raise n, or leave it out")
+        return self
+
+    @property
+    def ks(self) -> list[int]:
+        """The k to report, rising."""
+        doubling = [2**power for power in range(self.n.bit_length())]
+        return sorted(set(self.k)) if self.k else sorted({*doubling, self.n} - {0}) if self.n else []
+
+
 class RolloutConfig(Config):
     prompts: int = Field(default=16, ge=1, description="prompts a step (P)")
     group: int = Field(default=8, ge=1, description="completions of each prompt (G)")
@@ -105,6 +184,7 @@ class RolloutConfig(Config):
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     batch: int = Field(default=0, ge=0, description="sequences generated together; 0: all of a step")
+    ahead: int = Field(default=0, ge=0, description="steps whose completions may be drawn before a step learns")
 
 
 def _objective_tag(value: Any) -> str:
@@ -137,3 +217,16 @@ class DiagnosticsConfig(Config):
     every: int = Field(default=10, ge=0, description="steps between measurements, the first step among them; 0: none")
     top_k: int = Field(default=16, ge=1, description="most likely ids of each side that are compared")
     rollouts: int = Field(default=32, ge=1, description="completions of the step that are looked at")
+
+
+class CheckpointsConfig(Config):
+    every: int = Field(default=0, ge=0, description="steps between checkpoints, and one at the end; 0: at SIGTERM only")
+    keep_last: int = Field(default=2, ge=1, description="how many of the newest are kept")
+    keep_best: int = Field(default=0, ge=0, description="how many of the best are kept beside them")
+    metric: str = Field(default="reward/mean", description="the figure of metrics.jsonl that says which are the best")
+    mode: Literal["max", "min"] = Field(default="max", description="whether the best is the largest or the smallest")
+    window: int = Field(default=10, ge=1, description="steps before a checkpoint that the figure is a mean of")
+
+
+class OutageConfig(Config):
+    wait: float = Field(default=600.0, ge=0, description="seconds that a service may be away before the run stops")

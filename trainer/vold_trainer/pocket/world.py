@@ -22,7 +22,7 @@ from vold_trainer.pocket.problems import (
     problems,
 )
 
-Modality = Literal["text", "image"]
+Modality = Literal["text", "image", "twin"]
 Task = Literal["solve", "copy"]
 
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
@@ -68,7 +68,8 @@ def examples(
 ) -> list[Example]:
     """Examples offset to offset + n of a split. Raises ValueError as problems.draw does, or for an unknown modality.
 
-    Twins, text and image of one problem, differ in the end of their id alone: test-000123-text, test-000123-image.
+    Twins, text and image of one problem, differ in the end of their id alone: test-000123-text, test-000123-image. As
+    modality "twin", test-000123-twin is the image with the text as what a teacher reads in its place.
     """
     if modality not in MODALITIES:
         raise ValueError(f"modality={modality!r} is unknown; choose one of {', '.join(MODALITIES)}")
@@ -79,7 +80,8 @@ def examples(
 def example(problem: Problem, modality: Modality, *, task: Task = "solve", seed: int = 0) -> Example:
     """One problem as a prompt, to be solved or to be copied; its wording and its pixels follow from id and seed."""
     salt = f"{seed}:{problem.id}:{problem.expression}"
-    rng = Random(f"wording:{task}:{modality}:{salt}")
+    looks = "text" if modality == "text" else "image"
+    rng = Random(f"wording:{task}:{looks}:{salt}")
     meta = {"expression": problem.expression, "terms": problem.terms, "digits": problem.digits, "modality": modality}
     message: Message
     if modality == "text":
@@ -91,6 +93,7 @@ def example(problem: Problem, modality: Modality, *, task: Task = "solve", seed:
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": wording}]}
         images = (picture.image,)
         meta |= {"cells": picture.cells, "columns": picture.columns}
+    twin = example(problem, "text", task=task, seed=seed).messages if modality == "twin" else None
     return Example(
         id=f"{problem.id}-{modality}",
         messages=(message,),
@@ -98,6 +101,7 @@ def example(problem: Problem, modality: Modality, *, task: Task = "solve", seed:
         images=images,
         category=problem.family,
         meta=meta,
+        twin=twin,
     )
 
 

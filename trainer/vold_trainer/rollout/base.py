@@ -53,6 +53,10 @@ class Engine(Protocol):
     version: int
     """The updates that the weights it draws from have had, as it was told by `sync`."""
 
+    own_weights: bool
+    """Whether it draws from a copy of the weights, so that it may draw while the student learns. `draw` is then called
+    from a thread of its own, never at the same time as `sync`; torch's global generator is then the learner's."""
+
     def draw(
         self,
         examples: Sequence[Example],

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from vold_service.errors import ServiceError
 
+from vold_teacher.batch import Layout
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, Sequence, SequenceScore
 
 
@@ -34,7 +35,7 @@ class Capabilities:
 class ModelInfo:
     """What was loaded. vocab_size: rows of the output head. max_sequence: prompt and completion together.
 
-    shares_prompts: whether a prompt of several sequences in one batch is computed once, where that pays.
+    layout: how it runs a batch.
     max_in_flight: batches that it takes at the same time; more than 1 where it batches for itself or waits for others.
     """
 
@@ -45,8 +46,13 @@ class ModelInfo:
     eos_ids: tuple[int, ...]
     weights_fingerprint: str
     capabilities: Capabilities
-    shares_prompts: bool = False
+    layout: Layout = Layout.SEPARATE
     max_in_flight: int = 1
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt of several sequences in one batch is computed once, where that pays."""
+        return self.layout is not Layout.SEPARATE
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ from vold_service.errors import ServiceError
 from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
 from vold_teacher.backends.decoding import DecoderLimits, TorchDecoder
 from vold_teacher.backends.folder import eos_ids, text_config
+from vold_teacher.backends.packed import ATTENTION, packed_states
 from vold_teacher.backends.prefix import shared_hidden
-from vold_teacher.batch import Size, by_prompt
+from vold_teacher.batch import Layout, Size, by_prompt
 from vold_teacher.identity import weights_fingerprint
 from vold_teacher.scoring import RowScores, chunk_rows, prediction_rows, score_rows
 from vold_teacher.types import ScoreOptions, Sequence, SequenceScore
@@ -115,7 +116,11 @@ class TorchBackend:
             # In place, so that the model and its head stay what they are; every shape of a batch is one graph.
             self.model.base_model.compile(dynamic=True)
         layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-        can_cache = layer_types <= CACHEABLE_LAYERS and not getattr(self.model, "_is_stateful", False)
+        plain = layer_types <= CACHEABLE_LAYERS and not getattr(self.model, "_is_stateful", False)
+        # The decoder's layers that look back so far only; a packed completion must fit.
+        self._window = getattr(config, "sliding_window", None) if "sliding_attention" in layer_types else None
+        self._padded = Layout.SHARED if plain and self._can_share_prompts() else Layout.SEPARATE
+        packs = self.device.type == "cpu" and attention == "auto" and plain and not compiled and self._can_pack()
         self.info = ModelInfo(
             vocab_size=vocab_size,
             max_sequence=max_sequence or own_limit or 4096,
@@ -123,34 +128,40 @@ class TorchBackend:
             backend="torch",
             eos_ids=eos_ids(path, config.eos_token_id),
             weights_fingerprint=weights_fingerprint(path),
-            capabilities=Capabilities(generate=can_cache, ranks=True),
-            shares_prompts=can_cache and self._can_share_prompts(),
+            capabilities=Capabilities(generate=plain, ranks=True),
+            layout=Layout.PACKED if packs else self._padded,
         )
 
     @torch.inference_mode()
     def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
+        layout = self.info.layout
+        if layout is Layout.PACKED and self._window and max(sequence.length for sequence in sequences) > self._window:
+            layout = self._padded
         groups = list(by_prompt(sequences).values())
-        size = Size.of([sequences[index] for index in group] for group in groups)
-        shares = size.shares(self.info.shares_prompts)
+        shares = Size.of([sequences[index] for index in group] for group in groups).shares(layout)
         units: Seq[Seq[int]] = groups if shares else [[index] for index in range(len(sequences))]
-        passes = _passes(sequences, units, shares, self._pass_tokens)
+        if not shares:
+            layout = Layout.SEPARATE
         states: list[Tensor] = []
         computed = real = 0
+        passes = _passes(sequences, units, layout, self._pass_tokens)
         for part in passes:
-            states.append(self._states(sequences, part, shares))
+            states.append(self._states(sequences, part, layout))
             cost = Size.of([sequences[index] for index in unit] for unit in part)
-            computed += cost.shared_tokens if shares else cost.separate_tokens
-            real += cost.prompt_tokens + cost.completion_tokens
+            computed += _cost(cost, layout)
+            real += cost.packed_tokens
         hidden_RH = torch.cat(states) if len(states) > 1 else states[0]
         order = [index for part in passes for unit in part for index in unit]
         scores = self._scores(hidden_RH, [sequences[index] for index in order])
         by_index = dict(zip(order, scores, strict=True))
         return ScoredBatch([by_index[index] for index in range(len(sequences))], computed, real)
 
-    def _states(self, sequences: Seq[Sequence], units: Seq[Seq[int]], shares: bool) -> Tensor:
+    def _states(self, sequences: Seq[Sequence], units: Seq[Seq[int]], layout: Layout) -> Tensor:
         """The states [R, H] that predict the completions' tokens, the units' sequences one after another."""
+        if layout is Layout.PACKED:
+            return packed_states(self.model.base_model, sequences, units)
         chosen = [sequences[index] for unit in units for index in unit]
-        if not shares:
+        if layout is Layout.SEPARATE:
             return _scored_states(self._separate_hidden(chosen), chosen, [len(sequence.prompt) for sequence in chosen])
         ends = list(itertools.accumulate(len(unit) for unit in units))
         groups = [range(end - len(unit), end) for end, unit in zip(ends, units, strict=True)]
@@ -190,23 +201,47 @@ class TorchBackend:
     @torch.inference_mode()
     def _can_share_prompts(self) -> bool:
         """Whether completions after a cached prompt have the states that they have on their own."""
-        ids = np.arange(1, 15, dtype=np.int32) % self.model.get_input_embeddings().num_embeddings
-        options = ScoreOptions()
-        cuts = [(ids[:9], ids[9:12]), (ids[:9], ids[10:]), (ids[2:5], ids[5:9])]
-        sequences = [Sequence(prompt, completion, options) for prompt, completion in cuts]
-        separate = _scored_states(self._separate_hidden(sequences), sequences, [len(prompt) for prompt, _ in cuts])
+        sequences = self._samples()
+        separate = self._states(sequences, [[0], [1], [2]], Layout.SEPARATE)
         try:
-            shared_BTH = shared_hidden(self.model.base_model, sequences, [[0, 1], [2]])
+            shared = self._states(sequences, [[0, 1], [2]], Layout.SHARED)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             log.warning(
                 "prompts are computed for each completion: this architecture's cache cannot share them: %s", error
             )
             return False
-        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
-        if torch.allclose(_scored_states(shared_BTH, sequences, [1] * 3), separate, rtol=tolerance, atol=tolerance):
+        if self._same(shared, separate):
             return True
         log.warning("prompts are computed for each completion: sharing them changes this architecture's numbers")
         return False
+
+    @torch.inference_mode()
+    def _can_pack(self) -> bool:
+        """Whether packed sequences have the states that they have on their own; if so, the model's attention packs."""
+        usual = self.model.config._attn_implementation
+        if usual != "sdpa":  # an architecture that needs what sdpa has not, such as Gemma 2's capped scores
+            return False
+        sequences = self._samples()
+        separate = self._states(sequences, [[0], [1], [2]], Layout.SEPARATE)
+        try:
+            self.model.set_attn_implementation(ATTENTION)
+            if self._same(self._states(sequences, [[0, 1], [2]], Layout.PACKED), separate):
+                return True
+            why = "it changes this architecture's numbers"
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            why = str(error).partition("\n")[0]
+        log.info("sequences are padded, not packed: %s", why)
+        self.model.set_attn_implementation(usual)
+        return False
+
+    def _samples(self) -> list[Sequence]:
+        ids = np.arange(1, 15, dtype=np.int32) % self.model.get_input_embeddings().num_embeddings
+        cuts = [(ids[:9], ids[9:12]), (ids[:9], ids[10:]), (ids[2:5], ids[5:9])]
+        return [Sequence(prompt, completion, ScoreOptions()) for prompt, completion in cuts]
+
+    def _same(self, found: Tensor, wanted: Tensor) -> bool:
+        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
+        return torch.allclose(found, wanted, rtol=tolerance, atol=tolerance)
 
     def decoder(self) -> TorchDecoder:
         return TorchDecoder(self.model, self.head, self.limits, rows=self.rows)
@@ -218,7 +253,14 @@ class TorchBackend:
             torch.cuda.empty_cache()
 
 
-def _passes(sequences: Seq[Sequence], units: Seq[Seq[int]], shares: bool, tokens: int | None) -> list[list[Seq[int]]]:
+def _cost(size: Size, layout: Layout) -> int:
+    """Tokens to run, padding included, where a batch is known to be worth its layout."""
+    if layout is Layout.SHARED:
+        return size.shared_tokens
+    return size.packed_tokens if layout is Layout.PACKED else size.separate_tokens
+
+
+def _passes(sequences: Seq[Sequence], units: Seq[Seq[int]], layout: Layout, tokens: int | None) -> list[list[Seq[int]]]:
     """The units, each some indices of one prompt, in passes of at most so many tokens, like lengths together."""
     if tokens is None:
         return [list(units)]
@@ -229,8 +271,7 @@ def _passes(sequences: Seq[Sequence], units: Seq[Seq[int]], shares: bool, tokens
     size: Size | None = None
     for own, unit in sized:
         grown = own if size is None else size + own
-        cost = grown.shared_tokens if shares else grown.separate_tokens
-        if size is None or cost > tokens:
+        if size is None or _cost(grown, layout) > tokens:
             passes.append([])
             grown = own
         passes[-1].append(unit)

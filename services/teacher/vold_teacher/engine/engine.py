@@ -46,7 +46,7 @@ class Engine:
         self.queue = ScoreQueue(
             batch_tokens=limits.max_batch_tokens,
             max_tokens=limits.max_queue_tokens,
-            shares_prompts=info.shares_prompts,
+            layout=info.layout,
         )
         self._scorer = Scorer(backend, self.queue, self._scorers, cache)
         self._generator = Generator(backend, limits.max_queue_tokens, executor)

@@ -19,7 +19,7 @@ from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError, invalid
 from vold_service.tenants import OPEN, Tenant
 
-from vold_teacher.batch import Size, by_prompt
+from vold_teacher.batch import Layout, Size, by_prompt
 from vold_teacher.types import Sequence
 
 WINDOW_BATCHES = 4
@@ -84,13 +84,13 @@ class _Flow:
 class ScoreQueue:
     """Not thread-safe: it belongs to the event loop."""
 
-    def __init__(self, *, batch_tokens: int, max_tokens: int, shares_prompts: bool) -> None:
+    def __init__(self, *, batch_tokens: int, max_tokens: int, layout: Layout) -> None:
         """batch_tokens: of a batch, padding included. max_tokens: that may wait before requests are refused.
-        shares_prompts: whether the backend computes a prompt that several sequences of a batch share once.
+        layout: how the backend runs a batch.
         """
         self._batch_tokens = batch_tokens
         self._max_tokens = max_tokens
-        self._shares_prompts = shares_prompts
+        self._layout = layout
         self._flows: dict[str, _Flow] = {}
         self._virtual_time = 0.0
         self._count = 0
@@ -107,7 +107,7 @@ class ScoreQueue:
             ((Size.of([list(group.values())]), group) for group in self._groups(sequences)),
             key=lambda item: item[0].longest,
         )
-        sizes = [size.tokens(self._shares_prompts) for size, _ in groups]
+        sizes = [size.tokens(self._layout) for size, _ in groups]
         check_room("completions", sum(sizes), self.tokens, self._max_tokens, tokens_per_second)
         flow = self._flows.get(job.tenant.name)
         if flow is None:
@@ -130,7 +130,7 @@ class ScoreQueue:
         indices = list(sequences)
         for members in by_prompt(sequences.values()).values():
             group = [(indices[member], sequences[indices[member]]) for member in members]
-            if not (self._shares_prompts and Size.of([[sequence for _, sequence in group]]).worth_sharing):
+            if not self._shares(Size.of([[sequence for _, sequence in group]])):
                 yield from ({index: sequence} for index, sequence in group)
                 continue
             group.sort(key=lambda item: item[1].length)
@@ -263,17 +263,17 @@ class ScoreQueue:
         return window
 
     def _shares(self, size: Size) -> bool:
-        return size.shares(self._shares_prompts)
+        return size.shares(self._layout)
 
     def _within_budget(self, size: Size) -> bool:
-        return size.tokens(self._shares_prompts) <= self._batch_tokens
+        return size.tokens(self._layout) <= self._batch_tokens
 
     def _may_join(self, first: Entry, grown: Size) -> bool:
         """Whether a batch may grow: within the budget, with little padding, and sharing prompts as its first does."""
-        tokens = grown.tokens(self._shares_prompts)
+        tokens = grown.tokens(self._layout)
         if tokens > self._batch_tokens or self._shares(grown) != first.shares:
             return False
-        return grown.padding(self._shares_prompts) <= max(FREE_PADDING, MAX_PADDING * tokens)
+        return grown.padding(self._layout) <= max(FREE_PADDING, MAX_PADDING * tokens)
 
 
 def check_room(field: str, tokens: int, waiting: int, limit: int, tokens_per_second: float) -> None:

@@ -1,0 +1,224 @@
+"""A run in one process and in two, left alone, killed and stopped: the same numbers.
+
+The two processes are real, started by `accelerate launch` and `torchrun`, on the CPU.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+from vold_trainer.checkpoint import listed
+from vold_trainer.config import SftConfig, TracesConfig, TrainConfig, load
+from vold_trainer.export import run_export
+from vold_trainer.grpo import run_train
+from vold_trainer.run import read_json_lines
+from vold_trainer.sft import run_sft
+from vold_trainer.traces import run_traces
+
+RUNS_FILE = Path(__file__).with_name("launched_runs.py")
+FSDP_FILE = Path(__file__).with_name("fsdp_on_cpu.py")
+STEPS = 8
+# Three prompts over two processes, two optimiser steps a batch, odd micro-batches: nothing divides evenly.
+SMALL = (
+    *("student.path=pocket:student", "rollout.prompts=3", "rollout.group=4", "rollout.max_tokens=24", "threads=1"),
+    *("batch.size=8", "batch.micro=3", "data.limit=32", "optim.warmup_steps=2", "samples_every=3"),
+)
+OBJECTIVES = {
+    "vold": "{name: vold}",
+    "dapo": "{name: dapo, rounds: 2}",
+    "gkd": "{name: gkd, traces: TRACES, student_share: 0.5}",
+}
+
+
+@pytest.fixture(scope="module")
+def urls(pocket_teacher, verifier):
+    return [f"teacher.url={pocket_teacher.grpc}", f"verifier.url={verifier.grpc}"]
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory, pocket_teacher):
+    out = tmp_path_factory.mktemp("traces") / "traces.jsonl"
+    overrides = [f"out={out}", f"teacher.url={pocket_teacher.grpc}", "verifier=null", "keep=all", "data.limit=24"]
+    run_traces(load(TracesConfig, Path("pocket:traces"), overrides))
+    return out
+
+
+@pytest.fixture(scope="module")
+def runs(traces, urls):
+    """What is run in one process and in two, by name: (command, overrides)."""
+    found = {
+        name: ("train", [*urls, *SMALL, f"objective={text.replace('TRACES', str(traces))}", "steps=3"])
+        for name, text in OBJECTIVES.items()
+    }
+    found["sft"] = ("sft", [f"traces={traces}", "steps=3", "batch=7", "micro=2", "threads=1", "optim.warmup_steps=0"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, urls):
+    """The run that is killed and stopped elsewhere, undisturbed in one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    run_train(config(out, urls))
+    return out
+
+
+@pytest.fixture(scope="module")
+def in_two(tmp_path_factory, runs):
+    """The folders of all runs in two processes, and what the processes said."""
+    root = tmp_path_factory.mktemp("two")
+    asked = root / "runs.json"
+    asked.write_text(json.dumps([(kind, str(root / name), overrides) for name, (kind, overrides) in runs.items()]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", RUNS_FILE, asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return root, done
+
+
+def config(out: Path, urls: list[str], *overrides: str) -> TrainConfig:
+    return load(
+        TrainConfig,
+        Path("pocket:vold"),
+        [f"out={out}", *urls, *SMALL, f"steps={STEPS}", "checkpoints.every=2", *overrides],
+    )
+
+
+def launch(processes: int, out: Path, urls: list[str], *overrides: str) -> subprocess.Popen:
+    """`vold train` of the same run, in a process group of its own."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    start = [*launcher, "-m"] if processes > 1 else [sys.executable, "-m"]
+    settings = [f"out={out}", *urls, *SMALL, f"steps={STEPS}", "checkpoints.every=2"]
+    return subprocess.Popen(
+        [*start, "vold_trainer", "train", "pocket:vold", *settings, *overrides],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(rows: int, out: Path, process: subprocess.Popen) -> None:
+    """Until the run has written so many steps."""
+    until = time.monotonic() + 120
+    while len(read_json_lines(out / "metrics.jsonl")) < rows:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def assert_same(one: Path, other: Path, steps: int, tolerance: float = 1e-6) -> None:
+    first, second = (read_json_lines(path / "metrics.jsonl") for path in (one, other))
+    assert [row["step"] for row in first] == [row["step"] for row in second] == list(range(1, steps + 1))
+    for a, b in zip(first, second, strict=True):
+        for key in ("loss", "loss/policy", "loss/teacher", "reward/mean", "reward/std", "teacher/k2", "teacher/gap",
+                    "teacher/k2_wrong", "length/mean", "groups/all_wrong", "missing/masked_positions", "lr",
+                    "student/entropy", "dapo/rounds", "dapo/dropped_groups", "objective/on_policy"):  # fmt: skip
+            assert (key in a) == (key in b), key
+            if a.get(key) is not None:
+                assert a[key] == pytest.approx(b[key], rel=tolerance, abs=tolerance), (a["step"], key)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=10 * tolerance)
+    weights = [load_file(path / "model" / "model.safetensors") for path in (one, other)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        # on average: where a gradient is nearly nothing, its sign is rounding, and Adam's first steps follow that
+        assert (value.float() - weights[1][name].float()).abs().mean() < tolerance, name
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, "sft"])
+def test_two_processes_learn_what_one_does(name, runs, in_two, tmp_path):
+    kind, overrides = runs[name]
+    if kind == "sft":
+        run_sft(load(SftConfig, Path("pocket:sft"), [f"out={tmp_path / name}", *overrides]))
+    else:
+        run_train(load(TrainConfig, Path("pocket:vold"), [f"out={tmp_path / name}", *overrides]))
+    assert_same(tmp_path / name, in_two[0] / name, 3)
+
+
+def test_both_processes_draw_and_score_and_one_writes(in_two):
+    out = in_two[0] / "vold"
+    lanes = {row["lane"] for row in read_json_lines(out / "timeline.jsonl")}
+    both = {"generate", "teacher", "verifier", "optimise", "sync"}
+    assert lanes - {"wait", "wait 1"} == both | {f"{lane} 1" for lane in both}
+    assert json.loads((out / "run.json").read_text())["processes"] == 2
+
+
+def test_an_error_of_one_process_ends_all_with_one_message(in_two):
+    said = sorted(line for line in in_two[1].stdout.splitlines() if line[:2] in ("0 ", "1 "))
+    assert said == [
+        "0 VoldTrainerError: process 1 of 2: data.source is not there",
+        "1 ToldElsewhereError: data.source is not there",
+    ]
+
+
+@pytest.mark.slow
+def test_weights_spread_by_fsdp2_learn_the_same_and_go_on_in_one_process(tmp_path, urls, alone):
+    """FSDP2 sums gradients in another order, and Adam's first steps make much of little: 1e-4 after some steps."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", FSDP_FILE]
+    settings = [f"out={out}", *urls, *SMALL, f"steps={STEPS}", "checkpoints.every=2", "checkpoints.keep_last=9"]
+    done = subprocess.run(
+        [*command, "train", "pocket:vold", *settings], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same(alone, out, STEPS, tolerance=1e-4)
+    for step in (6, 8):
+        shutil.rmtree(out / "checkpoints" / f"step-{step:06d}")
+    run_train(config(out, urls), resume=True)
+    assert_same(alone, out, STEPS, tolerance=1e-4)
+
+
+def test_a_run_in_two_processes_survives_kill_and_stop(tmp_path, urls, alone):
+    """Killed in the middle, begun again, stopped by SIGTERM at the launcher, and ended in one process."""
+    out = tmp_path / "run"
+    process = launch(2, out, urls)
+    wait_for(3, out, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert listed(out)
+    shutil.copytree(out, tmp_path / "copy")
+    process = launch(2, out, urls, "--resume")
+    wait_for(5, out, process)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    done = len(read_json_lines(out / "metrics.jsonl"))
+    assert 5 <= done <= STEPS, said
+    assert listed(out)[-1].step == done, said
+    assert said.count("saving after this step") <= 1
+    run_train(config(out, urls), resume=True)
+    assert_same(alone, out, STEPS)
+    run_train(config(tmp_path / "copy", urls), resume=True)  # straight from two processes to one
+    assert_same(alone, tmp_path / "copy", STEPS)
+
+
+def test_a_run_in_one_process_survives_kill(tmp_path, urls, alone):
+    out = tmp_path / "run"
+    process = launch(1, out, urls, "checkpoints.keep_best=1", "checkpoints.window=1")
+    wait_for(3, out, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    newest = listed(out)[-1]
+    (newest.path.parent / "partial-000099").mkdir()  # what a kill while saving leaves
+    half = shutil.copytree(newest.path, newest.path.with_name("step-000077"))  # and a crash: a file cut short
+    weights = half / "learning.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    run_train(config(out, urls, "checkpoints.keep_best=1", "checkpoints.window=1"), resume=True)
+    assert_same(alone, out, STEPS)
+    kept = {path.name for path in (out / "checkpoints").iterdir()}
+    scores = {row["step"]: row["reward/mean"] for row in read_json_lines(out / "metrics.jsonl") if row["step"] % 2 == 0}
+    best = max(scores, key=lambda step: (scores[step], step))
+    assert kept == {f"step-{step:06d}" for step in {STEPS - 2, STEPS, best}}
+    assert run_export(out, "best", tmp_path / "best") == best
+    for folder in (tmp_path / "best", out / "best"):
+        exported = AutoModelForImageTextToText.from_pretrained(folder)
+        saved = listed(out)[[one.step for one in listed(out)].index(best)].tensors("learning")
+        parameters = dict(exported.named_parameters())
+        assert all(torch.equal(parameters[name], value) for name, value in saved.items())

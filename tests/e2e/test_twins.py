@@ -1,0 +1,155 @@
+"""What the teacher reads where the student reads a picture, or no system prompt: the run's log-probabilities are those
+that the teacher, asked directly, gives the same tokens after the twin.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import serving
+from transformers import AutoTokenizer
+from vold_client import Completion, TeacherClient
+from vold_trainer.config import SftConfig, TracesConfig, TrainConfig, load
+from vold_trainer.data.jsonl import read_lines
+from vold_trainer.errors import UsageError
+from vold_trainer.grpo import run_train
+from vold_trainer.models import load_student
+from vold_trainer.pocket.models import checkpoint_path
+from vold_trainer.pocket.world import examples
+from vold_trainer.run import read_json_lines
+from vold_trainer.sft import read_traces, run_sft
+from vold_trainer.traces import run_traces
+
+SMALL = (
+    *("rollout.prompts=3", "rollout.group=2", "rollout.max_tokens=24", "steps=1", "data.limit=6", "data.offset=0"),
+    *("student.path=pocket:student", "objective={name: opd}", "threads=1"),
+)
+SYSTEM = "Be brief."
+PROMPTS = {example.id.rpartition("-")[0]: example for example in examples("train", 6, modality="text")}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(checkpoint_path("teacher"))
+
+
+def samples(out, teacher, verifier, *overrides):
+    """The rollouts kept of a run of one step."""
+    urls = [f"teacher.url={teacher.grpc}", f"verifier.url={verifier.grpc}"]
+    run_train(load(TrainConfig, Path("pocket:vold"), [f"out={out}", *urls, *SMALL, *overrides]))
+    (row,) = read_json_lines(out / "metrics.jsonl")
+    assert row["missing/teacher"] == row["missing/masked_positions"] == 0
+    found = read_json_lines(out / "rollouts.jsonl")
+    assert len(found) >= 3
+    return found
+
+
+def asked_directly(teacher, prompts, found, tokenizer):
+    """The teacher's log-probabilities of the same tokens after other prompts (ids)."""
+    completions = [
+        Completion(index, tokenizer.convert_tokens_to_ids(sample["tokens"])) for index, sample in enumerate(found)
+    ]
+    with TeacherClient(teacher.grpc) as client:
+        return [score.logprobs.tolist() for score in client.score(prompts, completions).scores]
+
+
+def rendered(tokenizer, sample, system=""):
+    """The text prompt of a sample's problem, rendered without any code of the trainer's."""
+    message = PROMPTS[sample["id"].rpartition("-")[0]].messages[0]
+    messages = [*([{"role": "system", "content": system}] if system else []), message]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+def agree(found, expected):
+    for sample, logprobs in zip(found, expected, strict=True):
+        assert len(sample["teacher_logprobs"]) == len(sample["tokens"])
+        assert sample["teacher_logprobs"] == pytest.approx(logprobs, abs=1e-4)
+
+
+def test_the_teacher_scores_the_completion_of_an_image_prompt_after_its_twin(
+    tmp_path, pocket_teacher, verifier, tokenizer
+):
+    found = samples(tmp_path / "run", pocket_teacher, verifier, "data.modality=twin")
+    assert all("[image]" in sample["prompt"] for sample in found), "the student reads the picture"
+    agree(found, asked_directly(pocket_teacher, [rendered(tokenizer, s) for s in found], found, tokenizer))
+    blind = asked_directly(pocket_teacher, [rendered(tokenizer, found[0])[-3:]] * len(found), found, tokenizer)
+    assert blind[0] != pytest.approx(found[0]["teacher_logprobs"], abs=1e-2), "the prompt matters"
+
+
+@pytest.mark.parametrize("modality", ["text", "twin"])
+def test_a_system_prompt_of_the_teachers_is_read_by_the_teacher_alone(
+    modality, tmp_path, pocket_teacher, verifier, tokenizer
+):
+    overrides = (f"data.modality={modality}", "rollout.temperature=1")
+    with_it = samples(tmp_path / "a", pocket_teacher, verifier, *overrides, f"teacher.system={SYSTEM}")
+    prompts = [rendered(tokenizer, sample, SYSTEM) for sample in with_it]
+    agree(with_it, asked_directly(pocket_teacher, prompts, with_it, tokenizer))
+    without = samples(tmp_path / "b", pocket_teacher, verifier, *overrides)
+    assert [s["tokens"] for s in with_it] == [s["tokens"] for s in without], "the student read the same"
+    assert [s["student_logprobs"] for s in with_it] == [s["student_logprobs"] for s in without]
+    assert with_it[0]["teacher_logprobs"] != pytest.approx(without[0]["teacher_logprobs"], abs=1e-4)
+
+
+def test_an_image_prompt_without_a_twin_stops_a_run_that_needs_the_teacher_before_it_begins(
+    tmp_path, pocket_teacher, verifier
+):
+    with pytest.raises(UsageError, match=r"row 'train-000000-image' has an image.*'twin'.*objective without a teacher"):
+        samples(tmp_path / "run", pocket_teacher, verifier, "data.modality=image")
+    assert not (tmp_path / "run").exists()
+    urls = ["teacher=null", f"verifier.url={verifier.grpc}", "data.modality=image", "objective={name: grpo}"]
+    run_train(load(TrainConfig, Path("pocket:vold"), [f"out={tmp_path / 'grpo'}", *SMALL, *urls]))
+    assert "[image]" in read_json_lines(tmp_path / "grpo" / "rollouts.jsonl")[0]["prompt"]
+
+
+def test_a_teacher_of_other_ids_reads_the_text_and_one_of_another_template_its_own(tmp_path, verifier, tokenizer):
+    """A teacher whose tokens `user` and `system` have changed places, and which writes conversations its own way."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(checkpoint_path("teacher"), folder)
+    file = json.loads((folder / "tokenizer.json").read_text())
+    vocab = file["model"]["vocab"]
+    vocab["user"], vocab["system"] = vocab["system"], vocab["user"]
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+    template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}{{ eos_token }}"
+    (folder / "chat_template.jinja").write_text(template)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    with serving("teacher", "--model", str(folder)) as teacher:
+        found = samples(tmp_path / "a", teacher, verifier, "data.modality=twin")
+        retold = [theirs.encode(tokenizer.decode(rendered(tokenizer, s)), add_special_tokens=False) for s in found]
+        assert retold[0] != rendered(tokenizer, found[0])
+        agree(found, asked_directly(teacher, retold, found, tokenizer))
+        found = samples(tmp_path / "b", teacher, verifier, "data.modality=twin", "teacher.template=teacher")
+        own = [rendered(theirs, sample) for sample in found]
+        assert own[0][-1] == theirs.eos_token_id
+        agree(found, asked_directly(teacher, own, found, tokenizer))
+
+
+def test_traces_of_image_prompts_are_the_twins_and_a_student_learns_them_from_the_images(tmp_path, pocket_teacher):
+    def traces(modality):
+        out = tmp_path / f"{modality}.jsonl"
+        urls = [f"teacher.url={pocket_teacher.grpc}", "verifier=null", "keep=all", "temperature=0"]
+        run_traces(
+            load(
+                TracesConfig, Path("pocket:traces"), [f"out={out}", *urls, "data.limit=6", f"data.modality={modality}"]
+            )
+        )
+        return [row for _, row in read_lines(out)]
+
+    twins, texts = traces("twin"), traces("text")
+    assert [row["completion"] for row in twins] == [row["completion"] for row in texts]
+    assert [row["twin_messages"] for row in twins] == [row["messages"] for row in texts]
+    assert all((tmp_path / row["images"][0]).is_file() for row in twins)
+    config = load(
+        SftConfig,
+        Path("pocket:sft"),
+        [f"out={tmp_path / 'sft'}", f"traces={tmp_path / 'twin.jsonl'}", "steps=8", "batch=6", "student.freeze=[]"],
+    )
+    read = read_traces(config.traces, load_student(config.student))
+    drawn = examples("train", 6, modality="twin")
+    assert [list(trace.example.images) for trace in read] == [list(example.images) for example in drawn]
+    assert [trace.example.twin for trace in read] == [example.twin for example in drawn]
+    run_sft(config)
+    losses = [row["loss"] for row in read_json_lines(tmp_path / "sft" / "metrics.jsonl")]
+    assert losses[-1] < losses[0]
+    with pytest.raises(UsageError, match=r"row 'train-000000-image' has an image"):
+        traces("image")

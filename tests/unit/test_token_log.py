@@ -1,0 +1,38 @@
+"""How far sampling and training disagree about a token is in the figures of every step."""
+
+import numpy as np
+import pytest
+import torch
+from vold_trainer.data import Example
+from vold_trainer.rollout.base import Rollout
+from vold_trainer.scored import Scored
+from vold_trainer.scoring import RolloutScore
+from vold_trainer.token_log import TokenLog, token_figures
+
+DRAWN = ([-1.0, -2.0, -0.5], None, [-0.25])
+OWN = (torch.tensor([-1.5, -1.0, -0.5]), torch.tensor([-9.0, -9.0]), torch.tensor([-0.5]))
+
+
+def step_log(old=None):
+    example = Example("a", ({"role": "user", "content": "?"},), "1")
+    rollouts = [
+        Rollout(row, example, (1,), (2,) * len(own), "", False, None if drawn is None else np.array(drawn, np.float32))
+        for row, (drawn, own) in enumerate(zip(DRAWN, OWN, strict=True))
+    ]
+    scored = Scored(rollouts, [RolloutScore() for _ in rollouts], 1, advantage_std=True, max_tokens=8, overlong=0.0)
+    log = TokenLog(scored, old)
+    log.add([2, 0], torch.cat([OWN[2], OWN[0]]), torch.ones(4))
+    log.add([1], OWN[1], torch.ones(2))
+    return token_figures(log.sums())
+
+
+def test_mismatch_is_the_gap_between_sampling_and_training_where_both_are_known():
+    figures = step_log()
+    assert figures["mismatch/k1"] == pytest.approx((0.5 - 1.0 + 0.0 + 0.25) / 4)
+    assert figures["mismatch/abs"] == pytest.approx((0.5 + 1.0 + 0.0 + 0.25) / 4)
+
+
+def test_an_update_in_the_step_is_no_mismatch():
+    old = {0: torch.tensor(DRAWN[0]), 1: torch.zeros(2), 2: torch.tensor(DRAWN[2])}
+    figures = step_log(old)
+    assert figures["mismatch/k1"] == figures["mismatch/abs"] == 0.0

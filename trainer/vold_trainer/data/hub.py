@@ -1,0 +1,81 @@
+"""Rows of the `datasets` library: a data set of the hub, a folder of one, or one that was saved to disk."""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vold_trainer.config import DataConfig
+from vold_trainer.data.columns import Columns
+from vold_trainer.data.rows import Row
+from vold_trainer.errors import UsageError
+
+BATCH = 64
+
+
+def dataset_rows(config: DataConfig, columns: Columns) -> Iterator[Row]:
+    """The rows of a split, only the columns that are needed. Images stay where `datasets` keeps them, memory-mapped.
+
+    Raises UsageError where there is no such data set, configuration, split or mapped column.
+    """
+    dataset = _open(config)
+    where = f"{config.source}:{config.split}"
+    features = dataset.features
+    # As they are stored: `datasets` would decode every image of a row that is looked at.
+    stored = dataset.select_columns(columns.needed(dataset.column_names, where)).with_format("arrow")
+    folder = Path(config.source) if Path(config.source).is_dir() else Path()
+
+    def values(index: int) -> dict[str, Any]:
+        return _plain(features, stored[index : index + 1].to_pylist()[0])
+
+    for start in range(0, len(stored), BATCH):
+        for index, row in enumerate(stored[start : start + BATCH].to_pylist(), start):
+            yield Row(f"{where}[{index}]", _plain(features, row), folder, partial(values, index))
+
+
+def _open(config: DataConfig) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(f"data.source {config.source!r} needs `datasets`: pip install 'vold[data]'") from error
+    folder = Path(config.source)
+    try:
+        if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
+            found = datasets.load_from_disk(config.source)
+            if isinstance(found, datasets.DatasetDict):
+                if config.split not in found:
+                    raise ValueError(f"it has the splits {', '.join(found)}")
+                found = found[config.split]
+            return found
+        return datasets.load_dataset(
+            config.source, config.config or None, split=config.split, revision=config.revision or None
+        )
+    except Exception as error:  # whatever the builder of a data set raises, from files or from the network
+        named = f", data.config {config.config!r}" if config.config else ""
+        raise UsageError(
+            f"data.source {config.source!r}{named}, data.split {config.split!r} cannot be loaded: {error}. Give a file "
+            "or a folder that exists, or the name, configuration and split of a data set of the hub"
+        ) from error
+
+
+def _plain(features: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _value(features[name], value) for name, value in row.items()}
+
+
+def _value(feature: Any, value: Any) -> Any:
+    """A stored value as a row of JSON would have it: labels by name, JSON parsed."""
+    kind = type(feature).__name__
+    if value is None:
+        return None
+    if kind == "ClassLabel":
+        return feature.int2str(value) if value >= 0 else None
+    if kind == "Json":
+        return json.loads(value)
+    if kind in ("List", "LargeList", "Sequence"):
+        return [_value(feature.feature, item) for item in value]
+    if isinstance(feature, list):
+        return [_value(feature[0], item) for item in value]
+    if isinstance(feature, Mapping):
+        return {name: _value(feature[name], item) for name, item in value.items()}
+    return value

@@ -1,0 +1,47 @@
+"""Rows of Parquet files, through pyarrow."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vold_trainer.data.columns import Columns
+from vold_trainer.data.rows import Row
+from vold_trainer.errors import UsageError
+
+BATCH = 64
+"""Rows read together: some megabytes where they hold images."""
+
+
+def parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
+    """The rows of a file, only the columns that are needed. The bytes of images stay in memory, encoded.
+
+    Raises UsageError where the file is not Parquet, or lacks a mapped column.
+    """
+    arrow = _pyarrow()
+    try:
+        file = arrow.parquet.ParquetFile(path)
+    except (OSError, arrow.ArrowInvalid) as error:
+        raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
+    with file:
+        needed = columns.needed(file.schema_arrow.names, str(path))
+        index = 0
+        batches = file.iter_batches(batch_size=BATCH, columns=needed or None)
+        while True:
+            try:
+                rows = next(batches).to_pylist()
+            except StopIteration:
+                return
+            except (OSError, arrow.ArrowInvalid) as error:
+                raise UsageError(f"{path} cannot be read from row {index} on: {error}") from error
+            for values in rows:
+                yield Row(f"{path}[{index}]", values, path.parent)
+                index += 1
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UsageError("reading Parquet needs pyarrow: pip install 'vold[data]'") from error
+    return pyarrow

@@ -1,0 +1,53 @@
+"""A transformers model that decodes step by step. Shapes: P prompts, B sequences, S prompt positions, V vocabulary."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vold_trainer.prefill import prefill, takes_positions
+from vold_trainer.rollout.cache import decoding_cache
+
+
+class Decoder:
+    """Sequences in the middle of being decoded, and the logits of what comes next in each, [B, V].
+
+    At the start there is one sequence a prompt; `keep` makes several of one, or drops some.
+    """
+
+    def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], tokens: int) -> None:
+        """inputs: prompts as `Student.encode` makes them, padded on the left. tokens: how many may follow at most."""
+        self.model: Any = model
+        self._takes_positions = takes_positions(model)
+        mask_PS = inputs["attention_mask"]
+        self._length = mask_PS.shape[1]
+        self._cache: Any = decoding_cache(model.config, self._length + tokens)
+        last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
+        output, self._next_B1 = prefill(model, inputs, self._cache, **({"logits_to_keep": 1} if last_only else {}))
+        self.logits_BV = output.logits[:, -1]
+        self._mask_BS = torch.cat([mask_PS, mask_PS.new_ones(len(mask_PS), tokens)], -1)
+
+    def keep(self, sequences: Tensor) -> None:
+        """Go on with these sequences, int64 [B], in that order; one may be there several times."""
+        self._cache.reorder_cache(sequences)
+        self.logits_BV = self.logits_BV[sequences]
+        self._next_B1 = self._next_B1[sequences]
+        self._mask_BS = self._mask_BS[sequences]
+
+    def feed(self, ids_B: Tensor) -> None:
+        """Append a token to each sequence."""
+        self._length += 1
+        options = {"position_ids": self._next_B1} if self._takes_positions else {}
+        mask_BS = self._mask_BS[:, : self._length]
+        logits_B1V: Tensor = self.model(
+            input_ids=ids_B.unsqueeze(-1),
+            attention_mask=mask_BS,
+            past_key_values=self._cache,
+            use_cache=True,
+            **options,
+        ).logits
+        self.logits_BV = logits_B1V[:, -1]
+        self._next_B1 = self._next_B1 + 1
