@@ -42,7 +42,7 @@ class TokenLog:
 
     def figures(self) -> dict[str, Any]:
         """Entropy, and where there is a teacher, k2 and the gap log pi_T - log pi_theta: all, by outcome, by place."""
-        figures: dict[str, Any] = {"student/entropy": torch.cat(self.entropies).mean().item()}
+        figures: dict[str, Any] = {"student/entropy": torch.cat(self.entropies).mean().item(), **self._mismatch()}
         gaps: dict[bool, list[Tensor]] = {True: [], False: []}
         deciles: list[list[float]] = [[] for _ in range(DECILES)]
         masked = 0
@@ -66,6 +66,22 @@ class TokenLog:
         figures["missing/masked_positions"] = float(masked)
         figures["gap_by_position"] = [sum(part) / len(part) if part else None for part in deciles]
         return figures
+
+    def _mismatch(self) -> dict[str, float]:
+        """|log pi_theta - log pi_rollout| of the tokens, mean and largest, and the k3 estimate of KL(pi_rollout ||
+        pi_theta): how far the engine that drew and the weights that learn are apart. Nothing where none were kept.
+        """
+        kept = {row: self.scored.rollouts[row].logprobs for row in self.logprobs}
+        gaps = [self.logprobs[row] - torch.from_numpy(drawn) for row, drawn in kept.items() if drawn is not None]
+        if not gaps:
+            return {}
+        gap = torch.cat(gaps)
+        k3 = (gap.exp() - 1 - gap).mean()
+        return {
+            "mismatch/abs": gap.abs().mean().item(),
+            "mismatch/max": gap.abs().max().item(),
+            "mismatch/k3": k3.item(),
+        }
 
     def samples(self, step: int, student: Student, each: int = 3) -> list[dict[str, Any]]:
         """Some right and some wrong rollouts of the step, token by token."""

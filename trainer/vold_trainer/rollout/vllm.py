@@ -186,8 +186,8 @@ class VllmEngine:
                 right = info.logprobs_mode == "processed_logprobs" and sampling.top_p == 1
             if not right and sampling.logprobs:
                 raise UsageError(
-                    f"rollout.temperature is {sampling.temperature} and rollout.top_p {sampling.top_p}: of what is drawn "
-                    f"so, rollout.url {server.name} (--logprobs-mode {info.logprobs_mode}) does not report the "
+                    f"rollout.temperature is {sampling.temperature} and rollout.top_p {sampling.top_p}: of what is "
+                    f"drawn so, rollout.url {server.name} (--logprobs-mode {info.logprobs_mode}) does not report the "
                     "log-probabilities that the objective needs. Set rollout.temperature=1; or set rollout.top_p=1 and "
                     "start the server with --logprobs-mode processed_logprobs"
                 )
@@ -244,8 +244,8 @@ class VllmEngine:
             at = first_difference(prompt, reply.prompt_ids)
             raise RunError(
                 f"example {example.id!r}: vLLM read a prompt of {len(reply.prompt_ids)} tokens, the student's "
-                f"processor makes {len(prompt)} of it (from token {at} on they differ). Serve the student's own folder, with its "
-                "chat template and processor"
+                f"processor makes {len(prompt)} of it (from token {at} on they differ). Serve the student's own "
+                "folder, with its chat template and processor"
             )
         candidates = None
         if sampling.candidates:

@@ -17,6 +17,8 @@ from vold_trainer.errors import RunError, UsageError
 
 RETRY_SECONDS = 30.0
 """How long a server may be away, or answer 5xx, before the run stops."""
+ABORTED_SECONDS = 1.0
+"""Between two tries of a completion that the server broke off."""
 IN_FLIGHT = 1024
 """Requests to one server at a time. It queues what it cannot run; a connection each is what this bounds."""
 CONTROL_SECONDS = 1800.0
@@ -109,7 +111,7 @@ class Server:
         route = "/v1/chat/completions" if "messages" in request else "/v1/completions"
         for attempt in range(3):
             if attempt:
-                await asyncio.sleep(attempt)
+                await asyncio.sleep(attempt * ABORTED_SECONDS)
             answer = await self._call("POST", route, json=request)
             try:
                 reply, reason = read_reply(answer)
@@ -139,17 +141,17 @@ class Server:
         *,
         json: Any = None,
         params: Mapping[str, str] | None = None,
-        patience: float = RETRY_SECONDS,
+        patience: float | None = None,
         seconds: float | None = None,
         missing: Any = None,
     ) -> Any:
-        """The JSON of the answer. patience: seconds of failures in a row that are waited out. seconds: for one try.
-        missing: what a route that is not there answers.
+        """The JSON of the answer. patience: seconds of failures in a row that are waited out, RETRY_SECONDS where it is
+        None. seconds: for one try. missing: what a route that is not there answers.
         """
         clock = asyncio.get_running_loop().time
         seconds = seconds or self.timeout
-        started, wait = clock(), 0.25
-        until = started + min(patience, self.timeout)
+        patience = RETRY_SECONDS if patience is None else patience
+        began, failing, wait = clock(), None, 0.25
         while True:
             try:
                 response = await self.client.request(
@@ -172,8 +174,9 @@ class Server:
                 if response.status_code == 404 and missing is not None:
                     return missing
                 problem = self._refused(response, route)
-            if clock() + wait > until:
-                tried = f" for {clock() - started:.0f} s" if patience else ""
+            failing = clock() if failing is None else failing
+            if clock() + wait > min(failing + patience, began + self.timeout):
+                tried = f" for {clock() - failing:.0f} s" if patience else ""
                 raise RunError(f"rollout.url {self.name}{tried}: {problem}. Is `vllm serve` still running there?")
             await asyncio.sleep(wait * random.uniform(0.75, 1.25))
             wait = min(2 * wait, 4.0)

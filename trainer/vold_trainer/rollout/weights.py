@@ -127,7 +127,7 @@ class Native:
     ) -> None:
         self.way = way
         self.address = address
-        self.source = student
+        self.student = student
         self.client = FanOut(servers, [info.world_size for info in infos], thread)
         self.world_size = 1 + sum(info.world_size for info in infos)
         self.engine: Any = None
@@ -146,7 +146,7 @@ class Native:
     def _connect(self) -> Any:
         from vllm.distributed.weight_transfer import ParamMeta, WeightSource, WeightTransferTrainerFactory
 
-        student = self.source
+        student = self.student
 
         class Checkpoint(WeightSource):
             def metadata(self) -> list[Any]:
@@ -155,9 +155,10 @@ class Native:
             def __iter__(self) -> Iterator[tuple[str, Tensor]]:
                 yield from checkpoint_tensors(student).items()
 
-        return WeightTransferTrainerFactory.trainer_init(self._init_info(), client=self.client, source=Checkpoint())
+        return WeightTransferTrainerFactory.trainer_init(self.init_info(), client=self.client, source=Checkpoint())
 
-    def _init_info(self) -> Any:
+    def init_info(self) -> Any:
+        """What vLLM's trainer-side engine is made from; its class says which engine that is."""
         if self.way == "ipc":
             from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
