@@ -87,7 +87,7 @@ def open_services(
                     threads = max(1, (os.cpu_count() or 2) // 2)
                     arguments += ["--model", _local_model(url, key), "--threads", str(threads)]
                 log = folder / f"{what}-{len(children)}.log"
-                children.append((url, stack.enter_context(child(arguments, log)), log))
+                children.append((url, stack.enter_context(_child(arguments, log)), log))
                 resolved.append(f"unix:{socket}")
             return tuple(resolved)
 
@@ -162,15 +162,14 @@ def _local_model(url: str, key: str) -> str:
 
 
 @contextlib.contextmanager
-def child(arguments: list[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with this one; what it prints goes to `log`. environment: variables beside our own."""
+def _child(arguments: list[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as stream:
         process = subprocess.Popen(  # noqa: S603 - our own command
             arguments,
             stdout=stream,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**_environment(), **environment},
+            env=_environment() | environment,
             preexec_fn=_die_with_parent,
         )
     try:

@@ -15,14 +15,15 @@ import hashlib
 import io
 import os
 import queue
-import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
+import torch.distributed as dist
 from PIL import Image
 
 from vold_trainer.config import RolloutConfig
@@ -35,25 +36,34 @@ from vold_trainer.rollout.vllm_server import Reply, Server, ServerInfo
 from vold_trainer.rollout.weights import make_transfer
 from vold_trainer.scoring import LoopThread
 
+T = TypeVar("T")
+
 PROBE_IDS = 512
+LONGEST_WAIT = timedelta(days=1)
+"""For the other processes: the first one may be waiting for a server that loads its weights."""
 
 
 class VllmEngine:
-    """Draws from vLLM servers. Its first draw, and every `sync`, gives them the student's present weights."""
+    """Draws from vLLM servers. Every `sync`, or else the first draw, gives them the student's present weights.
+
+    Of a run's several processes each draws for itself, and the first one gives the weights while all wait.
+    """
+
+    own_weights = True
 
     def __init__(self, student: Student, config: RolloutConfig) -> None:
         """Raises UsageError where a server does not answer, or has another tokenizer than the student."""
         self.student = student
         self.config = config
         self.version = 0
-        self.run = uuid.uuid4().hex[:8]
         self.label: str | None = None
-        self._syncing = threading.Lock()
         self._started = ExitStack()
         try:
             self.thread = LoopThread()
             self._started.callback(self.thread.close)
-            self.servers = self.thread.run(self._open(self._urls()))
+            self.processes = Processes()
+            self.run = self.processes.from_first(lambda: uuid.uuid4().hex[:8])
+            self.servers = self.thread.run(self._open(self.processes.from_first(self._urls)))
             self._started.callback(lambda: self.thread.run(self._close()))
             self.infos = [self.thread.run(self._shake_hands(server)) for server in self.servers]
             self.transfer = make_transfer(config, student, self.servers, self.infos, self.thread)
@@ -112,21 +122,30 @@ class VllmEngine:
         return info
 
     def sync(self, version: int) -> None:
-        """Give every server the student's present weights. Completions under way end first, with the old ones."""
-        with self._syncing:
-            self.thread.run(self._each("/pause", params={"mode": "wait", "clear_cache": "true"}))
-            self.transfer.send(version)
-            # Keys, values and image features that the old weights computed: a prompt must not be continued from them.
-            self.thread.run(self._each("/reset_prefix_cache"))
-            self.thread.run(self._each("/reset_encoder_cache"))
-            label = f"vold-{self.run}-{version}"
-            self.thread.run(self._each("/update_weight_version", json={"new_version": label}))
-            self.thread.run(self._each("/resume"))
-            self.label = label
-            self.version = version
+        """Give every server the student's present weights. Completions under way end first, with the old ones.
 
-    async def _each(self, route: str, **options: Any) -> None:
-        await asyncio.gather(*(server.control(route, **options) for server in self.servers))
+        Raises RunError where one does not take them; it then stays paused, for what it has is not known.
+        """
+        self.processes.wait()
+        self.label = self.processes.from_first(lambda: self._give(version))
+        self.version = version
+
+    def _give(self, version: int) -> str:
+        """Returns what the servers call these weights."""
+        label = f"vold-{self.run}-{version}"
+        self.thread.run(self._each("/pause", params={"mode": "wait", "clear_cache": "true"}))
+        self.transfer.send(version)
+        # Keys, values and image features that the old weights computed: a prompt must not be continued from them.
+        for answer in self.thread.run(self._each("/reset_prefix_cache")):
+            if answer.get("success") is False:
+                raise RunError(f"rollout.url {self.config.url}: vLLM kept keys and values of the old weights")
+        self.thread.run(self._each("/reset_encoder_cache"))
+        self.thread.run(self._each("/update_weight_version", json={"new_version": label}))
+        self.thread.run(self._each("/resume"))
+        return label
+
+    async def _each(self, route: str, **options: Any) -> list[Any]:
+        return await asyncio.gather(*(server.control(route, **options) for server in self.servers))
 
     def draw(
         self,
@@ -274,6 +293,35 @@ class VllmEngine:
                     f"rollout.url {server.name} draws from weights {found!r}, and was given {self.label!r}: it was "
                     "restarted, or another run uses it. Give each run servers of its own, and go on with --resume"
                 )
+
+
+class Processes:
+    """The processes of a run, each with an engine of its own."""
+
+    def __init__(self) -> None:
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self.group: Any = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if several else None
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.group is not None:
+            dist.barrier(group=self.group)
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What `work` returns in the first process, in all of them. Where it raises, all do."""
+        if self.group is None:
+            return work()
+        told: list[Any] = [None, None]
+        failed = None
+        if dist.get_rank() == 0:
+            try:
+                told[0] = work()
+            except Exception as error:
+                failed, told[1] = error, f"{error}"
+        dist.broadcast_object_list(told, src=0, group=self.group)
+        if told[1] is not None:
+            raise RunError(told[1]) if failed is None else failed
+        return told[0]  # type: ignore[no-any-return]
 
 
 async def _into(ended: "queue.SimpleQueue[tuple[int, Reply | BaseException]]", row: int, reply: Any) -> None:

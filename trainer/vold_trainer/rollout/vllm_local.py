@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import os
 import sys
 import tempfile
 import time
@@ -14,7 +13,7 @@ import httpx
 from vold_trainer.config import RolloutConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.models import Student, resolve_model
-from vold_trainer.services import child
+from vold_trainer.services import _child
 
 LOCAL = "local:"
 START_SECONDS = 1200.0
@@ -33,9 +32,9 @@ def serving_student(student: Student, config: RolloutConfig) -> Iterator[str]:
         arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
         arguments += ["--model", resolve_model(student.path), "--uds", str(socket)]
         arguments += ["--dtype", str(student.model.dtype).removeprefix("torch."), *config.vllm_args]
-        with child(
-            arguments, log, VLLM_SERVER_DEV_MODE="1", VLLM_NO_USAGE_STATS=os.environ.get("VLLM_NO_USAGE_STATS", "1")
-        ) as process:
+        # The routes that change weights: this server is on a socket that only this user can open.
+        variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        with _child(arguments, log, **variables) as process:
             client = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://vllm")
             until = time.monotonic() + START_SECONDS
             with client:

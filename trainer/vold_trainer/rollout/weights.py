@@ -73,6 +73,8 @@ def checkpoint_tensors(student: Student) -> dict[str, Tensor]:
     from transformers.core_model_loading import revert_weight_conversion
 
     model = student.model
+    if hasattr(model, "peft_config"):
+        raise UsageError("a student with adapters reaches vLLM over the disk, merged: set rollout.weights=disk")
     kept = model.state_dict().keys()
     named = {name: value.detach() for name, value in model.named_parameters()}
     named |= {name: value for name, value in model.named_buffers() if name in kept}
@@ -92,7 +94,7 @@ class Disk:
 
     def send(self, version: int) -> None:
         path = self.folder / str(version)
-        self.student.model.save_pretrained(path)
+        self.student.save(path)
         try:
             self.thread.run(self._reload(path))
         finally:
@@ -138,7 +140,7 @@ class Native:
             if self.engine is None:
                 self.engine = self._connect()
             self.engine.send_weights()
-        except RunError:
+        except (RunError, UsageError):
             raise
         except Exception as error:
             raise RunError(f"rollout.weights {self.way!r}: the transfer failed: {error}") from error
