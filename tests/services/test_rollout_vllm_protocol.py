@@ -5,6 +5,9 @@ It stands for the wire alone; what a real vLLM answers is in test_rollout_vllm.p
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from upstream_fixtures import free_port
 from vold_trainer.config import RolloutConfig, StudentConfig
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.models import load_student
@@ -115,8 +119,13 @@ def serving(stand_in: StandIn):
 
         def log_message(self, *args: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A caller that hung up: it has what it wanted."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     stand_in.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
@@ -271,6 +280,24 @@ def test_weights_that_the_server_was_not_given_stop_the_run(student, stand_in):
             RunError, match=r"draws from weights 'default', and was given 'vold-\w+-0': it was restarted"
         ):
             engine.draw(PROMPTS, SAMPLING, seed=0)
+
+
+def test_of_several_processes_one_gives_the_weights_and_all_hear_of_a_failure(stand_in, tmp_path):
+    stand_in.answers["/collective_rpc"] = [None, None, (500, {"error": "no space left"})]
+    script = str(Path(__file__).with_name("rollout_process.py"))
+    several = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen([sys.executable, script, stand_in.url, str(tmp_path)], env={**several, "RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(240) for process in processes] == [0, 0]
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [process["rows"] for process in told] == [[0], [1]]
+    assert told[0]["label"] == told[1]["label"]
+    assert [process["version"] for process in told] == [1, 1]
+    assert all("no space left" in process["said"] for process in told)
+    assert len(stand_in.bodies("/collective_rpc")) == 3
+    assert len(stand_in.bodies("/v1/completions")) == 4
 
 
 REFUSED = {
