@@ -1,4 +1,4 @@
-"""Rollouts from a real vLLM, built for the CPU: `make test-vllm`. The student is a checkpoint of the pocket world.
+"""Rollouts from a real vLLM, built for the CPU: `make test-vllm`. The students are tiny ones (vllm_students.py).
 
 What a CPU cannot show is the transport of NCCL and of CUDA IPC. Everything around it, vLLM's weight-transfer API from
 handshake to finished update included, runs here with a TCP store in NCCL's place (store_weights.py).
@@ -18,8 +18,10 @@ from conftest import serving
 from store_weights import STORE, plugin_path, store_transfer
 from teacher_fixtures import save_model
 from upstream_fixtures import free_port, process
+from vllm_students import save_text_student
 from vold_trainer.batching import make_batch
-from vold_trainer.config import RolloutConfig, StudentConfig, TrainConfig, load
+from vold_trainer.config import RolloutConfig, StudentConfig, TrainConfig
+from vold_trainer.config import load as load_config
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.grpo import run_train
 from vold_trainer.models import CompletionScorer, load_student
@@ -35,21 +37,25 @@ pytestmark = [
     pytest.mark.timeout(1800),  # an engine comes up in a minute, on a busy machine in ten
 ]
 TOLERANCE = 1e-3  # float32 on both sides; 2e-4 between vLLM's kernels and transformers' was seen on this checkpoint
-FOLDER = checkpoint_path("teacher")
 ON_A_CPU = ["--enforce-eager", "--gpu-memory-utilization", "0.25", "--max-num-batched-tokens", "512"]
 PROMPTS = examples("train", 3, modality="text")
 SAMPLING = Sampling(group=2, max_tokens=24, logprobs=True)
 
 
-def make_student(path: Path | str = FOLDER):
+def load(path: Path):
     return load_student(StudentConfig(path=str(path), freeze=[]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return save_text_student(tmp_path_factory.mktemp("student"))
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     """A stock server that was started on other weights than the student's."""
-    port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint_path("teacher-b"))]
+    port, other = free_port(), save_text_student(tmp_path_factory.mktemp("other"), seed=1)
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(other)]
     command += ["--port", str(port), "--host", "127.0.0.1", "--dtype", "float32", *ON_A_CPU]
     command += ["--weight-transfer-config", f'{{"backend": "{STORE}"}}']
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1"}
@@ -59,9 +65,9 @@ def url(tmp_path_factory):
 
 
 @pytest.fixture
-def engine(url):
+def engine(url, folder):
     """Its first draw gives the server the student's weights."""
-    opened = make_engine(RolloutConfig(engine="vllm", url=url), make_student())
+    opened = make_engine(RolloutConfig(engine="vllm", url=url), load(folder))
     yield opened
     opened.close()
 
@@ -137,8 +143,8 @@ def test_greedy_rollouts_are_transformers_own(engine):
 
 
 @pytest.mark.parametrize("weights", ["disk", STORE])
-def test_new_weights_are_drawn_from_after_sync_and_not_before(url, weights, tmp_path):
-    student = make_student()
+def test_new_weights_are_drawn_from_after_sync_and_not_before(url, folder, weights, tmp_path):
+    student = load(folder)
     config = RolloutConfig(engine="vllm", url=url, weights_folder=tmp_path)
     engine = make_engine(config, student)
     if weights == STORE:
@@ -184,27 +190,29 @@ def test_what_does_not_fit_the_server_is_named(engine):
     assert rollout.logprobs is None
 
 
-def test_a_server_of_another_tokenizer_or_another_way_of_weights_is_refused(url, tmp_path):
+def test_a_student_that_the_server_cannot_serve_is_refused(url, folder, tmp_path):
     with pytest.raises(UsageError, match=r"whose tokenizer is not that of the student .*from token \d+ of a probe"):
-        make_engine(RolloutConfig(engine="vllm", url=url), make_student(save_model(tmp_path)))
+        make_engine(RolloutConfig(engine="vllm", url=url), load(save_model(tmp_path / "other")))
     with pytest.raises(UsageError, match=r"rollout\.weights is 'nccl', and the student is on no CUDA device"):
-        make_engine(RolloutConfig(engine="vllm", url=url, weights="nccl"), make_student())
+        make_engine(RolloutConfig(engine="vllm", url=url, weights="nccl"), load(folder))
+    with pytest.raises(UsageError, match=r"is vLLM's CPU build, .*tie_word_embeddings"):
+        make_engine(RolloutConfig(engine="vllm", url=url), load(save_text_student(tmp_path / "tied", tied=True)))
 
 
-def test_training_draws_from_what_it_learned(url, tmp_path, verifier):
-    with serving("teacher", "--model", str(FOLDER)) as teacher:
-        config = load(
+def test_training_draws_from_what_it_learned(url, folder, tmp_path, verifier):
+    with serving("teacher", "--model", str(checkpoint_path("teacher"))) as teacher:
+        config = load_config(
             TrainConfig,
             Path("pocket:vold"),
             [
                 *(f"out={tmp_path / 'run'}", f"teacher.url={teacher.grpc}", f"verifier.url={verifier.grpc}"),
                 *("rollout.prompts=4", "rollout.group=4", "rollout.max_tokens=32", "steps=2", "data.limit=64"),
-                *("threads=1", "student.path=pocket:teacher-b", "student.freeze=[]", "optim.lr=1e-2"),
+                *("threads=1", f"student.path={folder}", "student.freeze=[]", "optim.lr=1e-2"),
                 *("optim.warmup_steps=0", "rollout.engine=vllm", f"rollout.url={url}"),
                 "objective={name: vold, rollout_cap: 2}",
             ],
         )
-        folder = run_train(config)
+        saved = run_train(config)
     rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
@@ -213,4 +221,4 @@ def test_training_draws_from_what_it_learned(url, tmp_path, verifier):
         assert row["grad_norm"] > 0
         assert row["missing/teacher"] == row["missing/verifier"] == 0
     assert rows[0]["student/entropy"] != rows[1]["student/entropy"]
-    assert (folder / "model.safetensors").is_file()
+    assert load(saved).vocab_size == load(folder).vocab_size

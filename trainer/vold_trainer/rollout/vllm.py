@@ -106,8 +106,15 @@ class VllmEngine:
         await asyncio.gather(*(server.close() for server in self.servers))
 
     async def _shake_hands(self, server: Server) -> ServerInfo:
-        """Raises UsageError where what the server makes of a text is not what the student's tokenizer makes of it."""
+        """Raises UsageError where the server cannot serve the student."""
         info = await server.info()
+        if info.device == "cpu" and self._ties():
+            # It draws from a packed copy of the output head, which a new embedding does not reach.
+            raise UsageError(
+                f"rollout.url {server.name} is vLLM's CPU build, which keeps the old output head of a student that "
+                f"shares it with the embedding (tie_word_embeddings, as {self.student.path!r} does): use rollout.engine"
+                "=hf, or vLLM on a GPU"
+            )
         tokenizer = self.student.tokenizer
         ids = sorted(set(tokenizer.get_vocab().values()))
         text = tokenizer.decode(ids[:: max(1, len(ids) // PROBE_IDS)])
@@ -120,6 +127,12 @@ class VllmEngine:
                 f"{mine[at : at + 3]}. Serve the student's own folder"
             )
         return info
+
+    def _ties(self) -> bool:
+        """Whether the student's embedding is its output head as well."""
+        into: Any = self.student.model.get_input_embeddings()
+        out: Any = self.student.model.get_output_embeddings()
+        return out is not None and into.weight is out.weight
 
     def sync(self, version: int) -> None:
         """Give every server the student's present weights. Completions under way end first, with the old ones.

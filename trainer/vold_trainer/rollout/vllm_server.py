@@ -31,7 +31,7 @@ START = (
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """What a server said of itself. world_size: its workers, over all of its parallel groups."""
+    """What a server said of itself. device: cuda, cpu, ... world_size: its workers, over all of its parallel groups."""
 
     model: str
     version: str
@@ -39,6 +39,7 @@ class ServerInfo:
     max_logprobs: int
     logprobs_mode: str
     transfer: str | None
+    device: str
     world_size: int
 
 
@@ -92,6 +93,7 @@ class Server:
                 max_logprobs=int(config["model_config"]["max_logprobs"]),
                 logprobs_mode=str(config["model_config"]["logprobs_mode"]),
                 transfer=(config.get("weight_transfer_config") or {}).get("backend"),
+                device=str((config.get("device_config") or {}).get("device", "")),
                 world_size=int(world["world_size"]),
             )
         except (KeyError, TypeError, ValueError, StopIteration) as error:
