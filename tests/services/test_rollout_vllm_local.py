@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import psutil
 import pytest
-from test_rollout_vllm import ON_A_CPU, SAMPLING, TOLERANCE, load, mismatch, perturb
-from vllm_students import save_image_student, save_text_student
+from test_rollout_vllm import ON_A_CPU, PROMPTS, SAMPLING, TOLERANCE, load, mismatch
+from vllm_students import save_text_student
 from vold_trainer.config import RolloutConfig
 from vold_trainer.errors import RunError, UsageError
-from vold_trainer.pocket.world import examples
 from vold_trainer.rollout import make_engine, vllm_server
 
 pytestmark = [
@@ -17,38 +16,31 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="no vLLM here: make test-vllm"),
     pytest.mark.timeout(1800),
 ]
-PICTURES = examples("train", 2, modality="image")
 
 
 def servers() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "vllm.entrypoints.openai.api_server" in child.cmdline()]
 
 
-def test_a_server_of_its_own_sees_pictures_at_another_temperature_and_dies(monkeypatch, tmp_path):
-    """It reports log-probabilities of what is sampled; new weights are seen; closing leaves nothing behind."""
+def test_a_server_of_its_own_at_another_temperature_and_its_end(monkeypatch, tmp_path):
+    """It reports log-probabilities of what is sampled; then it dies; closing leaves nothing behind."""
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setattr(vllm_server, "RETRY_SECONDS", 2.0)
-    student = load(save_image_student(tmp_path))
+    student = load(save_text_student(tmp_path))
     arguments = [*ON_A_CPU, "--logprobs-mode", "processed_logprobs"]
     engine = make_engine(RolloutConfig(engine="vllm", vllm_args=arguments), student)
     try:
-        rollouts = engine.draw(PICTURES, replace(SAMPLING, temperature=0.7, candidates=3), seed=5)
-        assert [list(r.prompt_ids) for r in rollouts[::2]] == student.prompt_ids(PICTURES)
-        assert not any(set(r.ids) & set(student.place_ids) for r in rollouts)
+        rollouts = engine.draw(PROMPTS, replace(SAMPLING, temperature=0.7), seed=5)
         assert mismatch(student, rollouts, 0.7) < TOLERANCE
         assert mismatch(student, rollouts) > 0.01
-        perturb(student)
-        assert mismatch(student, rollouts, 0.7) > 0.1
-        engine.sync(1)
-        assert mismatch(student, engine.draw(PICTURES, replace(SAMPLING, temperature=0.7), seed=5), 0.7) < TOLERANCE
         with pytest.raises(UsageError, match=r"rollout\.top_p 0\.9.*does not report the log-probabilities"):
-            engine.draw(PICTURES, replace(SAMPLING, top_p=0.9), seed=5)
+            engine.draw(PROMPTS, replace(SAMPLING, top_p=0.9), seed=5)
         handed: list[int] = []
         (server,) = servers()
         workers = server.children(recursive=True)
         server.kill()
         with pytest.raises(RunError, match=r"rollout\.url local:.*cannot be reached.*still running there"):
-            engine.draw(PICTURES, SAMPLING, seed=6, on_finished=lambda new: handed.extend(r.row for r in new))
+            engine.draw(PROMPTS, SAMPLING, seed=6, on_finished=lambda new: handed.extend(r.row for r in new))
         assert not handed
     finally:
         engine.close()
