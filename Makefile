@@ -26,7 +26,7 @@ test-slow: install  ## rebuilds the pocket checkpoints and checks what they can 
 	$(RUN) pytest -m slow
 
 test-vllm: .venv-vllm/.installed  ## what needs vLLM, with a CPU build of it: the backends' suite, and rollouts
-	.venv-vllm/bin/python -m pytest -m vllm tests/services/test_backend_conformance.py tests/services/test_rollout_vllm.py tests/services/test_rollout_vllm_local.py
+	.venv-vllm/bin/python -m pytest -m vllm tests/services/test_backend_conformance.py tests/services/test_rollout_vllm*.py
 
 # torchvision and its like are not built for the torch that is there, and importing them fails.
 .venv-vllm/.installed: pyproject.toml constraints.txt tests/requirements-vllm.txt
