@@ -171,6 +171,7 @@ def _child(arguments: list[str], log: Path, **environment: str) -> Iterator[subp
             stdin=subprocess.DEVNULL,
             env=_environment() | environment,
             preexec_fn=_die_with_parent,
+            process_group=0,
         )
     try:
         yield process
@@ -181,6 +182,8 @@ def _child(arguments: list[str], log: Path, **environment: str) -> Iterator[subp
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        with contextlib.suppress(OSError):  # processes of its own that outlived it: vLLM's do, where it is killed
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _die_with_parent() -> None:
