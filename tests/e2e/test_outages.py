@@ -1,0 +1,175 @@
+"""A teacher or a verifier that goes away in the middle of a run: waited for, and given up on in good order."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import serving
+from vold_trainer import loop, outages
+from vold_trainer.config import TrainConfig, load
+from vold_trainer.errors import RunError
+from vold_trainer.grpo import run_train
+from vold_trainer.pocket.models import checkpoint_path
+from vold_trainer.run import read_json_lines
+
+SMALL = (
+    *("rollout.prompts=4", "rollout.group=4", "rollout.max_tokens=32", "steps=4", "data.limit=64", "threads=1"),
+    *("student.path=pocket:student", "optim.lr=1e-3", "optim.warmup_steps=0"),
+)
+TEACHER = ("--model", str(checkpoint_path("teacher")))
+
+
+def config(out: Path, teacher: str, verifier: str, *overrides: str) -> TrainConfig:
+    urls = [f"teacher.url={teacher}", f"verifier.url={verifier}"]
+    return load(TrainConfig, Path("pocket:vold"), [f"out={out}", *urls, *SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, pocket_teacher, verifier):
+    """metrics.jsonl of the same run with nobody away, by how far it draws ahead."""
+    runs = {}
+    for ahead in (0, 1):
+        out = tmp_path_factory.mktemp("undisturbed") / "run"
+        run_train(config(out, pocket_teacher.grpc, verifier.grpc, f"rollout.ahead={ahead}"))
+        runs[ahead] = read_json_lines(out / "metrics.jsonl")
+    return runs
+
+
+def assert_same(rows: list[dict], expected: list[dict]) -> None:
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for one, other in zip(rows, expected, strict=True):
+        for key in ("loss", "reward/mean", "teacher/k2", "grad_norm", "length/mean", "staleness"):
+            assert one[key] == pytest.approx(other[key], abs=1e-6), (one["step"], key)
+        assert one["missing/teacher"] == one["missing/verifier"] == 0
+
+
+def before_step(monkeypatch, number: int, act) -> None:
+    """Have `act` called when step `number`, counted from 0, begins."""
+    step = loop.Loop._step
+
+    def acting(self, current):
+        if current == number:
+            act()
+        return step(self, current)
+
+    monkeypatch.setattr(loop.Loop, "_step", acting)
+
+
+@pytest.mark.parametrize("who", ["teacher", "verifier"])
+def test_a_service_that_comes_back_costs_time_and_nothing_else(
+    who, tmp_path, pocket_teacher, verifier, undisturbed, monkeypatch, capfd
+):
+    """Killed before the second step, started again on the same socket once the run has said that it is away."""
+    url = f"unix:{tmp_path / 'service.sock'}"
+    arguments = (*(TEACHER if who == "teacher" else ("--workers", "1")), "--grpc", url, "--http", "none")
+    first, second = serving(who, *arguments), serving(who, *arguments)
+    server = first.__enter__()
+    noticed = threading.Event()
+    renew = outages._Notice.renew
+    monkeypatch.setattr(outages._Notice, "renew", lambda self, reason: (renew(self, reason), noticed.set()))
+    restart = threading.Thread(target=lambda: (noticed.wait(60), second.__enter__()))
+
+    def kill() -> None:
+        server.process.kill()
+        server.process.wait()
+        restart.start()
+
+    before_step(monkeypatch, 1, kill)
+    urls = {"teacher": pocket_teacher.grpc, "verifier": verifier.grpc, who: url}
+    try:
+        run_train(config(tmp_path / "run", urls["teacher"], urls["verifier"]))
+    finally:
+        first.__exit__(None, None, None)
+        restart.join()
+        second.__exit__(None, None, None)
+    assert_same(read_json_lines(tmp_path / "run" / "metrics.jsonl"), undisturbed[0])
+    (outage,) = [span for span in read_json_lines(tmp_path / "run" / "timeline.jsonl") if span["lane"] == "outage"]
+    assert outage["step"] == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"{who} {url} is away for" in said
+    assert "waiting up to 600 s, then the run saves and stops (outage.wait)" in said
+    assert f"{who} {url} answers again" in said
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_service_that_stays_away_stops_the_run_which_resumes_as_if_nothing_had_been(
+    ahead, tmp_path, verifier, undisturbed, monkeypatch
+):
+    """What was drawn ahead has its scores already, and is still learned from."""
+    done = 2 + ahead
+    url = f"unix:{tmp_path / 'teacher.sock'}"
+    arguments = (*TEACHER, "--grpc", url, "--http", "none")
+    drawn_ahead = f"rollout.ahead={ahead}"
+    with serving("teacher", *arguments) as server:
+        before_step(monkeypatch, 2, lambda: (server.process.kill(), server.process.wait()))
+        message = rf"teacher {url} was away for \d+ s, and outage.wait is 1 s.*after step {done} is saved.*--resume"
+        with pytest.raises(RunError, match=message):
+            run_train(config(tmp_path / "run", url, verifier.grpc, "outage.wait=1", drawn_ahead))
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{done:06d}"]
+    with serving("teacher", *arguments):
+        run_train(config(tmp_path / "run", url, verifier.grpc, drawn_ahead), resume=True)
+    assert_same(read_json_lines(tmp_path / "run" / "metrics.jsonl"), undisturbed[ahead])
+
+
+def test_sigterm_while_a_service_is_away_saves_at_once(tmp_path, verifier):
+    out, url = tmp_path / "run", f"unix:{tmp_path / 'teacher.sock'}"
+    arguments = [
+        *(sys.executable, "-m", "vold_trainer", "train", "pocket:vold", f"out={out}", f"teacher.url={url}"),
+        *(f"verifier.url={verifier.grpc}", *SMALL, "steps=400", "checkpoints.every=1"),
+    ]
+    with serving("teacher", *TEACHER, "--grpc", url, "--http", "none") as server:
+        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+        while not read_json_lines(out / "metrics.jsonl"):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        server.stop(signal.SIGKILL)
+        while "is away for" not in (line := process.stderr.readline()):
+            assert line, process.wait()
+        process.terminate()
+        assert process.wait(30) == 143
+    done = len(read_json_lines(out / "metrics.jsonl"))
+    assert (out / "checkpoints" / f"step-{done:06d}").is_dir()
+
+
+def test_a_local_service_that_died_is_not_waited_for(tmp_path, verifier, monkeypatch):
+    """Nobody would start it again but a run that begins anew."""
+    from vold_trainer import services
+
+    children = []
+    child = services._child
+
+    def noting(*arguments):
+        made = child(*arguments)
+
+        class Noting:
+            def __enter__(self):
+                children.append(made.__enter__())
+                return children[-1]
+
+            def __exit__(self, *error):
+                return made.__exit__(*error)
+
+        return Noting()
+
+    monkeypatch.setattr(services, "_child", noting)
+    before_step(monkeypatch, 1, lambda: (children[0].kill(), children[0].wait()))
+    with pytest.raises(RunError, match=r"(?s)'local:pocket:teacher' ended with status -9.*after step 1 is saved"):
+        run_train(config(tmp_path / "run", "local:pocket:teacher", verifier.grpc))
+
+
+def test_too_many_missing_scores_stop_the_run_after_a_checkpoint(tmp_path, verifier):
+    """A teacher that takes only short sequences: it says so of every item, and waiting would not mend it."""
+    with (
+        serving("teacher", *TEACHER, "--max-sequence", "24") as short,
+        pytest.raises(RunError, match=r"of the scores were missing for 2 steps in a row.*after step 2 is saved"),
+    ):
+        run_train(config(tmp_path / "run", short.grpc, verifier.grpc, "missing.patience=2"))
+    rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert len(rows) == 2
+    assert all(row["missing/teacher"] > 3 for row in rows)
+    assert (tmp_path / "run" / "checkpoints" / "step-000002").is_dir()
