@@ -59,7 +59,18 @@ def runs(traces, urls):
         name: ("train", [*urls, *SMALL, f"objective={text.replace('TRACES', str(traces))}", "steps=3"])
         for name, text in OBJECTIVES.items()
     }
-    found["sft"] = ("sft", [f"traces={traces}", "steps=3", "batch=7", "micro=2", "threads=1", "optim.warmup_steps=0", "student.freeze=[vision]"])
+    found["sft"] = (
+        "sft",
+        [
+            f"traces={traces}",
+            "steps=3",
+            "batch=7",
+            "micro=2",
+            "threads=1",
+            "optim.warmup_steps=0",
+            "student.freeze=[vision]",
+        ],
+    )
     return found
 
 

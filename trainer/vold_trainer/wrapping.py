@@ -72,7 +72,7 @@ class Wrapped:
 
 
 def _may_rest(student: Student) -> bool:
-    """Whether some of what learns may get no gradient in a step: what belongs to pictures, where the prompts are text."""
+    """Whether some of what learns may get no gradient in a step: what sees pictures, where the prompts are text."""
     owners = part_of(student.model)
     return any(owners[name] in ("vision", "projector") for name in learning_weights(student.model))
 
