@@ -7,7 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("wire.py", "throughput.py", "sharing.py", "memory.py", "load.py", "step_time.py", "verifier.py")
+SCRIPTS = (
+    "wire.py",
+    "throughput.py",
+    "sharing.py",
+    "memory.py",
+    "load.py",
+    "step_time.py",
+    "overlap.py",
+    "verifier.py",
+)
 
 for script in SCRIPTS:
     subprocess.run([sys.executable, str(Path(__file__).parent / script)], check=True)

@@ -38,10 +38,12 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "model" / "model.safetensors")
 
 
-def assert_equal_runs(one: Path, other: Path) -> None:
-    assert figures(one) == figures(other)
-    first, second = weights(one), weights(other)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+def assert_same_runs(one: Path, other: Path) -> None:
+    """Up to rounding: a teacher that batches by arrival rounds differently from run to run."""
+    for first, second in zip(figures(one), figures(other), strict=True):
+        assert first == pytest.approx(second, rel=1e-5, abs=1e-6)
+    before, after = weights(one), weights(other)
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
 
 
 class OwnEngine(HfEngine):
@@ -76,6 +78,7 @@ def one_ahead(tmp_path_factory, pocket_teacher, verifier):
 
 @pytest.mark.parametrize("batch", ["batch.size=0", "batch.size=8"])
 def test_learning_while_scores_come_changes_no_number(batch, tmp_path, pocket_teacher, verifier, monkeypatch):
+    """Not one bit of losses, gradient norms and weights; the teacher's cache gives both runs the same answers."""
     run_train(config(tmp_path / "overlapped", pocket_teacher, verifier, "steps=2", batch))
     made = Scored.__post_init__
 
@@ -85,7 +88,9 @@ def test_learning_while_scores_come_changes_no_number(batch, tmp_path, pocket_te
 
     monkeypatch.setattr(Scored, "__post_init__", all_at_once)
     run_train(config(tmp_path / "waited", pocket_teacher, verifier, "steps=2", batch))
-    assert_equal_runs(tmp_path / "overlapped", tmp_path / "waited")
+    assert figures(tmp_path / "overlapped") == figures(tmp_path / "waited")
+    first, second = weights(tmp_path / "overlapped"), weights(tmp_path / "waited")
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_step_learns_from_what_older_weights_drew_and_weighs_it_for_that(one_ahead):
@@ -131,7 +136,7 @@ def test_a_resumed_run_learns_from_the_batches_that_were_drawn_ahead(
             run_train(settings)
     assert (out / "checkpoints" / f"step-{done:06d}" / pending.FILE.format(0)).is_file()
     run_train(settings, resume=True)
-    assert_equal_runs(out, one_ahead)
+    assert_same_runs(out, one_ahead)
 
 
 def test_a_batch_older_than_the_bound_is_drawn_again(tmp_path, pocket_teacher, verifier):
@@ -156,7 +161,7 @@ def test_an_engine_with_its_own_weights_draws_while_the_student_learns(
     monkeypatch.setattr(grpo, "make_engine", make)
     out = tmp_path / "run"
     run_train(config(out, pocket_teacher, verifier, "rollout.ahead=1"))
-    assert_equal_runs(out, one_ahead)
+    assert_same_runs(out, one_ahead)
     assert [version for version, _, _ in engines[0].drawn] == [0, 0, 1, 2]
     spans = read_json_lines(out / "timeline.jsonl")
 

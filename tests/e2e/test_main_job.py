@@ -226,34 +226,6 @@ def test_a_teacher_that_changes_in_mid_run_stops_it(tmp_path, verifier, monkeypa
         servers[1].__exit__(None, None, None)
 
 
-def test_missing_scores_are_masked_counted_and_stop_the_run(tmp_path, verifier, monkeypatch):
-    """The teacher dies after the first step: its scores are missing, none becomes a zero, and the run says why."""
-    from vold_trainer import loop
-
-    server = serving("teacher", "--model", str(checkpoint_path("teacher")))
-    teacher = server.__enter__()
-    step = loop.Loop._step
-
-    def step_then_kill(self, number):
-        figures = step(self, number)
-        if number == 0:
-            teacher.process.kill()
-            teacher.process.wait()
-        return figures
-
-    monkeypatch.setattr(loop.Loop, "_step", step_then_kill)
-    config = train_config(
-        tmp_path / "run", teacher.grpc, verifier.grpc, "steps=6", "teacher.timeout=2", "missing.patience=2"
-    )
-    with pytest.raises(RunError, match="100% of the scores were missing for 2 steps in a row"):
-        run_train(config)
-    rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
-    assert [row["missing/teacher"] for row in rows] == [0, 16, 16]
-    assert rows[1]["loss/teacher"] == 0  # nothing known, nothing learned from it
-    assert "teacher/k2" not in rows[1]
-    assert rows[1]["reward/mean"] is not None
-
-
 def test_traces_are_the_teachers_and_right(tmp_path, pocket_teacher, verifier):
     config = load(
         TracesConfig,

@@ -53,7 +53,16 @@ def token_logprobs(
         support = None if support_NK is None else support_NK[part]
         if torch.is_grad_enabled():
             parts.append(
-                checkpoint(_chunk, hidden_NH[part], head, ids_N[part], temperature, support, use_reentrant=False)
+                checkpoint(
+                    _chunk,
+                    hidden_NH[part],
+                    head,
+                    ids_N[part],
+                    temperature,
+                    support,
+                    use_reentrant=False,
+                    preserve_rng_state=False,  # nothing random in it, and a rollout engine may draw beside it
+                )
             )
         else:
             parts.append(_chunk(hidden_NH[part], head, ids_N[part], temperature, support))

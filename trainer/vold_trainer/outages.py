@@ -68,28 +68,37 @@ class Watched:
         Raises what the service says to the call itself; ServiceGoneError past the limit; InterruptedWaitError.
         """
         while True:
-            started = time.monotonic()
             try:
                 await make()
             except (Unavailable, DeadlineExceeded) as error:
                 if isinstance(error, DeadlineExceeded) and await self._ready(PROBE_SECONDS) is None:
+                    self._answered()
                     raise
-                await self._outlast(started, error)
+                await self._outlast(error)
+            except (VoldError, RunError):
+                self._answered()
+                raise
             else:
                 self._answered()
                 return
 
-    async def _outlast(self, since: float, error: VoldError) -> None:
+    async def aclose(self) -> None:
+        """Wait no longer."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+            await asyncio.gather(self._waiting, return_exceptions=True)
+
+    async def _outlast(self, error: VoldError) -> None:
         """Return once the service takes work; all calls that found it away wait together."""
         if self._waiting is None or self._waiting.done():
             if self._notice is None:
-                self._notice = _Notice(self.name, self.client.urls, since, self.outages.wait)
+                self._notice = _Notice(self.name, self.client.urls, self.outages.wait)
             self._waiting = asyncio.create_task(self._wait(self._notice, error))
         await asyncio.shield(self._waiting)
 
     async def _wait(self, notice: "_Notice", error: VoldError) -> None:
-        """The clock runs from the first call in vain to the first that succeeds: a service that says that it is ready
-        and then takes nothing is away as well.
+        """The clock runs from the first call that failed to the first that succeeds: a service that says that it is
+        ready and then takes nothing is away as well.
         """
         try:
             while True:
@@ -131,9 +140,9 @@ class Watched:
 class _Notice:
     """What the run says about an outage: one line that is renewed on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, name: str, urls: Sequence[str], since: float, limit: float) -> None:
+    def __init__(self, name: str, urls: Sequence[str], limit: float) -> None:
         self.what = f"{name} {', '.join(urls)}"
-        self.since = since
+        self.since = time.monotonic()
         self.limit = limit
         self._next = 0.0
         self._status: Status | None = None

@@ -221,6 +221,8 @@ class Scorer:
     def close(self) -> None:
         for future in list(self._open):
             future.cancel()
+        for watched in self.watched.values():
+            self.thread.run(watched.aclose())
         for client in (*(teacher.client for teacher in self.teachers.values()), self.verifier):
             if client is not None:
                 self.thread.run(client.aclose())

@@ -55,7 +55,7 @@ class Engine(Protocol):
 
     own_weights: bool
     """Whether it draws from a copy of the weights, so that it may draw while the student learns. `draw` is then called
-    from a thread of its own, never at the same time as `sync`."""
+    from a thread of its own, never at the same time as `sync`; torch's global generator is then the learner's."""
 
     def draw(
         self,
