@@ -7,12 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from noise_prompts import PICTURES, TEXTS
 from tiny_students import FAMILIES, tiny_student
 from transformers import DynamicCache, TopPLogitsWarper
 from vold_trainer.batching import make_batch
 from vold_trainer.config import StudentConfig
-from vold_trainer.data import Example
 from vold_trainer.errors import RunError
 from vold_trainer.models import CompletionScorer, load_student
 from vold_trainer.pocket.world import examples
@@ -20,19 +19,6 @@ from vold_trainer.rollout.base import Sampling
 from vold_trainer.rollout.cache import ReservedLayer, decoding_cache
 from vold_trainer.rollout.hf import HfEngine, generate
 from vold_trainer.rollout.sampler import Sampler, uniforms
-
-
-def prompt(name, text, size=None):
-    """A prompt of characters with a picture of noise before it where a size is given."""
-    if size is None:
-        return Example(name, ({"role": "user", "content": text},), "1")
-    noise = np.random.default_rng(len(text)).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    parts = [{"type": "image"}, {"type": "text", "text": text}]
-    return Example(name, ({"role": "user", "content": parts},), "1", (Image.fromarray(noise),))
-
-
-TEXTS = [prompt("a", "3"), prompt("b", "what is 3 plus 4?"), prompt("c", "12345 minus 6")]
-PICTURES = [prompt("d", "3", (56, 56)), prompt("e", "12 plus 9", (112, 56)), prompt("f", "what is it?", (56, 112))]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -3,7 +3,7 @@
 Shapes: B sequences, S positions (prompt and completion), T completion positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from vold_trainer.data import Example
 from vold_trainer.models import Student
+from vold_trainer.prefill import COMPLETION_IDS, COMPLETION_MASK, PROMPT_OF
 
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs: what the model takes. predicts_BS: True where the next token belongs to a completion. ids_N: those
+    """inputs: what CompletionScorer takes. predicts_BS: True where the next token belongs to a completion. ids_N: those
     tokens, row by row. mask_BT: bool, the completions as a padded rectangle, the N True places in the same order.
     """
 
@@ -38,8 +39,11 @@ def make_batch(
     completions: Sequence[Sequence[int]],
     *,
     device: torch.device | None = None,
+    share: bool = True,
 ) -> Batch:
-    """Prompts (left-padded by the processor) followed by completions (right-padded), on `device`.
+    """Prompts (left-padded by the processor) followed by completions (right-padded), on `device`. Where several
+    completions are of one example, its prompt is there once, unless activations are checkpointed, which no cache is, or
+    `share` is off: with it, how often the model's layers run depends on the batch.
 
     Raises ValueError for an empty completion: there is nothing to learn from it.
     """
@@ -47,12 +51,42 @@ def make_batch(
         raise ValueError(
             f"completions[{[bool(c) for c in completions].index(False)}] is empty: drop it before batching"
         )
-    prompts = student.encode(examples)
+    place = {id(example): index for index, example in enumerate({id(one): one for one in examples}.values())}
+    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in student.model.modules())
+    if share and len(place) < len(examples) and not checkpointed:
+        batch = _sharing(student, examples, completions, place)
+    else:
+        batch = _repeating(student, examples, completions)
+    if device is None:
+        return batch
+    moved = {name: value.to(device) for name, value in batch.inputs.items()}
+    return Batch(moved, batch.predicts_BS.to(device), batch.ids_N.to(device), batch.mask_BT.to(device))
+
+
+def _padded(student: Student, completions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids_BT, mask_BT, ids_N) of the completions."""
     lengths_B = torch.tensor([len(ids) for ids in completions])
     mask_BT = torch.arange(int(lengths_B.max())) < lengths_B.unsqueeze(-1)
     ids_N = torch.tensor([token for ids in completions for token in ids])
     ids_BT = torch.full(mask_BT.shape, student.pad_id).masked_scatter(mask_BT, ids_N)
+    return ids_BT, mask_BT, ids_N
 
+
+def _sharing(
+    student: Student, examples: Sequence[Example], completions: Sequence[Sequence[int]], place: Mapping[int, int]
+) -> Batch:
+    first = {place[id(example)]: example for example in examples}
+    ids_BT, mask_BT, ids_N = _padded(student, completions)
+    inputs = student.encode([first[index] for index in range(len(place))])
+    inputs[PROMPT_OF] = torch.tensor([place[id(example)] for example in examples])
+    inputs[COMPLETION_IDS] = ids_BT
+    inputs[COMPLETION_MASK] = mask_BT.to(inputs["attention_mask"].dtype)
+    return Batch(inputs, mask_BT, ids_N, mask_BT)
+
+
+def _repeating(student: Student, examples: Sequence[Example], completions: Sequence[Sequence[int]]) -> Batch:
+    ids_BT, mask_BT, ids_N = _padded(student, completions)
+    prompts = student.encode(examples)
     shape = prompts["input_ids"].shape
     inputs = {}
     for name, value in prompts.items():
@@ -69,11 +103,7 @@ def make_batch(
     predicts_BS = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     start = shape[1] - 1
     predicts_BS[:, start : start + mask_BT.shape[1]] = mask_BT
-    batch = Batch(inputs, predicts_BS, ids_N, mask_BT)
-    if device is None:
-        return batch
-    moved = {name: value.to(device) for name, value in inputs.items()}
-    return Batch(moved, predicts_BS.to(device), ids_N.to(device), mask_BT.to(device))
+    return Batch(inputs, predicts_BS, ids_N, mask_BT)
 
 
 def micro_batches(lengths: Sequence[int], size: int) -> list[list[int]]:

@@ -29,10 +29,12 @@ from vold_trainer.liger import apply_liger
 from vold_trainer.logprobs import TokenScores, chunk_size, token_logprobs
 from vold_trainer.lora import add_lora, has_lora, merged, save_adapter
 from vold_trainer.parts import freeze
+from vold_trainer.prefill import PROMPT_OF, shared_hidden
 from vold_trainer.processors import load_processor
 
 log = logging.getLogger("vold.models")
 transformers_logging.disable_progress_bar()  # a bar for each file read or written would drown our own
+
 
 @dataclass
 class Student:
@@ -235,7 +237,10 @@ class CompletionScorer(nn.Module):
 
         Only these positions go through the output head, in chunks.
         """
-        hidden_BSH = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        if PROMPT_OF in inputs:
+            hidden_BSH = shared_hidden(self.model, inputs)
+        else:
+            hidden_BSH = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         return token_logprobs(
             hidden_BSH[predicts_BS],
             functools.partial(logits, self.model),
