@@ -184,7 +184,9 @@ def test_weights_spread_by_fsdp2_learn_the_same_and_go_on_in_one_process(tmp_pat
     """FSDP2 sums gradients in another order, and Adam's first steps make much of little: 1e-4 after some steps."""
     out = tmp_path / "run"
     way = {
-        **{"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"},
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     }
     settings = [f"out={out}", *urls, *SMALL, f"steps={STEPS}", "checkpoints.every=2", "checkpoints.keep_last=9"]
