@@ -27,7 +27,7 @@ class Wrapped:
         self.ranks = ranks
         self.accelerator = ranks.accelerator
         self.max_norm = config.max_grad_norm
-        self.even = ranks.size > 1 and in_step(self.accelerator)
+        self.even = in_step(self.accelerator)
         self.deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         if self.deepspeed:
             settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
