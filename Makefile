@@ -25,13 +25,13 @@ test: install  ## everything but what is marked slow
 test-slow: install  ## rebuilds the pocket checkpoints and checks what they can do
 	$(RUN) pytest -m slow
 
-test-vllm: .venv-vllm/.installed  ## the suite of the backends, with a CPU build of vLLM: the embedded engine and a stock server
-	.venv-vllm/bin/python -m pytest -m vllm tests/services/test_backend_conformance.py
+test-vllm: .venv-vllm/.installed  ## what needs vLLM, with a CPU build of it: the backends' suite, and rollouts
+	.venv-vllm/bin/python -m pytest -m vllm tests/services/test_backend_conformance.py tests/services/test_rollout_vllm*.py
 
 # torchvision and its like are not built for the torch that is there, and importing them fails.
 .venv-vllm/.installed: pyproject.toml constraints.txt tests/requirements-vllm.txt
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --requirement tests/requirements-vllm.txt --editable '.[teacher]'
+	.venv-vllm/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --requirement tests/requirements-vllm.txt --editable '.[teacher,trainer,verifier]'
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

@@ -2,17 +2,19 @@
 
 import copy
 import math
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from vold_trainer import checkpoint, grpo, pending
+from vold_trainer import grpo, pending
 from vold_trainer.config import TrainConfig, load
 from vold_trainer.grpo import run_train
 from vold_trainer.rollout.hf import HfEngine
 from vold_trainer.run import read_json_lines
+from vold_trainer.saving import Saver
 from vold_trainer.scored import Scored
 
 SMALL = (
@@ -70,7 +72,7 @@ class OwnEngine(HfEngine):
 def one_ahead(tmp_path_factory, pocket_teacher, verifier):
     """A run that draws one step ahead, with a checkpoint after every step."""
     out = tmp_path_factory.mktemp("ahead") / "run"
-    run_train(config(out, pocket_teacher, verifier, "rollout.ahead=1", "save_every=1"))
+    run_train(config(out, pocket_teacher, verifier, "rollout.ahead=1", "checkpoints.every=1"))
     return out
 
 
@@ -117,30 +119,31 @@ def test_a_resumed_run_learns_from_the_batches_that_were_drawn_ahead(
 ):
     """Killed right after a checkpoint. The weights that drew the next batch are gone by then."""
     out = tmp_path / "run"
-    settings = config(out, pocket_teacher, verifier, "rollout.ahead=1", "save_every=1")
-    save = checkpoint.save
+    settings = config(out, pocket_teacher, verifier, "rollout.ahead=1", "checkpoints.every=1")
+    save = Saver.save
 
     class KilledError(Exception):
         pass
 
-    def save_and_die(folder, number, *arguments, **options):
-        save(folder, number, *arguments, **options)
+    def save_and_die(self, number, *arguments):
+        save(self, number, *arguments)
         if number == done:
             raise KilledError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_and_die)
+        patch.setattr(Saver, "save", save_and_die)
         with pytest.raises(KilledError):
             run_train(settings)
-    assert (out / "checkpoints" / f"step-{done:06d}" / pending.FILE).is_file()
+    assert (out / "checkpoints" / f"step-{done:06d}" / pending.FILE.format(0)).is_file()
     run_train(settings, resume=True)
     assert_same_runs(out, one_ahead)
 
 
 def test_a_batch_older_than_the_bound_is_drawn_again(tmp_path, pocket_teacher, verifier):
     out = tmp_path / "run"
-    run_train(config(out, pocket_teacher, verifier, "rollout.ahead=2", "save_every=3", "steps=5"))
+    run_train(config(out, pocket_teacher, verifier, "rollout.ahead=2", "checkpoints.every=3", "steps=5"))
     assert [row["staleness"] for row in figures(out)] == [0, 1, 2, 2, 2]
+    shutil.rmtree(out / "checkpoints" / "step-000005")
     run_train(config(out, pocket_teacher, verifier, "rollout.ahead=1", "steps=6"), resume=True)
     assert [row["staleness"] for row in figures(out)] == [0, 1, 2, 0, 1, 1]
 

@@ -16,7 +16,7 @@ from vold_trainer.run import read_json_lines, write_lines
 from vold_trainer.traces import run_traces
 
 SMALL = (
-    *("rollout.prompts=4", "rollout.group=4", "rollout.max_tokens=32", "steps=2", "data.limit=64", "threads=1"),
+    *("rollout.prompts=4", "rollout.group=8", "rollout.max_tokens=32", "steps=2", "data.limit=64", "threads=1"),
     *("student.path=pocket:student", "optim.lr=1e-3", "optim.warmup_steps=0", "diagnostics.every=0"),
 )
 DISTILLED = {"loss/teacher"}

@@ -126,7 +126,7 @@ def test_sigterm_while_a_service_is_away_saves_at_once(tmp_path, verifier):
     out, url = tmp_path / "run", f"unix:{tmp_path / 'teacher.sock'}"
     arguments = [
         *(sys.executable, "-m", "vold_trainer", "train", "pocket:vold", f"out={out}", f"teacher.url={url}"),
-        *(f"verifier.url={verifier.grpc}", *SMALL, "steps=400", "save_every=1"),
+        *(f"verifier.url={verifier.grpc}", *SMALL, "steps=400", "checkpoints.every=1"),
     ]
     with serving("teacher", *TEACHER, "--grpc", url, "--http", "none") as server:
         process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)

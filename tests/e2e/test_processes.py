@@ -25,7 +25,7 @@ from vold_trainer.sft import run_sft
 from vold_trainer.traces import run_traces
 
 RUNS_FILE = Path(__file__).with_name("launched_runs.py")
-FSDP_FILE = Path(__file__).with_name("fsdp_on_cpu.py")
+SPREAD_FILE = Path(__file__).with_name("spread_on_cpu.py")
 STEPS = 8
 # Three prompts over two processes, two optimiser steps a batch, odd micro-batches: nothing divides evenly.
 SMALL = (
@@ -59,7 +59,18 @@ def runs(traces, urls):
         name: ("train", [*urls, *SMALL, f"objective={text.replace('TRACES', str(traces))}", "steps=3"])
         for name, text in OBJECTIVES.items()
     }
-    found["sft"] = ("sft", [f"traces={traces}", "steps=3", "batch=7", "micro=2", "threads=1", "optim.warmup_steps=0"])
+    found["sft"] = (
+        "sft",
+        [
+            f"traces={traces}",
+            "steps=3",
+            "batch=7",
+            "micro=2",
+            "threads=1",
+            "optim.warmup_steps=0",
+            "student.freeze=[vision]",
+        ],
+    )
     return found
 
 
@@ -159,21 +170,46 @@ def test_an_error_of_one_process_ends_all_with_one_message(in_two):
     ]
 
 
+def spread(way: dict[str, str], *arguments: str) -> None:
+    """`vold` in two processes that hold a part of the weights or the moments each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SPREAD_FILE]
+    done = subprocess.run(
+        [*command, *arguments], env={**os.environ, **way}, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_weights_spread_by_fsdp2_learn_the_same_and_go_on_in_one_process(tmp_path, urls, alone):
     """FSDP2 sums gradients in another order, and Adam's first steps make much of little: 1e-4 after some steps."""
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", FSDP_FILE]
+    way = {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    }
     settings = [f"out={out}", *urls, *SMALL, f"steps={STEPS}", "checkpoints.every=2", "checkpoints.keep_last=9"]
-    done = subprocess.run(
-        [*command, "train", "pocket:vold", *settings], capture_output=True, text=True, check=False, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
+    spread(way, "train", "pocket:vold", *settings)
     assert_same(alone, out, STEPS, tolerance=1e-4)
     for step in (6, 8):
         shutil.rmtree(out / "checkpoints" / f"step-{step:06d}")
     run_train(config(out, urls), resume=True)
     assert_same(alone, out, STEPS, tolerance=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_deepspeed_learns_the_same_and_goes_on(stage, tmp_path, traces):
+    pytest.importorskip("deepspeed")
+    way = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
+    settings = [f"traces={traces}", "steps=4", "batch=7", "micro=2", "threads=1", "checkpoints.every=2"]
+    run_sft(load(SftConfig, Path("pocket:sft"), [f"out={tmp_path / 'one'}", *settings]))
+    spread(way, "sft", "pocket:sft", f"out={tmp_path / 'two'}", *settings)
+    assert_same(tmp_path / "one", tmp_path / "two", 4, tolerance=1e-4)
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-000004")
+    spread(way, "sft", "pocket:sft", f"out={tmp_path / 'two'}", *settings, "--resume")
+    assert_same(tmp_path / "one", tmp_path / "two", 4, tolerance=1e-4)
 
 
 def test_a_run_in_two_processes_survives_kill_and_stop(tmp_path, urls, alone):

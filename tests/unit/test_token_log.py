@@ -1,5 +1,7 @@
 """How far sampling and training disagree about a token is in the figures of every step."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,8 @@ def test_mismatch_is_the_gap_between_sampling_and_training_where_both_are_known(
     figures = step_log()
     assert figures["mismatch/k1"] == pytest.approx((0.5 - 1.0 + 0.0 + 0.25) / 4)
     assert figures["mismatch/abs"] == pytest.approx((0.5 + 1.0 + 0.0 + 0.25) / 4)
+    k3 = [math.exp(-gap) - 1 + gap for gap in (0.5, -1.0, 0.0, 0.25)]
+    assert figures["mismatch/k3"] == pytest.approx(sum(k3) / 4)
 
 
 def test_an_update_in_the_step_is_no_mismatch():

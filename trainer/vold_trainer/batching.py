@@ -39,9 +39,11 @@ def make_batch(
     completions: Sequence[Sequence[int]],
     *,
     device: torch.device | None = None,
+    share: bool = True,
 ) -> Batch:
     """Prompts (left-padded by the processor) followed by completions (right-padded), on `device`. Where several
-    completions are of one example, its prompt is there once, unless activations are checkpointed, which no cache is.
+    completions are of one example, its prompt is there once, unless activations are checkpointed, which no cache is, or
+    `share` is off: with it, how often the model's layers run depends on the batch.
 
     Raises ValueError for an empty completion: there is nothing to learn from it.
     """
@@ -51,7 +53,7 @@ def make_batch(
         )
     place = {id(example): index for index, example in enumerate({id(one): one for one in examples}.values())}
     checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in student.model.modules())
-    if len(place) < len(examples) and not checkpointed:
+    if share and len(place) < len(examples) and not checkpointed:
         batch = _sharing(student, examples, completions, place)
     else:
         batch = _repeating(student, examples, completions)

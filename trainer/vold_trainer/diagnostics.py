@@ -119,9 +119,9 @@ class Diagnostics:
             parts += [[] for _ in range(max(self.ranks.gather(len(parts))) - len(parts))]
         for part in parts:
             chosen = [measured.rollouts[index] for index in part] or [spare]
-            batch = make_batch(
-                self.student, [r.example for r in chosen], [r.ids for r in chosen], device=self.ranks.accelerator.device
-            )
+            examples, ids = [rollout.example for rollout in chosen], [rollout.ids for rollout in chosen]
+            device = self.ranks.accelerator.device
+            batch = make_batch(self.student, examples, ids, device=device, share=not self.wrapped.even)
             own = module(batch.inputs, batch.predicts_BS, batch.ids_N, self.temperature, top_k=max(1, self.needs.top_k))
             if not part:
                 continue

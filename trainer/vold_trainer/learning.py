@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vold_trainer.batching import make_batch, micro_batches
+from vold_trainer.batching import Batch, make_batch, micro_batches
 from vold_trainer.config import TrainConfig
 from vold_trainer.means import Means
 from vold_trainer.models import Student
@@ -74,9 +74,13 @@ class Learner:
         figures = {**self.ranks.sum(sums), **token_figures(means), "grad_norm": sum(norms) / len(norms), "lr": lr}
         return figures, log
 
+    def _batch(self, rollouts: list[Rollout]) -> Batch:
+        examples, ids = [rollout.example for rollout in rollouts], [rollout.ids for rollout in rollouts]
+        return make_batch(self.student, examples, ids, device=self.accelerator.device, share=not self.wrapped.even)
+
     def _nothing(self, spare: Rollout) -> Tensor:
         """A pass that changes no gradient."""
-        batch = make_batch(self.student, [spare.example], [spare.ids], device=self.accelerator.device)
+        batch = self._batch([spare])
         own = self.module(batch.inputs, batch.predicts_BS, batch.ids_N, self.config.rollout.temperature)
         return 0.0 * own.logprobs_N.sum()
 
@@ -93,7 +97,7 @@ class Learner:
         """Forward and backward of one micro-batch, weighted by its share of the optimiser step."""
         device, rollout = self.accelerator.device, self.config.rollout
         part = [scored.rollouts[row] for row in rows]
-        batch = make_batch(self.student, [r.example for r in part], [r.ids for r in part], device=device)
+        batch = self._batch(part)
         ids_NK, theirs_NK = None, None
         if needs.top_k or needs.candidates:
             scored.wait(rows)
@@ -135,9 +139,7 @@ class Learner:
                 self._nothing(spare)
                 continue
             chosen = [rollouts[row] for row in part]
-            batch = make_batch(
-                self.student, [r.example for r in chosen], [r.ids for r in chosen], device=self.accelerator.device
-            )
+            batch = self._batch(chosen)
             own = self.module(batch.inputs, batch.predicts_BS, batch.ids_N, self.config.rollout.temperature)
             found.update(zip(part, own.logprobs_N.split([len(r.ids) for r in chosen]), strict=True))
         return found

@@ -30,10 +30,7 @@ def make_accelerator(**options: Any) -> Accelerator:
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[
-            # What prompts do not touch, such as a projector under text, gets no gradient; and buffers are constants.
-            DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # which are constants
         **options,
     )
 

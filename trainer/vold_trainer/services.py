@@ -208,15 +208,16 @@ def _local_model(url: str, key: str) -> str:
 
 
 @contextlib.contextmanager
-def _child(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _child(arguments: list[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as stream:
         process = subprocess.Popen(  # noqa: S603 - our own command
             arguments,
             stdout=stream,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=_environment(),
+            env=_environment() | environment,
             preexec_fn=_die_with_parent,
+            process_group=0,
         )
     try:
         yield process
@@ -227,6 +228,8 @@ def _child(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        with contextlib.suppress(OSError):  # processes of its own that outlived it: vLLM's do, where it is killed
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _die_with_parent() -> None:

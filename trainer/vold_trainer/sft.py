@@ -128,7 +128,8 @@ def _step(student: Student, wrapped: Wrapped, traces: Sequence[Trace], micro: in
     total = 0.0
     for number, indices in enumerate(update.passes, 1):
         part = [own[index] for index in indices] or own[:1]
-        batch = make_batch(student, [t.example for t in part], [t.ids for t in part], device=wrapped.accelerator.device)
+        examples, device = [trace.example for trace in part], wrapped.accelerator.device
+        batch = make_batch(student, examples, [t.ids for t in part], device=device, share=not wrapped.even)
         with wrapped.one_pass(last=number == len(update.passes)):
             scores = wrapped.module(batch.inputs, batch.predicts_BS, batch.ids_N)
             loss = -scores.logprobs_N.sum() / update.tokens * bool(indices)

@@ -14,6 +14,7 @@ from vold_trainer.pictures import thumbnail
 from vold_trainer.scored import Scored, teacher_row
 
 DECILES = 10
+MISMATCHES = ("mismatch/k1", "mismatch/abs", "mismatch/k3")
 
 
 @dataclass
@@ -99,6 +100,7 @@ class TokenLog:
                 mismatch_T = torch.from_numpy(drawn) - (own if self.old is None else self.old[row].cpu())
                 self.means.add("mismatch/k1", mismatch_T)
                 self.means.add("mismatch/abs", mismatch_T.abs())
+                self.means.add("mismatch/k3", (-mismatch_T).exp() - 1 + mismatch_T)
             if score.teacher_logprobs is None:
                 continue
             gap_T = torch.from_numpy(score.teacher_logprobs) - own
@@ -141,7 +143,7 @@ def token_figures(means: Means) -> dict[str, Any]:
     how large it is; and where there is a teacher, k2 and the gap log pi_T - log pi_theta: all, by outcome, by place.
     """
     figures: dict[str, Any] = {"student/entropy": means.mean("student/entropy")}
-    figures |= {name: means.mean(name) for name in ("mismatch/k1", "mismatch/abs") if name in means.sums}
+    figures |= {name: means.mean(name) for name in MISMATCHES if name in means.sums}
     if "gap" not in means.sums:
         return figures
     for name in ("", "_correct", "_wrong"):

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from vold_trainer.config import OptimConfig
 from vold_trainer.models import CompletionScorer, Student
 from vold_trainer.optim import make_optimizer
+from vold_trainer.parts import part_of
 from vold_trainer.ranks import Ranks
-from vold_trainer.sharding import in_step
+from vold_trainer.sharding import in_step, learning_weights
 
 
 class Wrapped:
@@ -26,7 +27,7 @@ class Wrapped:
         self.ranks = ranks
         self.accelerator = ranks.accelerator
         self.max_norm = config.max_grad_norm
-        self.even = ranks.size > 1 and in_step(self.accelerator)
+        self.even = in_step(self.accelerator)
         self.deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         if self.deepspeed:
             settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
@@ -35,6 +36,8 @@ class Wrapped:
         optimizer, scheduler = make_optimizer(student.model, config, steps)
         self.module: nn.Module
         self.optimizer: Any
+        if self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.find_unused_parameters = _may_rest(student)
         scorer: Any = CompletionScorer(student.model)
         scorer._no_split_modules = _blocks(student)
         self.module, self.optimizer = self.accelerator.prepare(scorer, optimizer)
@@ -66,6 +69,12 @@ class Wrapped:
         lr = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         return lr
+
+
+def _may_rest(student: Student) -> bool:
+    """Whether some of what learns may get no gradient in a step: what sees pictures, where the prompts are text."""
+    owners = part_of(student.model)
+    return any(owners[name] in ("vision", "projector") for name in learning_weights(student.model))
 
 
 def _blocks(student: Student) -> list[str]:

@@ -183,8 +183,24 @@ class RolloutConfig(Config):
     max_tokens: int = Field(default=96, ge=1, description="completion tokens at most")
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    batch: int = Field(default=0, ge=0, description="sequences generated together; 0: all of a step")
+    batch: int = Field(default=0, ge=0, description="sequences generated together by hf; 0: all of a step")
     ahead: int = Field(default=0, ge=0, description="steps whose completions may be drawn before a step learns")
+    engine: Literal["hf", "vllm"] = Field(default="hf", description="what generates: transformers here, or vLLM")
+    url: str | list[str] = Field(
+        default="local:", description="vllm: servers that share the prompts; local: starts one on the student"
+    )
+    weights: Literal["auto", "disk", "nccl", "ipc"] = Field(
+        default="auto", description="vllm: how the student's weights get there; auto: as the servers are configured"
+    )
+    weights_folder: Path | None = Field(
+        default=None, description="vllm, weights: disk: a folder that servers and trainer see; absent: a temporary one"
+    )
+    nccl_address: str = Field(default="", description="vllm, weights: nccl: this machine as the servers reach it")
+    vllm_args: list[str] = Field(default=[], description="vllm, url: local:: further arguments of the server")
+    api_key_env: VariableName = Field(
+        default="VOLD_ROLLOUT_API_KEY", description="vllm: environment variable that holds the servers' API key"
+    )
+    timeout: float = Field(default=1800.0, gt=0, description="vllm: seconds for one completion, retries included")
 
 
 def _objective_tag(value: Any) -> str:

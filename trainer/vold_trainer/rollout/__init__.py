@@ -7,5 +7,9 @@ from vold_trainer.rollout.hf import HfEngine
 
 
 def make_engine(config: RolloutConfig, student: Student) -> Engine:
-    """The engine that a config asks for."""
+    """The engine that a config asks for. Raises UsageError where vLLM is asked for and does not fit the student."""
+    if config.engine == "vllm":
+        from vold_trainer.rollout.vllm import VllmEngine
+
+        return VllmEngine(student, config)
     return HfEngine(student, batch=config.batch)

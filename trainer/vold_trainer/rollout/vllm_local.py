@@ -1,0 +1,53 @@
+"""`rollout.url: local:`: a vLLM server on the student, as a child process on a Unix socket, ended with the run."""
+
+import contextlib
+import importlib.util
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from vold_trainer.config import RolloutConfig
+from vold_trainer.errors import UsageError
+from vold_trainer.models import Student, resolve_model
+from vold_trainer.services import _child
+
+LOCAL = "local:"
+START_SECONDS = 1200.0
+
+
+@contextlib.contextmanager
+def serving_student(student: Student, config: RolloutConfig) -> Iterator[str]:
+    """Yields unix:PATH of a server that answers. Raises UsageError where it does not come up, with its last words."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UsageError(
+            f"rollout.url {LOCAL!r} starts vLLM, which is not installed here: pip install 'vold[vllm]', or give the "
+            "URL of a `vllm serve` that runs elsewhere"
+        )
+    with tempfile.TemporaryDirectory(prefix="vold-") as folder:
+        socket, log = Path(folder) / "vllm.sock", Path(folder) / "vllm.log"
+        arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        arguments += ["--model", resolve_model(student.path), "--uds", str(socket)]
+        arguments += ["--dtype", str(student.model.dtype).removeprefix("torch."), *config.vllm_args]
+        # The routes that change weights: this server is on a socket that only this user can open.
+        variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        with _child(arguments, log, **variables) as process:
+            client = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://vllm")
+            until = time.monotonic() + START_SECONDS
+            with client:
+                while not _answers(client):
+                    if process.poll() is not None or time.monotonic() > until:
+                        tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+                        raise UsageError(f"rollout.url {LOCAL!r}: vLLM did not come up:\n{tail}")
+                    time.sleep(0.5)
+            yield f"unix:{socket}"
+
+
+def _answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.HTTPError:
+        return False
