@@ -1,6 +1,7 @@
 """What a run shows beside what it learns: diagnostics that change no number, trackers that a resumed run takes up."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from vold_trainer.run import read_json_lines
 
 SMALL = (
     *("rollout.prompts=4", "rollout.group=4", "rollout.max_tokens=32", "steps=2", "data.limit=64", "threads=1"),
-    *("student.path=pocket:student", "optim.lr=1e-3", "optim.warmup_steps=0", "samples_every=1", "save_every=1"),
+    *("student.path=pocket:student", "optim.lr=1e-3", "optim.warmup_steps=0", "samples_every=1"),
 )
 MEASURED = {"overlap/ratio", "overlap/student_mass", "overlap/teacher_mass", "entropy/gap", "teacher/entropy"}
 
@@ -21,12 +22,15 @@ def config(out: Path, teacher: str, verifier: str, *overrides: str) -> TrainConf
     return load(TrainConfig, Path("pocket:vold"), [*urls, *SMALL, *overrides])
 
 
-@pytest.mark.parametrize("objective", ["{name: vold}", "{name: opd-top-k, top_k: 8}"])
-def test_diagnostics_change_no_number_of_what_is_learned(objective, tmp_path, pocket_teacher, verifier):
+@pytest.mark.parametrize(
+    ("objective", "ahead"), [("{name: vold}", 0), ("{name: vold}", 1), ("{name: opd-top-k, top_k: 8}", 0)]
+)
+def test_diagnostics_change_no_number_of_what_is_learned(objective, ahead, tmp_path, pocket_teacher, verifier):
     rows = {}
     for every in (0, 1):
         out = tmp_path / str(every)
-        chosen = (f"diagnostics.every={every}", "diagnostics.rollouts=6", f"objective={objective}")
+        measured = (f"diagnostics.every={every}", "diagnostics.rollouts=6")
+        chosen = (*measured, f"objective={objective}", f"rollout.ahead={ahead}", "checkpoints.every=1")
         run_train(config(out, pocket_teacher.grpc, verifier.grpc, *chosen))
         rows[every] = read_json_lines(out / "metrics.jsonl")
     for without, measured in zip(rows[0], rows[1], strict=True):
@@ -37,14 +41,15 @@ def test_diagnostics_change_no_number_of_what_is_learned(objective, tmp_path, po
         assert all(0 < measured[f"overlap/{who}_mass"] <= 1 + 1e-5 for who in ("student", "teacher"))
         assert len(measured["overlap_by_position"]) == 10
     lanes = {row["lane"] for row in read_json_lines(tmp_path / "1" / "timeline.jsonl")}
-    assert {"generate", "teacher", "verifier", "wait", "optimise", "diagnose", "checkpoint"} <= lanes
+    assert {"generate", "teacher", "verifier", "optimise", "diagnose", "sync", "checkpoint"} <= lanes
 
 
 def test_tensorboard_holds_the_figures_and_a_resumed_run_goes_on(tmp_path, pocket_teacher, verifier):
-    settings = config(tmp_path, pocket_teacher.grpc, verifier.grpc, "trackers=[tensorboard]")
+    settings = config(tmp_path, pocket_teacher.grpc, verifier.grpc, "trackers=[tensorboard]", "checkpoints.every=1")
     run_train(settings)
     own = (tmp_path / "trackers.json").read_text()
     first = read_json_lines(tmp_path / "metrics.jsonl")
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000002")
     run_train(settings, resume=True)  # step 2 once more, from the checkpoint of step 1
     assert (tmp_path / "trackers.json").read_text() == own
     rows = read_json_lines(tmp_path / "metrics.jsonl")

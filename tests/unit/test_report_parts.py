@@ -11,7 +11,7 @@ from report_runs import write_lines, write_run
 from vold_trainer.report import formats
 from vold_trainer.report.compare import HEIGHT, WIDTH, Figure, Glance, config_differences, course_of
 from vold_trainer.report.figures import Line, by_position, curves, hidden_share, timeline
-from vold_trainer.report.panels import draw_sections
+from vold_trainer.report.panels import draw_others, draw_sections
 from vold_trainer.report.read import Span, read_runs
 from vold_trainer.report.stats import ema, mean_and_spread, spread, wilson
 from vold_trainer.report.tokens import MASKED, legend, shade_of, view_tokens
@@ -223,6 +223,58 @@ def test_an_evaluation_may_measure_more(tmp_path):
         "pass@4": (0.5, (0.4, 0.6)), "mean@4": (0.25, (0.2, 0.3)),
     }  # fmt: skip
     assert [formats.measure(*pair) for pair in (("pass@4", 0.5), ("mean_length", 37.25))] == ["50.0 %", "37.2"]
+
+
+def test_an_evaluation_of_sampled_answers_is_read_whole(tmp_path):
+    """As `vold eval` writes it: greedy and sampled figures, by category and facet, a benchmark's own ones."""
+    rate = {"accuracy": 0.5, "n": 4, "interval": [0.2, 0.8]}
+    sampled = {"n": 4, "temperature": 0.7, "top_p": 1.0, "errors": 0, "mean_length": 9.0, "truncated": 0.5}
+    sampled |= {"mean@4": {"value": 0.25, "interval": [0.2, 0.3], "n": 4}, "pass@4": {"value": 1.0, "interval": None}}
+    sampled |= {"by_category": {"lines": {"mean@4": {"value": 0.75, "interval": [0.5, 1.0], "n": 2}}}}
+    sampled |= {"aggregate": {"worst_case": 0.125}}
+    raw = {
+        **rate, "by_category": {"lines": rate}, "errors": 0, "mean_length": 12.5, "truncated": 0.0, "problems": 4,
+        "by_facet": {"grade": {"7": rate}}, "sampled": sampled,
+        "aggregate": {"worst_case": {"value": 1.0, "interval": [0.5, 1.0], "n": 2}},
+    }  # fmt: skip
+    (tmp_path / "eval.json").write_text(json.dumps({"image": raw, "errors": 0, "weights": "abc", "seed": 1}))
+    (run,) = read_runs([tmp_path])
+    (score,) = run.evaluation.scores.values()
+    assert {name: (m.value, m.interval) for name, m in score.measures.items()} == {
+        "mean_length": (12.5, None), "truncated": (0.0, None), "worst_case": (1.0, (0.5, 1.0)),
+        "mean@4": (0.25, (0.2, 0.3)), "pass@4": (1.0, None), "worst_case, sampled": (0.125, None),
+    }  # fmt: skip
+    assert formats.measure("worst_case", 1.0, score.measures["worst_case"].share) == "100.0 %"
+    assert {name: part.accuracy for name, part in score.by_category.items()} == {"lines": 0.5, "grade: 7": 0.5}
+    assert score.by_category["lines"].measures["mean@4"].value == 0.75
+
+
+def test_lanes_of_several_processes_are_told_apart(tmp_path):
+    lanes = ["generate", "generate 1", "teacher 1", "left over"]
+    rows = [{"step": 1, "lane": lane, "start": i, "end": i + 1} for i, lane in enumerate(lanes)]
+    write_lines(tmp_path / "timeline.jsonl", rows)
+    (run,) = read_runs([tmp_path])
+    assert [(span.lane, span.process) for span in run.timeline] == [
+        ("generate", 0), ("generate", 1), ("teacher", 1), ("left over", 0),
+    ]  # fmt: skip
+    figure = timeline(run.timeline, [1])
+    assert [bar.y[0] for bar in figure.data] == ["generate", "generate 1", "teacher 1", "left over"]
+
+
+def test_what_one_process_does_hides_no_scoring_of_another():
+    spans = [Span(1, "teacher", 0, 2), Span(1, "generate", 0, 2, 1), Span(1, "teacher", 1, 3, 1)]
+    assert hidden_share(spans) == pytest.approx(1 / 4)
+    assert hidden_share([*spans, Span(1, "outage", 0, 3)]) == pytest.approx(1 / 4)
+
+
+def test_staleness_is_drawn_where_there_is_some(tmp_path):
+    titles = []
+    for name, age in (("now", 0.0), ("ahead", 1.0)):
+        (tmp_path / name).mkdir()
+        run = one_run(tmp_path / name, [(step, {"staleness": age, "mismatch/k1": 0.1}) for step in (1, 2)])
+        titles.append([panel.title for section in draw_sections([run]) for panel in section.panels])
+        assert draw_others([run]) == []
+    assert titles == [["Sampling against training"], ["Sampling against training", "Staleness"]]
 
 
 def test_without_a_teacher_no_token_misses_a_score(tmp_path):

@@ -19,7 +19,7 @@ from vold_trainer.report.stats import ema, mean_and_spread, spread, wilson
 
 COLOURS = ("#2f86d6", "#d9730d", "#15976e", "#b65fa6", "#7f8791", "#1fa3b8", "#b8912a", "#6a6fd0")
 DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
-LANE_COLOURS = dict(zip(LANES, (COLOURS[i] for i in (0, 2, 3, 4, 5, 1, 6, 7)), strict=True))
+LANE_COLOURS = dict(zip(LANES, (*(COLOURS[i] for i in (0, 2, 3, 4, 5, 1, 6, 7)), "#c23b3b"), strict=True))
 TONES = {"right": COLOURS[2], "wrong": COLOURS[1], "teacher": COLOURS[3]}
 """What has one meaning in every panel has one colour in every panel."""
 MODALITIES = {"image_accuracy": ("pictures", COLOURS[1]), "text_accuracy": ("text", COLOURS[0])}
@@ -31,6 +31,9 @@ _RISING = ((0.0, "rgba(47,134,214,0.06)"), (1.0, "#2f86d6"))
 
 _MOST_POINTS = 1500
 _MARKED = 25
+
+MOST_PROCESSES = 8
+"""That a timeline shows; the others do much the same."""
 
 
 @dataclass(frozen=True)
@@ -206,23 +209,28 @@ def by_position(run: Run, key: str, unit: str) -> go.Figure | None:
 
 
 def timeline(spans: Sequence[Span], steps: Sequence[int]) -> go.Figure:
-    """Who worked when in `steps`: a bar a span, a row a lane, a vertical line where a step begins."""
-    shown = [span for span in spans if span.step in set(steps)]
+    """Who worked when in `steps`: a bar a span, a row a lane and process, a vertical line where a step begins."""
+    shown = [span for span in spans if span.step in set(steps) and span.process < MOST_PROCESSES]
     origin = min((span.start for span in shown), default=0.0)
     lanes = [*LANES, *sorted({span.lane for span in shown} - set(LANES))]
-    lanes = [lane for lane in lanes if any(span.lane == lane for span in shown)]
-    figure = _figure(height=90 + 44 * max(len(lanes), 1), x_title="seconds")
-    for i, lane in enumerate(lanes):
-        own = [span for span in shown if span.lane == lane]
+    rows = sorted({(lanes.index(span.lane), span.process) for span in shown})
+    names = []
+    figure = _figure(
+        height=90 + (44 if len({row[1] for row in rows}) < 2 else 26) * max(len(rows), 1), x_title="seconds"
+    )
+    for i, process in rows:
+        lane = lanes[i]
+        own = [span for span in shown if (span.lane, span.process) == (lane, process)]
+        names.append(plain(f"{lane} {process}" if process else lane))
         figure.add_bar(
             orientation="h",
-            y=[plain(lane)] * len(own),
+            y=[names[-1]] * len(own),
             base=[span.start - origin for span in own],
             x=[span.end - span.start for span in own],
             customdata=[span.step for span in own],
             width=0.62,
             marker={"color": LANE_COLOURS.get(lane, COLOURS[(4 + i) % len(COLOURS)]), "line": {"width": 0}},
-            hovertemplate=f"step %{{customdata}} · {plain(lane)}<br>%{{x:.2f}} s<extra></extra>",
+            hovertemplate=f"step %{{customdata}} · {names[-1]}<br>%{{x:.2f}} s<extra></extra>",
             showlegend=False,
         )
     for step in steps:
@@ -236,22 +244,24 @@ def timeline(spans: Sequence[Span], steps: Sequence[int]) -> go.Figure:
             )
     # Overlaid, or plotly would stack bars that share a row on top of their bases.
     figure.update_layout(barmode="overlay", margin={"t": 26}, hovermode="closest")
-    figure.update_yaxes(categoryorder="array", categoryarray=[plain(lane) for lane in reversed(lanes)], showgrid=False)
+    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], showgrid=False)
     return figure
 
 
 def hidden_share(spans: Iterable[Span]) -> float | None:
-    """The share of the services' working time (teacher and verifier, as one) in which this machine worked too.
+    """The share of the services' working time (teacher and verifier, as one) in which the process that asked worked
+    too; of several processes, of the sum of their times.
 
     1 means that scoring cost no time of its own; None if nothing was scored.
     """
-    scoring: list[tuple[float, float]] = []
-    own: list[tuple[float, float]] = []
+    pieces: dict[int, tuple[list[tuple[float, float]], list[tuple[float, float]]]] = {}
     for span in spans:
-        if span.lane != "wait":
+        if span.lane not in ("wait", "outage"):
+            scoring, own = pieces.setdefault(span.process, ([], []))
             (scoring if span.lane in ("teacher", "verifier") else own).append((span.start, span.end))
-    total = _covered(scoring)
-    return (total + _covered(own) - _covered(scoring + own)) / total if total else None
+    total = sum(_covered(scoring) for scoring, _ in pieces.values())
+    hidden = sum(_covered(scoring) + _covered(own) - _covered(scoring + own) for scoring, own in pieces.values())
+    return hidden / total if total else None
 
 
 def _covered(pieces: Sequence[tuple[float, float]]) -> float:

@@ -24,8 +24,9 @@ from plotly.offline import get_plotlyjs
 
 from vold_trainer.report import figures, formats, tokens
 from vold_trainer.report.compare import HEIGHT, WIDTH, config_differences, glances
+from vold_trainer.report.evaluation import Score, count, number, share
 from vold_trainer.report.panels import draw_others, draw_sections
-from vold_trainer.report.read import OUTCOMES, Run, Score, count, number, read_runs, share
+from vold_trainer.report.read import OUTCOMES, Run, read_runs
 from vold_trainer.report.stats import mean_and_spread, spread, wilson
 
 STAGE_LABELS = {"base": "base", "sft": "SFT", "grpo": "SFT + GRPO", "vold": "VOLD"}
@@ -222,6 +223,8 @@ def timelines(runs: Sequence[Run]) -> list[Choice]:
                 if hidden is not None
                 else ""
             )
+            if (count_of := len({span.process for span in spans})) > figures.MOST_PROCESSES:
+                note = f"The first {figures.MOST_PROCESSES} of {count_of} processes. {note}".strip()
             label = f"{run.name}: {name} steps ({window[0]} to {window[-1]})"
             choices.append(Choice(label, figures.timeline(spans, window), note))
     return choices

@@ -12,7 +12,9 @@ from vold_trainer.report.read import Run
 
 @dataclass(frozen=True)
 class Panel:
-    """Some metrics drawn together, with a sentence that says how to read them. floor: the axis begins at 0."""
+    """Some metrics drawn together, with a sentence that says how to read them. floor: the axis begins at 0. news: it is
+    left out where every value is 0.
+    """
 
     title: str
     note: str
@@ -21,6 +23,7 @@ class Panel:
     unit: str = ""
     smooth: bool = True
     floor: bool = False
+    news: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,22 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 share=True,
                 floor=True,
             ),
+            Panel(
+                "Sampling against training",
+                "How far the engine that draws and the weights that learn disagree about the drawn tokens: "
+                "log-probability at sampling minus before the update.",
+                _lines(mismatch__abs="size", mismatch__k1="mean", mismatch__k3="k3"),
+                unit="nats",
+            ),
+            Panel(
+                "Staleness",
+                "Updates that the weights had between drawing a step's completions and learning from them.",
+                _lines(staleness="staleness"),
+                unit="updates",
+                smooth=False,
+                floor=True,
+                news=True,
+            ),
             Panel("Learning rate", "As the schedule set it.", _lines(lr="learning rate"), smooth=False, floor=True),
         ),
     ),
@@ -204,7 +223,8 @@ def draw_sections(runs: Sequence[Run]) -> list[Group]:
         section = Group(name)
         for panel in panels:
             lines = [line for line in panel.lines if line.key in present]
-            if lines:
+            told = not panel.news or any(any(run.series(line.key)) for run in runs for line in lines)
+            if lines and told:
                 look = {"share": panel.share, "unit": panel.unit, "smooth": panel.smooth, "floor": panel.floor}
                 section.panels.append(Drawn(panel.title, panel.note, curves(runs, lines, **look)))  # type: ignore[arg-type]
         if section.panels:

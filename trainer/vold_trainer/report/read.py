@@ -1,15 +1,15 @@
 """A run's folder as dataclasses: what each file means. How files are read, whole or unfinished, is in files.py."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vold_trainer.report.evaluation import Evaluation, evaluation_of, number
 from vold_trainer.report.files import config_text, json_object, lines, records, records_at
 from vold_trainer.report.stats import spread
 
-LANES = ("generate", "teacher", "verifier", "wait", "diagnose", "optimise", "sync", "checkpoint")
+LANES = ("generate", "teacher", "verifier", "wait", "diagnose", "optimise", "sync", "checkpoint", "outage")
 OUTCOMES = ("right", "wrong", "unverified")
 
 T = TypeVar("T")
@@ -17,12 +17,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Span:
-    """One piece of work in one lane; `start` and `end` in seconds since the run started."""
+    """One piece of work in one lane of one process; `start` and `end` in seconds since the run started."""
 
     step: int
     lane: str
     start: float
     end: float
+    process: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,33 +67,6 @@ class EvalSample:
     @property
     def outcome(self) -> str:
         return outcome_of(self.correct)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """Any other figure of a test set, such as pass@8, with its interval where the file gives one."""
-
-    value: float
-    interval: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Score:
-    """An accuracy in [0, 1] over `n` problems; `interval` is None where the file does not give one."""
-
-    accuracy: float | None
-    n: int | None
-    interval: tuple[float, float] | None = None
-    by_category: Mapping[str, "Score"] = field(default_factory=dict)
-    measures: Mapping[str, Measure] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """eval.json: a score per test set ("text", "image", ...), and how many problems could not be answered."""
-
-    scores: Mapping[str, Score]
-    errors: int | None
 
 
 @dataclass(frozen=True)
@@ -189,7 +163,7 @@ def _read_run(path: Path, name: str, rollout_steps: int, rollouts_a_step: int, s
         timeline=tuple(records(path / "timeline.jsonl", _span, problems)),
         rollouts=tuple(records_at(path / "rollouts.jsonl", offsets, _rollout, problems)),
         rollout_count=len(index),
-        evaluation=_evaluation(evaluation) if evaluation else None,
+        evaluation=evaluation_of(evaluation) if evaluation else None,
         samples=tuple(_pick_samples(list(records(path / "eval_samples.jsonl", _sample, problems)), samples)),
         problems=tuple(problems),
     )
@@ -247,7 +221,10 @@ def _span(raw: dict[str, Any]) -> Span:
     start, end = number(raw["start"]), number(raw["end"])
     if start is None or end is None or end < start:
         raise ValueError(f"start {raw['start']!r} and end {raw['end']!r} are not two times in order")
-    return Span(step=_step(raw), lane=str(raw["lane"]), start=start, end=end)
+    lane, _, process = str(raw["lane"]).rpartition(" ")
+    if not (lane and process.isdecimal()):  # the first process's lanes have no number
+        lane, process = str(raw["lane"]), "0"
+    return Span(step=_step(raw), lane=lane, start=start, end=end, process=int(process))
 
 
 def _rollout_key(raw: dict[str, Any]) -> tuple[int, str]:
@@ -301,65 +278,7 @@ def _sample(raw: dict[str, Any]) -> EvalSample:
     )
 
 
-def _evaluation(raw: Mapping[str, Any]) -> Evaluation:
-    scores = {name: score for name, item in raw.items() if (score := _score(item)) is not None}
-    return Evaluation(scores=scores, errors=count(raw.get("errors")))
-
-
-def _score(raw: Any) -> Score | None:
-    if not isinstance(raw, Mapping):
-        return None
-    categories = raw.get("by_category")
-    return Score(
-        accuracy=share(raw.get("accuracy")),
-        n=count(raw.get("n")),
-        interval=_interval(raw.get("interval")),
-        by_category={
-            str(name): score
-            for name, item in (categories.items() if isinstance(categories, Mapping) else ())
-            if (score := _score(item)) is not None
-        },
-        measures=dict(_measures(raw)),
-    )
-
-
-def _interval(raw: Any) -> tuple[float, float] | None:
-    ends = [number(end) for end in raw] if isinstance(raw, list) else []
-    low, high = ends if len(ends) == 2 else (None, None)
-    return None if low is None or high is None else (low, high)
-
-
-def _measures(raw: Mapping[str, Any]) -> Iterator[tuple[str, Measure]]:
-    """Every further number, plain or as {"value", "interval"}: what an evaluation measures may grow."""
-    for name, item in raw.items():
-        if name in ("accuracy", "n", "interval", "by_category", "errors"):
-            continue
-        inner = item if isinstance(item, Mapping) else {}
-        value = number(next((inner[key] for key in ("value", "mean", "accuracy", "estimate") if key in inner), item))
-        if value is not None:
-            interval = _interval(inner.get("interval", raw.get(f"{name}_interval")))
-            yield str(name), Measure(value, interval)
-
-
 # Values
-
-
-def number(value: Any) -> float | None:
-    """A finite float, or None for everything else: null, NaN, infinity, text, a nested object."""
-    if isinstance(value, bool | int | float) and math.isfinite(value):
-        return float(value)
-    return None
-
-
-def share(value: Any) -> float | None:
-    """A number in [0, 1], or None."""
-    found = number(value)
-    return found if found is not None and 0 <= found <= 1 else None
-
-
-def count(value: Any) -> int | None:
-    found = number(value)
-    return None if found is None else int(found)
 
 
 def _flag(value: Any) -> bool | None:
