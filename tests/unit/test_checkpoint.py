@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText
 from vold_trainer.checkpoint import begin, best_of, choose, finish, latest, listed, prune
@@ -58,7 +58,7 @@ def test_no_checkpoints_are_none(tmp_path):
         choose(tmp_path, "last", "max")
 
 
-@settings(max_examples=30)  # each flushes its files to the disk
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # each waits for the disk
 @given(
     scores=st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=7),
     last=st.integers(1, 4),
@@ -167,9 +167,7 @@ def test_another_models_checkpoint_is_refused(config):
     _, _, saver = trained(config, 0)
     saver.save(2, {})
     config.student.freeze = ["vision", "projector"]
-    with pytest.raises(
-        UsageError, match=r"another model or another student\.freeze: '.*visual.merger.*' is only"
-    ):
+    with pytest.raises(UsageError, match=r"another model or another student\.freeze: '.*visual.merger.*' is only"):
         trained(config, 0)[2].begin(resume=True)
 
 
