@@ -17,7 +17,7 @@ from vold_trainer.traces import run_traces
 
 SMALL = (
     *("rollout.prompts=4", "rollout.group=8", "rollout.max_tokens=32", "steps=2", "data.limit=64", "threads=1"),
-    *("student.path=pocket:student", "optim.lr=1e-3", "optim.warmup_steps=0"),
+    *("student.path=pocket:student", "optim.lr=1e-3", "optim.warmup_steps=0", "diagnostics.every=0"),
 )
 DISTILLED = {"loss/teacher"}
 SUPPORTED = {"loss/teacher", "support/student_mass", "support/teacher_mass"}
@@ -186,4 +186,6 @@ def test_a_teacher_that_offers_too_little_is_refused_before_the_run(tmp_path, ve
         with pytest.raises(HandshakeError, match=r"ids that the student chooses.*offers 4: lower objective\.top_k"):
             train(tmp_path / "run", "{name: opd-top-k}", small.grpc, verifier.grpc)
         assert not (tmp_path / "run" / "metrics.jsonl").exists()
-        assert train(tmp_path / "run", "{name: opd-top-k, top_k: 4}", small.grpc, verifier.grpc, "steps=1")
+        asked = ("{name: opd-top-k, top_k: 4}", small.grpc, verifier.grpc, "steps=1", "diagnostics.every=1")
+        (row,) = train(tmp_path / "run", *asked)
+        assert 4 * row["overlap/ratio"] * row["overlap/student_mass"] > 0  # measured over the 4 ids that it offers

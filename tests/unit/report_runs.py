@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def write_run(path: Path, objective: str, *, steps: int = 60, seed: int = 0, mis
     )
     by_category = {"two terms": {"accuracy": 0.9, "n": 200}, "four terms": {"accuracy": 0.4125, "n": 300}}
     score = {"accuracy": 0.6075, "n": 500, "interval": [0.564, 0.649], "by_category": by_category}
-    text = {"accuracy": 0.7, "n": 500, "interval": None, "by_category": {}}
+    more = {"pass@4": {"value": 0.81, "interval": [0.78, 0.84]}, "mean@4": 0.66, "mean_length": 41.5}
+    text = {"accuracy": 0.7, "n": 500, "interval": None, "by_category": {}, **more}
     (path / "eval.json").write_text(json.dumps({"image": score, "text": text, "errors": 0}))
     write_lines(path / "eval_samples.jsonl", [sample(rng, i) for i in range(40)])
     return path
@@ -75,16 +77,17 @@ def metrics_row(rng: random.Random, step: int, steps: int, objective: str, missi
         "reward/mean": correct,
         "reward/std": 0.45 + noise(0.01),
         "reward/correct": correct,
-        "accuracy/sampled": correct,
         "teacher/k2": gap * gap / 2,
         "teacher/k2_correct": gap * gap / 4 if step % 7 else None,
         "teacher/k2_wrong": gap * gap,
         "teacher/gap": gap,
         "teacher/gap_correct": gap / 2,
         "teacher/gap_wrong": gap * 1.4,
-        "teacher/entropy": 0.2 + noise(0.01),
         "student/entropy": 0.8 - 0.3 * done + noise(0.02),
         "length/mean": 38 + 10 * done + noise(1),
+        "length/mean_correct": 34 + 10 * done + noise(1),
+        "length/mean_wrong": 42 + 10 * done + noise(1),
+        **(health(noise, done) if step % 10 == 0 or step == 1 else {}),
         "length/truncated": 0.02 * (1 - done),
         "missing/teacher": float(missing and step == 5),
         "missing/verifier": 0.0,
@@ -97,10 +100,28 @@ def metrics_row(rng: random.Random, step: int, steps: int, objective: str, missi
         "time/score_wait": 0.02,
         "time/optimise": 0.2,
         "time/step": 0.65,
+        "tokens/per_second": 7500 + noise(300),
         "groups/all_correct": 0.1 * done,
         "groups/all_wrong": 0.3 * (1 - done),
         "verifier/queue_depth": 3 + noise(1),
         "gap_by_position": [gap * (1.5 - i / 10) + noise(0.1) if i < 9 or step % 5 else None for i in range(10)],
+    }
+
+
+def health(noise: Callable[[float], float], done: float) -> dict[str, Any]:
+    """What a run measures every tenth step."""
+    ratio = 0.72 + 0.19 * done + noise(0.01)
+    return {
+        "teacher/entropy": 0.2 + noise(0.01),
+        "entropy/gap": -0.6 + 0.3 * done + noise(0.02),
+        "entropy/gap_correct": -0.5 + 0.3 * done + noise(0.02),
+        "entropy/gap_wrong": -0.7 + 0.3 * done + noise(0.02),
+        "overlap/ratio": ratio,
+        "overlap/ratio_correct": ratio + 0.03,
+        "overlap/ratio_wrong": ratio - 0.04,
+        "overlap/student_mass": 0.97,
+        "overlap/teacher_mass": 0.985,
+        "overlap_by_position": [ratio + 0.05 - 0.01 * i for i in range(10)],
     }
 
 
@@ -111,7 +132,11 @@ def spans(rng: random.Random, step: int) -> list[dict[str, Any]]:
         ready = start + 0.12 * (i + 1) + rng.random() * 0.02
         found.append({"step": step, "lane": "teacher", "start": ready, "end": ready + 0.08})
         found.append({"step": step, "lane": "verifier", "start": ready, "end": ready + 0.05})
-    return [*found, {"step": step, "lane": "optimise", "start": start + 0.45, "end": start + 0.63}]
+    found.append({"step": step, "lane": "wait", "start": start + 0.4, "end": start + 0.45})
+    found.append({"step": step, "lane": "optimise", "start": start + 0.45, "end": start + 0.62})
+    if step % 20 == 0:
+        found.append({"step": step, "lane": "checkpoint", "start": start + 0.62, "end": start + 0.64})
+    return found
 
 
 def rollout(rng: random.Random, step: int, index: int, done: float, missing: bool) -> dict[str, Any]:
@@ -145,6 +170,7 @@ def rollout(rng: random.Random, step: int, index: int, done: float, missing: boo
         "correct": right,
         "extracted": str(answer),
         "reason": "equal" if right else f"{answer} is not {total}",
+        **({"images": [picture(" + ".join(map(str, terms)))]} if index % 4 == 1 else {}),
     }
 
 

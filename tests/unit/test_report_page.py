@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from plotly.offline import get_plotlyjs
 from report_runs import HOSTILE, ablation, picture, rollout, summary, write_lines, write_run
 from vold_trainer.report import build_report, write_ablation
 
@@ -74,6 +75,12 @@ def test_page_holds_the_values_and_nothing_from_outside(two_runs, tmp_path):
     assert policy.startswith("default-src 'none'")
     assert "http" not in policy
     assert page.scripts == policy.count("sha256-") == 2
+
+
+def test_the_page_weighs_what_plotly_does_and_the_figures_a_few_hundred_kilobytes(two_runs, tmp_path):
+    text = build_report(two_runs, tmp_path / "r.html", title="t").read_text()
+    assert text.count(get_plotlyjs()[:200]) == 1
+    assert len(text) - len(get_plotlyjs()) < 600_000
 
 
 def test_runs_are_overlaid_under_their_names(two_runs, tmp_path):

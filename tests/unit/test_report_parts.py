@@ -2,16 +2,19 @@
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import write_lines, write_run
 from vold_trainer.report import formats
-from vold_trainer.report.figures import gap_by_position, hidden_share, timeline
+from vold_trainer.report.compare import HEIGHT, WIDTH, Figure, Glance, config_differences, course_of
+from vold_trainer.report.figures import Line, by_position, curves, hidden_share, timeline
+from vold_trainer.report.panels import draw_others, draw_sections
 from vold_trainer.report.read import Span, read_runs
 from vold_trainer.report.stats import ema, mean_and_spread, spread, wilson
-from vold_trainer.report.tokens import MASKED, legend, shade_of
+from vold_trainer.report.tokens import MASKED, legend, shade_of, view_tokens
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1))
@@ -122,6 +125,168 @@ def test_hidden_share_counts_an_instant_once():
     assert hidden_share(spans[:1]) is None
 
 
+def test_waiting_for_scores_hides_none_of_them():
+    spans = [Span(1, "generate", 0, 2), Span(1, "teacher", 1, 4), Span(1, "wait", 2, 4)]
+    assert hidden_share(spans) == pytest.approx(1 / 3)
+
+
+def one_run(tmp_path, rows):
+    write_lines(tmp_path / "metrics.jsonl", [{"step": step, "time": 60.0 * step, **row} for step, row in rows])
+    return read_runs([tmp_path])[0]
+
+
+def test_what_is_measured_now_and_then_is_a_line_and_knows_its_minutes(tmp_path):
+    rows = [(step, {"overlap/ratio": step / 100} if step % 10 == 0 else {}) for step in range(1, 31)]
+    figure = curves([one_run(tmp_path, rows)], [Line("overlap/ratio", "all")], share=True)
+    raw, smooth = figure.data
+    assert list(raw.x) == list(smooth.x) == [10, 20, 30]
+    assert list(raw.y) == [0.1, 0.2, 0.3]
+    assert list(smooth.customdata) == [10.0, 20.0, 30.0]
+    assert (raw.meta["kind"], smooth.meta["kind"], smooth.mode) == ("raw", "smooth", "lines+markers")
+
+
+def test_an_axis_has_a_height_where_the_line_has_none(tmp_path):
+    run = one_run(tmp_path, [(step, {"lr": 1e-4, "missing/teacher": 0.0, "teacher/gap": -2.0}) for step in (1, 2, 3)])
+    ranges = [
+        tuple(curves([run], [Line(key, key)]).layout.yaxis.range) for key in ("lr", "missing/teacher", "teacher/gap")
+    ]
+    assert ranges == [(0.0, 2e-4), (0.0, 1.0), (-4.0, 0.0)]
+
+
+def test_right_and_wrong_have_one_colour_in_every_panel_and_a_run_has_one_in_every_curve(tmp_path):
+    runs = [write_run(tmp_path / name, name, steps=4) for name in ("grpo", "vold")]
+    seen = {}
+    for section in draw_sections(read_runs(runs[:1])):
+        for panel in section.panels:
+            for trace in panel.figure.data:
+                seen.setdefault(trace.name, set()).add(trace.line.color)
+    assert len(seen["right"]) == len(seen["wrong"]) == len(seen["teacher"]) == 1
+    by_run = {"grpo": set(), "vold": set()}
+    for section in draw_sections(read_runs(runs)):
+        for panel in section.panels:
+            for trace in panel.figure.data:
+                if trace.name and trace.meta:
+                    by_run[trace.name.split(" · ")[0]].add(trace.line.color)
+    assert [len(colours) for colours in by_run.values()] == [1, 1]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400))
+def test_a_course_stays_in_its_box_and_between_its_ends(values):
+    course = course_of([None, *values, None])
+    numbers = [float(number) for number in re.findall(r"[\d.]+", course.path)]
+    assert all(0 <= x <= WIDTH for x in numbers[::2])
+    assert all(0 <= y <= HEIGHT for y in numbers[1::2])
+    assert min(values) - 1e-6 <= course.end <= max(values) + 1e-6
+
+
+def test_a_course_by_hand():
+    assert course_of([None, None]) is None
+    course = course_of([float(value) for value in range(20)])
+    assert (course.start, course.end) == (0.5, 18.5)
+    assert course.path.startswith("M2.0 26.0L")
+    assert course.path.endswith("L118.0 2.0")
+
+
+def test_changes_have_a_sign_unless_they_are_nothing():
+    first, higher = course_of([0.25]), course_of([0.5])
+    share, plain = (Glance(Figure("k", "k", unit), (first, higher)) for unit in ("%", ""))
+    assert [share.change(higher, first), share.change(first, higher)] == ["+25.0", "−25.0"]
+    assert [plain.change(higher, first), plain.change(first, higher)] == ["+0.25", "−0.25"]
+    assert [share.change(course_of([0.25001]), first), share.change(None, first)] == ["0.0", ""]
+
+
+def test_configurations_are_compared_key_by_key(tmp_path):
+    texts = (
+        "out: a\nsteps: 5\nobjective: {name: vold, beta: 0.1}\ntrackers: []\nteacher: {url: x, model: "
+        "}\nsame: {x: null}\n",
+        "out: b\nsteps: 5\nobjective: {name: grpo}\ntrackers: [tensorboard]\nteacher: null\nsame: {x: null}\n",
+    )
+    for name, text in zip("ab", texts, strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text)
+    (tmp_path / "c").mkdir()
+    assert config_differences(read_runs([tmp_path / name for name in "abc"])) == [
+        ("objective.name", ["vold", "grpo", "–"]),
+        ("objective.beta", ["0.1", "–", "–"]),
+        ("trackers", ["[]", "[tensorboard]", "–"]),
+        ("teacher", ["given", "null", "–"]),
+    ]
+
+
+def test_an_evaluation_may_measure_more(tmp_path):
+    found = {"pass@4": {"value": 0.5, "interval": [0.4, 0.6]}, "mean@4": 0.25, "mean@4_interval": [0.2, 0.3]}
+    raw = {"text": {"accuracy": 0.5, "n": 4, **found, "note": "words"}, "errors": 0}
+    (tmp_path / "eval.json").write_text(json.dumps(raw))
+    (run,) = read_runs([tmp_path])
+    measures = run.evaluation.scores["text"].measures
+    assert {name: (m.value, m.interval) for name, m in measures.items()} == {
+        "pass@4": (0.5, (0.4, 0.6)), "mean@4": (0.25, (0.2, 0.3)),
+    }  # fmt: skip
+    assert [formats.measure(*pair) for pair in (("pass@4", 0.5), ("mean_length", 37.25))] == ["50.0 %", "37.2"]
+
+
+def test_an_evaluation_of_sampled_answers_is_read_whole(tmp_path):
+    """As `vold eval` writes it: greedy and sampled figures, by category and facet, a benchmark's own ones."""
+    rate = {"accuracy": 0.5, "n": 4, "interval": [0.2, 0.8]}
+    sampled = {"n": 4, "temperature": 0.7, "top_p": 1.0, "errors": 0, "mean_length": 9.0, "truncated": 0.5}
+    sampled |= {"mean@4": {"value": 0.25, "interval": [0.2, 0.3], "n": 4}, "pass@4": {"value": 1.0, "interval": None}}
+    sampled |= {"by_category": {"lines": {"mean@4": {"value": 0.75, "interval": [0.5, 1.0], "n": 2}}}}
+    sampled |= {"aggregate": {"worst_case": 0.125}}
+    raw = {
+        **rate, "by_category": {"lines": rate}, "errors": 0, "mean_length": 12.5, "truncated": 0.0, "problems": 4,
+        "by_facet": {"grade": {"7": rate}}, "sampled": sampled,
+        "aggregate": {"worst_case": {"value": 1.0, "interval": [0.5, 1.0], "n": 2}},
+    }  # fmt: skip
+    (tmp_path / "eval.json").write_text(json.dumps({"image": raw, "errors": 0, "weights": "abc", "seed": 1}))
+    (run,) = read_runs([tmp_path])
+    (score,) = run.evaluation.scores.values()
+    assert {name: (m.value, m.interval) for name, m in score.measures.items()} == {
+        "mean_length": (12.5, None), "truncated": (0.0, None), "worst_case": (1.0, (0.5, 1.0)),
+        "mean@4": (0.25, (0.2, 0.3)), "pass@4": (1.0, None), "worst_case, sampled": (0.125, None),
+    }  # fmt: skip
+    assert formats.measure("worst_case", 1.0, score.measures["worst_case"].share) == "100.0 %"
+    assert {name: part.accuracy for name, part in score.by_category.items()} == {"lines": 0.5, "grade: 7": 0.5}
+    assert score.by_category["lines"].measures["mean@4"].value == 0.75
+
+
+def test_lanes_of_several_processes_are_told_apart(tmp_path):
+    lanes = ["generate", "generate 1", "teacher 1", "left over"]
+    rows = [{"step": 1, "lane": lane, "start": i, "end": i + 1} for i, lane in enumerate(lanes)]
+    write_lines(tmp_path / "timeline.jsonl", rows)
+    (run,) = read_runs([tmp_path])
+    assert [(span.lane, span.process) for span in run.timeline] == [
+        ("generate", 0), ("generate", 1), ("teacher", 1), ("left over", 0),
+    ]  # fmt: skip
+    figure = timeline(run.timeline, [1])
+    assert [bar.y[0] for bar in figure.data] == ["generate", "generate 1", "teacher 1", "left over"]
+
+
+def test_what_one_process_does_hides_no_scoring_of_another():
+    spans = [Span(1, "teacher", 0, 2), Span(1, "generate", 0, 2, 1), Span(1, "teacher", 1, 3, 1)]
+    assert hidden_share(spans) == pytest.approx(1 / 4)
+    assert hidden_share([*spans, Span(1, "outage", 0, 3)]) == pytest.approx(1 / 4)
+
+
+def test_staleness_is_drawn_where_there_is_some(tmp_path):
+    titles = []
+    for name, age in (("now", 0.0), ("ahead", 1.0)):
+        (tmp_path / name).mkdir()
+        run = one_run(tmp_path / name, [(step, {"staleness": age, "mismatch/k1": 0.1}) for step in (1, 2)])
+        titles.append([panel.title for section in draw_sections([run]) for panel in section.panels])
+        assert draw_others([run]) == []
+    assert titles == [["Sampling against training"], ["Sampling against training", "Staleness"]]
+
+
+def test_without_a_teacher_no_token_misses_a_score(tmp_path):
+    row = {"step": 1, "tokens": ["a"], "student_logprobs": [-1.0], "teacher_logprobs": [None]}
+    write_lines(tmp_path / "rollouts.jsonl", [row])
+    (run,) = read_runs([tmp_path])
+    assert not run.has_teacher
+    assert [view.css for view in view_tokens(run.rollouts[0])[0]] == [MASKED]
+    ((view,), _, _) = view_tokens(run.rollouts[0], scored=run.has_teacher)
+    assert (view.css, view.title) == ("plain", "student −1.00")
+
+
 def test_timeline_has_a_row_a_lane_and_only_its_steps():
     spans = [Span(step, lane, step, step + 0.5) for step in range(4) for lane in ("generate", "teacher", "extra")]
     figure = timeline(spans, [2, 3])
@@ -133,7 +298,7 @@ def test_heat_map_colours_are_symmetric_about_zero(tmp_path):
     rows = [{"step": s, "gap_by_position": [-1.0, 0.25, None]} for s in (1, 2)]
     write_lines(tmp_path / "metrics.jsonl", rows)
     (run,) = read_runs([tmp_path])
-    figure = gap_by_position(run)
+    figure = by_position(run, "gap_by_position", "nats")
     assert figure is not None
     assert figure.data[0].zmin == -figure.data[0].zmax == -1.0
     assert list(figure.data[0].z[2]) == [None, None]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vold_trainer import tracing
+from vold_trainer import tracing, trackers
 from vold_trainer.config import TrainConfig
 from vold_trainer.data import Example, load_examples
 from vold_trainer.loop import Loop
@@ -33,6 +33,7 @@ def run_train(config: TrainConfig, *, resume: bool = False, keep: bool = True) -
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
+    trackers.check_installed(config.trackers)
     ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
     student, examples, traces = ranks.together(lambda: _prepared(config))
     teachers, verifier = configured(config), config.verifier

@@ -14,15 +14,17 @@ from vold_trainer import tracing
 from vold_trainer.batches import Batches
 from vold_trainer.config import TrainConfig
 from vold_trainer.data import Example
+from vold_trainer.diagnostics import Diagnostics
 from vold_trainer.drawing import Drawing
 from vold_trainer.errors import RunError
 from vold_trainer.learning import Learner
+from vold_trainer.live import TRAIN, Dashboard
 from vold_trainer.models import Student
 from vold_trainer.outages import InterruptedWaitError, Span
 from vold_trainer.pipeline import Pipeline
 from vold_trainer.ranks import Ranks
 from vold_trainer.rollout.base import Engine
-from vold_trainer.run import RunFolder, StopSignal, console, progress, trim_after
+from vold_trainer.run import RunFolder, StopSignal, console, read_json_lines, time_so_far, trim_after
 from vold_trainer.saving import Saver
 from vold_trainer.scoring import Scorer, StepScores
 from vold_trainer.sft import Trace
@@ -75,6 +77,9 @@ class Loop:
             "processes": ranks.size,
             **self._shake_hands(),
         }
+        self.diagnostics = Diagnostics(config, student, wrapped, scorer, ranks)
+        if self.diagnostics.lacking:
+            console.print(f"[dim]diagnostics: {self.diagnostics.lacking}", highlight=False)
         self.found = found = self.saver.begin(resume)
         if found is not None:
             ranks.together(lambda: self._same_teachers(about))
@@ -84,7 +89,10 @@ class Loop:
         state = found.state["loop"] if found else {}
         self.missing_in_a_row = int(state.get("missing_in_a_row", 0))
         self.missing_total = int(state.get("missing_total", 0))
-        self.folder = RunFolder(config, about, self.accelerator, resumed=found is not None)
+        since = ranks.gather(time_so_far(config.out) if found else 0.0)[0]
+        self.folder = RunFolder(
+            config, about, self.accelerator, resumed=found is not None, first=self.first, since=since
+        )
 
     def _shake_hands(self) -> dict[str, Any]:
         """Meet the teachers; who they are, for run.json."""
@@ -126,7 +134,7 @@ class Loop:
         self.pipeline = Pipeline(batches.begin, self.engine, ahead=config.rollout.ahead, steps=config.steps)
         label = f"{self.objective.name} on {config.data.label} prompts"
         self.student.model.train()
-        with StopSignal() as stop, progress(label, config.steps) as live, closing(self.pipeline):
+        with StopSignal() as stop, self._view(label) as live, closing(self.pipeline):
             self.scorer.outages.stop = lambda: stop.requested
             self._take_up(batches)
             try:
@@ -134,8 +142,7 @@ class Loop:
                     with tracing.span("step", step=step + 1):
                         figures = self._step(step)
                     spans = self.pipeline.sync(self.done)
-                    live.update(step, **figures)
-                    live.update(self.done)
+                    live.update(self.done, **figures)
                     stopped = self.ranks.any(stop.requested)
                     if self.saver.due(self.done) or stopped:
                         spans += self._save()
@@ -156,6 +163,12 @@ class Loop:
         self.folder.close()
         return config.out / "model"
 
+    def _view(self, label: str) -> Dashboard:
+        """What the terminal of the first process shows."""
+        history = read_json_lines(self.config.out / "metrics.jsonl") if self.first and self.ranks.first else []
+        state = self.scorer.state
+        return Dashboard(label, self.config.steps, TRAIN, console, done=self.first, history=history, state=state)
+
     def _take_up(self, batches: "Batches") -> None:
         """What a resumed run finds: the weights' age, and the batches that were drawn ahead."""
         if self.found is None:
@@ -175,13 +188,15 @@ class Loop:
         self.folder.close()
         raise SystemExit(143)
 
-    def _step(self, step: int) -> dict[str, float | None]:
-        """One step, written to the run's folder; returns the figures for the live view."""
+    def _step(self, step: int) -> dict[str, Any]:
+        """One step, written to the run's folder; returns its figures."""
         started = time.monotonic()
         if self.drawing.rounds == 1:
             drawn = self.ranks.together(lambda: self.pipeline.take(step))
         else:  # which agrees round by round
             drawn = self.pipeline.take(step)
+        due = drawn.version is not None and self.diagnostics.due(step, drawn.needs)
+        measured = self.diagnostics.begin(drawn.learned, drawn.all.rollouts[0]) if due else None
         learning = time.monotonic()
         with tracing.span("update"):
             figures, log = self.learner.update(step, drawn.learned, drawn.needs, drawn.all.rollouts[0])
@@ -189,9 +204,11 @@ class Loop:
         if (step + 1) % self.config.samples_every == 0 or step == 0:
             self.folder.rollouts(log.samples(step + 1, self.student))
         ended = time.monotonic()
+        health = self.diagnostics.figures(measured) if measured else {}
+        beside = measured.spans if measured else []
         scores, waits, outages = drawn.found(), drawn.waits, self.scorer.outages.take_spells()
         optimised = between(learning, ended, waits)
-        self._spans([*drawn.drawing, *scores.spans, *waits, *outages, *optimised])
+        self._spans([*drawn.drawing, *scores.spans, *waits, *outages, *beside, *optimised])
         own = Part(Outcomes.of(drawn.all), scores.missing, seconds(drawn.drawing), seconds(waits))
         parts = self.ranks.gather(own)
         outcomes = Outcomes.joined([part.outcomes for part in parts])
@@ -200,6 +217,7 @@ class Loop:
             **(outcomes.figures() if drawn.version is not None else {}),
             **drawn.figures,
             **figures,
+            **health,
             "missing/teacher": float(found.count_missing("teacher")),
             "missing/verifier": float(found.count_missing("verifier")),
             "staleness": float(drawn.staleness),
@@ -207,15 +225,12 @@ class Loop:
             "time/score_wait": max(part.wait_seconds for part in parts),
             "time/optimise": seconds(optimised),
             "time/step": ended - started,
+            "tokens/per_second": sum(outcomes.lengths) / (ended - started),
         }
         self.folder.metrics(step + 1, metrics)
         self.ranks.together(lambda: self.saver.saw(metrics))
         self.ranks.together(lambda: self._mind_the_missing(found, len(outcomes.rewards)))
-        return {
-            "reward": metrics.get("reward/mean"),
-            "gap": metrics.get("teacher/gap"),
-            "length": metrics.get("length/mean"),
-        }
+        return metrics
 
     def _spans(self, spans: Sequence[Span]) -> None:
         """Write down what every process did when."""

@@ -235,8 +235,10 @@ class CompletionScorer(nn.Module):
         ids_N: Tensor,
         temperature: float = 1.0,
         support_NK: Tensor | None = None,
+        top_k: int = 0,
     ) -> TokenScores:
-        """Scores of the ids at the N positions that follow those where predicts_BS is True, and of support_NK there.
+        """Scores of the ids at the N positions that follow those where predicts_BS is True, and of support_NK there;
+        with top_k, so many of the most likely ids.
 
         Only these positions go through the output head, in chunks.
         """
@@ -251,4 +253,5 @@ class CompletionScorer(nn.Module):
             temperature=temperature,
             chunk=chunk_size(self.model.get_output_embeddings().weight.shape[0]),
             support_NK=support_NK,
+            top_k=top_k,
         )

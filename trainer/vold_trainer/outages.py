@@ -59,15 +59,34 @@ class Watched:
         self.name = name
         self.client = client
         self.outages = outages
+        self.under_way = 0
+        self.seconds: float | None = None
         self._notice: _Notice | None = None
         self._waiting: asyncio.Task[None] | None = None
+
+    def state(self) -> str:
+        """How the service is, in a line: calls under way and how long the last one took, or how long it has been away.
+        May be asked from any thread.
+        """
+        if (notice := self._notice) is not None:
+            return f"away for {time.monotonic() - notice.since:.0f} s, waiting up to {notice.limit:g} s"
+        last = "not asked yet" if self.seconds is None else f"last request {self.seconds:.2f} s"
+        return f"{self.under_way} under way · {last}"
 
     async def call(self, make: Callable[[], Awaitable[None]]) -> None:
         """Make a call, again after each outage.
 
         Raises what the service says to the call itself; ServiceGoneError past the limit; InterruptedWaitError.
         """
+        self.under_way += 1
+        try:
+            await self._call(make)
+        finally:
+            self.under_way -= 1
+
+    async def _call(self, make: Callable[[], Awaitable[None]]) -> None:
         while True:
+            started = time.monotonic()
             try:
                 await make()
             except (Unavailable, DeadlineExceeded) as error:
@@ -79,6 +98,7 @@ class Watched:
                 self._answered()
                 raise
             else:
+                self.seconds = time.monotonic() - started
                 self._answered()
                 return
 

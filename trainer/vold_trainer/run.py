@@ -25,6 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vold_trainer import trackers
 from vold_trainer.config import RunConfig, dump
 
 console = Console(stderr=True)
@@ -46,14 +47,25 @@ def quietly() -> Iterator[None]:
 
 
 class RunFolder:
-    """Writes a run's files. On every rank but the first it writes nothing."""
+    """Writes a run's files. On every rank but the first it writes nothing. Of a run that is resumed, first: the steps
+    that it has done, since: the seconds that they took.
+    """
 
-    def __init__(self, config: RunConfig, about: Mapping[str, Any], accelerator: Accelerator, *, resumed: bool) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        about: Mapping[str, Any],
+        accelerator: Accelerator,
+        *,
+        resumed: bool,
+        first: int = 0,
+        since: float = 0.0,
+    ) -> None:
         self.path = config.out
         self.writes = accelerator.is_main_process
         self.accelerator = accelerator
         accelerator.wait_for_everyone()
-        self.clock = time.monotonic()
+        self.clock = time.monotonic() - since
         self._files: dict[str, IO[str]] = {}
         self._mode = "a" if resumed else "w"
         if self.writes:
@@ -61,8 +73,7 @@ class RunFolder:
             (self.path / "config.yaml").write_text(dump(config))
             started = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
             write_json(self.path / "run.json", {**about, **started})
-        if config.trackers:
-            accelerator.init_trackers("vold", config=_flat(config.model_dump(mode="json")))
+        trackers.start(accelerator, config.trackers, self.path, _flat(config.model_dump(mode="json")), first)
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics, and the numbers among them to the trackers."""
@@ -84,8 +95,10 @@ class RunFolder:
                 self._write("timeline.jsonl", {"step": step, "lane": name, "start": start, "end": end})
 
     def rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        for row in rows:
+        kept = list(rows)
+        for row in kept:
             self._write("rollouts.jsonl", row)
+        trackers.log_rollouts(self.accelerator, kept)
 
     def close(self) -> None:
         """The last thing that a run does: the processes part here."""
@@ -101,6 +114,12 @@ class RunFolder:
             self._files[name] = (self.path / name).open(self._mode)
         self._files[name].write(json.dumps(finite(row)) + "\n")
         self._files[name].flush()
+
+
+def time_so_far(out: Path) -> float:
+    """Seconds that a run that is resumed had gone on: its times and its timeline go on from there."""
+    times = [row.get("time") for row in read_json_lines(out / "metrics.jsonl")]
+    return max((time for time in times if time is not None), default=0.0)
 
 
 def trim_after(path: Path, step: int) -> None:

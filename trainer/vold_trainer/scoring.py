@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -201,6 +202,18 @@ class Scorer:
         self.special_ids: frozenset[int] = frozenset()
         self.prompts: dict[str, TeacherPrompts] = {}
         self._open: set[concurrent.futures.Future[None]] = set()
+
+    def state(self) -> list[tuple[str, str]]:
+        """How the services are, a line each: who, and whether it is away, or how its requests go."""
+        lines = []
+        for key, watched in self.watched.items():
+            lines.append((key, f"{self._called(key)} · {watched.state()}"))
+        return lines
+
+    def _called(self, key: str) -> str:
+        """What the service at this key serves."""
+        models = [of.info.identity.model for of in self.teachers.values() if of.key == key and of.info is not None]
+        return Path(models[0]).name if models else self.verifier_name if key == "verifier" else "not met yet"
 
     def meet_teachers(self, student: Student, asks: Asks) -> list[Teacher]:
         """Learn who the teachers are; from now on only these may answer. Raises HandshakeError where one is unfit."""

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import torch
 
+from vold_trainer import trackers
 from vold_trainer.batching import make_batch
 from vold_trainer.config import SftConfig
 from vold_trainer.data import Example, PromptOrder
 from vold_trainer.data.traces import trace_rows
 from vold_trainer.errors import UsageError
+from vold_trainer.live import SFT, Dashboard
 from vold_trainer.models import Student, load_student
 from vold_trainer.plan import plan_updates
 from vold_trainer.ranks import Ranks, make_accelerator, share
-from vold_trainer.run import RunFolder, StopSignal, progress, trim_after
+from vold_trainer.run import RunFolder, StopSignal, console, read_json_lines, time_so_far, trim_after
 from vold_trainer.saving import Saver
 from vold_trainer.wrapping import Wrapped
 
@@ -61,6 +63,7 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
+    trackers.check_installed(config.trackers)
     ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
     ranks.check(config.batch, "batch")
     student = ranks.together(lambda: load_student(config.student))
@@ -79,24 +82,29 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
         "student": config.student.path,
         "processes": ranks.size,
     }
-    folder = RunFolder(config, about, ranks.accelerator, resumed=found is not None)
+    since = ranks.gather(time_so_far(config.out) if found else 0.0)[0]
+    folder = RunFolder(config, about, ranks.accelerator, resumed=found is not None, first=first, since=since)
     order = PromptOrder(len(traces), config.batch, config.seed)
     student.model.train()
-    with StopSignal() as stop, progress("SFT on the teacher's traces", config.steps) as live:
+    history = read_json_lines(config.out / "metrics.jsonl") if first and ranks.first else []
+    view = Dashboard("SFT on the teacher's traces", config.steps, SFT, console, done=first, history=history)
+    with StopSignal() as stop, view as live:
         for step in range(first, config.steps):
             started = time.monotonic()
             chosen = [traces[index] for index in order.indices(step)]
             loss = _step(student, wrapped, chosen, config.micro)
             norm = wrapped.step()
+            seconds = time.monotonic() - started
             figures = {
                 "loss": loss,
                 "grad_norm": norm,
                 "lr": wrapped.advance(),
-                "time/step": time.monotonic() - started,
+                "time/step": seconds,
+                "tokens/per_second": sum(len(trace.ids) for trace in chosen) / seconds,
             }
             folder.metrics(step + 1, figures)
             ranks.together(partial(saver.saw, figures))
-            live.update(step + 1, loss=loss)
+            live.update(step + 1, **figures)
             stopped = ranks.any(stop.requested)
             if saver.due(step + 1) or stopped:
                 saver.save(step + 1, {})

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vold_trainer.means import Means
 from vold_trainer.models import Student
+from vold_trainer.pictures import thumbnail
 from vold_trainer.scored import Scored, teacher_row
 
 DECILES = 10
@@ -44,16 +45,36 @@ class Outcomes:
 
     def figures(self) -> dict[str, float | None]:
         rewards = torch.tensor(self.rewards)
-        rewards = rewards[rewards.isfinite()]
+        judged = rewards.isfinite()
+        rewards, right = rewards[judged], torch.tensor(self.correct)[judged]
+        lengths = torch.tensor(self.lengths, dtype=torch.float32)
+        # where the reward is the verdict itself, 1 or 0, its means by outcome would say nothing
+        graded = {} if torch.equal(rewards, right.float()) else by_outcome("reward/mean", rewards, right)
         groups_PG = torch.tensor(self.correct).view(-1, self.group)
         return {
             "reward/mean": rewards.mean().item() if len(rewards) else None,
             "reward/std": rewards.std().item() if len(rewards) > 1 else None,
+            "reward/correct": _mean(right.float()),
+            **graded,
             "groups/all_correct": groups_PG.all(-1).float().mean().item(),
             "groups/all_wrong": (~groups_PG.any(-1)).float().mean().item(),
             "length/mean": float(np.mean(self.lengths)),
+            **by_outcome("length/mean", lengths[judged], right),
             "length/truncated": float(np.mean(self.truncated)),
         }
+
+
+def by_outcome(name: str, values_C: Tensor, right_C: Tensor) -> dict[str, float | None]:
+    """The mean of judged completions' values over the right ones and over the wrong ones."""
+    return {f"{name}_correct": _mean(values_C[right_C]), f"{name}_wrong": _mean(values_C[~right_C])}
+
+
+def _mean(values: Tensor) -> float | None:
+    return values.mean().item() if len(values) else None
+
+
+SUFFIXES = {True: "_correct", False: "_wrong", None: ""}
+"""How a figure's name ends that is of one outcome; what nobody judged is in the figure of all alone."""
 
 
 class TokenLog:
@@ -84,7 +105,7 @@ class TokenLog:
                 continue
             gap_T = torch.from_numpy(score.teacher_logprobs) - own
             self.means.add("masked", gap_T[~gap_T.isfinite()].nan_to_num(0.0, 0.0, 0.0))
-            for name in ("", "_correct" if score.correct else "_wrong"):
+            for name in {"", SUFFIXES[score.correct]}:
                 self.means.add(f"gap{name}", gap_T)
                 self.means.add(f"k2{name}", 0.5 * gap_T.square())
             self.means.add_places("place", gap_T, DECILES)
@@ -100,6 +121,7 @@ class TokenLog:
     def _sample(self, step: int, row: int, student: Student) -> dict[str, Any]:
         rollout, score = self.scored.rollouts[row], self.scored.scores[row]
         teacher = teacher_row(score, rollout)
+        images = [thumbnail(image) for image in rollout.example.images]
         return {
             "step": step,
             "id": rollout.example.id,
@@ -112,6 +134,7 @@ class TokenLog:
             "correct": score.correct,
             "extracted": score.extracted,
             "reason": score.reason,
+            **({"images": images} if images else {}),
         }
 
 

@@ -227,6 +227,14 @@ class MissingConfig(Config):
     patience: int = Field(default=3, ge=1, description="steps in a row above max_share before the run stops")
 
 
+class DiagnosticsConfig(Config):
+    """How alike student and teacher are, beyond the sampled token. Asked beside the scores that a step learns from."""
+
+    every: int = Field(default=10, ge=0, description="steps between measurements, the first step among them; 0: none")
+    top_k: int = Field(default=16, ge=1, description="most likely ids of each side that are compared")
+    rollouts: int = Field(default=32, ge=1, description="completions of the step that are looked at")
+
+
 class CheckpointsConfig(Config):
     every: int = Field(default=0, ge=0, description="steps between checkpoints, and one at the end; 0: at SIGTERM only")
     keep_last: int = Field(default=2, ge=1, description="how many of the newest are kept")

@@ -11,6 +11,7 @@ from vold_trainer.config.parts import (
     CheckpointsConfig,
     Config,
     DataConfig,
+    DiagnosticsConfig,
     MissingConfig,
     ObjectiveConfig,
     OptimConfig,
@@ -73,6 +74,7 @@ class TrainConfig(RunConfig):
     optim: OptimConfig = OptimConfig()
     batch: BatchConfig = BatchConfig()
     missing: MissingConfig = MissingConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     outage: OutageConfig = OutageConfig()
     steps: int = Field(default=60, ge=1)
     samples_every: int = Field(default=10, ge=1, description="steps between rollouts kept for the report")

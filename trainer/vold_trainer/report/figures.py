@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -18,13 +19,21 @@ from vold_trainer.report.stats import ema, mean_and_spread, spread, wilson
 
 COLOURS = ("#2f86d6", "#d9730d", "#15976e", "#b65fa6", "#7f8791", "#1fa3b8", "#b8912a", "#6a6fd0")
 DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
-LANE_COLOURS = dict(zip(LANES, (COLOURS[0], COLOURS[2], COLOURS[3], COLOURS[1]), strict=True))
+LANE_COLOURS = dict(zip(LANES, (*(COLOURS[i] for i in (0, 2, 3, 4, 5, 1, 6, 7)), "#c23b3b"), strict=True))
+TONES = {"right": COLOURS[2], "wrong": COLOURS[1], "teacher": COLOURS[3]}
+"""What has one meaning in every panel has one colour in every panel."""
 MODALITIES = {"image_accuracy": ("pictures", COLOURS[1]), "text_accuracy": ("text", COLOURS[0])}
 
 # Clear in the middle, so that a gap of nothing is the page's own background in either theme.
 _DIVERGING = ((0.0, "#d9730d"), (0.499, "rgba(217,115,13,0.03)"), (0.501, "rgba(47,134,214,0.03)"), (1.0, "#2f86d6"))
 
+_RISING = ((0.0, "rgba(47,134,214,0.06)"), (1.0, "#2f86d6"))
+
 _MOST_POINTS = 1500
+_MARKED = 25
+
+MOST_PROCESSES = 8
+"""That a timeline shows; the others do much the same."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,9 @@ class Line:
     key: str
     label: str
 
+    def colour(self, index: int) -> str:
+        return TONES.get(self.label, COLOURS[index % len(COLOURS)])
+
 
 def plain(text: str) -> str:
     """Text for plotly, which would otherwise read `<b>` and `<a href>` in it."""
@@ -41,69 +53,123 @@ def plain(text: str) -> str:
 
 
 def curves(
-    runs: Sequence[Run], lines: Sequence[Line], *, share: bool = False, unit: str = "", smooth: bool = True
+    runs: Sequence[Run],
+    lines: Sequence[Line],
+    *,
+    share: bool = False,
+    unit: str = "",
+    smooth: bool = True,
+    floor: bool = False,
 ) -> go.Figure:
     """Metrics over steps: a smoothed line over its own faint raw line.
 
-    One line or one run: a colour each. Several of both: the colour is the run, the dash the metric. A run that lacks a
-    key has no curve for it. share: the values are in [0, 1] and read as percentages.
-    smooth=False: for what has no noise, where an average only lags.
+    One run: a colour each. Several: the colour is the run, as the page's chips say, and the dash the metric, of which
+    the first is shown and the others on a click in the legend. A run that lacks a key has no curve for it.
+    share: the values are in [0, 1] and read as percentages. smooth=False: for what has no noise, where an average only
+    lags. floor: the axis begins at 0. The page's controls smooth again from the raw line, and lay the curves along the
+    time in their `customdata`, in minutes.
     """
-    figure = _figure(height=300, x_title="step", y_title=unit)
+    figure = _figure(height=270, x_title="step", y_title=unit)
     several = len(runs) > 1
+    values: list[float] = []
     for i, run in enumerate(runs):
         for j, line in enumerate(lines):
             if line.key not in run.keys:
                 continue
-            style = {"color": COLOURS[(i if several else j) % len(COLOURS)], "dash": DASHES[j % len(DASHES)]}
+            style = {"color": COLOURS[i % len(COLOURS)], "dash": DASHES[j % len(DASHES)]}
             if not several:
-                style["dash"] = "solid"
+                style = {"color": line.colour(j), "dash": "solid"}
+            points = _known_points(run, line.key)
+            values += [point[1] for point in points]
             label = " · ".join([run.name] * several + [line.label] * (len(lines) > 1)) or line.label
-            _add_curve(figure, run.steps, run.series(line.key), plain(label), style, share=share, smooth=smooth)
+            first = len(figure.data)
+            _add_curve(figure, points, plain(label), style, share=share, smooth=smooth)
+            for trace in figure.data[first:]:
+                trace.update(legendgroup=plain(line.label), meta={"kind": trace.meta, "run": i})
+                if several:
+                    trace.update(showlegend=False, visible=True if j == 0 else "legendonly")
+    if several and len(lines) > 1:
+        _add_dash_key(figure, lines)
     if share:
-        figure.update_yaxes(tickformat="~%", rangemode="tozero")
+        figure.update_yaxes(tickformat="~%")
+    if values and min(values) == max(values):  # of a line without a height plotly would show one unit to either side
+        edge = 2 * values[0] or (0.1 if share else 1.0)
+        figure.update_yaxes(range=sorted([0.0, edge]))
+    elif floor:
+        figure.update_yaxes(rangemode="tozero")
     return figure
+
+
+def _add_dash_key(figure: go.Figure, lines: Sequence[Line]) -> None:
+    """A legend of the metrics alone: the runs are named once for the whole page."""
+    for j, line in enumerate(lines):
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="lines",
+            line={"color": COLOURS[4], "dash": DASHES[j % len(DASHES)], "width": 2},
+            name=plain(line.label),
+            legendgroup=plain(line.label),
+            visible=True if j == 0 else "legendonly",
+            hoverinfo="skip",
+        )
+
+
+def _known_points(run: Run, key: str) -> list[tuple[int, float, float | None]]:
+    """(step, value, minutes) where there is a value: what is measured every tenth step is a line all the same."""
+    return [
+        (row["step"], value, None if row.get("time") is None else round(row["time"] / 60, 3))
+        for row, value in zip(run.metrics, run.series(key), strict=True)
+        if value is not None
+    ]
 
 
 def _add_curve(
     figure: go.Figure,
-    steps: list[int],
-    values: list[float | None],
+    points: Sequence[tuple[int, float, float | None]],
     label: str,
     style: dict[str, str],
     *,
     share: bool,
     smooth: bool,
 ) -> None:
-    span = max(3.0, min(20.0, len(values) / 8)) if smooth else 1.0
-    x, raw, line = _thin(steps, values, ema(values, span))
+    average = ema([value for _, value, _ in points], default_span(len(points)) if smooth else 1.0)
+    kept = spread(list(zip(points, average, strict=True)), _MOST_POINTS)
+    x = [point[0] for point, _ in kept]
+    raw = [point[1] for point, _ in kept]
     hover = f"%{{y:{'.1%' if share else '.4g'}}}<extra>{label}</extra>"
-    # A line of one point is no line: a run that has just begun still shows where it is.
-    points = "lines+markers" if len(x) < 3 else "lines"
     figure.add_scatter(
         x=x,
         y=raw,
         mode="lines",
         line=style | {"width": 1},
-        opacity=0.3,
-        legendgroup=label,
+        opacity=0.28,
         showlegend=False,
         hoverinfo="skip",
+        meta="raw" if smooth else "plain",
     )
     figure.add_scatter(
         x=x,
-        y=line,
-        mode=points,
+        y=[value for _, value in kept],
+        customdata=[point[2] for point, _ in kept],
+        # few points are shown each: a run that has just begun, or a figure that is measured now and then
+        mode="lines+markers" if len(x) <= _MARKED else "lines",
+        marker={"size": 5},
         line=style | {"width": 2},
         name=label,
-        legendgroup=label,
         hovertemplate=hover,
-        connectgaps=True,
+        meta="smooth" if smooth else "plain",
     )
 
 
-def gap_by_position(run: Run, key: str = "gap_by_position") -> go.Figure | None:
-    """Heat map of the mean teacher-minus-student log-probability: steps across, relative positions upwards.
+def default_span(count: int) -> float:
+    """Over how many points the curve of a run with `count` of them is averaged."""
+    return max(3.0, min(20.0, count / 8))
+
+
+def by_position(run: Run, key: str, unit: str) -> go.Figure | None:
+    """Heat map of a metric with a value for each relative position: steps across, positions upwards. unit: "nats",
+    around 0, or "%", a share in [0, 1].
 
     None if the run has no such metric.
     """
@@ -114,19 +180,28 @@ def gap_by_position(run: Run, key: str = "gap_by_position") -> go.Figure | None:
     height = max(len(row) for _, row in rows)
     z = [[row[i] if i < len(row) else None for _, row in rows] for i in range(height)]
     labels = [f"{100 * i // height} to {100 * (i + 1) // height} %" for i in range(height)]
-    # Of the sizes the 98th percentile bounds the colours: one wild first step must not make all others pale.
-    sizes = sorted(abs(value) for row in z for value in row if value is not None)
-    bound = (sizes[int(0.98 * (len(sizes) - 1))] if sizes else 0) or 1.0
+    values = sorted(value for row in z for value in row if value is not None)
+    if unit == "nats":
+        # The 98th percentile bounds the colours: one wild first step must not make all others pale.
+        sizes = sorted(map(abs, values))
+        bound = (sizes[int(0.98 * (len(sizes) - 1))] if sizes else 0) or 1.0
+        scale = {"zmin": -bound, "zmax": bound, "colorscale": _DIVERGING}
+        shown = "%{z:.3f} nats"
+    else:
+        low, high = (values[0], values[-1]) if values else (0.0, 1.0)
+        scale = {"zmin": low, "zmax": high if high > low else low + 1e-3, "colorscale": _RISING}
+        shown = "%{z:.1%}"
+    bar: dict[str, Any] = {"thickness": 10, "outlinewidth": 0, "title": {"text": "nats" if unit == "nats" else ""}}
+    if unit == "%":
+        bar["tickformat"] = "~%"
     figure = _figure(height=300, x_title="step", y_title="position in the completion")
     figure.add_heatmap(
         x=[step for step, _ in rows],
         y=labels,
         z=z,
-        zmin=-bound,
-        zmax=bound,
-        colorscale=_DIVERGING,
-        colorbar={"thickness": 10, "outlinewidth": 0, "title": {"text": "nats"}},
-        hovertemplate="step %{x}<br>position %{y}<br>%{z:.3f} nats<extra></extra>",
+        colorbar=bar,
+        hovertemplate=f"step %{{x}}<br>position %{{y}}<br>{shown}<extra></extra>",
+        **scale,
     )
     figure.update_yaxes(showgrid=False)
     figure.update_xaxes(showgrid=False)
@@ -134,23 +209,28 @@ def gap_by_position(run: Run, key: str = "gap_by_position") -> go.Figure | None:
 
 
 def timeline(spans: Sequence[Span], steps: Sequence[int]) -> go.Figure:
-    """Who worked when in `steps`: a bar a span, a row a lane, a vertical line where a step begins."""
-    shown = [span for span in spans if span.step in set(steps)]
+    """Who worked when in `steps`: a bar a span, a row a lane and process, a vertical line where a step begins."""
+    shown = [span for span in spans if span.step in set(steps) and span.process < MOST_PROCESSES]
     origin = min((span.start for span in shown), default=0.0)
     lanes = [*LANES, *sorted({span.lane for span in shown} - set(LANES))]
-    lanes = [lane for lane in lanes if any(span.lane == lane for span in shown)]
-    figure = _figure(height=90 + 44 * max(len(lanes), 1), x_title="seconds")
-    for i, lane in enumerate(lanes):
-        own = [span for span in shown if span.lane == lane]
+    rows = sorted({(lanes.index(span.lane), span.process) for span in shown})
+    names = []
+    figure = _figure(
+        height=90 + (44 if len({row[1] for row in rows}) < 2 else 26) * max(len(rows), 1), x_title="seconds"
+    )
+    for i, process in rows:
+        lane = lanes[i]
+        own = [span for span in shown if (span.lane, span.process) == (lane, process)]
+        names.append(plain(f"{lane} {process}" if process else lane))
         figure.add_bar(
             orientation="h",
-            y=[plain(lane)] * len(own),
+            y=[names[-1]] * len(own),
             base=[span.start - origin for span in own],
             x=[span.end - span.start for span in own],
             customdata=[span.step for span in own],
             width=0.62,
             marker={"color": LANE_COLOURS.get(lane, COLOURS[(4 + i) % len(COLOURS)]), "line": {"width": 0}},
-            hovertemplate=f"step %{{customdata}} · {plain(lane)}<br>%{{x:.2f}} s<extra></extra>",
+            hovertemplate=f"step %{{customdata}} · {names[-1]}<br>%{{x:.2f}} s<extra></extra>",
             showlegend=False,
         )
     for step in steps:
@@ -164,21 +244,24 @@ def timeline(spans: Sequence[Span], steps: Sequence[int]) -> go.Figure:
             )
     # Overlaid, or plotly would stack bars that share a row on top of their bases.
     figure.update_layout(barmode="overlay", margin={"t": 26}, hovermode="closest")
-    figure.update_yaxes(categoryorder="array", categoryarray=[plain(lane) for lane in reversed(lanes)], showgrid=False)
+    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], showgrid=False)
     return figure
 
 
 def hidden_share(spans: Iterable[Span]) -> float | None:
-    """The share of the services' working time (teacher and verifier, as one) in which this machine worked too.
+    """The share of the services' working time (teacher and verifier, as one) in which the process that asked worked
+    too; of several processes, of the sum of their times.
 
     1 means that scoring cost no time of its own; None if nothing was scored.
     """
-    scoring: list[tuple[float, float]] = []
-    own: list[tuple[float, float]] = []
+    pieces: dict[int, tuple[list[tuple[float, float]], list[tuple[float, float]]]] = {}
     for span in spans:
-        (scoring if span.lane in ("teacher", "verifier") else own).append((span.start, span.end))
-    total = _covered(scoring)
-    return (total + _covered(own) - _covered(scoring + own)) / total if total else None
+        if span.lane not in ("wait", "outage"):
+            scoring, own = pieces.setdefault(span.process, ([], []))
+            (scoring if span.lane in ("teacher", "verifier") else own).append((span.start, span.end))
+    total = sum(_covered(scoring) for scoring, _ in pieces.values())
+    hidden = sum(_covered(scoring) + _covered(own) - _covered(scoring + own) for scoring, own in pieces.values())
+    return hidden / total if total else None
 
 
 def _covered(pieces: Sequence[tuple[float, float]]) -> float:
@@ -277,14 +360,6 @@ def ablation(rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]]) -> go.Fi
     return figure
 
 
-def _thin(
-    steps: list[int], raw: list[float | None], smooth: list[float | None]
-) -> tuple[list[int], list[float | None], list[float | None]]:
-    """At most _MOST_POINTS of a curve: no screen shows more, and a long run has many curves."""
-    kept = spread(list(zip(steps, raw, smooth, strict=True)), _MOST_POINTS)
-    return [k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept]
-
-
 def _figure(*, height: int, x_title: str = "", y_title: str = "") -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
@@ -298,5 +373,7 @@ def _figure(*, height: int, x_title: str = "", y_title: str = "") -> go.Figure:
         showlegend=True,
     )
     figure.update_xaxes(title={"text": x_title, "standoff": 6}, automargin=True, zeroline=False)
-    figure.update_yaxes(title={"text": y_title, "standoff": 6}, automargin=True, zeroline=False, exponentformat="e")
+    figure.update_yaxes(automargin=True, zeroline=False, exponentformat="e")
+    if y_title:
+        figure.update_yaxes(title={"text": y_title, "standoff": 6})
     return figure

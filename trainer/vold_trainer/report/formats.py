@@ -43,6 +43,14 @@ def interval(ends: tuple[float, float] | None) -> str:
     return MISSING if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
 
 
+def measure(name: str, value: float | None, share: bool | None = None) -> str:
+    """A further figure of an evaluation: a share where `share` or its name says so (mean@4, pass@8, truncated), else a
+    number.
+    """
+    is_share = "@" in name or name in ("truncated", "majority") if share is None else share
+    return percent(value) if is_share and (value is None or 0 <= value <= 1) else number(value)
+
+
 def seconds(value: float | None) -> str:
     """A duration: "0.8 s", "42 s", "3 min 05 s", "2 h 10 min"."""
     if value is None:

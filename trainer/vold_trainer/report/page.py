@@ -23,11 +23,22 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from vold_trainer.report import figures, formats, tokens
-from vold_trainer.report.panels import draw_others, draw_panels
-from vold_trainer.report.read import OUTCOMES, Run, Score, count, number, read_runs, share
+from vold_trainer.report.compare import HEIGHT, WIDTH, config_differences, glances
+from vold_trainer.report.evaluation import Score, count, number, share
+from vold_trainer.report.panels import draw_others, draw_sections
+from vold_trainer.report.read import OUTCOMES, Run, read_runs
 from vold_trainer.report.stats import mean_and_spread, spread, wilson
 
 STAGE_LABELS = {"base": "base", "sft": "SFT", "grpo": "SFT + GRPO", "vold": "VOLD"}
+
+SPANS = (1, 3, 5, 10, 20, 50, 100)
+"""The steps of the smoothing control: over how many points a curve is averaged."""
+
+POSITIONS = (
+    ("gap_by_position", "teacher minus student", "nats"),
+    ("overlap_by_position", "top-k overlap", "%"),
+)
+"""What is known by position: its key, its name, its unit."""
 
 _TIMELINE_STEPS = 6
 
@@ -73,13 +84,20 @@ def build_report(
         stage_figure=figures.stages([(row["label"], row, row["n"]) for row in stages]) if stages else None,
         variants=variants,
         ablation_figure=figures.ablation([(row["label"], row["values"]) for row in variants]) if variants else None,
-        panels=draw_panels(found),
+        glances=glances(found),
+        spark=(WIDTH, HEIGHT),
+        differences=config_differences(found) if len(found) > 1 else [],
+        colours=figures.COLOURS,
+        spans=SPANS,
+        span=default_span(found),
+        sections=draw_sections(found),
         groups=draw_others(found),
-        heat_maps=[Choice(run.name, figure) for run in found if (figure := figures.gap_by_position(run)) is not None],
+        heat_maps=heat_maps(found),
         timelines=timelines(found),
         legend=tokens.legend(),
         outcomes=OUTCOMES,
         evaluations=evaluation_rows(found),
+        measures=measure_names(found),
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     # A reader may reload the page while a run goes on: it is replaced whole. Lone surrogates cannot be UTF-8.
@@ -168,6 +186,22 @@ def warnings(runs: Sequence[Run], summary: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def default_span(runs: Sequence[Run]) -> int:
+    """Where the smoothing control stands at first: an index of SPANS, the nearest to what the curves are drawn with."""
+    span = figures.default_span(max((len(run.steps) for run in runs), default=0))
+    return min(range(len(SPANS)), key=lambda index: abs(SPANS[index] - span))
+
+
+def heat_maps(runs: Sequence[Run]) -> list[Choice]:
+    """What is known by position, of each run."""
+    return [
+        Choice(f"{name}, {run.name}", figure)
+        for key, name, unit in POSITIONS
+        for run in runs
+        if (figure := figures.by_position(run, key, unit)) is not None
+    ]
+
+
 def timelines(runs: Sequence[Run]) -> list[Choice]:
     """For each run a timeline of its last steps, and of its first and middle ones where it is long enough."""
     choices = []
@@ -189,6 +223,8 @@ def timelines(runs: Sequence[Run]) -> list[Choice]:
                 if hidden is not None
                 else ""
             )
+            if (count_of := len({span.process for span in spans})) > figures.MOST_PROCESSES:
+                note = f"The first {figures.MOST_PROCESSES} of {count_of} processes. {note}".strip()
             label = f"{run.name}: {name} steps ({window[0]} to {window[-1]})"
             choices.append(Choice(label, figures.timeline(spans, window), note))
     return choices
@@ -202,6 +238,12 @@ def evaluation_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if run.evaluation is not None
         for name, score in run.evaluation.scores.items()
     ]
+
+
+def measure_names(runs: Sequence[Run]) -> list[str]:
+    """The further figures of the evaluations, in the order in which they appear."""
+    scores = [score for run in runs if run.evaluation for score in run.evaluation.scores.values()]
+    return list(dict.fromkeys(name for score in scores for name in score.measures))
 
 
 def _interval(score: Score) -> tuple[float, float] | None:
@@ -223,6 +265,7 @@ def _environment() -> Environment:
         "percent": formats.percent,
         "points": formats.points,
         "interval": formats.interval,
+        "measure": formats.measure,
         "seconds": lambda value: formats.seconds(number(value)),
         "visible": formats.visible,
         "image_uri": formats.image_uri,

@@ -1,15 +1,15 @@
 """A run's folder as dataclasses: what each file means. How files are read, whole or unfinished, is in files.py."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vold_trainer.report.evaluation import Evaluation, evaluation_of, number
 from vold_trainer.report.files import config_text, json_object, lines, records, records_at
 from vold_trainer.report.stats import spread
 
-LANES = ("generate", "teacher", "verifier", "optimise")
+LANES = ("generate", "teacher", "verifier", "wait", "diagnose", "optimise", "sync", "checkpoint", "outage")
 OUTCOMES = ("right", "wrong", "unverified")
 
 T = TypeVar("T")
@@ -17,17 +17,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Span:
-    """One piece of work in one lane; `start` and `end` in seconds since the run started."""
+    """One piece of work in one lane of one process; `start` and `end` in seconds since the run started."""
 
     step: int
     lane: str
     start: float
     end: float
+    process: int = 0
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled completion. The two log-probability tuples are as long as `tokens`; None is a missing score."""
+    """One sampled completion. The two log-probability tuples are as long as `tokens`; None is a missing score.
+
+    images: data URIs of the prompt's pictures.
+    """
 
     step: int
     id: str
@@ -40,6 +44,7 @@ class Rollout:
     correct: bool | None
     extracted: str | None
     reason: str
+    images: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> str:
@@ -62,24 +67,6 @@ class EvalSample:
     @property
     def outcome(self) -> str:
         return outcome_of(self.correct)
-
-
-@dataclass(frozen=True)
-class Score:
-    """An accuracy in [0, 1] over `n` problems; `interval` is None where the file does not give one."""
-
-    accuracy: float | None
-    n: int | None
-    interval: tuple[float, float] | None = None
-    by_category: Mapping[str, "Score"] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """eval.json: a score per test set ("text", "image", ...), and how many problems could not be answered."""
-
-    scores: Mapping[str, Score]
-    errors: int | None
 
 
 @dataclass(frozen=True)
@@ -117,6 +104,11 @@ class Run:
                 if key not in ("step", "time") and isinstance(value, float):
                     seen.setdefault(key)
         return list(seen)
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher scored any token that is shown."""
+        return any(value is not None for rollout in self.rollouts for value in rollout.teacher_logprobs)
 
     def series(self, key: str) -> list[float | None]:
         """One value a step, None where the step has none."""
@@ -171,7 +163,7 @@ def _read_run(path: Path, name: str, rollout_steps: int, rollouts_a_step: int, s
         timeline=tuple(records(path / "timeline.jsonl", _span, problems)),
         rollouts=tuple(records_at(path / "rollouts.jsonl", offsets, _rollout, problems)),
         rollout_count=len(index),
-        evaluation=_evaluation(evaluation) if evaluation else None,
+        evaluation=evaluation_of(evaluation) if evaluation else None,
         samples=tuple(_pick_samples(list(records(path / "eval_samples.jsonl", _sample, problems)), samples)),
         problems=tuple(problems),
     )
@@ -229,7 +221,10 @@ def _span(raw: dict[str, Any]) -> Span:
     start, end = number(raw["start"]), number(raw["end"])
     if start is None or end is None or end < start:
         raise ValueError(f"start {raw['start']!r} and end {raw['end']!r} are not two times in order")
-    return Span(step=_step(raw), lane=str(raw["lane"]), start=start, end=end)
+    lane, _, process = str(raw["lane"]).rpartition(" ")
+    if not (lane and process.isdecimal()):  # the first process's lanes have no number
+        lane, process = str(raw["lane"]), "0"
+    return Span(step=_step(raw), lane=lane, start=start, end=end, process=int(process))
 
 
 def _rollout_key(raw: dict[str, Any]) -> tuple[int, str]:
@@ -252,7 +247,14 @@ def _rollout(raw: dict[str, Any]) -> Rollout:
         correct=_flag(raw.get("correct")),
         extracted=None if raw.get("extracted") is None else str(raw["extracted"]),
         reason=_text(raw.get("reason")),
+        images=_images(raw),
     )
+
+
+def _images(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    found = raw.get("images", raw.get("image"))
+    listed = found if isinstance(found, list) else [found]
+    return tuple(image for image in listed if isinstance(image, str))
 
 
 def _logprobs(value: Any, length: int) -> tuple[float | None, ...]:
@@ -276,49 +278,7 @@ def _sample(raw: dict[str, Any]) -> EvalSample:
     )
 
 
-def _evaluation(raw: Mapping[str, Any]) -> Evaluation:
-    scores = {name: score for name, item in raw.items() if (score := _score(item)) is not None}
-    return Evaluation(scores=scores, errors=count(raw.get("errors")))
-
-
-def _score(raw: Any) -> Score | None:
-    if not isinstance(raw, Mapping):
-        return None
-    interval = raw.get("interval")
-    ends = [share(end) for end in interval] if isinstance(interval, list) else []
-    low, high = ends if len(ends) == 2 else (None, None)
-    categories = raw.get("by_category")
-    return Score(
-        accuracy=share(raw.get("accuracy")),
-        n=count(raw.get("n")),
-        interval=None if low is None or high is None else (low, high),
-        by_category={
-            str(name): score
-            for name, item in (categories.items() if isinstance(categories, Mapping) else ())
-            if (score := _score(item)) is not None
-        },
-    )
-
-
 # Values
-
-
-def number(value: Any) -> float | None:
-    """A finite float, or None for everything else: null, NaN, infinity, text, a nested object."""
-    if isinstance(value, bool | int | float) and math.isfinite(value):
-        return float(value)
-    return None
-
-
-def share(value: Any) -> float | None:
-    """A number in [0, 1], or None."""
-    found = number(value)
-    return found if found is not None and 0 <= found <= 1 else None
-
-
-def count(value: Any) -> int | None:
-    found = number(value)
-    return None if found is None else int(found)
 
 
 def _flag(value: Any) -> bool | None:

@@ -5,6 +5,7 @@
   const touch = matchMedia("(pointer: coarse)");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const drawn = new Set();
+  let touched = false;
 
   function themed(figure) {
     const [text, dim, grid, line, card] = ["--text", "--dim", "--grid", "--line", "--card"].map(css);
@@ -20,17 +21,80 @@
     return layout;
   }
 
+  const smooth = document.querySelector("[data-smooth]");
+  const along = document.querySelector("[data-along]");
+  const says = document.querySelector("[data-smooth-says]");
+  const span = () => Number(smooth.dataset.spans.split(" ")[smooth.value]);
+  const tell_span = () => { says.textContent = span() === 1 ? "off" : `${span()} points`; };
+
+  // As stats.ema: weight 2 / (span + 1), corrected for its start.
+  function ema(values, span) {
+    const keep = 1 - 2 / (span + 1);
+    let total = 0, weight = 0;
+    return values.map((value) => {
+      total = keep * total + (1 - keep) * value;
+      weight = keep * weight + (1 - keep);
+      return total / weight;
+    });
+  }
+
+  const hidden = new Set();
+
+  // A curve is two traces: as logged, and after it the same smoothed, with the minutes of its points.
+  function shape(figure) {
+    if (!smooth) return;
+    figure.data.forEach((trace, i) => {
+      if (!trace.meta || !trace.customdata) return;
+      const raw = figure.data[i - 1];
+      if (trace.meta.kind === "smooth" && figure.touched) trace.y = ema(raw.y, span());
+      trace.steps = trace.steps || trace.x;
+      trace.x = raw.x = along.value === "time" ? trace.customdata : trace.steps;
+      figure.layout.xaxis.title.text = along.value === "time" ? "minutes" : "step";
+      for (const part of [raw, trace]) {
+        if (hidden.has(trace.meta.run) !== "shown" in part) {
+          if ("shown" in part) { part.visible = part.shown; delete part.shown; }
+          else { part.shown = part.visible ?? true; part.visible = false; }
+        }
+      }
+    });
+  }
+
+  function reshape() {
+    tell_span();
+    for (const chart of drawn) {
+      chart.figure.touched = touched;
+      shape(chart.figure);
+      Plotly.react(chart, chart.figure.data, themed(chart.figure));
+    }
+  }
+
   function draw(element) {
     if (drawn.has(element)) return;
     drawn.add(element);
     const data = document.querySelector(`script[data-for="${element.id}"]`);
     const figure = JSON.parse(data.textContent);
     element.figure = figure;
+    figure.touched = touched;
+    shape(figure);
     Plotly.newPlot(element, figure.data, themed(figure), {
       responsive: true, displaylogo: false, displayModeBar: touch.matches ? false : "hover",
       // Named one by one: the default bar also offers to send the chart to a server.
       modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
     });
+  }
+
+  if (smooth) {
+    tell_span();
+    smooth.addEventListener("input", () => { touched = true; reshape(); });
+    along.addEventListener("change", reshape);
+    for (const chip of document.querySelectorAll("[data-chip]")) {
+      chip.addEventListener("click", () => {
+        const run = Number(chip.dataset.chip);
+        if (!hidden.delete(run)) hidden.add(run);
+        chip.setAttribute("aria-pressed", String(!hidden.has(run)));
+        reshape();
+      });
+    }
   }
 
   const charts = [...document.querySelectorAll(".chart")];
@@ -59,7 +123,8 @@
     const show = () => {
       let count = 0;
       for (const item of items) {
-        item.hidden = selects.some((select) => select.value !== "" && item.dataset[select.dataset.filter] !== select.value);
+        item.hidden = selects.some(({ value, dataset }) => value !== ""
+          && (value === "last" ? !("last" in item.dataset) : item.dataset[dataset.filter] !== value));
         count += item.hidden ? 0 : 1;
       }
       section.querySelector(".shown").textContent = `${count} of ${items.length} shown`;
@@ -67,7 +132,8 @@
     };
     // The last step first: it is what the student has become, and a page of all steps is long.
     const step = selects.find((select) => select.dataset.filter === "step");
-    if (step) step.selectedIndex = step.options.length - 1;
+    const last = step && [...step.options].findIndex((option) => option.value === "last");
+    if (step) step.selectedIndex = last > 0 ? last : step.options.length - 1;
     selects.forEach((select) => select.addEventListener("change", show));
     show();
   }

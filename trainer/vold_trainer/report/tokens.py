@@ -50,22 +50,27 @@ def legend() -> list[Shade]:
     return [*lower, Shade("g0", "0"), *higher, Shade(MASKED, "no score")]
 
 
-def view_tokens(rollout: Rollout, *, limit: int = 1200) -> tuple[list[TokenView], int, list[TokenView]]:
+def view_tokens(
+    rollout: Rollout, *, limit: int = 1200, scored: bool = True
+) -> tuple[list[TokenView], int, list[TokenView]]:
     """(first tokens, how many are left out, last tokens): all of them first when there are at most `limit`.
 
+    scored: whether there is a teacher at all; where there is none, no token misses its score.
     A long completion keeps three quarters of the limit from its start and a quarter from its end, where the answer is.
     """
     columns = (rollout.tokens, rollout.student_logprobs, rollout.teacher_logprobs)
-    views: Sequence[TokenView] = [_view(*item) for item in zip(*columns, strict=True)]
+    views: Sequence[TokenView] = [_view(*item, scored) for item in zip(*columns, strict=True)]
     if len(views) <= limit:
         return list(views), 0, []
     head, tail = limit - limit // 4, limit // 4
     return list(views[:head]), len(views) - limit, list(views[-tail:])
 
 
-def _view(token: str, student: float | None, teacher: float | None) -> TokenView:
+def _view(token: str, student: float | None, teacher: float | None, scored: bool) -> TokenView:
+    text = visible(token).replace("\n", "⏎\n").replace("\t", "⇥\t") or "∅"
+    if not scored:
+        return TokenView(text, "plain", f"student {logprob(student)}")
     gap = None if student is None or teacher is None else teacher - student
     values = f"student {logprob(student)} · teacher {logprob(teacher)}"
     title = f"{values} · no score, masked" if gap is None else f"{values} · difference {logprob(gap)}"
-    text = visible(token).replace("\n", "⏎\n").replace("\t", "⇥\t") or "∅"
     return TokenView(text, shade_of(gap), title)

@@ -1,0 +1,122 @@
+"""eval.json as dataclasses: accuracies, and whatever else an evaluation measures."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Any other figure of a test set, such as pass@8, with its interval where the file gives one. share: whether it is
+    a part of 1, or None where its name says so.
+    """
+
+    value: float
+    interval: tuple[float, float] | None = None
+    share: bool | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy in [0, 1] over `n` problems; `interval` is None where the file does not give one."""
+
+    accuracy: float | None
+    n: int | None
+    interval: tuple[float, float] | None = None
+    by_category: Mapping[str, "Score"] = field(default_factory=dict)
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """eval.json: a score per test set ("text", "image", ...), and how many problems could not be answered."""
+
+    scores: Mapping[str, Score]
+    errors: int | None
+
+
+def evaluation_of(raw: Mapping[str, Any]) -> Evaluation:
+    scores = {name: score for name, item in raw.items() if (score := _score(item)) is not None}
+    return Evaluation(scores=scores, errors=count(raw.get("errors")))
+
+
+def _score(raw: Any) -> Score | None:
+    if not isinstance(raw, Mapping):
+        return None
+    return Score(
+        accuracy=share(raw.get("accuracy")),
+        n=count(raw.get("n")),
+        interval=_interval(raw.get("interval")),
+        by_category=_parts(raw),
+        measures=dict(_measures(raw)),
+    )
+
+
+def _parts(raw: Mapping[str, Any]) -> dict[str, Score]:
+    """By category, greedy and sampled figures together, and by each further facet."""
+    categories, sampled = _mapping(raw.get("by_category")), _mapping(_mapping(raw.get("sampled")).get("by_category"))
+    items = {
+        str(name): {**_mapping(categories.get(name)), "sampled": sampled.get(name)}
+        for name in {**categories, **sampled}
+    }
+    for facet, found in _mapping(raw.get("by_facet")).items():
+        items |= {f"{facet}: {name}": item for name, item in _mapping(found).items()}
+    return {name: score for name, item in items.items() if (score := _score(item)) is not None}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _interval(raw: Any) -> tuple[float, float] | None:
+    ends = [number(end) for end in raw] if isinstance(raw, list) else []
+    low, high = ends if len(ends) == 2 else (None, None)
+    return None if low is None or high is None else (low, high)
+
+
+def _measures(raw: Mapping[str, Any]) -> Iterator[tuple[str, Measure]]:
+    """Every further number, plain or as {"value", "interval"}: what an evaluation measures may grow. Then a benchmark's
+    own figures, and those of sampled answers.
+    """
+    yield from _plain_measures(raw, skip=_NO_MEASURES)
+    yield from _plain_measures(_mapping(raw.get("aggregate")), share=True)
+    sampled = _mapping(raw.get("sampled"))
+    yield from _plain_measures(sampled, skip=_NO_SAMPLED_MEASURES)
+    for name, measure in _plain_measures(_mapping(sampled.get("aggregate")), share=True):
+        yield f"{name}, sampled", measure
+
+
+_NO_MEASURES = ("accuracy", "n", "interval", "by_category", "by_facet", "errors", "problems", "aggregate", "sampled")
+_NO_SAMPLED_MEASURES = (*_NO_MEASURES, "temperature", "top_p", "mean_length", "truncated")
+
+
+def _plain_measures(
+    raw: Mapping[str, Any], *, skip: Sequence[str] = (), share: bool | None = None
+) -> Iterator[tuple[str, Measure]]:
+    for name, item in raw.items():
+        if name in skip:
+            continue
+        inner = _mapping(item)
+        value = number(next((inner[key] for key in ("value", "mean", "accuracy", "estimate") if key in inner), item))
+        if value is not None:
+            interval = _interval(inner.get("interval", raw.get(f"{name}_interval")))
+            yield str(name), Measure(value, interval, share)
+
+
+def number(value: Any) -> float | None:
+    """A finite float, or None for everything else: null, NaN, infinity, text, a nested object."""
+    if isinstance(value, bool | int | float) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def share(value: Any) -> float | None:
+    """A number in [0, 1], or None."""
+    found = number(value)
+    return found if found is not None and 0 <= found <= 1 else None
+
+
+def count(value: Any) -> int | None:
+    found = number(value)
+    return None if found is None else int(found)
