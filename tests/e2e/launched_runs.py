@@ -35,7 +35,7 @@ def main() -> None:
     try:
         ranks.together(work)
     except Exception as error:
-        print(f"{ranks.rank} {type(error).__name__}: {error}", flush=True)
+        Path(sys.argv[1]).with_name(f"said-{ranks.rank}").write_text(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

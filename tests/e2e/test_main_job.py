@@ -101,7 +101,8 @@ def test_training_learns_from_what_the_services_say(tmp_path, pocket_teacher, ve
     assert all(row["missing/teacher"] == row["missing/verifier"] == 0 for row in rows)
     assert all(row["teacher/k2"] > 0 for row in rows)
     lanes = {row["lane"] for row in read_json_lines(tmp_path / "vold" / "timeline.jsonl")}
-    assert lanes - {"wait"} == {"generate", "teacher", "verifier", "diagnose", "optimise", "sync"}
+    lanes -= {"wait"}  # nobody waits where all is there
+    assert lanes == {"generate", "teacher", "verifier", "diagnose", "optimise", "sync"}
     sample = read_json_lines(tmp_path / "vold" / "rollouts.jsonl")[0]
     assert len(sample["tokens"]) == len(sample["student_logprobs"]) == len(sample["teacher_logprobs"])
     assert load_student(load(EvalConfig, Path("pocket:eval"), [f"student.path={model}"]).student).model is not None

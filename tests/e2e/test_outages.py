@@ -91,6 +91,7 @@ def test_a_service_that_comes_back_costs_time_and_nothing_else(
         first.__exit__(None, None, None)
         restart.join()
         second.__exit__(None, None, None)
+    monkeypatch.undo()
     assert_same(read_json_lines(tmp_path / "run" / "metrics.jsonl"), undisturbed(0))
     (outage,) = [span for span in read_json_lines(tmp_path / "run" / "timeline.jsonl") if span["lane"] == "outage"]
     assert outage["step"] == 2

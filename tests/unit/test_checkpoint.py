@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText
 from vold_trainer.checkpoint import begin, best_of, choose, finish, latest, listed, prune
@@ -58,7 +58,7 @@ def test_no_checkpoints_are_none(tmp_path):
         choose(tmp_path, "last", "max")
 
 
-@settings(max_examples=30)  # each flushes its files to the disk
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # each waits for the disk
 @given(
     scores=st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=7),
     last=st.integers(1, 4),

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vold_client import (
     AsyncTeacherClient,
@@ -59,6 +59,10 @@ class Services:
         """What became of the services at these URLs where all of them were started here and have ended; else ""."""
         fates = [self.children[url].fate() if url in self.children else "" for url in urls]
         return "; ".join(fates) if fates and all(fates) else ""
+
+    def __reduce__(self) -> tuple[type["Services"], tuple[Any, ...]]:
+        """In another process they are URLs: only the process that started a child can watch it."""
+        return Services, (self.teacher_urls, self.verifier_urls, dict(self.teachers))
 
 
 @dataclass(frozen=True)
