@@ -158,7 +158,7 @@ def test_two_processes_learn_what_one_does(name, runs, in_two, tmp_path):
 def test_both_processes_draw_and_score_and_one_writes(in_two):
     out = in_two[0] / "vold"
     lanes = {row["lane"] for row in read_json_lines(out / "timeline.jsonl")}
-    both = {"generate", "teacher", "verifier", "optimise", "sync"}
+    both = {"generate", "teacher", "verifier", "diagnose", "optimise", "sync"}
     assert lanes - {"wait", "wait 1"} == both | {f"{lane} 1" for lane in both}
     assert json.loads((out / "run.json").read_text())["processes"] == 2
 
