@@ -12,7 +12,7 @@ import torch
 from conftest import serving
 from PIL import Image
 from tiny_students import QWEN_TEMPLATE, QWEN_TEXT_TEMPLATE, tiny_student
-from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 from vold_client import Completion, TeacherClient
 from vold_trainer.config import TrainConfig, load
 from vold_trainer.grpo import run_train
@@ -79,10 +79,13 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    folder = tiny_student(
-        "qwen2.5-vl", tmp_path_factory.mktemp("pair") / "student", tokenizer_of("qwen2.5"), vocab_size=ROWS
-    )
+def tokenizer():
+    return tokenizer_of("qwen2.5")
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory, tokenizer):
+    folder = tiny_student("qwen2.5-vl", tmp_path_factory.mktemp("pair") / "student", tokenizer, vocab_size=ROWS)
     draws_few_ids(folder)
     return folder
 
@@ -129,7 +132,7 @@ def run(tmp_path, student, teacher, verifier, data, monkeypatch, capsys):
     return three_steps
 
 
-def test_qwen2_5_vl_learns_from_qwen3_with_the_four_differing_ids_masked(run, student, teacher, data):
+def test_qwen2_5_vl_learns_from_qwen3_with_the_four_differing_ids_masked(run, student, teacher, tokenizer):
     first = run("a")
     named = "151665 token ids compared, 4 differ and are masked in the teacher's term: "
     tokens = ("<tool_response>", "</tool_response>", "<think>", "</think>")
@@ -148,7 +151,7 @@ def test_qwen2_5_vl_learns_from_qwen3_with_the_four_differing_ids_masked(run, st
         assert row["missing/masked_positions"] == sum(token in DIFFERING for token in ids) > 0
         assert set(ids) <= set(DRAWN), "what else would be masked is not drawn"
 
-    scored_after_the_twin(first, student, teacher)
+    scored_after_the_twin(first, tokenizer, teacher)
     only_the_language_model_learned(first, student)
 
     second = run("b", keep=False)
@@ -156,11 +159,10 @@ def test_qwen2_5_vl_learns_from_qwen3_with_the_four_differing_ids_masked(run, st
     assert [[r.ids for r in step] for step in second.drawn] == [[r.ids for r in step] for step in first.drawn]
 
 
-def scored_after_the_twin(run, student, teacher):
+def scored_after_the_twin(run, tokenizer, teacher):
     """The teacher's log-probabilities of what was drawn for a picture are those that it gives, asked for them after the
     twin; masked ids are sent, for the rest comes after them, and only their own value is left out.
     """
-    tokenizer = AutoTokenizer.from_pretrained(student)
     by_row = {(row["id"], tuple(row["tokens"])): row for row in read_json_lines(run.out / "rollouts.jsonl")}
     compared = {True: 0, False: 0}
     with TeacherClient(teacher.grpc) as client:

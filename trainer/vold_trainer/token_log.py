@@ -89,11 +89,11 @@ class TokenLog:
         return self.means
 
     def samples(self, step: int, student: Student, each: int = 3) -> list[dict[str, Any]]:
-        """Some right and some wrong rollouts of the step, token by token."""
+        """Some right and some wrong rollouts of the step, of prompts from all over it, token by token."""
         rows = sorted(self.logprobs)
         right = [row for row in rows if self.scored.scores[row].correct]
         wrong = [row for row in rows if not self.scored.scores[row].correct]
-        return [self._sample(step, row, student) for row in right[:each] + wrong[:each]]
+        return [self._sample(step, row, student) for row in _spread(right, each) + _spread(wrong, each)]
 
     def _sample(self, step: int, row: int, student: Student) -> dict[str, Any]:
         rollout, score = self.scored.rollouts[row], self.scored.scores[row]
@@ -111,6 +111,13 @@ class TokenLog:
             "extracted": score.extracted,
             "reason": score.reason,
         }
+
+
+def _spread(rows: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the rows, at equal distances: completions of a prompt stand together, and a group may have more
+    of them.
+    """
+    return [rows[len(rows) * place // count] for place in range(count)] if len(rows) > count else list(rows)
 
 
 def token_figures(means: Means) -> dict[str, Any]:
