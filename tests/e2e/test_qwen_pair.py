@@ -163,12 +163,11 @@ def scored_after_the_twin(run, tokenizer, teacher):
     """The teacher's log-probabilities of what was drawn for a picture are those that it gives, asked for them after the
     twin; masked ids are sent, for the rest comes after them, and only their own value is left out.
     """
-    by_row = {(row["id"], tuple(row["tokens"])): row for row in read_json_lines(run.out / "rollouts.jsonl")}
+    by_row = {(row["step"], row["id"], tuple(row["ids"])): row for row in read_json_lines(run.out / "rollouts.jsonl")}
     compared = {True: 0, False: 0}
     with TeacherClient(teacher.grpc) as client:
-        for rollout in (rollout for step in run.drawn for rollout in step):
-            tokens = tuple(tokenizer.decode([token]) for token in rollout.ids)
-            if (kept := by_row.get((rollout.example.id, tokens))) is None or len(set(rollout.ids)) < 2:
+        for step, rollout in ((step, rollout) for step, drawn in enumerate(run.drawn, 1) for rollout in drawn):
+            if (kept := by_row.get((step, rollout.example.id, rollout.ids))) is None:
                 continue
             twin = rollout.example.twin or rollout.example.messages
             prompt = tokenizer.apply_chat_template(list(twin), add_generation_prompt=True, return_dict=False)

@@ -103,6 +103,7 @@ class TokenLog:
             "id": rollout.example.id,
             "prompt": rollout.example.prompt_text,
             "reference": rollout.example.reference,
+            "ids": list(rollout.ids),
             "tokens": [student.tokenizer.decode([token]) for token in rollout.ids],
             "student_logprobs": self.logprobs[row].tolist(),
             "teacher_logprobs": teacher.tolist(),
@@ -114,8 +115,8 @@ class TokenLog:
 
 
 def _spread(rows: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the rows, at equal distances: completions of a prompt stand together, and a group may have more
-    of them.
+    """At most `count` of the rows, at equal distances: completions of a prompt stand together, and a group may
+    have more of them.
     """
     return [rows[len(rows) * place // count] for place in range(count)] if len(rows) > count else list(rows)
 
