@@ -41,7 +41,7 @@ def vocab_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
         return "".join(letters[byte] for byte in token)
 
     vocab = {word(token): rank for token, rank in ranks().items()}
-    halves = (_halves(token, rank) for token, rank in ranks().items() if len(token) > 1)
+    halves = (_halves(token, ranks()) for token in ranks() if len(token) > 1)
     return vocab, [(word(left), word(right)) for left, right in halves]
 
 
@@ -61,11 +61,19 @@ def qwen(name: str) -> Tokenizer:
     return tokenizer
 
 
-def _halves(token: bytes, rank: int) -> tuple[bytes, bytes]:
+def _halves(token: bytes, known: dict[bytes, int]) -> tuple[bytes, bytes]:
     """The two tokens that byte-pair encoding joins last to get this one."""
-    parts = [bytes([byte]) for byte in token]
+    rank = known[token]
+    cuts = [
+        cut
+        for cut in range(1, len(token))
+        if known.get(token[:cut], rank) < rank and known.get(token[cut:], rank) < rank
+    ]
+    if len(cuts) == 1:
+        return token[: cuts[0]], token[cuts[0] :]
+    parts = [token[place : place + 1] for place in range(len(token))]
     while len(parts) > 2:
-        found = [(ranks().get(left + right, rank), index) for index, (left, right) in enumerate(pairwise(parts))]
-        _, index = min(found)
+        found = [known.get(left + right, rank) for left, right in pairwise(parts)]
+        index = found.index(min(found))
         parts[index : index + 2] = [parts[index] + parts[index + 1]]
     return parts[0], parts[1]

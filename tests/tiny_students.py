@@ -343,3 +343,12 @@ _BUILDERS: dict[str, tuple[Callable[[Any, dict[str, Any]], Parts], dict[str, Any
 }
 FAMILIES = tuple(_BUILDERS)
 VISION_FAMILIES = tuple(name for name in FAMILIES if name != "qwen3")
+SHIPPED = {
+    "vold_qwen2.5vl_3b": "qwen2.5-vl",
+    "vold_qwen3vl_2b": "qwen3-vl",
+    "vold_llava_onevision_7b": "llava-onevision",
+    "vold_gemma3_4b": "gemma3",
+    "grpo_smolvlm2_2.2b": "smolvlm",
+    "vold_qwen3_1.7b": "qwen3",
+}
+"""The family of the student of each second stage under configs/."""

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
+from vold_trainer.models import load_student
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scored import Scored
 from vold_trainer.scoring import RolloutScore
@@ -40,3 +42,15 @@ def test_an_update_in_the_step_is_no_mismatch():
     old = {0: torch.tensor(DRAWN[0]), 1: torch.zeros(2), 2: torch.tensor(DRAWN[2])}
     figures = step_log(old)
     assert figures["mismatch/k1"] == figures["mismatch/abs"] == 0.0
+
+
+def test_the_rollouts_kept_are_of_prompts_from_all_over_the_step():
+    """Completions of a prompt stand together: the first three of a group of five would be of one prompt."""
+    student = load_student(StudentConfig(path="pocket:student"))
+    examples = [Example(name, ({"role": "user", "content": "?"},), "1") for name in "abc"]
+    rollouts = [Rollout(row, examples[row // 5], (1,), (20,), "", False) for row in range(15)]
+    right = [row in (1, 3, 12, 14) for row in range(15)]
+    log = TokenLog(Scored(rollouts, [RolloutScore(reward=float(ok), correct=ok) for ok in right], 5))
+    log.add(list(range(15)), torch.zeros(15), torch.zeros(15))
+    kept = [(sample["id"], sample["correct"]) for sample in log.samples(1, student)]
+    assert kept == [("a", True), ("a", True), ("c", True), ("a", False), ("b", False), ("b", False)]

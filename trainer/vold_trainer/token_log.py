@@ -112,11 +112,11 @@ class TokenLog:
         return self.means
 
     def samples(self, step: int, student: Student, each: int = 3) -> list[dict[str, Any]]:
-        """Some right and some wrong rollouts of the step, token by token."""
+        """Some right and some wrong rollouts of the step, of prompts from all over it, token by token."""
         rows = sorted(self.logprobs)
         right = [row for row in rows if self.scored.scores[row].correct]
         wrong = [row for row in rows if not self.scored.scores[row].correct]
-        return [self._sample(step, row, student) for row in right[:each] + wrong[:each]]
+        return [self._sample(step, row, student) for row in _spread(right, each) + _spread(wrong, each)]
 
     def _sample(self, step: int, row: int, student: Student) -> dict[str, Any]:
         rollout, score = self.scored.rollouts[row], self.scored.scores[row]
@@ -127,6 +127,7 @@ class TokenLog:
             "id": rollout.example.id,
             "prompt": rollout.example.prompt_text,
             "reference": rollout.example.reference,
+            "ids": list(rollout.ids),
             "tokens": [student.tokenizer.decode([token]) for token in rollout.ids],
             "student_logprobs": self.logprobs[row].tolist(),
             "teacher_logprobs": teacher.tolist(),
@@ -136,6 +137,13 @@ class TokenLog:
             "reason": score.reason,
             **({"images": images} if images else {}),
         }
+
+
+def _spread(rows: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the rows, at equal distances: completions of a prompt stand together, and a group may
+    have more of them.
+    """
+    return [rows[len(rows) * place // count] for place in range(count)] if len(rows) > count else list(rows)
 
 
 def token_figures(means: Means) -> dict[str, Any]:

