@@ -16,7 +16,7 @@ from vold_trainer.run import read_json_lines, write_lines
 from vold_trainer.traces import run_traces
 
 SMALL = (
-    *("rollout.prompts=4", "rollout.group=8", "rollout.max_tokens=32", "steps=2", "data.limit=64", "threads=1"),
+    *("rollout.prompts=8", "rollout.group=4", "rollout.max_tokens=32", "steps=2", "data.limit=64", "threads=1"),
     *("student.path=pocket:student", "optim.lr=1e-3", "optim.warmup_steps=0", "diagnostics.every=0"),
 )
 DISTILLED = {"loss/teacher"}
@@ -108,7 +108,7 @@ def test_the_teacher_is_not_asked_once_reinforcement_learning_begins(tmp_path, p
     out = tmp_path / "opd-then-rl"  # the folder's name is the run's in the teacher's accounts
     rows = train(out, "{name: opd-then-rl, switch: 1}", pocket_teacher.grpc, verifier.grpc)
     assert [row["objective/distils"] for row in rows] == [1, 0]
-    assert scored_tokens(pocket_teacher, out.name) == pytest.approx(16 * rows[0]["length/mean"])
+    assert scored_tokens(pocket_teacher, out.name) == pytest.approx(32 * rows[0]["length/mean"])
     assert "teacher/gap" in rows[0]
     assert "teacher/gap" not in rows[1]
 
