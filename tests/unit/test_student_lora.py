@@ -6,16 +6,18 @@ import torch
 from PIL import Image
 from tiny_students import FAMILIES, VISION_FAMILIES, tiny_student
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-from vold_trainer import checkpoint
 from vold_trainer.batching import make_batch
-from vold_trainer.config import LoraConfig, OptimConfig, StudentConfig
+from vold_trainer.config import LoraConfig, OptimConfig, StudentConfig, TrainConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 from vold_trainer.lora import merged
 from vold_trainer.models import CompletionScorer, load_student
 from vold_trainer.optim import make_optimizer
 from vold_trainer.parts import part_of
+from vold_trainer.ranks import Ranks, make_accelerator
 from vold_trainer.rollout.hf import generate
+from vold_trainer.saving import Saver
+from vold_trainer.wrapping import Wrapped
 
 IDS = [[40, 41, 42], [50, 51]]
 
@@ -82,20 +84,29 @@ def test_adapters_alone_learn_and_an_export_gives_the_same_numbers(family, tmp_p
         assert [one.ids for one in redrawn] == [one.ids for one in drawn]
 
 
+def adapting(folder, out, family, steps):
+    """A run's student with adapters, what saves it, and `steps` steps of it done."""
+    student = load(folder)
+    optim = OptimConfig(lr=0.01, warmup_steps=0)
+    config = TrainConfig(out=out, student=StudentConfig(path=str(folder)), steps=10, optim=optim)
+    ranks = Ranks(make_accelerator())
+    wrapped = Wrapped(student, optim, config.steps, config.seed, ranks)
+    saver = Saver(config, student, wrapped, ranks, {"prompts": 8})
+    learn(student, family, wrapped.optimizer, wrapped.scheduler, steps)
+    return student, wrapped, saver
+
+
 @pytest.mark.parametrize("family", ["qwen3-vl", "gemma3", "qwen3"])
 def test_resuming_gives_the_same_numbers_as_going_on(family, tmp_path):
     folder = tiny_student(family, tmp_path / "base")
-    first = load(folder)
-    state = make_optimizer(first.model, OptimConfig(lr=0.01, warmup_steps=0), 10)
-    learn(first, family, *state, 2)
-    saved = checkpoint.save(tmp_path, 2, first.model, *state)
-    learn(first, family, *state, 2)
+    first, wrapped, saver = adapting(folder, tmp_path / "run", family, 2)
+    saver.save(2, {})
+    learn(first, family, wrapped.optimizer, wrapped.scheduler, 2)
 
     torch.manual_seed(99)
-    second = load_student(StudentConfig(path=str(folder), lora=LoraConfig(r=4, alpha=8)))
-    state = make_optimizer(second.model, OptimConfig(lr=0.01, warmup_steps=0), 10)
-    assert checkpoint.restore(saved, second.model, *state) == 2
-    learn(second, family, *state, 2)
+    second, wrapped, saver = adapting(folder, tmp_path / "run", family, 0)
+    assert saver.begin(resume=True).step == 2
+    learn(second, family, wrapped.optimizer, wrapped.scheduler, 2)
     with torch.no_grad():
         assert torch.equal(scored(second, family), scored(first, family))
 
