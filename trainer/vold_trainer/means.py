@@ -22,8 +22,11 @@ class Means:
 
     def add_places(self, name: str, values_N: Tensor, places: int) -> None:
         """Count in one completion's values, from its first position to its last, as NAME/0 to NAME/places - 1."""
+        self.add_at(name, values_N, torch.arange(len(values_N)) * places // max(1, len(values_N)), places)
+
+    def add_at(self, name: str, values_N: Tensor, place_N: Tensor, places: int) -> None:
+        """Count in values at their places, int64 from 0, as NAME/0 to NAME/places - 1."""
         known_N = values_N.isfinite()
-        place_N = torch.arange(len(values_N)) * places // max(1, len(values_N))
         filled_N = torch.where(known_N, values_N, 0.0).double()
         sums = torch.zeros(places, dtype=torch.float64).index_add(0, place_N, filled_N).tolist()
         counts = torch.zeros(places, dtype=torch.long).index_add(0, place_N, known_N.long()).tolist()

@@ -94,22 +94,32 @@ class TokenLog:
 
     def sums(self) -> Means:
         """What `token_figures` is made of. To be taken once, when all rows were added."""
-        for row, own in self.logprobs.items():
-            score, drawn = self.scored.scores[row], self.scored.rollouts[row].logprobs
-            if drawn is not None:
-                mismatch_T = torch.from_numpy(drawn) - (own if self.old is None else self.old[row].cpu())
-                self.means.add("mismatch/k1", mismatch_T)
-                self.means.add("mismatch/abs", mismatch_T.abs())
-                self.means.add("mismatch/k3", (-mismatch_T).exp() - 1 + mismatch_T)
-            if score.teacher_logprobs is None:
-                continue
-            gap_T = torch.from_numpy(score.teacher_logprobs) - own
-            self.means.add("masked", gap_T[~gap_T.isfinite()].nan_to_num(0.0, 0.0, 0.0))
-            for name in {"", SUFFIXES[score.correct]}:
-                self.means.add(f"gap{name}", gap_T)
-                self.means.add(f"k2{name}", 0.5 * gap_T.square())
-            self.means.add_places("place", gap_T, DECILES)
+        drawn = [row for row in self.logprobs if self.scored.rollouts[row].logprobs is not None]
+        if drawn:  # all rows at once: a row by itself costs as much as all of them
+            before = self.logprobs if self.old is None else self.old
+            then_N = torch.cat([torch.from_numpy(self.scored.rollouts[row].logprobs) for row in drawn])
+            mismatch_N = then_N - torch.cat([before[row].cpu() for row in drawn])
+            self.means.add("mismatch/k1", mismatch_N)
+            self.means.add("mismatch/abs", mismatch_N.abs())
+            self.means.add("mismatch/k3", (-mismatch_N).exp() - 1 + mismatch_N)
+        scores = self.scored.scores
+        taught = [row for row in self.logprobs if scores[row].teacher_logprobs is not None]
+        if taught:
+            theirs_N = torch.cat([torch.from_numpy(scores[row].teacher_logprobs) for row in taught])
+            self._add_gaps(taught, theirs_N - torch.cat([self.logprobs[row] for row in taught]))
         return self.means
+
+    def _add_gaps(self, rows: list[int], gap_N: Tensor) -> None:
+        """gap_N: the teacher's log-probabilities of these rows' tokens minus the student's, NaN where masked."""
+        self.means.add("masked", gap_N[~gap_N.isfinite()].nan_to_num(0.0, 0.0, 0.0))
+        lengths = torch.tensor([len(self.logprobs[row]) for row in rows])
+        verdicts = [self.scored.scores[row].correct for row in rows]
+        for verdict, suffix in SUFFIXES.items():
+            of_it = torch.tensor([verdict in (None, one) for one in verdicts]).repeat_interleave(lengths)
+            self.means.add(f"gap{suffix}", gap_N[of_it])
+            self.means.add(f"k2{suffix}", 0.5 * gap_N[of_it].square())
+        position_N = torch.arange(len(gap_N)) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        self.means.add_at("place", gap_N, position_N * DECILES // lengths.repeat_interleave(lengths), DECILES)
 
     def samples(self, step: int, student: Student, each: int = 3) -> list[dict[str, Any]]:
         """Some right and some wrong rollouts of the step, of prompts from all over it, token by token."""
