@@ -78,7 +78,15 @@ def test_a_step_of_the_trainer_is_one_trace_through_both_services(tmp_path, coll
             "student.path=pocket:student",
             f"teacher.url={teacher.grpc}",
             f"verifier.url={verifier.http}",
-            *("rollout.prompts=2", "rollout.group=2", "rollout.max_tokens=16", "steps=2", "data.limit=16", "threads=1"),
+            *(
+                "rollout.prompts=2",
+                "rollout.group=2",
+                "rollout.max_tokens=16",
+                "steps=2",
+                "data.limit=16",
+                "threads=1",
+                "diagnostics.every=0",
+            ),
         ]
         run_train(load(TrainConfig, Path("pocket:vold"), overrides))
         assert (teacher.stop(), verifier.stop()) == (0, 0)  # the last spans are exported on the way out

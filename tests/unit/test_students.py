@@ -44,7 +44,7 @@ def test_batched_logprobs_equal_a_plain_forward_of_each_sequence(case):
     scorer = CompletionScorer(student.model).eval()
     batch = make_batch(student, [r.example for r in rollouts], [r.ids for r in rollouts])
     with torch.no_grad():
-        found, entropy, _ = scorer(batch.inputs, batch.predicts_BS, batch.ids_N)
+        found, entropy, *_ = scorer(batch.inputs, batch.predicts_BS, batch.ids_N)
         at = 0
         for rollout in rollouts:
             inputs = student.encode([rollout.example])

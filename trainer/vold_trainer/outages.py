@@ -173,7 +173,7 @@ class _Notice:
         then = f"waiting up to {self.limit:g} s, then the run saves and stops (outage.wait)"
         if self._next == 0.0:
             self._next = FIRST_REMINDER
-            console.print(f"{text}: {escape(reason)}; {then}", highlight=False)
+            console.print(f"{text}: {escape(reason)}; {then}", highlight=False, soft_wrap=True)
         elif console.is_terminal and not console.quiet:
             if self._status is None:
                 self._status = console.status(text)
@@ -181,11 +181,11 @@ class _Notice:
             self._status.update(f"{text}; {then}")
         elif away >= self._next:
             self._next = 2 * away
-            console.print(f"{text}; {then}", highlight=False)
+            console.print(f"{text}; {then}", highlight=False, soft_wrap=True)
 
     def over(self) -> None:
         away = time.monotonic() - self.since
-        console.print(f"[green]{escape(self.what)} answers again, after {away:.0f} s", highlight=False)
+        console.print(f"[green]{escape(self.what)} answers again, after {away:.0f} s", highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._status is not None:
