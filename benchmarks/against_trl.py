@@ -94,7 +94,7 @@ def trl_steps(model: Path, folder: Path, steps: int, tokens: int) -> list[dict[s
         output_dir=str(folder), max_steps=steps, use_cpu=True, bf16=False, gradient_checkpointing=False,
         per_device_train_batch_size=PROMPTS * GROUP, gradient_accumulation_steps=1, num_generations=GROUP,
         max_completion_length=tokens, temperature=1.0, beta=0.0, loss_type="grpo", learning_rate=1e-8,
-        logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True, seed=0,
+        logging_steps=1, report_to="none", log_level="error", save_strategy="no", disable_tqdm=True, seed=0,
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     trainer = GRPOTrainer(

@@ -7,14 +7,15 @@ from vold_trainer.logprobs import LOGIT_BYTES, chunk_size, token_logprobs
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_equal_log_softmax_for_any_chunk(chunk, temperature):
+@pytest.mark.parametrize("recompute", [True, False])
+def test_equal_log_softmax_for_any_chunk(chunk, temperature, recompute):
     torch.manual_seed(0)
     head = torch.nn.Linear(8, 11, bias=False).double()
     hidden = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
     ids = torch.randint(0, 11, (7,))
     support = torch.randint(0, 11, (7, 3))
     found, entropy, further, *_ = token_logprobs(
-        hidden, head, ids, temperature=temperature, chunk=chunk, support_NK=support
+        hidden, head, ids, temperature=temperature, chunk=chunk, recompute=recompute, support_NK=support
     )
     whole = (head(hidden).float() / temperature).log_softmax(-1)
     assert torch.allclose(found, whole.gather(-1, ids[:, None]).flatten(), atol=1e-6)

@@ -16,6 +16,9 @@ Head = Callable[[Tensor], Tensor]
 LOGIT_BYTES = 1 << 28
 """Of one chunk's logits in float32. A chunk's peak is about four times that, as softmax and entropy need copies."""
 
+KEPT_BYTES = 1 << 24
+"""Of a micro-batch's logits in float32. Where they take no more, keeping them is better than computing them again."""
+
 
 def chunk_size(vocabulary: int) -> int:
     """Positions whose float32 logits take at most LOGIT_BYTES: 441 at a vocabulary of 152,064."""
@@ -42,6 +45,7 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     chunk: int = 2048,
+    recompute: bool = True,
     support_NK: Tensor | None = None,
     top_k: int = 0,
 ) -> TokenScores:
@@ -49,14 +53,14 @@ def token_logprobs(
 
     hidden_NH: the states that predict the ids. head: the output projection, [H] -> [V]. ids_N: int64. support_NK:
     int64, further ids to look up at each position. top_k: how many of the most likely ids to name. All at
-    `temperature`. No tensor [N, V] is kept: in the backward pass each chunk's logits are computed again.
+    `temperature`. recompute: keep no tensor [N, V], but compute each chunk's logits again in the backward pass.
     """
     parts = []
     for start in range(0, len(ids_N), chunk):
         part = slice(start, start + chunk)
         support = None if support_NK is None else support_NK[part]
         asked = (hidden_NH[part], head, ids_N[part], temperature, support, top_k)
-        if torch.is_grad_enabled():
+        if recompute and torch.is_grad_enabled():
             # nothing random in it, and a rollout engine may draw beside it
             parts.append(checkpoint(_chunk, *asked, use_reentrant=False, preserve_rng_state=False))
         else:

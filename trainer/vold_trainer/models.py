@@ -26,7 +26,7 @@ from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 from vold_trainer.liger import apply_liger
-from vold_trainer.logprobs import TokenScores, chunk_size, token_logprobs
+from vold_trainer.logprobs import KEPT_BYTES, TokenScores, chunk_size, token_logprobs
 from vold_trainer.lora import add_lora, has_lora, merged, save_adapter
 from vold_trainer.parts import freeze
 from vold_trainer.prefill import PROMPT_OF, shared_hidden
@@ -246,12 +246,14 @@ class CompletionScorer(nn.Module):
             hidden_BSH = shared_hidden(self.model, inputs)
         else:
             hidden_BSH = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
         return token_logprobs(
             hidden_BSH[predicts_BS],
             functools.partial(logits, self.model),
             ids_N,
             temperature=temperature,
-            chunk=chunk_size(self.model.get_output_embeddings().weight.shape[0]),
+            chunk=chunk_size(vocabulary),
+            recompute=4 * len(ids_N) * vocabulary > KEPT_BYTES,
             support_NK=support_NK,
             top_k=top_k,
         )

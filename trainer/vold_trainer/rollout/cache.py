@@ -19,6 +19,11 @@ class ReservedLayer(DynamicLayer):
         self.values: Any = None
         self._reserved: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def held(self) -> int:
+        """Positions that were written."""
+        return self.keys.shape[-2] if self.is_initialized else 0
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append [B, H, new, D]; returns all of them, [B, H, S, D]."""
         if not self.is_initialized:
@@ -26,7 +31,7 @@ class ReservedLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states
             return key_states, value_states
-        start = self.get_seq_length()
+        start = self.held
         end = start + key_states.shape[-2]
         if self._reserved is None or end > self._reserved[0].shape[-2]:
             self.capacity = max(self.capacity, 2 * start, end)
@@ -39,9 +44,8 @@ class ReservedLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep the sequences beam_idx, in that order; one may be there several times."""
-        if self.get_seq_length() > 0:
+        if length := self.held:
             rows = beam_idx.to(self.keys.device)
-            length = self.get_seq_length()
             keys, values = self._reserve(self.keys.index_select(0, rows), self.values.index_select(0, rows))
             self._reserved = (keys, values)
             self.keys, self.values = keys[:, :, :length], values[:, :, :length]

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from vold_trainer.prefill import prefill, takes_positions
 from vold_trainer.rollout.cache import decoding_cache
+from vold_trainer.rollout.shared_prompts import SharedPrompts, can_share
 
 
 class Decoder:
@@ -24,6 +26,8 @@ class Decoder:
         self._takes_positions = takes_positions(model)
         mask_PS = inputs["attention_mask"]
         self._length = mask_PS.shape[1]
+        self._tokens = tokens
+        self._shared: SharedPrompts | None = None
         self._cache: Any = decoding_cache(model.config, self._length + tokens)
         last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
         output, self._next_B1 = prefill(model, inputs, self._cache, **({"logits_to_keep": 1} if last_only else {}))
@@ -32,7 +36,12 @@ class Decoder:
 
     def keep(self, sequences: Tensor) -> None:
         """Go on with these sequences, int64 [B], in that order; one may be there several times."""
-        self._cache.reorder_cache(sequences)
+        if self._shared is not None:
+            self._shared.keep(sequences)
+        elif len(sequences) > len(self.logits_BV) and self._takes_positions and can_share(self.model, self._cache):
+            self._shared = SharedPrompts(self._cache, sequences, self._mask_BS[:, : self._length], self._tokens)
+        else:
+            self._cache.reorder_cache(sequences)
         self.logits_BV = self.logits_BV[sequences]
         self._next_B1 = self._next_B1[sequences]
         self._mask_BS = self._mask_BS[sequences]
@@ -42,12 +51,13 @@ class Decoder:
         self._length += 1
         options = {"position_ids": self._next_B1} if self._takes_positions else {}
         mask_BS = self._mask_BS[:, : self._length]
-        logits_B1V: Tensor = self.model(
-            input_ids=ids_B.unsqueeze(-1),
-            attention_mask=mask_BS,
-            past_key_values=self._cache,
-            use_cache=True,
-            **options,
-        ).logits
+        with self._shared.attended(self.model) if self._shared is not None else nullcontext():
+            logits_B1V: Tensor = self.model(
+                input_ids=ids_B.unsqueeze(-1),
+                attention_mask=mask_BS,
+                past_key_values=self._cache,
+                use_cache=True,
+                **options,
+            ).logits
         self.logits_BV = logits_B1V[:, -1]
         self._next_B1 = self._next_B1 + 1
