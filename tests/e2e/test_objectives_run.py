@@ -135,13 +135,15 @@ def test_several_teachers_teach_their_own_rows_and_replicas_share_the_work(tmp_p
             [f"out={out}", *SMALL, "objective={name: mopd}", "teacher=null", f"verifier.url={verifier.grpc}",
              f"teachers={{one: {{url: {urls}, tags: [sum]}}, two: {{url: '{other.grpc}'}}}}",
              f"data.source={tmp_path / 'rows.jsonl'}", "data.offset=0", "rollout.prompts=12", "rollout.group=8",
-             "rollout.batch=32"],
+             "rollout.batch=32", "diagnostics={every: 1, rollouts: 96}"],
         )  # fmt: skip
         run_train(config)
         used = [scored_tokens(server, out.name) for server in (pocket_teacher, replica, other)]
     figures = read_json_lines(out / "metrics.jsonl")
     assert all(tokens > 0 for tokens in used)
-    assert sum(used) == pytest.approx(sum(96 * row["length/mean"] for row in figures))
+    # Every rollout once to learn from it and once to see how alike the two sides are.
+    assert sum(used) == pytest.approx(2 * sum(96 * row["length/mean"] for row in figures))
+    assert all(0 < row["overlap/ratio"] <= 1 and row["teacher/entropy"] > 0 for row in figures)
     assert all(row["missing/teacher"] == 0 for row in figures)
     about = json.loads((out / "run.json").read_text())["teachers"]
     assert about["one"]["weights_fingerprint"] != about["two"]["weights_fingerprint"]

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import serving
 from transformers import AutoTokenizer
@@ -75,6 +76,23 @@ def test_the_teacher_scores_the_completion_of_an_image_prompt_after_its_twin(
     agree(found, asked_directly(pocket_teacher, [rendered(tokenizer, s) for s in found], found, tokenizer))
     blind = asked_directly(pocket_teacher, [rendered(tokenizer, found[0])[-3:]] * len(found), found, tokenizer)
     assert blind[0] != pytest.approx(found[0]["teacher_logprobs"], abs=1e-2), "the prompt matters"
+
+
+def test_the_diagnostics_are_of_the_twin_too(tmp_path, pocket_teacher, verifier, tokenizer):
+    overrides = ("data.modality=twin", "rollout.prompts=1", "rollout.group=3", "rollout.temperature=1")
+    found = samples(tmp_path / "run", pocket_teacher, verifier, *overrides)
+    assert len(found) == 3, "all of the step, so that the figures are theirs"
+    (row,) = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    completions = [
+        Completion(index, tokenizer.convert_tokens_to_ids(sample["tokens"])) for index, sample in enumerate(found)
+    ]
+    prompts = [rendered(tokenizer, sample) for sample in found]
+    with TeacherClient(pocket_teacher.grpc) as client:
+        scores = client.score(prompts, completions, top_k=1, entropy=True).scores
+        blind = client.score([prompt[-3:] for prompt in prompts], completions, entropy=True).scores
+    assert row["teacher/entropy"] == pytest.approx(np.concatenate([s.entropy for s in scores]).mean(), abs=1e-5)
+    assert row["teacher/entropy"] != pytest.approx(np.concatenate([s.entropy for s in blind]).mean(), abs=1e-2)
+    assert 0 < row["overlap/ratio"] <= 1
 
 
 @pytest.mark.parametrize("modality", ["text", "twin"])
