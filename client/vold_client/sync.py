@@ -1,12 +1,12 @@
 """The sync face: the async clients, run on an event loop in a thread of their own."""
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from vold_client.base import AsyncClient
+from vold_client.loop import client_loop
 from vold_client.packing import Budget
 from vold_client.teacher import AsyncTeacherClient, Messages
 from vold_client.tls import Tls
@@ -33,27 +33,12 @@ T = TypeVar("T")
 _END: Any = object()
 
 
-class _LoopThread:
-    """One event loop for every sync client of the process: gRPC's asyncio layer wants a single one."""
-
-    _lock = threading.Lock()
-    _loop: asyncio.AbstractEventLoop | None = None
-
-    @classmethod
-    def loop(cls) -> asyncio.AbstractEventLoop:
-        with cls._lock:
-            if cls._loop is None:
-                cls._loop = asyncio.new_event_loop()
-                threading.Thread(target=cls._loop.run_forever, name="vold-client", daemon=True).start()
-            return cls._loop
-
-
 class SyncClient(Generic[C]):
     """Usable from any thread but the one of a running event loop's callbacks, which it would block."""
 
     def __init__(self, client: C) -> None:
         self._client = client
-        self._loop = _LoopThread.loop()
+        self._loop = client_loop()
 
     @property
     def urls(self) -> list[str]:

@@ -5,7 +5,6 @@ event loop of their own thread. A score that does not come is missing: it is cou
 import asyncio
 import concurrent.futures
 import contextlib
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from vold_client import (
     ResourceExhausted,
     VoldError,
 )
+from vold_client.loop import client_loop
 
 from vold_trainer import tracing
 from vold_trainer.data import Example
@@ -73,23 +73,24 @@ class StepScores:
 
 
 class LoopThread:
-    """An event loop on a thread of its own."""
+    """Work on the clients' event loop, which ends at `close` at the latest."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name="vold-scoring", daemon=True)
-        self.thread.start()
+        self.loop = client_loop()
+        self._open: set[concurrent.futures.Future[Any]] = set()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> "concurrent.futures.Future[T]":
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        self._open.add(future)
+        future.add_done_callback(self._open.discard)
+        return future
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.submit(work).result()
 
     def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
+        for future in list(self._open):
+            future.cancel()
 
 
 class Asked:
@@ -168,7 +169,7 @@ class Asked:
 class Scorer:
     """Sends rollouts off as they finish and gathers what comes back.
 
-    make_teachers, make_verifier: build the clients on the scorer's loop; no teachers, and None, where the run needs no
+    make_teachers, make_verifier: build the clients on their loop; no teachers, and None, where the run needs no
     such score. route: which teacher an example asks. batch: rollouts in one request. outages: what is done where a
     service is away.
     """
@@ -201,7 +202,6 @@ class Scorer:
             self.watched["verifier"] = Watched("verifier", self.verifier, self.outages)
         self.special_ids: frozenset[int] = frozenset()
         self.prompts: dict[str, TeacherPrompts] = {}
-        self._open: set[concurrent.futures.Future[None]] = set()
 
     def state(self) -> list[tuple[str, str]]:
         """How the services are, a line each: who, and whether it is away, or how its requests go."""
@@ -234,21 +234,16 @@ class Scorer:
         return Asked(self, needs, verify)
 
     def submit(self, work: Coroutine[Any, Any, None]) -> "concurrent.futures.Future[None]":
-        """Run `work` on the scorer's loop, at the latest until `close`."""
-        future = self.thread.submit(work)
-        self._open.add(future)
-        future.add_done_callback(self._open.discard)
-        return future
+        """Run `work` on the clients' loop, at the latest until `close`."""
+        return self.thread.submit(work)
 
     def close(self) -> None:
-        for future in list(self._open):
-            future.cancel()
+        self.thread.close()
         for watched in self.watched.values():
             self.thread.run(watched.aclose())
         for client in (*(teacher.client for teacher in self.teachers.values()), self.verifier):
             if client is not None:
                 self.thread.run(client.aclose())
-        self.thread.close()
 
     async def teach(self, asked: Asked, name: str, rollouts: list[Rollout]) -> None:
         """Have these rollouts scored by the teacher `name`."""
