@@ -78,6 +78,7 @@ def score_rows(
         ranks=torch.empty(total, dtype=torch.int64, device=device) if ranks else None,
     )
     scaled = bool((temperature_R != 1).any())
+    further = bool(top_k or entropy or ranks or candidates_M is not None)
     bounds = None
     if candidates_M is not None:
         if candidate_counts_R is None:
@@ -88,6 +89,11 @@ def score_rows(
         logits_RV = head(hidden_RH[start:stop]).float()
         if scaled:
             logits_RV = logits_RV / temperature_R[start:stop, None]
+        if not further:
+            # One pass over the logits, where the sum alone takes several.
+            logprobs_RV = logits_RV.log_softmax(-1)
+            scores.logprobs[start:stop] = logprobs_RV.gather(-1, targets_R[start:stop, None])[:, 0]
+            continue
         normalizer_R = logits_RV.logsumexp(-1)
         sampled_R = logits_RV.gather(-1, targets_R[start:stop, None])[:, 0]
         scores.logprobs[start:stop] = sampled_R - normalizer_R
