@@ -35,6 +35,22 @@ def well(server) -> bool:
     return server.verify(item("exact", "1", "1"))[0].reward == 1.0
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_parameter_that_is_no_finite_number_is_refused_by_name(server, http, number, nested):
+    """Python's json writes and reads them; protocol buffers carry them, and refuse to say them as JSON."""
+    parameters = {"relative_tolerance": [{"a": number}] if nested else number}
+    body = {"items": [{**GOOD["items"][0], "parameters": parameters}, GOOD["items"][0] | {"parameters": {}}]}
+    reply = http.post("/v1/verify", content=json.dumps(body), headers={"content-type": "application/json"})
+    assert reply.status_code == 200
+    bad, good = reply.json()["results"]
+    assert bad["error"]["field"] == "items[0].parameters"
+    assert "send finite numbers" in bad["error"]["message"]
+    assert good["reward"] == 1.0
+    (verdict,) = server.verify(item("numeric", "1", "1", **parameters))
+    assert "send finite numbers" in verdict.error.message
+
+
 STREAM_ENDS = (None, *(getattr(grpc.StatusCode, name) for name in ("INVALID_ARGUMENT", "UNKNOWN", "INTERNAL")))
 
 

@@ -1,10 +1,11 @@
 """What is refused before a parser sees it: text that is cheap to write and ruinous to evaluate."""
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 
 MAX_ANSWER_CHARS = 1000
 MAX_DEPTH = 40
@@ -15,6 +16,7 @@ MAX_FACTORIALS = 12
 MAX_PARAMETER_DEPTH = 24
 """Protocol buffers are read to 100 levels, and a level here is three of theirs."""
 
+_CONTAINERS = ("struct_value", "list_value")
 _FACTORIAL = re.compile(r"(\d+)\s*\)?\s*!")
 _EXPONENT = re.compile(r"(?:\^|\*\*)\s*(?:\{|\()?\s*[+-]?\s*(\d[\d,_ ]*)")
 _TOWER = re.compile(r"(?:\^|\*\*)\s*(?:\{[^{}]*(?:\^|\*\*)|\([^()]*(?:\^|\*\*)|[\w.]+\s*(?:\^|\*\*))")
@@ -33,18 +35,21 @@ def parameters_fault(parameters: Struct, max_bytes: int) -> str | None:
         return f"{size:,} bytes, over the limit of {max_bytes:,}: send less"
     level: list[Message] = [parameters]
     for _ in range(MAX_PARAMETER_DEPTH):
-        level = [value for container in level for value in _containers(container)]
+        values = [value for container in level for value in _values(container)]
+        for value in values:
+            if not math.isfinite(value.number_value):
+                return f"holds the number {value.number_value}: send finite numbers"
+        level = [getattr(value, kind) for value in values if (kind := value.WhichOneof("kind")) in _CONTAINERS]
         if not level:
             return None
     return f"nested deeper than {MAX_PARAMETER_DEPTH} levels: make them flatter"
 
 
-def _containers(container: Message) -> Iterator[Message]:
-    values = container.fields.values() if isinstance(container, Struct) else container.values  # type: ignore[attr-defined]
-    for value in values:
-        kind = value.WhichOneof("kind")
-        if kind in ("struct_value", "list_value"):
-            yield getattr(value, kind)
+def _values(container: Message) -> Iterable[Value]:
+    found: Iterable[Value] = (
+        container.fields.values() if isinstance(container, Struct) else container.values  # type: ignore[attr-defined]
+    )
+    return found
 
 
 def fault(text: str) -> str | None:
