@@ -200,7 +200,7 @@ def test_weights_spread_by_fsdp2_learn_the_same_and_go_on_in_one_process(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["2"])
+@pytest.mark.parametrize("stage", ["2", "3"])
 def test_deepspeed_learns_the_same_and_goes_on(stage, tmp_path, traces):
     if not is_deepspeed_available():
         pytest.skip("DeepSpeed is not installed")
