@@ -21,7 +21,14 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of the services
 
 import torch
 from common import POCKET_TEACHER, show
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    TrainerCallback,
+)
 from transformers.utils import logging as transformers_logging
 from vold_trainer.config import StudentConfig, TrainConfig, VerifierConfig, load
 from vold_trainer.grpo import run_train
@@ -94,7 +101,7 @@ def trl_steps(model: Path, folder: Path, steps: int, tokens: int) -> list[dict[s
         output_dir=str(folder), max_steps=steps, use_cpu=True, bf16=False, gradient_checkpointing=False,
         per_device_train_batch_size=PROMPTS * GROUP, gradient_accumulation_steps=1, num_generations=GROUP,
         max_completion_length=tokens, temperature=1.0, beta=0.0, loss_type="grpo", learning_rate=1e-8,
-        logging_steps=1, report_to="none", log_level="error", save_strategy="no", disable_tqdm=True, seed=0,
+        logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True, seed=0,
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     trainer = GRPOTrainer(
@@ -115,6 +122,7 @@ def trl_steps(model: Path, folder: Path, steps: int, tokens: int) -> list[dict[s
             rest = step - sum(clock.spent.values())
             found.append({**clock.spent, "optimise": rest, "step": step})
 
+    trainer.remove_callback(PrinterCallback)  # it writes a line a step between the tables
     trainer.add_callback(Steps())
     trainer.train()
     lengths = [log["completions/mean_length"] for log in trainer.state.log_history if "completions/mean_length" in log]

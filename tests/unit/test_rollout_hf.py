@@ -194,9 +194,10 @@ def test_top_p_keeps_what_transformers_keeps(logits, top_p, number):
     logits_1V = torch.tensor([logits])
     (drawn,) = Sampler(1.0, top_p)(logits_1V, torch.tensor([number], dtype=torch.float64)).ids_B.tolist()
     shares = logits_1V.softmax(-1).double()[0].sort(descending=True).values.cumsum(0)
-    gaps = torch.tensor(sorted(logits)).diff()
-    if (shares - top_p).abs().min() > 1e-6 and gaps.min() > 1e-6:  # else rounding decides
-        assert TopPLogitsWarper(top_p)(None, logits_1V)[0, drawn] > -math.inf
+    if (shares - top_p).abs().min() > 1e-6:  # else rounding decides
+        kept = TopPLogitsWarper(top_p)(None, logits_1V)[0].isfinite()
+        # Of ids that are equally likely, transformers keeps some and leaves others out.
+        assert kept[drawn] or logits_1V[0, drawn] >= logits_1V[0, kept].min() - 1e-6
 
 
 def test_numbers_are_of_the_row_and_uniform():
