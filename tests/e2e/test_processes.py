@@ -199,18 +199,29 @@ def test_weights_spread_by_fsdp2_learn_the_same_and_go_on_in_one_process(tmp_pat
     assert_same(alone, out, STEPS, tolerance=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["2", "3"])
-def test_deepspeed_learns_the_same_and_goes_on(stage, tmp_path, traces):
+@pytest.fixture(params=["2", "3"])
+def deepspeed(request):
+    """Stage 2 spreads gradients and moments, stage 3 the weights too."""
     if not is_deepspeed_available():
         pytest.skip("DeepSpeed is not installed")
-    way = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
+    return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": request.param}
+
+
+@pytest.mark.slow
+def test_deepspeed_draws_and_learns_the_same(deepspeed, tmp_path, urls, alone):
+    out = tmp_path / "run"
+    spread(deepspeed, "train", "pocket:vold", f"out={out}", *urls, *SMALL, f"steps={STEPS}")
+    assert_same(alone, out, STEPS, tolerance=1e-4)
+
+
+@pytest.mark.slow
+def test_deepspeed_goes_on(deepspeed, tmp_path, traces):
     settings = [f"traces={traces}", "steps=4", "batch=7", "micro=2", "threads=1", "checkpoints.every=2"]
     run_sft(load(SftConfig, Path("pocket:sft"), [f"out={tmp_path / 'one'}", *settings]))
-    spread(way, "sft", "pocket:sft", f"out={tmp_path / 'two'}", *settings)
+    spread(deepspeed, "sft", "pocket:sft", f"out={tmp_path / 'two'}", *settings)
     assert_same(tmp_path / "one", tmp_path / "two", 4, tolerance=1e-4)
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-000004")
-    spread(way, "sft", "pocket:sft", f"out={tmp_path / 'two'}", *settings, "--resume")
+    spread(deepspeed, "sft", "pocket:sft", f"out={tmp_path / 'two'}", *settings, "--resume")
     assert_same(tmp_path / "one", tmp_path / "two", 4, tolerance=1e-4)
 
 

@@ -31,7 +31,7 @@ def prompts(student, teacher, *, rows, eos, chat_template="", **config):
     met.handshake = compare(
         vocabulary(student), teacher_vocabulary(file), min_shared=0.9, size=max(student.get_vocab().values()) + 1
     )
-    return TeacherPrompts(Student(None, student, student, "student"), met)
+    return TeacherPrompts(Student(None, student, student, "student", len(student)), met)
 
 
 @pytest.fixture(scope="module")

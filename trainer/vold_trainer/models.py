@@ -19,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging as transformers_logging
 
 from vold_trainer import encoding
@@ -44,12 +45,8 @@ class Student:
     processor: Any
     tokenizer: Any
     path: str
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the embedding, padding included."""
-        embeddings: Any = self.model.get_input_embeddings()
-        return int(embeddings.weight.shape[0])
+    vocab_size: int
+    """Rows of the embedding, padding included. Taken once: weights that are parted later do not tell."""
 
     @property
     def eos_ids(self) -> list[int]:
@@ -143,6 +140,7 @@ def load_student(config: StudentConfig) -> Student:
         raise UsageError(f"student.path {config.path!r} cannot be loaded: {error}") from error
     options |= {"dtype": getattr(torch, config.dtype), "use_safetensors": True}
     auto = AutoModelForImageTextToText if _reads_images(model_config) else AutoModelForCausalLM
+    unset_hf_deepspeed_config()  # which would part the weights here, before anybody has looked at them
     try:
         model = auto.from_pretrained(path, **options)
         if auto is AutoModelForImageTextToText:
@@ -153,6 +151,8 @@ def load_student(config: StudentConfig) -> Student:
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"student.path {config.path!r} cannot be loaded: {error}") from error
     _check_outputs(model)
+    embeddings: Any = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
     _choose_what_learns(model, config)
     if config.liger:
         apply_liger(model)
@@ -161,7 +161,7 @@ def load_student(config: StudentConfig) -> Student:
     if config.checkpoint_activations:
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
-    return Student(model, processor, tokenizer, config.path)
+    return Student(model, processor, tokenizer, config.path, rows)
 
 
 def _reads_images(model_config: Any) -> bool:
@@ -227,6 +227,7 @@ class CompletionScorer(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.vocabulary = model.get_output_embeddings().weight.shape[0]
 
     def forward(
         self,
@@ -246,14 +247,13 @@ class CompletionScorer(nn.Module):
             hidden_BSH = shared_hidden(self.model, inputs)
         else:
             hidden_BSH = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        vocabulary = self.model.get_output_embeddings().weight.shape[0]
         return token_logprobs(
             hidden_BSH[predicts_BS],
             functools.partial(logits, self.model),
             ids_N,
             temperature=temperature,
-            chunk=chunk_size(vocabulary),
-            recompute=4 * len(ids_N) * vocabulary > KEPT_BYTES,
+            chunk=chunk_size(self.vocabulary),
+            recompute=4 * len(ids_N) * self.vocabulary > KEPT_BYTES,
             support_NK=support_NK,
             top_k=top_k,
         )

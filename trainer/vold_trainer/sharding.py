@@ -42,9 +42,10 @@ def whole(module: nn.Module) -> Iterator[None]:
     """Inside, every process has all weights and may compute without the others. All have to enter."""
     with contextlib.ExitStack() as stack:
         if parted := [value for value in module.parameters() if hasattr(value, "ds_id")]:
-            from deepspeed.zero import GatheredParameters
+            from deepspeed.runtime.zero import GatheredParameters
 
             stack.enter_context(GatheredParameters(parted))
+            stack.enter_context(_unwatched(module))
         shards: list[Any] = [part for part in module.modules() if isinstance(part, FSDPModule)]
         if shards:
             shards[0]._get_fsdp_state()._lazy_init()  # which the first forward pass would do, were it the root's
@@ -54,6 +55,19 @@ def whole(module: nn.Module) -> Iterator[None]:
                 part.unshard()
             stack.callback(_part_again, shards, kept)
         yield
+
+
+@contextlib.contextmanager
+def _unwatched(engine: Any) -> Iterator[None]:
+    """Inside, DeepSpeed does not part the weights of a layer again as soon as it was passed."""
+    watch = engine.optimizer.parameter_offload
+    for parameter in engine.parameters():
+        parameter.ds_active_sub_modules.clear()
+    for hook in (*watch.forward_hooks, *watch.backward_hooks):
+        hook.remove()
+    watch.forward_hooks, watch.backward_hooks = [], []
+    yield
+    watch._register_deepspeed_module(watch.module)
 
 
 def _groups(shard: Any) -> Sequence[Any]:
