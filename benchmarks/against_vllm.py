@@ -2,10 +2,10 @@
 
 vLLM is asked the way trainers ask it, through /v1/completions with prompt_logprobs: a request for each sequence, and
 8 sequences a request; the faster of the two counts. Both sides end with arrays of the completions' log-probabilities,
-which must agree. Several runs ask at once: first for completions with prompts of their own, then for groups of 8,
-which the teacher computes with their prompt once and vLLM does not, for requests for log-probabilities pass by its
-prefix cache. Tokens are those of prompts and completions, a prompt counted for each of its completions, on both sides.
-Nothing is cached.
+which must agree. Several runs ask at once, each with its next request on the reply to its last: first for completions
+with prompts of their own, then for groups of 8, which the teacher computes with their prompt once and vLLM does not,
+for requests for log-probabilities pass by its prefix cache. Tokens are those of prompts and completions, a prompt
+counted for each of its completions, on both sides. Nothing is cached.
 
 vLLM lives in an environment of its own, which `make .venv-vllm/.installed` makes:
 
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from common import Ids, requests, serving, show, sizes
 from vold_client import AsyncTeacherClient, Completion
 from vold_proto.v1 import teacher_pb2 as pb
 
-ROUNDS = 3
+ROUNDS = 5
 GROUPS = (1, 8)
 TOP_K = {"sampled token": 0, "top-20": 20}
 DTYPES = {"sampled token": "f32", "top-20": "f16"}
@@ -43,13 +43,14 @@ TOLERANCE = {"f32": 1e-3, "f16": 2e-2}
 
 @dataclass(frozen=True)
 class Load:
-    """runs: at once. completions: of the request that each run makes in a round."""
+    """runs: at once. requests: that each run makes in a round. completions: of a request."""
 
     runs: int
+    requests: int
     completions: int
 
 
-LOADS = {"light": Load(8, 8), "tiny": Load(8, 8), "40M": Load(2, 8)}
+LOADS = {"light": Load(8, 2, 8), "tiny": Load(8, 2, 8), "40M": Load(2, 1, 8)}
 
 Asked = list[tuple[list[Ids], list[Completion]]]
 
@@ -87,7 +88,7 @@ def stock_vllm(python: str, model: Path, threads: int) -> Iterator[str]:
         server.wait()
 
 
-async def from_vllm(url: str, asked: Asked, top_k: int, batch: int) -> tuple[list[np.ndarray], int]:
+async def from_vllm(url: str, asked: Asked, runs: int, top_k: int, batch: int) -> tuple[list[np.ndarray], int]:
     """The completions' log-probabilities in order, and the bytes of the replies."""
     received = 0
 
@@ -122,23 +123,22 @@ async def from_vllm(url: str, asked: Asked, top_k: int, batch: int) -> tuple[lis
                     scores += found
             return scores
 
-    found = await asyncio.gather(*(run([one]) for one in asked))
+    found = await asyncio.gather(*(run(asked[number::runs]) for number in range(runs)))
     return [score for scores in found for score in scores], received
 
 
-async def from_vold(url: str, asked: Asked, top_k: int, dtype: str) -> tuple[list[np.ndarray], int]:
+async def from_vold(url: str, asked: Asked, runs: int, top_k: int, dtype: str) -> tuple[list[np.ndarray], int]:
     """The same of a vold teacher."""
 
-    async def run(mine: Asked) -> AsyncIterator[np.ndarray]:
+    async def run(mine: Asked) -> list[np.ndarray]:
+        scores: list[np.ndarray] = []
         async with AsyncTeacherClient(url) as client:
             for prompts, completions in mine:
-                for score in (await client.score(prompts, completions, top_k=top_k, dtype=dtype)).scores:
-                    yield score.logprobs
+                found = await client.score(prompts, completions, top_k=top_k, dtype=dtype)
+                scores += [score.logprobs for score in found.scores]
+        return scores
 
-    async def all_of(mine: Asked) -> list[np.ndarray]:
-        return [logprobs async for logprobs in run(mine)]
-
-    found = await asyncio.gather(*(all_of([one]) for one in asked))
+    found = await asyncio.gather(*(run(asked[number::runs]) for number in range(runs)))
     return [score for scores in found for score in scores], 0
 
 
@@ -165,11 +165,11 @@ def measure(name: str, label: str, group: int, urls: dict[str, str], vllm: str) 
     load, top_k, dtype = LOADS[name], TOP_K[label], DTYPES[label]
     times: dict[str, list[float]] = {"vold": [], "single": [], "batch": []}
     for turn in range(ROUNDS + 1):
-        asked = requests(models.SIZES[name].vocab, load.runs, load.completions, turn, group)
+        asked = requests(models.SIZES[name].vocab, load.runs * load.requests, load.completions, turn, group)
         ways = {
-            "vold": lambda asked=asked: from_vold(urls["grpc"], asked, top_k, dtype),
-            "single": lambda asked=asked: from_vllm(vllm, asked, top_k, 1),
-            "batch": lambda asked=asked: from_vllm(vllm, asked, top_k, 8),
+            "vold": lambda asked=asked: from_vold(urls["grpc"], asked, load.runs, top_k, dtype),
+            "single": lambda asked=asked: from_vllm(vllm, asked, load.runs, top_k, 1),
+            "batch": lambda asked=asked: from_vllm(vllm, asked, load.runs, top_k, 8),
         }
         found = {}
         for way, ask in ways.items():

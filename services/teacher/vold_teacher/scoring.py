@@ -78,7 +78,6 @@ def score_rows(
         ranks=torch.empty(total, dtype=torch.int64, device=device) if ranks else None,
     )
     scaled = bool((temperature_R != 1).any())
-    further = bool(top_k or entropy or ranks or candidates_M is not None)
     bounds = None
     if candidates_M is not None:
         if candidate_counts_R is None:
@@ -89,29 +88,23 @@ def score_rows(
         logits_RV = head(hidden_RH[start:stop]).float()
         if scaled:
             logits_RV = logits_RV / temperature_R[start:stop, None]
-        if not further:
-            # One pass over the logits, where the sum alone takes several.
-            logprobs_RV = logits_RV.log_softmax(-1)
-            scores.logprobs[start:stop] = logprobs_RV.gather(-1, targets_R[start:stop, None])[:, 0]
-            continue
-        normalizer_R = logits_RV.logsumexp(-1)
-        sampled_R = logits_RV.gather(-1, targets_R[start:stop, None])[:, 0]
-        scores.logprobs[start:stop] = sampled_R - normalizer_R
-        if scores.top_ids is not None and scores.top_logprobs is not None:
-            values_RK, ids_RK = logits_RV.topk(top_k, dim=-1)
-            scores.top_ids[start:stop] = ids_RK
-            scores.top_logprobs[start:stop] = values_RK - normalizer_R[:, None]
+        targets_R1 = targets_R[start:stop, None]
+        # Ids and ranks come from the logits, for subtracting what normalises them may make two of them equal.
+        top_ids_RK = logits_RV.topk(top_k, dim=-1).indices if top_k else None
         if scores.ranks is not None:
-            scores.ranks[start:stop] = (logits_RV >= sampled_R[:, None]).sum(-1)
+            scores.ranks[start:stop] = (logits_RV >= logits_RV.gather(-1, targets_R1)).sum(-1)
+        # In place on a CPU, where a fresh tensor of this size costs as much as the arithmetic.
+        logprobs_RV = torch.log_softmax(logits_RV, -1, out=logits_RV if device.type == "cpu" else None)
+        scores.logprobs[start:stop] = logprobs_RV.gather(-1, targets_R1)[:, 0]
+        if scores.top_ids is not None and scores.top_logprobs is not None and top_ids_RK is not None:
+            scores.top_ids[start:stop] = top_ids_RK
+            scores.top_logprobs[start:stop] = logprobs_RV.gather(-1, top_ids_RK)
         if bounds is not None and candidates_M is not None and scores.candidate_logprobs is not None:
             assert candidate_counts_R is not None
             first, last = int(bounds[start]), int(bounds[stop])
-            counts = candidate_counts_R[start:stop]
-            rows_M = torch.arange(stop - start).repeat_interleave(counts).to(device)
-            picked_M = logits_RV[rows_M, candidates_M[first:last]]
-            scores.candidate_logprobs[first:last] = picked_M - normalizer_R[rows_M]
+            rows_M = torch.arange(stop - start).repeat_interleave(candidate_counts_R[start:stop]).to(device)
+            scores.candidate_logprobs[first:last] = logprobs_RV[rows_M, candidates_M[first:last]]
         if scores.entropy is not None:
-            logprobs_RV = logits_RV.sub_(normalizer_R[:, None])
             # A logit of -inf has probability 0 and adds 0, where 0 * -inf would be NaN.
             scores.entropy[start:stop] = torch.special.entr(logprobs_RV.exp_()).sum(-1)
     return scores
