@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,12 @@ class Size:
     layers: int
     heads: int
     tied: bool = True
+    experts: int = 0
 
 
 SIZES = {
     "light": Size(7168, 64, 1, 2, tied=False),
+    "sparse": Size(512, 64, 2, 2, experts=32),
     "tiny": Size(4096, 128, 2, 4),
     "40M": Size(8192, 512, 10, 16),
     "wide": Size(152_064, 64, 1, 2),
@@ -35,7 +37,7 @@ def save(name: str, folder: Path) -> tuple[Path, int]:
     """The folder of a model of that size, and how many parameters it has."""
     size = SIZES[name]
     torch.manual_seed(0)
-    config = Qwen3Config(
+    options = dict(
         vocab_size=size.vocab,
         hidden_size=size.hidden,
         intermediate_size=3 * size.hidden,
@@ -47,7 +49,11 @@ def save(name: str, folder: Path) -> tuple[Path, int]:
         tie_word_embeddings=size.tied,
         eos_token_id=1,
     )
-    model = Qwen3ForCausalLM(config)
+    if size.experts:
+        few = dict(num_experts=size.experts, num_experts_per_tok=1, moe_intermediate_size=size.hidden)
+        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**options, **few))
+    else:
+        model = Qwen3ForCausalLM(Qwen3Config(**options))
     path = folder / name
     model.save_pretrained(path)
     vocabulary = {f"t{index}": index for index in range(size.vocab)}

@@ -22,6 +22,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<user>", "<assistant>"]
@@ -77,6 +79,10 @@ def make_model(family: str, seed: int = 0, head_dim: int = 16) -> PreTrainedMode
     elif family == "gemma2":  # soft-capped logits and attention, and sliding windows in every other layer
         model = Gemma2ForCausalLM(
             Gemma2Config(**common, final_logit_softcapping=5.0, sliding_window=8, query_pre_attn_scalar=16)
+        )
+    elif family == "qwen3-moe":
+        model = Qwen3MoeForCausalLM(
+            Qwen3MoeConfig(**common, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
         )
     else:
         raise ValueError(family)

@@ -30,7 +30,7 @@ def qwen(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(scope="module", params=["qwen3", "gemma2"])
+@pytest.fixture(scope="module", params=["qwen3", "gemma2", "qwen3-moe"])
 def served(request, tmp_path_factory):
     """A model and the server that serves it."""
     if request.param == "qwen3":

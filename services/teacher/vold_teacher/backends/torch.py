@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import MoeModelOutputWithPast
 from vold_service.errors import ServiceError
 
 from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
@@ -43,8 +43,8 @@ CACHEABLE_LAYERS = {"full_attention", "sliding_attention"}
 class _PassThrough(nn.Module):
     """Stands where a causal model has its decoder: what comes in as embeddings goes out as hidden states."""
 
-    def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+    def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> MoeModelOutputWithPast:
+        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)  # a mixture of experts looks for its routers'
 
 
 class OutputHead:
