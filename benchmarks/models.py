@@ -37,21 +37,21 @@ def save(name: str, folder: Path) -> tuple[Path, int]:
     """The folder of a model of that size, and how many parameters it has."""
     size = SIZES[name]
     torch.manual_seed(0)
-    options = dict(
-        vocab_size=size.vocab,
-        hidden_size=size.hidden,
-        intermediate_size=3 * size.hidden,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.heads,
-        head_dim=32,
-        max_position_embeddings=8192,
-        tie_word_embeddings=size.tied,
-        eos_token_id=1,
-    )
+    options = {
+        "vocab_size": size.vocab,
+        "hidden_size": size.hidden,
+        "intermediate_size": 3 * size.hidden,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.heads,
+        "head_dim": 32,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": size.tied,
+        "eos_token_id": 1,
+    }
     if size.experts:
-        few = dict(num_experts=size.experts, num_experts_per_tok=1, moe_intermediate_size=size.hidden)
-        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**options, **few))
+        experts = {"num_experts": size.experts, "num_experts_per_tok": 1, "moe_intermediate_size": size.hidden}
+        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**options, **experts))
     else:
         model = Qwen3ForCausalLM(Qwen3Config(**options))
     path = folder / name
