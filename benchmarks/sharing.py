@@ -19,26 +19,30 @@ from vold_teacher.backends.torch import TorchBackend
 from vold_teacher.batch import Layout, Size, by_prompt
 from vold_teacher.types import ScoreOptions, Sequence
 
-ROUNDS = {"tiny": 5, "40M": 2}
+ROUNDS = {"deep": 9, "tiny": 9, "40M": 2}
+SEQUENCES = {"deep": 64, "tiny": 64, "40M": 16}
+"""Of a batch, groups of them: what a busy service puts together is about as long."""
 LENGTH = 250
 """Tokens of prompt and completion together."""
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes(arguments, ("tiny", "40M"))
+    sizes(arguments, ROUNDS)
     torch.set_num_threads(1)
     rows = []
-    for name in arguments.parse_args().size or ("tiny", "40M"):
+    for name in arguments.parse_args().size or ROUNDS:
         with tempfile.TemporaryDirectory() as folder:
             path, _ = models.save(name, Path(folder))
             backend = TorchBackend(path, limits=DecoderLimits())
         rng = np.random.default_rng(0)
         for parts in ((4, 1), (1, 1), (1, 4)):
             for group in (4, 8, 16):
-                prompt = rng.integers(2, 512, LENGTH * parts[0] // sum(parts)).astype(np.int32)
+                width = LENGTH * parts[0] // sum(parts)
+                prompts = [rng.integers(2, 512, width).astype(np.int32) for _ in range(SEQUENCES[name] // group)]
                 asked = [
-                    Sequence(prompt, rng.integers(2, 512, LENGTH - len(prompt)).astype(np.int32), ScoreOptions())
+                    Sequence(prompt, rng.integers(2, 512, LENGTH - width).astype(np.int32), ScoreOptions())
+                    for prompt in prompts
                     for _ in range(group)
                 ]
                 size = Size.of([asked[index] for index in members] for members in by_prompt(asked).values())

@@ -35,7 +35,7 @@ class Load:
     threads: int
 
 
-LOADS = {"tiny": Load(5, 4, 16, 1), "40M": Load(3, 1, 6, 1)}
+LOADS = {"sparse": Load(9, 8, 16, 1), "tiny": Load(5, 4, 16, 1), "40M": Load(3, 1, 6, 1)}
 """One thread, so that of two cores the wire has the other."""
 
 Asked = list[tuple[list[Ids], list[Completion]]]

@@ -88,4 +88,4 @@ def store_transfer(engine: Any) -> Any:
 
     with contextlib.suppress(ValueError):
         WeightTransferTrainerFactory.register_engine(STORE, StoreTrainer)
-    return StoreNative(STORE, "", engine.student, engine.servers, engine.infos, engine.thread)
+    return StoreNative(STORE, "", engine.student, engine.servers, engine.infos, engine.tasks)

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 from vold_client import AsyncVerifierClient, Item, VerifierClient
-from vold_trainer.scoring import LoopThread
+from vold_trainer.tasks import ClientTasks
 
 RIGHT = [Item("numeric", "so 4", "4")]
 
@@ -22,20 +22,20 @@ async def _ask(url):
 def test_a_closed_client_leaves_nothing_behind_that_others_stumble_over(verifier, caplog):
     with caplog.at_level(logging.ERROR, "asyncio"), VerifierClient(verifier.grpc) as client:
         for _ in range(30):
-            thread = LoopThread()
-            thread.submit(_ask(verifier.grpc))  # under way when its loop's owner goes
+            tasks = ClientTasks()
+            tasks.submit(_ask(verifier.grpc))  # under way when its loop's owner goes
             try:
-                verdicts = thread.run(_ask(verifier.grpc))
+                verdicts = tasks.run(_ask(verifier.grpc))
             finally:
-                thread.close()
+                tasks.close()
             assert [verdict.error for verdict in verdicts] == [None] * 8
             assert client.verify(RIGHT)[0].error is None
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_what_is_asked_ends_with_whoever_asked(verifier):
-    thread = LoopThread()
-    future = thread.submit(asyncio.sleep(600))
-    thread.close()
+    tasks = ClientTasks()
+    future = tasks.submit(asyncio.sleep(600))
+    tasks.close()
     with pytest.raises(concurrent.futures.CancelledError):
         future.result(timeout=10)

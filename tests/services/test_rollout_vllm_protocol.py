@@ -192,7 +192,7 @@ def test_several_servers_share_the_prompts_and_all_get_the_weights(student, stan
             served = sorted(prompts.index(tuple(body["prompt"])) for body in server.bodies("/v1/completions"))
             assert served == expected
             assert len(server.bodies("/collective_rpc")) == 1
-        FanOut(engine.servers, [info.world_size for info in engine.infos], engine.thread).init_weight_transfer_engine(
+        FanOut(engine.servers, [info.world_size for info in engine.infos], engine.tasks).init_weight_transfer_engine(
             {"rank_offset": 1, "world_size": 5}
         )
         for server, offset in ((stand_in, 1), (second, 3)):

@@ -1,8 +1,7 @@
-"""Scores of rollouts, asked for while the student still generates: teacher and verifier at the same time, on an
-event loop of their own thread. A score that does not come is missing: it is counted and masked, never a zero.
+"""Scores of rollouts, asked for while the student still generates: teacher and verifier at the same time, on the
+clients' event loop. A score that does not come is missing: it is counted and masked, never a zero.
 """
 
-import asyncio
 import concurrent.futures
 import contextlib
 import time
@@ -24,7 +23,6 @@ from vold_client import (
     ResourceExhausted,
     VoldError,
 )
-from vold_client.loop import client_loop
 
 from vold_trainer import tracing
 from vold_trainer.data import Example
@@ -33,6 +31,7 @@ from vold_trainer.models import Student
 from vold_trainer.objectives import Needs
 from vold_trainer.outages import Outages, Span, Watched
 from vold_trainer.rollout.base import Rollout
+from vold_trainer.tasks import ClientTasks
 from vold_trainer.teachers import Asks, Teacher
 from vold_trainer.twins import TeacherPrompts
 
@@ -70,27 +69,6 @@ class StepScores:
 
     def count_missing(self, who: str) -> int:
         return sum(count for reason, count in self.missing.items() if reason.startswith(who))
-
-
-class LoopThread:
-    """Work on the clients' event loop, which ends at `close` at the latest."""
-
-    def __init__(self) -> None:
-        self.loop = client_loop()
-        self._open: set[concurrent.futures.Future[Any]] = set()
-
-    def submit(self, work: Coroutine[Any, Any, T]) -> "concurrent.futures.Future[T]":
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        self._open.add(future)
-        future.add_done_callback(self._open.discard)
-        return future
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.submit(work).result()
-
-    def close(self) -> None:
-        for future in list(self._open):
-            future.cancel()
 
 
 class Asked:
@@ -186,9 +164,9 @@ class Scorer:
         batch: int = 32,
         outages: Outages | None = None,
     ) -> None:
-        self.thread = LoopThread()
-        self.teachers = self.thread.run(_made(make_teachers))
-        self.verifier = self.thread.run(_made(make_verifier)) if make_verifier else None
+        self.tasks = ClientTasks()
+        self.teachers = self.tasks.run(_made(make_teachers))
+        self.verifier = self.tasks.run(_made(make_verifier)) if make_verifier else None
         self.route = route
         self.verifier_name = verifier
         self.parameters = dict(parameters or {})
@@ -219,8 +197,8 @@ class Scorer:
         """Learn who the teachers are; from now on only these may answer. Raises HandshakeError where one is unfit."""
         self.special_ids = frozenset(student.tokenizer.all_special_ids)
         for teacher in self.teachers.values():
-            info = self.thread.run(teacher.client.info())
-            teacher.meet(info, self.thread.run(teacher.client.tokenizer()), student, asks)
+            info = self.tasks.run(teacher.client.info())
+            teacher.meet(info, self.tasks.run(teacher.client.tokenizer()), student, asks)
             self.prompts[teacher.name] = TeacherPrompts(student, teacher)
         return list(self.teachers.values())
 
@@ -235,15 +213,15 @@ class Scorer:
 
     def submit(self, work: Coroutine[Any, Any, None]) -> "concurrent.futures.Future[None]":
         """Run `work` on the clients' loop, at the latest until `close`."""
-        return self.thread.submit(work)
+        return self.tasks.submit(work)
 
     def close(self) -> None:
-        self.thread.close()
+        self.tasks.close()
         for watched in self.watched.values():
-            self.thread.run(watched.aclose())
+            self.tasks.run(watched.aclose())
         for client in (*(teacher.client for teacher in self.teachers.values()), self.verifier):
             if client is not None:
-                self.thread.run(client.aclose())
+                self.tasks.run(client.aclose())
 
     async def teach(self, asked: Asked, name: str, rollouts: list[Rollout]) -> None:
         """Have these rollouts scored by the teacher `name`."""

@@ -15,8 +15,8 @@ from vold_trainer.data import Example, load_examples
 from vold_trainer.data.traces import prompt_fields
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.run import Live, progress
-from vold_trainer.scoring import LoopThread
 from vold_trainer.services import open_services, teacher_client, verifier_client
+from vold_trainer.tasks import ClientTasks
 from vold_trainer.twins import check_twins, flat, teacher_messages
 
 
@@ -38,7 +38,7 @@ def run_traces(config: TracesConfig) -> TracesSummary:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     partial = config.out.with_name(config.out.name + ".partial")
     with open_services(teacher=config.teacher, verifier=config.verifier) as services:
-        thread = LoopThread()
+        tasks = ClientTasks()
 
         async def work(live: Live, stream: IO[str]) -> TracesSummary:
             async with AsyncExitStack() as stack:
@@ -50,9 +50,9 @@ def run_traces(config: TracesConfig) -> TracesSummary:
 
         try:
             with partial.open("w") as stream, progress("traces from the teacher", len(examples)) as live:
-                summary = thread.run(work(live, stream))
+                summary = tasks.run(work(live, stream))
         finally:
-            thread.close()
+            tasks.close()
     if not summary.kept:
         raise RunError(f"not one of {summary.asked} traces was kept ({summary.dropped}): check teacher and verifier")
     partial.replace(config.out)

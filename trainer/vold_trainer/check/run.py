@@ -19,8 +19,8 @@ from vold_trainer.errors import UsageError
 from vold_trainer.grpo import run_train
 from vold_trainer.models import Student, load_student
 from vold_trainer.run import progress, quietly, read_json_lines
-from vold_trainer.scoring import LoopThread
 from vold_trainer.services import Services, open_services, teacher_client, verifier_client
+from vold_trainer.tasks import ClientTasks
 from vold_trainer.teachers import Asks, Routes, Teacher, configured
 from vold_trainer.twins import check_twins
 
@@ -179,10 +179,10 @@ def _teacher(
     student: Student | None,
     examples: Sequence[Example],
 ) -> None:
-    thread = LoopThread()
+    tasks = ClientTasks()
     try:
-        met = Teacher(name, teacher, thread.run(_made(teacher, services)))
-        info = thread.run(met.client.info())
+        met = Teacher(name, teacher, tasks.run(_made(teacher, services)))
+        info = tasks.run(met.client.info())
         offers = ", ".join(sorted(info.capabilities))
         found.well(
             topic,
@@ -192,7 +192,7 @@ def _teacher(
         if student is None:
             return
         asks = Asks(config.objective.name, config.objective.needs, config.rollout.temperature)
-        met.meet(info, thread.run(met.client.tokenizer()), student, asks)
+        met.meet(info, tasks.run(met.client.tokenizer()), student, asks)
         assert met.handshake is not None
         found.well(topic, met.handshake.describe())
         shared = met.handshake.known_V.nonzero().flatten().tolist()
@@ -206,7 +206,7 @@ def _teacher(
         count = min(PROBE_TOKENS, info.max_sequence - 1)
         ids = [shared[index % len(shared)] for index in range(count)]
         began = time.monotonic()
-        thread.run(met.client.score([[shared[0]]], [Completion(0, ids)], temperature=config.rollout.temperature))
+        tasks.run(met.client.score([[shared[0]]], [Completion(0, ids)], temperature=config.rollout.temperature))
         seconds = time.monotonic() - began
         drawn = config.rollout.prompts * config.rollout.group
         found.well(
@@ -215,8 +215,8 @@ def _teacher(
             f"{config.rollout.max_tokens}",
         )
     finally:
-        thread.run(met.client.aclose())
-        thread.close()
+        tasks.run(met.client.aclose())
+        tasks.close()
 
 
 async def _made(teacher: TeacherConfig, services: Services) -> AsyncTeacherClient:
@@ -224,7 +224,7 @@ async def _made(teacher: TeacherConfig, services: Services) -> AsyncTeacherClien
 
 
 def _verifier(config: VerifierConfig, services: Services, found: Findings, examples: Sequence[Example]) -> None:
-    thread = LoopThread()
+    tasks = ClientTasks()
 
     async def ask(items: list[Item]) -> tuple[list[VerifierInfo], list[Verdict]]:
         async with verifier_client(config, services) as client:
@@ -233,7 +233,7 @@ def _verifier(config: VerifierConfig, services: Services, found: Findings, examp
 
     used = Counter(str(example.meta.get("verifier", config.name)) for example in examples) or Counter([config.name])
     try:
-        known, _ = thread.run(ask([]))
+        known, _ = tasks.run(ask([]))
         names = {one.name for one in known}
         if unknown := [name for name in used if name not in names]:
             row = next((e.id for e in examples if e.meta.get("verifier") == unknown[0]), None)
@@ -245,7 +245,7 @@ def _verifier(config: VerifierConfig, services: Services, found: Findings, examp
             return
         step = max(1, math.ceil(len(examples) / REFERENCES))
         asked = examples[::step]
-        _, verdicts = thread.run(ask([_own_reference(config, example) for example in asked]))
+        _, verdicts = tasks.run(ask([_own_reference(config, example) for example in asked]))
         accepted = sum(bool(verdict.correct) for verdict in verdicts)
         text = f"{accepted} of {len(asked)} references are accepted as their own answer in \\boxed{{}}"
         if accepted == len(asked):
@@ -255,7 +255,7 @@ def _verifier(config: VerifierConfig, services: Services, found: Findings, examp
         why = verdict.error or verdict.reason
         found.note("verifier", f"{text}; row {refused.id!r}, reference {refused.reference[:60]!r}: {why}")
     finally:
-        thread.close()
+        tasks.close()
 
 
 def _own_reference(config: VerifierConfig, example: Example) -> Item:

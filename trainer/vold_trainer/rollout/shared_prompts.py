@@ -99,6 +99,7 @@ class SharedPrompts:
 
     def attention(self, layer: SharedLayer, query_BH1D: Tensor, scale: float | None) -> Tensor:
         """What the new token of each sequence finds, [B, 1, H, V]."""
+        self._answered += 1
         batch, heads, _, size = query_BH1D.shape
         prompts, kv_heads, positions, _ = layer.prompt_keys.shape
         each, group = heads // kv_heads, self._group
@@ -147,7 +148,6 @@ def _attention(
     layer = shared.layer_of(key) if shared is not None else None
     if shared is None or layer is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    shared._answered += 1
     return shared.attention(layer, query, options.get("scaling")), None
 
 

@@ -34,7 +34,7 @@ from vold_trainer.rollout.base import OnFinished, Rollout, Sampling
 from vold_trainer.rollout.vllm_local import LOCAL, serving_student
 from vold_trainer.rollout.vllm_server import Reply, Server, ServerInfo
 from vold_trainer.rollout.weights import make_transfer
-from vold_trainer.scoring import LoopThread
+from vold_trainer.tasks import ClientTasks
 
 T = TypeVar("T")
 
@@ -59,14 +59,14 @@ class VllmEngine:
         self.label: str | None = None
         self._started = ExitStack()
         try:
-            self.thread = LoopThread()
-            self._started.callback(self.thread.close)
+            self.tasks = ClientTasks()
+            self._started.callback(self.tasks.close)
             self.processes = Processes()
             self.run = self.processes.from_first(lambda: uuid.uuid4().hex[:8])
-            self.servers = self.thread.run(self._open(self.processes.from_first(self._urls)))
-            self._started.callback(lambda: self.thread.run(self._close()))
-            self.infos = [self.thread.run(self._shake_hands(server)) for server in self.servers]
-            self.transfer = make_transfer(config, student, self.servers, self.infos, self.thread)
+            self.servers = self.tasks.run(self._open(self.processes.from_first(self._urls)))
+            self._started.callback(lambda: self.tasks.run(self._close()))
+            self.infos = [self.tasks.run(self._shake_hands(server)) for server in self.servers]
+            self.transfer = make_transfer(config, student, self.servers, self.infos, self.tasks)
             self._started.callback(self.transfer.close)
         except BaseException:
             self._started.close()
@@ -146,15 +146,15 @@ class VllmEngine:
     def _give(self, version: int) -> str:
         """Returns what the servers call these weights."""
         label = f"vold-{self.run}-{version}"
-        self.thread.run(self._each("/pause", params={"mode": "wait", "clear_cache": "true"}))
+        self.tasks.run(self._each("/pause", params={"mode": "wait", "clear_cache": "true"}))
         self.transfer.send(version)
         # Keys, values and image features that the old weights computed: a prompt must not be continued from them.
-        for answer in self.thread.run(self._each("/reset_prefix_cache")):
+        for answer in self.tasks.run(self._each("/reset_prefix_cache")):
             if answer.get("success") is False:
                 raise RunError(f"rollout.url {self.config.url}: vLLM kept keys and values of the old weights")
-        self.thread.run(self._each("/reset_encoder_cache"))
-        self.thread.run(self._each("/update_weight_version", json={"new_version": label}))
-        self.thread.run(self._each("/resume"))
+        self.tasks.run(self._each("/reset_encoder_cache"))
+        self.tasks.run(self._each("/update_weight_version", json={"new_version": label}))
+        self.tasks.run(self._each("/resume"))
         return label
 
     async def _each(self, route: str, **options: Any) -> list[Any]:
@@ -187,7 +187,7 @@ class VllmEngine:
             for index in range(sampling.group):
                 row = first_row + place * sampling.group + index
                 request = {**shared, "model": self.infos[number].model, "seed": row_seed(seed, row)}
-                futures.append(self.thread.submit(_into(ended, row, self.servers[number].complete(request))))
+                futures.append(self.tasks.submit(_into(ended, row, self.servers[number].complete(request))))
         finished: dict[int, Rollout] = {}
         try:
             while len(finished) < len(futures):
@@ -203,7 +203,7 @@ class VllmEngine:
         finally:
             for future in futures:
                 future.cancel()
-        self.thread.run(self._same_weights())
+        self.tasks.run(self._same_weights())
         return [finished[row] for row in sorted(finished)]
 
     def _logprobs_kept(self, sampling: Sampling) -> bool:

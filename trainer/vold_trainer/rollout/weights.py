@@ -22,7 +22,7 @@ from vold_trainer.config import RolloutConfig
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.models import Student
 from vold_trainer.rollout.vllm_server import Server, ServerInfo
-from vold_trainer.scoring import LoopThread
+from vold_trainer.tasks import ClientTasks
 
 
 class Transfer(Protocol):
@@ -36,7 +36,7 @@ class Transfer(Protocol):
 
 
 def make_transfer(
-    config: RolloutConfig, student: Student, servers: Sequence[Server], infos: Sequence[ServerInfo], thread: LoopThread
+    config: RolloutConfig, student: Student, servers: Sequence[Server], infos: Sequence[ServerInfo], tasks: ClientTasks
 ) -> Transfer:
     """The way that rollout.weights asks for. Raises UsageError where one side cannot go it."""
     way = config.weights
@@ -45,7 +45,7 @@ def make_transfer(
         native = len(offered) == 1 and offered <= {"nccl", "ipc"} and not _lacks(student)
         way = str(offered.pop()) if native else "disk"  # type: ignore[assignment]
     if way == "disk":
-        return Disk(config.weights_folder, student, servers, thread)
+        return Disk(config.weights_folder, student, servers, tasks)
     if lacks := _lacks(student):
         raise UsageError(f"rollout.weights is {way!r}, and {lacks}: use rollout.weights=disk")
     for server, info in zip(servers, infos, strict=True):
@@ -54,7 +54,7 @@ def make_transfer(
                 f"rollout.weights is {way!r}, and rollout.url {server.name} was started for {info.transfer!r}: start "
                 f'it with --weight-transfer-config \'{{"backend": "{way}"}}\', or use rollout.weights=disk'
             )
-    return Native(way, config.nccl_address, student, servers, infos, thread)
+    return Native(way, config.nccl_address, student, servers, infos, tasks)
 
 
 def _lacks(student: Student) -> str:
@@ -84,10 +84,10 @@ def checkpoint_tensors(student: Student) -> dict[str, Tensor]:
 class Disk:
     """A folder a version, read by the servers and then removed."""
 
-    def __init__(self, folder: Path | None, student: Student, servers: Sequence[Server], thread: LoopThread) -> None:
+    def __init__(self, folder: Path | None, student: Student, servers: Sequence[Server], tasks: ClientTasks) -> None:
         self.student = student
         self.servers = servers
-        self.thread = thread
+        self.tasks = tasks
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix="vold-weights-", dir=folder)).absolute()
@@ -96,7 +96,7 @@ class Disk:
         path = self.folder / str(version)
         self.student.save(path)
         try:
-            self.thread.run(self._reload(path))
+            self.tasks.run(self._reload(path))
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -125,12 +125,12 @@ class Native:
         student: Student,
         servers: Sequence[Server],
         infos: Sequence[ServerInfo],
-        thread: LoopThread,
+        tasks: ClientTasks,
     ) -> None:
         self.way = way
         self.address = address
         self.student = student
-        self.client = FanOut(servers, [info.world_size for info in infos], thread)
+        self.client = FanOut(servers, [info.world_size for info in infos], tasks)
         self.world_size = 1 + sum(info.world_size for info in infos)
         self.engine: Any = None
 
@@ -185,10 +185,10 @@ class FanOut:
     the workers of each get ranks after those of the servers before it.
     """
 
-    def __init__(self, servers: Sequence[Server], world_sizes: Sequence[int], thread: LoopThread) -> None:
+    def __init__(self, servers: Sequence[Server], world_sizes: Sequence[int], tasks: ClientTasks) -> None:
         self.servers = servers
         self.offsets = [sum(world_sizes[:index]) for index in range(len(world_sizes))]
-        self.thread = thread
+        self.tasks = tasks
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         bodies = [
@@ -216,7 +216,7 @@ class FanOut:
                 *(server.control(route, json=body) for server, body in zip(self.servers, bodies, strict=True))
             )
 
-        self.thread.run(work())
+        self.tasks.run(work())
 
 
 def _json_safe(update_info: Any) -> Any:
