@@ -476,6 +476,15 @@ def test_a_service_that_the_trainer_starts_asks_for_no_key(monkeypatch):
     assert verifier_client(config, services).urls == list(services.verifier_urls)
 
 
+def test_a_service_is_started_without_a_fork():
+    """A fork of a process that talks gRPC may abort before it is another program."""
+    forks = []
+    os.register_at_fork(before=lambda: forks.append(1))
+    with open_services(verifier=VerifierConfig(url="local:")) as services, VerifierClient(services.verifier_urls[0]):
+        pass
+    assert forks == []
+
+
 def test_the_trainer_learns_at_once_that_its_key_is_not_taken(verifier, monkeypatch):
     config = VerifierConfig(url=verifier.grpc)
     monkeypatch.delenv("VOLD_VERIFIER_API_KEY", raising=False)

@@ -168,13 +168,15 @@ def test_files_that_cannot_be_used_are_named(server, tmp_path):
 
 def test_ctrl_c_leaves_what_was_done(server, tmp_path):
     out = tmp_path / "out.jsonl"
+    # A shell that runs the tests in its background has them ignore Ctrl-C, and children inherit that.
+    heeding = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
     process = subprocess.Popen(
-        command("-", "--url", server.url, "-o", out),
+        [sys.executable, "-c", heeding, *command("-", "--url", server.url, "-o", out)],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that runs the tests in its background has them ignore Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # The input stays open: what was read is judged, and the command waits for more.
     for n in range(512):

@@ -4,11 +4,8 @@ with open_services(teacher=config.teacher, verifier=config.verifier) as services
 """
 
 import contextlib
-import ctypes
 import os
-import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +23,7 @@ from vold_client import (
     VoldError,
 )
 
+from vold_trainer.child import child
 from vold_trainer.config import TeacherConfig, TlsConfig, VerifierConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.launch import first_here, machine
@@ -105,22 +103,14 @@ def open_services(
                     resolved.append(url)
                     continue
                 socket = folder / f"{what}-{len(children)}.sock"
-                arguments = [
-                    sys.executable,
-                    "-m",
-                    f"vold_{what}",
-                    "serve",
-                    "--grpc",
-                    f"unix:{socket}",
-                    "--http",
-                    "none",
-                ]
+                arguments = ["serve", "--grpc", f"unix:{socket}", "--http", "none"]
                 if what == "teacher":
                     # half the cores: two pools of spinning threads on the same cores starve each other
                     threads = max(1, (os.cpu_count() or 2) // 2)
                     arguments += ["--model", _local_model(url, key), "--threads", str(threads)]
                 log = folder / f"{what}-{len(children)}.log"
-                children[f"unix:{socket}"] = Child(url, stack.enter_context(_child(arguments, log)), log)
+                process = child(f"vold_{what}", arguments, log, own_environment())
+                children[f"unix:{socket}"] = Child(url, stack.enter_context(process), log)
                 resolved.append(f"unix:{socket}")
             return tuple(resolved)
 
@@ -192,7 +182,7 @@ def _tls(config: TlsConfig, urls: Sequence[str]) -> Tls | None:
     return Tls(ca=config.ca, cert=config.cert, key=config.key)
 
 
-def _environment() -> dict[str, str]:
+def own_environment() -> dict[str, str]:
     """For a service started here: without the keys and certificates of a shared one, and no part of the processes of a
     launch. Its socket is in a folder that only this user can open.
     """
@@ -211,43 +201,11 @@ def _local_model(url: str, key: str) -> str:
     return path
 
 
-@contextlib.contextmanager
-def _child(arguments: list[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as stream:
-        process = subprocess.Popen(  # noqa: S603 - our own command
-            arguments,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=_environment() | environment,
-            preexec_fn=_die_with_parent,
-            process_group=0,
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        with contextlib.suppress(OSError):  # processes of its own that outlived it: vLLM's do, where it is killed
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _die_with_parent() -> None:
-    """A killed trainer must not leave its services behind; and Ctrl-C is for the trainer to handle."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def _wait(client: TeacherClient | VerifierClient, field: str, children: Mapping[str, Child]) -> None:
     waited = 0.0
     while True:
-        for child in children.values():
-            if fate := child.fate(" before it was ready"):
+        for one in children.values():
+            if fate := one.fate(" before it was ready"):
                 raise UsageError(fate)
         step = 5.0 if children else 20.0
         try:

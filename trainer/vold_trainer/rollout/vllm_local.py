@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,10 +9,11 @@ from pathlib import Path
 
 import httpx
 
+from vold_trainer.child import child
 from vold_trainer.config import RolloutConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.models import Student, resolve_model
-from vold_trainer.services import _child
+from vold_trainer.services import own_environment
 
 LOCAL = "local:"
 START_SECONDS = 1200.0
@@ -29,12 +29,11 @@ def serving_student(student: Student, config: RolloutConfig) -> Iterator[str]:
         )
     with tempfile.TemporaryDirectory(prefix="vold-") as folder:
         socket, log = Path(folder) / "vllm.sock", Path(folder) / "vllm.log"
-        arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-        arguments += ["--model", resolve_model(student.path), "--uds", str(socket)]
+        arguments = ["--model", resolve_model(student.path), "--uds", str(socket)]
         arguments += ["--dtype", str(student.model.dtype).removeprefix("torch."), *config.vllm_args]
         # The routes that change weights: this server is on a socket that only this user can open.
         variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        with _child(arguments, log, **variables) as process:
+        with child("vllm.entrypoints.openai.api_server", arguments, log, own_environment() | variables) as process:
             client = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://vllm")
             until = time.monotonic() + START_SECONDS
             with client:
