@@ -148,10 +148,10 @@ def test_a_local_service_that_died_is_not_waited_for(tmp_path, verifier, monkeyp
     from vold_trainer import services
 
     children = []
-    child = services._child
+    begin = services.child
 
     def noting(*arguments):
-        made = child(*arguments)
+        made = begin(*arguments)
 
         class Noting:
             def __enter__(self):
@@ -163,7 +163,7 @@ def test_a_local_service_that_died_is_not_waited_for(tmp_path, verifier, monkeyp
 
         return Noting()
 
-    monkeypatch.setattr(services, "_child", noting)
+    monkeypatch.setattr(services, "child", noting)
     before_step(monkeypatch, 1, lambda: (children[0].kill(), children[0].wait()))
     with pytest.raises(RunError, match=r"(?s)'local:pocket:teacher' ended with status -9.*after step 1 is saved"):
         run_train(config(tmp_path / "run", "local:pocket:teacher", verifier.grpc))
