@@ -191,6 +191,7 @@ def test_an_engine_with_its_own_weights_draws_while_the_student_learns(
     for step in (1, 2, 3):
         drawing, learning = during("generate", step + 1), during("optimise", step)
         assert drawing[0] < learning[1]
+        assert learning[0] < drawing[1]
 
 
 def test_given_completions_are_never_stale(tmp_path, pocket_teacher, verifier):

@@ -66,8 +66,10 @@ def _unwatched(engine: Any) -> Iterator[None]:
     for hook in (*watch.forward_hooks, *watch.backward_hooks):
         hook.remove()
     watch.forward_hooks, watch.backward_hooks = [], []
-    yield
-    watch._register_deepspeed_module(watch.module)
+    try:
+        yield
+    finally:
+        watch._register_deepspeed_module(watch.module)
 
 
 def _groups(shard: Any) -> Sequence[Any]:
