@@ -1,8 +1,8 @@
 """What every backend must do, whichever computes: the same tests for all of them, with transformers as the reference.
 
 torch, and the gateway in front of stand-ins that speak vLLM's and SGLang's protocols (upstream_servers.py), run
-everywhere. The embedded vLLM and the gateway in front of a stock vLLM server run where vLLM is installed, which is in
-a virtual environment of its own: `make test-vllm`.
+everywhere. The embedded vLLM and the gateway in front of stock vLLM servers, one of them with candidates, run where
+vLLM is installed, which is in a virtual environment of its own: `make test-vllm`.
 """
 
 import importlib.util
@@ -39,7 +39,9 @@ BACKENDS = [
     "upstream-sglang",
     pytest.param("vllm", marks=VLLM),
     pytest.param("upstream-stock-vllm", marks=VLLM),
+    pytest.param("upstream-stock-vllm-rows", marks=VLLM),
 ]
+CANDIDATES = {"torch", "upstream-vllm-rows", "upstream-sglang", "upstream-stock-vllm-rows"}
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +54,17 @@ def reference():
     return make_model("qwen3", head_dim=HEAD)
 
 
-def stock_vllm(folder: Path, port: int):
+def stock_vllm(folder: Path, port: int, *, rows: bool):
+    """rows: with candidates, which come from its second model runner (see triton_interpreter)."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1", "--dtype", "float32"]
     command += ["--enforce-eager", "--gpu-memory-utilization", "0.25", "--max-num-batched-tokens", "512"]
-    return process(command, port, seconds=1200, VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1")
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    if rows:
+        command += ["--enable-scale-out", "--max-logprobs", "64"]
+        folder_of_site = str(Path(__file__).with_name("triton_interpreter"))
+        settings |= {"VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1", "PYTHONPATH": folder_of_site}
+    return process(command, port, seconds=1200, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +83,9 @@ def make_backend(request, folder):
         from vold_teacher.backends.vllm import VllmBackend, VllmOptions
 
         yield lambda: VllmBackend(folder, VllmOptions(max_logprobs=64))
-    elif request.param == "upstream-stock-vllm":
+    elif request.param.startswith("upstream-stock-vllm"):
         port = free_port()
-        with stock_vllm(folder, port):
+        with stock_vllm(folder, port, rows=request.param.endswith("-rows")):
             yield lambda: gateway(folder, "vllm", port)
     else:
         port = request.getfixturevalue("stand_in_port")
@@ -134,10 +142,11 @@ def test_sampled_logprobs_long_and_short_together(backend, reference):
     assert scored.real_tokens >= sum(wanted.length for wanted in batch)
 
 
-def test_a_prompt_scored_again_has_the_same_numbers(backend, reference):
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_a_prompt_scored_again_has_the_same_numbers(backend, reference, top_k):
     """Whatever the engine keeps of a prefix must not leak into the numbers."""
     shared = rng_ids(5, 200)
-    batch = [Sequence(shared, rng_ids(6 + index, 20), ScoreOptions(top_k=2)) for index in range(4)]
+    batch = [Sequence(shared, rng_ids(6 + index, 20), ScoreOptions(top_k=top_k)) for index in range(4)]
     for _ in range(3):
         for wanted, score in zip(batch, backend.score(batch).scores, strict=True):
             assert_sampled(reference, wanted, score)
@@ -205,6 +214,10 @@ def test_hidden_states_are_right_or_refused(backend, reference):
     else:
         with pytest.raises(ServiceError, match="hidden_states is true"):
             score_options(pb.ScoreOptions(hidden_states=True), limits(backend))
+
+
+def test_who_scores_candidates(backend, request):
+    assert backend.info.capabilities.candidates == (request.node.callspec.params["make_backend"] in CANDIDATES)
 
 
 @pytest.mark.parametrize("top_k", [0, 3])

@@ -1,8 +1,8 @@
 """A stand-in for an inference server, as a process: transformers' numbers in the reply shapes of vLLM and of SGLang.
 
-It stands for the wire alone. SGLang has no build for a CPU, and vLLM serves `/inference/v1/generate` with candidates on
-GPUs only, so what is proved against it is that the gateway sends what their documentation and sources describe, reads
-such replies, and survives faults. The `/v1/completions` path is proved against a real vLLM (test_backend_conformance).
+It stands for the wire alone, where no real server is at hand: what is proved against it is that the gateway sends what
+their documentation and sources describe, reads such replies, and survives faults. The same suite runs against a real
+vLLM, with candidates and without (test_backend_conformance).
 
     python upstream_servers.py MODEL --port 8001 [--other MODEL]
 
