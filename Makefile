@@ -4,6 +4,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 RUN := $(BIN)/python -m
+# vLLM with its second model runner on a CPU, which scores candidates.
+SECOND_RUNNER := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/services/triton_interpreter
 
 .PHONY: install demo test test-slow test-vllm lint format proto bench bench-ablation compose clean
 
@@ -27,6 +29,7 @@ test-slow: install  ## rebuilds the pocket checkpoints and checks what they can 
 
 test-vllm: .venv-vllm/.installed  ## what needs vLLM, with a CPU build of it: the backends' suite, and rollouts
 	.venv-vllm/bin/python -m pytest -m vllm tests/services/test_backend_conformance.py tests/services/test_rollout_vllm*.py
+	$(SECOND_RUNNER) .venv-vllm/bin/python -m pytest -m vllm tests/services/test_backend_conformance.py -k '[vllm'
 
 # torchvision and its like are not built for the torch that is there, and importing them fails.
 .venv-vllm/.installed: pyproject.toml constraints.txt tests/requirements-vllm.txt

@@ -1,12 +1,13 @@
 """What every backend must do, whichever computes: the same tests for all of them, with transformers as the reference.
 
 torch, and the gateway in front of stand-ins that speak vLLM's and SGLang's protocols (upstream_servers.py), run
-everywhere. The embedded vLLM and the gateway in front of stock vLLM servers, one of them with candidates, run where
-vLLM is installed, which is in a virtual environment of its own: `make test-vllm`.
+everywhere. The embedded vLLM, with either of its model runners, and the gateway in front of stock vLLM servers, one of
+them with candidates, run where vLLM is installed, which is in a virtual environment of its own: `make test-vllm`.
 """
 
 import importlib.util
 import multiprocessing
+import os
 import sys
 import threading
 from pathlib import Path
@@ -41,7 +42,15 @@ BACKENDS = [
     pytest.param("upstream-stock-vllm", marks=VLLM),
     pytest.param("upstream-stock-vllm-rows", marks=VLLM),
 ]
+# What makes vLLM take its second model runner, which scores candidates, on a CPU too.
+SECOND_RUNNER = {
+    "VLLM_USE_V2_MODEL_RUNNER": "1",
+    "TRITON_INTERPRET": "1",
+    "PYTHONPATH": str(Path(__file__).with_name("triton_interpreter")),
+}
 CANDIDATES = {"torch", "upstream-vllm-rows", "upstream-sglang", "upstream-stock-vllm-rows"}
+if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
+    CANDIDATES.add("vllm")
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +64,14 @@ def reference():
 
 
 def stock_vllm(folder: Path, port: int, *, rows: bool):
-    """rows: with candidates, which come from its second model runner (see triton_interpreter)."""
+    """rows: with candidates."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1", "--dtype", "float32"]
     command += ["--enforce-eager", "--gpu-memory-utilization", "0.25", "--max-num-batched-tokens", "512"]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if rows:
         command += ["--enable-scale-out", "--max-logprobs", "64"]
-        folder_of_site = str(Path(__file__).with_name("triton_interpreter"))
-        settings |= {"VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1", "PYTHONPATH": folder_of_site}
+        settings |= SECOND_RUNNER
     return process(command, port, seconds=1200, **settings)
 
 
