@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 # vLLM with its second model runner on a CPU, which scores candidates.
 SECOND_RUNNER := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/services/triton_interpreter
 
-.PHONY: install demo test test-slow test-vllm lint format proto bench bench-ablation compose clean
+.PHONY: install demo test test-slow test-vllm test-sglang lint format proto bench bench-ablation compose clean
 
 install: .venv/.installed
 
@@ -38,6 +38,15 @@ test-vllm: .venv-vllm/.installed  ## what needs vLLM, with a CPU build of it: th
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+test-sglang: install .venv-sglang/.installed  ## the gateway in front of a stock SGLang, on a CPU
+	VOLD_SGLANG_PYTHON=.venv-sglang/bin/python $(RUN) pytest -m sglang tests/services/test_backend_conformance.py
+
+# Without dependencies: what SGLang asks for is CUDA's.
+.venv-sglang/.installed: constraints.txt tests/requirements-sglang.txt
+	$(PYTHON) -m venv .venv-sglang
+	.venv-sglang/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps --requirement tests/requirements-sglang.txt
+	touch $@
+
 lint: install
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
@@ -60,4 +69,4 @@ compose:
 	docker compose up --build --exit-code-from trainer
 
 clean:
-	rm -rf .venv .venv-vllm build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-vllm .venv-sglang build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -2,7 +2,8 @@
 
 torch, and the gateway in front of stand-ins that speak vLLM's and SGLang's protocols (upstream_servers.py), run
 everywhere. The embedded vLLM, with either of its model runners, and the gateway in front of stock vLLM servers, one of
-them with candidates, run where vLLM is installed, which is in a virtual environment of its own: `make test-vllm`.
+them with candidates, run where vLLM is installed, which is in a virtual environment of its own: `make test-vllm`. So is
+a stock SGLang, which VOLD_SGLANG_PYTHON runs: `make test-sglang`.
 """
 
 import importlib.util
@@ -24,7 +25,7 @@ from vold_service.errors import ServiceError
 from vold_teacher.backends.decoding import DecoderLimits
 from vold_teacher.backends.torch import TorchBackend
 from vold_teacher.types import GeneratePrompt, SamplingOptions, ScoreOptions, Sequence
-from vold_teacher.validation import Limits, score_options, score_sequences
+from vold_teacher.validation import Limits, sampling_options, score_options, score_sequences
 
 TOLERANCE = 1e-4  # float32 everywhere; vLLM's own kernels differ by up to 4e-5
 HEAD = 32
@@ -32,6 +33,12 @@ VLLM = [
     pytest.mark.vllm,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="no vLLM here: make test-vllm"),
     pytest.mark.timeout(1800),  # an engine comes up in a minute, on a busy machine in ten
+]
+SGLANG_PYTHON = os.environ.get("VOLD_SGLANG_PYTHON")
+SGLANG = [
+    pytest.mark.sglang,
+    pytest.mark.skipif(SGLANG_PYTHON is None, reason="no SGLang here: make test-sglang"),
+    pytest.mark.timeout(1800),
 ]
 BACKENDS = [
     "torch",
@@ -41,6 +48,7 @@ BACKENDS = [
     pytest.param("vllm", marks=VLLM),
     pytest.param("upstream-stock-vllm", marks=VLLM),
     pytest.param("upstream-stock-vllm-rows", marks=VLLM),
+    pytest.param("upstream-stock-sglang", marks=SGLANG),
 ]
 # What makes vLLM take its second model runner, which scores candidates, on a CPU too.
 SECOND_RUNNER = {
@@ -48,7 +56,13 @@ SECOND_RUNNER = {
     "TRITON_INTERPRET": "1",
     "PYTHONPATH": str(Path(__file__).with_name("triton_interpreter")),
 }
-CANDIDATES = {"torch", "upstream-vllm-rows", "upstream-sglang", "upstream-stock-vllm-rows"}
+CANDIDATES = {
+    "torch",
+    "upstream-vllm-rows",
+    "upstream-sglang",
+    "upstream-stock-vllm-rows",
+    "upstream-stock-sglang",
+}
 if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
     CANDIDATES.add("vllm")
 
@@ -75,6 +89,16 @@ def stock_vllm(folder: Path, port: int, *, rows: bool):
     return process(command, port, seconds=1200, **settings)
 
 
+def stock_sglang(folder: Path, port: int):
+    command = [str(SGLANG_PYTHON), "-m", "sglang.launch_server", "--model-path", str(folder)]
+    command += ["--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1", "--dtype", "float32"]
+    command += ["--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
+    command += ["--grammar-backend", "none", "--disable-overlap-schedule", "--sleep-on-idle"]
+    command += ["--max-total-tokens", "8192", "--chunked-prefill-size", "64"]
+    shim = str(Path(__file__).with_name("sglang_cpu"))
+    return process(command, port, seconds=1200, SGLANG_USE_CPU_ENGINE="1", HF_HUB_OFFLINE="1", PYTHONPATH=shim)
+
+
 @pytest.fixture(scope="module")
 def stand_in_port(folder):
     port = free_port()
@@ -95,10 +119,14 @@ def make_backend(request, folder):
         port = free_port()
         with stock_vllm(folder, port, rows=request.param.endswith("-rows")):
             yield lambda: gateway(folder, "vllm", port)
+    elif request.param == "upstream-stock-sglang":
+        port = free_port()
+        with stock_sglang(folder, port):
+            yield lambda: gateway(folder, "sglang", port)
     else:
         port = request.getfixturevalue("stand_in_port")
         speaks = request.param.removeprefix("upstream-")
-        yield lambda: gateway(folder, speaks.removesuffix("-rows"), f"{port}/{speaks}")
+        yield lambda: gateway(folder, speaks.partition("-")[0], f"{port}/{speaks}")
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +387,20 @@ def test_what_is_no_stop_id_does_not_stop(backend, reference):
     assert {len(joined(chunk)[0]) for chunk in chunks.values()} == {40}
 
 
+def test_the_models_own_end_id_is_one_like_others_where_it_is_not_asked_for(backend, reference):
+    options = SamplingOptions(max_tokens=40, temperature=2.0, n=24, seed=4, stop_ids=frozenset({118}))
+    whole = [
+        (joined(chunks)[0].tolist(), chunks[-1].finish_reason)
+        for chunks in run(backend, options, rng_ids(62, 4)).values()
+    ]
+    assert any(1 in ids for ids, _ in whole)
+    for ids, reason in whole:
+        assert (len(ids), reason) == ((ids.index(118) + 1, "stop") if 118 in ids else (40, "length"))
+
+
 def test_a_seed_gives_the_same_completions_and_another_does_not(backend, reference):
+    if not backend.info.capabilities.seed:
+        pytest.skip("it draws without regard to a seed, and says so")
     prompts = [rng_ids(63, 5), rng_ids(64, 9)]
     options = SamplingOptions(max_tokens=10, temperature=1.3, n=2, seed=11, stream_tokens=False)
     first = {key: joined(chunks) for key, chunks in run(backend, options, *prompts).items()}
@@ -376,9 +417,20 @@ def test_a_seed_gives_the_same_completions_and_another_does_not(backend, referen
     assert any(not np.array_equal(ids, other[key][0]) for key, (ids, _) in first.items())
 
 
+def test_a_seed_is_refused_where_nothing_is_drawn_by_it(backend):
+    options = pb.GenerateOptions(max_tokens=4, seed=7)
+    if backend.info.capabilities.seed:
+        assert sampling_options(options, limits(backend), ()).seed == 7
+    else:
+        with pytest.raises(ServiceError, match=f"options.seed is 7: the {backend.info.backend} backend draws without"):
+            sampling_options(options, limits(backend), ())
+        assert sampling_options(pb.GenerateOptions(max_tokens=4, seed=7, temperature=0), limits(backend), ()).seed == 7
+        assert sampling_options(pb.GenerateOptions(max_tokens=4), limits(backend), ())
+
+
 def test_streaming_gives_the_same_in_parts(backend, reference):
     prompt = rng_ids(65, 6)
-    options = {"max_tokens": 9, "temperature": 1.1, "seed": 2}
+    options = {"max_tokens": 9, "temperature": 1.1 if backend.info.capabilities.seed else 0, "seed": 2}
     (whole,) = run(backend, SamplingOptions(**options), prompt).values()
     (parts,) = run(backend, SamplingOptions(**options, stream_tokens=True), prompt).values()
     np.testing.assert_array_equal(joined(parts)[0], joined(whole)[0])
@@ -404,7 +456,7 @@ def test_what_it_says_of_itself_holds_after_a_restart(make_backend, backend, req
     info = backend.info
     assert info.vocab_size == VOCAB
     assert len(info.weights_fingerprint) == 32
-    assert info.max_sequence in (506, 511, 512)
+    assert info.max_sequence in (505, 511, 512)
     again = make_backend()
     try:
         assert again.info == info

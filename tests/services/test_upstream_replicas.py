@@ -5,6 +5,7 @@ The servers are stand-ins as processes (upstream_servers.py), on real ports, kil
 
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -20,6 +21,8 @@ from vold_teacher.backends.upstream.dialects import Served
 from vold_teacher.backends.upstream.pool import PoolLimits
 from vold_teacher.backends.upstream.urls import parse_urls
 from vold_teacher.types import GeneratePrompt, SamplingOptions, ScoreOptions, Sequence
+from vold_trainer.config import TracesConfig, load
+from vold_trainer.traces import run_traces
 
 QUICK = PoolLimits(timeout_seconds=60, health_seconds=1, probe_seconds=1)
 
@@ -237,6 +240,27 @@ def test_the_service_in_front_of_an_upstream_server(port, reference, tmp_path):
             teacher.score([wanted.prompt.tolist()], [sent], temperature=0.7)
         with pytest.raises(InvalidArgument, match="gives none"):
             teacher.score([wanted.prompt.tolist()], [sent], entropy=True)
+
+
+def test_a_seed_that_nothing_is_drawn_by_is_refused_and_traces_say_so(port, tmp_path, caplog):
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    save_tokenizer(tokenizer)
+    options = ["--backend", "upstream", "--tokenizer", str(tokenizer), "--vocab-size", str(VOCAB), "--name", "big"]
+    url = f"sglang+http://127.0.0.1:{port}/sglang-unseeded"
+    with teacher_server(url, *options) as server:
+        with TeacherClient(f"grpc://{server.grpc}") as teacher:
+            assert "seed" not in teacher.info().capabilities
+            with pytest.raises(InvalidArgument, match=r"options.seed is 7: the upstream-sglang backend draws without"):
+                list(teacher.generate([[3, 4, 5]], max_tokens=4, seed=7))
+            assert len(list(teacher.generate([[3, 4, 5]], max_tokens=4, seed=7, temperature=0))) == 1
+        out = tmp_path / "traces.jsonl"
+        settings = ["verifier=null", "keep=all", "data.limit=4", "samples=4", "max_tokens=60", "temperature=2.0"]
+        run_traces(
+            load(TracesConfig, Path("pocket:traces"), [f"out={out}", f"teacher.url=grpc://{server.grpc}", *settings])
+        )
+    assert out.read_text()
+    assert "big draws without regard to a seed" in caplog.text
 
 
 def test_addresses():

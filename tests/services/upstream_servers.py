@@ -10,8 +10,8 @@ One process speaks everything, each under a path of its own: /vllm, /vllm-rows (
 fault /vllm-short (a position too few), /vllm-other-ids, /vllm-positive, /vllm-processed (log-probabilities of what was
 sampled at the temperature), /vllm-rows-null-cache (candidates are null with the prefix cache, as vLLM's may be),
 /vllm-refuse-long (400 past 100 tokens), /vllm-key (wants the key "secret"), /vllm-busy (refuses every other
-request with 503), /vllm-other (the other model under the same
-name), and so on for the other two. POST /swap exchanges the two models.
+request with 503), /vllm-other (the other model under the same name), and so on for the other two; /sglang-unseeded
+draws without regard to a seed. POST /swap exchanges the two models.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import base64
 import io
 import itertools
 import json
+import secrets
 
 import numpy as np
 import torch
@@ -29,7 +30,19 @@ from transformers import AutoModelForCausalLM
 
 MAX_LOGPROBS = 40
 MAX_LENGTH = 512
-FAULTS = ("", "short", "other-ids", "positive", "processed", "null-cache", "refuse-long", "key", "other", "busy")
+FAULTS = (
+    "",
+    "short",
+    "other-ids",
+    "positive",
+    "processed",
+    "null-cache",
+    "refuse-long",
+    "key",
+    "other",
+    "busy",
+    "unseeded",
+)
 
 
 class Model:
@@ -181,10 +194,19 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
             return {"choices": [], "prompt_token_id_logprobs": base64.b64encode(buffer.getvalue()).decode()}
 
     if speaks == "sglang":
+        longest = MAX_LENGTH - 6
 
         @app.get("/get_model_info")
         async def model_info():
             return {"model_path": "/models/tiny", "is_generation": True, "weight_version": "default"}
+
+        @app.get("/get_server_info")
+        async def server_info():
+            return {"max_req_input_len": longest, "enable_deterministic_inference": fault != "unseeded"}
+
+        def reported(index: int) -> int:
+            """SGLang takes the vocabulary's last id for an image's padding."""
+            return index if index < model.model.config.vocab_size - 1 else 0
 
         @app.post("/generate")
         async def sglang_generate(request: Request):
@@ -192,9 +214,12 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
             ids, sampling = body["input_ids"], body["sampling_params"]
             if fault == "refuse-long" and len(ids) > 100:
                 return refuse("The input is too long")
+            if len(ids) >= longest:
+                return refuse(f"Input length ({len(ids)} tokens) exceeds the maximum allowed length ({longest} tokens)")
             if not body.get("return_logprob"):
-                stops = set(sampling["stop_token_ids"])
-                seed = sampling["sampling_seed"]
+                own = {model.model.config.eos_token_id}
+                stops = set() if sampling["ignore_eos"] else own | set(sampling["stop_token_ids"])
+                seed = secrets.randbits(31) if fault == "unseeded" else sampling["sampling_seed"]
                 most, temperature = sampling["max_new_tokens"], sampling["temperature"]
                 drawn = [one async for one in model.generate(request, ids, most, temperature, seed, stops, True)]
                 if not drawn:
@@ -208,8 +233,8 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
             )
             about = {
                 "input_token_logprobs": [
-                    [None, ids[start], None],
-                    *([value, index, None] for value, index in zip(values, sampled, strict=True)),
+                    [None, reported(ids[start]), None],
+                    *([value, reported(index), None] for value, index in zip(values, sampled, strict=True)),
                 ]
             }
             if top_k := body["top_logprobs_num"]:

@@ -1,6 +1,7 @@
 """Cold-start traces: the teacher answers the prompts itself, and the verifier may filter what it says."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -18,6 +19,8 @@ from vold_trainer.run import Live, progress
 from vold_trainer.services import open_services, teacher_client, verifier_client
 from vold_trainer.tasks import ClientTasks
 from vold_trainer.twins import check_twins, flat, teacher_messages
+
+log = logging.getLogger("vold.traces")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,10 @@ async def _write(
 ) -> TracesSummary:
     dropped: Counter[str] = Counter()
     kept = 0
+    info = await teacher.info()
+    seeded = not config.temperature or "seed" in info.capabilities
+    if not seeded:
+        log.warning("%s draws without regard to a seed: the traces will be others each time", info.identity.model)
     for start in range(0, len(examples), config.request):
         part = examples[start : start + config.request]
         generations = [
@@ -79,7 +86,7 @@ async def _write(
                 max_tokens=config.max_tokens,
                 temperature=config.temperature,
                 top_p=config.top_p,
-                seed=config.seed * 1_000_003 + start,
+                seed=config.seed * 1_000_003 + start if seeded else None,
             )
         ]
         generations.sort(key=lambda generation: (generation.prompt, generation.index))

@@ -36,7 +36,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class Capabilities(_message.Message):
-    __slots__ = ("temperature", "top_k", "candidates", "entropy", "hidden_states", "generate", "ranks")
+    __slots__ = ("temperature", "top_k", "candidates", "entropy", "hidden_states", "generate", "ranks", "seed")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,7 @@ class Capabilities(_message.Message):
     HIDDEN_STATES_FIELD_NUMBER: _ClassVar[int]
     GENERATE_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
     temperature: bool
     top_k: bool
     candidates: bool
@@ -51,7 +52,8 @@ class Capabilities(_message.Message):
     hidden_states: bool
     generate: bool
     ranks: bool
-    def __init__(self, temperature: bool = ..., top_k: bool = ..., candidates: bool = ..., entropy: bool = ..., hidden_states: bool = ..., generate: bool = ..., ranks: bool = ...) -> None: ...
+    seed: bool
+    def __init__(self, temperature: bool = ..., top_k: bool = ..., candidates: bool = ..., entropy: bool = ..., hidden_states: bool = ..., generate: bool = ..., ranks: bool = ..., seed: bool = ...) -> None: ...
 
 class TeacherInfo(_message.Message):
     __slots__ = ("identity", "vocab_size", "tokenizer_size", "special_ids", "max_sequence", "max_top_k", "max_candidates", "dtype", "backend", "server_version", "capabilities", "eos_ids")

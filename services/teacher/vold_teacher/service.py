@@ -243,6 +243,7 @@ class Teacher:
                 hidden_states=can.hidden_states,
                 generate=can.generate,
                 ranks=can.ranks,
+                seed=can.seed,
             ),
             eos_ids=model.eos_ids,
         )

@@ -254,6 +254,11 @@ def sampling_options(options: pb.GenerateOptions, limits: Limits, eos_ids: Seq[i
         if not 0 <= stop < limits.vocab_size:
             field = f"options.stop_ids[{index}]"
             raise invalid(field, f"{field} is {stop}: ids must be in 0 to {limits.vocab_size - 1}")
+    if options.HasField("seed") and temperature and not limits.capabilities.seed:
+        raise invalid(
+            "options.seed",
+            f"options.seed is {options.seed}: the {limits.backend} backend draws without regard to it; leave it out",
+        )
     return SamplingOptions(
         max_tokens=options.max_tokens,
         n=options.n or 1,

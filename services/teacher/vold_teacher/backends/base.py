@@ -18,7 +18,7 @@ class Capabilities:
     """What a backend can do. What it cannot is refused before it is asked, never approximated.
 
     temperature: other than 1 when scoring. max_top_k: 0 where it gives none; None for no limit of its own. ranks: of
-    the sampled tokens. max_candidates: at one position; None for no limit of its own.
+    the sampled tokens. max_candidates: at one position; None for no limit of its own. seed: draws by it.
     """
 
     temperature: bool = True
@@ -29,6 +29,7 @@ class Capabilities:
     hidden_states: bool = True
     generate: bool = True
     ranks: bool = False
+    seed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,6 @@ from vold_teacher.types import (
 log = logging.getLogger("vold.teacher.upstream")
 
 MAX_IN_FLIGHT = 8
-DIALECTS: dict[str, type[VllmDialect] | type[SglangDialect]] = {"vllm": VllmDialect, "sglang": SglangDialect}
 
 SAME = 0.1
 """Mean difference, in nats, up to which two runs of the probe are of one model: sixteen-bit kernels differ by 0.02."""
@@ -90,7 +89,9 @@ class UpstreamBackend:
             )
         self._options = options
         self._vocab_size = vocab_size
-        self._dialect: Dialect = DIALECTS[dialect](options.model)
+        self._dialect: Dialect = (
+            SglangDialect(vocab_size, options.model) if dialect == "sglang" else VllmDialect(options.model)
+        )
         self._served: Served | None = None
         self._expected: Floats | None = None
         self._raw_logprobs = False
@@ -175,6 +176,7 @@ class UpstreamBackend:
                 max_candidates=able.max_candidates,
                 entropy=False,
                 hidden_states=False,
+                seed=served.seeds,
             ),
             max_in_flight=MAX_IN_FLIGHT,
         )

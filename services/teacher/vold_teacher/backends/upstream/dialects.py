@@ -15,7 +15,8 @@ Stream = Callable[[str, Json, int], AsyncIterator[Json]]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a server says it serves. max_sequence: tokens of prompt and completion that it scores.
+    """What a server says it serves. max_sequence: tokens of prompt and completion that it scores. seeds: it draws by
+    the seed of a request.
 
     weights_fingerprint: where the server knows it, which is where it is a vold teacher itself; "" elsewhere.
     """
@@ -25,6 +26,7 @@ class Served:
     max_sequence: int
     weight_version: str = ""
     weights_fingerprint: str = ""
+    seeds: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,9 @@
 Candidates are one list for the whole request, so the union over all positions is asked for and each position's own are
 picked out of it; past MAX_UNION that costs more than it gives, and the item is refused. SGLang divides the
 log-probabilities of what it generates by the temperature, so completions come without and are scored as a second step.
+
+Ids to stop at are heeded only together with the model's own end ids. Where a completion ends at one of those that
+nobody asked for, the rest of it is asked for as what follows the prompt and this much of it.
 """
 
 from collections.abc import AsyncIterator
@@ -22,14 +25,15 @@ MAX_UNION = 1024
 """Different candidates of one sequence."""
 
 RESERVED = 6
-"""Tokens of its context that SGLang keeps for itself where it does not say max_req_input_len."""
+"""What SGLang's max_req_input_len is below its context where it does not say it. No input is as long."""
 
 
 class SglangDialect:
     name = "sglang"
     max_temperature = float("inf")
 
-    def __init__(self, model: str = "") -> None:
+    def __init__(self, vocab_size: int, model: str = "") -> None:
+        self._last_id = vocab_size - 1
         self._model = model
 
     async def served(self, replica: Replica) -> Served:
@@ -42,8 +46,9 @@ class SglangDialect:
         return Served(
             model=str(entry["id"]),
             root=str(about.get("model_path") or entry.get("root") or ""),
-            max_sequence=own if isinstance(own, int) else length - RESERVED,
+            max_sequence=(own if isinstance(own, int) else length - RESERVED) - 1,
             weight_version=str(about.get("weight_version") or ""),
+            seeds=bool(server.get("enable_deterministic_inference")),
         )
 
     async def abilities(self, post: Post, served: Served, *, most: int) -> Abilities:
@@ -81,9 +86,11 @@ class SglangDialect:
         if union is not None and sequence.candidates is not None and sequence.candidate_counts is not None:
             chosen = _triples(_last(about, "input_token_ids_logprobs", positions), "candidates")
             candidates = _pick(chosen, union, sequence.candidates, sequence.candidate_counts)
+        # The last id of the vocabulary, which it takes for an image's padding, comes back as 0, with the right score.
+        is_last = (sequence.completion == self._last_id) & (sampled[1][0] == 0)
         return score_of(
             sequence,
-            sampled_ids=sampled[1][0],
+            sampled_ids=np.where(is_last, self._last_id, sampled[1][0]),
             logprobs=sampled[0][0],
             top_ids=None if top is None else top[1],
             top_logprobs=None if top is None else top[0],
@@ -93,30 +100,36 @@ class SglangDialect:
     async def complete(
         self, post: Post, stream: Stream, served: Served, prompt: GeneratePrompt, options: SamplingOptions, seed: int
     ) -> AsyncIterator[Part]:
-        body = {
-            "input_ids": prompt.ids.tolist(),
-            "sampling_params": {
-                "max_new_tokens": prompt.max_tokens,
-                "temperature": options.temperature,
-                "top_p": options.top_p,
-                "top_k": options.top_k or -1,
-                "min_p": 0.0,
-                "repetition_penalty": 1.0,
-                "presence_penalty": 0.0,
-                "frequency_penalty": 0.0,
-                "stop_token_ids": sorted(options.stop_ids),
-                "ignore_eos": True,  # stop_ids has every id that ends a completion
-                "sampling_seed": seed & 0x7FFFFFFF,  # it is an int32 there
-            },
+        sampling = {
+            "temperature": options.temperature,
+            "top_p": options.top_p,
+            "top_k": options.top_k or -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "stop_token_ids": sorted(options.stop_ids),
+            "ignore_eos": not options.stop_ids,  # with it, SGLang passes over stop_token_ids too
+            "sampling_seed": seed & 0x7FFFFFFF,  # it is an int32 there
         }
-        reply = await post("/generate", body, len(prompt.ids) + prompt.max_tokens)
-        reason = (reply.get("meta_info") or {}).get("finish_reason") or {}
-        if reason.get("type") not in ("stop", "length"):
-            raise bad_reply(f"a completion that ended by {reason.get('type')!r}")
-        ids = np.asarray(reply.get("output_ids") or [], np.int32)
-        if not len(ids):
-            raise bad_reply("a completion without tokens")
-        yield ids, None, str(reason["type"])
+        drawn: list[int] = []
+        while True:
+            left = prompt.max_tokens - len(drawn)
+            body = {
+                "input_ids": prompt.ids.tolist() + drawn,
+                "sampling_params": {**sampling, "max_new_tokens": left},
+            }
+            reply = await post("/generate", body, len(prompt.ids) + prompt.max_tokens)
+            reason = ((reply.get("meta_info") or {}).get("finish_reason") or {}).get("type")
+            new = [int(index) for index in reply.get("output_ids") or []]
+            if reason not in ("stop", "length"):
+                raise bad_reply(f"a completion that ended by {reason!r}")
+            if not 0 < len(new) <= left or (reason == "length" and len(new) < left):
+                raise bad_reply(f"{len(new)} tokens where {left} were asked for")
+            drawn += new
+            if drawn[-1] in options.stop_ids or len(drawn) == prompt.max_tokens:
+                break
+        yield np.array(drawn, np.int32), None, "stop" if drawn[-1] in options.stop_ids else "length"
 
     async def _optional(self, replica: Replica, path: str) -> dict[str, Any]:
         try:
