@@ -162,6 +162,36 @@ def test_backlogged_tenants_get_tokens_by_their_weights(weights, longest, reques
     assert max(by_weight) <= 1.1 * min(by_weight)
 
 
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize(("runs", "budget"), [(4, 1000), (24, 4000)])
+def test_runs_that_send_a_step_and_wait_for_it_get_alike(layout, runs, budget):
+    """All that waits is little more than a few batches, so that a batch could be anybody's."""
+    rng = np.random.default_rng(0)
+    queue = ScoreQueue(batch_tokens=budget, max_tokens=1 << 30, layout=layout)
+    left: dict[Job, int] = {}
+    served = dict.fromkeys(range(runs), 0)
+
+    def step(run: int) -> None:
+        job = Job(Tenant(str(run)))
+        lengths = rng.integers(10, 31, 16)
+        items = {index: sequence(4 * run + index // 4, 15, int(length)) for index, length in enumerate(lengths)}
+        queue.put(job, items, tokens_per_second=1.0)
+        left[job] = len(items)
+
+    for run in served:
+        step(run)
+    while min(served.values()) < 20_000:
+        for entry in queue.next_batch():
+            run = int(entry.job.tenant.name)
+            served[run] += entry.tokens
+            left[entry.job] -= len(entry.sequences)
+            if not left[entry.job]:
+                queue.drop(entry.job)
+                step(run)
+        assert max(served.values()) < 50_000, f"somebody is left behind: {served}"
+    assert max(served.values()) <= 1.1 * min(served.values())
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 100), st.integers(1, 100)), min_size=1, max_size=4),

@@ -6,7 +6,8 @@ Inside a tenant: higher priorities first; then each request is a flow of the sam
 behind the whole of a large one.
 Padding: of the entries that are next in that order, as many as a few batches hold, those nearest in length to the very
 first one share its batch, and only they are charged. So the first is always served, and rows of a batch have like
-lengths.
+lengths. Nobody's entries are looked at further ahead than its share of those few batches, or the order would mean
+nothing where little more waits. Where nothing is padded, a batch is simply what is next.
 Prompts: completions of one prompt are one entry where it pays to compute the prompt once for all of them.
 """
 
@@ -167,7 +168,8 @@ class ScoreQueue:
         the first alone is larger.
         """
         window = self._window()
-        if not window:
+        if not window:  # idle: nobody is made to wait, so nobody owes anything
+            self._virtual_time = max((flow.tag for flow in self._flows.values()), default=0.0)
             return []
         top: dict[str, int] = {}
         for entry in window:
@@ -194,8 +196,8 @@ class ScoreQueue:
             if entry not in taken:
                 entry.passed += entry.job.priority == top[entry.job.tenant.name]
                 heapq.heappush(self._flows[entry.job.tenant.name].heap, entry.ranked)
-        # The present is where the service has got to: the due time of what it began with.
-        self._virtual_time = max(self._virtual_time, self._flows[first.job.tenant.name].tag)
+        # The present is where the service has got to: when the tenant that is furthest behind was due.
+        self._virtual_time = max(self._virtual_time, self._flows[window[0].job.tenant.name].tag)
         self._charge(batch)
         for entry in batch:
             self._take(entry.job, entry.tokens)
@@ -226,8 +228,6 @@ class ScoreQueue:
             flow.jobs -= 1
             if not flow.jobs:
                 flow.heap.clear()
-        if not self._waiting_of:  # idle: nobody was made to wait, so nobody owes anything
-            self._virtual_time = max(flow.tag for flow in self._flows.values())
 
     def _alike(self, first: Entry, due: list[Entry]) -> tuple[list[Entry], Size]:
         """`first` and those of the due entries that are nearest to it in length, as many as a batch may hold."""
@@ -244,13 +244,18 @@ class ScoreQueue:
         return rows[low:high], size
 
     def _window(self) -> list[Entry]:
-        """The next entries in order, as many as a few batches hold."""
+        """The next entries in order: of all tenants as many as a few batches hold, and of each its share of that."""
         window: list[Entry] = []
         tokens = 0
         due = [(flow.tag, name) for name, flow in self._flows.items() if flow.heap]
         heapq.heapify(due)
-        while due and tokens < WINDOW_BATCHES * self._batch_tokens:
+        ahead = (1 if self._layout is Layout.PACKED else WINDOW_BATCHES) * self._batch_tokens
+        weights = sum(self._flows[name].tenant.weight for _, name in due)
+        furthest = due[0][0] + ahead / weights if due else 0.0
+        while due and tokens < ahead:
             tag, name = heapq.heappop(due)
+            if tag > furthest and tokens >= self._batch_tokens:
+                break
             flow = self._flows[name]
             while flow.heap and flow.heap[0][3].job.gone:
                 heapq.heappop(flow.heap)
