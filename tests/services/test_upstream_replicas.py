@@ -219,14 +219,19 @@ def test_sglang_refuses_more_different_candidates_than_it_can_give(folder, refer
     backend.close()
 
 
+def service(url: str, folder: Path):
+    """`vold-teacher serve` in front of that server, which sends no tokenizer."""
+    save_tokenizer(folder)
+    options = ["--backend", "upstream", "--tokenizer", str(folder), "--vocab-size", str(VOCAB), "--name", "big"]
+    return teacher_server(url, *options)
+
+
 def test_the_service_in_front_of_an_upstream_server(port, reference, tmp_path):
     """`vold-teacher serve --backend upstream` and the real client: numbers, refusals, what GetInfo says."""
-    tokenizer = tmp_path / "tokenizer"
-    tokenizer.mkdir()
-    save_tokenizer(tokenizer)
-    options = ["--backend", "upstream", "--tokenizer", str(tokenizer), "--vocab-size", str(VOCAB), "--name", "big"]
-    url = f"vllm+http://127.0.0.1:{port}/vllm"
-    with teacher_server(url, *options) as server, TeacherClient(f"grpc://{server.grpc}") as teacher:
+    with (
+        service(f"vllm+http://127.0.0.1:{port}/vllm", tmp_path) as server,
+        TeacherClient(f"grpc://{server.grpc}") as teacher,
+    ):
         info = teacher.info()
         assert info.backend == "upstream-vllm"
         assert info.identity.model == "big"
@@ -243,12 +248,7 @@ def test_the_service_in_front_of_an_upstream_server(port, reference, tmp_path):
 
 
 def test_a_seed_that_nothing_is_drawn_by_is_refused_and_traces_say_so(port, tmp_path, caplog):
-    tokenizer = tmp_path / "tokenizer"
-    tokenizer.mkdir()
-    save_tokenizer(tokenizer)
-    options = ["--backend", "upstream", "--tokenizer", str(tokenizer), "--vocab-size", str(VOCAB), "--name", "big"]
-    url = f"sglang+http://127.0.0.1:{port}/sglang-unseeded"
-    with teacher_server(url, *options) as server:
+    with service(f"sglang+http://127.0.0.1:{port}/sglang-unseeded", tmp_path) as server:
         with TeacherClient(f"grpc://{server.grpc}") as teacher:
             assert "seed" not in teacher.info().capabilities
             with pytest.raises(InvalidArgument, match=r"options.seed is 7: the upstream-sglang backend draws without"):

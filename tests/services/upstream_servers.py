@@ -2,7 +2,7 @@
 
 It stands for the wire alone, where no real server is at hand: what is proved against it is that the gateway sends what
 their documentation and sources describe, reads such replies, and survives faults. The same suite runs against a real
-vLLM, with candidates and without (test_backend_conformance).
+vLLM, with candidates and without, and a real SGLang (test_backend_conformance).
 
     python upstream_servers.py MODEL --port 8001 [--other MODEL]
 
