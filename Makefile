@@ -2,27 +2,32 @@
 # PYTHON: which interpreter makes .venv.  PIP_ARGS: extra arguments of pip, for example an index with CPU wheels.
 PYTHON ?= python3
 PIP_ARGS ?=
+LOCK_ARGS ?=
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 # vLLM with its second model runner on a CPU, which scores candidates.
 SECOND_RUNNER := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/services/triton_interpreter
 
-.PHONY: install demo test test-slow test-vllm test-sglang lint format proto bench bench-ablation compose clean
+# A file's tests stay together, for they share a server; one thread each, or the processes would starve each other.
+TEST := -m pytest -m 'not slow' --numprocesses auto --maxprocesses 4 --dist loadfile
+OURS := -m pip install --quiet --no-deps --no-build-isolation --editable .
 
-install: .venv/.installed
+.PHONY: install demo test test-slow test-vllm test-sglang test-newest test-oldest lint format proto lock bench bench-ablation compose clean
 
-.venv/.installed: pyproject.toml constraints.txt
+install: .venv/.installed  ## .venv with everything that locks/dev.txt pins, and vold itself, editable
+
+.venv/.installed: pyproject.toml locks/dev.txt locks/build.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "vold needs Python 3.11 or newer: make PYTHON=..."'
 	$(PYTHON) -m venv .venv
-	$(RUN) pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python locks/install.py dev -- --quiet $(PIP_ARGS)
+	$(BIN)/python $(OURS)
 	touch $@
 
 demo: install  ## the main job, end to end, in minutes: traces, SFT, GRPO, VOLD, judged on pictures
 	$(BIN)/vold demo --out runs/demo
 
-# A file's tests stay together, for they share a server; one thread each, or the processes would starve each other.
 test: install  ## everything but what is marked slow
-	OMP_NUM_THREADS=1 $(RUN) pytest -m 'not slow' --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python $(TEST)
 
 test-slow: install  ## rebuilds the pocket checkpoints and checks what they can do
 	$(RUN) pytest -m slow
@@ -31,21 +36,30 @@ test-vllm: .venv-vllm/.installed  ## what needs vLLM, with a CPU build of it: th
 	.venv-vllm/bin/python -m pytest -m vllm tests/services/test_backend_conformance.py tests/services/test_rollout_vllm*.py
 	$(SECOND_RUNNER) .venv-vllm/bin/python -m pytest -m vllm tests/services/test_backend_conformance.py -k '[vllm'
 
-# torchvision and its like are not built for the torch that is there, and importing them fails.
-.venv-vllm/.installed: pyproject.toml constraints.txt tests/requirements-vllm.txt
+.venv-vllm/.installed: pyproject.toml locks/test-vllm.txt locks/build.txt
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --requirement tests/requirements-vllm.txt --editable '.[teacher,trainer,verifier]'
-	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python locks/install.py test-vllm -- --quiet $(PIP_ARGS)
+	.venv-vllm/bin/python $(OURS)
 	touch $@
 
 test-sglang: install .venv-sglang/.installed  ## the gateway in front of a stock SGLang, on a CPU
 	VOLD_SGLANG_PYTHON=.venv-sglang/bin/python $(RUN) pytest -m sglang tests/services/test_backend_conformance.py
 
-# Without dependencies: what SGLang asks for is CUDA's.
-.venv-sglang/.installed: constraints.txt tests/requirements-sglang.txt
+# Triton too: SGLang imports it whatever it runs on.
+.venv-sglang/.installed: locks/test-sglang.txt locks/build.txt
 	$(PYTHON) -m venv .venv-sglang
-	.venv-sglang/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps --requirement tests/requirements-sglang.txt
+	.venv-sglang/bin/python locks/install.py test-sglang --cuda always -- --quiet $(PIP_ARGS)
 	touch $@
+
+# The ranges in pyproject.toml are claims: both ends, resolved today, in environments of their own. torch stays the lock's.
+test-newest: RESOLUTION = highest
+test-oldest: RESOLUTION = lowest-direct
+test-newest test-oldest: test-%: install  ## everything but the slow tests, with the newest and the oldest in the ranges
+	$(PYTHON) -m venv --clear .venv-$*
+	$(BIN)/python locks/lock.py dev --resolution $(RESOLUTION) --out .venv-$*/requirements.txt
+	.venv-$*/bin/python locks/install.py .venv-$*/requirements.txt -- --quiet $(PIP_ARGS)
+	.venv-$*/bin/python $(OURS)
+	OMP_NUM_THREADS=1 .venv-$*/bin/python $(TEST)
 
 lint: install
 	$(RUN) ruff check .
@@ -59,6 +73,9 @@ format: install
 proto: install  ## generate the stubs from proto/
 	$(BIN)/python proto/generate.py
 
+lock: install  ## complete pins in locks/ again; LOCK_ARGS=--upgrade takes the newest in the ranges
+	$(BIN)/python locks/lock.py $(LOCK_ARGS)
+
 bench: install  ## the tables of benchmarks/README.md
 	$(BIN)/python benchmarks/run_all.py
 
@@ -69,4 +86,4 @@ compose:
 	docker compose up --build --exit-code-from trainer
 
 clean:
-	rm -rf .venv .venv-vllm .venv-sglang build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* build *.egg-info .pytest_cache .mypy_cache .ruff_cache

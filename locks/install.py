@@ -1,0 +1,56 @@
+"""Install a set of packages from its lock, and nothing that the lock does not name, beside this interpreter.
+
+    python locks/install.py dev
+    python locks/install.py trainer -- --no-cache-dir      what follows `--` goes to pip
+
+What torch's CUDA build asks for is installed only beside such a build: with a CPU wheel of torch within pip's reach
+(`--find-links`, an index), nothing of CUDA comes along. Needs nothing but pip.
+"""
+
+import argparse
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER))
+
+from lock import CUDA, SETS, cuda_lock  # noqa: E402  (beside this file; neither is a package)
+
+
+def install(lock: Path, arguments: list[str]) -> None:
+    """Raises SystemExit with pip's status where pip fails."""
+    # Without build isolation: an isolated build takes the newest build tools, whatever the lock says.
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
+    status = subprocess.call([*pip, *arguments, "--requirement", str(lock)])
+    if status:
+        raise SystemExit(status)
+
+
+def torch_is_for_cuda() -> bool:
+    """Whether the environment's torch is a build that asks for CUDA's packages."""
+    try:
+        return any(CUDA.match(requirement) for requirement in metadata.requires("torch") or [])
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", help=f"of {', '.join(SETS)}; or a file of pins")
+    parser.add_argument("--cuda", choices=["auto", "always", "never"], default="auto", help="CUDA's pins too")
+    parser.add_argument("pip", nargs="*", help="arguments of pip")
+    asked = parser.parse_args()
+    lock = SETS[asked.set].lock if asked.set in SETS else Path(asked.set)
+    if not lock.is_file():
+        parser.error(f"no set and no file {asked.set!r}: sets are {', '.join(SETS)}")
+    install(FOLDER / "build.txt", asked.pip)
+    install(lock, asked.pip)
+    further = cuda_lock(lock)
+    if further.exists() and (asked.cuda == "always" or (asked.cuda == "auto" and torch_is_for_cuda())):
+        install(further, asked.pip)
+
+
+if __name__ == "__main__":
+    main()
