@@ -9,10 +9,10 @@ RUN := $(BIN)/python -m
 SECOND_RUNNER := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/services/triton_interpreter
 
 # A file's tests stay together, for they share a server; one thread each, or the processes would starve each other.
-TEST := -m pytest -m 'not slow' --numprocesses auto --maxprocesses 4 --dist loadfile
+TEST := -m pytest -m 'not slow and not compose' --numprocesses auto --maxprocesses 4 --dist loadfile
 OURS := -m pip install --quiet --no-deps --no-build-isolation --editable .
 
-.PHONY: install demo test test-slow test-vllm test-sglang test-newest test-oldest lint format proto lock bench bench-ablation compose clean
+.PHONY: install demo test test-slow test-vllm test-sglang test-compose test-newest test-oldest lint format proto lock bench bench-ablation compose clean
 
 install: .venv/.installed  ## .venv with everything that locks/dev.txt pins, and vold itself, editable
 
@@ -26,7 +26,7 @@ install: .venv/.installed  ## .venv with everything that locks/dev.txt pins, and
 demo: install  ## the main job, end to end, in minutes: traces, SFT, GRPO, VOLD, judged on pictures
 	$(BIN)/vold demo --out runs/demo
 
-test: install  ## everything but what is marked slow
+test: install  ## everything but what is marked slow, and what needs a Docker engine
 	OMP_NUM_THREADS=1 $(BIN)/python $(TEST)
 
 test-slow: install  ## rebuilds the pocket checkpoints and checks what they can do
@@ -60,6 +60,9 @@ test-newest test-oldest: test-%: install  ## everything but the slow tests, with
 	.venv-$*/bin/python locks/install.py .venv-$*/requirements.txt -- --quiet $(PIP_ARGS)
 	.venv-$*/bin/python $(OURS)
 	OMP_NUM_THREADS=1 .venv-$*/bin/python $(TEST)
+
+test-compose: install  ## images, compose file and profiles against a Docker engine, which tests/compose/engine starts
+	$(RUN) pytest -m compose tests/compose
 
 lint: install
 	$(RUN) ruff check .
