@@ -12,10 +12,11 @@ from vold_client import tracing
 from vold_client.errors import NotFound, Unavailable, VoldError, again, exceeded, from_grpc
 from vold_client.methods import Method, Reply, Request
 from vold_client.tls import Tls
-from vold_client.transport import CallContext
+from vold_client.transport import USER_AGENT, CallContext
 from vold_client.urls import Address
 
 _OPTIONS = [
+    ("grpc.primary_user_agent", USER_AGENT),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # A dead peer behind a silent network shows within a minute of a call, not after the kernel's hours.

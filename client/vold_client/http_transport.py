@@ -13,7 +13,7 @@ from vold_client.errors import Internal, NotFound, Unavailable, VoldError, excee
 from vold_client.framing import Frames
 from vold_client.methods import Method, Reply, Request
 from vold_client.tls import Tls
-from vold_client.transport import CallContext
+from vold_client.transport import USER_AGENT, CallContext
 from vold_client.urls import Address
 
 PROTOBUF = "application/x-protobuf"
@@ -24,7 +24,9 @@ class HttpTransport:
 
     def __init__(self, address: Address, api_key: str | None, tls: Tls) -> None:
         self.address = address
-        headers = {"accept": PROTOBUF} | ({"authorization": f"Bearer {api_key}"} if api_key else {})
+        headers = {"accept": PROTOBUF, "user-agent": USER_AGENT} | (
+            {"authorization": f"Bearer {api_key}"} if api_key else {}
+        )
         # Deadlines cover whole calls, below; connecting alone gets 10 s, so that a silent host costs no whole call.
         self._client = httpx.AsyncClient(
             base_url=address.target,

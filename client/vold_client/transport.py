@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from google.protobuf.message import Message
+from vold_proto.distribution import VERSION
 
 from vold_client.methods import Method, Reply, Request
 from vold_client.urls import Address
+
+USER_AGENT = f"vold-client/{VERSION}"
+"""What a service, and what stands in front of it, sees of the client on either wire."""
 
 Asked = TypeVar("Asked", bound=Message, contravariant=True)
 Answered = TypeVar("Answered", bound=Message, covariant=True)

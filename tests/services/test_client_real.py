@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import grpc
+import httpx
 import numpy as np
 import pytest
 from teacher_fixtures import save_model, teacher_server
@@ -26,6 +28,8 @@ from vold_client import (
     TeacherClient,
     VerifierClient,
 )
+from vold_proto.distribution import VERSION
+from vold_proto.v1 import verifier_pb2, verifier_pb2_grpc
 
 FACES = pytest.mark.parametrize("face", ["grpc", "http"])
 
@@ -182,6 +186,21 @@ def test_an_item_that_cannot_be_judged_has_no_reward(verifier, face):
         assert got[0].error is None
         assert [type(verdict.error) for verdict in got[1:]] == [NotFound, InvalidArgument]
         assert [verdict.reward for verdict in got[1:]] == [None, None]
+
+
+def test_every_face_says_the_version(teacher, verifier):
+    for url in (teacher.grpc, teacher.http):
+        with TeacherClient(url) as client:
+            assert client.info().server_version == VERSION
+    with grpc.insecure_channel(verifier.grpc.removeprefix("grpc://")) as channel:
+        stub = verifier_pb2_grpc.VerifierServiceStub(channel)
+        assert stub.ListVerifiers(verifier_pb2.ListVerifiersRequest()).server_version == VERSION
+        assert stub.Verify(verifier_pb2.VerifyRequest()).server_version == VERSION
+    assert httpx.get(f"{verifier.http}/v1/verifiers").json()["server_version"] == VERSION
+    assert httpx.post(f"{verifier.http}/v1/verify", json={"items": []}).json()["server_version"] == VERSION
+    for service in (teacher, verifier):
+        assert httpx.get(f"{service.http}/v1/status").json()["version"] == VERSION
+        assert httpx.get(f"{service.http}/openapi.json").json()["info"]["version"] == VERSION
 
 
 def test_parameters_that_are_not_json(verifier):

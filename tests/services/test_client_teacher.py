@@ -1,6 +1,7 @@
 """The teacher's client against servers that answer by a formula, over gRPC and over HTTP."""
 
 import asyncio
+import re
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from vold_client import (
     Unauthenticated,
     Unavailable,
 )
+from vold_proto.distribution import VERSION
 from vold_proto.v1 import status_pb2
 from vold_proto.v1 import teacher_pb2 as pb
 
@@ -153,6 +155,7 @@ def test_metadata_and_deadline_travel(teacher):
             await client.score([[1]], [Completion(0, [1])], request_id="request-1", expect="w1", priority=3)
         sent, request = behaviour.metadata[0], behaviour.requests[0]
         assert sent["authorization"] == "Bearer secret"
+        assert re.match(rf"vold-client/{re.escape(VERSION)}( |$)", sent["user-agent"])
         assert sent["x-request-id"] == "request-1"
         assert sent["x-vold-run-id"] == request.run_id == "run-1"
         assert (request.request_id, request.priority, request.expect_weights_fingerprint) == ("request-1", 3, "w1")

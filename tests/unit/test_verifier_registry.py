@@ -85,6 +85,13 @@ def test_a_plugin_that_is_not_there_is_named():
         registry.load(["nowhere_at_all"])
 
 
+def test_a_verifier_whose_extra_is_not_installed_is_named_with_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(ServiceError, match="install vold with the extra 'reasoning-gym'") as caught:
+        registry.look_up(registry.load(), registry.REASONING_GYM, "items[0].verifier")
+    assert caught.value.code == status_pb2.NOT_FOUND
+
+
 def test_an_unknown_name_gets_a_suggestion():
     with pytest.raises(ServiceError, match="did you mean 'numeric'") as caught:
         registry.look_up(registry.load(), "numerical", "items[3].verifier")

@@ -1,3 +1,1 @@
 """The trainer: cold-start SFT on a teacher's traces, then GRPO with on-policy distillation, on text alone."""
-
-__version__ = "0.1.0"

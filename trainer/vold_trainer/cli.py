@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from vold_proto.distribution import VERSION
 
 from vold_trainer.errors import ToldElsewhereError, VoldTrainerError
 from vold_trainer.launch import connected, first_here, speaks
@@ -33,6 +34,20 @@ def _split(config: Path | None, overrides: list[str] | None) -> tuple[Path | Non
     if config is not None and "=" in str(config):
         return None, [str(config), *given]
     return config, given
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vold {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
 
 
 @app.command()

@@ -5,6 +5,7 @@ import logging
 
 import torch
 from transformers import PreTrainedModel
+from vold_proto.distribution import needs
 
 from vold_trainer.errors import UsageError
 
@@ -18,13 +19,11 @@ def apply_liger(model: PreTrainedModel) -> None:
     without = "set student.liger=false to train without its kernels"
     if not torch.cuda.is_available():
         raise UsageError(f"student.liger needs a CUDA device, and torch sees none: {without}")
-    try:
+    with needs("liger", "student.liger", UsageError, otherwise=without):
         from liger_kernel.transformers.monkey_patch import (
             MODEL_TYPE_TO_APPLY_LIGER_FN,
             _apply_liger_kernel_to_instance,
         )
-    except ImportError as error:
-        raise UsageError(f"student.liger needs liger-kernel: pip install 'vold[liger]', or {without}") from error
     kind = model.config.model_type
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise UsageError(f"student.liger: liger-kernel has no kernels for model type {kind!r}: {without}")

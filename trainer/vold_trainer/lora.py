@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from vold_proto.distribution import needs
 
 from vold_trainer.config import LoraConfig
 from vold_trainer.errors import UsageError
@@ -26,10 +27,8 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, path: str) -> int:
     They begin as no change at all: B is zero. path: the model that they belong to, noted in what is exported.
     Raises UsageError where peft is missing or nothing is chosen.
     """
-    try:
+    with needs("peft", "student.lora", UsageError, otherwise="set student.lora=null"):
         import peft
-    except ImportError as error:
-        raise UsageError("student.lora needs peft: pip install 'vold[peft]', or set student.lora=null") from error
     names = _targets(model, config)
     adapter = peft.LoraConfig(
         r=config.r,

@@ -7,6 +7,7 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging as transformers_logging
+from vold_proto.distribution import advice
 
 from vold_trainer import encoding
 from vold_trainer.config import StudentConfig
@@ -149,6 +151,8 @@ def load_student(config: StudentConfig) -> Student:
         else:
             processor = tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, ImportError) and "num2words" in str(error) and find_spec("num2words") is None:
+            raise UsageError(advice(f"student.path {config.path!r}", "num2words", "smolvlm")) from error
         raise UsageError(f"student.path {config.path!r} cannot be loaded: {error}") from error
     _check_outputs(model)
     embeddings: Any = model.get_input_embeddings()

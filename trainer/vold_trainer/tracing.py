@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from vold_proto.distribution import needs
+
 from vold_trainer.errors import UsageError
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -21,15 +23,11 @@ def exporting(run: str) -> Iterator[None]:
     if not any(os.environ.get(name) for name in ENDPOINTS):
         yield
         return
-    try:
+    with needs("otel", ENDPOINTS[0], UsageError, otherwise="unset it"):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        raise UsageError(
-            f"{ENDPOINTS[0]} is set, but opentelemetry is not installed ({error}): pip install 'vold[otel]'"
-        ) from error
     name = os.environ.get("OTEL_SERVICE_NAME") or "vold-trainer"
     provider = TracerProvider(resource=Resource.create({"service.name": name, "vold.run_id": run}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

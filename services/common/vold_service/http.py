@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 from starlette.websockets import WebSocketClose
+from vold_proto.distribution import VERSION
 from vold_proto.v1 import status_pb2
 
 from vold_service import access
@@ -242,7 +243,7 @@ def add_status(app: FastAPI, snapshot: Callable[[Tenant], dict[str, Any]], packa
 
 def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys: Keys) -> FastAPI:
     """A FastAPI app with /healthz, /readyz, /metrics, API keys, the body limit and the error replies."""
-    app = FastAPI(title=title, docs_url="/docs", redoc_url=None)
+    app = FastAPI(title=title, version=VERSION, docs_url="/docs", redoc_url=None)
     app.add_middleware(BodyLimit, limit=max_body_bytes)
     app.add_middleware(Authentication, keys=keys)  # outside the limit: who has no key learns nothing else
     app.add_middleware(Access)  # added last, it is the outermost

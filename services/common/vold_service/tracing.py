@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from vold_proto.distribution import needs
+
 try:
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -33,12 +35,13 @@ def setup(service: str) -> None:
     if not any(os.environ.get(name) for name in ENDPOINTS):
         return
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        with needs("otel", "tracing"):
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        log.warning("%s is set, but nothing is traced (%s): pip install 'vold[otel]'", ENDPOINTS[0], error)
+        log.warning("%s is set, but nothing is traced: %s", ENDPOINTS[0], error)
         return
     name = os.environ.get("OTEL_SERVICE_NAME") or service
     _provider = TracerProvider(resource=Resource.create({"service.name": name}))

@@ -6,12 +6,17 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 from vold_service.keys import KeysError, describe_new_key
+from vold_service.version import version_option
 
 from vold_teacher.settings import TeacherSettings, check_backend
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Serve a teacher: log-probabilities and completions."
 )
+
+
+@app.callback()
+def _program(version: Annotated[bool, version_option("vold-teacher")] = False) -> None: ...
 
 
 def _help(name: str) -> str:

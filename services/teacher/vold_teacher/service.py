@@ -8,11 +8,11 @@ from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from vold_proto.arrays import pack_floats, pack_ids
+from vold_proto.distribution import VERSION
 from vold_proto.v1 import status_pb2
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.call import Call
@@ -234,7 +234,7 @@ class Teacher:
             max_candidates=model.limits.candidates,
             dtype=backend.dtype,
             backend=backend.backend,
-            server_version=version("vold"),
+            server_version=VERSION,
             capabilities=pb.Capabilities(
                 temperature=can.temperature,
                 top_k=model.limits.top_k > 0,

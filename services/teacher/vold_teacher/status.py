@@ -5,10 +5,10 @@ Everything comes from the metrics, so that the page and Prometheus agree, and th
 
 import time
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from typing import Any
 
 from prometheus_client.metrics import MetricWrapperBase
+from vold_proto.distribution import VERSION
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service import access
 from vold_service.page import History, by_label, ratio, total
@@ -68,7 +68,7 @@ def snapshot(
     hits, misses = total(metrics.CACHE_HITS), total(metrics.CACHE_MISSES)
     return {
         "ready": ready,
-        "version": version("vold"),
+        "version": VERSION,
         "uptime_seconds": round(time.time() - _STARTED, 1),
         "queue": {
             "tokens": waiting.tokens,

@@ -10,6 +10,7 @@ from rich.table import Table
 from vold_service.keys import Keys, KeysError, describe_new_key
 from vold_service.serve import Readiness, run, serve
 from vold_service.tls import Tls, TlsError
+from vold_service.version import version_option
 
 from vold_verifier import registry
 from vold_verifier.settings import VerifierSettings
@@ -24,6 +25,10 @@ app = typer.Typer(
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", help="a module whose VERIFIERS are offered too; may be repeated")
 ]
+
+
+@app.callback()
+def _program(version: Annotated[bool, version_option("vold-verifier")] = False) -> None: ...
 
 
 @app.command("serve")
@@ -190,7 +195,3 @@ def list_command(plugin: Plugins = None) -> None:
 
 def main() -> None:
     app()
-
-
-if __name__ == "__main__":
-    main()

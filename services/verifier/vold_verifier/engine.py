@@ -9,10 +9,10 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import lru_cache
-from importlib.metadata import version
 from typing import Any
 
 from pydantic import ValidationError
+from vold_proto.distribution import VERSION
 from vold_proto.v1 import status_pb2, verifier_pb2
 from vold_service import access
 from vold_service.call import Call
@@ -42,7 +42,7 @@ class Engine:
     def __init__(self, settings: VerifierSettings) -> None:
         self.settings = settings
         self.verifiers = registry.configured(settings)
-        self.server_version = version("vold")
+        self.server_version = VERSION
         self.quotas = Quotas()
         self.cache = ResultCache(settings.cache_bytes, self.server_version)
         self.dispatcher = Dispatcher(settings, self.verifiers)

@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any, get_args
 
+from vold_proto.distribution import advice
 from vold_service.errors import ServiceError, not_found
 
 from vold_verifier.settings import VerifierSettings
@@ -18,6 +19,8 @@ NAMES = (
     *("check", "warm_up"),
 )
 """What a verifier has; those of verifiers/base.py bring defaults."""
+REASONING_GYM = "reasoning-gym"
+"""The built-in verifier whose package comes with an extra of its own."""
 OPTIONAL = ("code",)
 """Built-in verifiers that are off unless they are enabled."""
 
@@ -132,6 +135,8 @@ def look_up(verifiers: Mapping[str, Verifier[Any]], name: str, field: str) -> Ve
 
 
 def _unknown(verifiers: Mapping[str, Verifier[Any]], name: str, field: str) -> ServiceError:
+    if name == REASONING_GYM:
+        return not_found(field, advice(f"verifier {name!r}", "reasoning_gym", "reasoning-gym", "ask another server"))
     close = get_close_matches(name, verifiers, n=1)
     remedy = f"did you mean {close[0]!r}?" if close else f"this server has {', '.join(sorted(verifiers))}"
     return not_found(field, f"no verifier is called {name[:80]!r}: {remedy}")

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vold_proto.distribution import needs
+
 from vold_trainer.config import DataConfig
 from vold_trainer.data.columns import Columns
 from vold_trainer.data.rows import Row
@@ -35,10 +37,8 @@ def dataset_rows(config: DataConfig, columns: Columns) -> Iterator[Row]:
 
 
 def _open(config: DataConfig) -> Any:
-    try:
+    with needs("data", f"data.source {config.source!r}", UsageError):
         import datasets
-    except ImportError as error:
-        raise UsageError(f"data.source {config.source!r} needs `datasets`: pip install 'vold[data]'") from error
     folder = Path(config.source)
     try:
         if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():

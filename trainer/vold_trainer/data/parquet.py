@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vold_proto.distribution import needs
+
 from vold_trainer.data.columns import Columns
 from vold_trainer.data.rows import Row
 from vold_trainer.errors import UsageError
@@ -39,9 +41,7 @@ def parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
 
 
 def _pyarrow() -> Any:
-    try:
+    with needs("data", "reading Parquet", UsageError):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise UsageError("reading Parquet needs pyarrow: pip install 'vold[data]'") from error
     return pyarrow

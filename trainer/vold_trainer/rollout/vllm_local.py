@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+from vold_proto.distribution import advice
 
 from vold_trainer.child import child
 from vold_trainer.config import RolloutConfig
@@ -23,10 +24,8 @@ START_SECONDS = 1200.0
 def serving_student(student: Student, config: RolloutConfig) -> Iterator[str]:
     """Yields unix:PATH of a server that answers. Raises UsageError where it does not come up, with its last words."""
     if importlib.util.find_spec("vllm") is None:
-        raise UsageError(
-            f"rollout.url {LOCAL!r} starts vLLM, which is not installed here: pip install 'vold[vllm]', or give the "
-            "URL of a `vllm serve` that runs elsewhere"
-        )
+        elsewhere = "give the URL of a `vllm serve` that runs elsewhere"
+        raise UsageError(advice(f"rollout.url {LOCAL!r}", "vllm", "vllm", elsewhere))
     with tempfile.TemporaryDirectory(prefix="vold-") as folder:
         socket, log = Path(folder) / "vllm.sock", Path(folder) / "vllm.log"
         arguments = ["--model", resolve_model(student.path), "--uds", str(socket)]

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from vold_proto.distribution import advice
 
 from vold_trainer.config import RolloutConfig
 from vold_trainer.errors import RunError, UsageError
@@ -42,12 +43,12 @@ def make_transfer(
     way = config.weights
     offered = {info.transfer for info in infos}
     if way == "auto":
-        native = len(offered) == 1 and offered <= {"nccl", "ipc"} and not _lacks(student)
+        native = len(offered) == 1 and offered <= {"nccl", "ipc"} and not _lacks(student, way)
         way = str(offered.pop()) if native else "disk"  # type: ignore[assignment]
     if way == "disk":
         return Disk(config.weights_folder, student, servers, tasks)
-    if lacks := _lacks(student):
-        raise UsageError(f"rollout.weights is {way!r}, and {lacks}: use rollout.weights=disk")
+    if lacks := _lacks(student, way):
+        raise UsageError(lacks)
     for server, info in zip(servers, infos, strict=True):
         if info.transfer != way:
             raise UsageError(
@@ -57,12 +58,13 @@ def make_transfer(
     return Native(way, config.nccl_address, student, servers, infos, tasks)
 
 
-def _lacks(student: Student) -> str:
-    """What this side lacks for vLLM's own ways; empty where nothing."""
+def _lacks(student: Student, way: str) -> str:
+    """What this side lacks for vLLM's own `way`, and what to do; empty where nothing."""
+    remedy = "use rollout.weights=disk"
     if importlib.util.find_spec("vllm") is None:
-        return "vLLM is not installed beside the trainer (pip install 'vold[vllm]')"
+        return advice(f"rollout.weights={way}", "vllm", "vllm", remedy)
     if student.model.device.type != "cuda" and not torch.cuda.is_available():
-        return "the student is on no CUDA device"
+        return f"rollout.weights is {way!r}, and the student is on no CUDA device: {remedy}"
     return ""
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from vold_proto.distribution import needs
 from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError, internal, invalid, unavailable
 
@@ -333,13 +334,14 @@ async def _start(
 ) -> tuple[Any, Any, Any, Any]:
     """The engine, and of vLLM's names what the backend needs: it is imported late, with the environment set."""
     try:
-        from vllm import SamplingParams
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.sampling_params import RequestOutputKind
-        from vllm.transformers_utils.config import get_config
-        from vllm.v1.engine.async_llm import AsyncLLM
+        with needs("vllm", "--backend vllm", OSError):
+            from vllm import SamplingParams
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.sampling_params import RequestOutputKind
+            from vllm.transformers_utils.config import get_config
+            from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
-        raise OSError(f"--backend vllm: cannot import vLLM ({error}); pip install 'vold[vllm]'") from error
+        raise OSError(f"--backend vllm: the vLLM that is installed cannot be imported: {error}") from error
     try:
         config = get_config(str(path), trust_remote_code=False)
         vocab_size = int(config.get_text_config().vocab_size)
