@@ -10,9 +10,14 @@ SECOND_RUNNER := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/
 
 # A file's tests stay together, for they share a server; one thread each, or the processes would starve each other.
 TEST := -m pytest -m 'not slow and not compose' --numprocesses auto --maxprocesses 4 --dist loadfile
+# What needs neither torch nor what comes with it.
+WITHOUT_TORCH := tests/unit/test_client_*.py tests/unit/test_keys_file.py tests/unit/test_quota.py tests/unit/test_service_*.py \
+	tests/unit/test_verifier_*.py tests/services/test_client_teacher.py tests/services/test_verifier_*.py tests/services/test_wheel.py
+TOOLS := cryptography grpc-stubs hypothesis mypy packaging psutil pytest pytest-timeout pytest-xdist ruff trustme \
+	types-PyYAML types-cachetools types-protobuf
 OURS := -m pip install --quiet --no-deps --no-build-isolation --editable .
 
-.PHONY: install demo test test-slow test-vllm test-sglang test-compose test-newest test-oldest lint format proto lock bench bench-ablation compose clean
+.PHONY: install wheel demo test test-python test-slow test-vllm test-sglang test-compose test-newest test-oldest lint format proto lock bench bench-ablation compose clean
 
 install: .venv/.installed  ## .venv with everything that locks/dev.txt pins, and vold itself, editable
 
@@ -60,6 +65,22 @@ test-newest test-oldest: test-%: install  ## everything but the slow tests, with
 	.venv-$*/bin/python locks/install.py .venv-$*/requirements.txt -- --quiet $(PIP_ARGS)
 	.venv-$*/bin/python $(OURS)
 	OMP_NUM_THREADS=1 .venv-$*/bin/python $(TEST)
+
+# Their pins hold for every Python that pyproject.toml admits. Without torch, which is gigabytes where it is for CUDA.
+test-python:  ## with another Python, as in `make test-python PYTHON=python3.13`: lint, client, verifier and wheel
+	$(PYTHON) -m venv --clear .venv-python
+	.venv-python/bin/python locks/install.py verifier -- --quiet $(PIP_ARGS)
+	.venv-python/bin/python -m pip install --quiet $(PIP_ARGS) --constraint locks/dev.txt $(TOOLS)
+	.venv-python/bin/python $(OURS)
+	.venv-python/bin/python -m ruff check .
+	.venv-python/bin/python -m ruff format --check .
+	.venv-python/bin/python -m mypy
+	OMP_NUM_THREADS=1 .venv-python/bin/python $(TEST) $(WITHOUT_TORCH)
+
+wheel: install  ## dist/vold-VERSION-py3-none-any.whl, by the build tools of locks/build.txt, without a network
+	rm -rf build dist
+	$(RUN) pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir dist .
+	rm -rf build
 
 test-compose: install  ## images, compose file and profiles against a Docker engine, which tests/compose/engine starts
 	$(RUN) pytest -m compose tests/compose

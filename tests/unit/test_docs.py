@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,7 @@ from vold_verifier.http import RequestModel
 from vold_verifier.verifiers.base import BadReferenceError, Item
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    path.relative_to(ROOT)
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("**/*.md"))
-    if path.is_file()
-)
+PAGES = sorted(path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")))
 KINDS = {"traces": TracesConfig, "sft": SftConfig, "train": TrainConfig, "eval": EvalConfig}
 BODIES = {
     "/v1/models/load": LoadIn.model_validate_json,
@@ -45,6 +42,8 @@ BODIES = {
 }
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.M | re.S)
 CALL = re.compile(r"^ *(?:\$ )?(curl|grpcurl) (?:[^'\n]|'[^']*')*", re.M)
+OF_AN_INDEX = re.compile(r"""pip install [^\n&|;]*?(?<=['" ])vold(\[[\w,-]*\])?(?! ?@)(?=['"`\s;,.:)]|$)""", re.M)
+"""vold is on no index; `vold[EXTRAS] @ URL` is another matter."""
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -124,6 +123,45 @@ def test_the_index_knows_every_page():
     assert pages <= set(linked)
 
 
+def test_every_extra_is_described():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    described = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs/install.md").read_text(), re.M)
+    assert sorted(described) == sorted(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("pip install 'vold[data]'", True),
+        ("pip install -U vold", True),
+        ('pip install "vold[teacher] @ git+https://example.org/vold@v1"', False),
+        ("pip install '.[teacher]' && vold --version", False),
+    ],
+)
+def test_an_install_from_an_index_is_seen(text, wrong):
+    assert bool(OF_AN_INDEX.search(text)) == wrong
+
+
+def test_nothing_says_to_install_vold_from_an_index():
+    folders = (
+        "benchmarks",
+        "client",
+        "configs",
+        "docker",
+        "docs",
+        "examples",
+        "proto",
+        "services",
+        "trainer",
+        ".github",
+    )
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    for path in [*files, *(path for path in ROOT.glob("*") if path.is_file())]:
+        if path.suffix in (".md", ".py", ".toml", ".yaml", ".yml", "") and "__pycache__" not in path.parts:
+            found = OF_AN_INDEX.search(path.read_text())
+            assert found is None, f"{path} says {found and found[0]!r}: see docs/install.md"
+
+
 @pytest.mark.parametrize("words", commands())
 def test_commands_use_what_exists(words, programs):
     """Options and arguments parse; KEY=VALUE overrides fit the stage's config."""
@@ -133,7 +171,7 @@ def test_commands_use_what_exists(words, programs):
         assert rest[0] in command.commands, f"{words[0]} has no command {rest[0]!r}"
         command, rest = command.commands[rest[0]], rest[1:]
         context = Context(command, info_name=command.name, parent=context)
-    if rest == ["--help"]:
+    if rest in (["--help"], ["--version"]):
         return
     try:
         command.parse_args(context, list(rest))
