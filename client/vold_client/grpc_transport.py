@@ -3,13 +3,14 @@
 # ruff: noqa: ASYNC109  (a timeout here is a deadline that also travels on the wire)
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Generic
 
 import grpc
 
 from vold_client import tracing
 from vold_client.errors import NotFound, Unavailable, VoldError, again, exceeded, from_grpc
+from vold_client.loop import client_loop, on_client_loop
 from vold_client.methods import Method, Reply, Request
 from vold_client.tls import Tls
 from vold_client.transport import USER_AGENT, CallContext
@@ -33,7 +34,8 @@ _OPTIONS = [
 
 DEADLINE_GRACE = 1.0
 """Seconds after which the event loop's own timer ends a call that gRPC has not ended at its deadline. gRPC's events
-pass through one poller that all loops of a process share; a run must not hang on one that is late or lost."""
+pass through one poller that all loops of a process share, those of others too; a run must not hang on one that is late
+or lost."""
 
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
@@ -41,21 +43,34 @@ _SERVING = b"\x08\x01"
 
 
 class GrpcTransport:
-    """One channel to one replica. Made inside the event loop that uses it."""
+    """One channel to one replica, which the first call opens. All of its calls run on the client loop (loop.py)."""
 
     def __init__(self, address: Address, api_key: str | None, tls: Tls) -> None:
         self.address = address
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
-        if address.tls:
-            self._channel = grpc.aio.secure_channel(address.target, tls.grpc_credentials(), options=_OPTIONS)
-        else:
-            self._channel = grpc.aio.insecure_channel(address.target, options=_OPTIONS)
+        self._credentials = tls.grpc_credentials() if address.tls else None
+        self._opened: grpc.aio.Channel | None = None
+
+    @property
+    def _channel(self) -> grpc.aio.Channel:
+        """For code on the client loop: a channel belongs to the loop that makes it."""
+        if self._opened is None:
+            if self._credentials is not None:
+                self._opened = grpc.aio.secure_channel(self.address.target, self._credentials, options=_OPTIONS)
+            else:
+                self._opened = grpc.aio.insecure_channel(self.address.target, options=_OPTIONS)
+        return self._opened
 
     async def unary(self, method: Method[Request, Reply], message: Request, context: CallContext) -> Reply:
-        call = self._channel.unary_unary(method.path, method.request.SerializeToString, method.reply.FromString)
-        try:
+        metadata = self._describe(context)
+
+        async def ask() -> Reply:
+            call = self._channel.unary_unary(method.path, method.request.SerializeToString, method.reply.FromString)
             async with asyncio.timeout(context.timeout + DEADLINE_GRACE):
-                return await call(message, timeout=context.timeout, metadata=self._describe(context))
+                return await call(message, timeout=context.timeout, metadata=metadata)
+
+        try:
+            return await on_client_loop(ask())
         except grpc.aio.AioRpcError as error:
             raise from_grpc(error, self.address.url) from None
         except TimeoutError:
@@ -64,34 +79,48 @@ class GrpcTransport:
     async def stream(
         self, method: Method[Request, Reply], message: Request, context: CallContext
     ) -> AsyncGenerator[Reply, None]:
-        open_call = self._channel.unary_stream(method.path, method.request.SerializeToString, method.reply.FromString)
-        call = open_call(message, timeout=context.timeout, metadata=self._describe(context))
-        end = asyncio.get_running_loop().time() + context.timeout + DEADLINE_GRACE
+        metadata = self._describe(context)
+        loop = client_loop()
+        end = loop.time() + context.timeout + DEADLINE_GRACE
+        call: Any = None
+
+        async def read() -> Any:
+            nonlocal call
+            if call is None:
+                make = self._channel.unary_stream(
+                    method.path, method.request.SerializeToString, method.reply.FromString
+                )
+                call = make(message, timeout=context.timeout, metadata=metadata)
+            async with asyncio.timeout_at(end):
+                return await call.read()  # a reply, or EOF
+
         try:
-            while True:
-                async with asyncio.timeout_at(end):
-                    event: Any = await call.read()  # a reply, or EOF
-                if event is grpc.aio.EOF:  # type: ignore[attr-defined]  # not in the stubs
-                    break
+            while (event := await on_client_loop(read())) is not grpc.aio.EOF:  # type: ignore[attr-defined]  # not in the stubs
                 yield event
         except grpc.aio.AioRpcError as error:
             raise from_grpc(error, self.address.url) from None
         except TimeoutError:
             raise exceeded(self.address.url) from None
         finally:
-            call.cancel()
+            loop.call_soon_threadsafe(lambda: call.cancel() if call is not None else None)
 
     def exchange(self, method: Method[Request, Reply], key: str, run_id: str) -> "GrpcExchange[Request, Reply]":
-        open_call = self._channel.stream_stream(method.path, method.request.SerializeToString, method.reply.FromString)
-        return GrpcExchange(
-            open_call(None, metadata=self._describe(CallContext(0, run_id=run_id))), key, self.address.url
-        )
+        metadata = self._describe(CallContext(0, run_id=run_id))
+
+        def open_call() -> Any:
+            make = self._channel.stream_stream(method.path, method.request.SerializeToString, method.reply.FromString)
+            return make(None, metadata=metadata)
+
+        return GrpcExchange(open_call, key, self.address.url)
 
     async def check_ready(self, timeout: float) -> None:
-        call = self._channel.unary_unary(_HEALTH_CHECK, None, None)
-        try:
+        async def ask() -> bytes:
+            call = self._channel.unary_unary(_HEALTH_CHECK, None, None)
             async with asyncio.timeout(timeout + DEADLINE_GRACE):
-                answer = await call(b"", timeout=timeout, metadata=self._metadata)
+                return await call(b"", timeout=timeout, metadata=self._metadata)
+
+        try:
+            answer = await on_client_loop(ask())
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise NotFound(
@@ -104,7 +133,10 @@ class GrpcTransport:
             raise Unavailable("is up but does not take work yet, or no longer", url=self.address.url)
 
     async def aclose(self) -> None:
-        await self._channel.close(None)
+        async def close() -> None:
+            await self._channel.close(None)  # one that no call has opened too: a call that comes later must fail
+
+        await on_client_loop(close())
 
     def _describe(self, context: CallContext) -> tuple[tuple[str, str], ...]:
         named = (("x-request-id", context.request_id), ("x-vold-run-id", context.run_id))
@@ -112,23 +144,36 @@ class GrpcTransport:
 
 
 class GrpcExchange(Generic[Request, Reply]):
-    """Requests and replies of one bidirectional stream, matched by the field `key` of both."""
+    """Requests and replies of one bidirectional stream, matched by the field `key` of both. The first request opens
+    the stream.
+    """
 
-    def __init__(self, call: Any, key: str, url: str) -> None:
-        self._call = call
+    def __init__(self, open_call: Callable[[], Any], key: str, url: str) -> None:
+        """open_call: runs on the client loop."""
+        self._open_call = open_call
+        self._call: Any = None
         self._key = key
         self._url = url
         self._pending: dict[str, asyncio.Future[Reply]] = {}
         self._sent = 0
         self._writing = asyncio.Lock()  # gRPC allows one write at a time
         self._failure: VoldError | None = None
-        self._reader = asyncio.create_task(self._read())
+        self._reader: asyncio.Task[None] | None = None
 
     @property
     def broken(self) -> bool:
         return self._failure is not None
 
     async def ask(self, message: Request, timeout: float) -> Reply:
+        return await on_client_loop(self._ask(message, timeout))
+
+    async def aclose(self) -> None:
+        await on_client_loop(self._aclose())
+
+    async def _ask(self, message: Request, timeout: float) -> Reply:
+        if self._reader is None:
+            self._call = self._open_call()
+            self._reader = asyncio.create_task(self._read())
         key = getattr(message, self._key)
         self._sent += 1
         if not key or key in self._pending:
@@ -150,7 +195,9 @@ class GrpcExchange(Generic[Request, Reply]):
         finally:
             self._pending.pop(key, None)
 
-    async def aclose(self) -> None:
+    async def _aclose(self) -> None:
+        if self._reader is None:
+            return
         self._call.cancel()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from vold_client.base import AsyncClient
-from vold_client.loop import client_loop
+from vold_client.loop import client_loop, streams
 from vold_client.packing import Budget
 from vold_client.teacher import AsyncTeacherClient, Messages
 from vold_client.tls import Tls
@@ -50,7 +50,8 @@ class SyncClient(Generic[C]):
 
     def close(self) -> None:
         """Close the connections. The client cannot be used again."""
-        self._run(self._client.aclose())
+        if not self._loop.is_closed():  # the interpreter is ending, and has closed them
+            self._run(self._client.aclose())
 
     def __enter__(self) -> Self:
         return self
@@ -75,11 +76,14 @@ class SyncClient(Generic[C]):
         async def stop() -> None:
             await items.aclose()
 
+        streams.add(items)
         try:
             while (item := self._run(step())) is not _END:
                 yield item
         finally:
-            self._run(stop())
+            streams.discard(items)
+            if not self._loop.is_closed():  # the interpreter is ending, and has closed them
+                self._run(stop())
 
 
 class TeacherClient(SyncClient[AsyncTeacherClient]):

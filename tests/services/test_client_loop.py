@@ -3,6 +3,9 @@
 import asyncio
 import concurrent.futures
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from vold_client import AsyncVerifierClient, Item, VerifierClient
@@ -39,3 +42,11 @@ def test_what_is_asked_ends_with_whoever_asked(verifier):
     tasks.close()
     with pytest.raises(concurrent.futures.CancelledError):
         future.result(timeout=10)
+
+
+@pytest.mark.parametrize("face", ["grpc", "http"])
+def test_clients_on_many_loops_end_with_their_process_and_leave_no_word(verifier, face):
+    script = Path(__file__).with_name("many_clients.py")
+    command = [sys.executable, str(script), getattr(verifier, face)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ended.stderr, ended.stdout, ended.returncode) == ("", "done\n", 0)
