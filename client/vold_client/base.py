@@ -137,9 +137,9 @@ async def _first(probes: Sequence[Coroutine[Any, Any, None]]) -> None:
     """Return with the first that succeeds; raises what the last of them raised where none does."""
     tasks = [asyncio.create_task(probe) for probe in probes]
     try:
-        for left, task in zip(range(len(tasks) - 1, -1, -1), asyncio.as_completed(tasks), strict=True):
+        for left, done in zip(range(len(tasks) - 1, -1, -1), asyncio.as_completed(tasks), strict=True):
             try:
-                await task
+                await done
             except VoldError:
                 if not left:
                     raise

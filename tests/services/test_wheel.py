@@ -26,6 +26,7 @@ PACKAGES = {
 PROGRAMS = {"vold": "trainer", "vold-teacher": "teacher", "vold-verifier": "verifier"}
 ASKED_FIRST = {
     "vold_client/tracing.py": "otel",
+    "vold_proto/transformers.py": "torch",
     "vold_service/tracing.py": "otel",
     "vold_trainer/rollout/weights.py": "vllm",
     "vold_verifier/verifiers/reasoning_gym.py": "reasoning-gym",
@@ -115,26 +116,31 @@ def imports(node, needed=None):
     elif isinstance(node, ast.ImportFrom):
         assert not node.level, f"line {node.lineno}: a relative import"
         yield node.module.split(".")[0], node.lineno, needed
-    if isinstance(node, ast.With):
-        calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
-        for call in calls:
-            if isinstance(call.func, ast.Name) and call.func.id == "needs" and isinstance(call.args[0], ast.Constant):
-                needed = call.args[0].value
+    elif isinstance(node, ast.With):
+        needed = next((extra for item in node.items for extra in extras_named(item.context_expr)), needed)
     for child in ast.iter_child_nodes(node):
-        yield from imports(child, needed)
+        if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):  # no import stands in an expression
+            yield from imports(child, needed)
 
 
-def test_every_extra_that_is_named_exists(bare):
-    """In code by `needs` and `advice`, in docs as "the extra `name`" and as `vold[names]`."""
-    extras = set(bare.vold.metadata.get_all("Provides-Extra"))
-    assert set(PROGRAMS.values()) <= extras
-    for package, (folder, _) in PACKAGES.items():
-        for path in (ROOT / folder / package).rglob("*.py"):
-            calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
-            for call in calls:
-                where = {"needs": 0, "program": 1, "advice": 2}.get(getattr(call.func, "id", ""))
-                if where is not None and isinstance(call.args[where], ast.Constant):
-                    assert call.args[where].value in extras, f"{path}:{call.lineno}"
+def extras_named(node):
+    """The extras that calls of `needs`, `program` and `advice` name, in an expression or below."""
+    for call in ast.walk(node):
+        where = {"needs": 0, "program": 1, "advice": 2}.get(getattr(getattr(call, "func", None), "id", ""))
+        if where is not None and isinstance(call.args[where], ast.Constant):
+            yield call.args[where].value
+
+
+def test_every_extra_that_code_names_exists(bare):
+    named = {
+        extra
+        for package, (folder, _) in PACKAGES.items()
+        for path in (ROOT / folder / package).rglob("*.py")
+        if "vold_proto.distribution" in path.read_text()
+        for extra in extras_named(tree(path))
+    }
+    assert {*PROGRAMS.values(), "data", "otel", "vllm"} <= named
+    assert named <= set(bare.vold.metadata.get_all("Provides-Extra"))
 
 
 def test_the_client_needs_its_own_dependencies_alone(bare, make, tmp_path):
