@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import programs
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two spinning thread pools on two cores starve each other
@@ -32,7 +33,7 @@ class Server:
 def serving(service: str, *arguments: str) -> Iterator[Server]:
     """`vold-teacher serve` or `vold-verifier serve` on free ports, ended on leaving."""
     ports = [] if "--grpc" in arguments else ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
-    process = subprocess.Popen(
+    process = programs.start(
         [sys.executable, "-m", f"vold_{service}", "serve", *ports, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

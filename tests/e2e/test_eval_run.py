@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import programs
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -81,7 +82,7 @@ def test_sampled_figures_are_those_of_the_verdicts(uninterrupted, verifier):
 def test_killed_and_started_again_it_says_what_it_would_have_said(tmp_path, uninterrupted, verifier):
     command = [sys.executable, "-m", "vold_trainer", "eval", "pocket:eval", *settings(tmp_path, verifier)]
     store, whole = tmp_path / "answers.jsonl", 1 + 2 * PROBLEMS * (1 + SAMPLES)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with programs.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while lines(store) < 30:
             assert process.poll() is None
             time.sleep(0.02)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import torch
 from conftest import serving
@@ -150,7 +151,7 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(tmp_path, pocket_teacher, 
         sys.executable, "-m", "vold_trainer", "train", "pocket:vold", f"out={out}", "student.path=pocket:student",
         f"teacher.url={pocket_teacher.grpc}", f"verifier.url={verifier.grpc}", *SMALL, "steps=6",
     ]  # fmt: skip
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE)
+    process = programs.start(arguments, stderr=subprocess.PIPE)
     while not read_json_lines(out / "metrics.jsonl"):
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.05)
@@ -158,13 +159,13 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(tmp_path, pocket_teacher, 
     assert process.wait(60) == 143
     done = len(read_json_lines(out / "metrics.jsonl"))
     assert 1 <= done < 6
-    assert subprocess.run([*arguments, "--resume"], check=False, capture_output=True, timeout=120).returncode == 0
+    assert programs.run([*arguments, "--resume"], timeout=120).returncode == 0
     assert [row["step"] for row in read_json_lines(out / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_two_trainers_share_one_teacher_at_the_same_time(tmp_path, pocket_teacher, verifier):
     processes = [
-        subprocess.Popen(
+        programs.start(
             [
                 sys.executable, "-m", "vold_trainer", "train", "pocket:vold", f"out={tmp_path / name}", f"seed={seed}",
                 "student.path=pocket:student", f"teacher.url={url}", f"verifier.url={verifier.grpc}", *SMALL, "steps=4",
@@ -326,10 +327,7 @@ def test_bad_settings_end_with_a_clear_message(tmp_path, verifier, overrides, me
 
 
 def test_the_command_line_ends_with_status_one_and_no_traceback(tmp_path):
-    found = subprocess.run(
-        [sys.executable, "-m", "vold_trainer", "train", "pocket:vold", "objective.betta=1"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    found = programs.run([sys.executable, "-m", "vold_trainer", "train", "pocket:vold", "objective.betta=1"])
     assert found.returncode == 1
     assert "did you mean 'beta'" in found.stderr
     assert "Traceback" not in found.stderr

@@ -9,6 +9,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+import programs
 import pytest
 from conftest import serving
 from vold_client import AsyncTeacherClient, Unavailable
@@ -130,7 +131,7 @@ def test_sigterm_while_a_service_is_away_saves_at_once(tmp_path, verifier):
         *(f"verifier.url={verifier.grpc}", *SMALL, "steps=400", "checkpoints.every=1"),
     ]
     with serving("teacher", *TEACHER, "--grpc", url, "--http", "none") as server:
-        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+        process = programs.start(arguments, stderr=subprocess.PIPE, text=True)
         while not read_json_lines(out / "metrics.jsonl"):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.05)

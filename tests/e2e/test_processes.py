@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 from accelerate.utils import is_deepspeed_available
@@ -109,7 +110,8 @@ def launch(processes: int, out: Path, urls: list[str], *overrides: str) -> subpr
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     start = [*launcher, "-m"] if processes > 1 else [sys.executable, "-m"]
     settings = [f"out={out}", *urls, *SMALL, f"steps={STEPS}", "checkpoints.every=2"]
-    return subprocess.Popen(
+    begin = subprocess.Popen if processes > 1 else programs.start
+    return begin(
         [*start, "vold_trainer", "train", "pocket:vold", *settings, *overrides],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import programs
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -113,7 +114,7 @@ def teacher_server(
 ) -> Iterator[Server]:
     """`python -m vold_teacher serve` on free ports, ready; SIGTERM at the end. log: where its log goes."""
     command = [sys.executable, "-m", "vold_teacher", "serve", "--model", str(model), "--http", http, "--grpc", grpc]
-    process = subprocess.Popen(
+    process = programs.start(
         [*command, "--threads", "1", "--log-level", "warning", *options],
         stdout=subprocess.PIPE,
         text=True,

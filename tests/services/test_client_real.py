@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import grpc
 import httpx
 import numpy as np
+import programs
 import pytest
 from teacher_fixtures import save_model, teacher_server
 from vold_client import (
@@ -43,7 +44,7 @@ def teacher(tmp_path_factory):
 @contextmanager
 def verifier_process():
     command = [sys.executable, "-m", "vold_verifier", "serve", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
-    process = subprocess.Popen(
+    process = programs.start(
         [*command, "--workers", "1", "--log-level", "warning"],
         stdout=subprocess.PIPE,
         text=True,

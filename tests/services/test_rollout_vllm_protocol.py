@@ -6,7 +6,6 @@ It stands for the wire alone; what a real vLLM answers is in test_rollout_vllm.p
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import programs
 import pytest
 from safetensors.torch import load_file
 from upstream_fixtures import free_port
@@ -287,7 +287,7 @@ def test_of_several_processes_one_gives_the_weights_and_all_hear_of_a_failure(st
     script = str(Path(__file__).with_name("rollout_process.py"))
     several = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
-        subprocess.Popen([sys.executable, script, stand_in.url, str(tmp_path)], env={**several, "RANK": str(rank)})
+        programs.start([sys.executable, script, stand_in.url, str(tmp_path)], env={**several, "RANK": str(rank)})
         for rank in range(2)
     ]
     assert [process.wait(240) for process in processes] == [0, 0]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import programs
 import pytest
 from verifier_server import running
 
@@ -25,14 +26,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "COLUMNS": "200"},
-    )
+    return programs.run(command(*arguments), input=stdin, timeout=120, env={**os.environ, "COLUMNS": "200"})
 
 
 def write(path, rows):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import httpx
+import programs
 from vold_teacher.backends.upstream.backend import UpstreamBackend, UpstreamOptions
 
 
@@ -22,7 +23,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def process(command: list[str], port: int, seconds: float = 240, **environment: str):
     """A server as a process, up when it answers /health."""
-    child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stdout=sys.stderr)
+    child = programs.start(command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stdout=sys.stderr)
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}")
     try:
         until = time.monotonic() + seconds

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 import grpc
+import programs
 import psutil
 from vold_proto.v1 import verifier_pb2, verifier_pb2_grpc
 
@@ -42,7 +43,7 @@ def running(
     """A server on free ports with the misbehaving plugin; killed at the end if it still runs. log: for its stderr."""
     command = [sys.executable, "-m", "vold_verifier", "serve", "--http", "127.0.0.1:0", "--grpc", grpc_address]
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
+    process = programs.start(
         [*command, "--plugin", "verifier_plugin", *options],
         stdout=subprocess.PIPE,
         stderr=log,
