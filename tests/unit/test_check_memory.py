@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from vold_proto.transformers import cache_name
 from vold_trainer.check.memory import Model, estimate, size
+from vold_trainer.models import checkpoint_activations
 
 SHAPE = {
     "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -32,7 +34,7 @@ def test_activations_are_about_what_autograd_keeps(causal, checkpointing):
     config, model = causal
     rows, tokens = 4, 100
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
     model.train()
     own = {value.untyped_storage().data_ptr() for value in model.parameters()}
     kept: dict[int, int] = {}
@@ -57,7 +59,8 @@ def test_activations_are_about_what_autograd_keeps(causal, checkpointing):
 
 def test_the_cache_is_that_of_transformers(causal):
     config, model = causal
-    cache = model(torch.randint(0, 1000, (4, 50)), use_cache=True).past_key_values
+    cache = DynamicCache()
+    model(torch.randint(0, 1000, (4, 50)), use_cache=True, **{cache_name(model.forward): cache})
     real = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     found = estimate(Model.of(model, config, "float32"), tokens=50, micro=1, together=4, checkpointing=False)
     assert found.cache == real

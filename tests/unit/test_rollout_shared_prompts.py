@@ -7,14 +7,15 @@ from hypothesis import strategies as st
 from noise_prompts import PICTURES, TEXTS
 from tiny_students import FAMILIES, tiny_student
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import DynamicCache
+from transformers import AttentionInterface, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from vold_trainer.config import StudentConfig
 from vold_trainer.errors import RunError
 from vold_trainer.models import load_student
 from vold_trainer.pocket.world import examples
 from vold_trainer.rollout.cache import ReservedLayer
 from vold_trainer.rollout.decoder import Decoder
-from vold_trainer.rollout.shared_prompts import SharedPrompts
+from vold_trainer.rollout.shared_prompts import ATTENTION, SharedPrompts
 
 SIZE = 4
 
@@ -127,14 +128,13 @@ def test_other_attention_than_sdpa_goes_on_as_it_is():
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_a_model_that_looks_elsewhere_is_refused():
+def test_a_model_that_looks_elsewhere_is_refused(monkeypatch):
     student = load_student(StudentConfig(path="pocket:student"))
     inputs = student.encode(examples("train", 2, modality="text"))
     with torch.no_grad():
         decoder = Decoder(student.model, inputs, 4)
         decoder.keep(torch.tensor([0, 0, 1, 1]))
-        layer = decoder._cache.layers[0]
-        update = layer.update
-        layer.update = lambda *args: tuple(part.clone() for part in update(*args))
+        # Attention that does not come by ours, as that of a model which does not use transformers' interface.
+        monkeypatch.setitem(AttentionInterface._global_mapping, ATTENTION, sdpa_attention_forward)
         with pytest.raises(RunError, match="layers keep keys and values"):
             decoder.feed(torch.tensor([5, 5, 5, 5]))

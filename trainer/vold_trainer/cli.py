@@ -199,6 +199,7 @@ def main() -> None:
     """Entry point: errors of use end with their message and status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     from vold_client import VoldError
+    from vold_proto.transformers import UnfitError
 
     from vold_trainer.pocket.cli import app as pocket_app
 
@@ -207,7 +208,7 @@ def main() -> None:
         app()
     except ToldElsewhereError:
         sys.exit(1)
-    except (VoldTrainerError, VoldError) as error:
+    except (VoldTrainerError, VoldError, UnfitError) as error:
         if first_here() or connected():
             Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)

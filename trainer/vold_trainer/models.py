@@ -20,9 +20,9 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging as transformers_logging
 from vold_proto.distribution import advice
+from vold_proto.transformers import undocumented
 
 from vold_trainer import encoding
 from vold_trainer.config import StudentConfig
@@ -34,6 +34,9 @@ from vold_trainer.lora import add_lora, has_lora, merged, save_adapter
 from vold_trainer.parts import freeze
 from vold_trainer.prefill import PROMPT_OF, shared_hidden
 from vold_trainer.processors import load_processor
+
+with undocumented():
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 log = logging.getLogger("vold.models")
 transformers_logging.disable_progress_bar()  # a bar for each file read or written would drown our own
@@ -129,8 +132,12 @@ def resolve_model(path: str) -> str:
 def load_student(config: StudentConfig) -> Student:
     """The student as an image-text model, or as a text model where it is none. On the CPU; accelerate moves it.
 
-    Raises UsageError that names the path where nothing can be loaded from it.
+    Raises UsageError that names the path where nothing can be loaded from it, UnfitError where transformers is the
+    reason.
     """
+    from vold_trainer.trial import try_transformers  # late: rollouts, which it tries, are of students
+
+    try_transformers()
     path = resolve_model(config.path)
     looks_local = path.startswith((".", "/")) or Path(path).exists()
     if looks_local and not (Path(path) / "config.json").is_file():
@@ -163,9 +170,17 @@ def load_student(config: StudentConfig) -> Student:
     if config.compute is not None:
         _compute_in(model, getattr(torch, config.compute))
     if config.checkpoint_activations:
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+        checkpoint_activations(model)
     return Student(model, processor, tokenizer, config.path, rows)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep the inputs of each layer alone for the way back, and compute the rest again."""
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # its name in newer versions of transformers
+        model.activation_checkpointing_enable(options)
+    else:
+        model.gradient_checkpointing_enable(options)
 
 
 def _reads_images(model_config: Any) -> bool:

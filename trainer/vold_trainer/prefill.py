@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
+from vold_proto.transformers import cache_name
 
 PROMPT_OF, COMPLETION_IDS, COMPLETION_MASK = "prompt_of", "completion_ids", "completion_mask"
 """In the inputs of a batch whose completions share prompts: for each completion which prompt it is of, int64 [B]; its
@@ -30,7 +31,7 @@ def prefill(module: nn.Module, inputs: Mapping[str, Tensor], cache: Cache, **opt
         place.rope_deltas = None
     if takes_positions(module) and not (places and _pictured(inputs)):
         options["position_ids"] = (mask_PS.cumsum(-1) - 1).clamp(min=0)
-    output = module(**{**inputs, **options}, past_key_values=cache, use_cache=True)
+    output = module(**{**inputs, **options, cache_name(module.forward): cache}, use_cache=True)
     deltas = [place.rope_deltas for place in places if place.rope_deltas is not None]
     next_P1 = mask_PS.sum(-1, keepdim=True)
     return output, next_P1 + deltas[0].to(next_P1.device) if deltas else next_P1
@@ -60,8 +61,9 @@ def shared_hidden(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tenso
         return first_B1H
     cache.reorder_cache(prompt_B)
     seen_BS = torch.cat([prompts["attention_mask"][prompt_B], mask_BT[:, :-1]], -1)
-    options = {}
+    options: dict[str, Any] = {}
     if takes_positions(base):
         options["position_ids"] = next_P1[prompt_B] + torch.arange(ids_BT.shape[1] - 1, device=ids_BT.device)
-    later = base(input_ids=ids_BT[:, :-1], attention_mask=seen_BS, past_key_values=cache, use_cache=True, **options)
+    options[cache_name(base.forward)] = cache
+    later = base(input_ids=ids_BT[:, :-1], attention_mask=seen_BS, use_cache=True, **options)
     return torch.cat([first_B1H, later.last_hidden_state], 1)

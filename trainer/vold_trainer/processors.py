@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoProcessor, ProcessorMixin, Qwen2_5_VLProcessor
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils import cached_file, is_torchvision_available
+from vold_proto.transformers import undocumented
+
+with undocumented():
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+    from transformers.utils import cached_file, is_torchvision_available
 
 VIDEO = "video_processor"
 VIDEO_FILE = "video_preprocessor_config.json"

@@ -10,11 +10,14 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from vold_proto.transformers import undocumented
 
 from vold_trainer.pocket import tokenizer as tokens
 from vold_trainer.pocket.pictures import CELL
 from vold_trainer.processors import ImageTextProcessor
+
+with undocumented():
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 CHECKPOINT_NAMES = ("teacher", "teacher-b", "student")

@@ -4,7 +4,10 @@ from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from vold_proto.transformers import undocumented
+
+with undocumented():
+    from transformers.cache_utils import DynamicLayer
 
 
 class ReservedLayer(DynamicLayer):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from vold_proto.transformers import cache_name
 
 from vold_trainer.prefill import prefill, takes_positions
 from vold_trainer.rollout.cache import decoding_cache
@@ -24,6 +25,7 @@ class Decoder:
         """inputs: prompts as `Student.encode` makes them, padded on the left. tokens: how many may follow at most."""
         self.model: Any = model
         self._takes_positions = takes_positions(model)
+        self._cache_name = cache_name(model.forward)
         mask_PS = inputs["attention_mask"]
         self._length = mask_PS.shape[1]
         self._tokens = tokens
@@ -33,6 +35,11 @@ class Decoder:
         output, self._next_B1 = prefill(model, inputs, self._cache, **({"logits_to_keep": 1} if last_only else {}))
         self.logits_BV = output.logits[:, -1]
         self._mask_BS = torch.cat([mask_PS, mask_PS.new_ones(len(mask_PS), tokens)], -1)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether the keys and values of each prompt are held once for all of its sequences."""
+        return self._shared is not None
 
     def keep(self, sequences: Tensor) -> None:
         """Go on with these sequences, int64 [B], in that order; one may be there several times."""
@@ -49,13 +56,14 @@ class Decoder:
     def feed(self, ids_B: Tensor) -> None:
         """Append a token to each sequence."""
         self._length += 1
-        options = {"position_ids": self._next_B1} if self._takes_positions else {}
+        options = {self._cache_name: self._cache}
+        if self._takes_positions:
+            options["position_ids"] = self._next_B1
         mask_BS = self._mask_BS[:, : self._length]
         with self._shared.attended(self.model) if self._shared is not None else nullcontext():
             logits_B1V: Tensor = self.model(
                 input_ids=ids_B.unsqueeze(-1),
                 attention_mask=mask_BS,
-                past_key_values=self._cache,
                 use_cache=True,
                 **options,
             ).logits

@@ -15,12 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import DynamicCache, PreTrainedModel
+from vold_proto.transformers import undocumented
 
 from vold_trainer.errors import RunError
 from vold_trainer.rollout.cache import ReservedLayer
+
+with undocumented():
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "vold_shared_prompts"
 """The name by which transformers knows this attention. Where no prompts are shared, it is plain sdpa."""

@@ -18,12 +18,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from vold_proto.distribution import advice
+from vold_proto.transformers import undocumented
 
 from vold_trainer.config import RolloutConfig
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.models import Student
 from vold_trainer.rollout.vllm_server import Server, ServerInfo
 from vold_trainer.tasks import ClientTasks
+
+with undocumented():
+    from transformers.core_model_loading import revert_weight_conversion
 
 
 class Transfer(Protocol):
@@ -72,8 +76,6 @@ def checkpoint_tensors(student: Student) -> dict[str, Tensor]:
     """The weights by the names, and in the layout, that a checkpoint has; tied ones once. No copies where the model
     computes with what its checkpoint holds.
     """
-    from transformers.core_model_loading import revert_weight_conversion
-
     model = student.model
     if hasattr(model, "peft_config"):
         raise UsageError("a student with adapters reaches vLLM over the disk, merged: set rollout.weights=disk")

@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from vold_proto.transformers import cache_name, undocumented
 
 from vold_teacher.sampling import choose, stream_key, uniforms
 from vold_teacher.scoring import Head
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions
+
+with undocumented():
+    from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 LIVE_SHARE = 0.75
 """Copy the living rows into a smaller block once they are at most this part of it: a copy costs about a decode step,
@@ -114,6 +117,7 @@ class TorchDecoder:
         self._limits = limits
         self._logit_rows = rows
         self._device = model.device
+        self._cache_name = cache_name(model.base_model.forward)
         self._waiting: dict[int, deque[_Group]] = {}
         self._layers: list[_ColumnLayer] = []
         self._rows: list[_Row | None] = []
@@ -222,8 +226,8 @@ class TorchDecoder:
             input_ids=self._tensor(ids_PS),
             attention_mask=self._tensor(mask_PS),
             position_ids=self._tensor(positions_PS),
-            past_key_values=cache,
             use_cache=True,
+            **{self._cache_name: cache},
         ).last_hidden_state
         self.computed_tokens += ids_PS.size
 
@@ -292,8 +296,8 @@ class TorchDecoder:
             input_ids=self._tensor(self._state["last_id"])[:, None],
             attention_mask=self._tensor(mask_RL),
             position_ids=self._tensor(positions_R)[:, None],
-            past_key_values=Cache(layers=list(self._layers)),
             use_cache=True,
+            **{self._cache_name: Cache(layers=list(self._layers))},
         ).last_hidden_state
         self._filled += 1
         self.computed_tokens += len(self._rows)

@@ -19,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from vold_proto.transformers import undocumented
 
 from vold_teacher.types import Sequence
+
+with undocumented():
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "vold_packed"
 """The name by which transformers knows this attention. Where nothing is packed, it is plain sdpa."""
@@ -64,7 +67,7 @@ def _attention(
     if stretches is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if groups := query.shape[1] // key.shape[1] if query.shape[1] != key.shape[1] else 0:
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scale = options.get("scaling")
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
     mask = _followers_mask(stretches, query)

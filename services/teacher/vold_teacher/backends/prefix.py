@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from vold_proto.transformers import cache_name, undocumented
 
 from vold_teacher.types import Sequence
+
+with undocumented():
+    from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 
 class _PrefixLayer(DynamicLayer):
@@ -42,7 +45,7 @@ def shared_hidden(model: Any, sequences: Seq[Sequence], groups: Seq[Seq[int]]) -
 
     model: the decoder without its head. groups: indices of the sequences that have the same prompt, each index once.
     """
-    device = model.device
+    device, name = model.device, cache_name(model.forward)
     prompts_P = [sequences[group[0]].prompt for group in groups]
     lengths_P = np.array([len(prompt) for prompt in prompts_P])
     width = int(lengths_P.max())
@@ -56,8 +59,8 @@ def shared_hidden(model: Any, sequences: Seq[Sequence], groups: Seq[Seq[int]]) -
         input_ids=torch.from_numpy(ids_PS).to(device),
         attention_mask=torch.from_numpy(mask_PS).to(device) if padding_P.any() else None,
         position_ids=torch.from_numpy(np.maximum(np.arange(width) - padding_P[:, None], 0)).to(device),
-        past_key_values=prompts_cache,
         use_cache=True,
+        **{name: prompts_cache},
     ).last_hidden_state
 
     prompt_of_B = np.empty(len(sequences), np.int64)
@@ -78,7 +81,7 @@ def shared_hidden(model: Any, sequences: Seq[Sequence], groups: Seq[Seq[int]]) -
         input_ids=torch.from_numpy(ids_BT).to(device),
         attention_mask=torch.from_numpy(mask_BL).to(device),
         position_ids=torch.from_numpy(lengths_P[prompt_of_B][:, None] + np.arange(steps)).to(device),
-        past_key_values=Cache(layers=[_PrefixLayer(layer.keys, layer.values, prompt_B) for layer in layers]),
         use_cache=True,
+        **{name: Cache(layers=[_PrefixLayer(layer.keys, layer.values, prompt_B) for layer in layers])},
     ).last_hidden_state
     return torch.cat([first_B1H, rest_BTH], 1)

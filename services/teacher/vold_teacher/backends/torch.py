@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from transformers.modeling_outputs import MoeModelOutputWithPast
+from vold_proto.transformers import undocumented
 from vold_service.errors import ServiceError
 
 from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
@@ -20,10 +20,14 @@ from vold_teacher.backends.decoding import DecoderLimits, TorchDecoder
 from vold_teacher.backends.folder import eos_ids, text_config
 from vold_teacher.backends.packed import ATTENTION, packed_states
 from vold_teacher.backends.prefix import shared_hidden
+from vold_teacher.backends.trial import try_transformers
 from vold_teacher.batch import Layout, Size, by_prompt
 from vold_teacher.identity import weights_fingerprint
 from vold_teacher.scoring import RowScores, chunk_rows, prediction_rows, score_rows
 from vold_teacher.types import ScoreOptions, Sequence, SequenceScore
+
+with undocumented():
+    from transformers.modeling_outputs import MoeModelOutputWithPast
 
 log = logging.getLogger("vold.teacher.torch")
 
@@ -77,7 +81,9 @@ class OutputHead:
 
 
 class TorchBackend:
-    """Scores and generates with a transformers model. Loading raises OSError with a message for the user."""
+    """Scores and generates with a transformers model. Loading raises OSError with a message for the user: UnfitError,
+    a kind of it, where transformers itself is the reason.
+    """
 
     def __init__(
         self,
@@ -92,6 +98,7 @@ class TorchBackend:
         compiled: bool = False,
     ) -> None:
         """attention: auto, or an implementation of transformers. compiled: run the decoder through torch.compile."""
+        try_transformers()
         self.device = _device(device)
         self.limits = limits
         if dtype == "auto" and self.device.type == "cpu":
