@@ -72,13 +72,13 @@ def start(
 
 
 def run(
-    command: Sequence[str], *, input: str | None = None, timeout: float = 300, **options: Any
+    command: Sequence[str], *, said: str | None = None, timeout: float = 300, **options: Any
 ) -> subprocess.CompletedProcess:
-    """What it wrote, as text; a status that is not 0 is no error."""
+    """What it wrote, as text; a status that is not 0 is no error. said: its standard input."""
     with tempfile.TemporaryFile("w+") as given:
-        given.write(input or "")
+        given.write(said or "")
         given.seek(0)
-        options = {"stdin": given if input is not None else None, **options}
+        options = {"stdin": given if said is not None else None, **options}
         process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
     out, errors = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(command, process.returncode, out, errors)
@@ -169,9 +169,8 @@ class Program:
                 if not chunk:
                     opened.remove(descriptor)
         self.wait(None if until is None else max(0.0, until - time.monotonic()))
-        return tuple(
-            None if stream is None else _whole(*streams[stream.fileno()]) for stream in (self.stdout, self.stderr)
-        )
+        written = [stream and _whole(*streams[stream.fileno()]) for stream in (self.stdout, self.stderr)]
+        return written[0], written[1]
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

@@ -69,21 +69,21 @@ def test_the_ablation_runs_its_rows_side_by_side_and_only_what_is_missing(tmp_pa
         *("eval:data.0.limit=4", "eval:data.1.limit=4"),
     )
 
-    def run(seeds: int) -> dict:
+    def run(seeds: int, workers: int) -> dict:
         return run_ablation(
             tmp_path / "runs",
             tmp_path / "results",
             seeds=seeds,
-            workers=2,
+            workers=workers,
             only=["base", "sft-grpo", "vold"],
             overrides=overrides,
         )
 
-    first = run(1)
+    first = run(1, workers=2)
     assert [row["name"] for row in first["rows"]] == ["base", "sft-grpo", "vold"]
     assert first["comparison"] is None
     kept = (tmp_path / "runs" / "seed-0" / "vold" / "model" / "model.safetensors").stat().st_mtime_ns
-    both = run(2)
+    both = run(2, workers=1)
     assert all([seed["seed"] for seed in row["seeds"]] == [0, 1] for row in both["rows"])
     assert len(both["comparison"]["differences"]) == 2
     assert (tmp_path / "runs" / "seed-0" / "vold" / "model" / "model.safetensors").stat().st_mtime_ns == kept

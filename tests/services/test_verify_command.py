@@ -26,7 +26,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    return programs.run(command(*arguments), input=stdin, timeout=120, env={**os.environ, "COLUMNS": "200"})
+    return programs.run(command(*arguments), said=stdin, timeout=120, env={**os.environ, "COLUMNS": "200"})
 
 
 def write(path, rows):

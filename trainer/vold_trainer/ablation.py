@@ -4,6 +4,7 @@ A row is a chain of stages; what rows share (traces, cold starts) is made once a
 in its folder, so that an interrupted ablation goes on where it was.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -84,7 +85,9 @@ def run_ablation(
     if workers > 1:  # more threads than cores would starve each other
         threads = max(1, (os.cpu_count() or 1) // workers)
         overrides = (*(f"{stage}:threads={threads}" for stage in ("sft", "train", "eval")), *overrides)
-    with pocket_services(TEACHER, "local:") as services, pocket_services(OTHER_TEACHER, "local:") as other:
+    with contextlib.ExitStack() as stack:
+        services = stack.enter_context(pocket_services(TEACHER, "local:"))
+        other = stack.enter_context(pocket_services(OTHER_TEACHER, "local:")) if OTHER_START in needed else services
         recipes = [Recipe(out / f"seed-{seed}", services, seed, overrides) for seed in range(seeds)]
         starts = [
             (replace(recipe, services=other) if name == OTHER_START else recipe, name)
