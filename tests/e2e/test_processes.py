@@ -122,10 +122,8 @@ def launch(processes: int, out: Path, urls: list[str], *overrides: str) -> subpr
 
 def wait_for(rows: int, out: Path, process: subprocess.Popen) -> None:
     """Until the run has written so many steps."""
-    until = time.monotonic() + 120
     while len(read_json_lines(out / "metrics.jsonl")) < rows:
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < until
         time.sleep(0.02)
 
 

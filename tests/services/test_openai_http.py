@@ -412,9 +412,7 @@ def test_what_asks_for_nothing_is_accepted(bear):
 
 
 def wait_for(server, value):
-    until = time.monotonic() + 30
     while metric(server, "vold_teacher_generate_requests") != value:
-        assert time.monotonic() < until
         time.sleep(0.02)
 
 

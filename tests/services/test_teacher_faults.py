@@ -54,9 +54,7 @@ def metric(server: Server, pattern: str) -> float:
 
 
 def wait_until(condition) -> None:
-    until = time.monotonic() + 100
     while not condition():
-        assert time.monotonic() < until, "waited in vain"
         time.sleep(0.05)
 
 

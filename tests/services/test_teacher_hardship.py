@@ -74,9 +74,7 @@ def computed(server: Server) -> float:
 
 
 def wait_until(condition) -> None:
-    until = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < until, "waited in vain"
         time.sleep(0.02)
 
 

@@ -244,9 +244,7 @@ def generating(server: Server) -> float:
 
 
 def wait_for(server: Server, value: float) -> None:
-    until = time.monotonic() + 30
     while generating(server) != value:
-        assert time.monotonic() < until
         time.sleep(0.02)
 
 

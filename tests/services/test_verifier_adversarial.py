@@ -5,7 +5,6 @@ the anti-hacking rule that has to be named. `heavy` rows could stop a process: t
 """
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +61,8 @@ def test_what_could_stop_a_process_holds_nobody_up():
         "--workers", "2", "--time-limit", "1", "--hard-time-limit", "60", "--max-completion-chars", "2000000"
     ) as server:
         workers = {process.pid for process in server.descendants()}
-        started = time.monotonic()
         items = [item for row in heavy for item in (as_item(row), innocent)]
         results = server.verify(*items, timeout=200)
-        assert time.monotonic() - started < 200
         for row, result in zip(heavy, results[::2], strict=True):
             assert holds(row, result), f"{row['id']} {row['why']}: {result.reason} {result.error.message}"
         assert all(result.correct for result in results[1::2])

@@ -259,9 +259,7 @@ def test_the_tripwire_ends_the_worker_and_nothing_else(server):
         assert swallowed.reward == 0.0
         assert "the answer is a program" in swallowed.reason
         assert innocent.extracted == "1"
-    until = time.monotonic() + 30
     while tripped(server) < before + 2 * len(TRIPPING):
-        assert time.monotonic() < until
         time.sleep(0.05)
 
 
@@ -270,9 +268,7 @@ def test_nothing_of_the_sandbox_outlives_a_killed_server():
         busy = program("while True: pass", NOTHING, seconds=30)
         asleep = program("import time\ntime.sleep(1000)", NOTHING, seconds=30)
         call = one.stub.Verify.future(verifier_pb2.VerifyRequest(items=[busy, asleep, item("spin")]))
-        until = time.monotonic() + 30
         while len(found := [p for p in one.descendants() if "code_runner.py" in " ".join(p.cmdline())]) < 2:
-            assert time.monotonic() < until
             time.sleep(0.05)
         processes = one.descendants()
         assert set(found) < set(processes)

@@ -176,9 +176,7 @@ def test_ctrl_c_leaves_what_was_done(server, tmp_path):
     for n in range(512):
         process.stdin.write(json.dumps({**RIGHT, "id": n}) + "\n")
     process.stdin.flush()
-    until = time.monotonic() + 60
     while not (out.exists() and out.read_text().count("\n") == 512):
-        assert time.monotonic() < until
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     process.wait(30)  # before the end of the input, which would be an end like any other

