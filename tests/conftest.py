@@ -1,56 +1,29 @@
 """Fixtures that more than one room's tests use: real services as real processes."""
 
 import contextlib
-import json
 import os
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import programs
 import pytest
+from servers import Server, serving
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two spinning thread pools on two cores starve each other
 
+with contextlib.suppress(ModuleNotFoundError):  # which the environment with vLLM has not
+    from hypothesis import HealthCheck, settings
 
-@dataclass
-class Server:
-    """A service that said it is ready. http, grpc: its URLs as a client takes them."""
-
-    process: subprocess.Popen
-    http: str | None
-    grpc: str
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(30)
+    # How long an example takes says how busy the machine is.
+    settings.register_profile("vold", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+    settings.load_profile("vold")
 
 
-@contextlib.contextmanager
-def serving(service: str, *arguments: str) -> Iterator[Server]:
-    """`vold-teacher serve` or `vold-verifier serve` on free ports, ended on leaving."""
-    ports = [] if "--grpc" in arguments else ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
-    process = programs.start(
-        [sys.executable, "-m", f"vold_{service}", "serve", *ports, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    errors: list[str] = []
-    reader = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
-    reader.start()
-    try:
-        line = process.stdout.readline()
-        assert line, f"vold-{service} ended with {process.wait(10)}:\n{''.join(errors)}"
-        ready = json.loads(line)
-        address = ready["grpc"]
-        yield Server(process, ready["http"], address if address.startswith("unix:") else f"grpc://{address}")
-    finally:
-        process.kill()
-        process.wait()
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes that tests start, and those that they start, treat warnings as pytest does here. What vLLM and SGLang
+    warn of is not for these tests to say."""
+    if config.getoption("markexpr") in ("vllm", "sglang"):
+        config.addinivalue_line("filterwarnings", "default")
+    else:
+        os.environ["PYTHONWARNINGS"] = ",".join(config.getini("filterwarnings"))
 
 
 @pytest.fixture(scope="session")

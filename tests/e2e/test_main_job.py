@@ -11,8 +11,8 @@ import numpy as np
 import programs
 import pytest
 import torch
-from conftest import serving
 from safetensors.torch import load_file
+from servers import serving
 from vold_client import TeacherClient
 from vold_trainer.ablation import run_ablation
 from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, load

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import serving
+from servers import serving
 from vold_client import TeacherClient
 from vold_trainer.config import TracesConfig, TrainConfig, load
 from vold_trainer.errors import HandshakeError, UsageError

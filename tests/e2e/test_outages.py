@@ -11,7 +11,7 @@ from pathlib import Path
 
 import programs
 import pytest
-from conftest import serving
+from servers import serving
 from vold_client import AsyncTeacherClient, Unavailable
 from vold_trainer import loop, outages
 from vold_trainer.config import TrainConfig, load

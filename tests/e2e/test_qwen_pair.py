@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import serving
 from PIL import Image
+from servers import serving
 from tiny_students import QWEN_TEMPLATE, QWEN_TEXT_TEMPLATE, tiny_student
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 from vold_client import Completion, TeacherClient

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import serving
 from PIL import Image
 from safetensors.torch import load_file
+from servers import serving
 from tiny_students import SHIPPED, VISION_FAMILIES, tiny_student
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from vold_trainer.checkpoint import latest

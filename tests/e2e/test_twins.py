@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import serving
+from servers import serving
 from transformers import AutoTokenizer
 from vold_client import Completion, TeacherClient
 from vold_trainer.config import SftConfig, TracesConfig, TrainConfig, load

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import serving
+from servers import serving
 from store_weights import STORE, plugin_path, store_transfer
 from teacher_fixtures import save_model
 from upstream_fixtures import free_port, process

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from browser import BINARY, browser
-from conftest import serving
+from servers import serving
 from vold_client import AsyncTeacherClient, Completion, InvalidArgument, Item, TeacherClient, VerifierClient
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import serving
+from servers import serving
 from vold_client import AsyncTeacherClient, Completion, InvalidArgument, Item, ScoreRequest, VerifierClient
 from vold_trainer.config import TrainConfig, load
 from vold_trainer.grpo import run_train
