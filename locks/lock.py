@@ -150,6 +150,27 @@ def split(text: str) -> tuple[str, str]:
     return "".join(plain), "".join(cuda)
 
 
+def unreached(asked: list[str], pins: str) -> list[str]:
+    """The requirements whose floor is older than the oldest that fits: claims that nobody can have tried."""
+    from packaging.requirements import Requirement  # not needed to install
+    from packaging.utils import canonicalize_name
+    from packaging.version import Version
+
+    held = {canonicalize_name(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", pins, re.MULTILINE)}
+    constrained = {line.split("==")[0] for line in (FOLDER / "constraints.txt").read_text().splitlines()}
+    found = []
+    for requirement in map(Requirement, asked):
+        version = held.get(canonicalize_name(requirement.name))
+        floors = [one.version for one in requirement.specifier if one.operator in (">=", "==")]
+        if version is None or requirement.name in constrained:
+            continue
+        if not any(
+            Version(version).release[: len(Version(floor).release)] == Version(floor).release for floor in floors
+        ):
+            found.append(f"  {requirement}: the oldest that fits is {version}")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="*", help=f"of {', '.join(SETS)}; all where none is named")
@@ -171,6 +192,8 @@ def main() -> None:
             plain, cuda = resolve(one, *end, "--python", sys.executable)
             asked.out.write_text(plain)
             cuda_lock(asked.out).write_text(cuda)
+            if asked.resolution == "lowest-direct" and (never := unreached(requirements(one.extras), plain)):
+                raise SystemExit("nothing fits these floors of pyproject.toml; raise them:\n" + "\n".join(never))
         return
     for name, one in SETS.items():
         if asked.sets and name not in asked.sets:
