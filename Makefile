@@ -9,7 +9,8 @@ RUN := $(BIN)/python -m
 SECOND_RUNNER := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/services/triton_interpreter
 
 # A file's tests stay together, for they share a server; one thread each, or the processes would starve each other.
-TEST := -m pytest -m 'not slow and not compose' --numprocesses auto --maxprocesses 4 --dist loadfile
+LEFT_OUT := not slow and not compose
+TEST = -m pytest -m '$(LEFT_OUT)' --numprocesses auto --maxprocesses 4 --dist loadfile
 # What needs neither torch nor what comes with it.
 WITHOUT_TORCH := tests/unit/test_client_*.py tests/unit/test_keys_file.py tests/unit/test_quota.py tests/unit/test_service_*.py \
 	tests/unit/test_verifier_*.py tests/services/test_client_teacher.py tests/services/test_verifier_*.py tests/services/test_wheel.py
@@ -57,6 +58,7 @@ test-sglang: install .venv-sglang/.installed  ## the gateway in front of a stock
 	touch $@
 
 # The ranges in pyproject.toml are claims: both ends, resolved today, in environments of their own. torch stays the lock's.
+test-newest test-oldest: LEFT_OUT := not slow and not compose and not locked
 test-newest: RESOLUTION = highest
 test-oldest: RESOLUTION = lowest-direct
 test-newest test-oldest: test-%: install  ## everything but the slow tests, with the newest and the oldest in the ranges
