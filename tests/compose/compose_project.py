@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[2]
 
 PROFILES = ("other-teacher", "gateway", "observability", "gpu")
@@ -30,7 +32,10 @@ FIGURES = ("loss", "reward/mean", "teacher/k2", "grad_norm", "length/mean", "sta
 def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Both outputs in stdout, for messages."""
     return subprocess.run(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, **{"timeout": 600, **options}
+        command,
+        text=True,
+        check=False,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "timeout": 600, **options},
     )
 
 
@@ -73,13 +78,22 @@ class Project:
     def runs(self) -> Path:
         return self.folder / "runs"
 
-    def compose(self, *arguments: str, files: Sequence[Path] = (), **environment: str) -> subprocess.CompletedProcess:
+    def config(self, profile: str) -> dict[str, Any]:
+        """The services as Compose reads them."""
+        found = self.compose(f"--profile={profile}", "config", stderr=subprocess.DEVNULL)
+        assert found.returncode == 0, found.stdout
+        return yaml.safe_load(found.stdout)["services"]
+
+    def compose(
+        self, *arguments: str, files: Sequence[Path] = (), stderr: int = subprocess.STDOUT, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Compose with these arguments. files: laid over the clone's own two."""
         given = [f"--file={file}" for file in ("docker-compose.yml", "docker-compose.override.yml", *files) if files]
         command = [*compose_command(), f"--project-name={self.name}", *given, *arguments]
         # The tests' filter of warnings is not for Compose, which may be a Python program.
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
-        return run(command, cwd=self.folder, env={**inherited, **self.environment, **environment}, timeout=1200)
+        settings = {**inherited, **self.environment, **environment}
+        return run(command, cwd=self.folder, env=settings, stderr=stderr, timeout=1200)
 
     def up(self, *services: str, profile: str = "", **environment: str) -> None:
         """Start services and wait until all are healthy."""

@@ -75,7 +75,7 @@ def project(_engine, tmp_path_factory, keys) -> Iterator[Project]:
     (folder / "runs").mkdir()
     (folder / "runs").chmod(0o777)  # for the image's user
     (folder / "metrics-key").write_text(keys["metrics"])
-    found = Project(folder, f"vold-test-{os.getpid()}", {"COMPOSE_PARALLEL_LIMIT": "1"})
+    found = Project(folder, f"vold-test-{os.getpid()}")
     yield found
     found.down()
 

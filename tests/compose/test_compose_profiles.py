@@ -80,10 +80,7 @@ def test_prometheus_scrapes_the_services_and_every_panel_has_data(services, keys
 
 def test_grafanas_files_agree_with_each_other(services):
     """Grafana itself is not started here."""
-    found = services.compose("--profile=observability", "config")
-    assert found.returncode == 0, found.stdout
-    config = yaml.safe_load(found.stdout[found.stdout.index("networks:") :])
-    grafana = config["services"]["grafana"]
+    grafana = services.config("observability")["grafana"]
     mounts = dict(volume.split(":")[1::-1] for volume in grafana["volumes"] if isinstance(volume, str))
     if not mounts:
         mounts = {volume["target"]: volume["source"] for volume in grafana["volumes"]}
@@ -106,9 +103,7 @@ def test_grafanas_files_agree_with_each_other(services):
 
 def test_gpu_images_differ_by_build_arguments_alone(services):
     """What can be built without gigabytes of CUDA: each Dockerfile up to where packages come in."""
-    found = services.compose("--profile=gpu", "config")
-    assert found.returncode == 0, found.stdout
-    config = yaml.safe_load(found.stdout[found.stdout.index("networks:") :])["services"]
+    config = services.config("gpu")
     for name, argument in (("teacher", {"SET": "vllm"}), ("trainer", {"CUDA": "always"})):
         cpu, gpu = config[name]["build"], config[f"{name}-gpu"]["build"]
         assert gpu["dockerfile"] == cpu["dockerfile"]
