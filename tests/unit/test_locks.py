@@ -124,3 +124,27 @@ def test_cuda_is_installed_beside_a_build_for_cuda_alone(tmp_path, asks, cuda):
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == str(cuda)
+
+
+@pytest.mark.parametrize(
+    ("floor", "oldest", "reached"),
+    [
+        ("1.2", "1.2.5", True),
+        ("1.2", "1.2", True),
+        ("1", "1.4", True),
+        ("1.1", "1.2", False),
+        ("1.2.3", "1.2.4", False),
+    ],
+)
+def test_a_floor_that_nothing_fits_is_named(floor, oldest, reached):
+    found = locking.unreached(
+        [f"some_package[extra]>={floor},<9"], f"other==1.0\nsome-package=={oldest}\n    # via vold\n"
+    )
+    assert [f"the oldest that fits is {oldest}" in line for line in found] == ([] if reached else [True])
+
+
+def test_cuda_is_split_off_and_who_asked_stays():
+    theirs = "nvidia-x==2 ; sys_platform == 'linux'\n    # via torch\n"
+    plain, cuda = locking.split(f"a==1\n    # via\n    #   -c within.txt\n    #   b\n    #   c\n{theirs}")
+    assert plain == "a==1\n    # via b, c\n"
+    assert cuda == theirs
