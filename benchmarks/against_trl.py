@@ -42,6 +42,8 @@ from vold_verifier.verifiers.numeric import NumericParameters, NumericVerifier
 PROMPTS, GROUP = 16, 8
 POOL = 256
 WARM = 1
+CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
+"""What transformers calls it, the newer name first."""
 PARTS = ("generate", "reward", "optimise", "step")
 
 
@@ -97,8 +99,9 @@ def trl_steps(model: Path, folder: Path, steps: int, tokens: int) -> list[dict[s
             for said, right in zip(completions, reference, strict=True)
         ]
 
+    checkpointing = next(name for name in CHECKPOINTING if name in GRPOConfig.__dataclass_fields__)
     config = GRPOConfig(
-        output_dir=str(folder), max_steps=steps, use_cpu=True, bf16=False, gradient_checkpointing=False,
+        output_dir=str(folder), max_steps=steps, use_cpu=True, bf16=False, **{checkpointing: False},
         per_device_train_batch_size=PROMPTS * GROUP, gradient_accumulation_steps=1, num_generations=GROUP,
         max_completion_length=tokens, temperature=1.0, beta=0.0, loss_type="grpo", learning_rate=1e-8,
         logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True, seed=0,
