@@ -25,20 +25,22 @@ def test_the_main_job_warns_of_nothing(main_job):
         assert not [line for line in said if signs.search(line)]
 
 
-def test_another_teacher_answers_by_one_url(services, tmp_path):
+def test_another_teacher_answers_by_one_url(services):
     """The whole job again with TEACHER_URL alone changed."""
     services.up("other-teacher", profile="other-teacher")
     answered = {}
     for name, settings in (("first", {}), ("other", {"TEACHER_URL": "grpc://other-teacher:50051"})):
         container = f"{services.name}-by-url-{name}"
+        folder = services.runs / f"by-url-{name}"
+        folder.mkdir()
+        folder.chmod(0o777)
         key = services.environment["VOLD_API_KEYS"].split(",")[0].partition(":")[2]
         found = services.compose(
-            "run", "--name", container, "--no-deps", "trainer",
+            "run", "-T", "--name", container, "--no-deps", "trainer",
             VOLD_TEACHER_API_KEY=key, VOLD_VERIFIER_API_KEY=key, RUNS=f"./runs/by-url-{name}", **settings,
         )  # fmt: skip
         assert found.returncode == 0, found.stdout
-        docker("cp", f"{container}:/runs/demo/summary.json", str(tmp_path / name))
-        answered[name] = json.loads((tmp_path / name).read_text())["teacher"]
+        answered[name] = json.loads((folder / "demo" / "summary.json").read_text())["teacher"]
     assert (answered["first"]["model"], answered["other"]["model"]) == ("pocket-teacher", "other-teacher")
     assert answered["first"]["weights_fingerprint"] != answered["other"]["weights_fingerprint"]
     assert answered["first"]["tokenizer_fingerprint"] == answered["other"]["tokenizer_fingerprint"]
