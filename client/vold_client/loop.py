@@ -84,10 +84,14 @@ async def _end() -> None:
 
 @atexit.register
 def _close() -> None:
-    """Calls end before gRPC leaves the loop, and the thread before the loop is closed."""
+    """Calls end before gRPC leaves the loop, and the thread before the loop is closed. A callback that blocks the loop
+    holds up nobody's exit.
+    """
     if _loop is None or _thread is None or not _thread.is_alive():
         return
-    asyncio.run_coroutine_threadsafe(_end(), _loop).result(2 * CLOSE_SECONDS)
+    with contextlib.suppress(TimeoutError):
+        asyncio.run_coroutine_threadsafe(_end(), _loop).result(2 * CLOSE_SECONDS)
     _loop.call_soon_threadsafe(_loop.stop)
-    _thread.join()
-    _loop.close()
+    _thread.join(CLOSE_SECONDS)
+    if not _thread.is_alive():
+        _loop.close()
