@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+KEPT = ("PYTHONWARNINGS",)
 SOURCES = ("proto", "client", "services", "trainer")
 
 
@@ -26,8 +27,7 @@ def build(folder: Path) -> Path:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    command = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", "dist", "."]
-    subprocess.run([sys.executable, "-m", "pip", *command], cwd=tree, check=True)
+    _pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", tree / "dist", tree)
     (wheel,) = (tree / "dist").glob("*.whl")
     return wheel
 
@@ -47,8 +47,7 @@ class Environment:
 
     def install(self, wheel: Path) -> None:
         """The wheel alone, with its programs."""
-        pip = [sys.executable, "-m", "pip", "--quiet", "--python", self.bin / "python"]
-        subprocess.run([*pip, "install", "--no-deps", "--no-index", "--no-compile", wheel], check=True)
+        _pip("--python", self.bin / "python", "install", "--no-deps", "--no-index", "--no-compile", wheel)
 
     def share(self, other: "Environment") -> None:
         """Link what another environment has, but for its programs."""
@@ -82,8 +81,14 @@ class Environment:
 
 
 def environment() -> dict[str, str]:
-    """The variables of a program in an environment: none that lead Python elsewhere."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    """The variables of a program in an environment: none that lead Python elsewhere, and the tests' warnings."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") or name in KEPT}
+
+
+def _pip(*arguments: str | Path) -> None:
+    """pip warns of itself: the tests' filters of warnings are not for it."""
+    variables = {name: value for name, value in environment().items() if name not in KEPT}
+    subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments], env=variables, check=True)
 
 
 def closure(vold: metadata.Distribution, extras: Iterable[str] = ()) -> set[str]:
