@@ -27,7 +27,7 @@ def build(folder: Path) -> Path:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    _pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", tree / "dist", tree)
+    pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", tree / "dist", tree)
     (wheel,) = (tree / "dist").glob("*.whl")
     return wheel
 
@@ -47,7 +47,7 @@ class Environment:
 
     def install(self, wheel: Path) -> None:
         """The wheel alone, with its programs."""
-        _pip("--python", self.bin / "python", "install", "--no-deps", "--no-index", "--no-compile", wheel)
+        pip("--python", self.bin / "python", "install", "--no-deps", "--no-index", "--no-compile", wheel)
 
     def share(self, other: "Environment") -> None:
         """Link what another environment has, but for its programs."""
@@ -85,7 +85,7 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") or name in KEPT}
 
 
-def _pip(*arguments: str | Path) -> None:
+def pip(*arguments: str | Path) -> None:
     """pip warns of itself: the tests' filters of warnings are not for it."""
     variables = {name: value for name, value in environment().items() if name not in KEPT}
     subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments], env=variables, check=True)

@@ -9,6 +9,7 @@ import pytest
 from verifier_server import running
 from vold_client import Item
 from vold_client.sync import VerifierClient
+from wheel_environments import pip
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "vold-word-count"
 
@@ -19,8 +20,7 @@ def installed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("example")
     copy, target = folder / "source", folder / "site"
     subprocess.run(["cp", "-r", EXAMPLE, copy], check=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*command, "--target", target, copy], check=True, timeout=200)
+    pip("install", "--no-deps", "--no-build-isolation", "--no-index", "--target", target, copy)
     return target
 
 
