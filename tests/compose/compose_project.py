@@ -19,7 +19,7 @@ PROFILES = ("other-teacher", "gateway", "observability", "gpu")
 
 SMALL = (
     *("rollout.prompts=4", "rollout.group=4", "rollout.max_tokens=32", "data.limit=64", "threads=1"),
-    *("student.path=pocket:student", "optim.lr=1e-3", "optim.warmup_steps=0"),
+    *("student.path=pocket:student", "optim.lr=1e-3", "optim.warmup_steps=0", "diagnostics.every=0"),
 )
 """A run of seconds. Each step scores ROLLOUTS completions."""
 
@@ -93,7 +93,7 @@ class Project:
         # The tests' filter of warnings is not for Compose, which may be a Python program.
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
         settings = {**inherited, **self.environment, **environment}
-        return run(command, cwd=self.folder, env=settings, stderr=stderr, timeout=1200)
+        return run(command, cwd=self.folder, env=settings, stderr=stderr, timeout=2400)
 
     def up(self, *services: str, profile: str = "", **environment: str) -> None:
         """Start services and wait until all are healthy."""
@@ -187,5 +187,5 @@ class Trainer:
         return sum(round(row["length/mean"] * ROLLOUTS) for row in self.rows())
 
 
-def inspect(container: str) -> dict[str, Any]:
-    return json.loads(docker("inspect", container))[0]
+def inspect(what: str) -> dict[str, Any]:
+    return json.loads(docker("inspect", what))[0]

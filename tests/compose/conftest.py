@@ -29,7 +29,7 @@ SHORT_DEMO = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(ROOT / "tests" / "compose"):
-            item.add_marker(pytest.mark.timeout(1500))  # the first one builds the images
+            item.add_marker(pytest.mark.timeout(3000))  # the first one builds the images
 
 
 @pytest.fixture(scope="session", autouse=True)

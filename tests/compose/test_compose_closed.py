@@ -9,7 +9,7 @@ from compose_project import docker, inspect, run
 pytestmark = pytest.mark.compose
 
 TRY = """
-import json, os, pathlib, socket
+import json, os, pathlib
 def outcome(act):
     try:
         act()
@@ -17,7 +17,6 @@ def outcome(act):
         return type(error).__name__ + " " + (error.strerror or "")
     return "done"
 status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
-routes = [line.split()[1] for line in pathlib.Path("/proc/net/route").read_text().splitlines()[1:]]
 print(json.dumps({
     "uid": os.getuid(),
     "capabilities": [int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")],
@@ -25,7 +24,6 @@ print(json.dumps({
     "root": outcome(lambda: pathlib.Path("/written").write_text("")),
     "packages": outcome(lambda: pathlib.Path("/opt/vold/written").write_text("")),
     "tmp": outcome(lambda: pathlib.Path("/tmp/written").write_text("")),
-    "ways out": routes.count("00000000"),
 }))
 """
 
@@ -37,15 +35,15 @@ def test_a_container_has_no_privileges_and_a_root_that_it_cannot_write(service, 
     else:
         container = services.container(service)
         found = docker("exec", container, "python", "-c", TRY)
+        (network,) = inspect(container)["NetworkSettings"]["Networks"]
+        assert inspect(network)["Internal"], "the services' network leads nowhere"
         config = inspect(container)["HostConfig"]
         assert config["ReadonlyRootfs"]
         assert config["CapDrop"] == ["ALL"]
         assert not config["Privileged"]
         assert not config["PortBindings"], "nothing is published"
     (line,) = [line for line in found.splitlines() if line.startswith("{")]
-    tried = json.loads(line)
-    ways_out = tried.pop("ways out")
-    assert tried == {
+    assert json.loads(line) == {
         "uid": 1000,
         "capabilities": [0] * 5,
         "no new privileges": 1,
@@ -53,7 +51,6 @@ def test_a_container_has_no_privileges_and_a_root_that_it_cannot_write(service, 
         "packages": "OSError Read-only file system",
         "tmp": "done",
     }
-    assert ways_out == (1 if service == "trainer" else 0), "the services' network leads nowhere"
 
 
 @pytest.mark.parametrize("service", ["teacher", "verifier"])
@@ -71,12 +68,15 @@ def test_health_follows_the_service(service, services):
     def healthy() -> bool:
         return run(["docker", "exec", container, *check]).returncode == 0
 
+    def signal(name: str) -> None:
+        docker("exec", container, "python", "-c", f"import os, signal; os.kill({process}, signal.{name})")
+
     assert healthy()
-    docker("exec", container, "kill", "-STOP", process)
+    signal("SIGSTOP")
     try:
         assert not healthy()
     finally:
-        docker("exec", container, "kill", "-CONT", process)
+        signal("SIGCONT")
     assert healthy()
 
 
@@ -95,7 +95,7 @@ def test_a_teacher_that_is_not_healthy_holds_the_trainer_back(services, tmp_path
 services:
   teacher:
     healthcheck: {test: [CMD, python, -c, "from http.client import *; HTTPConnection('127.0.0.1', 1).connect()"],
-                  interval: 1s, start_period: 0s, retries: 1}
+                  interval: 1s, start_period: 1s, retries: 1}
 """
     )
     apart = replace(services, name=f"{services.name}-wrong")
