@@ -75,7 +75,6 @@ class Environment:
             env=environment(),
             capture_output=True,
             text=True,
-            timeout=120,
             **options,
         )
 
