@@ -22,6 +22,7 @@ from vold_teacher.backends.upstream.pool import PoolLimits
 from vold_teacher.backends.upstream.urls import parse_urls
 from vold_teacher.types import GeneratePrompt, SamplingOptions, ScoreOptions, Sequence
 from vold_trainer.config import TracesConfig, load
+from vold_trainer.pocket.models import checkpoint_path
 from vold_trainer.traces import run_traces
 
 QUICK = PoolLimits(timeout_seconds=60, health_seconds=1, probe_seconds=1)
@@ -286,3 +287,20 @@ def test_the_fingerprint_is_of_what_the_server_says():
 def test_a_vocabulary_of_unknown_size_is_asked_for(tmp_path):
     with pytest.raises(OSError, match="--vocab-size"):
         UpstreamBackend(UpstreamOptions("vllm+http://127.0.0.1:1", tokenizer=tmp_path))
+
+
+def test_a_teacher_of_ours_stands_behind_the_gateway_as_a_stock_server_does(pocket_teacher):
+    """It lists what the gateway asks of a server, and is taken by its word for who it is."""
+    tokenizer = checkpoint_path("teacher")
+    backend = UpstreamBackend(UpstreamOptions(f"vllm+{pocket_teacher.http}", tokenizer, pool=QUICK))
+    try:
+        with TeacherClient(pocket_teacher.grpc) as client:
+            info = client.info()
+            (expected,) = client.score([[1, 5, 6]], [Completion(0, [7, 8, 9])]).scores
+        assert backend.info.weights_fingerprint == info.identity.weights_fingerprint
+        assert backend.info.max_sequence == info.max_sequence - 1
+        ids = np.array([1, 5, 6], np.int32), np.array([7, 8, 9], np.int32)
+        (found,) = backend.score([Sequence(*ids, ScoreOptions())]).scores
+        np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-4)
+    finally:
+        backend.close()

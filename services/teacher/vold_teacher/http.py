@@ -65,7 +65,16 @@ def add_routes(app: FastAPI, teacher: Teacher) -> None:
     @app.get("/v1/models", tags=["teacher"])
     async def models() -> ModelsOut:
         """The models served here, as OpenAI lists them."""
-        return ModelsOut(data=[ModelOut(id=name) for name in teacher.models])
+        return ModelsOut(
+            data=[
+                ModelOut(
+                    id=name,
+                    max_model_len=model.limits.max_sequence,
+                    weights_fingerprint=model.identity.weights_fingerprint,
+                )
+                for name, model in teacher.models.items()
+            ]
+        )
 
     @app.post("/v1/models/load", tags=["admin"])
     async def load(request: Request, wanted: LoadIn) -> Response:

@@ -299,10 +299,14 @@ class UnloadIn(_Message):
 
 
 class ModelOut(BaseModel):
+    """As OpenAI lists a model; max_model_len as in vLLM; the fingerprint for a gateway in front of this teacher."""
+
     id: str
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = "vold"
+    max_model_len: int
+    weights_fingerprint: str
 
 
 class ModelsOut(BaseModel):

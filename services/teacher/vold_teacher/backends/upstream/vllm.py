@@ -99,7 +99,9 @@ class VllmDialect:
             "frequency_penalty": 0.0,
             "seed": seed,
             "stop_token_ids": sorted(options.stop_ids),
-            "ignore_eos": True,  # stop_ids has every id that ends a completion
+            # stop_ids has every id that ends a completion. A vold teacher ends at its model's own in any case, and
+            # refuses to be asked for something else.
+            "ignore_eos": not served.weights_fingerprint,
             "logprobs": 0,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
