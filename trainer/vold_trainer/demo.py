@@ -4,6 +4,7 @@ Two real services; traces from the teacher; a cold start; GRPO alone and VOLD fr
 judged on text and on pictures. What reasoning the student learns comes as text; the test is on pictures.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from rich.table import Table
 from vold_client import TeacherClient
 
+from vold_trainer.config import TeacherConfig
 from vold_trainer.evaluate import SetResult
 from vold_trainer.report import build_report
 from vold_trainer.run import console, read_json_lines, write_json
@@ -36,7 +38,7 @@ def run_demo(
     started = time.monotonic()
     say("A small vision-language model learns to reason about pictures from a text-only teacher.")
     with pocket_services(teacher_url, verifier_url) as services:
-        with TeacherClient(list(services.teacher_urls)) as client:
+        with TeacherClient(list(services.teacher_urls), api_key=os.environ.get(TeacherConfig().api_key_env)) as client:
             info = client.info()
         say(
             f"teacher {info.identity.model} ({info.backend}, {info.dtype}) at {services.teacher_urls[0]}, "
