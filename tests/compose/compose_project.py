@@ -29,6 +29,13 @@ FIGURES = ("loss", "reward/mean", "teacher/k2", "grad_norm", "length/mean", "sta
 """What two runs have alike where they were told the same and answered the same."""
 
 
+USAGE = """
+import json, os, sys, urllib.request as http
+request = http.Request(f"http://{sys.argv[1]}:8000/v1/usage", headers={"authorization": "Bearer " + os.environ["KEY"]})
+print(http.urlopen(request, timeout=30).read().decode())
+"""
+
+
 def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Both outputs in stdout, for messages."""
     return subprocess.run(
@@ -49,8 +56,8 @@ def docker(*arguments: str) -> str:
 def compose_command() -> tuple[str, ...]:
     """Compose v2 where it is there, else docker-compose."""
     if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode == 0:
-        return ("docker", "compose")
-    return ("docker-compose",)
+        return ("docker", "compose", "--ansi=never")
+    return ("docker-compose", "--ansi=never")
 
 
 def until(what: str, found: Callable[[], Any], seconds: float = 120) -> Any:
@@ -125,6 +132,12 @@ class Project:
 
     def state(self, service: str) -> dict[str, Any]:
         return inspect(self.container(service))["State"]
+
+    def scored(self, key: str, teacher: str = "teacher") -> int:
+        """Completion tokens that a teacher accounts for, by /v1/usage, to the tenant whose key this is."""
+        rows = self.ask(USAGE, teacher, key=key)["usage"]
+        assert len({row["tenant"] for row in rows}) <= 1, "a key sees its own tenant"
+        return sum(row["scored_tokens"] for row in rows)
 
     def ask(self, code: str, *arguments: str, key: str = "") -> Any:
         """The JSON that a Python program prints in a container beside the services, which it reaches by name."""

@@ -5,6 +5,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -80,13 +81,23 @@ def project(_engine, tmp_path_factory, keys) -> Iterator[Project]:
     found.down()
 
 
+@dataclass(frozen=True)
+class MainJob:
+    """What `docker compose up` ended with and printed, and the whole logs of its containers by service."""
+
+    status: int
+    said: str
+    logs: dict[str, str]
+
+
 @pytest.fixture(scope="session")
-def main_job(project) -> subprocess.CompletedProcess:
+def main_job(project) -> MainJob:
     """`docker compose up --build --exit-code-from trainer` in a clean clone. Leaves the images for everybody else."""
     found = project.compose("up", "--build", "--exit-code-from", "trainer")
     missing = [name for name in BUILT if run(["docker", "image", "inspect", f"vold-test-{name}"]).returncode]
     assert not missing, f"{' '.join(compose_command())} built no {', '.join(missing)}:\n{found.stdout[-6000:]}"
-    return found
+    logs = {name: run(["docker", "logs", project.container(name)]).stdout for name in BUILT}
+    return MainJob(found.returncode, found.stdout, logs)
 
 
 @pytest.fixture(scope="session")

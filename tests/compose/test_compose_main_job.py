@@ -11,19 +11,17 @@ pytestmark = pytest.mark.compose
 
 
 def test_the_main_job_ends_well_and_prints_its_table(main_job):
-    assert main_job.returncode == 0, main_job.stdout[-6000:]
-    assert "Accuracy on test problems never trained on" in main_job.stdout
+    assert main_job.status == 0, main_job.said[-6000:]
+    assert "Accuracy on test problems never trained on" in main_job.said
     for stage in ("base: reads pictures", "SFT on the teacher's traces", "SFT + GRPO (text only)", "VOLD: SFT + GRPO"):
-        assert stage in main_job.stdout, stage
-    assert "0 scores missing" in main_job.stdout
+        assert stage in main_job.said, stage
+    assert "0 scores missing" in main_job.said
 
 
-def test_the_main_job_warns_of_nothing(main_job):
-    for service in ("teacher", "verifier", "trainer"):
-        said = re.findall(rf"^.*{service}[_-]1 +\| .*$", main_job.stdout, re.M)
-        assert said, service
-        signs = re.compile("warning|traceback|error", re.I)
-        assert not [line for line in said if signs.search(line)]
+def test_no_container_of_the_main_job_warns_of_anything(main_job):
+    for service, said in main_job.logs.items():
+        assert said.strip(), service
+        assert not [line for line in said.splitlines() if re.search("warning|traceback|error", line, re.I)], service
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import pytest
 from compose_project import FIGURES, docker, until
-from test_compose_sharing import USAGE
 
 pytestmark = pytest.mark.compose
 
@@ -14,14 +13,10 @@ def undisturbed(services, keys):
     return services.train("undisturbed", f"steps={STEPS}", key=keys["red"]).wait()
 
 
-def scored(services, key: str) -> int:
-    return sum(row["scored_tokens"] for row in services.ask(USAGE, key=key)["usage"])
-
-
 @pytest.mark.parametrize("who", ["teacher", "verifier"])
 def test_a_container_that_is_killed_and_comes_back_costs_no_score(who, services, keys, undisturbed):
     key = keys["green"]
-    before = scored(services, key)
+    before = services.scored(key)
     trainer = services.train(f"without-{who}", f"steps={STEPS}", key=key)
     until("a step is done", lambda: trainer.rows() or not trainer.running())
     docker("pause", trainer.container)  # so that the run cannot end before the kill, however fast it is
@@ -44,4 +39,4 @@ def test_a_container_that_is_killed_and_comes_back_costs_no_score(who, services,
         for figure in FIGURES:
             assert row[figure] == pytest.approx(expected[figure], rel=1e-4, abs=1e-5), (row["step"], figure)
     if who == "verifier":  # the teacher was there all the time, and its account is whole
-        assert scored(services, key) - before == trainer.tokens()
+        assert services.scored(key) - before == trainer.tokens()
