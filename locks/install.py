@@ -40,16 +40,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", help=f"of {', '.join(SETS)}; or a file of pins")
     parser.add_argument("--cuda", choices=["auto", "always", "never"], default="auto", help="CUDA's pins too")
-    parser.add_argument("pip", nargs="*", help="arguments of pip")
-    asked = parser.parse_args()
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    asked, pip = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
     lock = SETS[asked.set].lock if asked.set in SETS else Path(asked.set)
     if not lock.is_file():
         parser.error(f"no set and no file {asked.set!r}: sets are {', '.join(SETS)}")
-    install(FOLDER / "build.txt", asked.pip)
-    install(lock, asked.pip)
+    install(FOLDER / "build.txt", pip)
+    install(lock, pip)
     further = cuda_lock(lock)
     if further.exists() and (asked.cuda == "always" or (asked.cuda == "auto" and torch_is_for_cuda())):
-        install(further, asked.pip)
+        install(further, pip)
 
 
 if __name__ == "__main__":

@@ -112,11 +112,15 @@ _BROKEN_OFF = ("Socket closed", "Connection reset", "disconnected", "recvmsg", "
 """How it reads, on gRPC and on HTTP, that the other end closed a connection where a handshake was to come."""
 
 
+_OF_ANOTHER_HOST = ("Hostname Verification", "is not in peer certificate")
+"""How newer and older versions of gRPC say that a certificate is for another host."""
+
+
 def unreachable(reason: str, url: str) -> VoldError:
     """The error behind a connection that did not come about, or broke before an answer: Unavailable, which is
     retried, but Unauthenticated where the service's certificate is refused, which no waiting mends.
     """
-    if "CERTIFICATE_VERIFY_FAILED" in reason or "Hostname Verification" in reason:
+    if any(words in reason for words in ("CERTIFICATE_VERIFY_FAILED", *_OF_ANOTHER_HOST)):
         return Unauthenticated(f"the service's certificate is refused: {_certificate_fault(reason)}", url=url)
     if "WRONG_VERSION_NUMBER" in reason:
         hint = "it does not speak TLS: write grpc:// or http://, or start it with --tls-cert"
@@ -136,7 +140,7 @@ def _certificate_fault(reason: str) -> str:
         return "it has expired; ask the operator to renew it"
     if "not yet valid" in reason:
         return "it is not valid yet; compare the clocks of both machines"
-    if "Hostname Verification" in reason or "mismatch" in reason or "not valid for" in reason:
+    if any(words in reason for words in (*_OF_ANOTHER_HOST, "mismatch", "not valid for")):
         return "it is for another host; use a URL with a name that the certificate has"
     return "no CA that is trusted here has signed it; give the CA's file as tls.ca"
 

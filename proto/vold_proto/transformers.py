@@ -31,6 +31,14 @@ def cache_name(forward: Callable[..., Any]) -> str:
     return "past_key_values" if "past_key_values" in names and "cache" not in names else "cache"
 
 
+def attention_for(config: Any) -> str | None:
+    """The attention to load a model with where nobody asks for one: None for transformers' own choice, but eager where
+    attention scores are soft-capped (Gemma 2), which sdpa leaves out, and transformers before 5.24 says nothing.
+    """
+    capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) is not None
+    return "eager" if capped else None
+
+
 @contextmanager
 def undocumented() -> Iterator[None]:
     """A block that imports names of transformers that it may rename. Raises UnfitError where one is missing."""

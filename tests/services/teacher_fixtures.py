@@ -79,7 +79,13 @@ def make_model(family: str, seed: int = 0, head_dim: int = 16) -> PreTrainedMode
         model = LlamaForCausalLM(LlamaConfig(**common))
     elif family == "gemma2":  # soft-capped logits and attention, and sliding windows in every other layer
         model = Gemma2ForCausalLM(
-            Gemma2Config(**common, final_logit_softcapping=5.0, sliding_window=8, query_pre_attn_scalar=16)
+            Gemma2Config(
+                **common,
+                final_logit_softcapping=5.0,
+                sliding_window=8,
+                query_pre_attn_scalar=16,
+                attn_implementation="eager",  # sdpa knows no soft-capping, which not every transformers says
+            )
         )
     elif family == "qwen3-moe":
         model = Qwen3MoeForCausalLM(

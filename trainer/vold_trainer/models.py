@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 from vold_proto.distribution import advice
-from vold_proto.transformers import undocumented
+from vold_proto.transformers import attention_for, undocumented
 
 from vold_trainer import encoding
 from vold_trainer.config import StudentConfig
@@ -151,7 +151,7 @@ def load_student(config: StudentConfig) -> Student:
     auto = AutoModelForImageTextToText if _reads_images(model_config) else AutoModelForCausalLM
     unset_hf_deepspeed_config()  # which would part the weights here, before anybody has looked at them
     try:
-        model = auto.from_pretrained(path, **options)
+        model = auto.from_pretrained(path, attn_implementation=attention_for(model_config), **options)
         if auto is AutoModelForImageTextToText:
             processor = load_processor(path, trust_remote_code=config.trust_remote_code)
             tokenizer = processor.tokenizer

@@ -5,6 +5,7 @@ whole step. That is what one process alone would have.
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,7 +41,10 @@ class Wrapped:
             self.accelerator.ddp_handler.find_unused_parameters = _may_rest(student)
         scorer: Any = CompletionScorer(student.model)
         scorer._no_split_modules = _blocks(student)
-        self.module, self.optimizer = self.accelerator.prepare(scorer, optimizer)
+        with warnings.catch_warnings():
+            # accelerate 1.15 gives DDP this argument always, by the name that torch 2.13 calls the old one.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self.module, self.optimizer = self.accelerator.prepare(scorer, optimizer)
         self.scheduler = scheduler
         if ranks.size > 1:
             torch.manual_seed(seed * 1_000_003 + ranks.rank)  # dropout: not the same in every process

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
-from vold_proto.transformers import undocumented
+from transformers import AutoConfig, AutoModelForCausalLM
+from vold_proto.transformers import attention_for, undocumented
 from vold_service.errors import ServiceError
 
 from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
@@ -345,13 +345,15 @@ def _load(path: Path, dtype: str, attention: str) -> Any:
     """The model with every one of its weights from the checkpoint. Raises OSError with one line."""
     loader: Any = AutoModelForCausalLM  # its annotations leave out what output_loading_info changes
     try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         model, report = loader.from_pretrained(
             path,
+            config=config,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-            attn_implementation=None if attention == "auto" else attention,
+            attn_implementation=attention_for(config) if attention == "auto" else attention,
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
