@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-READ_BY_IMPORTS = ("CUDA_", "GRPC_", "HF_", "LD_", "MKL_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
+READ_BY_IMPORTS = ("GRPC_", "HF_HOME", "HF_HUB_", "LD_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
 """Variables that matter while modules are imported. PYTHONPATH is seen to."""
 
 
