@@ -85,7 +85,7 @@ wheel: install  ## dist/vold-VERSION-py3-none-any.whl, by the build tools of loc
 	rm -rf build
 
 test-compose: install  ## images, compose file and profiles against a Docker engine, which tests/compose/engine starts
-	$(RUN) pytest -m compose tests/compose
+	$(RUN) pytest --verbose -m compose tests/compose
 
 lint: install
 	$(RUN) ruff check .
