@@ -1,6 +1,7 @@
 """The main job, small: every stage through the real services, over the real wire."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def test_demo_runs_every_stage_and_writes_its_summary(tmp_path, pocket_teacher, 
     sets = tuple(f"eval:data.{index}.limit=12" for index in (0, 1))
     command = [sys.executable, "-m", "vold_trainer", "demo", "--out", str(tmp_path / "demo")]
     command += ["--teacher-url", pocket_teacher.grpc, "--verifier-url", verifier.grpc]
-    done = programs.run(command + [part for one in (*overrides, *sets) for part in ("--set", one)])
+    command += [part for one in (*overrides, *sets) for part in ("--set", one)]
+    done = programs.run(command, env={**os.environ, "COLUMNS": "400"})  # wide enough for any path
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert set(written["stages"]) == {"base", "sft", "grpo", "vold"}

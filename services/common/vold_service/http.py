@@ -3,6 +3,7 @@ speak each message as JSON or as protobuf.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Coroutine
@@ -222,6 +223,11 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     finally:
         watch.cancel()
         task.cancel()
+        # Where this call is cancelled itself, as a server does more than once, the work ends before its owner goes on:
+        # a generator that is still running cannot be closed.
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
 
 
 def add_status(app: FastAPI, snapshot: Callable[[Tenant], dict[str, Any]], package: str) -> None:
