@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +39,28 @@ def _ask_verifier(url):
                 break
 
     asyncio.run(leave_early())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--model", "torn"),
+        ("--backend", "upstream", "--model", "vllm+http://127.0.0.1:9", "--tokenizer", "torn"),
+    ],
+    ids=["torn weights", "no upstream"],
+)
+@pytest.mark.parametrize("grpc", ["127.0.0.1:0", "unix:teacher.sock"])
+def test_a_teacher_that_cannot_start_says_why_and_nothing_else(options, grpc, tmp_path, monkeypatch):
+    shutil.copytree(checkpoint_path("teacher"), tmp_path / "torn")
+    os.truncate(tmp_path / "torn" / "model.safetensors", 1000)
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "vold_teacher", "serve", "--http", "127.0.0.1:0", "--grpc", grpc, *options]
+    done = programs.run(command)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert not (tmp_path / "teacher.sock").exists()
 
 
 @pytest.mark.parametrize(

@@ -108,31 +108,36 @@ async def serve(
     starting = asyncio.create_task(_as_coroutine(start))
     waiting = asyncio.create_task(stopping.wait())
     await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    if starting.done():
-        starting.result()
-        if not stopping.is_set():
-            readiness.ready = True
-            await grpc_server.set_ready(True)
-            ready = {"ready": name, "http": http_url, "grpc": grpc_address, "pid": os.getpid()}
-            if probes_url is not None:
-                ready["probes"] = probes_url
-            print(json.dumps(ready), flush=True)
-            await waiting
-    else:
+    failure = starting.exception() if starting.done() else None
+    if not starting.done():
         starting.cancel()
+    elif failure is None and not stopping.is_set():
+        readiness.ready = True
+        await grpc_server.set_ready(True)
+        ready = {"ready": name, "http": http_url, "grpc": grpc_address, "pid": os.getpid()}
+        if probes_url is not None:
+            ready["probes"] = probes_url
+        print(json.dumps(ready), flush=True)
+        await waiting
 
-    log.info("draining for up to %.0f s", settings.drain_seconds)
+    # What has failed to start stops in the same order: a gRPC server that the loop leaves behind is a traceback.
+    waiting.cancel()
+    grace = 0.0 if failure else settings.drain_seconds
+    if failure is None:
+        log.info("draining for up to %.0f s", grace)
     readiness.ready = False
     await grpc_server.set_ready(False)
     for server in http_servers:
         server.should_exit = True
-    await asyncio.gather(grpc_server.stop(settings.drain_seconds), *http_tasks)
+    await asyncio.gather(grpc_server.stop(grace), *http_tasks)
     if certificates is not None:
         certificates.cancel()
     await stop()
     if grpc_address is not None and grpc_address.startswith("unix:"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(grpc_address.removeprefix("unix:"))
+    if failure is not None:
+        raise failure
 
 
 def _note_who_may_call(settings: ServerSettings, keys: Keys, tls: Tls | None) -> None:
