@@ -8,9 +8,10 @@ RUN := $(BIN)/python -m
 # vLLM with its second model runner on a CPU, which scores candidates.
 SECOND_RUNNER := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/services/triton_interpreter
 
-# A file's tests stay together, for they share a server; one thread each, or the processes would starve each other.
+# A file's tests stay together, for they share a server, and the longest files are the first; one thread each, or the
+# processes would starve each other.
 LEFT_OUT := not slow and not compose
-TEST = -m pytest -m '$(LEFT_OUT)' --numprocesses auto --maxprocesses 4 --dist loadfile
+TEST = -m pytest -m '$(LEFT_OUT)' --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # What needs neither torch nor what comes with it.
 WITHOUT_TORCH := tests/unit/test_client_*.py tests/unit/test_keys_file.py tests/unit/test_quota.py tests/unit/test_service_*.py \
 	tests/unit/test_verifier_*.py tests/services/test_client_teacher.py tests/services/test_verifier_*.py tests/services/test_wheel.py
