@@ -18,6 +18,10 @@ class MissingExtraError(ImportError):
     """An extra of vold is not installed; the message names it."""
 
 
+class UnfitError(OSError):
+    """An installed package differs from those that this code is made for; the message says what to install."""
+
+
 def advice(what: str, package: str, extra: str, otherwise: str = "") -> str:
     """What to tell a user where `what` needs `package`. otherwise: how to do without, where that is possible."""
     remedy = f"install vold with the extra {extra!r} (docs/install.md)" + (f", or {otherwise}" if otherwise else "")
@@ -39,7 +43,12 @@ def needs(
 
 @contextmanager
 def program(name: str, extra: str) -> Iterator[None]:
-    """The block that a program runs in: without the program's extra it ends with one line on stderr and status 1."""
+    """The block that a program runs in: without the program's extra it ends with one line on stderr and status 1. What
+    version it is, it says without any extra.
+    """
+    if sys.argv[1:] == ["--version"]:
+        sys.stdout.write(f"{name} {VERSION}\n")
+        sys.exit()
     try:
         with needs(extra, name):
             yield

@@ -14,14 +14,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers import __version__ as installed
 
-from vold_proto.distribution import VERSION
+from vold_proto.distribution import VERSION, UnfitError
 
 NEWEST = "5.24.0"
 """The newest transformers that the tests of this version were run with."""
-
-
-class UnfitError(OSError):
-    """The installed transformers differs from those that this code is made for; the message says what to install."""
 
 
 def cache_name(forward: Callable[..., Any]) -> str:

@@ -1,6 +1,8 @@
 """What the teacher and the trainer take of transformers beyond its documentation: tried when a model is loaded."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,10 @@ def test_the_version_to_go_back_to_is_the_locked_one():
     locks = Path(__file__).parents[2] / "locks"
     for name in ("dev", "teacher", "trainer"):
         assert re.findall(r"^transformers==(\S+)", (locks / f"{name}.txt").read_text(), re.M) == [NEWEST]
+
+
+def test_a_command_line_that_computes_nothing_does_not_wait_for_torch():
+    code = "import contextlib, sys; from vold_trainer import cli; sys.argv = ['vold', '--help']\n"
+    code += "with contextlib.suppress(SystemExit):\n    cli.main()\nprint('torch' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "False\n"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from vold_proto.distribution import VERSION
+from vold_proto.distribution import VERSION, UnfitError
 
 from vold_trainer.errors import ToldElsewhereError, VoldTrainerError
 from vold_trainer.launch import connected, first_here, speaks
@@ -199,7 +199,6 @@ def main() -> None:
     """Entry point: errors of use end with their message and status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     from vold_client import VoldError
-    from vold_proto.transformers import UnfitError
 
     from vold_trainer.pocket.cli import app as pocket_app
 
