@@ -72,3 +72,12 @@ def test_each_layer_stands_by_itself(refused, without, tmp_path):
     assert not found["scratch"]
     assert found["read"] == ("namespaces" in named or "landlock" in named)
     assert os.listdir(tmp_path) == ["secret"]
+
+
+def test_a_package_that_was_installed_without_its_bytecode_can_be_imported(tmp_path):
+    (tmp_path / "late.py").write_text("VALUE = 4\n")
+    code = "from vold_verifier.sandbox.tripwire import Tripwire\ntripwire = Tripwire()\ntripwire.install()\n"
+    code += "tripwire.armed = True\nimport late\ntripwire.armed = False\nprint(late.VALUE, repr(tripwire.hit))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "4 ''\n"

@@ -59,6 +59,7 @@ class Tripwire:
     def install(self) -> None:
         """What may be read from here on is what an import may read: installed packages, with their data."""
         self.readable = tuple(os.path.join(os.path.abspath(path), "") for path in sys.path if path not in ("", "/"))
+        sys.dont_write_bytecode = True  # an import writes its bytecode where the installer has not
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
