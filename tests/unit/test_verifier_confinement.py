@@ -79,5 +79,6 @@ def test_a_package_that_was_installed_without_its_bytecode_can_be_imported(tmp_p
     code = "from vold_verifier.sandbox.tripwire import Tripwire\ntripwire = Tripwire()\ntripwire.install()\n"
     code += "tripwire.armed = True\nimport late\ntripwire.armed = False\nprint(late.VALUE, repr(tripwire.hit))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == "4 ''\n"
