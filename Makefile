@@ -24,8 +24,8 @@ OURS := -m pip install --quiet --no-deps --no-build-isolation --editable .
 install: .venv/.installed  ## .venv with everything that locks/dev.txt pins, and vold itself, editable
 
 .venv/.installed: pyproject.toml locks/dev.txt locks/build.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "vold needs Python 3.11 or newer: make PYTHON=..."'
-	$(PYTHON) -m venv .venv
+	"$(PYTHON)" -c 'import sys; assert sys.version_info >= (3, 11), "vold needs Python 3.11 or newer: make PYTHON=..."'
+	"$(PYTHON)" -m venv .venv
 	$(BIN)/python locks/install.py dev -- --quiet $(PIP_ARGS)
 	$(BIN)/python $(OURS)
 	touch $@
@@ -44,7 +44,7 @@ test-vllm: .venv-vllm/.installed  ## what needs vLLM, with a CPU build of it: th
 	$(SECOND_RUNNER) .venv-vllm/bin/python -m pytest -m vllm tests/services/test_backend_conformance.py -k '[vllm'
 
 .venv-vllm/.installed: pyproject.toml locks/test-vllm.txt locks/build.txt
-	$(PYTHON) -m venv .venv-vllm
+	"$(PYTHON)" -m venv .venv-vllm
 	.venv-vllm/bin/python locks/install.py test-vllm -- --quiet $(PIP_ARGS)
 	.venv-vllm/bin/python $(OURS)
 	touch $@
@@ -54,7 +54,7 @@ test-sglang: install .venv-sglang/.installed  ## the gateway in front of a stock
 
 # Triton too: SGLang imports it whatever it runs on.
 .venv-sglang/.installed: locks/test-sglang.txt locks/build.txt
-	$(PYTHON) -m venv .venv-sglang
+	"$(PYTHON)" -m venv .venv-sglang
 	.venv-sglang/bin/python locks/install.py test-sglang --cuda always -- --quiet $(PIP_ARGS)
 	touch $@
 
@@ -63,7 +63,7 @@ test-newest test-oldest: LEFT_OUT := not slow and not compose and not locked
 test-newest: RESOLUTION = highest
 test-oldest: RESOLUTION = lowest-direct
 test-newest test-oldest: test-%: install  ## everything but the slow tests, with the newest and the oldest in the ranges
-	$(PYTHON) -m venv --clear .venv-$*
+	"$(PYTHON)" -m venv --clear .venv-$*
 	$(BIN)/python locks/lock.py dev --resolution $(RESOLUTION) --out .venv-$*/requirements.txt
 	.venv-$*/bin/python locks/install.py .venv-$*/requirements.txt -- --quiet $(PIP_ARGS)
 	.venv-$*/bin/python $(OURS)
@@ -71,7 +71,7 @@ test-newest test-oldest: test-%: install  ## everything but the slow tests, with
 
 # Their pins hold for every Python that pyproject.toml admits. Without torch, which is gigabytes where it is for CUDA.
 test-python:  ## with another Python, as in `make test-python PYTHON=python3.13`: lint, client, verifier and wheel
-	$(PYTHON) -m venv --clear .venv-python
+	"$(PYTHON)" -m venv --clear .venv-python
 	.venv-python/bin/python locks/install.py verifier -- --quiet $(PIP_ARGS)
 	.venv-python/bin/python -m pip install --quiet $(PIP_ARGS) --constraint locks/dev.txt $(TOOLS)
 	.venv-python/bin/python $(OURS)

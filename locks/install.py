@@ -42,12 +42,14 @@ def main() -> None:
     parser.add_argument("--cuda", choices=["auto", "always", "never"], default="auto", help="CUDA's pins too")
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     asked, pip = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
-    lock = SETS[asked.set].lock if asked.set in SETS else Path(asked.set)
+    lock = SETS[asked.set].lock if asked.set in SETS else Path(asked.set).resolve()
     if not lock.is_file():
         parser.error(f"no set and no file {asked.set!r}: sets are {', '.join(SETS)}")
+    further = cuda_lock(lock)
+    if asked.cuda == "always" and not further.exists():
+        parser.error(f"--cuda always: there are no pins for CUDA beside {lock.name}, in {further.name}")
     install(FOLDER / "build.txt", pip)
     install(lock, pip)
-    further = cuda_lock(lock)
     if further.exists() and (asked.cuda == "always" or (asked.cuda == "auto" and torch_is_for_cuda())):
         install(further, pip)
 

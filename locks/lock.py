@@ -185,6 +185,10 @@ def main() -> None:
     unknown = sorted(set(asked.sets) - set(SETS))
     if unknown:
         parser.error(f"no set {', '.join(unknown)}: there are {', '.join(SETS)}")
+    if asked.out and len(asked.sets) != 1:
+        parser.error(f"--out {asked.out} takes one set, and {len(asked.sets)} are named")
+    if asked.resolution and not asked.out:
+        parser.error("--resolution is for --out: the locks have the newest")
     if asked.out:
         for name in asked.sets:
             one = replace(SETS[name], interpreters=())
