@@ -1,7 +1,6 @@
 """The main job, small: every stage through the real services, over the real wire."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -43,7 +42,7 @@ def test_demo_runs_every_stage_and_writes_its_summary(tmp_path, pocket_teacher, 
     command = [sys.executable, "-m", "vold_trainer", "demo", "--out", str(tmp_path / "demo")]
     command += ["--teacher-url", pocket_teacher.grpc, "--verifier-url", verifier.grpc]
     command += [part for one in (*overrides, *sets) for part in ("--set", one)]
-    done = programs.run(command, env={**os.environ, "COLUMNS": "400"})  # wide enough for any path
+    done = programs.run(command)
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert set(written["stages"]) == {"base", "sft", "grpo", "vold"}
@@ -59,7 +58,7 @@ def test_demo_runs_every_stage_and_writes_its_summary(tmp_path, pocket_teacher, 
     assert "SFT" in page
     assert len(page) > 100_000
     lines = (done.stdout + done.stderr).splitlines()
-    assert any("report.html" in line for line in lines)
+    assert "report.html" in "".join(lines)  # a long path takes more than one
     unwanted = re.compile(r"warning|error|traceback|exception|deprecated|never awaited|ignored in", re.I)
     assert [line for line in lines if unwanted.search(line)] == [], "a user can do nothing about it"
 
