@@ -94,8 +94,9 @@ def run_ablation(
             for recipe in recipes
             for name in needed
         ]
-        _run_all("cold starts of the ablation", cold_start, starts, workers)
-        _run_all("rows of the ablation", run_row, [(recipe, row) for row in rows for recipe in recipes], workers)
+        pool = stack.enter_context(_workers(workers)) if workers > 1 else None
+        _run_all("cold starts of the ablation", cold_start, starts, pool)
+        _run_all("rows of the ablation", run_row, [(recipe, row) for row in rows for recipe in recipes], pool)
     result = gather(out, rows, seeds)
     write_json(out / "ablation.json", result)
     write_ablation(result, results)
@@ -105,16 +106,19 @@ def run_ablation(
     return result
 
 
-def _run_all(label: str, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int) -> None:
-    """One after another, or in processes of their own."""
-    if workers <= 1:
+def _workers(number: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+
+
+def _run_all(
+    label: str, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], pool: ProcessPoolExecutor | None
+) -> None:
+    """One after another, or in the pool's processes."""
+    if pool is None:
         for job in jobs:
             function(*job)
         return
-    with (
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker) as pool,
-        progress(label, len(jobs)) as live,
-    ):
+    with progress(label, len(jobs)) as live:
         for done, future in enumerate(as_completed([pool.submit(function, *job) for job in jobs]), 1):
             future.result()
             live.update(done)

@@ -85,10 +85,12 @@ def open_services(
     teacher: TeacherConfig | None = None,
     verifier: VerifierConfig | None = None,
     teachers: Mapping[str, TeacherConfig] | None = None,
+    patience: float = 20.0,
 ) -> Iterator[Services]:
     """Start what is local, wait until all of it is ready, and stop what was started here on leaving.
 
-    Raises UsageError that names the URL where a service does not come up.
+    patience: seconds in which a service that was not started here has to say that it is ready. Raises UsageError that
+    names the URL where a service does not come up.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vold-")))
@@ -121,12 +123,12 @@ def open_services(
         for name, config in asked.items():
             key, tls = _key(config.api_key_env), _tls(config.tls, urls[name])
             with TeacherClient(list(urls[name]), api_key=key, tls=tls, model=config.model) as scorer:
-                _wait(scorer, f"{keys[name]}.url", children)
+                _wait(scorer, f"{keys[name]}.url", children, patience)
                 _check_key(scorer.info, keys[name], config.api_key_env)
         if verifier is not None:
             key, tls = _key(verifier.api_key_env), _tls(verifier.tls, verifier_urls)
             with VerifierClient(list(verifier_urls), api_key=key, tls=tls) as judge:
-                _wait(judge, "verifier.url", children)
+                _wait(judge, "verifier.url", children, patience)
                 _check_key(judge.list_verifiers, "verifier", verifier.api_key_env)
         yield Services(urls.get("", ()), verifier_urls, urls, children)
 
@@ -201,13 +203,13 @@ def _local_model(url: str, key: str) -> str:
     return path
 
 
-def _wait(client: TeacherClient | VerifierClient, field: str, children: Mapping[str, Child]) -> None:
+def _wait(client: TeacherClient | VerifierClient, field: str, children: Mapping[str, Child], patience: float) -> None:
     waited = 0.0
     while True:
         for one in children.values():
             if fate := one.fate(" before it was ready"):
                 raise UsageError(fate)
-        step = 5.0 if children else 20.0
+        step = 5.0 if children else patience
         try:
             client.ready(step)
             return

@@ -28,6 +28,8 @@ LOOKED_AT = 2000
 """Prompts whose length is counted, at most."""
 REFERENCES = 64
 """Rows whose reference is judged as its own answer."""
+PATIENCE = 3.0
+"""Seconds that a service has to say that it is ready: who checks asks about now, where a run waits for a start."""
 PROBE_TOKENS = 256
 DRY_TOKENS, DRY_PROMPTS = 64, 2
 
@@ -162,10 +164,10 @@ def _services(config: TrainConfig, found: Findings, student: Student | None, exa
             check_twins(examples)
     for name, teacher in teachers.items():
         topic = f"teacher {name}" if name else "teacher"
-        with found.looking_at(topic), open_services(teacher=teacher) as services:
+        with found.looking_at(topic), open_services(teacher=teacher, patience=PATIENCE) as services:
             _teacher(config, name, teacher, services, topic, found, student, examples)
     if config.verifier is not None:
-        with found.looking_at("verifier"), open_services(verifier=config.verifier) as services:
+        with found.looking_at("verifier"), open_services(verifier=config.verifier, patience=PATIENCE) as services:
             _verifier(config.verifier, services, found, examples)
 
 
