@@ -6,16 +6,16 @@ LOCK_ARGS ?=
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 # vLLM with its second model runner on a CPU, which scores candidates.
-SECOND_RUNNER := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/services/triton_interpreter
+SECOND_RUNNER := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/helpers/triton_interpreter
 
 # A file's tests stay together, for they share a server, and the longest files are the first; one thread each, or the
 # processes would starve each other.
 LEFT_OUT := not slow and not compose
 TEST = -m pytest -m '$(LEFT_OUT)' --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # What needs neither torch nor what comes with it.
-WITHOUT_TORCH := tests/unit/test_client_*.py tests/unit/test_keys_file.py tests/unit/test_quota.py tests/unit/test_service_*.py \
-	tests/unit/test_verifier_*.py tests/services/test_client_teacher.py tests/services/test_verifier_*.py tests/services/test_wheel.py
-TOOLS := cryptography grpc-stubs hypothesis mypy packaging psutil pytest pytest-timeout pytest-xdist ruff trustme \
+WITHOUT_TORCH := tests/unit/client tests/unit/common tests/unit/verifier \
+	tests/services/client/test_client_teacher.py tests/services/verifier tests/services/project/test_wheel.py
+TOOLS := cryptography grpc-stubs hypothesis import-linter mypy packaging psutil pytest pytest-timeout pytest-xdist ruff trustme \
 	types-PyYAML types-cachetools types-protobuf
 OURS := -m pip install --quiet --no-deps --no-build-isolation --editable .
 
@@ -40,8 +40,8 @@ test-slow: install  ## rebuilds the pocket checkpoints and checks what they can 
 	$(RUN) pytest -m slow
 
 test-vllm: .venv-vllm/.installed  ## what needs vLLM, with a CPU build of it: the backends' suite, and rollouts
-	.venv-vllm/bin/python -m pytest -m vllm tests/services/test_backend_conformance.py tests/services/test_rollout_vllm*.py
-	$(SECOND_RUNNER) .venv-vllm/bin/python -m pytest -m vllm tests/services/test_backend_conformance.py -k '[vllm'
+	.venv-vllm/bin/python -m pytest -m vllm tests/services/teacher/test_backend_conformance.py tests/services/trainer/test_rollout_vllm*.py
+	$(SECOND_RUNNER) .venv-vllm/bin/python -m pytest -m vllm tests/services/teacher/test_backend_conformance.py -k '[vllm'
 
 .venv-vllm/.installed: pyproject.toml locks/test-vllm.txt locks/build.txt
 	"$(PYTHON)" -m venv .venv-vllm
@@ -50,7 +50,7 @@ test-vllm: .venv-vllm/.installed  ## what needs vLLM, with a CPU build of it: th
 	touch $@
 
 test-sglang: install .venv-sglang/.installed  ## the gateway in front of a stock SGLang, on a CPU
-	VOLD_SGLANG_PYTHON=.venv-sglang/bin/python $(RUN) pytest -m sglang tests/services/test_backend_conformance.py
+	VOLD_SGLANG_PYTHON=.venv-sglang/bin/python $(RUN) pytest -m sglang tests/services/teacher/test_backend_conformance.py
 
 # Triton too: SGLang imports it whatever it runs on.
 .venv-sglang/.installed: locks/test-sglang.txt locks/build.txt
@@ -78,6 +78,7 @@ test-python:  ## with another Python, as in `make test-python PYTHON=python3.13`
 	.venv-python/bin/python -m ruff check .
 	.venv-python/bin/python -m ruff format --check .
 	.venv-python/bin/python -m mypy
+	.venv-python/bin/lint-imports
 	OMP_NUM_THREADS=1 .venv-python/bin/python $(TEST) $(WITHOUT_TORCH)
 
 wheel: install  ## dist/vold-VERSION-py3-none-any.whl, by the build tools of locks/build.txt, without a network
@@ -92,6 +93,7 @@ lint: install
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(BIN)/lint-imports
 
 format: install
 	$(RUN) ruff check --fix .

@@ -31,11 +31,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 from vold_trainer.config import StudentConfig, TrainConfig, VerifierConfig, load
-from vold_trainer.grpo import run_train
-from vold_trainer.models import load_student
+from vold_trainer.files import read_json_lines
 from vold_trainer.pocket.world import examples
-from vold_trainer.run import quiet, read_json_lines
-from vold_trainer.services import open_services
+from vold_trainer.services.local import open_services
+from vold_trainer.student.models import load_student
+from vold_trainer.terminal import quiet
+from vold_trainer.training.train import run_train
 from vold_verifier.verifiers.base import Item
 from vold_verifier.verifiers.numeric import NumericParameters, NumericVerifier
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from vold_client import Completion
-from vold_trainer.pocket.models import checkpoint_path
+from vold_trainer.pocket.shipped import checkpoint_path
 
 Ids = NDArray[np.int64]
 POCKET_TEACHER = checkpoint_path("teacher")

@@ -25,7 +25,8 @@ from typing import Any
 
 from common import show
 from vold_proto.v1 import verifier_pb2
-from vold_verifier import registry, worker
+from vold_verifier import registry
+from vold_verifier.engine import worker
 from vold_verifier.sandbox.tripwire import Tripwire
 
 CASES = Path(__file__).parents[1] / "tests" / "cases"

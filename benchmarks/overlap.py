@@ -13,8 +13,9 @@ from pathlib import Path
 
 from common import POCKET_TEACHER, serving, show
 from vold_trainer.config import TrainConfig, load
-from vold_trainer.grpo import run_train
-from vold_trainer.run import quiet, read_json_lines
+from vold_trainer.files import read_json_lines
+from vold_trainer.terminal import quiet
+from vold_trainer.training.train import run_train
 
 STEPS, WARM = 7, 1
 DELAYS = (0.0, 1.0, 2.0)

@@ -16,9 +16,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of the services
 
 from common import show
 from vold_trainer.config import TrainConfig, load
-from vold_trainer.grpo import run_train
-from vold_trainer.run import quiet, read_json_lines
-from vold_trainer.stages import pocket_services
+from vold_trainer.experiments.stages import pocket_services
+from vold_trainer.files import read_json_lines
+from vold_trainer.terminal import quiet
+from vold_trainer.training.train import run_train
 
 WARM = 2
 PARTS = ("time/generate", "time/score_wait", "time/optimise", "time/step")

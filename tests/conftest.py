@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def pocket_teacher() -> Iterator[Server]:
-    from vold_trainer.pocket.models import checkpoint_path
+    from vold_trainer.pocket.shipped import checkpoint_path
 
     with serving("teacher", "--model", str(checkpoint_path("teacher"))) as server:
         yield server

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import ClassVar
 
 from pydantic import Field
-from vold_verifier.extraction import Extraction, find
+from vold_verifier.reading.extraction import Extraction, find
 from vold_verifier.verifiers import BadReferenceError, Item, Verdict, Verifier
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from vold_trainer.check import run_check
+from vold_trainer.checking import run_check
 from vold_trainer.config import TrainConfig, load
 
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from vold_trainer import grpo, pending
 from vold_trainer.config import TrainConfig, load
-from vold_trainer.grpo import run_train
-from vold_trainer.learning import Learner
+from vold_trainer.files import read_json_lines
 from vold_trainer.rollout.hf import HfEngine
-from vold_trainer.run import read_json_lines
-from vold_trainer.saving import Saver
-from vold_trainer.scored import Scored
+from vold_trainer.runs.saving import Saver
+from vold_trainer.scoring.batch import Scored
+from vold_trainer.training import pending_scores as pending
+from vold_trainer.training import train as grpo
+from vold_trainer.training.train import run_train
+from vold_trainer.training.update import Learner
 
 SMALL = (
     *("rollout.prompts=4", "rollout.group=4", "rollout.max_tokens=32", "steps=4", "data.limit=64", "threads=1"),
@@ -195,8 +196,8 @@ def test_an_engine_with_its_own_weights_draws_while_the_student_learns(
 
 
 def test_given_completions_are_never_stale(tmp_path, pocket_teacher, verifier):
+    from vold_trainer.coldstart.traces import run_traces
     from vold_trainer.config import TracesConfig
-    from vold_trainer.traces import run_traces
 
     traces = tmp_path / "traces.jsonl"
     urls = [f"teacher.url={pocket_teacher.grpc}", "verifier=null", "keep=all"]

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from vold_trainer.cli import app
 from vold_trainer.config import EvalConfig, load
 from vold_trainer.errors import UsageError
-from vold_trainer.evaluate import run_eval
-from vold_trainer.run import read_json_lines
+from vold_trainer.evaluation import run_eval
+from vold_trainer.files import read_json_lines
 
 PROBLEMS, SAMPLES = 20, 3
 

@@ -14,16 +14,17 @@ import torch
 from safetensors.torch import load_file
 from servers import serving
 from vold_client import TeacherClient
-from vold_trainer.ablation import run_ablation
+from vold_trainer.coldstart.sft import run_sft
+from vold_trainer.coldstart.traces import run_traces
 from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, load
 from vold_trainer.errors import HandshakeError, RunError, UsageError
-from vold_trainer.evaluate import run_eval
-from vold_trainer.grpo import run_train
-from vold_trainer.models import load_student
-from vold_trainer.pocket.models import checkpoint_path
-from vold_trainer.run import read_json_lines
-from vold_trainer.sft import read_traces, run_sft
-from vold_trainer.traces import run_traces
+from vold_trainer.evaluation import run_eval
+from vold_trainer.experiments.ablation import run_ablation
+from vold_trainer.files import read_json_lines
+from vold_trainer.pocket.shipped import checkpoint_path
+from vold_trainer.student.models import load_student
+from vold_trainer.student.traces import read_traces
+from vold_trainer.training.train import run_train
 
 SMALL = ("rollout.prompts=4", "rollout.group=4", "rollout.max_tokens=40", "steps=2", "data.limit=64", "threads=1")
 
@@ -204,7 +205,7 @@ def test_a_resumed_run_wants_the_teacher_it_began_with(tmp_path, pocket_teacher,
 
 def test_a_teacher_that_changes_in_mid_run_stops_it(tmp_path, verifier, monkeypatch):
     """The second teacher takes the first one's socket after the first step."""
-    from vold_trainer import loop
+    from vold_trainer.training import loop
 
     socket = f"unix:{tmp_path / 'teacher.sock'}"
     arguments = ("--grpc", socket, "--http", "none")

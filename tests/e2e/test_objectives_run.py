@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from servers import serving
 from vold_client import TeacherClient
+from vold_trainer.coldstart.traces import run_traces
 from vold_trainer.config import TracesConfig, TrainConfig, load
 from vold_trainer.errors import HandshakeError, UsageError
-from vold_trainer.grpo import run_train
-from vold_trainer.pocket.models import checkpoint_path
-from vold_trainer.run import read_json_lines, write_lines
-from vold_trainer.traces import run_traces
+from vold_trainer.files import read_json_lines, write_lines
+from vold_trainer.pocket.shipped import checkpoint_path
+from vold_trainer.training.train import run_train
 
 SMALL = (
     *("rollout.prompts=8", "rollout.group=4", "rollout.max_tokens=32", "steps=2", "data.limit=64", "threads=1"),

@@ -13,12 +13,13 @@ import programs
 import pytest
 from servers import serving
 from vold_client import AsyncTeacherClient, Unavailable
-from vold_trainer import loop, outages
 from vold_trainer.config import TrainConfig, load
 from vold_trainer.errors import RunError
-from vold_trainer.grpo import run_train
-from vold_trainer.pocket.models import checkpoint_path
-from vold_trainer.run import read_json_lines
+from vold_trainer.files import read_json_lines
+from vold_trainer.pocket.shipped import checkpoint_path
+from vold_trainer.services import outages
+from vold_trainer.training import loop
+from vold_trainer.training.train import run_train
 
 SMALL = (
     *("rollout.prompts=4", "rollout.group=4", "rollout.max_tokens=32", "steps=4", "data.limit=64", "threads=1"),
@@ -146,7 +147,7 @@ def test_sigterm_while_a_service_is_away_saves_at_once(tmp_path, verifier):
 
 def test_a_local_service_that_died_is_not_waited_for(tmp_path, verifier, monkeypatch):
     """Nobody would start it again but a run that begins anew."""
-    from vold_trainer import services
+    from vold_trainer.services import local as services
 
     children = []
     begin = services.child

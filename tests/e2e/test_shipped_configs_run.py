@@ -4,23 +4,23 @@ the config as it is, but for paths, services, sizes and how long it runs.
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 from servers import serving
 from tiny_students import SHIPPED, VISION_FAMILIES, tiny_student
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
-from vold_trainer.checkpoint import latest
 from vold_trainer.config import StudentConfig, TrainConfig, load
-from vold_trainer.grpo import run_train
-from vold_trainer.models import load_student
-from vold_trainer.run import read_json_lines, write_lines
+from vold_trainer.files import read_json_lines, write_lines
+from vold_trainer.runs.checkpoint import latest
+from vold_trainer.student.models import load_student
+from vold_trainer.training.train import run_train
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 SIZES = ("rollout.prompts=2", "rollout.max_tokens=5", "steps=2", "threads=1")
 READS = {"qwen2.5-vl": "qwen", "qwen3-vl": "qwen", "qwen3": "qwen", "llava-onevision": "llava", "gemma3": "gemma"}
 """Which teacher reads a family's ids."""

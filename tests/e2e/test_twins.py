@@ -11,16 +11,17 @@ import pytest
 from servers import serving
 from transformers import AutoTokenizer
 from vold_client import Completion, TeacherClient
+from vold_trainer.coldstart.sft import run_sft
+from vold_trainer.coldstart.traces import run_traces
 from vold_trainer.config import SftConfig, TracesConfig, TrainConfig, load
 from vold_trainer.data.jsonl import read_lines
 from vold_trainer.errors import UsageError
-from vold_trainer.grpo import run_train
-from vold_trainer.models import load_student
-from vold_trainer.pocket.models import checkpoint_path
+from vold_trainer.files import read_json_lines
+from vold_trainer.pocket.shipped import checkpoint_path
 from vold_trainer.pocket.world import examples
-from vold_trainer.run import read_json_lines
-from vold_trainer.sft import read_traces, run_sft
-from vold_trainer.traces import run_traces
+from vold_trainer.student.models import load_student
+from vold_trainer.student.traces import read_traces
+from vold_trainer.training.train import run_train
 
 SMALL = (
     *("rollout.prompts=3", "rollout.group=2", "rollout.max_tokens=24", "steps=1", "data.limit=6", "data.offset=0"),

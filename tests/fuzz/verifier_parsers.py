@@ -102,7 +102,8 @@ class Fuzz:
 
     def check(self, verifier: object, completion: str, reference: str, parameters: object = None) -> bool | None:
         """The verdict; None where the item is refused. What must not happen goes to `found`."""
-        from vold_verifier.verifiers.base import BadParameterError, BadReferenceError, Item
+        from vold_verifier.types import BadReferenceError
+        from vold_verifier.verifiers.base import BadParameterError, Item
 
         name = verifier.name
         self.tried[name] += 1

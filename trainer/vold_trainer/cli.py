@@ -61,7 +61,7 @@ def demo(
     ] = None,
 ) -> None:
     """The main job, end to end, in the pocket world: minutes on two CPU cores."""
-    from vold_trainer.demo import run_demo
+    from vold_trainer.experiments.demo import run_demo
 
     run_demo(out, teacher_url=teacher_url, verifier_url=verifier_url, seed=seed, overrides=tuple(override or ()))
 
@@ -69,8 +69,8 @@ def demo(
 @app.command()
 def traces(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Cold-start traces: the teacher answers prompts, the verifier may filter them."""
+    from vold_trainer.coldstart.traces import run_traces
     from vold_trainer.config import TracesConfig, load
-    from vold_trainer.traces import run_traces
 
     settings = load(TracesConfig, *_split(config, overrides))
     summary = run_traces(settings)
@@ -80,8 +80,8 @@ def traces(config: ConfigFile = None, overrides: Overrides = None) -> None:
 @app.command()
 def sft(config: ConfigFile = None, overrides: Overrides = None, resume: Resume = False) -> None:
     """Cold start: fine-tune a student on traces, loss on the completions only."""
+    from vold_trainer.coldstart.sft import run_sft
     from vold_trainer.config import SftConfig, load
-    from vold_trainer.sft import run_sft
 
     _say(f"student written to {run_sft(load(SftConfig, *_split(config, overrides)), resume=resume)}")
 
@@ -90,7 +90,7 @@ def sft(config: ConfigFile = None, overrides: Overrides = None, resume: Resume =
 def train(config: ConfigFile = None, overrides: Overrides = None, resume: Resume = False) -> None:
     """GRPO, distillation, or both, with teacher and verifier by URL."""
     from vold_trainer.config import TrainConfig, load
-    from vold_trainer.grpo import run_train
+    from vold_trainer.training.train import run_train
 
     _say(f"student written to {run_train(load(TrainConfig, *_split(config, overrides)), resume=resume)}")
 
@@ -102,7 +102,7 @@ def export(
     step: Annotated[str, typer.Option(help="which checkpoint: last, best, or a step")] = "last",
 ) -> None:
     """A checkpoint as an ordinary transformers folder, which `from_pretrained` loads."""
-    from vold_trainer.export import run_export
+    from vold_trainer.runs.export import run_export
 
     _say(f"the student after step {run_export(run, step, out)} written to {out}")
 
@@ -116,8 +116,8 @@ def evaluate(
 ) -> None:
     """Greedy and sampled accuracy of a student on one or more sets; goes on from the answers that `out` holds."""
     from vold_trainer.config import EvalConfig, load
-    from vold_trainer.evaluate import run_eval
-    from vold_trainer.evaluate.tables import category_table, result_table
+    from vold_trainer.evaluation import run_eval
+    from vold_trainer.evaluation.tables import category_table, result_table
 
     settings = load(EvalConfig, *_split(config, overrides))
     results = run_eval(settings, fresh=fresh)
@@ -141,7 +141,7 @@ def verify(
     "reason", "error", "seconds"}, with a reward of null where there is an error.
     """
     from vold_trainer.config import VerifierConfig
-    from vold_trainer.verify_file import TIMEOUT_SECONDS, run_verify
+    from vold_trainer.verification.file import TIMEOUT_SECONDS, run_verify
 
     config = VerifierConfig(url=url, name=verifier, timeout=TIMEOUT_SECONDS)
     raise typer.Exit(run_verify(file, out, config, explain=explain))
@@ -154,7 +154,7 @@ def check(
     dry: Annotated[bool, typer.Option(help="run one small step too")] = True,
 ) -> None:
     """Look at all that a `vold train` config needs, before it spends anything; status 1 where something is wrong."""
-    from vold_trainer.check import run_check
+    from vold_trainer.checking import run_check
     from vold_trainer.config import TrainConfig, load
 
     found = run_check(load(TrainConfig, *_split(config, overrides)), dry=dry)
@@ -190,7 +190,7 @@ def ablation(
     override: Annotated[list[str] | None, typer.Option("--set", help="[STAGE:]KEY=VALUE for every row")] = None,
 ) -> None:
     """The paper's component table in the pocket world, several seeds, with its plot."""
-    from vold_trainer.ablation import run_ablation
+    from vold_trainer.experiments.ablation import run_ablation
 
     run_ablation(out, results, seeds=seeds, workers=workers, only=rows, overrides=tuple(override or ()))
 
@@ -200,7 +200,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     from vold_client import VoldError
 
-    from vold_trainer.pocket.cli import app as pocket_app
+    from vold_trainer.pocket_building.cli import app as pocket_app
 
     app.add_typer(pocket_app, name="pocket", help="The pocket world: its problems, its pictures, its checkpoints.")
     try:

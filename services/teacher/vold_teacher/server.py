@@ -12,10 +12,10 @@ from vold_service.serve import Readiness, serve
 from vold_service.tls import Tls
 
 from vold_teacher.backends.base import Backend
-from vold_teacher.backends.factory import make_backend
 from vold_teacher.backends.folder import text_config
 from vold_teacher.engine.cache import DiskTier, ScoreCache
 from vold_teacher.engine.engine import EngineLimits
+from vold_teacher.factory import make_backend
 from vold_teacher.grpc import SERVICE_NAME, TeacherServicer
 from vold_teacher.http import add_routes
 from vold_teacher.service import ModelSpec, Teacher

@@ -127,7 +127,7 @@ def serve_command(
 async def _serve(settings: VerifierSettings, keys: Keys, tls: Tls | None) -> None:
     from vold_service.http import add_status
 
-    from vold_verifier.engine import Engine
+    from vold_verifier.engine.engine import Engine
     from vold_verifier.grpc import make_server
     from vold_verifier.http import make
     from vold_verifier.status import snapshot, watch

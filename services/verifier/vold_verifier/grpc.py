@@ -11,7 +11,7 @@ from vold_service.grpc import GrpcServer, abort, call_of
 from vold_service.keys import Keys
 from vold_service.tls import Tls
 
-from vold_verifier.engine import Engine
+from vold_verifier.engine.engine import Engine
 
 SERVICE = verifier_pb2.DESCRIPTOR.services_by_name["VerifierService"].full_name
 

@@ -12,7 +12,7 @@ from vold_service.errors import Code, invalid
 from vold_service.http import PROTOBUF, call_of, make_app, read_protobuf, speaks_protobuf, until_gone
 from vold_service.keys import Keys
 
-from vold_verifier.engine import Engine
+from vold_verifier.engine.engine import Engine
 
 
 class ItemModel(BaseModel):

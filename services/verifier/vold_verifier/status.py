@@ -8,7 +8,7 @@ from vold_service import access
 from vold_service.page import History, by_label, ratio, total
 
 from vold_verifier import metrics
-from vold_verifier.engine import Engine
+from vold_verifier.engine.engine import Engine
 
 _STARTED = time.time()
 

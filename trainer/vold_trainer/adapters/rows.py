@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vold_trainer.adapters import Adapter, adapt, adapter
-from vold_trainer.adapters.base import Wording
+from vold_trainer.adapters.base import Adapter, Wording
+from vold_trainer.adapters.registry import adapt, adapter
 from vold_trainer.config import DataConfig
 from vold_trainer.data.columns import Columns
 from vold_trainer.data.examples import Example

@@ -1,14 +1,11 @@
-"""What a run trains and tests on: examples, whatever file, data set or world they come from.
+"""What a run trains and tests on: examples, and the files and data sets whose rows become examples.
 
-    load_examples(DataConfig(source="rows.parquet", columns={"prompt": "question", "reference": "answer"}))
-
-A row goes three ways: `columns` finds its fields, `rows` makes an example of them, `load` decides what a broken one
-means for the run.
+A row goes two ways here: `columns` finds its fields, and `rows` makes an example of them. `vold_trainer.sources` picks
+the reader that a config asks for.
 """
 
 from vold_trainer.data.examples import Example, Message
 from vold_trainer.data.jsonl import read_lines
-from vold_trainer.data.load import load_examples
 from vold_trainer.data.order import PromptOrder
 
-__all__ = ["Example", "Message", "PromptOrder", "load_examples", "read_lines"]
+__all__ = ["Example", "Message", "PromptOrder", "read_lines"]

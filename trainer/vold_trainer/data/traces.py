@@ -9,8 +9,8 @@ from PIL import Image
 
 from vold_trainer.data.columns import NAMES, Columns
 from vold_trainer.data.examples import Example
+from vold_trainer.data.files import file_rows
 from vold_trainer.data.images import Images
-from vold_trainer.data.load import file_rows
 from vold_trainer.data.rows import Reader
 from vold_trainer.errors import UsageError
 

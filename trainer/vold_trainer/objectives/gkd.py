@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from vold_trainer.divergences import generalised_jsd
 from vold_trainer.objectives.base import Needs, Objective, Outcome, Rollouts
+from vold_trainer.objectives.divergences import generalised_jsd
 from vold_trainer.objectives.term import support_figures, support_of
 
 

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from vold_trainer.divergences import forward_kl
 from vold_trainer.objectives.base import Needs, Objective, Outcome, Rollouts, teacher_gap
+from vold_trainer.objectives.divergences import forward_kl
 from vold_trainer.objectives.grpo import policy_needs
 from vold_trainer.objectives.policy import PolicyGradient
 from vold_trainer.objectives.term import Divergence, TeacherTerm, support_figures, support_of

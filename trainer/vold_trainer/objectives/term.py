@@ -7,8 +7,8 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from vold_trainer.divergences import forward_kl, generalised_jsd, reverse_kl, sampled
 from vold_trainer.objectives.base import Needs, Rollouts, Support, teacher_gap
+from vold_trainer.objectives.divergences import forward_kl, generalised_jsd, reverse_kl, sampled
 
 Divergence = Literal["k2", "k3", "reverse-kl", "forward-kl", "jsd"]
 Whose = Literal["student", "teacher"]

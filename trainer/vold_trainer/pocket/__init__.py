@@ -1,5 +1,8 @@
-"""The pocket world: problems, pictures of them, reasoning chains and models small enough for two CPU cores.
+"""The pocket world: arithmetic small enough for two CPU cores, as text and as pictures, with the checkpoints that ship.
 
-Everything the main job needs, with nothing to download: reasoning-gym makes the problems and scores the answers, and
-the checkpoints beside this file hold a teacher that reasons and a base student that sees.
+Problems bring reasoning-gym with them: `problems`, `world` and `chains` are imported by name.
 """
+
+from vold_trainer.pocket.shipped import checkpoint_path, resolve_model
+
+__all__ = ["checkpoint_path", "resolve_model"]

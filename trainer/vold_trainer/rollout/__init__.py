@@ -1,15 +1,7 @@
-"""Rollouts: completions sampled from the student."""
+"""Rollouts: completions that the student generates, in this process or by a vLLM that gets its weights."""
 
-from vold_trainer.config import RolloutConfig
-from vold_trainer.models import Student
-from vold_trainer.rollout.base import Engine
-from vold_trainer.rollout.hf import HfEngine
+from vold_trainer.rollout.base import Engine, Rollout, Sampling
+from vold_trainer.rollout.engines import make_engine
+from vold_trainer.rollout.hf import generate
 
-
-def make_engine(config: RolloutConfig, student: Student) -> Engine:
-    """The engine that a config asks for. Raises UsageError where vLLM is asked for and does not fit the student."""
-    if config.engine == "vllm":
-        from vold_trainer.rollout.vllm import VllmEngine
-
-        return VllmEngine(student, config)
-    return HfEngine(student, batch=config.batch)
+__all__ = ["Engine", "Rollout", "Sampling", "generate", "make_engine"]

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from vold_trainer.data import Example
 from vold_trainer.errors import RunError
-from vold_trainer.models import Student
 from vold_trainer.rollout.base import OnFinished, Rollout, Sampling
-from vold_trainer.rollout.decoder import Decoder
 from vold_trainer.rollout.sampler import Drawn, Sampler, uniforms
+from vold_trainer.student.decoder import Decoder
+from vold_trainer.student.models import Student
 
 PIXELS_A_TOKEN = 28 * 28
 """Of a picture, for a token of the prompt: a guess, by which prompts are sorted."""

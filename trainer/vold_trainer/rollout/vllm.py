@@ -29,11 +29,11 @@ from PIL import Image
 from vold_trainer.config import RolloutConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import RunError, UsageError
-from vold_trainer.models import Student
 from vold_trainer.rollout.base import OnFinished, Rollout, Sampling
 from vold_trainer.rollout.vllm_local import LOCAL, serving_student
 from vold_trainer.rollout.vllm_server import Reply, Server, ServerInfo
 from vold_trainer.rollout.weights import make_transfer
+from vold_trainer.student.models import Student
 from vold_trainer.tasks import ClientTasks
 
 T = TypeVar("T")

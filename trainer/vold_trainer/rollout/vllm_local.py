@@ -13,8 +13,9 @@ from vold_proto.distribution import advice
 from vold_trainer.child import child
 from vold_trainer.config import RolloutConfig
 from vold_trainer.errors import UsageError
-from vold_trainer.models import Student, resolve_model
-from vold_trainer.services import own_environment
+from vold_trainer.pocket.shipped import resolve_model
+from vold_trainer.services.local import own_environment
+from vold_trainer.student.models import Student
 
 LOCAL = "local:"
 START_SECONDS = 1200.0

@@ -17,13 +17,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from vold_packing.transformers import undocumented
 from vold_proto.distribution import advice
-from vold_proto.transformers import undocumented
 
 from vold_trainer.config import RolloutConfig
 from vold_trainer.errors import RunError, UsageError
-from vold_trainer.models import Student
 from vold_trainer.rollout.vllm_server import Server, ServerInfo
+from vold_trainer.student.models import Student
 from vold_trainer.tasks import ClientTasks
 
 with undocumented():

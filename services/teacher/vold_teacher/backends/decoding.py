@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from vold_proto.transformers import cache_name, undocumented
+from vold_packing.transformers import cache_name, undocumented
 
 from vold_teacher.sampling import choose, stream_key, uniforms
 from vold_teacher.scoring import Head

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from vold_proto.transformers import cache_name, undocumented
+from vold_packing.transformers import cache_name, undocumented
 
 from vold_teacher.types import Sequence
 

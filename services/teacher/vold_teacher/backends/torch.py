@@ -12,13 +12,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
-from vold_proto.transformers import attention_for, undocumented
+from vold_packing.packed import ATTENTION, packed_states
+from vold_packing.transformers import attention_for, undocumented
 from vold_service.errors import ServiceError
 
 from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
 from vold_teacher.backends.decoding import DecoderLimits, TorchDecoder
 from vold_teacher.backends.folder import eos_ids, text_config
-from vold_teacher.backends.packed import ATTENTION, packed_states
 from vold_teacher.backends.prefix import shared_hidden
 from vold_teacher.backends.trial import try_transformers
 from vold_teacher.batch import Layout, Size, by_prompt
@@ -167,7 +167,8 @@ class TorchBackend:
     def _states(self, sequences: Seq[Sequence], units: Seq[Seq[int]], layout: Layout) -> Tensor:
         """The states [R, H] that predict the completions' tokens, the units' sequences one after another."""
         if layout is Layout.PACKED:
-            return packed_states(self.model.base_model, sequences, units)
+            packs = [(sequences[unit[0]].prompt, [sequences[index].completion for index in unit]) for unit in units]
+            return packed_states(self.model.base_model, packs)
         chosen = [sequences[index] for unit in units for index in unit]
         if layout is Layout.SEPARATE:
             return _scored_states(self._separate_hidden(chosen), chosen, [len(sequence.prompt) for sequence in chosen])

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from vold_proto.transformers import tiny_model, tried
+from vold_packing.packed import ATTENTION, packed_states
+from vold_packing.transformers import tiny_model, tried
 
 from vold_teacher.backends.decoding import DecoderLimits, TorchDecoder
-from vold_teacher.backends.packed import ATTENTION, packed_states
 from vold_teacher.backends.prefix import shared_hidden
 from vold_teacher.types import GeneratePrompt, SamplingOptions, ScoreOptions, Sequence
 
@@ -33,7 +33,8 @@ def try_transformers() -> None:
             _generate(model)
         with tried("packed sequences"):
             model.set_attn_implementation(ATTENTION)
-            _compare(packed_states(model.base_model, sequences, [[0, 1], [2]]), torch.cat(plain))
+            groups = [(ids[:6], [ids[6:9], ids[7:10]]), (ids[2:5], [ids[5:9]])]
+            _compare(packed_states(model.base_model, groups), torch.cat(plain))
 
 
 def _plain(model: Any, sequence: Sequence) -> torch.Tensor:

@@ -8,13 +8,7 @@ named to `vold-verifier serve --plugin` whose `VERIFIERS` lists them.
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
-
-class Parameters(BaseModel):
-    """Base of every verifier's parameters. A name that is not a parameter is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from vold_verifier.types import Parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +39,6 @@ class Verdict:
     @classmethod
     def wrong(cls, extracted: str | None, reason: str, rule: str = "") -> "Verdict":
         return cls(0.0, False, extracted, reason, rule)
-
-
-class BadReferenceError(ValueError):
-    """The reference cannot be judged against: the item gets an error, not a reward."""
 
 
 class BadParameterError(ValueError):

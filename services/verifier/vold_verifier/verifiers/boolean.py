@@ -5,10 +5,11 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from vold_verifier import hacking
-from vold_verifier.extraction import Extraction, Place, find, reference_text
-from vold_verifier.text import plain, shorten
-from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
+from vold_verifier.reading import hacking
+from vold_verifier.reading.extraction import Extraction, Place, find, reference_text
+from vold_verifier.reading.text import plain, shorten
+from vold_verifier.types import BadReferenceError
+from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
 MAX_ANSWER_CHARS = 2000
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|boxed)\s*\{([^{}]*)\}")

@@ -10,10 +10,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from vold_verifier import hacking
-from vold_verifier.extraction import Extraction, Place, answer_lines, at, final_part
-from vold_verifier.text import plain, shorten
-from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
+from vold_verifier.reading import hacking
+from vold_verifier.reading.extraction import Extraction, Place, answer_lines, at, final_part
+from vold_verifier.reading.text import plain, shorten
+from vold_verifier.types import BadReferenceError
+from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_STATED_CHARS = 200

@@ -15,17 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from vold_verifier.extraction import final_part
-from vold_verifier.verifiers.base import (
-    BadParameterError,
-    BadReferenceError,
-    Item,
-    NoVerdictError,
-    Parameters,
-    Pool,
-    Verdict,
-    Verifier,
-)
+from vold_verifier.reading.extraction import final_part
+from vold_verifier.types import BadReferenceError, Parameters
+from vold_verifier.verifiers.base import BadParameterError, Item, NoVerdictError, Pool, Verdict, Verifier
 
 MAX_TESTS = 256
 MAX_PROGRAM_CHARS = 100_000

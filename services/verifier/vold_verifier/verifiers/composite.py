@@ -1,12 +1,13 @@
 """`composite`: one reward made of several verifiers'. The engine sends each part to its own verifier, see
-`vold_verifier.composite`; here is only what an item may ask for.
+`vold_verifier.engine.composite`; here is only what an item may ask for.
 """
 
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from vold_verifier.verifiers.base import Item, Parameters, Pool, Verdict, Verifier
+from vold_verifier.types import Parameters
+from vold_verifier.verifiers.base import Item, Pool, Verdict, Verifier
 
 MAX_PARTS = 16
 

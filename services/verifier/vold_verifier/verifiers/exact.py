@@ -6,9 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from vold_verifier.extraction import Extraction, Place, find
-from vold_verifier.text import plain, shorten
-from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
+from vold_verifier.reading.extraction import Extraction, Place, find
+from vold_verifier.reading.text import plain, shorten
+from vold_verifier.types import BadReferenceError
+from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

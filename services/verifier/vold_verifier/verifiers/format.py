@@ -9,10 +9,11 @@ from typing import ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vold_verifier import hacking
-from vold_verifier.extraction import boxes
-from vold_verifier.scripts import Script, share
-from vold_verifier.verifiers.base import Item, Parameters, Verdict, Verifier
+from vold_verifier.reading import hacking
+from vold_verifier.reading.extraction import boxes
+from vold_verifier.reading.scripts import Script, share
+from vold_verifier.types import Parameters
+from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
 _TAGS = re.compile(r"</?[A-Za-z][\w-]{0,40}>")
 _COMMAND = re.compile(r"\\[A-Za-z]+")

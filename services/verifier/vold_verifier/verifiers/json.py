@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from vold_verifier import hacking
-from vold_verifier.extraction import Extraction, Place, find
-from vold_verifier.text import shorten
-from vold_verifier.verifiers.base import BadParameterError, BadReferenceError, Item, Verdict, Verifier
+from vold_verifier.reading import hacking
+from vold_verifier.reading.extraction import Extraction, Place, find
+from vold_verifier.reading.text import shorten
+from vold_verifier.types import BadReferenceError
+from vold_verifier.verifiers.base import BadParameterError, Item, Verdict, Verifier
 
 MAX_JSON_CHARS = 200_000
 _FENCE = re.compile(r"```(?:json)?[^\S\n]*\n(?P<inside>.*?)```", re.DOTALL | re.IGNORECASE)

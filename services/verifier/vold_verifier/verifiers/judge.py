@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, Stric
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from vold_service.errors import unavailable
 
-from vold_verifier.extraction import final_part
-from vold_verifier.hacking import EMPTY_ANSWER, JUDGE_INJECTION, UNCLOSED_TAG, judge_injection
+from vold_verifier.reading.extraction import final_part
+from vold_verifier.reading.hacking import EMPTY_ANSWER, JUDGE_INJECTION, UNCLOSED_TAG, judge_injection
 from vold_verifier.settings import VerifierSettings
-from vold_verifier.verifiers.base import Item, Parameters, Pool, Verdict, Verifier
+from vold_verifier.types import Parameters
+from vold_verifier.verifiers.base import Item, Pool, Verdict, Verifier
 
 MAX_REPLY_BYTES = 1 << 20
 _RETRIED_STATUS = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))

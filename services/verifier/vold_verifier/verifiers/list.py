@@ -7,11 +7,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vold_verifier import bounds, hacking, notation, numbers, symbolic, tuples
-from vold_verifier.equality import equal
-from vold_verifier.extraction import Extraction, find, reference_text
-from vold_verifier.text import mathematical, plain, shorten
-from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
+from vold_verifier.mathematics import notation, numbers, symbolic, tuples
+from vold_verifier.mathematics.equality import equal
+from vold_verifier.reading import bounds, hacking
+from vold_verifier.reading.extraction import Extraction, find, reference_text
+from vold_verifier.reading.text import mathematical, plain, shorten
+from vold_verifier.types import BadReferenceError
+from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
 MAX_ITEMS = 200
 MAX_MATHEMATICAL_ITEMS = 30

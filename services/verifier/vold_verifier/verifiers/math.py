@@ -6,10 +6,12 @@ they need SIGALRM in the main thread and turn a slow answer into a wrong one; th
 
 from typing import ClassVar
 
-from vold_verifier import bounds, hacking, spoken, symbolic
-from vold_verifier.equality import equal
-from vold_verifier.extraction import Extraction, Found, find, reference_text
-from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
+from vold_verifier.mathematics import spoken, symbolic
+from vold_verifier.mathematics.equality import equal
+from vold_verifier.reading import bounds, hacking
+from vold_verifier.reading.extraction import Extraction, Found, find, reference_text
+from vold_verifier.types import BadReferenceError
+from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
 
 class MathVerifier(Verifier[Extraction]):

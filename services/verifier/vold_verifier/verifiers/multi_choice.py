@@ -9,10 +9,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from vold_verifier import hacking
-from vold_verifier.extraction import Place, find, reference_text
-from vold_verifier.text import plain, shorten
-from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
+from vold_verifier.reading import hacking
+from vold_verifier.reading.extraction import Place, find, reference_text
+from vold_verifier.reading.text import plain, shorten
+from vold_verifier.types import BadReferenceError
+from vold_verifier.verifiers.base import Item, Verdict, Verifier
 from vold_verifier.verifiers.choice import ChoiceParameters, named, unwrapped
 
 _LETTERS = re.compile(r"^[\s,;/&+.()\[\]{}$*_'\"]*(?:(?:[A-Za-z](?![A-Za-z])|\band\b)[\s,;/&+.()\[\]{}$*_'\"]*)+$")

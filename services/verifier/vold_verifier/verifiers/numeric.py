@@ -5,10 +5,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vold_verifier import hacking, numbers, units
-from vold_verifier.extraction import Extraction, Found, find, reference_text
-from vold_verifier.text import mathematical, shorten
-from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
+from vold_verifier.mathematics import numbers, units
+from vold_verifier.reading import hacking
+from vold_verifier.reading.extraction import Extraction, Found, find, reference_text
+from vold_verifier.reading.text import mathematical, shorten
+from vold_verifier.types import BadReferenceError
+from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
 
 class NumericParameters(Extraction):

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vold_verifier.verifiers.base import Item, Parameters, Verdict, Verifier
+from vold_verifier.types import Parameters
+from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
 
 class OverlongParameters(Parameters):

@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vold_verifier.extraction import Extraction, Place, find
-from vold_verifier.hacking import UNSAFE
-from vold_verifier.verifiers.base import BadParameterError, BadReferenceError, Item, Pool, Verdict, Verifier
+from vold_verifier.reading.extraction import Extraction, Place, find
+from vold_verifier.reading.hacking import UNSAFE
+from vold_verifier.types import BadReferenceError
+from vold_verifier.verifiers.base import BadParameterError, Item, Pool, Verdict, Verifier
 
 Scorer = Callable[[str, dict[str, Any]], float]
 

@@ -6,10 +6,11 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from vold_verifier import hacking
-from vold_verifier.extraction import Extraction, Place, find
-from vold_verifier.text import plain, shorten
-from vold_verifier.verifiers.base import BadReferenceError, Item, Verdict, Verifier
+from vold_verifier.reading import hacking
+from vold_verifier.reading.extraction import Extraction, Place, find
+from vold_verifier.reading.text import plain, shorten
+from vold_verifier.types import BadReferenceError
+from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
 MAX_ANSWER_CHARS = 20_000
 

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vold_verifier.text import plain
-from vold_verifier.verifiers.base import Item, Parameters, Verdict, Verifier
+from vold_verifier.reading.text import plain
+from vold_verifier.types import Parameters
+from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
 
 class RepetitionParameters(Parameters):

@@ -1,0 +1,163 @@
+"""One spelling for one piece of mathematics: what people and models write, as the LaTeX that the parser reads.
+
+Every rewrite keeps the meaning. What would only be a guess is left alone, and then does not parse.
+"""
+
+import re
+
+from vold_verifier.mathematics import numbers
+
+_DELIMITERS = re.compile(
+    r"(?<!\\)\\[()\[\]]|(?<!\\)\$+|\\(?:displaystyle|limits|left|right|big|Big|bigl|bigr|bigg|Bigg)(?![A-Za-z])\.?|\\!"
+)
+_PRICE = re.compile(r"^(-?)\$(?=[\d.])")
+_SQRT = re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)")
+_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan|pi)(?![A-Za-z])")
+_NAMED = re.compile(
+    r"\\(?:operatorname|mathrm|text)\s*\{\s*(arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|log|ln|exp)\s*\}"
+)
+_AND_OR = r"\\(?:text|mbox|textrm|mathrm)\s*\{{\s*,?\s*{0}\s*,?\s*\}}|(?<![A-Za-z\\]){0}(?![A-Za-z])"
+OR = re.compile(
+    rf"\s*,?\s*(?:\\q?quad\s*)*(?:{_AND_OR.format('or')}|\\lor(?![A-Za-z])|\\vee(?![A-Za-z]))(?:\s|\\q?quad)*"
+)
+AND = re.compile(
+    rf"\s*,?\s*(?:\\q?quad\s*)*(?:{_AND_OR.format('and')}|\\land(?![A-Za-z])|\\wedge(?![A-Za-z]))(?:\s|\\q?quad)*"
+)
+_SEMICOLON = re.compile(r"\s*;\s*|(?:\s|,)*\\q?quad\s*")
+_ROOT_OF_ONE = re.compile(r"\\sqrt\s*(\[[^\[\]]{1,5}\])\s*([A-Za-z\d])")
+_ROW_GAP = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|cm|mm)\s*\]")
+_ARRAY = re.compile(r"[(\[]?\s*\\begin\{array\}\s*\{[lcr| ]*\}(?P<rows>.*?)\\end\{array\}\s*[)\]]?", re.DOTALL)
+_REPEATING = re.compile(
+    r"\d*\.\d*\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)|(?<![\d.])\d*\.\d+(?:\.\.\.|\\ldots|\\dots|\\cdots)"
+)
+_THOUSANDS = re.compile(r"(?<![\w.}])\d{1,3}(?P<mark>\\,|\{,\}| |_|')\d{3}(?:(?P=mark)\d{3})*(?![\d_'])")
+_SCIENTIFIC = re.compile(r"(?<![\w.\\}])(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,4}(?!\w)")
+_SCALE = re.compile(
+    r"(\d+(?:\.\d+)?)\s*(?:\\(?:text|mathrm)\s*\{\s*)?(hundred|thousand|million|billion|trillion)\b(?:\s*\})?",
+    re.IGNORECASE,
+)
+_ZEROS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_MIXED = re.compile(r"(?<![\w.}/^)])(\d+) +(\d+)/(\d+)(?![\d/])")
+_PLAIN_FRACTION = re.compile(
+    r"(?<![\w.}/^)])(\d+)/(\d+)(?=\s*(?:[A-Za-z(]|\\(?:pi|sqrt|ln|log|theta|alpha|sin|cos|tan)))"
+)
+_FUNCTION_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree)")
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_BUILDER = re.compile(
+    r"^\\\{\s*(?P<name>[A-Za-z])\s*(?:\\in\s*\\(?:mathbb\s*\{?R\}?|R)\s*)?(?:\\mid|\\vert|\||:)\s*(?P<rule>.+)\\\}$"
+)
+_MEMBER = re.compile(r"^[A-Za-z]\s*\\in(?![A-Za-z])\s*(?=[(\[\\{])")
+_PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
+_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?![A-Za-z])")
+_PROTECTED = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname|begin|end|overline)\s*\{[^{}]*\}|\\[A-Za-z]+|_\{[^{}]*\}"
+)
+_PLAIN_WORDS = frozenset({"and", "or", "mod", "inf", "infinity", "sqrt", "pct", "percent", "percentage", "not"})
+_SIMPLE = (
+    (re.compile(r"\\varnothing|\\\{\s*\\\}"), r"\\emptyset "),
+    (re.compile(r"\\langle"), "("),
+    (re.compile(r"\\rangle"), ")"),
+    (re.compile(r"\\colon(?![A-Za-z])"), ":"),
+    (re.compile(r"\\degree(?![A-Za-z])"), r"^{\\circ}"),
+    (re.compile(r"\\log_\s*(?:\{e\}|e)"), r"\\ln "),
+    (re.compile(r"\\(?:leqslant|leq)(?![A-Za-z])|<=|=<"), r"\\le "),
+    (re.compile(r"\\(?:geqslant|geq)(?![A-Za-z])|>="), r"\\ge "),
+    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
+    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
+    (re.compile(r"\\neq(?![A-Za-z])|!="), r"\\ne "),
+    (re.compile(r"\\(?:text|mathrm)\s*\{\s*infinity\s*\}|(?<![A-Za-z\\])infinity(?![A-Za-z])"), r"\\infty "),
+    (re.compile(r"\\bmod(?![A-Za-z])"), r"\\mod "),
+    (re.compile(r"\\imath(?![A-Za-z])"), "i"),
+    (re.compile(r"(?<!\\)\\[,;: ]"), " "),
+)
+
+
+def clean(text: str) -> str:
+    """`text` without delimiters, a full stop or stray backslash at its end, and with LaTeX names for functions."""
+    if text.count("$") == 1:
+        text = _PRICE.sub(r"\1\\$", text.strip())
+    text = _DELIMITERS.sub("", text).strip()
+    if len(text) > 4 and text.startswith("**") and text.endswith("**"):
+        text = text[2:-2].strip()
+    while text.endswith(("\\", ",", ";")) or (text.endswith(".") and not text.endswith("..")):
+        text = text[:-1].rstrip()
+    if "sqrt" in text:
+        text = _SQRT.sub(r"\\sqrt{\1}", text)
+    return _FUNCTION.sub(r"\\\1", text).replace("**", "^").strip()
+
+
+def rewrite(text: str) -> str:
+    """Cleaned `text` in one spelling: relation signs, brackets, degrees inside functions, repeating decimals, ..."""
+    text = _NAMED.sub(lambda m: "\\" + m[1] + " ", _ROW_GAP.sub(r"\\\\", text)).replace("~", " ")
+    text = _THOUSANDS.sub(lambda m: "".join(c for c in m.group() if c.isdigit()), text)
+    if "begin" in text:
+        text = _ARRAY.sub(r"\\begin{pmatrix}\g<rows>\\end{pmatrix}", text)
+    else:
+        text = text.replace(r"\&", ",").replace("&", ",")
+    text = _ROOT_OF_ONE.sub(r"\\sqrt\1{\2}", text)
+    for pattern, replacement in _SIMPLE:
+        text = pattern.sub(replacement, text)
+    if _TRIGONOMETRY.search(text):
+        text = _FUNCTION_DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
+    text = _REPEATING.sub(_as_fraction, text)
+    text = _SCALE.sub(lambda m: rf"{m[1]} \cdot 10^{{{_ZEROS[m[2].lower()]}}}", text)
+    text = _SCIENTIFIC.sub(_as_fraction, text)
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text = _PLAIN_FRACTION.sub(r"\\frac{\1}{\2}", text)
+    if match := _BUILDER.match(text.strip()):
+        text = match["rule"]
+    return _MEMBER.sub("", text).strip()
+
+
+def listed(text: str) -> str:
+    """Rewritten `text` with commas for "and", "or" and semicolons, and both values written out for each plus-minus."""
+    text = _SEMICOLON.sub(", ", AND.sub(", ", OR.sub(", ", text)))
+    if _PLUS_MINUS.search(text) is None:
+        return text
+    parts = split(text)
+    return ", ".join(value for part in parts for value in _both_signs(part))
+
+
+def split(text: str, separator: str = ",") -> list[str]:
+    """`text` cut at each `separator` outside of brackets; thousands separators (1,000) are the caller's business."""
+    parts, depth, start = [], 0, 0
+    for position, character in enumerate(text):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character == separator and depth == 0:
+            parts.append(text[start:position])
+            start = position + 1
+    return [part.strip() for part in [*parts, text[start:]]]
+
+
+def products(text: str) -> str:
+    """`text` with the letters of a product apart: 2ab is 2 a b, which a parser could take for 2 of the unit ab."""
+    kept: list[str] = []
+
+    def keep(match: re.Match[str]) -> str:
+        kept.append(match.group())
+        return f"\x01{len(kept) - 1}\x02"
+
+    def apart(match: re.Match[str]) -> str:
+        return match.group() if match.group().lower() in _PLAIN_WORDS else " ".join(match.group())
+
+    text = _LETTERS.sub(apart, _PROTECTED.sub(keep, text))
+    return re.sub("\x01(\\d+)\x02", lambda m: kept[int(m[1])], text)
+
+
+def _both_signs(part: str) -> list[str]:
+    if _PLUS_MINUS.search(part) is None:
+        return [part]
+    return [
+        _PLUS_MINUS.sub(lambda m, flip=flip: "+-"[(m[1] == "mp") != flip], part)  # type: ignore[misc]
+        for flip in (False, True)
+    ]
+
+
+def _as_fraction(match: re.Match[str]) -> str:
+    number = numbers.parse(match.group())
+    if number is None:
+        return match.group()
+    return rf"\frac{{{number.value.numerator}}}{{{number.value.denominator}}}"

@@ -1,0 +1,33 @@
+"""One of the processes of a run, each with a vLLM engine: `rollout_process.py URL OUT`, in torchrun's environment."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from vold_trainer.config import RolloutConfig, StudentConfig
+from vold_trainer.errors import RunError
+from vold_trainer.pocket.world import examples
+from vold_trainer.rollout.base import Sampling
+from vold_trainer.rollout.engines import make_engine
+from vold_trainer.student.models import load_student
+
+url, out = sys.argv[1:]
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+engine = make_engine(RolloutConfig(engine="vllm", url=url), load_student(StudentConfig(path="pocket:teacher")))
+engine.sync(0)
+prompts = examples("train", 2, modality="text")
+drawn = engine.draw(prompts[rank : rank + 1], Sampling(max_tokens=8), seed=5, first_row=rank)
+engine.sync(1)
+engine.draw(prompts[rank : rank + 1], Sampling(max_tokens=8), seed=6, first_row=rank)
+said = ""
+try:
+    engine.sync(2)
+except RunError as error:
+    said = str(error)
+Path(out, f"{rank}.json").write_text(
+    json.dumps({"rows": [r.row for r in drawn], "label": engine.label, "version": engine.version, "said": said})
+)
+engine.close()
+dist.destroy_process_group()

@@ -1,0 +1,56 @@
+"""`rollout.url: local:` with a real vLLM, built for the CPU: `make test-vllm`."""
+
+import importlib.util
+from dataclasses import replace
+
+import psutil
+import pytest
+from test_rollout_vllm import ON_A_CPU, PROMPTS, SAMPLING, TOLERANCE, load, mismatch
+from vllm_students import save_text_student
+from vold_trainer.config import RolloutConfig
+from vold_trainer.errors import RunError, UsageError
+from vold_trainer.rollout import vllm_server
+from vold_trainer.rollout.engines import make_engine
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="no vLLM here: make test-vllm"),
+    pytest.mark.timeout(1800),
+]
+
+
+def servers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "vllm.entrypoints.openai.api_server" in child.cmdline()]
+
+
+def test_a_server_of_its_own_at_another_temperature_and_its_end(monkeypatch, tmp_path):
+    """It reports log-probabilities of what is sampled; then it dies; closing leaves nothing behind."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setattr(vllm_server, "RETRY_SECONDS", 2.0)
+    student = load(save_text_student(tmp_path))
+    arguments = [*ON_A_CPU, "--logprobs-mode", "processed_logprobs"]
+    engine = make_engine(RolloutConfig(engine="vllm", vllm_args=arguments), student)
+    try:
+        rollouts = engine.draw(PROMPTS, replace(SAMPLING, temperature=0.7), seed=5)
+        assert mismatch(student, rollouts, 0.7) < TOLERANCE
+        assert mismatch(student, rollouts) > 0.01
+        with pytest.raises(UsageError, match=r"rollout\.top_p 0\.9.*does not report the log-probabilities"):
+            engine.draw(PROMPTS, replace(SAMPLING, top_p=0.9), seed=5)
+        handed: list[int] = []
+        (server,) = servers()
+        workers = server.children(recursive=True)
+        server.kill()
+        with pytest.raises(RunError, match=r"rollout\.url local:.*cannot be reached.*still running there"):
+            engine.draw(PROMPTS, SAMPLING, seed=6, on_finished=lambda new: handed.extend(r.row for r in new))
+        assert not handed
+    finally:
+        engine.close()
+    assert not servers()
+    assert not [
+        worker for worker in psutil.wait_procs(workers, timeout=5)[1] if worker.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+def test_a_server_that_does_not_come_up_says_why(tmp_path):
+    with pytest.raises(UsageError, match=r"(?s)vLLM did not come up:.*no-such-option"):
+        make_engine(RolloutConfig(engine="vllm", vllm_args=["--no-such-option"]), load(save_text_student(tmp_path)))

@@ -1,0 +1,197 @@
+"""One bad item costs itself: hangs, crashes and memory hogs among innocents, through real workers."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+
+import psutil
+import pytest
+from verifier_server import item
+from vold_proto.v1 import status_pb2, verifier_pb2
+from vold_service.errors import ServiceError
+from vold_verifier.engine.pool import Pool, PoolOptions
+
+
+@contextlib.asynccontextmanager
+async def started(**options: object) -> AsyncIterator[Pool]:
+    pool = Pool(
+        PoolOptions(
+            **{"workers": 2, "cpu_seconds": 0.3, "wall_seconds": 3.0, "plugins": ("verifier_plugin",), **options}
+        )
+    )
+    await pool.start()
+    try:
+        yield pool
+    finally:
+        await pool.stop()
+
+
+async def judge(pool: Pool, items: list[verifier_pb2.VerifyItem], cost: int = 1) -> list[verifier_pb2.VerifyResult]:
+    results: dict[int, verifier_pb2.VerifyResult] = {}
+    done = asyncio.Event()
+
+    def deliver(key: int, result: verifier_pb2.VerifyResult) -> None:
+        assert key not in results
+        results[key] = result
+        if len(results) == len(items):
+            done.set()
+
+    lane = pool.lane(deliver)
+    for key, one in enumerate(items):
+        lane.put(key, one.SerializeToString(), cost)
+    pool.feed_all()
+    await asyncio.wait_for(done.wait(), 60)
+    lane.close()
+    return [results[key] for key in range(len(items))]
+
+
+def innocents(count: int) -> list[verifier_pb2.VerifyItem]:
+    return [item("numeric", str(n), str(n)) for n in range(count)]
+
+
+BAD = {
+    "spin": (status_pb2.DEADLINE_EXCEEDED, "used 0.3 s of CPU time"),
+    "native": (status_pb2.DEADLINE_EXCEEDED, "0.6 s of CPU time: the item's worker was killed"),
+    "stubborn": (status_pb2.DEADLINE_EXCEEDED, "no verdict within 4 s: the item's worker was killed"),
+    "crash": (status_pb2.INTERNAL, "SIGSEGV"),
+    "hog": (status_pb2.INTERNAL, "memory_limit"),
+    "broken": (status_pb2.INTERNAL, "RuntimeError"),
+}
+
+
+def test_bad_items_have_errors_and_no_rewards_and_hurt_nobody():
+    async def main() -> None:
+        async with started(wall_seconds=4.0) as pool:
+            items = innocents(200)
+            bad_at = dict(zip(range(9, 200, 30), [*BAD, "crash"], strict=True))
+            for key, bad in bad_at.items():
+                items[key] = item(bad)
+            results = await judge(pool, items)
+        for key, result in enumerate(results):
+            if key in bad_at:
+                code, says = BAD[bad_at[key]]
+                assert result.error.code == code
+                assert says in result.error.message
+                assert not result.HasField("reward")
+            else:
+                assert result.reward == 1.0
+
+    asyncio.run(main())
+
+
+def test_a_crash_is_tried_once_more_in_a_fresh_worker(tmp_path):
+    async def main() -> None:
+        async with started() as pool:
+            (result,) = await judge(pool, [item("crash", str(tmp_path / "seen"))])
+            assert result.reward == 1.0
+
+    asyncio.run(main())
+
+
+def test_workers_are_replaced_after_their_share_of_items():
+    async def main() -> None:
+        async with started(workers=1, recycle_after=10) as pool:
+            results = await judge(pool, [item("sleep", seconds=0.0) for _ in range(35)])
+            assert len({result.extracted for result in results}) == 4
+
+    asyncio.run(main())
+
+
+def test_a_small_batch_is_not_starved_by_a_large_one():
+    async def main() -> None:
+        async with started(workers=1) as pool:
+            order: list[str] = []
+            large = pool.lane(lambda key, result: order.append("large"))
+            done = asyncio.Event()
+
+            def small_one(key: int, result: verifier_pb2.VerifyResult) -> None:
+                order.append("small")
+                if order.count("small") == 5:
+                    done.set()
+
+            small = pool.lane(small_one)
+            slow = item("sleep", seconds=0.01).SerializeToString()
+            for key in range(60):
+                large.put(key, slow, 8)
+            for key in range(5):
+                small.put(key, slow, 8)
+            pool.feed_all()
+            await asyncio.wait_for(done.wait(), 60)
+            assert order.count("large") < 30
+            large.close()
+
+    asyncio.run(main())
+
+
+def test_what_a_caller_left_behind_is_dropped():
+    async def main() -> None:
+        async with started(workers=1) as pool:
+            lane = pool.lane(lambda key, result: None)
+            for key in range(1000):
+                lane.put(key, item("sleep", seconds=0.2).SerializeToString(), 8)
+            pool.feed_all()
+            lane.close()
+            assert pool.queued == 0
+            assert (await judge(pool, innocents(1)))[0].reward == 1.0
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_says_when_to_come_back():
+    async def main() -> None:
+        async with started(workers=1, max_queued=10) as pool:
+            pool.reserve(10)
+            lane = pool.lane(lambda key, result: None)
+            for key in range(10):
+                lane.put(key, item("sleep").SerializeToString(), 8)
+            with pytest.raises(ServiceError) as caught:
+                pool.reserve(5)
+            assert caught.value.code == status_pb2.RESOURCE_EXHAUSTED
+            assert caught.value.retry_seconds > 0
+            assert not pool.room.is_set()
+            lane.close()
+            pool.reserve(5)
+
+    asyncio.run(main())
+
+
+def children() -> set[psutil.Process]:
+    """The children of this process: the pool's, and those of other tests' fixtures."""
+    return set(psutil.Process(os.getpid()).children())
+
+
+def test_a_lost_fork_server_is_replaced_with_its_workers():
+    async def main() -> None:
+        before = children()
+        async with started() as pool:
+            assert (await judge(pool, innocents(5)))[4].reward == 1.0
+            (fork_server,) = children() - before
+            workers = fork_server.children()
+            fork_server.kill()
+            results = await judge(pool, innocents(50))
+            assert all(result.reward == 1.0 for result in results)
+            assert not psutil.wait_procs(workers, timeout=10)[1]
+
+    asyncio.run(main())
+
+
+def test_stop_leaves_no_process():
+    before = children()
+
+    async def main() -> list[psutil.Process]:
+        async with started():
+            (fork_server,) = children() - before
+            return [fork_server, *fork_server.children(recursive=True)]
+
+    processes = asyncio.run(main())
+    assert len(processes) == 3
+    assert not psutil.wait_procs(processes, timeout=10)[1]
+
+
+def test_a_plugin_that_cannot_load_is_named():
+    async def main() -> None:
+        with pytest.raises(OSError, match="no_such_plugin"):
+            await Pool(PoolOptions(workers=1, plugins=("no_such_plugin",))).start()
+
+    asyncio.run(main())

@@ -1,0 +1,165 @@
+"""What is said of a set, from hand-made verdicts: shares, categories, samples, and what nobody could judge."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from vold_client import Unavailable, Verdict
+from vold_trainer.adapters import Outcome
+from vold_trainer.config import EvalConfig, SamplingConfig, load
+from vold_trainer.data import Example
+from vold_trainer.errors import UsageError
+from vold_trainer.evaluation.answers import GREEDY, Answer
+from vold_trainer.evaluation.results import Judged, summarise
+from vold_trainer.evaluation.run import units
+from vold_trainer.evaluation.tables import category_table, result_table
+
+NOBODY = "nobody could say"
+
+
+def pair(said, sample=GREEDY):
+    """An answer that was judged: `said` is what was read out of it; the right answer is "r"."""
+    answer = Answer("set", "q", sample, "...", 4 if said == "r" else 6, said is None, "p")
+    if said is NOBODY:
+        return answer, Verdict("", error=Unavailable("gone"))
+    return answer, Verdict("", reward=float(said == "r"), correct=said == "r", extracted=said)
+
+
+def problem(greedy, *sampled, category="", **facets):
+    example = Example("q", ({"role": "user", "content": "?"},), "r", category=category, meta={"facets": facets})
+    greedy_pair = None if greedy == "-" else pair(greedy)
+    return Judged(example, greedy_pair, tuple(pair(said, n) for n, said in enumerate(sampled)))
+
+
+def test_what_nobody_could_judge_is_counted_and_is_no_zero():
+    found = summarise([problem("r"), problem("a"), problem(NOBODY), problem(None)], SamplingConfig())
+    assert (found.accuracy, found.n, found.errors, found.problems) == (pytest.approx(1 / 3), 3, 1, 4)
+    assert found.truncated == 0.25
+    assert found.sampled is None
+    nothing = summarise([problem(NOBODY)], SamplingConfig())
+    assert math.isnan(nothing.accuracy)
+    assert nothing.interval == (0, 1)
+
+
+def test_categories_and_facets():
+    problems = [
+        problem("r", category="x", skills=["add", "count"], level="1"),
+        problem("a", category="x", skills=["add"], level="2"),
+        problem("r", category="y"),
+        problem(NOBODY, category="z", level="1"),
+    ]
+    found = summarise(problems, SamplingConfig())
+    assert {name: (share["accuracy"], share["n"]) for name, share in found.by_category.items()} == {
+        "x": (0.5, 2),
+        "y": (1.0, 1),
+    }
+    skills = found.by_facet["skills"]
+    assert {name: (share["accuracy"], share["n"]) for name, share in skills.items()} == {
+        "add": (0.5, 2),
+        "count": (1.0, 1),
+    }
+    assert set(found.by_facet["level"]) == {"1", "2"}
+
+
+def test_samples():
+    problems = [
+        problem("r", "r", "r", "a", "r", category="x"),
+        problem("r", "a", "a", "A ", "r", category="y"),
+        problem("r", "r", "a", "b", None, category="y"),
+    ]
+    sampled = summarise(problems, SamplingConfig(n=4)).sampled
+    values = {name: figure["value"] for name, figure in sampled.items() if "@" in name}
+    assert values == {
+        "mean@4": pytest.approx((3 / 4 + 1 / 4 + 1 / 4) / 3),
+        "pass@1": pytest.approx((3 / 4 + 1 / 4 + 1 / 4) / 3),
+        "pass@2": pytest.approx((1 + 1 / 2 + 1 / 2) / 3),
+        "pass@4": 1.0,
+        "maj@4": pytest.approx((1 + 0 + 1 / 3) / 3),
+    }
+    assert sampled["by_category"]["x"]["mean@4"]["value"] == 0.75
+    low, high = sampled["mean@4"]["interval"]
+    assert 0.25 <= low < 5 / 12 < high <= 0.75
+
+
+def test_a_problem_with_too_few_verdicts_is_left_out_of_what_needs_more():
+    problems = [problem("-", "r", "r", NOBODY, "a"), problem("-", NOBODY, NOBODY, NOBODY, NOBODY)]
+    found = summarise(problems, SamplingConfig(n=4, k=[1, 3, 4]))
+    sampled = found.sampled
+    assert (found.errors, sampled["errors"], found.n) == (5, 5, 0)
+    assert (sampled["mean@4"]["value"], sampled["mean@4"]["n"]) == (pytest.approx(2 / 3), 1)
+    assert (sampled["pass@3"]["value"], sampled["maj@3"]["value"], sampled["pass@3"]["n"]) == (1.0, 1.0, 1)
+    assert sampled["pass@4"]["n"] == 0
+    assert math.isnan(sampled["pass@4"]["value"])
+    assert math.isnan(found.accuracy)
+
+
+def worst(outcomes: list[Outcome]):
+    return {"worst": [float(all(outcome.correct for outcome in outcomes))], "none": []}
+
+
+def test_a_benchmarks_own_figures_of_the_greedy_answers_and_of_every_pass():
+    problems = [problem("r", "r", "a"), problem("r", "r", "r")]
+    found = summarise(problems, SamplingConfig(n=2), aggregate=worst)
+    assert found.aggregate["worst"]["value"] == 1.0
+    assert math.isnan(found.aggregate["none"]["value"])
+    assert found.sampled["aggregate"] == {"worst": 0.5}
+
+
+def test_the_table_has_a_row_a_figure():
+    problems = [
+        problem("r", "r", "a", "r", category="sums"),
+        problem("a", "a", "a", NOBODY, category="sums", level="2"),
+    ]
+    result = summarise(problems, SamplingConfig(n=3), aggregate=worst)
+    lines = printed(result_table({"mine": result}, "student"))
+    assert ["mine", "greedy", "50.0%", "9.5 to 90.5", "2", "1", "0.0%"] in lines
+    assert ["", "pass@3", "100.0%", "100.0 to 100.0", "1", "", ""] in lines
+    assert ["", "worst, 3 passes", "0.0%", "", "", "", ""] in lines
+    lines = printed(category_table({"mine": result}))
+    assert ["mine", "sums", "greedy", "50.0%", "9.5 to 90.5", "2"] in lines
+    assert ["", "sums", "mean@3", "33.3%", "0.0 to 66.7", "2"] in lines
+    assert ["", "level: 2", "greedy", "0.0%", "0.0 to 79.3", "1"] in lines
+    assert category_table({"mine": summarise([problem("r")], SamplingConfig())}) is None
+
+
+def printed(table):
+    """The cells of a table as a terminal of 80 columns shows it."""
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(table)
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in captured.get().splitlines() if "│" in line]
+
+
+@pytest.mark.parametrize(("n", "k", "ks"), [(0, [], []), (1, [], [1]), (6, [], [1, 2, 4, 6]), (8, [4, 1], [1, 4])])
+def test_which_k_are_reported(n, k, ks):
+    assert SamplingConfig(n=n, k=k).ks == ks
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sampling.n=4", "sampling.k=[1,8]"], "8 completions cannot be chosen from n=4"),
+        (["greedy=false"], "greedy is false and sampling.n is 0"),
+        (["data=[{name: a}, {name: a, split: test}]"], "two sets are called 'a'"),
+        (["data=[{name: errors}]"], "a set is called 'errors'"),
+    ],
+)
+def test_configs_that_make_no_sense(overrides, message):
+    with pytest.raises(UsageError, match=message):
+        load(EvalConfig, None, ["out=x", "student.path=y", *overrides])
+
+
+@given(st.integers(1, 12), st.integers(0, 9), st.integers(1, 7), st.booleans())
+def test_units_draw_every_completion_once_and_hold_no_more_than_a_batch(problems, n, batch, greedy):
+    config = EvalConfig(
+        out="x", student={"path": "y"}, greedy=greedy or not n, sampling=SamplingConfig(n=n), batch=batch
+    )  # fmt: skip
+    examples = [Example(str(i), ({"role": "user", "content": "?" * (i % 3)},), "r") for i in range(problems)]
+    drawn = []
+    for unit in units(examples, config):
+        assert len(unit.indices) * unit.group <= batch
+        drawn += [(index, unit.first + at) for index in unit.indices for at in range(unit.group)]
+    numbers = [*([GREEDY] if config.greedy else []), *range(n)]
+    assert sorted(drawn) == sorted((index, number) for index in range(problems) for number in numbers)

@@ -1,0 +1,449 @@
+"""Objectives against closed forms and finite differences. TRL's numbers: test_objectives_trl.py."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+from vold_trainer.objectives import (
+    REGISTRY,
+    Cispo,
+    Dapo,
+    DrGrpo,
+    Gkd,
+    Grpo,
+    Gspo,
+    Hdpo,
+    Kdrl,
+    Mopd,
+    Needs,
+    Opd,
+    OpdEntropy,
+    OpdThenRl,
+    OpdTopK,
+    Rollouts,
+    Srpo,
+    Support,
+    Vold,
+)
+from vold_trainer.objectives.advantages import group_advantages, informative_groups, overlong_penalty, unsolved_groups
+from vold_trainer.objectives.opd import discounted
+from vold_trainer.objectives.policy import Signal
+
+OBJECTIVES = [
+    Grpo(),
+    Grpo(normalise="token"),
+    Grpo(rollout_cap=1.1),
+    DrGrpo(),
+    Dapo(),
+    Gspo(eps_low=0.05, eps_high=0.05),
+    Cispo(eps_max=1.1),
+    Opd(),
+    Opd(normalise="token", discount=0.5),
+    OpdTopK(),
+    OpdTopK(divergence="forward-kl", normalise="token"),
+    OpdTopK(divergence="k3"),
+    OpdEntropy(threshold=0.5, weight=0.7),
+    Vold(),
+    Vold(masked=False),
+    Vold(beta=0.7, normalise="token"),
+    Vold(divergence="jsd", jsd_beta=0.3, masked=False),
+    Vold(divergence="k3", rollout_cap=1.1),
+    Kdrl(beta=0.5),
+    Kdrl(beta=0.5, mask="response"),
+    Kdrl(beta=0.5, mask="group"),
+    Srpo(),
+    Hdpo(),
+    Mopd(alpha=0.3),
+    Mopd(alpha=0.0),
+    OpdThenRl(switch=1),
+    OpdThenRl(switch=0),
+    Gkd(),
+    Gkd(beta=0.0, normalise="constant"),
+]
+
+
+def named(objective):
+    """The name and what differs from the defaults."""
+    default = type(objective)()
+    changed = [f"{key}={value}" for key, value in vars(objective).items() if value != getattr(default, key)]
+    return "-".join([objective.name, *changed])
+
+
+def rollouts(seed=0, C=6, T=5, K=4, *, on_policy=False, dtype=torch.float64):
+    """Random rollouts in groups of 2, with ragged lengths, a missing reward, masked teacher positions and ids."""
+    generator = torch.Generator().manual_seed(seed)
+    rand = lambda *shape: torch.rand(*shape, generator=generator, dtype=dtype)  # noqa: E731
+    logprobs = (-3 * rand(C, T)).requires_grad_()
+    lengths = torch.randint(1, T + 1, (C,), generator=generator)
+    correct = torch.tensor([True, False] * C)[:C]
+    rewarded = torch.ones(C, dtype=torch.bool)
+    rewarded[-1] = False
+    advantages = torch.where(rewarded, rand(C) * 2 - 1, 0.0)
+    found = Rollouts(
+        logprobs_CT=logprobs,
+        old_logprobs_CT=logprobs.detach() if on_policy else logprobs.detach() + 0.6 * (rand(C, T) - 0.5),
+        mask_CT=torch.arange(T) < lengths.unsqueeze(-1),
+        advantages_C=advantages,
+        rewarded_C=rewarded,
+        correct_C=correct & rewarded,
+        teacher_logprobs_CT=-3 * rand(C, T),
+        teacher_mask_CT=rand(C, T) > 0.2,
+    )
+    both = [torch.randn(C, T, 3 * K, generator=generator, dtype=dtype).log_softmax(-1)[..., :K] for _ in range(2)]
+    support = Support(both[0].clone().requires_grad_(), both[1], rand(C, T, K) > 0.2)
+    unsolved = torch.zeros(C, dtype=torch.bool)
+    unsolved[2:4] = True  # a group in which both are wrong
+    return replace(
+        found,
+        correct_C=found.correct_C & ~unsolved,
+        unsolved_C=unsolved,
+        teacher_entropy_CT=torch.where(rand(C, T) > 0.1, 2 * rand(C, T), torch.nan),
+        rollout_logprobs_CT=found.old_logprobs_CT + 0.6 * (rand(C, T) - 0.5),
+        support=support,
+        max_tokens=T,
+    )
+
+
+def gradient(objective, batch):
+    return torch.autograd.grad(objective(batch).loss, batch.logprobs_CT)[0]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
+@pytest.mark.parametrize("seed", range(2))
+def test_gradient_is_that_of_finite_differences(objective, seed):
+    batch = rollouts(seed)
+    base = batch.logprobs_CT.detach().clone()  # gradcheck moves its inputs in place
+
+    def loss(logprobs_CT, student_CTK):
+        moved = replace(batch, logprobs_CT=logprobs_CT, support=replace(batch.support, student_CTK=student_CTK))
+        if isinstance(objective, Signal | OpdEntropy):  # the gap is an advantage: hold it still while the ratio moves
+            moved = replace(moved, teacher_logprobs_CT=batch.teacher_logprobs_CT - base + logprobs_CT)
+        if isinstance(objective, Cispo):  # so is its ratio
+            moved = replace(moved, old_logprobs_CT=batch.old_logprobs_CT - base + logprobs_CT.detach())
+        return objective(moved).loss
+
+    inputs = (batch.logprobs_CT, batch.support.student_CTK)
+    assert gradcheck(lambda *values: loss(*values) + 0 * sum(value.sum() for value in values), inputs)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_objective_is_a_name_with_defaults(name):
+    objective = REGISTRY[name]()
+    assert objective.name == name
+    assert any(type(other) is type(objective) for other in OBJECTIVES)
+    assert objective.needs_at(0).teacher <= objective.needs.teacher
+
+
+def test_the_defaults_are_the_papers():
+    assert (Grpo().eps_low, Grpo().eps_high, Grpo().advantage_std) == (0.2, 0.2, True)
+    assert (DrGrpo().normalise, DrGrpo().advantage_std) == ("constant", False)
+    assert (Dapo().eps_low, Dapo().eps_high, Dapo().normalise, Dapo().overlong) == (0.2, 0.28, "token", 0.2)
+    assert (Gspo().eps_low, Gspo().eps_high, Gspo().ratio) == (3e-4, 4e-4, "sequence")
+    assert Cispo().eps_max == 5
+    assert (Opd().coefficient, Opd().discount) == (1, 0)
+    assert (Vold().beta, Vold().masked, Vold().eps_low, Vold().eps_high) == (0.1, True, 0.2, 0.3)
+    assert (OpdThenRl().switch, Gkd().student_share, Gkd().beta) == (60, 0.5, 0.5)
+    assert (OpdTopK().divergence, OpdTopK().support, OpdTopK().top_k) == ("reverse-kl", "student", 16)
+    assert (OpdEntropy().threshold, OpdEntropy().top_k) == (0.8, 16)
+    assert [Kdrl().beta_at(step) for step in (0, 1, 80, 1000)] == pytest.approx([5e-3, 4.95e-3, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("objective", "needs"),
+    [
+        (Grpo(), Needs(reward=True)),
+        (Grpo(rollout_cap=2.0), Needs(reward=True, rollout_logprobs=True)),
+        (Opd(), Needs(teacher=True)),
+        (Vold(), Needs(reward=True, teacher=True)),
+        (Vold(divergence="jsd", top_k=8), Needs(reward=True, teacher=True, candidates=8)),
+        (OpdTopK(top_k=20), Needs(teacher=True, candidates=20)),
+        (OpdTopK(support="teacher", mask_special=True), Needs(teacher=True, top_k=16, mask_special=True)),
+        (OpdEntropy(), Needs(teacher=True, top_k=16, entropy=True)),
+        (Mopd(), Needs(reward=True, teacher=True)),
+        (Mopd(alpha=0.0), Needs(teacher=True)),
+        (OpdThenRl(), Needs(reward=True, teacher=True)),
+        (Gkd(), Needs(teacher=True, top_k=16, traces=True)),
+        (Gkd(student_share=1.0), Needs(teacher=True, top_k=16)),
+    ],
+    ids=str,
+)
+def test_an_objective_says_what_it_needs(objective, needs):
+    assert objective.needs == needs
+
+
+def test_the_teacher_is_asked_no_more_once_reinforcement_learning_begins():
+    objective = OpdThenRl(switch=3)
+    assert [objective.needs_at(step).teacher for step in range(5)] == [True, True, True, False, False]
+    assert [objective.needs_at(step).reward for step in range(5)] == [False, False, False, True, True]
+
+
+def advantages_by_hand(objective, batch):
+    """Row by row, what docs/objectives.md says each token's advantage is at ratio 1."""
+    C, T = batch.mask_CT.shape
+    out = torch.zeros(C, T, dtype=torch.float64)
+    for c in range(C):
+        for t in range(T):
+            if not batch.mask_CT[c, t]:
+                continue
+            known = bool(batch.teacher_mask_CT[c, t])
+            d = (batch.teacher_logprobs_CT - batch.logprobs_CT.detach())[c, t] if known else 0.0
+            A, rewarded, right = batch.advantages_C[c], bool(batch.rewarded_C[c]), bool(batch.correct_C[c])
+            out[c, t] = {
+                "grpo": A,
+                "opd": d,
+                "kdrl": A
+                + 0.5
+                * d
+                * {"none": True, "response": rewarded and not right, "group": batch.unsolved_C[c]}[
+                    getattr(objective, "mask", "none")
+                ],
+                "srpo": (A if right else d) if rewarded else 0.0,
+                "hdpo": A + (0.1 * d if batch.unsolved_C[c] else 0.0),
+                "mopd": d + 0.3 * A,
+                "opd-then-rl": d if batch.step < 1 else A,
+            }[objective.name]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("objective", "step"),
+    [
+        (Grpo(), 0),
+        (Opd(), 0),
+        (Kdrl(beta=0.5, normalise="sequence"), 0),
+        (Kdrl(beta=0.5, mask="response", normalise="sequence"), 0),
+        (Kdrl(beta=0.5, mask="group", normalise="sequence"), 0),
+        (Srpo(), 0),
+        (Hdpo(), 0),
+        (Mopd(alpha=0.3), 0),
+        (OpdThenRl(switch=1), 0),
+        (OpdThenRl(switch=1), 1),
+    ],
+    ids=lambda value: value if isinstance(value, int) else named(value),
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_at_ratio_one_the_gradient_is_the_policy_gradient_of_its_row(objective, step, seed):
+    batch = replace(rollouts(seed, on_policy=True), step=step)
+    lengths = batch.mask_CT.sum(-1, keepdim=True)
+    wanted = -advantages_by_hand(objective, batch) / (lengths * len(lengths))
+    assert torch.allclose(gradient(objective, batch), wanted, atol=1e-15)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_distilling_over_a_support_by_hand(seed):
+    """opd-top-k, gkd and the second half of opd-entropy, position by position."""
+    batch = rollouts(seed)
+    lengths = batch.mask_CT.sum(-1)
+    sums = {"reverse": 0.0, "jsd": 0.0, "forward": 0.0}
+    for c in range(6):
+        for t in range(int(lengths[c])):
+            kept = batch.support.mask_CTK[c, t]
+            own = batch.support.student_CTK[c, t][kept].softmax(-1)
+            theirs = batch.support.teacher_CTK[c, t][kept].softmax(-1)
+            middle = (own + theirs) / 2
+            share = 1 / (6 * lengths[c].item())
+            sums["reverse"] += share * (own * (own / theirs).log()).sum().item()
+            sums["jsd"] += share / 2 * ((own * (own / middle).log()) + (theirs * (theirs / middle).log())).sum().item()
+            if batch.teacher_entropy_CT[c, t] > 0.8:
+                sums["forward"] += share * (theirs * (theirs / own).log()).sum().item()
+    assert OpdTopK()(batch).loss.item() == pytest.approx(sums["reverse"])
+    assert OpdTopK(coefficient=3.0)(batch).loss.item() == pytest.approx(3 * sums["reverse"])
+    assert Gkd()(batch).loss.item() == pytest.approx(sums["jsd"])
+    found = OpdEntropy(weight=0.5)(batch)
+    assert found.metrics["loss/forward_kl"] == pytest.approx(sums["forward"])
+    assert found.loss.item() == pytest.approx(Opd()(batch).loss.item() + 0.5 * sums["forward"])
+
+
+def test_with_all_ids_in_the_support_the_reverse_kl_is_what_opd_expects():
+    """The expected gradient of `opd` over all tokens that could be drawn is that of opd-top-k over all ids."""
+    torch.manual_seed(0)
+    V = 5
+    logits = torch.randn(V, dtype=torch.float64, requires_grad=True)
+    student, teacher = logits.log_softmax(-1), torch.randn(V, dtype=torch.float64).log_softmax(-1)
+    yes = torch.ones(V, 1, dtype=torch.bool)
+    each = Rollouts(
+        logprobs_CT=student.unsqueeze(-1), old_logprobs_CT=student.detach().unsqueeze(-1), mask_CT=yes,
+        advantages_C=torch.zeros(V), rewarded_C=yes[:, 0], correct_C=yes[:, 0],
+        teacher_logprobs_CT=teacher.unsqueeze(-1), teacher_mask_CT=yes,
+    )  # fmt: skip
+    expected = 0
+    for token in range(V):
+        pick = slice(token, token + 1)
+        one = replace(
+            each, logprobs_CT=each.logprobs_CT[pick], old_logprobs_CT=each.old_logprobs_CT[pick], mask_CT=yes[pick],
+            teacher_logprobs_CT=each.teacher_logprobs_CT[pick], teacher_mask_CT=yes[pick],
+        )  # fmt: skip
+        expected = expected + student[token].exp().detach() * Opd()(one).loss
+    support = Support(student.view(1, 1, V), teacher.view(1, 1, V), torch.ones(1, 1, V, dtype=torch.bool))
+    exact = OpdTopK()(replace(one, support=support)).loss
+    found, wanted = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (expected, exact))
+    assert torch.allclose(found, wanted, atol=1e-12)
+
+
+def test_the_discounted_advantage_looks_ahead():
+    assert discounted(torch.tensor([[1.0, 2.0, 4.0]]), 0.5).tolist() == [[3.0, 4.0, 4.0]]
+    values = torch.rand(3, 4)
+    assert torch.equal(discounted(values, 0.0), values)
+
+
+def test_truncated_importance_sampling_weighs_each_token_by_hand():
+    batch = rollouts(1)
+    weights = (batch.old_logprobs_CT - batch.rollout_logprobs_CT).exp().clamp(max=1.05)
+    plain, weighted = gradient(Grpo(), batch), gradient(Grpo(rollout_cap=1.05), batch)
+    assert torch.allclose(weighted, plain * weights, atol=1e-15)
+    figures = Grpo(rollout_cap=1.05)(batch).metrics
+    assert 0 < figures["mismatch/capped"] < 1
+    same = replace(batch, rollout_logprobs_CT=batch.old_logprobs_CT)
+    assert torch.equal(gradient(Grpo(rollout_cap=2.0), same), plain)
+
+
+def test_a_sequences_ratio_weighs_all_its_tokens_alike():
+    batch = rollouts(2)
+    gap = torch.where(batch.mask_CT, batch.logprobs_CT.detach() - batch.old_logprobs_CT, 0.0)
+    lengths = batch.mask_CT.sum(-1, keepdim=True)
+    ratio = (gap.sum(-1, keepdim=True) / lengths).exp()
+    wide = Gspo(eps_low=0.9, eps_high=9.0)
+    wanted = -ratio * batch.advantages_C.unsqueeze(-1) * batch.mask_CT / (lengths * 6)
+    assert torch.allclose(gradient(wide, batch), wanted, atol=1e-15)
+
+
+def test_what_was_not_asked_for_is_named():
+    bare = replace(
+        rollouts(0), support=None, teacher_logprobs_CT=None, teacher_entropy_CT=None, rollout_logprobs_CT=None,
+        unsolved_C=None, max_tokens=0,
+    )  # fmt: skip
+    for objective, message in [
+        (Opd(), "teacher_logprobs_CT is None"),
+        (OpdTopK(), "support is None"),
+        (OpdEntropy(), "teacher_entropy_CT is None"),
+        (Grpo(rollout_cap=2.0), "rollout_logprobs_CT is None"),
+        (DrGrpo(), "max_tokens is 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            objective(bare)
+    with pytest.raises(ValueError, match="unsolved_C is None"):
+        Hdpo()(replace(rollouts(0), unsolved_C=None))
+
+
+@given(seed=st.integers(0, 10_000), beta=st.floats(0, 2), token=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_masked_k2_at_ratio_one_is_a_policy_gradient(seed, beta, token):
+    """d/dtheta [GRPO + beta (1 - r) k2] = the policy gradient with A - beta (1 - r) sg(log pi - log pi_T)."""
+    batch = rollouts(seed, on_policy=True)
+    batch = replace(
+        batch, rewarded_C=torch.ones_like(batch.rewarded_C), teacher_mask_CT=torch.ones_like(batch.teacher_mask_CT)
+    )
+    objective = Vold(beta=beta, normalise="token" if token else "sequence")
+    wrong = (~batch.correct_C).double().unsqueeze(-1)
+    gap = batch.logprobs_CT.detach() - batch.teacher_logprobs_CT
+    advantages = batch.advantages_C.unsqueeze(-1) - beta * wrong * gap
+    lengths = batch.mask_CT.sum(-1, keepdim=True)
+    weights = 1 / batch.mask_CT.sum() if token else 1 / (lengths * len(lengths))
+    assert torch.allclose(gradient(objective, batch), -advantages * weights * batch.mask_CT, atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", [Opd(), Vold(beta=3.0), Vold(beta=3.0, masked=False)], ids=str)
+def test_a_teacher_equal_to_the_student_adds_nothing(objective):
+    batch = rollouts(1, on_policy=True)
+    batch = replace(batch, teacher_logprobs_CT=batch.logprobs_CT.detach())
+    found = gradient(objective, batch)
+    expected = torch.zeros_like(found)
+    if isinstance(objective, Vold):
+        assert objective(batch).metrics["loss/teacher"] == 0
+        expected = gradient(Grpo(eps_low=objective.eps_low, eps_high=objective.eps_high), batch)
+    assert torch.allclose(found, expected, atol=1e-15)
+
+
+def test_closed_form_by_hand():
+    """Two completions, one right: A = +-1, ratio 1; the wrong one is 0.5 below the teacher on its only token."""
+    logprobs = torch.tensor([[-1.0, -1.0], [-2.0, 0.0]], requires_grad=True)
+    batch = Rollouts(
+        logprobs_CT=logprobs,
+        old_logprobs_CT=logprobs.detach(),
+        mask_CT=torch.tensor([[True, True], [True, False]]),
+        advantages_C=torch.tensor([1.0, -1.0]),
+        rewarded_C=torch.tensor([True, True]),
+        correct_C=torch.tensor([True, False]),
+        teacher_logprobs_CT=torch.tensor([[-5.0, -5.0], [-1.5, float("nan")]]),
+        teacher_mask_CT=torch.tensor([[True, True], [True, False]]),
+    )
+    outcome = Vold(beta=0.1)(batch)
+    assert outcome.metrics["loss/policy"] == pytest.approx(0.0)
+    assert outcome.metrics["loss/teacher"] == pytest.approx(0.5 * 0.5**2 / 2)
+    outcome.loss.backward()
+    # right: -A / (2 tokens * 2 sequences); wrong: (-A + beta (log pi - log pi_T)) / 2
+    assert logprobs.grad.tolist() == [[-0.25, -0.25], [pytest.approx(0.5 - 0.1 * 0.5 / 2), 0.0]]
+
+
+def test_clip_higher_lets_good_tokens_rise_further_than_bad_ones_fall():
+    base = torch.tensor([[0.0], [0.0], [0.0], [0.0]], dtype=torch.float64)
+    moved = (base + torch.tensor([[1.25], [1.35], [0.85], [0.75]]).log()).requires_grad_()
+    yes = torch.ones(4, dtype=torch.bool)
+    batch = Rollouts(moved, base, yes.unsqueeze(-1), torch.tensor([1.0, 1.0, -1.0, -1.0]).double(), yes, yes)
+    found = gradient(Grpo(eps_low=0.2, eps_high=0.3), batch).flatten()
+    assert found[0] != 0  # 1.25 < 1.3
+    assert found[1] == 0  # above
+    assert found[2] != 0  # 0.85 > 0.8
+    assert found[3] == 0  # below
+    assert Grpo(eps_low=0.2, eps_high=0.3)(batch).metrics == pytest.approx(
+        {"loss/policy": (-1.25 - 1.3 + 0.85 + 0.8) / 4, "clip/low": 0.25, "clip/high": 0.25, "ratio/mean": 1.05}
+    )
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
+def test_what_is_masked_is_never_read(objective):
+    batch = rollouts(2)
+    poisoned = replace(
+        batch,
+        old_logprobs_CT=batch.old_logprobs_CT.masked_fill(~batch.mask_CT, math.inf),
+        teacher_logprobs_CT=batch.teacher_logprobs_CT.masked_fill(~(batch.mask_CT & batch.teacher_mask_CT), math.nan),
+        rollout_logprobs_CT=batch.rollout_logprobs_CT.masked_fill(~batch.mask_CT, math.nan),
+        support=replace(
+            batch.support, teacher_CTK=batch.support.teacher_CTK.masked_fill(~batch.support.mask_CTK, math.nan)
+        ),
+    )
+    assert objective(poisoned).loss.item() == objective(batch).loss.item()
+    both = (batch.logprobs_CT, batch.support.student_CTK)
+    found, wanted = (torch.autograd.grad(objective(given).loss, both, allow_unused=True) for given in (poisoned, batch))
+    for one, other in zip(found, wanted, strict=True):
+        assert one is other is None or torch.equal(one, other)
+
+
+def test_a_missing_reward_teaches_nothing_and_is_no_wrong_answer():
+    batch = rollouts(3)
+    missing = ~batch.rewarded_C
+    assert missing.any()
+    assert (gradient(Vold(), batch)[missing] == 0).all()
+    assert (gradient(Grpo(), batch)[missing] == 0).all()
+    assert (gradient(Vold(masked=False), batch)[missing] != 0).any()
+
+
+def test_advantages_are_centred_and_scaled_by_group():
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [1.0, 0.0, math.nan, math.nan]])
+    found = group_advantages(rewards, delta=0.0)
+    assert found[0].tolist() == pytest.approx([3**0.5 / 2, -(3**0.5) / 2, -(3**0.5) / 2, 3**0.5 / 2])
+    assert group_advantages(rewards)[1].tolist() == [0.0] * 4
+    assert found[2].tolist() == pytest.approx([2**-0.5, -(2**-0.5), 0.0, 0.0])
+    assert group_advantages(rewards, divide_by_std=False)[0].tolist() == [0.5, -0.5, -0.5, 0.5]
+
+
+def test_a_lone_reward_gives_no_advantage():
+    assert group_advantages(torch.tensor([[1.0, math.nan]])).tolist() == [[0.0, 0.0]]
+
+
+def test_an_overlong_completion_loses_reward_linearly():
+    lengths = torch.tensor([1, 80, 90, 100])
+    assert overlong_penalty(lengths, 100, 0.2).tolist() == pytest.approx([0.0, 0.0, -0.5, -1.0])
+    assert overlong_penalty(lengths, 100, 0.0).tolist() == [0.0] * 4
+
+
+def test_groups_are_informative_or_unsolved_only_where_that_is_known():
+    nan = math.nan
+    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, nan], [1.0, nan], [nan, nan]])
+    correct = rewards == 1
+    assert informative_groups(rewards, correct).tolist() == [True, False, False, False, False, False]
+    assert unsolved_groups(rewards, correct).tolist() == [False, False, True, False, False, False]

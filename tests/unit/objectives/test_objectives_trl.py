@@ -1,0 +1,101 @@
+"""The policy losses against TRL's own code: the loss and its gradient on a model's parameters, the same batch."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from vold_trainer.objectives import Cispo, Dapo, DrGrpo, Grpo, Gspo, Rollouts, Vold
+from vold_trainer.student.models import CompletionScorer
+
+C, T = 4, 5
+LENGTHS = torch.tensor([5, 2, 4, 1])
+MASK = torch.arange(T) < LENGTHS.unsqueeze(-1)
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    """TRL's GRPOTrainer around a tiny model; the tests set what differs between its losses."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    torch.manual_seed(0)
+    words = {word: index for index, word in enumerate(["<pad>", "<eos>", *"abcdefghij"])}
+    core = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
+    config = Qwen3Config(
+        vocab_size=12, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    arguments = trl.GRPOConfig(
+        output_dir=str(tmp_path_factory.mktemp("trl")), report_to=[], use_cpu=True, bf16=False, beta=0.0,
+        num_generations=2, per_device_train_batch_size=C, temperature=1.0, max_completion_length=T,
+    )  # fmt: skip
+    made = trl.GRPOTrainer(
+        Qwen3ForCausalLM(config), reward_funcs=lambda completions, **kwargs: [0.0] * len(completions), args=arguments,
+        train_dataset=Dataset.from_list([{"prompt": "a b"}] * C), processing_class=tokenizer,
+    )  # fmt: skip
+    made.model.train()
+    made.current_gradient_accumulation_steps = 1  # which train() would set
+    return made
+
+
+@pytest.mark.parametrize(
+    ("settings", "objective"),
+    [
+        ({"loss_type": "grpo", "epsilon_high": 0.3}, Grpo(eps_high=0.3)),
+        ({"loss_type": "bnpo", "epsilon_high": 0.3}, Grpo(eps_high=0.3, normalise="token")),
+        ({"loss_type": "dr_grpo"}, DrGrpo()),
+        ({"loss_type": "dapo", "epsilon_high": 0.28}, Dapo()),
+        (
+            {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon_low": 0.05, "epsilon_high": 0.07},
+            Gspo(eps_low=0.05, eps_high=0.07),
+        ),
+        ({"loss_type": "cispo", "epsilon_high": 1.1}, Cispo(eps_max=1.1)),
+        ({"loss_type": "cispo", "epsilon_high": 5.0}, Cispo()),
+        ({"loss_type": "grpo", "use_vllm": True}, Grpo(rollout_cap=1.1)),
+        ({"loss_type": "dapo", "epsilon_high": 0.28, "use_vllm": True}, Dapo(rollout_cap=1.1)),
+        ({"loss_type": "grpo", "beta": 0.4}, Vold(divergence="k3", masked=False, beta=0.4, eps_high=0.2)),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value.name,
+)
+def test_one_step_equals_trl(trainer, monkeypatch, settings, objective):
+    """TRL's `beta` is the weight of k3 against its reference model; with our teacher in that place it is the same."""
+    defaults = {"epsilon_low": 0.2, "epsilon_high": 0.2, "beta": 0.0, "importance_sampling_level": "token"}
+    for name, value in (defaults | settings).items():
+        monkeypatch.setattr(trainer, name, value)
+    monkeypatch.setattr(trainer.args, "use_bias_correction_kl", False)  # DeepSeek-V3.2's, which weighs k3 by the ratio
+    torch.manual_seed(1)
+    model = trainer.model
+    prompt, completion = torch.randint(2, 12, (C, 3)), torch.randint(2, 12, (C, T))
+    advantages = torch.tensor([0.7, -0.7, 1.3, -0.2])
+    old, reference = torch.randn(C, T) * 0.2 - 2.4, torch.randn(C, T) * 0.2 - 2.4
+    drawn = old + 0.3 * torch.randn(C, T)
+    inputs = {
+        "prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt), "completion_ids": completion,
+        "completion_mask": MASK.long(), "advantages": advantages, "old_per_token_logps": old,
+        "ref_per_token_logps": reference, "num_items_in_batch": MASK.sum(),
+        "importance_sampling_ratio": (old - drawn).exp().clamp(max=1.1),
+    }  # fmt: skip
+    model.zero_grad()
+    theirs = trainer.compute_loss(model, inputs)
+    theirs.backward()
+    their_gradient = {name: value.grad.clone() for name, value in model.named_parameters()}
+    model.zero_grad()
+
+    ids = torch.cat([prompt, completion], -1)
+    predicts = torch.zeros_like(ids, dtype=torch.bool)
+    predicts[:, 2 : 2 + T] = MASK
+    attention = torch.cat([torch.ones_like(prompt), MASK.long()], -1)
+    scores = CompletionScorer(model)({"input_ids": ids, "attention_mask": attention}, predicts, completion[MASK])
+    yes = torch.ones(C, dtype=torch.bool)
+    ours = objective(
+        Rollouts(
+            torch.zeros(C, T).masked_scatter(MASK, scores.logprobs_N), old, MASK, advantages, yes, yes,
+            teacher_logprobs_CT=reference, teacher_mask_CT=MASK, rollout_logprobs_CT=drawn, max_tokens=T,
+        )
+    ).loss  # fmt: skip
+    ours.backward()
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
+    for name, value in model.named_parameters():
+        assert torch.allclose(value.grad, their_gradient[name], atol=1e-6), name

@@ -1,0 +1,260 @@
+"""What the docs say exists: links resolve, commands parse, configs load, code compiles."""
+
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer.main
+import vold_teacher.cli
+import vold_trainer.cli
+import vold_verifier.cli
+import yaml
+from click import Context, UsageError
+from google.protobuf.json_format import Parse
+from paths import ROOT
+from vold_proto.v1 import teacher_pb2, verifier_pb2
+from vold_service.keys import Keys
+from vold_teacher.openai.fields import read
+from vold_teacher.openai.schemas import ChatRequest, CompletionRequest
+from vold_teacher.schemas import GenerateIn, LoadIn, ScoreIn, UnloadIn
+from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, load
+from vold_trainer.pocket_building.cli import app as pocket_app
+from vold_verifier import registry
+from vold_verifier.http import RequestModel
+from vold_verifier.types import BadReferenceError
+from vold_verifier.verifiers.base import Item
+
+PAGES = sorted(path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")))
+KINDS = {"traces": TracesConfig, "sft": SftConfig, "train": TrainConfig, "eval": EvalConfig}
+BODIES = {
+    "/v1/models/load": LoadIn.model_validate_json,
+    "/v1/models/unload": UnloadIn.model_validate_json,
+    "/v1/score": ScoreIn.model_validate_json,
+    "/v1/generate": GenerateIn.model_validate_json,
+    "/v1/completions": lambda text: read(CompletionRequest, text.encode()),
+    "/v1/chat/completions": lambda text: read(ChatRequest, text.encode()),
+    "/v1/verify": RequestModel.model_validate_json,
+    "vold.v1.TeacherService/Score": lambda text: Parse(text, teacher_pb2.ScoreRequest()),
+    "vold.v1.TeacherService/Generate": lambda text: Parse(text, teacher_pb2.GenerateRequest()),
+    "vold.v1.VerifierService/Verify": lambda text: Parse(text, verifier_pb2.VerifyRequest()),
+}
+FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.M | re.S)
+CALL = re.compile(r"^ *(?:\$ )?(curl|grpcurl) (?:[^'\n]|'[^']*')*", re.M)
+OF_AN_INDEX = re.compile(r"""pip install [^\n&|;]*?(?<=['" ])vold(\[[\w,-]*\])?(?! ?@)(?=['"`\s;,.:)]|$)""", re.M)
+"""vold is on no index; `vold[EXTRAS] @ URL` is another matter."""
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def blocks(language):
+    """(page and line, text) of every fenced block in that language."""
+    found = []
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        for match in FENCE.finditer(text):
+            if match[2] == language:
+                line = text.count("\n", 0, match.start()) + 1
+                found.append(pytest.param(match[3], id=f"{page}:{line}"))
+    return found
+
+
+def commands():
+    """Words of every command of ours in a bash block, continued lines joined."""
+    found = []
+    for block in blocks("bash"):
+        for line in block.values[0].replace("\\\n", " ").splitlines():
+            if re.match(r"\s*(\$ )?(\.venv/bin/)?vold(-teacher|-verifier)? ", line):
+                words = shlex.split(line.strip().removeprefix("$ ").removeprefix(".venv/bin/"), comments=True)
+                end = next((at for at, word in enumerate(words) if word in ("&", "|", ">", "&&", ";")), len(words))
+                found.append(pytest.param(words[:end], id=f"{block.id} {line.strip()[:60]}"))
+    return found
+
+
+def calls():
+    """(route or method, body) of every curl and grpcurl command that sends one."""
+    found = []
+    for block in blocks("bash"):
+        for match in CALL.finditer(block.values[0].replace("\\\n", " ")):
+            words = shlex.split(match[0].strip())
+            if "-d" in words:
+                body = words[words.index("-d") + 1]
+                target = next(
+                    re.sub(r"^(https?://)?[\w.]+:\d+", "", word) for word in words if "v1" in word and word != body
+                )
+                found.append(pytest.param(target, body, id=f"{block.id} {target}"))
+    return found
+
+
+def anchors(path):
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = FENCE.sub("", path.read_text())
+    titles = re.findall(r"^#+ +(.+?) *$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.fixture(scope="module")
+def programs():
+    if "pocket" not in {group.name for group in vold_trainer.cli.app.registered_groups}:
+        vold_trainer.cli.app.add_typer(pocket_app, name="pocket")
+    return {
+        "vold": typer.main.get_command(vold_trainer.cli.app),
+        "vold-teacher": typer.main.get_command(vold_teacher.cli.app),
+        "vold-verifier": typer.main.get_command(vold_verifier.cli.app),
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_resolve(page):
+    text = FENCE.sub("", (ROOT / page).read_text())
+    for target in LINK.findall(text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        assert linked.exists(), f"{page} links to {target}"
+        if anchor and linked.suffix == ".md":
+            assert anchor in anchors(linked), f"{page} links to {target}; {linked.name} has {sorted(anchors(linked))}"
+
+
+def test_the_index_knows_every_page():
+    linked = LINK.findall((ROOT / "docs/index.md").read_text())
+    pages = {str(page.relative_to("docs")) for page in PAGES if page.parts[0] == "docs"} - {"index.md"}
+    assert pages <= set(linked)
+
+
+def test_every_extra_is_described():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    described = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs/install.md").read_text(), re.M)
+    assert sorted(described) == sorted(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("pip install 'vold[data]'", True),
+        ("pip install -U vold", True),
+        ('pip install "vold[teacher] @ git+https://example.org/vold@v1"', False),
+        ("pip install '.[teacher]' && vold --version", False),
+    ],
+)
+def test_an_install_from_an_index_is_seen(text, wrong):
+    assert bool(OF_AN_INDEX.search(text)) == wrong
+
+
+def test_nothing_says_to_install_vold_from_an_index():
+    folders = (
+        "benchmarks",
+        "client",
+        "configs",
+        "docker",
+        "docs",
+        "examples",
+        "proto",
+        "services",
+        "trainer",
+        ".github",
+    )
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    for path in [*files, *(path for path in ROOT.glob("*") if path.is_file())]:
+        if path.suffix in (".md", ".py", ".toml", ".yaml", ".yml", "") and "__pycache__" not in path.parts:
+            found = OF_AN_INDEX.search(path.read_text())
+            assert found is None, f"{path} says {found and found[0]!r}: see docs/install.md"
+
+
+@pytest.mark.parametrize("words", commands())
+def test_commands_use_what_exists(words, programs):
+    """Options and arguments parse; KEY=VALUE overrides fit the stage's config."""
+    command, context = programs[words[0]], Context(programs[words[0]])
+    rest = words[1:]
+    while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+        assert rest[0] in command.commands, f"{words[0]} has no command {rest[0]!r}"
+        command, rest = command.commands[rest[0]], rest[1:]
+        context = Context(command, info_name=command.name, parent=context)
+    if rest in (["--help"], ["--version"]):
+        return
+    try:
+        command.parse_args(context, list(rest))
+    except UsageError as error:
+        pytest.fail(f"{shlex.join(words)}: {error.format_message()}")
+    if command.name in KINDS and words[0] == "vold":
+        stage(command.name, [word for word in rest if not word.startswith("-")])
+
+
+def stage(name, given):
+    """Load what `vold NAME` would; of a file that is the reader's own nothing is known here."""
+    first = given[0] if given and "=" not in given[0] else None
+    if first is None:
+        load(KINDS[name], None, given)
+    elif first.startswith("pocket:"):
+        load(KINDS[name], Path(first), given[1:])
+    elif (ROOT / first).is_file():
+        load(KINDS[name], ROOT / first, given[1:])
+
+
+@pytest.mark.parametrize(("target", "body"), calls())
+def test_bodies_fit_their_route(target, body):
+    BODIES[target](body)
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_yaml_blocks_load(text, tmp_path):
+    assert yaml.safe_load(text) is not None
+    if marked := re.match(r"# trainer config: (\w+)$", text, re.M):
+        file = tmp_path / "config.yaml"
+        file.write_text(text)
+        load(KINDS[marked[1]], file)
+    if text.startswith("# keys file"):
+        (tmp_path / "keys.yaml").write_text(text)
+        assert not Keys.of(tmp_path / "keys.yaml", {}).open
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_blocks_compile(text):
+    compile(text, "docs", "exec")
+
+
+@pytest.mark.parametrize("text", blocks("json"))
+def test_json_blocks_are_json(text):
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        for line in text.splitlines():
+            json.loads(line)
+
+
+def test_every_test_that_is_named_exists():
+    defined = {
+        name for path in (ROOT / "tests").glob("**/*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    for page in PAGES:
+        named = set(re.findall(r"`(test_\w+)`", (ROOT / page).read_text()))
+        assert named <= defined, f"{page} names {sorted(named - defined)}"
+
+
+def test_the_keys_of_the_objectives_have_these_defaults():
+    config = TrainConfig(out=Path("out"), student={"path": "pocket:student"}).model_dump(mode="json")
+    rows = re.findall(r"^\| (`\w+\.\w+`[^|]*) \| ([^|]+) \|", (ROOT / "docs/objectives.md").read_text(), re.M)
+    assert len(rows) >= 10
+    for keys, defaults in rows:
+        for key, default in zip(keys.split(", "), defaults.split(", "), strict=True):
+            section, field = key.strip("`").split(".")
+            assert config[section][field] == yaml.safe_load(default.strip("`")), key
+
+
+def test_the_verifier_of_the_guide_judges(tmp_path, monkeypatch):
+    text = (ROOT / "docs/guides/write-a-verifier.md").read_text()
+    (source,) = re.findall(r"^```python\n(# set_verifier\.py\n.*?)^```", text, re.M | re.S)
+    (tmp_path / "set_verifier.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    verifier = registry.load(["set_verifier"])["set"]
+    partial = verifier.parameters.model_validate({"partial": True})
+    verdict = verifier.check(Item(r"\boxed{b, c}", "A, b"), partial)
+    shown = json.loads(re.search(r'^\{"id": "1".*"missing.*$', text, re.M)[0])
+    assert (verdict.reward, verdict.correct, verdict.extracted, verdict.reason) == tuple(
+        shown[key] for key in ("reward", "correct", "extracted", "reason")
+    )
+    assert verifier.check(Item("I say <answer>b, a</answer>", "A, b"), partial).correct
+    with pytest.raises(BadReferenceError):
+        verifier.check(Item(r"\boxed{b}", " , "), partial)

@@ -1,0 +1,223 @@
+"""The decode loop: what a row draws depends on seed, row and prompt alone, and is what the student says."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from noise_prompts import PICTURES, TEXTS
+from tiny_students import FAMILIES, tiny_student
+from transformers import DynamicCache, TopPLogitsWarper
+from vold_trainer.config import StudentConfig
+from vold_trainer.errors import RunError
+from vold_trainer.pocket.world import examples
+from vold_trainer.rollout.base import Sampling
+from vold_trainer.rollout.hf import HfEngine, generate
+from vold_trainer.rollout.sampler import Sampler, uniforms
+from vold_trainer.student.batching import make_batch
+from vold_trainer.student.cache import ReservedLayer, decoding_cache
+from vold_trainer.student.models import CompletionScorer, load_student
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """A student of the family and prompts of different lengths, half of them with pictures where it reads these."""
+    folder = tiny_student(request.param, tmp_path_factory.mktemp("family"))
+    student = load_student(StudentConfig(path=str(folder)))
+    with torch.no_grad():  # as drawn, tied weights only ever repeat the last token
+        for name, value in student.model.named_parameters():
+            if "layers." in name and value.ndim == 2:
+                value.mul_(4)
+    return student, TEXTS if request.param == "qwen3" else [*TEXTS, *PICTURES]
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return load_student(StudentConfig(path="pocket:student"))
+
+
+def test_greedy_answers_are_those_of_transformers(family):
+    student, prompts = family
+    found = generate(student, prompts, max_tokens=20, temperature=0.0)
+    inputs = student.encode(prompts)
+    expected = student.model.generate(
+        **inputs, max_new_tokens=20, do_sample=False, eos_token_id=student.eos_ids, pad_token_id=student.pad_id,
+        suppress_tokens=student.place_ids or None,
+    )  # fmt: skip
+    for rollout, ids in zip(found, expected[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+        assert list(rollout.ids) == ids[: len(rollout.ids)]
+        assert rollout.truncated or rollout.ids[-1] in student.eos_ids
+
+
+def test_log_probabilities_at_sampling_time_are_those_of_training(family):
+    """So the cache, the positions and the masks of every family are right, with rows that ended in between."""
+    student, prompts = family
+    found = generate(student, prompts, group=3, max_tokens=24, temperature=0.8, seed=11, logprobs=True, candidates=4)
+    assert any(not rollout.truncated for rollout in found)
+    batch = make_batch(student, [r.example for r in found], [r.ids for r in found])
+    with torch.no_grad():
+        own = CompletionScorer(student.model).eval()(batch.inputs, batch.predicts_BS, batch.ids_N, 0.8)
+    drawn = torch.from_numpy(np.concatenate([rollout.logprobs for rollout in found]))
+    assert torch.allclose(own.logprobs_N, drawn, atol=1e-4)
+    assert all(rollout.candidates.shape == (len(rollout.ids), 4) for rollout in found)
+    apart = generate(student, prompts, group=3, max_tokens=24, temperature=0.8, seed=11, batch=4)
+    assert [rollout.ids for rollout in apart] == [rollout.ids for rollout in found]
+    assert apart[0].logprobs is None
+
+
+@pytest.fixture(scope="module")
+def whole(pocket):
+    """Prompts of many lengths and their completions, drawn in one go."""
+    prompts = [*examples("train", 3, modality="text"), *examples("train", 3, modality="image")]
+    return prompts, generate(pocket, prompts, group=3, max_tokens=16, seed=7, first_row=100)
+
+
+@settings(max_examples=6, deadline=None)
+@given(order=st.permutations(range(6)), cuts=st.sets(st.integers(1, 5)), batch=st.integers(0, 20))
+def test_a_row_draws_the_same_in_whatever_company(pocket, whole, order, cuts, batch):
+    prompts, expected = whole
+    found = {}
+    for index in order:  # each alone: any order, and a batch larger or smaller than the group
+        found[index] = generate(
+            pocket, [prompts[index]], group=3, max_tokens=16, seed=7, first_row=100 + 3 * index, batch=batch
+        )
+    assert [r for index in range(6) for r in found[index]] == expected
+    ranks = []  # as several processes would share them
+    for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), 6], strict=True):
+        ranks += HfEngine(pocket, batch=batch).draw(
+            prompts[start:end], Sampling(group=3, max_tokens=16), seed=7, first_row=100 + 3 * start
+        )
+    assert ranks == expected
+
+
+def test_a_longer_limit_draws_the_same_first_tokens(pocket, whole):
+    prompts, expected = whole
+    short = generate(pocket, prompts, group=3, max_tokens=6, seed=7, first_row=100)
+    assert [r.ids for r in short] == [r.ids[:6] for r in expected]
+    assert [r.truncated for r in short] == [len(r.ids) > 6 or r.truncated for r in expected]
+
+
+def test_prompts_are_computed_once_and_what_has_ended_leaves(pocket):
+    prompts = examples("train", 4, modality="text")
+    shapes = []
+    hook = pocket.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        found = generate(pocket, prompts, group=8, max_tokens=48, seed=1)
+    finally:
+        hook.remove()
+    assert shapes[0] == (4, max(len(r.prompt_ids) for r in found))
+    batches = [rows for rows, _ in shapes[1:]]
+    assert all(length == 1 for _, length in shapes[1:])
+    assert batches == sorted(batches, reverse=True)
+    assert batches[0] == 32
+    needed = sum(len(r.ids) - 1 for r in found)
+    assert needed <= sum(batches) < 2 * needed
+    assert len(batches) == max(len(r.ids) for r in found) - 1
+
+
+def test_rows_are_handed_on_in_the_order_in_which_they_end(pocket):
+    seen = []
+    prompts = examples("train", 4, modality="text")
+    found = generate(pocket, prompts, group=4, max_tokens=48, seed=2, on_finished=seen.extend)
+    assert sorted(seen, key=lambda r: r.row) == found
+    assert [len(r.ids) for r in seen] == sorted(len(r.ids) for r in seen)
+
+
+def test_training_mode_and_gradients_are_left_as_they_were(pocket):
+    pocket.model.train()
+    grads = []
+    prompts = examples("train", 1, modality="text")
+    generate(pocket, prompts, max_tokens=4, on_finished=lambda _: grads.append(torch.is_grad_enabled()))
+    assert pocket.model.training
+    assert all(grads)
+    pocket.model.eval()
+
+
+def test_logits_that_are_not_numbers_stop_the_run():
+    student = load_student(StudentConfig(path="pocket:student"))
+    student.model.train()
+    with torch.no_grad():
+        student.model.get_output_embeddings().weight[5] = math.nan
+    with pytest.raises(RunError, match="logits are not numbers"):
+        generate(student, examples("train", 2, modality="text"), max_tokens=4)
+    assert student.model.training
+
+
+def test_no_prompts_draw_nothing(pocket):
+    assert generate(pocket, [], max_tokens=4) == []
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_draws_follow_the_distribution(temperature, top_p):
+    """Pearson's chi-square over 40,000 draws: 5 ids left, so a value above 23.5 has a chance of 1 in 10,000."""
+    logits_V = torch.tensor([1.0, -0.5, 0.3, 2.0, 0.0, 0.8, -1.0])
+    sampler = Sampler(temperature, top_p, banned=torch.tensor([2, 6]))
+    numbers = torch.from_numpy(uniforms(3, range(400), 100)).flatten()
+    drawn = sampler(logits_V.expand(len(numbers), -1), numbers)
+    scaled_V = (logits_V / temperature).index_fill(0, torch.tensor([2, 6]), -torch.inf)
+    expected_V = TopPLogitsWarper(top_p)(None, scaled_V.unsqueeze(0))[0].softmax(-1) * len(numbers)
+    counts_V = torch.bincount(drawn.ids_B, minlength=7)
+    assert (counts_V[expected_V == 0] == 0).all()
+    some_V = expected_V > 0
+    assert ((counts_V - expected_V)[some_V].square() / expected_V[some_V]).sum() < 23.5
+    whole_V = (logits_V / temperature).log_softmax(-1)
+    assert torch.allclose(drawn.logprobs_B, whole_V[drawn.ids_B])
+
+
+def test_the_engine_draws_what_the_student_says(pocket):
+    """Chi-square again, over the first token of a prompt, ids expected fewer than 8 times taken together."""
+    example = examples("train", 1, modality="text")[0]
+    found = generate(pocket, [example], group=3000, max_tokens=1, temperature=4.0, seed=4)
+    logits_V = pocket.model(**pocket.encode([example])).logits[0, -1].detach() / 4.0
+    expected_V = logits_V.index_fill(0, torch.tensor(pocket.place_ids), -torch.inf).softmax(-1) * len(found)
+    counts_V = torch.bincount(torch.tensor([r.ids[0] for r in found]), minlength=len(expected_V))
+    rare_V = expected_V < 8
+    counts = torch.cat([counts_V[~rare_V], counts_V[rare_V].sum()[None]])
+    expected = torch.cat([expected_V[~rare_V], expected_V[rare_V].sum()[None]])
+    cells = len(counts)
+    assert cells > 3
+    assert ((counts - expected).square() / expected).sum() < cells + 4 * math.sqrt(2 * cells)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    logits=st.lists(st.floats(-6, 6, width=32), min_size=2, max_size=12, unique=True),
+    top_p=st.floats(0.05, 0.99),
+    number=st.floats(0, 1, exclude_max=True),
+)
+def test_top_p_keeps_what_transformers_keeps(logits, top_p, number):
+    logits_1V = torch.tensor([logits])
+    (drawn,) = Sampler(1.0, top_p)(logits_1V, torch.tensor([number], dtype=torch.float64)).ids_B.tolist()
+    shares = logits_1V.softmax(-1).double()[0].sort(descending=True).values.cumsum(0)
+    if (shares - top_p).abs().min() > 1e-6:  # else rounding decides
+        kept = TopPLogitsWarper(top_p)(None, logits_1V)[0].isfinite()
+        # Of ids that are equally likely, transformers keeps some and leaves others out.
+        assert kept[drawn] or logits_1V[0, drawn] >= logits_1V[0, kept].min() - 1e-6
+
+
+def test_numbers_are_of_the_row_and_uniform():
+    whole = uniforms(9, [4, 5, 6], 50)
+    assert np.array_equal(uniforms(9, [6], 20)[0], whole[2, :20])
+    assert not np.isin(uniforms(10, [4, 5, 6], 50), whole).any()
+    assert not np.isin(whole[0], whole[1]).any()
+    assert uniforms(-1, [0], 3).shape == (1, 3)
+    many = np.sort(uniforms(0, range(2000), 5).flatten())
+    assert np.abs(many - (np.arange(10_000) + 0.5) / 10_000).max() < 0.02  # Kolmogorov and Smirnov at 1 in 1000: 0.0195
+
+
+def test_the_cache_holds_what_the_usual_one_holds(pocket):
+    ours, usual = decoding_cache(pocket.model.config, 4), DynamicCache(config=pocket.model.config)
+    assert all(isinstance(layer, ReservedLayer) for layer in ours.layers)
+    rng = torch.Generator().manual_seed(0)
+    for sequences, new, kept in ((2, 3, [1, 0, 1]), (3, 1, [0, 1, 2]), (3, 2, [2, 0]), (2, 7, [0, 1]), (2, 1, [1])):
+        keys, values = torch.randn(2, sequences, 3, new, 8, generator=rng)
+        for mine, theirs in zip(ours.update(keys, values, 0), usual.update(keys, values, 0), strict=True):
+            assert torch.equal(mine, theirs)
+        for cache in (ours, usual):
+            cache.reorder_cache(torch.tensor(kept))
+    assert ours.get_seq_length() == usual.get_seq_length() == 14

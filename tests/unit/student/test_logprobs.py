@@ -1,0 +1,43 @@
+"""Chunked log-probabilities against torch's own, values and gradients."""
+
+import pytest
+import torch
+from vold_trainer.student.logprobs import LOGIT_BYTES, chunk_size, token_logprobs
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("recompute", [True, False])
+def test_equal_log_softmax_for_any_chunk(chunk, temperature, recompute):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 11, bias=False).double()
+    hidden = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(0, 11, (7,))
+    support = torch.randint(0, 11, (7, 3))
+    found, entropy, further, *_ = token_logprobs(
+        hidden, head, ids, temperature=temperature, chunk=chunk, recompute=recompute, support_NK=support
+    )
+    whole = (head(hidden).float() / temperature).log_softmax(-1)
+    assert torch.allclose(found, whole.gather(-1, ids[:, None]).flatten(), atol=1e-6)
+    assert torch.allclose(entropy, -(whole.exp() * whole).sum(-1), atol=1e-6)
+    assert torch.allclose(further, whole.gather(-1, support), atol=1e-6)
+    weights = torch.randn(7)
+    mine = torch.autograd.grad((found * weights).sum() + further.square().sum(), [hidden, head.weight])
+    wanted = (whole.gather(-1, ids[:, None]).flatten() * weights).sum() + whole.gather(-1, support).square().sum()
+    theirs = torch.autograd.grad(wanted, [hidden, head.weight])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_nothing_in_nothing_out():
+    nothing = torch.zeros(0, dtype=torch.long)
+    found, entropy, further, *_ = token_logprobs(torch.zeros(0, 8), torch.nn.Linear(8, 11), nothing)
+    assert len(found) == len(entropy) == 0
+    assert further is None
+
+
+def test_a_chunk_is_bounded_in_bytes_whatever_the_vocabulary():
+    for vocabulary in (110, 32_000, 152_064, 262_208, 10**9):
+        positions = chunk_size(vocabulary)
+        assert positions == 1 or 4 * vocabulary * positions <= LOGIT_BYTES
+        assert 4 * vocabulary * (positions + 1) > LOGIT_BYTES
+    assert chunk_size(152_064) == 441

@@ -1,0 +1,48 @@
+"""Who learns which completions in which pass: the whole step once, whatever the number of processes."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from vold_trainer.processes.ranks import share
+from vold_trainer.student.plan import plan_updates
+
+
+@given(count=st.integers(0, 50), size=st.integers(1, 7))
+def test_shares_are_contiguous_whole_and_even(count, size):
+    shares = [share(count, rank, size) for rank in range(size)]
+    assert [index for part in shares for index in part] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@st.composite
+def steps(draw):
+    lengths = draw(st.lists(st.integers(1, 30), min_size=1, max_size=20))
+    rows = draw(st.permutations(range(len(lengths))))
+    size = draw(st.integers(1, 4))
+    owners = draw(st.lists(st.integers(0, size - 1), min_size=len(lengths), max_size=len(lengths)))
+    placed = list(zip(sorted(rows), lengths, owners, strict=True))
+    return [[(row, length) for row, length, owner in placed if owner == rank] for rank in range(size)]
+
+
+@given(drawn=steps(), size=st.integers(0, 8), micro=st.integers(1, 5), seed=st.integers(0, 99), even=st.booleans())
+def test_every_completion_is_learned_once_in_the_optimiser_step_that_one_process_would_take(
+    drawn, size, micro, seed, even
+):
+    settings = {"size": size, "micro": micro, "seed": seed, "even": even}
+    alone = plan_updates([sorted(pair for part in drawn for pair in part)], 0, **settings)
+    plans = [plan_updates(drawn, rank, **settings) for rank in range(len(drawn))]
+    everything = sorted(pair for part in drawn for pair in part)
+    for number, whole in enumerate(alone):
+        updates = [plan[number] for plan in plans]
+        learned = sorted(
+            drawn[rank][index] for rank, update in enumerate(updates) for rows in update.passes for index in rows
+        )
+        assert learned == sorted(everything[index] for rows in whole.passes for index in rows)
+        assert all(len(rows) <= micro for update in updates for rows in update.passes)
+        for update in updates:
+            assert update.sequences == len(learned)
+            assert update.tokens == sum(length for _, length in learned)
+            assert update.rest == len(everything)
+            assert update.passes
+        if even:
+            assert len({len(update.passes) for update in updates}) == 1
+    assert all(len(plan) == len(alone) for plan in plans)

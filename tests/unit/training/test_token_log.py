@@ -1,0 +1,56 @@
+"""How far sampling and training disagree about a token is in the figures of every step."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from vold_trainer.config import StudentConfig
+from vold_trainer.data import Example
+from vold_trainer.rollout.base import Rollout
+from vold_trainer.scoring.batch import Scored
+from vold_trainer.scoring.scorer import RolloutScore
+from vold_trainer.student.models import load_student
+from vold_trainer.training.token_log import TokenLog, token_figures
+
+DRAWN = ([-1.0, -2.0, -0.5], None, [-0.25])
+OWN = (torch.tensor([-1.5, -1.0, -0.5]), torch.tensor([-9.0, -9.0]), torch.tensor([-0.5]))
+
+
+def step_log(old=None):
+    example = Example("a", ({"role": "user", "content": "?"},), "1")
+    rollouts = [
+        Rollout(row, example, (1,), (2,) * len(own), "", False, None if drawn is None else np.array(drawn, np.float32))
+        for row, (drawn, own) in enumerate(zip(DRAWN, OWN, strict=True))
+    ]
+    scored = Scored(rollouts, [RolloutScore() for _ in rollouts], 1, advantage_std=True, max_tokens=8, overlong=0.0)
+    log = TokenLog(scored, old)
+    log.add([2, 0], torch.cat([OWN[2], OWN[0]]), torch.ones(4))
+    log.add([1], OWN[1], torch.ones(2))
+    return token_figures(log.sums())
+
+
+def test_mismatch_is_the_gap_between_sampling_and_training_where_both_are_known():
+    figures = step_log()
+    assert figures["mismatch/k1"] == pytest.approx((0.5 - 1.0 + 0.0 + 0.25) / 4)
+    assert figures["mismatch/abs"] == pytest.approx((0.5 + 1.0 + 0.0 + 0.25) / 4)
+    k3 = [math.exp(-gap) - 1 + gap for gap in (0.5, -1.0, 0.0, 0.25)]
+    assert figures["mismatch/k3"] == pytest.approx(sum(k3) / 4)
+
+
+def test_an_update_in_the_step_is_no_mismatch():
+    old = {0: torch.tensor(DRAWN[0]), 1: torch.zeros(2), 2: torch.tensor(DRAWN[2])}
+    figures = step_log(old)
+    assert figures["mismatch/k1"] == figures["mismatch/abs"] == 0.0
+
+
+def test_the_rollouts_kept_are_of_prompts_from_all_over_the_step():
+    """Completions of a prompt stand together: the first three of a group of five would be of one prompt."""
+    student = load_student(StudentConfig(path="pocket:student"))
+    examples = [Example(name, ({"role": "user", "content": "?"},), "1") for name in "abc"]
+    rollouts = [Rollout(row, examples[row // 5], (1,), (20,), "", False) for row in range(15)]
+    right = [row in (1, 3, 12, 14) for row in range(15)]
+    log = TokenLog(Scored(rollouts, [RolloutScore(reward=float(ok), correct=ok) for ok in right], 5))
+    log.add(list(range(15)), torch.zeros(15), torch.zeros(15))
+    kept = [(sample["id"], sample["correct"]) for sample in log.samples(1, student)]
+    assert kept == [("a", True), ("a", True), ("c", True), ("a", False), ("b", False), ("b", False)]

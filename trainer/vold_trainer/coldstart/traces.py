@@ -1,0 +1,148 @@
+"""Cold-start traces: the teacher answers the prompts itself, and the verifier may filter what it says."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from vold_client import AsyncTeacherClient, AsyncVerifierClient, Generation, Item
+
+from vold_trainer.config import TracesConfig
+from vold_trainer.data import Example
+from vold_trainer.data.traces import prompt_fields
+from vold_trainer.errors import RunError, UsageError
+from vold_trainer.scoring.twins import check_twins, flat, teacher_messages
+from vold_trainer.services.local import open_services, teacher_client, verifier_client
+from vold_trainer.sources import load_examples
+from vold_trainer.tasks import ClientTasks
+from vold_trainer.terminal import Live, progress
+
+log = logging.getLogger("vold.traces")
+
+
+@dataclass(frozen=True)
+class TracesSummary:
+    """asked: completions asked for. kept: lines written. dropped: how many went, by reason."""
+
+    asked: int
+    kept: int
+    dropped: dict[str, int]
+
+
+def run_traces(config: TracesConfig) -> TracesSummary:
+    """Write `config.out`, one JSON object a trace. Raises RunError where nothing is kept."""
+    if config.keep == "correct" and config.verifier is None:
+        raise UsageError("keep is 'correct' but there is no verifier: set verifier.url, or keep=all")
+    examples = load_examples(config.data)
+    check_twins(examples)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = config.out.with_name(config.out.name + ".partial")
+    with open_services(teacher=config.teacher, verifier=config.verifier) as services:
+        tasks = ClientTasks()
+
+        async def work(live: Live, stream: IO[str]) -> TracesSummary:
+            async with AsyncExitStack() as stack:
+                teacher = await stack.enter_async_context(teacher_client(config.teacher, services))
+                verifier = None
+                if config.verifier is not None and config.keep == "correct":
+                    verifier = await stack.enter_async_context(verifier_client(config.verifier, services))
+                return await _write(config, examples, teacher, verifier, stream, live)
+
+        try:
+            with partial.open("w") as stream, progress("traces from the teacher", len(examples)) as live:
+                summary = tasks.run(work(live, stream))
+        finally:
+            tasks.close()
+    if not summary.kept:
+        raise RunError(f"not one of {summary.asked} traces was kept ({summary.dropped}): check teacher and verifier")
+    partial.replace(config.out)
+    return summary
+
+
+async def _write(
+    config: TracesConfig,
+    examples: Sequence[Example],
+    teacher: AsyncTeacherClient,
+    verifier: AsyncVerifierClient | None,
+    stream: IO[str],
+    live: Live,
+) -> TracesSummary:
+    dropped: Counter[str] = Counter()
+    kept = 0
+    info = await teacher.info()
+    seeded = not config.temperature or "seed" in info.capabilities
+    if not seeded:
+        log.warning("%s draws without regard to a seed: the traces will be others each time", info.identity.model)
+    for start in range(0, len(examples), config.request):
+        part = examples[start : start + config.request]
+        generations = [
+            generation
+            async for generation in teacher.generate(
+                [flat(teacher_messages(example, config.teacher.system)) for example in part],
+                n=config.samples,
+                max_tokens=config.max_tokens,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                seed=config.seed * 1_000_003 + start if seeded else None,
+            )
+        ]
+        generations.sort(key=lambda generation: (generation.prompt, generation.index))
+        whole = []
+        for generation in generations:
+            if generation.error is not None:
+                dropped[f"teacher: {type(generation.error).__name__}"] += 1
+            elif generation.finish_reason != "stop":
+                dropped["not finished"] += 1
+            else:
+                whole.append(generation)
+        accepted = whole if verifier is None else await _accepted(config, part, whole, verifier, dropped)
+        for generation in accepted:
+            stream.write(json.dumps(_row(part[generation.prompt], generation, config.out)) + "\n")
+        kept += len(accepted)
+        live.update(start + len(part), kept=str(kept), dropped=str(dropped.total()))
+    return TracesSummary(len(examples) * config.samples, kept, dict(dropped))
+
+
+async def _accepted(
+    config: TracesConfig,
+    examples: Sequence[Example],
+    generations: Sequence[Generation],
+    verifier: AsyncVerifierClient,
+    dropped: Counter[str],
+) -> list[Generation]:
+    assert config.verifier is not None
+    items = [
+        Item(
+            verifier=str(examples[generation.prompt].meta.get("verifier", config.verifier.name)),
+            completion=generation.text,
+            reference=examples[generation.prompt].reference,
+            prompt=examples[generation.prompt].prompt_text,
+            parameters=dict(examples[generation.prompt].meta.get("parameters", config.verifier.parameters)),
+        )
+        for generation in generations
+    ]
+    verdicts = await verifier.verify(items) if items else []
+    accepted = []
+    for generation, verdict in zip(generations, verdicts, strict=True):
+        if verdict.error is not None:
+            dropped[f"verifier: {type(verdict.error).__name__}"] += 1
+        elif not verdict.correct:
+            dropped["wrong"] += 1
+        else:
+            accepted.append(generation)
+    return accepted
+
+
+def _row(example: Example, generation: Generation, out: Path) -> dict[str, object]:
+    return {
+        "id": f"{example.id}-{generation.index}",
+        **prompt_fields(example, out.parent, out.parent / f"{out.stem}-images"),
+        "completion": generation.text,
+        "completion_ids": [int(token) for token in generation.ids],
+        "reference": example.reference,
+        "category": example.category,
+    }

@@ -1,0 +1,26 @@
+"""The rows of one file, whatever its format."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vold_trainer.data.columns import Columns
+from vold_trainer.data.jsonl import read_lines
+from vold_trainer.data.parquet import parquet_rows
+from vold_trainer.data.rows import Row
+from vold_trainer.errors import UsageError
+
+JSONL = (".jsonl", ".json", ".ndjson")
+
+
+PARQUET = (".parquet",)
+
+
+def file_rows(path: Path, columns: Columns) -> Iterator[Row]:
+    """The rows of one file, JSONL or Parquet by its suffix. Raises UsageError for another suffix."""
+    if path.suffix in PARQUET:
+        yield from parquet_rows(path, columns)
+    elif path.suffix in JSONL:
+        for number, row in read_lines(path):
+            yield Row(f"{path}:{number}", row, path.parent)
+    else:
+        raise UsageError(f"{str(path)!r} is neither JSONL ({', '.join(JSONL)}) nor Parquet (.parquet): convert it")

@@ -1,0 +1,172 @@
+"""What an evaluation says of one set: judged completions in, figures out."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vold_client import Verdict
+
+from vold_trainer.adapters import Figures, Outcome
+from vold_trainer.config import SamplingConfig
+from vold_trainer.data import Example
+from vold_trainer.evaluation.answers import Answer
+from vold_trainer.evaluation.metrics import bootstrap, maj_at_k, mean, pass_at_k, wilson
+
+RIGHT = "\0right"
+"""The vote of a completion that the verifier accepts, however its answer is written."""
+
+Aggregate = Callable[[Sequence[Outcome]], Figures]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One problem: its greedy completion, where one was asked for, and its sampled ones, with their verdicts."""
+
+    example: Example
+    greedy: tuple[Answer, Verdict] | None
+    sampled: tuple[tuple[Answer, Verdict], ...] = ()
+
+    def all(self) -> Iterator[tuple[Answer, Verdict]]:
+        if self.greedy is not None:
+            yield self.greedy
+        yield from self.sampled
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """accuracy: of the n greedy answers that were judged, NaN where none was. interval: Wilson's, 95 %.
+
+    errors: answers, sampled ones included, that nobody could judge. mean_length: tokens. truncated: the share that ran
+    into max_tokens; both of the greedy answers, or of the sampled ones where there are no others. by_facet: accuracy
+    by the further names that an adapter gives. aggregate: the benchmark's own figures. sampled: see
+    `summarise_sampled`.
+    """
+
+    accuracy: float
+    n: int
+    interval: tuple[float, float]
+    by_category: dict[str, dict[str, Any]]
+    errors: int
+    mean_length: float
+    truncated: float
+    problems: int = 0
+    by_facet: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    aggregate: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sampled: dict[str, Any] | None = None
+
+
+def summarise(
+    problems: Sequence[Judged], sampling: SamplingConfig, *, aggregate: Aggregate | None = None, seed: int = 0
+) -> SetResult:
+    """The figures of one set. seed: of the bootstrap."""
+    verdicts = [_correct(problem.greedy) for problem in problems]
+    right = [correct for correct in verdicts if correct is not None]
+    everything = [pair for problem in problems for pair in problem.all()]
+    measured = [problem.greedy[0] for problem in problems if problem.greedy] or [answer for answer, _ in everything]
+    own = {}
+    if aggregate is not None and any(problem.greedy for problem in problems):
+        outcomes = [Outcome(problem.example, correct) for problem, correct in zip(problems, verdicts, strict=True)]
+        own = {name: _figure(values, seed) for name, values in aggregate(outcomes).items()}
+    return SetResult(
+        accuracy=sum(right) / len(right) if right else math.nan,
+        n=len(right),
+        interval=wilson(sum(right), len(right)),
+        by_category=_shares(problems, verdicts, lambda example: [example.category]),
+        errors=sum(verdict.error is not None for _, verdict in everything),
+        mean_length=sum(answer.tokens for answer in measured) / max(1, len(measured)),
+        truncated=sum(answer.truncated for answer in measured) / max(1, len(measured)),
+        problems=len(problems),
+        by_facet={
+            facet: _shares(problems, verdicts, lambda example, facet=facet: _named(example, facet))  # type: ignore[misc]
+            for facet in sorted({name for problem in problems for name in problem.example.meta.get("facets", {})})
+        },
+        aggregate=own,
+        sampled=summarise_sampled(problems, sampling, aggregate=aggregate, seed=seed) if sampling.n else None,
+    )
+
+
+def summarise_sampled(
+    problems: Sequence[Judged], sampling: SamplingConfig, *, aggregate: Aggregate | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """mean@n, pass@k and maj@k as {"value", "interval", "n"}, n being the problems behind the value.
+
+    The mean is over the verdicts that there are. A problem with fewer than k verdicts has no pass@k and no maj@k: it
+    is left out of those, never counted as unsolved. Intervals are bootstrapped over problems.
+    """
+    found: dict[str, Any] = {
+        "n": sampling.n,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "errors": sum(verdict.error is not None for problem in problems for _, verdict in problem.sampled),
+        **_sampled_figures(problems, sampling, seed),
+    }
+    categories = sorted({problem.example.category for problem in problems} - {""})
+    found["by_category"] = {
+        name: _sampled_figures([p for p in problems if p.example.category == name], sampling, seed)
+        for name in categories
+    }
+    if aggregate is not None:
+        found["aggregate"] = _sampled_aggregate(problems, sampling.n, aggregate)
+    answers = [answer for problem in problems for answer, _ in problem.sampled]
+    found["mean_length"] = sum(answer.tokens for answer in answers) / max(1, len(answers))
+    found["truncated"] = sum(answer.truncated for answer in answers) / max(1, len(answers))
+    return found
+
+
+def _sampled_figures(problems: Sequence[Judged], sampling: SamplingConfig, seed: int) -> dict[str, Any]:
+    judged = [[verdict for _, verdict in problem.sampled if verdict.error is None] for problem in problems]
+    right = [sum(bool(verdict.correct) for verdict in verdicts) for verdicts in judged]
+    figures = {f"mean@{sampling.n}": [c / len(verdicts) for c, verdicts in zip(right, judged, strict=True) if verdicts]}
+    for k in sampling.ks:
+        enough = [(c, verdicts) for c, verdicts in zip(right, judged, strict=True) if len(verdicts) >= k]
+        figures[f"pass@{k}"] = [pass_at_k(len(verdicts), c, k) for c, verdicts in enough]
+        if k > 2:  # of two, or of one, the vote says what the mean says
+            figures[f"maj@{k}"] = [maj_at_k([_vote(v) for v in verdicts], RIGHT, k) for _, verdicts in enough]
+    return {name: _figure(values, seed) for name, values in figures.items()}
+
+
+def _sampled_aggregate(problems: Sequence[Judged], n: int, aggregate: Aggregate) -> dict[str, float]:
+    """The benchmark's own figures of each of the n passes through the set, averaged over the passes."""
+    passes: dict[str, list[float]] = {}
+    for sample in range(n):
+        outcomes = [Outcome(problem.example, _correct(problem.sampled[sample])) for problem in problems]
+        for name, values in aggregate(outcomes).items():
+            if values:
+                passes.setdefault(name, []).append(mean(values))
+    return {name: mean(values) for name, values in passes.items()}
+
+
+def _figure(values: Sequence[float], seed: int) -> dict[str, Any]:
+    return {"value": mean(values), "interval": bootstrap(values, seed=seed), "n": len(values)}
+
+
+def _shares(
+    problems: Sequence[Judged], verdicts: Sequence[bool | None], names: Callable[[Example], Sequence[str]]
+) -> dict[str, dict[str, Any]]:
+    """Accuracy of the judged answers by name, "" left out."""
+    groups: dict[str, list[bool]] = {}
+    for problem, correct in zip(problems, verdicts, strict=True):
+        for name in names(problem.example) if correct is not None else ():
+            groups.setdefault(name, []).append(bool(correct))
+    groups.pop("", None)
+    return {
+        name: {"accuracy": sum(right) / len(right), "n": len(right), "interval": wilson(sum(right), len(right))}
+        for name, right in sorted(groups.items())
+    }
+
+
+def _named(example: Example, facet: str) -> list[str]:
+    facets: Mapping[str, Any] = example.meta.get("facets", {})
+    value = facets.get(facet, [])
+    return [value] if isinstance(value, str) else [str(item) for item in value]
+
+
+def _correct(pair: tuple[Answer, Verdict] | None) -> bool | None:
+    return None if pair is None or pair[1].error is not None else bool(pair[1].correct)
+
+
+def _vote(verdict: Verdict) -> str | None:
+    if verdict.correct:
+        return RIGHT
+    return None if not verdict.extracted else " ".join(verdict.extracted.casefold().split())

@@ -1,0 +1,227 @@
+"""`vold ablation`: the paper's component table in the pocket world, every row from several seeds.
+
+A row is a chain of stages; what rows share (traces, cold starts) is made once a seed. Every finished row is kept
+in its folder, so that an interrupted ablation goes on where it was.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import statistics
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from vold_trainer.errors import UsageError
+from vold_trainer.experiments.stages import Recipe, pocket_services
+from vold_trainer.files import read_json_lines, write_json
+from vold_trainer.report import write_ablation
+from vold_trainer.terminal import console, progress, quiet
+
+BASE = "pocket:student"
+TEACHER, OTHER_TEACHER = "local:pocket:teacher", "local:pocket:teacher-b"
+OTHER_START = "sft-other"
+COMPARED = ("vold", "sft-grpo")
+"""The rows whose difference the table states: what the teacher adds in the second stage."""
+LAST_STEPS = 10
+"""Training steps over which a row's final reward is averaged."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. start: base, sft or sft-other. objective: a shipped config's name, or None for none."""
+
+    name: str
+    label: str
+    start: str
+    objective: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+ROWS = (
+    Row("base", "base student", "base"),
+    Row("sft", "SFT", "sft"),
+    Row("grpo-only", "GRPO without SFT", "base", "grpo"),
+    Row(
+        "opd-only",
+        "distillation only, without SFT",
+        "base",
+        "vold",
+        ("objective={name: opd, eps_high: 0.3}",),
+    ),
+    Row("sft-grpo", "SFT + GRPO", "sft", "grpo"),
+    Row("vold-no-sft", "VOLD without SFT", "base", "vold"),
+    Row("vold-unmasked", "VOLD, unmasked", "sft", "vold", ("objective.masked=false",)),
+    Row("vold", "VOLD", "sft", "vold"),
+    Row("other-sft", "SFT on another teacher's traces", OTHER_START),
+    Row("other-vold", "another teacher's SFT, then VOLD", OTHER_START, "vold"),
+)
+
+
+def run_ablation(
+    out: Path,
+    results: Path,
+    *,
+    seeds: int = 3,
+    workers: int = 1,
+    only: Sequence[str] | None = None,
+    overrides: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Run what is missing under `out`; write ablation.json there, and table and plot into `results`.
+
+    workers: rows at the same time, each in a process of its own, which share the cores. Raises UsageError for an
+    unknown row.
+    """
+    known = {row.name: row for row in ROWS}
+    if unknown := sorted(set(only or ()) - set(known)):
+        raise UsageError(f"--row {unknown[0]!r} is no row; choose from {', '.join(known)}")
+    rows = [row for row in ROWS if only is None or row.name in only]
+    needed = sorted({row.start for row in rows} - {"base"})
+    if workers > 1:  # more threads than cores would starve each other
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        overrides = (*(f"{stage}:threads={threads}" for stage in ("sft", "train", "eval")), *overrides)
+    with contextlib.ExitStack() as stack:
+        services = stack.enter_context(pocket_services(TEACHER, "local:"))
+        other = stack.enter_context(pocket_services(OTHER_TEACHER, "local:")) if OTHER_START in needed else services
+        recipes = [Recipe(out / f"seed-{seed}", services, seed, overrides) for seed in range(seeds)]
+        starts = [
+            (replace(recipe, services=other) if name == OTHER_START else recipe, name)
+            for recipe in recipes
+            for name in needed
+        ]
+        pool = stack.enter_context(_workers(workers)) if workers > 1 else None
+        _run_all("cold starts of the ablation", cold_start, starts, pool)
+        _run_all("rows of the ablation", run_row, [(recipe, row) for row in rows for recipe in recipes], pool)
+    result = gather(out, rows, seeds)
+    write_json(out / "ablation.json", result)
+    write_ablation(result, results)
+    console.print(summary_table(result))
+    if result["comparison"]:
+        console.print(result["comparison"]["says"])
+    return result
+
+
+def _workers(number: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+
+
+def _run_all(
+    label: str, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], pool: ProcessPoolExecutor | None
+) -> None:
+    """One after another, or in the pool's processes."""
+    if pool is None:
+        for job in jobs:
+            function(*job)
+        return
+    with progress(label, len(jobs)) as live:
+        for done, future in enumerate(as_completed([pool.submit(function, *job) for job in jobs]), 1):
+            future.result()
+            live.update(done)
+
+
+def _begin_worker() -> None:
+    """Say nothing, and end with the parent however that ends: nobody would read what is left."""
+    quiet()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def run_row(recipe: Recipe, row: Row) -> None:
+    """Train and judge one row of one seed, unless that is done already; its cold start is there."""
+    if (recipe.out / row.name / "eval.json").is_file():
+        return
+    student: Path | str = BASE if row.start == "base" else _started(recipe, row.start)
+    if row.objective is not None:
+        student = recipe.train(row.objective, student, row.name, *row.overrides)
+    recipe.evaluate(student, row.name)
+
+
+def cold_start(recipe: Recipe, name: str) -> Path:
+    """The traces of the recipe's teacher and the student that imitates them, made once."""
+    model = _started(recipe, name)
+    if (model / "config.json").is_file():
+        return model
+    traces, _ = recipe.traces(f"traces-{name}.jsonl")
+    return recipe.sft(traces, f"start-{name}")
+
+
+def _started(recipe: Recipe, name: str) -> Path:
+    return recipe.out / f"start-{name}" / "model"
+
+
+def gather(out: Path, rows: Sequence[Row], seeds: int) -> dict[str, Any]:
+    """What the rows' folders hold, as {"rows": [{"name", "label", "seeds": [...]}], "n"}."""
+    gathered = []
+    n = 0
+    for row in rows:
+        found = []
+        for seed in range(seeds):
+            folder = out / f"seed-{seed}" / row.name
+            if not (folder / "eval.json").is_file():
+                continue
+            judged = json.loads((folder / "eval.json").read_text())
+            n = judged["image"]["n"]
+            rewards = [line.get("reward/mean") for line in read_json_lines(folder / "metrics.jsonl")]
+            last = [reward for reward in rewards if reward is not None][-LAST_STEPS:]
+            found.append(
+                {
+                    "seed": seed,
+                    "text_accuracy": judged["text"]["accuracy"],
+                    "image_accuracy": judged["image"]["accuracy"],
+                    "reward": statistics.fmean(last) if last else None,
+                }
+            )
+        gathered.append({"name": row.name, "label": row.label, "seeds": found})
+    return {"rows": gathered, "n": n, "command": "make bench-ablation", "comparison": compare_rows(gathered)}
+
+
+def compare_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """COMPARED by picture accuracy, seed by seed: the seeds share their cold start, so they are pairs.
+
+    None where fewer than two seeds have both rows. spread: the sample standard deviation.
+    """
+    by_name = {row["name"]: row for row in rows}
+    if not all(name in by_name for name in COMPARED):
+        return None
+    first, second = ({seed["seed"]: seed["image_accuracy"] for seed in by_name[name]["seeds"]} for name in COMPARED)
+    differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    if len(differences) < 2:
+        return None
+    mean, spread = statistics.fmean(differences), statistics.stdev(differences)
+    says = (
+        f"{by_name[COMPARED[0]]['label']} minus {by_name[COMPARED[1]]['label']}, pictures, seed by seed: "
+        f"{', '.join(f'{100 * d:+.1f}' for d in differences)}; mean {100 * mean:+.1f} ± {100 * spread:.1f} points"
+    )
+    return {"rows": list(COMPARED), "differences": differences, "mean": mean, "spread": spread, "says": says}
+
+
+def summary_table(result: Mapping[str, Any]) -> Table:
+    """Mean and standard deviation over the seeds, row by row."""
+    table = Table(title=f"Components in the pocket world (test set of {result['n']} problems)")
+    for name in ("row", "text", "pictures", "final reward", "seeds"):
+        table.add_column(name, justify="left" if name == "row" else "right")
+    for row in result["rows"]:
+        cells = [_mean_and_spread([seed[key] for seed in row["seeds"]]) for key in ("text_accuracy", "image_accuracy")]
+        rewards = [seed["reward"] for seed in row["seeds"] if seed["reward"] is not None]
+        reward = f"{statistics.fmean(rewards):.2f}" if rewards else ""
+        table.add_row(row["label"], *cells, reward, str(len(row["seeds"])))
+    return table
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.1%} ± {spread:.1%}"

@@ -1,0 +1,15 @@
+"""The engine that a config asks for."""
+
+from vold_trainer.config import RolloutConfig
+from vold_trainer.rollout.base import Engine
+from vold_trainer.rollout.hf import HfEngine
+from vold_trainer.student.models import Student
+
+
+def make_engine(config: RolloutConfig, student: Student) -> Engine:
+    """The engine that a config asks for. Raises UsageError where vLLM is asked for and does not fit the student."""
+    if config.engine == "vllm":
+        from vold_trainer.rollout.vllm import VllmEngine
+
+        return VllmEngine(student, config)
+    return HfEngine(student, batch=config.batch)

@@ -1,0 +1,10 @@
+"""What the teacher and the verifier say of rollouts: which teacher scores which prompt, whether it fits the student,
+the requests, and the scored batch that an objective reads.
+"""
+
+from vold_trainer.scoring.batch import Scored
+from vold_trainer.scoring.scorer import RolloutScore, Scorer, StepScores
+from vold_trainer.scoring.teachers import Teacher, make_teachers
+from vold_trainer.scoring.twins import check_twins
+
+__all__ = ["RolloutScore", "Scored", "Scorer", "StepScores", "Teacher", "check_twins", "make_teachers"]

@@ -1,0 +1,164 @@
+"""A step's rollouts with what was found out about them, as tensors: what an objective gets to see.
+
+Shapes: P prompts, G completions of a prompt, C completions, T completion positions, N = all completion tokens of a
+micro-batch, K ids of a support.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vold_trainer.objectives import Needs, Rollouts, Support
+from vold_trainer.objectives.advantages import group_advantages, informative_groups, overlong_penalty, unsolved_groups
+from vold_trainer.rollout.base import Rollout
+from vold_trainer.scoring.scorer import RolloutScore
+from vold_trainer.student.batching import Batch
+
+Arrive = Callable[[Iterable[int], Iterable[int]], None]
+"""Waits for the teacher's scores of some rows, and for the verifier's of others."""
+
+
+@dataclass
+class Scored:
+    """rewards_C: as the verifier gave them, NaN where missing. group: G; completions of a prompt stand together.
+    advantage_std: divide by the group's standard deviation. overlong: DAPO's share of max_tokens in which a completion
+    loses reward. arrive: how to wait for scores that are still on their way; None where all are there.
+
+    What stands for a completion whose scores were not waited for is not to be read.
+    """
+
+    rollouts: list[Rollout]
+    scores: list[RolloutScore]
+    group: int
+    advantage_std: bool = True
+    max_tokens: int = 0
+    overlong: float = 0.0
+    arrive: Arrive | None = None
+    rewards_C: Tensor = field(init=False)
+    advantages_C: Tensor = field(init=False)
+    correct_C: Tensor = field(init=False)
+    rewarded_C: Tensor = field(init=False)
+    unsolved_C: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._weigh()
+
+    def wait(self, rows: Sequence[int] | None = None) -> None:
+        """Return once these completions (None: all) have their teacher's scores, and their whole groups their rewards.
+
+        Raises RunError where they cannot come.
+        """
+        if self.arrive is None:
+            return
+        taught = range(len(self.rollouts)) if rows is None else rows
+        first = sorted({row - row % self.group for row in taught})
+        judged = (row for start in first for row in range(start, start + self.group))
+        self.arrive([self.rollouts[row].row for row in taught], [self.rollouts[row].row for row in judged])
+        if rows is None:
+            self.arrive = None
+        self._weigh()
+
+    def _weigh(self) -> None:
+        """Everything that follows from rewards and verdicts. A group's part of it follows from that group alone."""
+        self.rewards_C = torch.tensor(
+            [np.nan if score.reward is None else score.reward for score in self.scores], dtype=torch.float32
+        )
+        self.correct_C = torch.tensor([bool(score.correct) for score in self.scores])
+        shaped_C = self.rewards_C
+        if self.overlong:
+            lengths_C = torch.tensor([len(rollout.ids) for rollout in self.rollouts])
+            shaped_C = self.rewards_C + overlong_penalty(lengths_C, self.max_tokens, self.overlong)
+        shape = (len(self.rollouts) // self.group, self.group)  # no -1: there may be no completion at all
+        advantages_PG = group_advantages(shaped_C.view(shape), divide_by_std=self.advantage_std)
+        unsolved_P = unsolved_groups(self.rewards_C.view(shape), self.correct_C.view(shape))
+        self.advantages_C = advantages_PG.flatten()
+        self.rewarded_C = ~self.rewards_C.isnan()
+        self.unsolved_C = unsolved_P.repeat_interleave(self.group)
+
+    @property
+    def informative(self) -> Tensor:
+        """bool [P]: groups with right and wrong completions."""
+        shape = (len(self.rollouts) // self.group, self.group)
+        return informative_groups(self.rewards_C.view(shape), self.correct_C.view(shape))
+
+    def support(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(ids_NK int64, the teacher's log-probabilities float32 [N, K], NaN where an id does not count)."""
+        found = [self.scores[row].support_ids for row in rows]
+        width = max((ids.shape[1] for ids in found if ids is not None), default=2)
+        ids, logprobs = [], []
+        for row in rows:
+            score, length = self.scores[row], len(self.rollouts[row].ids)
+            row_ids, row_logprobs = torch.zeros(length, width, dtype=torch.long), torch.full((length, width), np.nan)
+            if score.support_ids is not None and score.support_logprobs is not None:
+                row_ids[:, : score.support_ids.shape[1]] = torch.from_numpy(score.support_ids)
+                row_logprobs[:, : score.support_logprobs.shape[1]] = torch.from_numpy(score.support_logprobs)
+            ids.append(row_ids)
+            logprobs.append(row_logprobs)
+        return torch.cat(ids), torch.cat(logprobs)
+
+    def inputs(
+        self,
+        rows: Sequence[int],
+        batch: Batch,
+        logprobs_N: Tensor,
+        old_N: Tensor | None,
+        needs: Needs,
+        support: tuple[Tensor, Tensor] | None,
+        *,
+        step: int,
+        max_tokens: int,
+    ) -> Rollouts:
+        """What the objective gets of these rows.
+
+        logprobs_N: the student's, with gradient. old_N: before this step's first update; None where that is now.
+        support: (the student's log-probabilities, the teacher's), both [N, K], where one was asked for.
+        """
+        device = logprobs_N.device
+        logprobs_CT = batch.rectangle(logprobs_N)
+        index = torch.tensor(rows)
+        teacher_CT, known_CT, entropy_CT, rollout_CT, sides = None, None, None, None, None
+        if needs.teacher:
+            teacher_N = torch.cat([teacher_row(self.scores[row], self.rollouts[row]) for row in rows]).to(device)
+            known_CT = batch.rectangle(teacher_N, float("nan")).isfinite()
+            teacher_CT = batch.rectangle(teacher_N)
+        if needs.entropy:
+            entropies = [_filled(self.scores[row].entropy, self.rollouts[row]) for row in rows]
+            entropy_CT = batch.rectangle(torch.cat(entropies).to(device), float("nan"))
+        if needs.rollout_logprobs:
+            drawn = [_filled(self.rollouts[row].logprobs, self.rollouts[row]) for row in rows]
+            rollout_CT = batch.rectangle(torch.cat(drawn).to(device), float("nan"))
+        if support is not None:
+            own_NK, theirs_NK = support[0], support[1].to(device)
+            sides = Support(
+                student_CTK=batch.rectangle(own_NK),
+                teacher_CTK=batch.rectangle(theirs_NK.nan_to_num(0.0)),
+                mask_CTK=batch.rectangle(theirs_NK, float("nan")).isfinite(),
+            )
+        return Rollouts(
+            logprobs_CT=logprobs_CT,
+            old_logprobs_CT=logprobs_CT.detach() if old_N is None else batch.rectangle(old_N.to(device)),
+            mask_CT=batch.mask_BT,
+            advantages_C=self.advantages_C[index].to(device),
+            rewarded_C=self.rewarded_C[index].to(device),
+            correct_C=self.correct_C[index].to(device),
+            unsolved_C=self.unsolved_C[index].to(device),
+            teacher_logprobs_CT=teacher_CT,
+            teacher_mask_CT=known_CT,
+            teacher_entropy_CT=entropy_CT,
+            rollout_logprobs_CT=rollout_CT,
+            support=sides,
+            step=step,
+            max_tokens=max_tokens,
+        )
+
+
+def teacher_row(score: RolloutScore, rollout: Rollout) -> Tensor:
+    """The teacher's log-probabilities of a rollout, NaN where they are missing or masked."""
+    return _filled(score.teacher_logprobs, rollout)
+
+
+def _filled(values: np.ndarray | None, rollout: Rollout) -> Tensor:
+    return torch.full((len(rollout.ids),), float("nan")) if values is None else torch.from_numpy(values)

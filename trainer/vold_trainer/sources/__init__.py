@@ -1,0 +1,5 @@
+"""Which examples a config asks for: a file or a data set, by its columns or by an adapter, or the pocket world."""
+
+from vold_trainer.sources.examples import load_examples
+
+__all__ = ["load_examples"]

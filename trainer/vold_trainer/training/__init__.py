@@ -1,0 +1,7 @@
+"""The second stage: prompts become rollouts, rollouts are scored and verified, and each batch of them updates the
+policy. `train` sets a run up, `loop` holds one step after another.
+"""
+
+from vold_trainer.training.train import run_train
+
+__all__ = ["run_train"]

@@ -1,0 +1,5 @@
+"""Rewards for a file of completions, without a run."""
+
+from vold_trainer.verification.file import TIMEOUT_SECONDS, run_verify
+
+__all__ = ["TIMEOUT_SECONDS", "run_verify"]
