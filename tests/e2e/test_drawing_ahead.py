@@ -1,4 +1,4 @@
-"""Drawing ahead of learning, and learning while scores still come: what changes with it, and what must not."""
+"""RolloutGenerator ahead of learning, and learning while scores still come: what changes with it, and what must not."""
 
 import copy
 import math
@@ -14,11 +14,11 @@ from vold_trainer.config import TrainConfig, load
 from vold_trainer.files import read_json_lines
 from vold_trainer.rollout.hf import HfEngine
 from vold_trainer.runs.saving import Saver
-from vold_trainer.scoring.batch import Scored
+from vold_trainer.scoring.batch import ScoredBatch
 from vold_trainer.training import pending_scores as pending
 from vold_trainer.training import train as grpo
 from vold_trainer.training.train import run_train
-from vold_trainer.training.update import Learner
+from vold_trainer.training.update import PolicyUpdater
 
 SMALL = (
     *("rollout.prompts=4", "rollout.group=4", "rollout.max_tokens=32", "steps=4", "data.limit=64", "threads=1"),
@@ -60,9 +60,9 @@ class OwnEngine(HfEngine):
         self.student.model = copy.deepcopy(student.model)
         self.drawn = []
 
-    def draw(self, *arguments, **options):
+    def generate(self, *arguments, **options):
         started = time.monotonic()
-        found = super().draw(*arguments, **options)
+        found = super().generate(*arguments, **options)
         self.drawn.append((self.version, started, time.monotonic()))
         return found
 
@@ -83,13 +83,13 @@ def one_ahead(tmp_path_factory, pocket_teacher, verifier):
 def test_learning_while_scores_come_changes_no_number(batch, tmp_path, pocket_teacher, verifier, monkeypatch):
     """Not one bit of losses, gradient norms and weights; the teacher's cache gives both runs the same answers."""
     run_train(config(tmp_path / "overlapped", pocket_teacher, verifier, "steps=2", batch))
-    made = Scored.__post_init__
+    made = ScoredBatch.__post_init__
 
     def all_at_once(self):
         made(self)
         self.wait()
 
-    monkeypatch.setattr(Scored, "__post_init__", all_at_once)
+    monkeypatch.setattr(ScoredBatch, "__post_init__", all_at_once)
     run_train(config(tmp_path / "waited", pocket_teacher, verifier, "steps=2", batch))
     assert figures(tmp_path / "overlapped") == figures(tmp_path / "waited")
     first, second = weights(tmp_path / "overlapped"), weights(tmp_path / "waited")
@@ -161,10 +161,10 @@ def test_an_engine_with_its_own_weights_draws_while_the_student_learns(
     meetings = [threading.Barrier(2, timeout=60) for _ in range(3)]
 
     class Meeting(OwnEngine):
-        def draw(self, *arguments, **options):
+        def generate(self, *arguments, **options):
             if self.drawn:
                 meetings[len(self.drawn) - 1].wait()
-            return super().draw(*arguments, **options)
+            return super().generate(*arguments, **options)
 
     def make(options, student):
         engines.append(Meeting(student, batch=options.batch))
@@ -176,8 +176,8 @@ def test_an_engine_with_its_own_weights_draws_while_the_student_learns(
             meetings[len(learned) - 1].wait()
         return usual(learner, *arguments, **options)
 
-    usual = Learner.update
-    monkeypatch.setattr(Learner, "update", update)
+    usual = PolicyUpdater.update
+    monkeypatch.setattr(PolicyUpdater, "update", update)
     monkeypatch.setattr(grpo, "make_engine", make)
     out = tmp_path / "run"
     run_train(config(out, pocket_teacher, verifier, "rollout.ahead=1"))

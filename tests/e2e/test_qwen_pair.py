@@ -115,7 +115,7 @@ def run(tmp_path, student, teacher, verifier, data, monkeypatch, capsys):
 
     def three_steps(name, keep=True):
         drawn = []
-        draw = HfEngine.draw
+        draw = HfEngine.generate
 
         def noted(*args, **options):
             drawn.append(draw(*args, **options))

@@ -18,9 +18,9 @@ rank = dist.get_rank()
 engine = make_engine(RolloutConfig(engine="vllm", url=url), load_student(StudentConfig(path="pocket:teacher")))
 engine.sync(0)
 prompts = examples("train", 2, modality="text")
-drawn = engine.draw(prompts[rank : rank + 1], Sampling(max_tokens=8), seed=5, first_row=rank)
+drawn = engine.generate(prompts[rank : rank + 1], Sampling(max_tokens=8), seed=5, first_row=rank)
 engine.sync(1)
-engine.draw(prompts[rank : rank + 1], Sampling(max_tokens=8), seed=6, first_row=rank)
+engine.generate(prompts[rank : rank + 1], Sampling(max_tokens=8), seed=6, first_row=rank)
 said = ""
 try:
     engine.sync(2)

@@ -95,7 +95,7 @@ def perturb(student) -> None:
 def test_rollouts_are_the_students_own(engine):
     student = engine.student
     seen: Counter[int] = Counter()
-    rollouts = engine.draw(
+    rollouts = engine.generate(
         PROMPTS,
         replace(SAMPLING, candidates=5),
         seed=1,
@@ -121,18 +121,18 @@ def test_rollouts_are_the_students_own(engine):
 
 
 def test_a_row_does_not_depend_on_what_is_drawn_beside_it(engine):
-    together = engine.draw(PROMPTS, SAMPLING, seed=2)
+    together = engine.generate(PROMPTS, SAMPLING, seed=2)
     assert together[0].ids != together[1].ids
     for row in (1, 4):
         one = replace(SAMPLING, group=1)
-        (alone,) = engine.draw([PROMPTS[row // 2]], one, seed=2, first_row=row)
+        (alone,) = engine.generate([PROMPTS[row // 2]], one, seed=2, first_row=row)
         assert alone.ids == together[row].ids
         np.testing.assert_allclose(alone.logprobs, together[row].logprobs, atol=TOLERANCE)
-    assert [r.ids for r in engine.draw(PROMPTS, SAMPLING, seed=3)] != [r.ids for r in together]
+    assert [r.ids for r in engine.generate(PROMPTS, SAMPLING, seed=3)] != [r.ids for r in together]
 
 
 def test_greedy_rollouts_are_transformers_own(engine):
-    rollouts = engine.draw(PROMPTS, Sampling(max_tokens=16, temperature=0, logprobs=True), seed=0)
+    rollouts = engine.generate(PROMPTS, Sampling(max_tokens=16, temperature=0, logprobs=True), seed=0)
     inputs = engine.student.encode(PROMPTS)
     drawn = engine.student.model.generate(**inputs, max_new_tokens=16, do_sample=False)[
         :, inputs["input_ids"].shape[1] :
@@ -151,15 +151,17 @@ def test_new_weights_are_drawn_from_after_sync_and_not_before(url, folder, weigh
         engine.transfer.close()
         engine.transfer = store_transfer(engine)
     try:
-        before = engine.draw(PROMPTS, SAMPLING, seed=4)
+        before = engine.generate(PROMPTS, SAMPLING, seed=4)
         assert mismatch(student, before) < TOLERANCE
         perturb(student)
-        stale = engine.draw(PROMPTS, SAMPLING, seed=4)
+        stale = engine.generate(PROMPTS, SAMPLING, seed=4)
         assert [r.ids for r in stale] == [r.ids for r in before]
         assert mismatch(student, stale) > 0.1
         engine.sync(1)
         assert engine.version == 1
-        fresh = engine.draw(PROMPTS, SAMPLING, seed=4)  # the same prompts: none of their keys and values may be left
+        fresh = engine.generate(
+            PROMPTS, SAMPLING, seed=4
+        )  # the same prompts: none of their keys and values may be left
         assert mismatch(student, fresh) < TOLERANCE
         assert [r.ids for r in fresh] != [r.ids for r in before]
     finally:
@@ -168,24 +170,24 @@ def test_new_weights_are_drawn_from_after_sync_and_not_before(url, folder, weigh
 
 
 def test_a_server_with_other_weights_than_it_was_given_stops_the_run(engine, url):
-    engine.draw(PROMPTS[:1], SAMPLING, seed=0)
+    engine.generate(PROMPTS[:1], SAMPLING, seed=0)
     httpx.post(f"{url}/update_weight_version", json={"new_version": "another run's"})
     with pytest.raises(
         RunError, match=r"draws from weights \"another run's\", and was given 'vold-.*' *: it was restarted"
     ):
-        engine.draw(PROMPTS[:1], SAMPLING, seed=0)
+        engine.generate(PROMPTS[:1], SAMPLING, seed=0)
     engine.sync(1)
-    assert engine.draw(PROMPTS[:1], SAMPLING, seed=0)
+    assert engine.generate(PROMPTS[:1], SAMPLING, seed=0)
 
 
 def test_what_does_not_fit_the_server_is_named(engine):
     with pytest.raises(UsageError, match=r"rollout\.max_tokens=500 that is more than the 512 of rollout\.url http"):
-        engine.draw(PROMPTS, Sampling(max_tokens=500), seed=0)
+        engine.generate(PROMPTS, Sampling(max_tokens=500), seed=0)
     with pytest.raises(UsageError, match=r"21 most likely ids .* gives 20: start it with --max-logprobs 21"):
-        engine.draw(PROMPTS, Sampling(candidates=21), seed=0)
+        engine.generate(PROMPTS, Sampling(candidates=21), seed=0)
     with pytest.raises(UsageError, match=r"temperature is 0\.7 .* --logprobs-mode processed_logprobs"):
-        engine.draw(PROMPTS, Sampling(temperature=0.7, logprobs=True), seed=0)
-    (rollout,) = engine.draw(PROMPTS[:1], Sampling(temperature=0.7, max_tokens=4), seed=0)
+        engine.generate(PROMPTS, Sampling(temperature=0.7, logprobs=True), seed=0)
+    (rollout,) = engine.generate(PROMPTS[:1], Sampling(temperature=0.7, max_tokens=4), seed=0)
     assert rollout.ids
     assert rollout.logprobs is None
 

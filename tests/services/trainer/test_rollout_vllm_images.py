@@ -23,7 +23,7 @@ def test_pictures_are_read_as_the_student_reads_them_and_by_new_weights_too(monk
     student = load(save_image_student(tmp_path))
     engine = make_engine(RolloutConfig(engine="vllm", vllm_args=ON_A_CPU), student)
     try:
-        rollouts = engine.draw(PICTURES, replace(SAMPLING, candidates=3), seed=5)
+        rollouts = engine.generate(PICTURES, replace(SAMPLING, candidates=3), seed=5)
         assert [list(r.prompt_ids) for r in rollouts[::2]] == student.prompt_ids(PICTURES)
         assert not any(set(r.ids) & set(student.place_ids) for r in rollouts)
         assert mismatch(student, rollouts) < TOLERANCE
@@ -34,6 +34,6 @@ def test_pictures_are_read_as_the_student_reads_them_and_by_new_weights_too(monk
         perturb(student)
         assert mismatch(student, rollouts) > 0.1
         engine.sync(1)
-        assert mismatch(student, engine.draw(PICTURES, SAMPLING, seed=5)) < TOLERANCE
+        assert mismatch(student, engine.generate(PICTURES, SAMPLING, seed=5)) < TOLERANCE
     finally:
         engine.close()

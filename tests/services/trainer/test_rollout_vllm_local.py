@@ -31,17 +31,17 @@ def test_a_server_of_its_own_at_another_temperature_and_its_end(monkeypatch, tmp
     arguments = [*ON_A_CPU, "--logprobs-mode", "processed_logprobs"]
     engine = make_engine(RolloutConfig(engine="vllm", vllm_args=arguments), student)
     try:
-        rollouts = engine.draw(PROMPTS, replace(SAMPLING, temperature=0.7), seed=5)
+        rollouts = engine.generate(PROMPTS, replace(SAMPLING, temperature=0.7), seed=5)
         assert mismatch(student, rollouts, 0.7) < TOLERANCE
         assert mismatch(student, rollouts) > 0.01
         with pytest.raises(UsageError, match=r"rollout\.top_p 0\.9.*does not report the log-probabilities"):
-            engine.draw(PROMPTS, replace(SAMPLING, top_p=0.9), seed=5)
+            engine.generate(PROMPTS, replace(SAMPLING, top_p=0.9), seed=5)
         handed: list[int] = []
         (server,) = servers()
         workers = server.children(recursive=True)
         server.kill()
         with pytest.raises(RunError, match=r"rollout\.url local:.*cannot be reached.*still running there"):
-            engine.draw(PROMPTS, SAMPLING, seed=6, on_finished=lambda new: handed.extend(r.row for r in new))
+            engine.generate(PROMPTS, SAMPLING, seed=6, on_finished=lambda new: handed.extend(r.row for r in new))
         assert not handed
     finally:
         engine.close()

@@ -160,9 +160,9 @@ def engine_on(student, *servers: StandIn, **options):
 
 def test_what_is_sent_says_all_that_decides_what_is_drawn(student, stand_in):
     with engine_on(student, stand_in) as engine:
-        rollouts = engine.draw(PROMPTS, Sampling(group=2, max_tokens=8, candidates=2), seed=7, first_row=4)
+        rollouts = engine.generate(PROMPTS, Sampling(group=2, max_tokens=8, candidates=2), seed=7, first_row=4)
         engine.sync(3)
-        engine.draw(PROMPTS[:1], SAMPLING, seed=8)
+        engine.generate(PROMPTS[:1], SAMPLING, seed=8)
     bodies = {body["seed"]: body for body in stand_in.bodies("/v1/completions")[:6]}
     assert set(bodies) == {row_seed(7, row) for row in range(4, 10)}
     for index, rollout in enumerate(rollouts):
@@ -187,7 +187,7 @@ def test_several_servers_share_the_prompts_and_all_get_the_weights(student, stan
         serving(StandIn(stand_in.tokenizer, stand_in.settings)) as second,
         engine_on(student, stand_in, second) as engine,
     ):
-        rollouts = engine.draw(PROMPTS, SAMPLING, seed=0)
+        rollouts = engine.generate(PROMPTS, SAMPLING, seed=0)
         assert [rollout.row for rollout in rollouts] == list(range(6))
         prompts = [tuple(ids) for ids in student.prompt_ids(PROMPTS)]
         for server, expected in ((stand_in, [0, 0, 2, 2]), (second, [1, 1])):
@@ -213,7 +213,7 @@ def test_a_picture_goes_with_its_messages_and_the_ids_must_be_the_students(stand
             return prompts[next(place for place, text in enumerate(asked) if text in words)]
 
         stand_in.reads = read
-        rollouts = engine.draw(PICTURES, SAMPLING, seed=0)
+        rollouts = engine.generate(PICTURES, SAMPLING, seed=0)
         assert [list(rollout.prompt_ids) for rollout in rollouts] == [ids for ids in prompts for _ in range(2)]
         assert all(rollout.logprobs is not None for rollout in rollouts)
         body = stand_in.bodies("/v1/chat/completions")[0]
@@ -222,7 +222,7 @@ def test_a_picture_goes_with_its_messages_and_the_ids_must_be_the_students(stand
         assert body["logit_bias"] == {str(token): -100.0 for token in student.place_ids}
         stand_in.reads = lambda messages: [*read(messages)[:5], 9]
         with pytest.raises(RunError, match=r"vLLM read a prompt of 6 tokens, the student's processor makes \d+ of it"):
-            engine.draw(PICTURES, SAMPLING, seed=0)
+            engine.generate(PICTURES, SAMPLING, seed=0)
 
 
 BROKEN = {
@@ -242,14 +242,14 @@ def test_a_reply_that_cannot_be_learned_from_stops_the_run(student, stand_in, na
     change, message = BROKEN[name]
     stand_in.change = lambda answer: change(answer["choices"][0])
     with engine_on(student, stand_in) as engine, pytest.raises(RunError, match=message):
-        engine.draw(PROMPTS, SAMPLING, seed=0)
+        engine.generate(PROMPTS, SAMPLING, seed=0)
 
 
 @pytest.mark.parametrize("fault", [(503, {"error": "busy"}), (500, b"oops"), (0, None), (429, {"detail": "later"})])
 def test_a_fault_that_passes_is_waited_out(student, stand_in, fault):
     stand_in.answers["/v1/completions"] = [fault, None, fault, fault]
     with engine_on(student, stand_in) as engine:
-        assert [r.row for r in engine.draw(PROMPTS, SAMPLING, seed=0)] == list(range(6))
+        assert [r.row for r in engine.generate(PROMPTS, SAMPLING, seed=0)] == list(range(6))
 
 
 def test_a_server_that_stays_away_is_named_and_nothing_is_handed_on(student, stand_in, monkeypatch):
@@ -259,29 +259,29 @@ def test_a_server_that_stays_away_is_named_and_nothing_is_handed_on(student, sta
         stand_in.answers["/v1/completions"] = [(503, {"error": {"message": "engine is dead"}})] * 1000
         handed: list[Any] = []
         with pytest.raises(RunError, match=rf"rollout\.url {stand_in.url}.*503: engine is dead.*still running there"):
-            engine.draw(PROMPTS, SAMPLING, seed=0, on_finished=handed.extend)
+            engine.generate(PROMPTS, SAMPLING, seed=0, on_finished=handed.extend)
         assert not handed
         stand_in.answers.clear()
-        assert len(engine.draw(PROMPTS, SAMPLING, seed=0)) == 6  # the engine itself is as good as before
+        assert len(engine.generate(PROMPTS, SAMPLING, seed=0)) == 6  # the engine itself is as good as before
 
 
 def test_a_fault_while_weights_go_is_not_repeated(student, stand_in, tmp_path):
     with engine_on(student, stand_in, weights_folder=tmp_path) as engine:
         stand_in.answers["/collective_rpc"] = [(500, {"error": {"message": "Repo id must be in the form"}})]
         with pytest.raises(RunError, match=r"Repo id must .*vLLM has to see that folder .*rollout\.weights_folder"):
-            engine.draw(PROMPTS, SAMPLING, seed=0)
+            engine.generate(PROMPTS, SAMPLING, seed=0)
         assert len(stand_in.bodies("/collective_rpc")) == 1
         assert not stand_in.bodies("/resume")  # nobody draws from half of the new weights
 
 
 def test_weights_that_the_server_was_not_given_stop_the_run(student, stand_in):
     with engine_on(student, stand_in) as engine:
-        engine.draw(PROMPTS, SAMPLING, seed=0)
+        engine.generate(PROMPTS, SAMPLING, seed=0)
         stand_in.weight_version = "default"  # it was restarted
         with pytest.raises(
             RunError, match=r"draws from weights 'default', and was given 'vold-\w+-0': it was restarted"
         ):
-            engine.draw(PROMPTS, SAMPLING, seed=0)
+            engine.generate(PROMPTS, SAMPLING, seed=0)
 
 
 def test_of_several_processes_one_gives_the_weights_and_all_hear_of_a_failure(stand_in, tmp_path):

@@ -12,7 +12,7 @@ from vold_trainer.config import EvalConfig, SamplingConfig, load
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 from vold_trainer.evaluation.answers import GREEDY, Answer
-from vold_trainer.evaluation.results import Judged, summarise
+from vold_trainer.evaluation.results import VerifiedExample, summarise
 from vold_trainer.evaluation.run import units
 from vold_trainer.evaluation.tables import category_table, result_table
 
@@ -30,7 +30,7 @@ def pair(said, sample=GREEDY):
 def problem(greedy, *sampled, category="", **facets):
     example = Example("q", ({"role": "user", "content": "?"},), "r", category=category, meta={"facets": facets})
     greedy_pair = None if greedy == "-" else pair(greedy)
-    return Judged(example, greedy_pair, tuple(pair(said, n) for n, said in enumerate(sampled)))
+    return VerifiedExample(example, greedy_pair, tuple(pair(said, n) for n, said in enumerate(sampled)))
 
 
 def test_what_nobody_could_judge_is_counted_and_is_no_zero():

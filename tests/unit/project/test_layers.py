@@ -33,7 +33,7 @@ BREACHES = {
     "a circle in a room": (
         "client/vold_client/methods.py",
         "from vold_client.transport import Transport\n",
-        "vold_client.transport",
+        ".transport -> .methods",
     ),
 }
 

@@ -86,7 +86,7 @@ def test_a_row_draws_the_same_in_whatever_company(pocket, whole, order, cuts, ba
     assert [r for index in range(6) for r in found[index]] == expected
     ranks = []  # as several processes would share them
     for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), 6], strict=True):
-        ranks += HfEngine(pocket, batch=batch).draw(
+        ranks += HfEngine(pocket, batch=batch).generate(
             prompts[start:end], Sampling(group=3, max_tokens=16), seed=7, first_row=100 + 3 * start
         )
     assert ranks == expected

@@ -6,7 +6,7 @@ import pytest
 from vold_trainer.config import TrainConfig, dump, load
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
-from vold_trainer.scoring.teachers import ONLY, Routes, configured
+from vold_trainer.scoring.teachers import ONLY, TeacherRouter, configured
 
 THREE = (
     "objective={name: mopd}",
@@ -37,11 +37,11 @@ def row(category="", **meta):
     ],
 )
 def test_a_row_asks_whom_it_names_then_who_claims_it_then_the_default(example, name):
-    assert Routes(config(*THREE))(example) == name
+    assert TeacherRouter(config(*THREE))(example) == name
 
 
 def test_a_row_that_nobody_teaches_is_found_before_the_run():
-    routes = Routes(config(*THREE[:2], "teachers={sums: {url: grpc://a:1, tags: [sum]}}"))
+    routes = TeacherRouter(config(*THREE[:2], "teachers={sums: {url: grpc://a:1, tags: [sum]}}"))
     with pytest.raises(UsageError, match=r"row 'row-1' names no teacher, and nobody claims its tags \['odd'\]"):
         routes.check([row(tags=["sum"]), row(tags=["odd"])])
     with pytest.raises(UsageError, match="row 'row-1': field 'teacher' is 'nobody'; the config's teachers are sums"):
@@ -51,7 +51,7 @@ def test_a_row_that_nobody_teaches_is_found_before_the_run():
 def test_one_teacher_needs_no_routes():
     one = config()
     assert list(configured(one)) == [ONLY]
-    assert Routes(one)(row(teacher="whoever")) == ONLY
+    assert TeacherRouter(one)(row(teacher="whoever")) == ONLY
     assert configured(config("objective.name=grpo")) == {}
 
 

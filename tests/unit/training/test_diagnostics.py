@@ -12,7 +12,7 @@ from vold_trainer.data import Example
 from vold_trainer.errors import RunError
 from vold_trainer.processes.ranks import Ranks, make_accelerator
 from vold_trainer.rollout.base import Rollout
-from vold_trainer.scoring.batch import Scored
+from vold_trainer.scoring.batch import ScoredBatch
 from vold_trainer.scoring.scorer import RolloutScore
 from vold_trainer.services.outages import ServiceGoneError
 from vold_trainer.student.logprobs import token_logprobs
@@ -27,7 +27,7 @@ def measurement(failure=None):
     def collect():
         raise failure
 
-    return Measurement(Scored([], [], 1), [], SimpleNamespace(collect=collect, waits=[]))
+    return Measurement(ScoredBatch([], [], 1), [], SimpleNamespace(collect=collect, waits=[]))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 5))

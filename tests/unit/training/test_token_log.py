@@ -8,7 +8,7 @@ import torch
 from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
 from vold_trainer.rollout.base import Rollout
-from vold_trainer.scoring.batch import Scored
+from vold_trainer.scoring.batch import ScoredBatch
 from vold_trainer.scoring.scorer import RolloutScore
 from vold_trainer.student.models import load_student
 from vold_trainer.training.token_log import TokenLog, token_figures
@@ -23,7 +23,9 @@ def step_log(old=None):
         Rollout(row, example, (1,), (2,) * len(own), "", False, None if drawn is None else np.array(drawn, np.float32))
         for row, (drawn, own) in enumerate(zip(DRAWN, OWN, strict=True))
     ]
-    scored = Scored(rollouts, [RolloutScore() for _ in rollouts], 1, advantage_std=True, max_tokens=8, overlong=0.0)
+    scored = ScoredBatch(
+        rollouts, [RolloutScore() for _ in rollouts], 1, advantage_std=True, max_tokens=8, overlong=0.0
+    )
     log = TokenLog(scored, old)
     log.add([2, 0], torch.cat([OWN[2], OWN[0]]), torch.ones(4))
     log.add([1], OWN[1], torch.ones(2))
@@ -50,7 +52,7 @@ def test_the_rollouts_kept_are_of_prompts_from_all_over_the_step():
     examples = [Example(name, ({"role": "user", "content": "?"},), "1") for name in "abc"]
     rollouts = [Rollout(row, examples[row // 5], (1,), (20,), "", False) for row in range(15)]
     right = [row in (1, 3, 12, 14) for row in range(15)]
-    log = TokenLog(Scored(rollouts, [RolloutScore(reward=float(ok), correct=ok) for ok in right], 5))
+    log = TokenLog(ScoredBatch(rollouts, [RolloutScore(reward=float(ok), correct=ok) for ok in right], 5))
     log.add(list(range(15)), torch.zeros(15), torch.zeros(15))
     kept = [(sample["id"], sample["correct"]) for sample in log.samples(1, student)]
     assert kept == [("a", True), ("a", True), ("c", True), ("a", False), ("b", False), ("b", False)]

@@ -17,7 +17,7 @@ from vold_trainer.config import TeacherConfig, TrainConfig, VerifierConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 from vold_trainer.files import read_json_lines
-from vold_trainer.scoring.teachers import Asks, Routes, Teacher, configured
+from vold_trainer.scoring.teachers import Teacher, TeacherRequirements, TeacherRouter, configured
 from vold_trainer.scoring.twins import check_twins
 from vold_trainer.services.local import Services, open_services, teacher_client, verifier_client
 from vold_trainer.sources import load_examples
@@ -162,7 +162,7 @@ def _services(config: TrainConfig, found: Findings, student: Student | None, exa
     teachers = configured(config)
     if teachers:
         with found.looking_at("teacher"):
-            Routes(config).check(examples)
+            TeacherRouter(config).check(examples)
             check_twins(examples)
     for name, teacher in teachers.items():
         topic = f"teacher {name}" if name else "teacher"
@@ -195,7 +195,7 @@ def _teacher(
         )
         if student is None:
             return
-        asks = Asks(config.objective.name, config.objective.needs, config.rollout.temperature)
+        asks = TeacherRequirements(config.objective.name, config.objective.needs, config.rollout.temperature)
         met.meet(info, tasks.run(met.client.tokenizer()), student, asks)
         assert met.handshake is not None
         found.well(topic, met.handshake.describe())

@@ -20,7 +20,7 @@ Aggregate = Callable[[Sequence[Outcome]], Figures]
 
 
 @dataclass(frozen=True)
-class Judged:
+class VerifiedExample:
     """One problem: its greedy completion, where one was asked for, and its sampled ones, with their verdicts."""
 
     example: Example
@@ -57,7 +57,7 @@ class SetResult:
 
 
 def summarise(
-    problems: Sequence[Judged], sampling: SamplingConfig, *, aggregate: Aggregate | None = None, seed: int = 0
+    problems: Sequence[VerifiedExample], sampling: SamplingConfig, *, aggregate: Aggregate | None = None, seed: int = 0
 ) -> SetResult:
     """The figures of one set. seed: of the bootstrap."""
     verdicts = [_correct(problem.greedy) for problem in problems]
@@ -87,7 +87,7 @@ def summarise(
 
 
 def summarise_sampled(
-    problems: Sequence[Judged], sampling: SamplingConfig, *, aggregate: Aggregate | None = None, seed: int = 0
+    problems: Sequence[VerifiedExample], sampling: SamplingConfig, *, aggregate: Aggregate | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """mean@n, pass@k and maj@k as {"value", "interval", "n"}, n being the problems behind the value.
 
@@ -114,7 +114,7 @@ def summarise_sampled(
     return found
 
 
-def _sampled_figures(problems: Sequence[Judged], sampling: SamplingConfig, seed: int) -> dict[str, Any]:
+def _sampled_figures(problems: Sequence[VerifiedExample], sampling: SamplingConfig, seed: int) -> dict[str, Any]:
     judged = [[verdict for _, verdict in problem.sampled if verdict.error is None] for problem in problems]
     right = [sum(bool(verdict.correct) for verdict in verdicts) for verdicts in judged]
     figures = {f"mean@{sampling.n}": [c / len(verdicts) for c, verdicts in zip(right, judged, strict=True) if verdicts]}
@@ -126,7 +126,7 @@ def _sampled_figures(problems: Sequence[Judged], sampling: SamplingConfig, seed:
     return {name: _figure(values, seed) for name, values in figures.items()}
 
 
-def _sampled_aggregate(problems: Sequence[Judged], n: int, aggregate: Aggregate) -> dict[str, float]:
+def _sampled_aggregate(problems: Sequence[VerifiedExample], n: int, aggregate: Aggregate) -> dict[str, float]:
     """The benchmark's own figures of each of the n passes through the set, averaged over the passes."""
     passes: dict[str, list[float]] = {}
     for sample in range(n):
@@ -142,7 +142,7 @@ def _figure(values: Sequence[float], seed: int) -> dict[str, Any]:
 
 
 def _shares(
-    problems: Sequence[Judged], verdicts: Sequence[bool | None], names: Callable[[Example], Sequence[str]]
+    problems: Sequence[VerifiedExample], verdicts: Sequence[bool | None], names: Callable[[Example], Sequence[str]]
 ) -> dict[str, dict[str, Any]]:
     """Accuracy of the judged answers by name, "" left out."""
     groups: dict[str, list[bool]] = {}

@@ -18,7 +18,7 @@ from vold_trainer.adapters.registry import REGISTRY
 from vold_trainer.config import DataConfig, EvalConfig, dump
 from vold_trainer.data import Example
 from vold_trainer.evaluation.answers import GREEDY, NAME, Answer, Answers, keys, prompt_digest
-from vold_trainer.evaluation.results import Judged, SetResult, summarise
+from vold_trainer.evaluation.results import SetResult, VerifiedExample, summarise
 from vold_trainer.files import write_json, write_lines
 from vold_trainer.rollout.hf import generate
 from vold_trainer.services.local import Services, open_services, verifier_client
@@ -153,7 +153,7 @@ def judge_set(
     data: DataConfig,
     config: EvalConfig,
     services: Services,
-) -> list[Judged]:
+) -> list[VerifiedExample]:
     """The verdict on every answer. What keeps an answer from its verdict is the verdict's `error`."""
     items = [
         _item(config, example, answer, f"{at}:{answer.sample}")
@@ -168,7 +168,7 @@ def judge_set(
     for at, (example, given) in enumerate(zip(examples, answers, strict=True)):
         pairs = [(answer, verdicts[f"{at}:{answer.sample}"]) for answer in given]
         greedy = pairs.pop(0) if config.greedy else None
-        judged.append(Judged(example, greedy, tuple(pairs)))
+        judged.append(VerifiedExample(example, greedy, tuple(pairs)))
     return judged
 
 
@@ -219,7 +219,7 @@ def _seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")
 
 
-def _sample(label: str, problem: Judged) -> dict[str, Any]:
+def _sample(label: str, problem: VerifiedExample) -> dict[str, Any]:
     answer, verdict = problem.greedy or problem.sampled[0]
     row: dict[str, Any] = {
         "modality": label,

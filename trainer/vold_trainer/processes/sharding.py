@@ -83,6 +83,6 @@ def _part_again(shards: Sequence[Any], kept: Sequence[Any]) -> None:
         part.reshard()
 
 
-def learning_weights(model: nn.Module) -> Mapping[str, nn.Parameter]:
+def trainable_parameters(model: nn.Module) -> Mapping[str, nn.Parameter]:
     """The parameters that learn, by name."""
     return {name: value for name, value in model.named_parameters() if value.requires_grad}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vold_trainer.config import OptimConfig
 from vold_trainer.processes.optim import make_optimizer
 from vold_trainer.processes.ranks import Ranks
-from vold_trainer.processes.sharding import in_step, learning_weights
+from vold_trainer.processes.sharding import in_step, trainable_parameters
 from vold_trainer.student.models import CompletionScorer, Student
 from vold_trainer.student.parts import part_of
 
@@ -78,7 +78,7 @@ class Wrapped:
 def _may_rest(student: Student) -> bool:
     """Whether some of what learns may get no gradient in a step: what sees pictures, where the prompts are text."""
     owners = part_of(student.model)
-    return any(owners[name] in ("vision", "projector") for name in learning_weights(student.model))
+    return any(owners[name] in ("vision", "projector") for name in trainable_parameters(student.model))
 
 
 def _blocks(student: Student) -> list[str]:

@@ -57,7 +57,7 @@ class Engine(Protocol):
     """Whether it draws from a copy of the weights, so that it may draw while the student learns. `draw` is then called
     from a thread of its own, never at the same time as `sync`; torch's global generator is then the learner's."""
 
-    def draw(
+    def generate(
         self,
         examples: Sequence[Example],
         sampling: Sampling,

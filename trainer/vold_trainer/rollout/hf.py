@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vold_trainer.data import Example
 from vold_trainer.errors import RunError
 from vold_trainer.rollout.base import OnFinished, Rollout, Sampling
-from vold_trainer.rollout.sampler import Drawn, Sampler, uniforms
+from vold_trainer.rollout.sampler import SampledTokens, Sampler, uniforms
 from vold_trainer.student.decoder import Decoder
 from vold_trainer.student.models import Student
 
@@ -93,7 +93,7 @@ class _Record:
         self.logprobs_CT = np.zeros((count, tokens), dtype=np.float32)
         self.candidates_CTK = np.zeros((count, tokens, min(sampling.candidates, vocab_size)), dtype=np.int64)
 
-    def add(self, sequences_B: NDArray[np.int64], position: int, drawn: Drawn) -> None:
+    def add(self, sequences_B: NDArray[np.int64], position: int, drawn: SampledTokens) -> None:
         packed = (drawn.ids_B.unsqueeze(-1), drawn.logprobs_B.unsqueeze(-1), drawn.candidates_BK)
         # One transfer a step. float64 holds every id exactly.
         found_BK = torch.cat([part.double() for part in packed], -1).cpu().numpy()
@@ -183,7 +183,7 @@ class HfEngine:
         self.batch = batch
         self.version = 0
 
-    def draw(
+    def generate(
         self,
         examples: Sequence[Example],
         sampling: Sampling,

@@ -27,7 +27,7 @@ def uniforms(seed: int, rows: Sequence[int], length: int) -> NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledTokens:
     """ids_B: int64. logprobs_B: float32. candidates_BK: int64, most likely first."""
 
     ids_B: Tensor
@@ -49,7 +49,7 @@ class Sampler:
     banned: Tensor | None = None
     candidates: int = 0
 
-    def __call__(self, logits_BV: Tensor, uniforms_B: Tensor) -> Drawn:
+    def __call__(self, logits_BV: Tensor, uniforms_B: Tensor) -> SampledTokens:
         """The ids for these random numbers; their log-probabilities are those of all of the model's distribution at
         the temperature, before anything is banned or left out. NaN where the logits hold one.
         """
@@ -63,7 +63,7 @@ class Sampler:
             ids_B1 = logits_BV.argmax(-1, keepdim=True)
         logprobs_B = (logits_BV.gather(-1, ids_B1) - log_z_B1).squeeze(-1)
         candidates_BK = logits_BV.topk(min(self.candidates, logits_BV.shape[-1]), -1).indices
-        return Drawn(ids_B1.squeeze(-1), logprobs_B, candidates_BK)
+        return SampledTokens(ids_B1.squeeze(-1), logprobs_B, candidates_BK)
 
     def _draw(self, probabilities_BV: Tensor, uniforms_B1: Tensor) -> Tensor:
         if self.top_p < 1:

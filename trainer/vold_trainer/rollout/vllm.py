@@ -160,7 +160,7 @@ class VllmEngine:
     async def _each(self, route: str, **options: Any) -> list[Any]:
         return await asyncio.gather(*(server.control(route, **options) for server in self.servers))
 
-    def draw(
+    def generate(
         self,
         examples: Sequence[Example],
         sampling: Sampling,

@@ -9,7 +9,7 @@ from vold_trainer.processes.sharding import whole
 from vold_trainer.rollout.base import Engine, OnFinished, Rollout, Sampling
 
 
-class WholeEngine:
+class GatheredEngine:
     """An engine that draws from, and is given, whole weights."""
 
     def __init__(self, engine: Engine, module: nn.Module) -> None:
@@ -18,7 +18,7 @@ class WholeEngine:
         self.version = engine.version
         self.own_weights = engine.own_weights
 
-    def draw(
+    def generate(
         self,
         examples: Sequence[Example],
         sampling: Sampling,
@@ -29,7 +29,7 @@ class WholeEngine:
     ) -> list[Rollout]:
         """See Engine."""
         with whole(self.module):
-            return self.engine.draw(examples, sampling, seed=seed, first_row=first_row, on_finished=on_finished)
+            return self.engine.generate(examples, sampling, seed=seed, first_row=first_row, on_finished=on_finished)
 
     def sync(self, version: int) -> None:
         """See Engine."""

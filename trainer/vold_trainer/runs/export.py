@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vold_trainer.config import CheckpointsConfig, StudentConfig
 from vold_trainer.errors import UsageError
-from vold_trainer.processes.sharding import learning_weights
+from vold_trainer.processes.sharding import trainable_parameters
 from vold_trainer.runs.checkpoint import choose
 from vold_trainer.student.models import load_student
 
@@ -40,7 +40,7 @@ def write_model(config: StudentConfig, weights: Mapping[str, Tensor], out: Path)
     its weights.
     """
     student = load_student(config)
-    learning = learning_weights(student.model)
+    learning = trainable_parameters(student.model)
     if set(weights) != set(learning):
         odd = sorted(set(weights) ^ set(learning))[0]
         raise UsageError(f"student.path {config.path!r} is another model than the one trained: {odd!r}")

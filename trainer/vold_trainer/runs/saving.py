@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vold_trainer.config import RunConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.processes.ranks import Ranks
-from vold_trainer.processes.sharding import fill, full, learning_weights, whole
+from vold_trainer.processes.sharding import fill, full, trainable_parameters, whole
 from vold_trainer.processes.wrapping import Wrapped
 from vold_trainer.runs import checkpoint
 from vold_trainer.runs.checkpoint import Checkpoint, best_of, listed
@@ -144,8 +144,8 @@ class Saver:
         """The weights that learn, whole; on the first process alone."""
         if self.wrapped.deepspeed:
             with whole(self.wrapped.module):
-                return self._kept(learning_weights(self.student.model))
-        return self._kept(learning_weights(self.student.model))
+                return self._kept(trainable_parameters(self.student.model))
+        return self._kept(trainable_parameters(self.student.model))
 
     def _moments(self) -> dict[str, Tensor]:
         """The optimizer's tensors, by name and parameter; on the first process alone."""
@@ -153,7 +153,7 @@ class Saver:
         return self._kept(
             {
                 f"{key}.{name}": value
-                for name, parameter in learning_weights(self.student.model).items()
+                for name, parameter in trainable_parameters(self.student.model).items()
                 for key, value in state.get(parameter, {}).items()
             }
         )
@@ -167,7 +167,7 @@ class Saver:
         return kept
 
     def _restore(self, found: Checkpoint) -> None:
-        learning = learning_weights(self.student.model)
+        learning = trainable_parameters(self.student.model)
         saved = found.tensors("learning")
         if set(saved) != set(learning):
             odd = sorted(set(saved) ^ set(learning))[0]

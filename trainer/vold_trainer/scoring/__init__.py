@@ -2,9 +2,9 @@
 the requests, and the scored batch that an objective reads.
 """
 
-from vold_trainer.scoring.batch import Scored
+from vold_trainer.scoring.batch import ScoredBatch
 from vold_trainer.scoring.scorer import RolloutScore, Scorer, StepScores
 from vold_trainer.scoring.teachers import Teacher, make_teachers
 from vold_trainer.scoring.twins import check_twins
 
-__all__ = ["RolloutScore", "Scored", "Scorer", "StepScores", "Teacher", "check_twins", "make_teachers"]
+__all__ = ["RolloutScore", "ScoredBatch", "Scorer", "StepScores", "Teacher", "check_twins", "make_teachers"]

@@ -17,12 +17,12 @@ from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.scorer import RolloutScore
 from vold_trainer.student.batching import Batch
 
-Arrive = Callable[[Iterable[int], Iterable[int]], None]
+AwaitScores = Callable[[Iterable[int], Iterable[int]], None]
 """Waits for the teacher's scores of some rows, and for the verifier's of others."""
 
 
 @dataclass
-class Scored:
+class ScoredBatch:
     """rewards_C: as the verifier gave them, NaN where missing. group: G; completions of a prompt stand together.
     advantage_std: divide by the group's standard deviation. overlong: DAPO's share of max_tokens in which a completion
     loses reward. arrive: how to wait for scores that are still on their way; None where all are there.
@@ -36,7 +36,7 @@ class Scored:
     advantage_std: bool = True
     max_tokens: int = 0
     overlong: float = 0.0
-    arrive: Arrive | None = None
+    arrive: AwaitScores | None = None
     rewards_C: Tensor = field(init=False)
     advantages_C: Tensor = field(init=False)
     correct_C: Tensor = field(init=False)
@@ -44,7 +44,7 @@ class Scored:
     unsolved_C: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self._weigh()
+        self._compute_advantages()
 
     def wait(self, rows: Sequence[int] | None = None) -> None:
         """Return once these completions (None: all) have their teacher's scores, and their whole groups their rewards.
@@ -59,9 +59,9 @@ class Scored:
         self.arrive([self.rollouts[row].row for row in taught], [self.rollouts[row].row for row in judged])
         if rows is None:
             self.arrive = None
-        self._weigh()
+        self._compute_advantages()
 
-    def _weigh(self) -> None:
+    def _compute_advantages(self) -> None:
         """Everything that follows from rewards and verdicts. A group's part of it follows from that group alone."""
         self.rewards_C = torch.tensor(
             [np.nan if score.reward is None else score.reward for score in self.scores], dtype=torch.float32

@@ -29,9 +29,9 @@ from vold_trainer.data import Example
 from vold_trainer.objectives import Needs
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.handshake import teacher_view
-from vold_trainer.scoring.teachers import Asks, Teacher
+from vold_trainer.scoring.teachers import Teacher, TeacherRequirements
 from vold_trainer.scoring.twins import TeacherPrompts
-from vold_trainer.services.outages import Outages, Span, Watched
+from vold_trainer.services.outages import MonitoredService, Outages, Span
 from vold_trainer.student.models import Student
 from vold_trainer.tasks import ClientTasks
 
@@ -71,7 +71,7 @@ class StepScores:
         return sum(count for reason, count in self.missing.items() if reason.startswith(who))
 
 
-class Asked:
+class PendingScores:
     """What the services are asked about the completions of one step, and what came back so far.
 
     `submit` and `flush` are for whoever draws, `wait` and `collect` for whoever learns.
@@ -135,9 +135,9 @@ class Asked:
                 self.scorer.prompts[name].know(rollout.example)  # here: a tokenizer serves one thread at a time
                 asked.setdefault(name, []).append(rollout)
             for name, part in asked.items():
-                self._keep("teacher", part, self.scorer.teach(self, name, part))
+                self._keep("teacher", part, self.scorer.request_scores(self, name, part))
         if self.scorer.verifier is not None and self.verify:
-            self._keep("verifier", rollouts, self.scorer.judge(self, rollouts))
+            self._keep("verifier", rollouts, self.scorer.request_verdicts(self, rollouts))
 
     def _keep(self, who: str, rollouts: list[Rollout], work: Coroutine[Any, Any, None]) -> None:
         future = self.scorer.submit(work)
@@ -174,10 +174,11 @@ class Scorer:
         self.batch = batch
         self.outages = outages or Outages()
         self.watched = {
-            teacher.key: Watched(teacher.key, teacher.client, self.outages) for teacher in self.teachers.values()
+            teacher.key: MonitoredService(teacher.key, teacher.client, self.outages)
+            for teacher in self.teachers.values()
         }
         if self.verifier is not None:
-            self.watched["verifier"] = Watched("verifier", self.verifier, self.outages)
+            self.watched["verifier"] = MonitoredService("verifier", self.verifier, self.outages)
         self.special_ids: frozenset[int] = frozenset()
         self.prompts: dict[str, TeacherPrompts] = {}
 
@@ -193,7 +194,7 @@ class Scorer:
         models = [of.info.identity.model for of in self.teachers.values() if of.key == key and of.info is not None]
         return Path(models[0]).name if models else self.verifier_name if key == "verifier" else "not met yet"
 
-    def meet_teachers(self, student: Student, asks: Asks) -> list[Teacher]:
+    def meet_teachers(self, student: Student, asks: TeacherRequirements) -> list[Teacher]:
         """Learn who the teachers are; from now on only these may answer. Raises HandshakeError where one is unfit."""
         self.special_ids = frozenset(student.tokenizer.all_special_ids)
         for teacher in self.teachers.values():
@@ -207,9 +208,9 @@ class Scorer:
         for name, prompts in self.prompts.items():
             prompts.prepare([example for example in examples if self.route(example) == name])
 
-    def ask(self, needs: Needs, *, verify: bool = True) -> Asked:
+    def begin(self, needs: Needs, *, verify: bool = True) -> PendingScores:
         """Begin a step's scores. needs: what the teachers are asked for. verify: whether the verifier is asked."""
-        return Asked(self, needs, verify)
+        return PendingScores(self, needs, verify)
 
     def submit(self, work: Coroutine[Any, Any, None]) -> "concurrent.futures.Future[None]":
         """Run `work` on the clients' loop, at the latest until `close`."""
@@ -223,7 +224,7 @@ class Scorer:
             if client is not None:
                 self.tasks.run(client.aclose())
 
-    async def teach(self, asked: Asked, name: str, rollouts: list[Rollout]) -> None:
+    async def request_scores(self, asked: PendingScores, name: str, rollouts: list[Rollout]) -> None:
         """Have these rollouts scored by the teacher `name`."""
         teacher = self.teachers[name]
 
@@ -233,7 +234,7 @@ class Scorer:
 
         await self._tolerant("teacher", self.watched[teacher.key].call(ask), rollouts, asked.scores)
 
-    async def judge(self, asked: Asked, rollouts: list[Rollout]) -> None:
+    async def request_verdicts(self, asked: PendingScores, rollouts: list[Rollout]) -> None:
         """Have these rollouts judged by the verifier."""
 
         async def ask() -> None:

@@ -36,7 +36,7 @@ class Teacher:
         """Where the config says what it is."""
         return f"teachers.{self.name}" if self.name else "teacher"
 
-    def meet(self, info: TeacherInfo, tokenizer: TokenizerFile, student: Student, asks: "Asks") -> None:
+    def meet(self, info: TeacherInfo, tokenizer: TokenizerFile, student: Student, asks: "TeacherRequirements") -> None:
         """Compare the tokenizers; from now on only this teacher may answer. Raises HandshakeError."""
         check_offers(asks.objective, asks.needs, info, asks.temperature, self.key)
         self.info = info
@@ -81,7 +81,7 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Asks:
+class TeacherRequirements:
     """What a run will ask its teachers for."""
 
     objective: str
@@ -98,7 +98,7 @@ def configured(config: TrainConfig) -> dict[str, TeacherConfig]:
     return dict(config.teachers)
 
 
-class Routes:
+class TeacherRouter:
     """Which teacher a row asks: the one that its field `teacher` names; else the one that claims one of its `tags`, or
     its `category`; else the default one.
     """

@@ -52,7 +52,7 @@ class Outages:
         return taken
 
 
-class Watched:
+class MonitoredService:
     """One service, as the calls to it find it. Belongs to the event loop of its client."""
 
     def __init__(self, name: str, client: AsyncTeacherClient | AsyncVerifierClient, outages: Outages) -> None:

@@ -9,7 +9,7 @@ from vold_trainer.data import Example, PromptOrder
 from vold_trainer.objectives import AnyObjective, Gkd
 from vold_trainer.student.traces import Trace
 from vold_trainer.training import pending_scores as pending
-from vold_trainer.training.generation import Drawing, Drawn
+from vold_trainer.training.generation import RolloutBatch, RolloutGenerator
 
 
 class Batches:
@@ -19,7 +19,7 @@ class Batches:
         self,
         config: TrainConfig,
         objective: AnyObjective,
-        drawing: Drawing,
+        drawing: RolloutGenerator,
         examples: Sequence[Example],
         traces: Sequence[Trace],
     ) -> None:
@@ -31,17 +31,17 @@ class Batches:
         self._order = PromptOrder(len(examples), config.rollout.prompts * drawing.rounds, config.seed)
         self._given = PromptOrder(len(traces), config.rollout.prompts * config.rollout.group, config.seed)
 
-    def begin(self, step: int) -> Drawn:
+    def begin(self, step: int) -> RolloutBatch:
         """Draw or take the completions of step `step`, and send them off to be scored."""
         if self._traces and not self._on_policy(step):
             return self.drawing.given(step, [self._traces[index] for index in self._given.indices(step)])
-        return self.drawing.draw(step, self.examples(step))
+        return self.drawing.generate(step, self.examples(step))
 
     def examples(self, step: int) -> list[Example]:
         """The prompts of step `step`."""
         return [self._examples[index] for index in self._order.indices(step)]
 
-    def kept(self, folder: Path) -> Iterator[Drawn]:
+    def kept(self, folder: Path) -> Iterator[RolloutBatch]:
         """This process's share of the batches of a checkpoint that fit what their steps need, sent off again, however
         many processes drew them. Raises UsageError.
         """

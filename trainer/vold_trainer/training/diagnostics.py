@@ -23,8 +23,8 @@ from vold_trainer.objectives import Needs
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.processes.wrapping import Wrapped
 from vold_trainer.rollout.base import Rollout
-from vold_trainer.scoring.batch import Scored
-from vold_trainer.scoring.scorer import Asked, RolloutScore, Scorer
+from vold_trainer.scoring.batch import ScoredBatch
+from vold_trainer.scoring.scorer import PendingScores, RolloutScore, Scorer
 from vold_trainer.services.outages import Span
 from vold_trainer.student.batching import make_batch, micro_batches
 from vold_trainer.student.models import Student
@@ -48,9 +48,9 @@ class Measurement:
     student's, by row: float32 [T], int64 [T, K], float32 [T, K].
     """
 
-    scored: Scored
+    scored: ScoredBatch
     rollouts: list[Rollout]
-    asked: Asked
+    asked: PendingScores
     spans: list[Span] = field(default_factory=list)
     entropy: dict[int, Tensor] = field(default_factory=dict)
     ids: dict[int, Tensor] = field(default_factory=dict)
@@ -94,14 +94,14 @@ class Diagnostics:
         offered = self.needs.top_k or self.needs.entropy
         return bool(offered and asked.teacher and (step == 0 or (step + 1) % self.config.every == 0))
 
-    def begin(self, scored: Scored, spare: Rollout) -> Measurement:
+    def begin(self, scored: ScoredBatch, spare: Rollout) -> Measurement:
         """Ask the teachers about this process's share, and meanwhile the student, as it is before this step's update.
         All processes begin together. spare: a rollout for passes whose outcome nobody looks at.
         """
         started = time.monotonic()
         share = len(self.ranks.share(self.config.rollouts))
         rollouts = [rollout for rollout in spread_rows(scored.rollouts, share) if rollout.ids]
-        asked = self.scorer.ask(self.needs, verify=False)
+        asked = self.scorer.begin(self.needs, verify=False)
         asked.submit(rollouts)
         asked.flush()
         measured = Measurement(scored, rollouts, asked)

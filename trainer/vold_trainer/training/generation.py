@@ -15,15 +15,15 @@ from vold_trainer.data import Example
 from vold_trainer.objectives import AnyObjective, Dapo, Needs
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.rollout.base import Engine, Rollout, Sampling
-from vold_trainer.scoring.batch import Arrive, Scored
-from vold_trainer.scoring.scorer import Asked, RolloutScore, Scorer, StepScores
+from vold_trainer.scoring.batch import AwaitScores, ScoredBatch
+from vold_trainer.scoring.scorer import PendingScores, RolloutScore, Scorer, StepScores
 from vold_trainer.services.outages import Span
 from vold_trainer.student.models import Student
 from vold_trainer.student.traces import Trace
 
 
 @dataclass
-class Drawn:
+class RolloutBatch:
     """A step's rollouts, as a rule still being scored. all: with those that nothing will be learned from. needs: what
     was asked. version: the updates that the weights which drew them had had; None where they were given.
     """
@@ -32,9 +32,9 @@ class Drawn:
     version: int | None
     needs: Needs
     examples: Sequence[Example]
-    learned: Scored
-    all: Scored
-    asked: list[Asked]
+    learned: ScoredBatch
+    all: ScoredBatch
+    asked: list[PendingScores]
     drawing: list[Span] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
 
@@ -64,7 +64,7 @@ def rounds_of(objective: AnyObjective) -> int:
     return objective.rounds if isinstance(objective, Dapo) else 1
 
 
-class Drawing:
+class RolloutGenerator:
     """Draws the completions of a step and has them scored."""
 
     def __init__(self, config: TrainConfig, student: Student, engine: Engine, scorer: Scorer, ranks: Ranks) -> None:
@@ -76,7 +76,7 @@ class Drawing:
         self.scorer = scorer
         self.rounds = rounds_of(config.objective)
 
-    def draw(self, step: int, examples: Sequence[Example]) -> Drawn:
+    def generate(self, step: int, examples: Sequence[Example]) -> RolloutBatch:
         """Sample completions of the prompts and send them off; further rounds, where the objective allows them, until
         there are enough groups to learn from. examples: the whole step's, of which this process takes its share.
 
@@ -86,11 +86,11 @@ class Drawing:
         if self.rounds == 1:
             rollouts, asked, span = self._round(step, examples, needs, 0)
             scored = self._coming(rollouts, asked, self.config.rollout.group)
-            return Drawn(step, version, needs, examples, scored, scored, [asked], [span])
+            return RolloutBatch(step, version, needs, examples, scored, scored, [asked], [span])
         wanted = self.config.rollout.prompts
         drawn: list[Rollout] = []
         scores: list[RolloutScore] = []
-        parts, spans = list[Asked](), list[Span]()
+        parts, spans = list[PendingScores](), list[Span]()
         for number in range(self.rounds):
             part = examples[number * wanted : (number + 1) * wanted]
             rollouts, asked, span = self.ranks.together(partial(self._whole_round, step, part, needs, number))
@@ -106,11 +106,11 @@ class Drawing:
         kept = [group for group, informs in groups.items() if informs][:wanted] or list(groups)[:wanted]
         learned = self._only(everything, kept)
         figures = {"dapo/rounds": float(len(parts)), "dapo/dropped_groups": float(len(groups) - len(kept))}
-        return Drawn(step, version, needs, examples, learned, everything, parts, spans, figures)
+        return RolloutBatch(step, version, needs, examples, learned, everything, parts, spans, figures)
 
     def _whole_round(
         self, step: int, examples: Sequence[Example], needs: Needs, number: int
-    ) -> tuple[list[Rollout], Asked, Span]:
+    ) -> tuple[list[Rollout], PendingScores, Span]:
         """A round, and all of its scores."""
         drawn = self._round(step, examples, needs, number)
         drawn[1].collect()
@@ -118,15 +118,15 @@ class Drawing:
 
     def _round(
         self, step: int, examples: Sequence[Example], needs: Needs, number: int
-    ) -> tuple[list[Rollout], Asked, Span]:
+    ) -> tuple[list[Rollout], PendingScores, Span]:
         """(rollouts, what is asked about them, when they were drawn)."""
-        asked = self.scorer.ask(needs)
+        asked = self.scorer.begin(needs)
         share = self.ranks.share(len(examples))
         first = number * self.config.rollout.prompts + share.start
         started = time.monotonic()
         # Not current: what is asked of the services meanwhile is a part of the step beside it, not of generating.
         with tracing.span("generate", current=False):
-            drawn = self.engine.draw(
+            drawn = self.engine.generate(
                 [examples[index] for index in share],
                 self.sampling(needs),
                 seed=self.config.seed * 1_000_003 + step,
@@ -148,26 +148,26 @@ class Drawing:
             candidates=needs.candidates,
         )
 
-    def _informative(self, scored: Scored) -> dict[int, bool]:
+    def _informative(self, scored: ScoredBatch) -> dict[int, bool]:
         """Of every group of the step, on all processes and in order: whether it has right and wrong completions."""
         numbers = [rollout.row // scored.group for rollout in scored.rollouts[:: scored.group]]
         own = list(zip(numbers, scored.informative.tolist(), strict=True))
         return dict(sorted(pair for part in self.ranks.gather(own) for pair in part))
 
-    def _only(self, scored: Scored, groups: Sequence[int]) -> Scored:
+    def _only(self, scored: ScoredBatch, groups: Sequence[int]) -> ScoredBatch:
         """This process's completions of these groups."""
         wanted = set(groups)
         kept = [place for place, rollout in enumerate(scored.rollouts) if rollout.row // scored.group in wanted]
         return self._scored([scored.rollouts[p] for p in kept], [scored.scores[p] for p in kept], scored.group)
 
-    def again(self, step: int, version: int, rollouts: list[Rollout], examples: Sequence[Example]) -> Drawn:
+    def again(self, step: int, version: int, rollouts: list[Rollout], examples: Sequence[Example]) -> RolloutBatch:
         """Completions that were drawn before, by weights of `version` updates: sent off once more."""
         needs = self.objective.needs_at(step)
         asked = self._send(rollouts, needs)
         scored = self._coming(rollouts, asked, self.config.rollout.group)
-        return Drawn(step, version, needs, examples, scored, scored, [asked])
+        return RolloutBatch(step, version, needs, examples, scored, scored, [asked])
 
-    def given(self, step: int, traces: Sequence[Trace]) -> Drawn:
+    def given(self, step: int, traces: Sequence[Trace]) -> RolloutBatch:
         """Completions that somebody else wrote, to be scored by the teacher alone. traces: the whole step's."""
         examples = [trace.example for trace in traces]
         share = self.ranks.share(len(traces))
@@ -180,22 +180,22 @@ class Drawing:
         needs = self.objective.needs_at(step)
         asked = self._send(rollouts, needs, verify=False)
         scored = self._coming(rollouts, asked, 1)
-        return Drawn(step, None, needs, examples, scored, scored, [asked], figures={"objective/on_policy": 0.0})
+        return RolloutBatch(step, None, needs, examples, scored, scored, [asked], figures={"objective/on_policy": 0.0})
 
-    def _send(self, rollouts: list[Rollout], needs: Needs, *, verify: bool = True) -> Asked:
-        asked = self.scorer.ask(needs, verify=verify)
+    def _send(self, rollouts: list[Rollout], needs: Needs, *, verify: bool = True) -> PendingScores:
+        asked = self.scorer.begin(needs, verify=verify)
         asked.submit(rollouts)
         asked.flush()
         return asked
 
-    def _coming(self, rollouts: list[Rollout], asked: Asked, group: int) -> Scored:
+    def _coming(self, rollouts: list[Rollout], asked: PendingScores, group: int) -> ScoredBatch:
         """Rollouts whose scores may still be on their way."""
         return self._scored(rollouts, [asked.scores.rows[r.row] for r in rollouts], group, asked.wait)
 
     def _scored(
-        self, rollouts: list[Rollout], scores: list[RolloutScore], group: int, arrive: Arrive | None = None
-    ) -> Scored:
-        return Scored(
+        self, rollouts: list[Rollout], scores: list[RolloutScore], group: int, arrive: AwaitScores | None = None
+    ) -> ScoredBatch:
+        return ScoredBatch(
             rollouts,
             scores,
             group,

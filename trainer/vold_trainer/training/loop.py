@@ -17,22 +17,22 @@ from vold_trainer.errors import RunError
 from vold_trainer.files import read_json_lines
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.rollout.base import Engine
-from vold_trainer.rollout.whole_weights import WholeEngine
+from vold_trainer.rollout.whole_weights import GatheredEngine
 from vold_trainer.runs.folder import RunFolder, StopSignal, time_so_far, trim_after
 from vold_trainer.runs.live import TRAIN, Dashboard
 from vold_trainer.runs.saving import Saver
 from vold_trainer.scoring.scorer import Scorer, StepScores
-from vold_trainer.scoring.teachers import ONLY, Asks
+from vold_trainer.scoring.teachers import ONLY, TeacherRequirements
 from vold_trainer.services.outages import InterruptedWaitError, Span
 from vold_trainer.student.models import Student
 from vold_trainer.student.traces import Trace
 from vold_trainer.terminal import console
 from vold_trainer.training.batches import Batches
 from vold_trainer.training.diagnostics import Diagnostics
-from vold_trainer.training.generation import Drawing
+from vold_trainer.training.generation import RolloutGenerator
 from vold_trainer.training.pipeline import Pipeline
 from vold_trainer.training.token_log import Outcomes
-from vold_trainer.training.update import Learner
+from vold_trainer.training.update import PolicyUpdater
 
 
 @dataclass
@@ -65,10 +65,10 @@ class Loop:
         self.ranks = ranks
         self.accelerator = ranks.accelerator
         ranks.check(config.rollout.prompts, "rollout.prompts")
-        self.learner = Learner(config, student, ranks)
+        self.learner = PolicyUpdater(config, student, ranks)
         wrapped = self.learner.wrapped
-        self.engine: Engine = WholeEngine(engine, wrapped.module) if wrapped.even else engine
-        self.drawing = Drawing(config, student, self.engine, scorer, ranks)
+        self.engine: Engine = GatheredEngine(engine, wrapped.module) if wrapped.even else engine
+        self.drawing = RolloutGenerator(config, student, self.engine, scorer, ranks)
         self.saver = Saver(config, student, wrapped, ranks, data)
         about: dict[str, Any] = {
             "kind": "train",
@@ -98,7 +98,7 @@ class Loop:
 
     def _shake_hands(self) -> dict[str, Any]:
         """Meet the teachers; who they are, for run.json."""
-        asks = Asks(self.objective.name, self.objective.needs, self.config.rollout.temperature)
+        asks = TeacherRequirements(self.objective.name, self.objective.needs, self.config.rollout.temperature)
         met = {}
         for teacher in self.ranks.together(lambda: self.scorer.meet_teachers(self.student, asks)):
             assert teacher.info is not None

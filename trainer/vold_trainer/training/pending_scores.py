@@ -19,14 +19,14 @@ from safetensors.numpy import save_file
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 from vold_trainer.rollout.base import Rollout
-from vold_trainer.training.generation import Drawn
+from vold_trainer.training.generation import RolloutBatch
 
 FILE = "drawn-ahead-{}.safetensors"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """One batch: see Drawn. examples: those of its step."""
+class SavedBatch:
+    """One batch: see RolloutBatch. examples: those of its step."""
 
     step: int
     version: int
@@ -34,7 +34,7 @@ class Kept:
     rollouts: list[Rollout]
 
 
-def write(folder: Path, batches: Sequence[Drawn], rank: int = 0) -> None:
+def write(folder: Path, batches: Sequence[RolloutBatch], rank: int = 0) -> None:
     """Keep one process's part of these batches in `folder`; no file where there are none."""
     if not batches:
         return
@@ -68,13 +68,13 @@ def write(folder: Path, batches: Sequence[Drawn], rank: int = 0) -> None:
     save_file(arrays, folder / FILE.format(rank), metadata={"batches": json.dumps(about)})
 
 
-def read(folder: Path, examples_of: Callable[[int], Sequence[Example]]) -> list[Kept]:
+def read(folder: Path, examples_of: Callable[[int], Sequence[Example]]) -> list[SavedBatch]:
     """The batches kept in `folder`, oldest first, those parts of them that the processes kept joined. examples_of: the
     examples of a step.
 
     Raises UsageError where a step has other examples now.
     """
-    found: dict[int, Kept] = {}
+    found: dict[int, SavedBatch] = {}
     for file in sorted(folder.glob(FILE.format("*"))):
         for part in _read(file, examples_of):
             rollouts = [*found[part.step].rollouts, *part.rollouts] if part.step in found else part.rollouts
@@ -82,7 +82,7 @@ def read(folder: Path, examples_of: Callable[[int], Sequence[Example]]) -> list[
     return [found[step] for step in sorted(found)]
 
 
-def _read(path: Path, examples_of: Callable[[int], Sequence[Example]]) -> Iterator[Kept]:
+def _read(path: Path, examples_of: Callable[[int], Sequence[Example]]) -> Iterator[SavedBatch]:
     with safe_open(path, "np") as file:
         names = set(file.keys())
         for about in json.loads(file.metadata()["batches"]):
@@ -98,7 +98,7 @@ def _read(path: Path, examples_of: Callable[[int], Sequence[Example]]) -> Iterat
                 for name, length in _LENGTHS.items()
                 if f"{step}.{name}" in names
             }
-            yield Kept(
+            yield SavedBatch(
                 step,
                 about["version"],
                 examples,

@@ -15,21 +15,21 @@ from pathlib import Path
 from vold_trainer.rollout.base import Engine
 from vold_trainer.services.outages import Span
 from vold_trainer.training import pending_scores as pending
-from vold_trainer.training.generation import Drawn
+from vold_trainer.training.generation import RolloutBatch
 
 
 class Pipeline:
     """begin: draws a step's batch and sends it off. steps: of the run."""
 
-    def __init__(self, begin: Callable[[int], Drawn], engine: Engine, *, ahead: int, steps: int) -> None:
+    def __init__(self, begin: Callable[[int], RolloutBatch], engine: Engine, *, ahead: int, steps: int) -> None:
         self.begin = begin
         self.engine = engine
         self.ahead = ahead
         self.steps = steps
-        self._batches: dict[int, Future[Drawn]] = {}
+        self._batches: dict[int, Future[RolloutBatch]] = {}
         self._thread = ThreadPoolExecutor(1, "vold-drawing") if ahead and engine.own_weights else None
 
-    def take(self, step: int) -> Drawn:
+    def take(self, step: int) -> RolloutBatch:
         """The batch of `step`, never one that is staler than `ahead`; those of the next steps are on their way then.
 
         Raises what drawing raises.
@@ -63,9 +63,9 @@ class Pipeline:
         ]
         pending.write(folder, kept, rank)
 
-    def put(self, drawn: Drawn) -> None:
+    def put(self, drawn: RolloutBatch) -> None:
         """Take back a batch that `save` kept."""
-        batch: Future[Drawn] = Future()
+        batch: Future[RolloutBatch] = Future()
         batch.set_result(drawn)
         self._batches[drawn.step] = batch
 
@@ -79,9 +79,9 @@ class Pipeline:
             batch.done() and batch.exception() is None and batch.result().staleness > self.ahead
         )
 
-    def _begin(self, step: int) -> Future[Drawn]:
+    def _begin(self, step: int) -> Future[RolloutBatch]:
         if self._thread is not None:
             return self._thread.submit(self.begin, step)
-        batch: Future[Drawn] = Future()
+        batch: Future[RolloutBatch] = Future()
         batch.set_result(self.begin(step))
         return batch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vold_trainer.data.pictures import thumbnail
-from vold_trainer.scoring.batch import Scored, teacher_row
+from vold_trainer.scoring.batch import ScoredBatch, teacher_row
 from vold_trainer.student.models import Student
 from vold_trainer.training.means import Means
 
@@ -28,7 +28,7 @@ class Outcomes:
     truncated: list[bool]
 
     @classmethod
-    def of(cls, scored: Scored) -> "Outcomes":
+    def of(cls, scored: ScoredBatch) -> "Outcomes":
         return cls(
             scored.group,
             scored.rewards_C.tolist(),
@@ -80,7 +80,7 @@ SUFFIXES = {True: "_correct", False: "_wrong", None: ""}
 class TokenLog:
     """The student's side of every token of a step, for the figures and for the samples kept."""
 
-    def __init__(self, scored: Scored, old: Mapping[int, Tensor] | None = None) -> None:
+    def __init__(self, scored: ScoredBatch, old: Mapping[int, Tensor] | None = None) -> None:
         """old: the log-probabilities before the step's first update, by row; None where there is one update."""
         self.scored = scored
         self.old = old

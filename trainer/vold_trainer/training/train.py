@@ -17,7 +17,7 @@ from vold_trainer.processes.ranks import Ranks, make_accelerator
 from vold_trainer.rollout.engines import make_engine
 from vold_trainer.runs import trackers
 from vold_trainer.scoring.scorer import Scorer
-from vold_trainer.scoring.teachers import ONLY, Routes, configured, make_teachers
+from vold_trainer.scoring.teachers import ONLY, TeacherRouter, configured, make_teachers
 from vold_trainer.scoring.twins import check_twins
 from vold_trainer.services.local import teacher_client, verifier_client
 from vold_trainer.services.outages import Outages
@@ -50,7 +50,7 @@ def run_train(config: TrainConfig, *, resume: bool = False, keep: bool = True) -
                 make_teachers, teachers, lambda name, of: teacher_client(of, services, config.out.name, name)
             ),
             make_verifier=partial(verifier_client, verifier, services, config.out.name) if verifier else None,
-            route=Routes(config),
+            route=TeacherRouter(config),
             verifier=verifier.name if verifier else "",
             parameters=verifier.parameters if verifier else None,
             temperature=config.rollout.temperature,
@@ -70,7 +70,7 @@ def _prepared(config: TrainConfig) -> tuple[Student, list[Example], list[Trace]]
     examples = load_examples(config.data)
     traces = _traces(config.objective, student)
     if configured(config):
-        Routes(config).check([*examples, *(trace.example for trace in traces)])
+        TeacherRouter(config).check([*examples, *(trace.example for trace in traces)])
         check_twins([*examples, *(trace.example for trace in traces)])
     return student, examples, traces
 

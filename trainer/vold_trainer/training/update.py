@@ -12,7 +12,7 @@ from vold_trainer.objectives import Needs
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.processes.wrapping import Wrapped
 from vold_trainer.rollout.base import Rollout
-from vold_trainer.scoring.batch import Scored
+from vold_trainer.scoring.batch import ScoredBatch
 from vold_trainer.student.batching import Batch, make_batch, micro_batches
 from vold_trainer.student.models import Student
 from vold_trainer.student.plan import plan_updates
@@ -20,7 +20,7 @@ from vold_trainer.training.means import Means
 from vold_trainer.training.token_log import TokenLog, token_figures
 
 
-class Learner:
+class PolicyUpdater:
     """The student's weights and the optimizer that changes them."""
 
     def __init__(self, config: TrainConfig, student: Student, ranks: Ranks) -> None:
@@ -33,7 +33,7 @@ class Learner:
         self.module = self.wrapped.module
 
     def update(
-        self, step: int, scored: Scored, needs: Needs, spare: Rollout | None = None
+        self, step: int, scored: ScoredBatch, needs: Needs, spare: Rollout | None = None
     ) -> tuple[dict[str, Any], TokenLog]:
         """Optimiser steps over all processes' rollouts of step `step`; the figures of what was learned from, and the
         tokens of this process. spare: one that stands in, without weight, where a process has nothing to learn from.
@@ -87,7 +87,7 @@ class Learner:
     def _learn(
         self,
         step: int,
-        scored: Scored,
+        scored: ScoredBatch,
         rows: list[int],
         needs: Needs,
         share: float,
