@@ -19,6 +19,7 @@ from vold_trainer.coldstart.traces import run_traces
 from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, load
 from vold_trainer.errors import HandshakeError, RunError, UsageError
 from vold_trainer.evaluation import run_eval
+from vold_trainer.experiments import ablation
 from vold_trainer.experiments.ablation import run_ablation
 from vold_trainer.files import read_json_lines
 from vold_trainer.pocket.shipped import checkpoint_path
@@ -64,7 +65,11 @@ def test_demo_runs_every_stage_and_writes_its_summary(tmp_path, pocket_teacher, 
     assert [line for line in lines if unwanted.search(line)] == [], "a user can do nothing about it"
 
 
-def test_the_ablation_runs_its_rows_side_by_side_and_only_what_is_missing(tmp_path):
+def test_the_ablation_runs_its_rows_side_by_side_and_only_what_is_missing(
+    tmp_path, pocket_teacher, verifier, monkeypatch
+):
+    monkeypatch.setattr(ablation, "TEACHER", pocket_teacher.grpc)
+    monkeypatch.setattr(ablation, "VERIFIER", verifier.grpc)
     overrides = (
         *("traces:data.limit=48", "traces:request=48", "sft:steps=2"),
         *("train:steps=1", "train:rollout.prompts=2", "train:rollout.group=2", "train:data.limit=16"),

@@ -91,8 +91,7 @@ def in_two(tmp_path_factory, runs):
     root = tmp_path_factory.mktemp("two")
     asked = root / "runs.json"
     asked.write_text(json.dumps([(kind, str(root / name), overrides) for name, (kind, overrides) in runs.items()]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", RUNS_FILE, asked]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    done = programs.run([sys.executable, str(RUNS_FILE), "runs", str(asked)], timeout=200)
     assert done.returncode == 0, done.stderr
     return root, done
 
@@ -105,15 +104,21 @@ def config(out: Path, urls: list[str], *overrides: str) -> TrainConfig:
     )
 
 
-def launch(processes: int, out: Path, urls: list[str], *overrides: str) -> subprocess.Popen:
-    """`vold train` of the same run, in a process group of its own."""
+def launch(how: str, out: Path, urls: list[str], *overrides: str) -> subprocess.Popen:
+    """`vold train` of the same run, in a process group of its own: alone, in two processes that `accelerate launch`
+    starts, or in two that are forked.
+    """
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    start = [*launcher, "-m"] if processes > 1 else [sys.executable, "-m"]
+    vold = ["-m", "vold_trainer"]
+    start = {
+        "alone": [sys.executable, *vold],
+        "accelerate": [*launcher, *vold],
+        "forked": [sys.executable, str(RUNS_FILE), "vold"],
+    }[how]
     settings = [f"out={out}", *urls, *SMALL, f"steps={STEPS}", "checkpoints.every=2"]
-    begin = subprocess.Popen if processes > 1 else programs.start
-    return begin(
-        [*start, "vold_trainer", "train", "pocket:vold", *settings, *overrides],
+    return programs.start(
+        [*start, "train", "pocket:vold", *settings, *overrides],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -229,13 +234,13 @@ def test_deepspeed_goes_on(deepspeed, tmp_path, traces):
 def test_a_run_in_two_processes_survives_kill_and_stop(tmp_path, urls, alone):
     """Killed in the middle, begun again, stopped by SIGTERM at the launcher, and ended in one process."""
     out = tmp_path / "run"
-    process = launch(2, out, urls)
+    process = launch("accelerate", out, urls)
     wait_for(3, out, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert listed(out)
     shutil.copytree(out, tmp_path / "copy")
-    process = launch(2, out, urls, "--resume")
+    process = launch("forked", out, urls, "--resume")
     wait_for(5, out, process)
     process.terminate()
     _, said = process.communicate(timeout=60)
@@ -251,7 +256,7 @@ def test_a_run_in_two_processes_survives_kill_and_stop(tmp_path, urls, alone):
 
 def test_a_run_in_one_process_survives_kill(tmp_path, urls, alone):
     out = tmp_path / "run"
-    process = launch(1, out, urls, "checkpoints.keep_best=1", "checkpoints.window=1")
+    process = launch("alone", out, urls, "checkpoints.keep_best=1", "checkpoints.window=1")
     wait_for(3, out, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

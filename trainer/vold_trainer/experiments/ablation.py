@@ -25,7 +25,7 @@ from vold_trainer.report import write_ablation
 from vold_trainer.terminal import console, progress, quiet
 
 BASE = "pocket:student"
-TEACHER, OTHER_TEACHER = "local:pocket:teacher", "local:pocket:teacher-b"
+TEACHER, OTHER_TEACHER, VERIFIER = "local:pocket:teacher", "local:pocket:teacher-b", "local:"
 OTHER_START = "sft-other"
 COMPARED = ("vold", "sft-grpo")
 """The rows whose difference the table states: what the teacher adds in the second stage."""
@@ -87,8 +87,8 @@ def run_ablation(
         threads = max(1, (os.cpu_count() or 1) // workers)
         overrides = (*(f"{stage}:threads={threads}" for stage in ("sft", "train", "eval")), *overrides)
     with contextlib.ExitStack() as stack:
-        services = stack.enter_context(pocket_services(TEACHER, "local:"))
-        other = stack.enter_context(pocket_services(OTHER_TEACHER, "local:")) if OTHER_START in needed else services
+        services = stack.enter_context(pocket_services(TEACHER, VERIFIER))
+        other = stack.enter_context(pocket_services(OTHER_TEACHER, VERIFIER)) if OTHER_START in needed else services
         recipes = [Recipe(out / f"seed-{seed}", services, seed, overrides) for seed in range(seeds)]
         starts = [
             (replace(recipe, services=other) if name == OTHER_START else recipe, name)
@@ -108,7 +108,12 @@ def run_ablation(
 
 
 def _workers(number: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    """Processes that begin with their imports done, once for all of them. Forks of this process itself would hold parts
+    of its gRPC channels.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "__main__"])
+    return ProcessPoolExecutor(number, context, initializer=_begin_worker)
 
 
 def _run_all(
