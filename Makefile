@@ -9,7 +9,8 @@ RUN := $(BIN)/python -m
 SECOND_RUNNER := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/helpers/triton_interpreter
 
 # A file's tests stay together, for they share a server, and the longest files are the first; one thread each, or the
-# processes would starve each other.
+# processes would starve each other. Bytecode is written, so that the processes which tests start need not compile vold.
+TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 LEFT_OUT := not slow and not compose
 TEST = -m pytest -m '$(LEFT_OUT)' --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # What needs neither torch nor what comes with it.
@@ -34,7 +35,7 @@ demo: install  ## the main job, end to end, in minutes: traces, SFT, GRPO, VOLD,
 	$(BIN)/vold demo --out runs/demo
 
 test: install  ## everything but what is marked slow, and what needs a Docker engine
-	OMP_NUM_THREADS=1 $(BIN)/python $(TEST)
+	$(TEST_ENV) $(BIN)/python $(TEST)
 
 test-slow: install  ## rebuilds the pocket checkpoints and checks what they can do
 	$(RUN) pytest -m slow
@@ -67,7 +68,7 @@ test-newest test-oldest: test-%: install  ## everything but the slow tests, with
 	$(BIN)/python locks/lock.py dev --resolution $(RESOLUTION) --out .venv-$*/requirements.txt
 	.venv-$*/bin/python locks/install.py .venv-$*/requirements.txt -- --quiet $(PIP_ARGS)
 	.venv-$*/bin/python $(OURS)
-	OMP_NUM_THREADS=1 .venv-$*/bin/python $(TEST)
+	$(TEST_ENV) .venv-$*/bin/python $(TEST)
 
 # Their pins hold for every Python that pyproject.toml admits. Without torch, which is gigabytes where it is for CUDA.
 test-python:  ## with another Python, as in `make test-python PYTHON=python3.13`: lint, client, verifier and wheel
@@ -79,11 +80,13 @@ test-python:  ## with another Python, as in `make test-python PYTHON=python3.13`
 	.venv-python/bin/python -m ruff format --check .
 	.venv-python/bin/python -m mypy
 	.venv-python/bin/lint-imports
-	OMP_NUM_THREADS=1 .venv-python/bin/python $(TEST) $(WITHOUT_TORCH)
+	$(TEST_ENV) .venv-python/bin/python $(TEST) $(WITHOUT_TORCH)
 
-wheel: install  ## dist/vold-VERSION-py3-none-any.whl, by the build tools of locks/build.txt, without a network
+wheel:  ## dist/vold-VERSION-py3-none-any.whl, by the build tools of locks/build.txt and nothing else
+	"$(PYTHON)" -m venv --clear .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --no-deps $(PIP_ARGS) --requirement locks/build.txt
 	rm -rf build dist
-	$(RUN) pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir dist .
+	.venv-wheel/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir dist .
 	rm -rf build
 
 test-compose: install  ## images, compose file and profiles against a Docker engine, which tests/compose/engine starts
@@ -108,7 +111,7 @@ lock: install  ## complete pins in locks/ again; LOCK_ARGS=--upgrade takes the n
 bench: install  ## the tables of benchmarks/README.md
 	$(BIN)/python benchmarks/run_all.py
 
-bench-ablation: install  ## the component table, 3 seeds: about an hour on 2 cores
+bench-ablation: install  ## the component table, 3 seeds: three quarters of an hour on 2 cores
 	$(BIN)/vold ablation --out runs/ablation --results benchmarks
 
 compose:
