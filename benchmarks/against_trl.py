@@ -1,11 +1,11 @@
-"""A GRPO step beside one of TRL's GRPOTrainer with transformers generation: the same model, prompts, group and reward.
+"""A GRPO step of vold and of TRL's GRPOTrainer with transformers generation: same model, prompts, group and reward.
 
 python benchmarks/against_trl.py
 
-Both train in this process on one thread, in turns, with one update a step over all completions in one pass, float32,
-no KL and a learning rate that changes nothing, so that all steps are alike. TRL's reward is the verifier's own code,
-called in this process; ours asks the verifier's service. "fixed": a random model that has no end, so that every
-completion has as many tokens as are allowed. "trained": the pocket world's text model, which ends when it is done.
+Both train in this process on one thread, in alternation, with one policy update per step over all completions in one
+pass, float32, no KL, and a learning rate too small to change the model, so that all steps are alike. TRL's reward calls
+the verifier's code in this process; vold calls the verifier service. "fixed": a random model without an end token, so
+that every completion has the maximum length. "trained": the pocket world's text model, which does end.
 """
 
 import argparse
@@ -32,24 +32,24 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from vold_trainer.config import StudentConfig, TrainConfig, VerifierConfig, load
 from vold_trainer.files import read_json_lines
-from vold_trainer.pocket.world import examples
+from vold_trainer.pocket.world import make_examples
 from vold_trainer.services.local import open_services
 from vold_trainer.student.models import load_student
-from vold_trainer.terminal import quiet
+from vold_trainer.terminal import silence
 from vold_trainer.training.train import run_train
 from vold_verifier.verifiers.base import Item
 from vold_verifier.verifiers.numeric import NumericParameters, NumericVerifier
 
 PROMPTS, GROUP = 16, 8
 POOL = 256
-WARM = 1
+WARMUP_STEPS = 1
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
-"""What transformers calls it, the newer name first."""
+"""Names of the option in transformers, the newer one first."""
 PARTS = ("generate", "reward", "optimise", "step")
 
 
 def fixed_model(folder: Path) -> Path:
-    """A random Qwen3 of 0.8 M parameters whose tokenizer's EOS is one that it has no row for."""
+    """A random Qwen3 of 0.8 M parameters that cannot sample its tokenizer's end token."""
     tokenizer = AutoTokenizer.from_pretrained(POCKET_TEACHER)
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(
@@ -65,13 +65,14 @@ def fixed_model(folder: Path) -> Path:
     return folder
 
 
-class Clock:
-    """Seconds spent in some of an object's methods, step by step."""
+class MethodTimer:
+    """Seconds spent in chosen methods of an object. seconds: by name, since the last clear."""
 
     def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
 
-    def watch(self, owner: Any, method: str, name: str) -> None:
+    def time(self, owner: Any, method: str, name: str) -> None:
+        """Replace `owner`'s method by one that adds its time to `seconds[name]`."""
         work = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -79,18 +80,18 @@ class Clock:
             try:
                 return work(*args, **kwargs)
             finally:
-                self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - began
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
         setattr(owner, method, timed)
 
 
 def trl_steps(model: Path, folder: Path, steps: int, tokens: int) -> list[dict[str, float]]:
-    """Of each step after the first ones: seconds of its parts, and tokens."""
+    """The seconds of each part and the tokens, for each step of TRL after the warm-up."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
     student = load_student(StudentConfig(path=str(model)))
-    prompts = examples("train", POOL, modality="text", offset=3000)
+    prompts = make_examples("train", POOL, modality="text", offset=3000)
     data = Dataset.from_list([{"prompt": student.render(prompt), "reference": prompt.reference} for prompt in prompts])
     verifier, parameters = NumericVerifier(), NumericParameters()
 
@@ -112,31 +113,31 @@ def trl_steps(model: Path, folder: Path, steps: int, tokens: int) -> list[dict[s
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         reward, args=config, train_dataset=data, processing_class=tokenizer,
     )  # fmt: skip
-    clock, found = Clock(), []
-    clock.watch(trainer, "_generate", "generate")
-    clock.watch(trainer, "_calculate_rewards", "reward")
+    timer, step_times = MethodTimer(), []
+    timer.time(trainer, "_generate", "generate")
+    timer.time(trainer, "_calculate_rewards", "reward")
 
     class Steps(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            clock.spent.clear()
+            timer.seconds.clear()
             self.began = time.perf_counter()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             step = time.perf_counter() - self.began
-            rest = step - sum(clock.spent.values())
-            found.append({**clock.spent, "optimise": rest, "step": step})
+            rest = step - sum(timer.seconds.values())
+            step_times.append({**timer.seconds, "optimise": rest, "step": step})
 
-    trainer.remove_callback(PrinterCallback)  # it writes a line a step between the tables
+    trainer.remove_callback(PrinterCallback)  # it prints a line per step between the tables
     trainer.add_callback(Steps())
     trainer.train()
     lengths = [log["completions/mean_length"] for log in trainer.state.log_history if "completions/mean_length" in log]
-    for step, length in zip(found, lengths, strict=True):
+    for step, length in zip(step_times, lengths, strict=True):
         step["tokens"] = length * PROMPTS * GROUP
-    return found[WARM:]
+    return step_times[WARMUP_STEPS:]
 
 
-def our_steps(model: Path, folder: Path, steps: int, tokens: int, verifier: str) -> list[dict[str, float]]:
-    """The same of `vold train`. reward: what is waited for when nothing is left to draw."""
+def vold_steps(model: Path, folder: Path, steps: int, tokens: int, verifier: str) -> list[dict[str, float]]:
+    """The same for `vold train`. reward: the time spent only waiting for rewards."""
     run_train(
         load(
             TrainConfig,
@@ -154,7 +155,7 @@ def our_steps(model: Path, folder: Path, steps: int, tokens: int, verifier: str)
             "step": step["time/step"],
             "tokens": step["length/mean"] * PROMPTS * GROUP,
         }
-        for step in read_json_lines(folder / "metrics.jsonl")[WARM:]
+        for step in read_json_lines(folder / "metrics.jsonl")[WARMUP_STEPS:]
     ]
 
 
@@ -163,7 +164,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=4, help="turns of each trainer")
     arguments.add_argument("--steps", type=int, default=4, help="steps a turn that count")
     options = arguments.parse_args()
-    quiet()
+    silence()
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(1)
     rows = []
@@ -175,24 +176,24 @@ def main() -> None:
         url = services.verifier_urls[0]
         for label, model, tokens in (("fixed", fixed_model(root / "model"), 64), ("trained", POCKET_TEACHER, 80)):
             trainers: dict[str, Callable[[Path], list[dict[str, float]]]] = {
-                "TRL": lambda out, m=model, t=tokens: trl_steps(m, out, options.steps + WARM, t),
-                "vold": lambda out, m=model, t=tokens: our_steps(m, out, options.steps + WARM, t, url),
+                "TRL": lambda out, m=model, t=tokens: trl_steps(m, out, options.steps + WARMUP_STEPS, t),
+                "vold": lambda out, m=model, t=tokens: vold_steps(m, out, options.steps + WARMUP_STEPS, t, url),
             }
-            found: dict[str, list[dict[str, float]]] = {who: [] for who in trainers}
+            all_steps: dict[str, list[dict[str, float]]] = {trainer: [] for trainer in trainers}
             ratios = []
             for number in range(options.rounds):
-                turns = {who: run(root / f"{label}-{who}-{number}") for who, run in trainers.items()}
-                for who, steps in turns.items():
-                    found[who] += steps
-                turn = {who: statistics.median(step["step"] for step in steps) for who, steps in turns.items()}
+                turns = {trainer: run(root / f"{label}-{trainer}-{number}") for trainer, run in trainers.items()}
+                for trainer, steps in turns.items():
+                    all_steps[trainer] += steps
+                turn = {trainer: statistics.median(step["step"] for step in steps) for trainer, steps in turns.items()}
                 ratios.append(turn["TRL"] / turn["vold"])
             medians = {
-                who: {part: statistics.median(step[part] for step in steps) for part in (*PARTS, "tokens")}
-                for who, steps in found.items()
+                trainer: {part: statistics.median(step[part] for step in steps) for part in (*PARTS, "tokens")}
+                for trainer, steps in all_steps.items()
             }
-            for who, values in medians.items():
+            for trainer, values in medians.items():
                 seconds = [f"{values[part]:.2f}" for part in PARTS]
-                rows.append([label, who, f"{values['tokens']:.0f}", *seconds, ""])
+                rows.append([label, trainer, f"{values['tokens']:.0f}", *seconds, ""])
             shares = [
                 f"{medians['TRL'][part] / medians['vold'][part]:.1f}x" if part != "reward" else "" for part in PARTS
             ]

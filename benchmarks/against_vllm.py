@@ -1,13 +1,13 @@
-"""A vold teacher against a stock vLLM server: the same model, the same sequences, the same threads, one run.
+"""A vold teacher against a stock vLLM server, with the same model, sequences and threads.
 
-vLLM is asked the way trainers ask it, through /v1/completions with prompt_logprobs: a request for each sequence, and
-8 sequences a request; the faster of the two counts. Both sides end with arrays of the completions' log-probabilities,
-which must agree. Several runs ask at once, each with its next request on the reply to its last: first for completions
-with prompts of their own, then for groups of 8, which the teacher computes with their prompt once and vLLM does not,
-for requests for log-probabilities pass by its prefix cache. Tokens are those of prompts and completions, a prompt
-counted for each of its completions, on both sides. Nothing is cached.
+vLLM is called as trainers call it, through /v1/completions with prompt_logprobs, with one sequence per request and with
+8; the faster of the two counts. Both sides end with arrays of the completions' log-probabilities, which must agree.
+Several runs send requests concurrently, each the next request after its last reply. First every completion has its own
+prompt; then 8 completions share a prompt, which the teacher computes once and vLLM does not, because requests for
+log-probabilities bypass its prefix cache. Token counts include the prompt once for each completion, on both sides.
+Nothing is cached.
 
-vLLM lives in an environment of its own, which `make .venv-vllm/.installed` makes:
+vLLM has a separate environment, made by `make .venv-vllm/.installed`:
 
 python benchmarks/against_vllm.py [--vllm-python .venv-vllm/bin/python] [--size tiny] [--threads 1]
 """
@@ -30,7 +30,7 @@ from pathlib import Path
 import httpx
 import models
 import numpy as np
-from common import Ids, requests, serving, show, sizes
+from common import Ids, add_size_option, requests, serving, show
 from vold_client import AsyncTeacherClient, Completion
 from vold_proto.v1 import teacher_pb2 as pb
 
@@ -43,7 +43,7 @@ TOLERANCE = {"f32": 1e-3, "f16": 2e-2}
 
 @dataclass(frozen=True)
 class Load:
-    """runs: at once. requests: that each run makes in a round. completions: of a request."""
+    """runs: concurrent. requests: per run and round. completions: per request."""
 
     runs: int
     requests: int
@@ -52,15 +52,15 @@ class Load:
 
 LOADS = {"sparse": Load(8, 2, 8), "tiny": Load(8, 2, 8), "40M": Load(2, 1, 8)}
 
-Asked = list[tuple[list[Ids], list[Completion]]]
+Requests = list[tuple[list[Ids], list[Completion]]]
 
 
 @contextlib.contextmanager
 def stock_vllm(python: str, model: Path, threads: int) -> Iterator[str]:
-    """`vllm serve` on a free port, with memory held down as a CPU needs it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """The URL of `vllm serve` on a free port, with settings that limit its memory on a CPU."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "m"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--gpu-memory-utilization", "0.25", "--max-model-len", "1024"]
@@ -88,11 +88,13 @@ def stock_vllm(python: str, model: Path, threads: int) -> Iterator[str]:
         server.wait()
 
 
-async def from_vllm(url: str, asked: Asked, runs: int, top_k: int, batch: int) -> tuple[list[np.ndarray], int]:
-    """The completions' log-probabilities in order, and the bytes of the replies."""
+async def from_vllm(
+    url: str, all_requests: Requests, runs: int, top_k: int, batch: int
+) -> tuple[list[np.ndarray], int]:
+    """The completions' log-probabilities in order, and the bytes of vLLM's replies."""
     received = 0
 
-    async def ask(client: httpx.AsyncClient, part: list[tuple[Ids, Ids]]) -> list[np.ndarray]:
+    async def score(client: httpx.AsyncClient, part: list[tuple[Ids, Ids]]) -> list[np.ndarray]:
         nonlocal received
         body = {
             "model": "m",
@@ -107,45 +109,47 @@ async def from_vllm(url: str, asked: Asked, runs: int, top_k: int, batch: int) -
         for (prompt, ids), choice in zip(part, reply.json()["choices"], strict=True):
             entries = choice["prompt_logprobs"][len(prompt) :]
             if top_k:  # a trainer needs the ids and the log-probabilities of the top-k as arrays
-                np.array([[(int(key), one["logprob"]) for key, one in entry.items()][:top_k] for entry in entries])
+                np.array([[(int(key), token["logprob"]) for key, token in entry.items()][:top_k] for entry in entries])
             scores.append(
                 np.array([entry[str(key)]["logprob"] for key, entry in zip(ids.tolist(), entries, strict=True)])
             )
         return scores
 
-    async def run(mine: Asked) -> list[np.ndarray]:
+    async def run(own_requests: Requests) -> list[np.ndarray]:
         async with httpx.AsyncClient(base_url=url, timeout=600) as client:
             scores: list[np.ndarray] = []
-            for prompts, completions in mine:
+            for prompts, completions in own_requests:
                 pairs = [(prompts[completion.prompt], completion.ids) for completion in completions]
                 parts = [pairs[start : start + batch] for start in range(0, len(pairs), batch)]
-                for found in await asyncio.gather(*(ask(client, part) for part in parts)):
-                    scores += found
+                for part_scores in await asyncio.gather(*(score(client, part) for part in parts)):
+                    scores += part_scores
             return scores
 
-    found = await asyncio.gather(*(run(asked[number::runs]) for number in range(runs)))
-    return [score for scores in found for score in scores], received
+    scores_by_run = await asyncio.gather(*(run(all_requests[number::runs]) for number in range(runs)))
+    return [score for scores in scores_by_run for score in scores], received
 
 
-async def from_vold(url: str, asked: Asked, runs: int, top_k: int, dtype: str) -> tuple[list[np.ndarray], int]:
-    """The same of a vold teacher."""
+async def from_vold(
+    url: str, all_requests: Requests, runs: int, top_k: int, dtype: str
+) -> tuple[list[np.ndarray], int]:
+    """The same from a vold teacher, without the bytes."""
 
-    async def run(mine: Asked) -> list[np.ndarray]:
+    async def run(own_requests: Requests) -> list[np.ndarray]:
         scores: list[np.ndarray] = []
         async with AsyncTeacherClient(url) as client:
-            for prompts, completions in mine:
-                found = await client.score(prompts, completions, top_k=top_k, dtype=dtype)
-                scores += [score.logprobs for score in found.scores]
+            for prompts, completions in own_requests:
+                result = await client.score(prompts, completions, top_k=top_k, dtype=dtype)
+                scores += [score.logprobs for score in result.scores]
         return scores
 
-    found = await asyncio.gather(*(run(asked[number::runs]) for number in range(runs)))
-    return [score for scores in found for score in scores], 0
+    scores_by_run = await asyncio.gather(*(run(all_requests[number::runs]) for number in range(runs)))
+    return [score for scores in scores_by_run for score in scores], 0
 
 
-def reply_bytes(url: str, asked: Asked, top_k: int, dtype: str) -> int:
-    """Of the packed replies: what gRPC carries, and HTTP as application/x-protobuf."""
+def reply_bytes(url: str, all_requests: Requests, top_k: int, dtype: str) -> int:
+    """Bytes of the teacher's protobuf replies, as sent over gRPC, and over HTTP as application/x-protobuf."""
     total = 0
-    for prompts, completions in asked:
+    for prompts, completions in all_requests:
         message = pb.ScoreRequest(
             prompts=[pb.Prompt(ids=np.asarray(ids, "<i4").tobytes()) for ids in prompts],
             completions=[
@@ -164,26 +168,28 @@ def measure(name: str, label: str, group: int, urls: dict[str, str], vllm: str) 
     """One row of the table."""
     load, top_k, dtype = LOADS[name], TOP_K[label], DTYPES[label]
     times: dict[str, list[float]] = {"vold": [], "single": [], "batch": []}
-    for turn in range(ROUNDS[label] + 1):
-        asked = requests(models.SIZES[name].vocab, load.runs * load.requests, load.completions, turn, group)
-        ways = {
-            "vold": lambda asked=asked: from_vold(urls["grpc"], asked, load.runs, top_k, dtype),
-            "single": lambda asked=asked: from_vllm(vllm, asked, load.runs, top_k, 1),
-            "batch": lambda asked=asked: from_vllm(vllm, asked, load.runs, top_k, 8),
+    for round_index in range(ROUNDS[label] + 1):
+        all_requests = requests(
+            models.SIZES[name].vocab, load.runs * load.requests, load.completions, round_index, group
+        )
+        clients = {
+            "vold": lambda all_requests=all_requests: from_vold(urls["grpc"], all_requests, load.runs, top_k, dtype),
+            "single": lambda all_requests=all_requests: from_vllm(vllm, all_requests, load.runs, top_k, 1),
+            "batch": lambda all_requests=all_requests: from_vllm(vllm, all_requests, load.runs, top_k, 8),
         }
-        found = {}
-        for way, ask in ways.items():
-            began = time.perf_counter()
-            found[way] = asyncio.run(ask())
-            if turn:  # the first warms everything up
-                times[way].append(time.perf_counter() - began)
-        for way in ("single", "batch"):
-            for ours, theirs in zip(found["vold"][0], found[way][0], strict=True):
-                np.testing.assert_allclose(ours, theirs, atol=TOLERANCE[dtype])
-    tokens = sum(len(prompts[c.prompt]) + len(c.ids) for prompts, completions in asked for c in completions)
-    scored = sum(len(completion.ids) for _, completions in asked for completion in completions)
-    theirs = min(("single", "batch"), key=lambda way: statistics.median(times[way]))
-    ratios = sorted(b / a for a, b in zip(times["vold"], times[theirs], strict=True))
+        results = {}
+        for client, score in clients.items():
+            start = time.perf_counter()
+            results[client] = asyncio.run(score())
+            if round_index:  # the first round is the warm-up
+                times[client].append(time.perf_counter() - start)
+        for client in ("single", "batch"):
+            for vold_scores, vllm_scores in zip(results["vold"][0], results[client][0], strict=True):
+                np.testing.assert_allclose(vold_scores, vllm_scores, atol=TOLERANCE[dtype])
+    tokens = sum(len(prompts[c.prompt]) + len(c.ids) for prompts, completions in all_requests for c in completions)
+    scored = sum(len(completion.ids) for _, completions in all_requests for completion in completions)
+    faster = min(("single", "batch"), key=lambda client: statistics.median(times[client]))
+    ratios = sorted(b / a for a, b in zip(times["vold"], times[faster], strict=True))
     return [
         f"{name}, {load.runs} runs",
         f"{label}, {dtype}",
@@ -192,8 +198,8 @@ def measure(name: str, label: str, group: int, urls: dict[str, str], vllm: str) 
         f"{tokens / statistics.median(times['batch']):,.0f}",
         f"{tokens / statistics.median(times['vold']):,.0f}",
         f"{statistics.median(ratios):.1f}x ({ratios[0]:.1f} to {ratios[-1]:.1f})",
-        f"{found['single'][1] / tokens:.0f}",
-        f"{reply_bytes(urls['http'], asked, top_k, dtype) / scored:.1f}",
+        f"{results['single'][1] / tokens:.0f}",
+        f"{reply_bytes(urls['http'], all_requests, top_k, dtype) / scored:.1f}",
     ]
 
 
@@ -201,14 +207,17 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--vllm-python", default=".venv-vllm/bin/python", help="a Python that has vLLM")
     arguments.add_argument("--threads", type=int, default=1, help="of the forward pass, on both sides")
-    sizes(arguments, LOADS)
-    asked = arguments.parse_args()
+    add_size_option(arguments, LOADS)
+    options = arguments.parse_args()
     rows = []
-    for name in asked.size or LOADS:
+    for name in options.size or LOADS:
         with tempfile.TemporaryDirectory() as folder:
             path, _ = models.save(name, Path(folder))
-            options = ("--model", str(path), "--threads", str(asked.threads), "--cache-bytes", "0")
-            with stock_vllm(asked.vllm_python, path, asked.threads) as vllm, serving("teacher", *options) as urls:
+            teacher_options = ("--model", str(path), "--threads", str(options.threads), "--cache-bytes", "0")
+            with (
+                stock_vllm(options.vllm_python, path, options.threads) as vllm,
+                serving("teacher", *teacher_options) as urls,
+            ):
                 for label, group in itertools.product(TOP_K, GROUPS):
                     rows.append(measure(name, label, group, urls, vllm))
                     print(*rows[-1], sep="  ", file=sys.stderr)
@@ -224,7 +233,7 @@ def main() -> None:
         "vold, bytes a token",
     ]
     show(
-        f"Against vLLM's /v1/completions, {asked.threads} thread each, medians",
+        f"Against vLLM's /v1/completions, {options.threads} thread each, medians",
         columns,
         rows,
     )

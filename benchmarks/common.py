@@ -1,4 +1,4 @@
-"""What the benchmarks share: a teacher of a given size, sequences to score, a table with ratios."""
+"""Shared by the benchmarks: services, sequences to score, and tables."""
 
 import argparse
 import contextlib
@@ -48,35 +48,35 @@ def serving(service: str, *arguments: str) -> Iterator[dict[str, str]]:
 def sequences(
     vocabulary: int, prompts: int, group: int, prompt: int, completion: int, seed: int = 0
 ) -> tuple[list[Ids], list[tuple[int, Ids]]]:
-    """(prompts, completions as (prompt index, ids)) of random ids; completions differ in length by a half."""
+    """Random prompts, and completions as (prompt index, ids), of between `completion` // 2 and `completion` ids."""
     rng = np.random.default_rng(seed)
-    made = [rng.integers(0, vocabulary, prompt) for _ in range(prompts)]
+    prompt_ids = [rng.integers(0, vocabulary, prompt) for _ in range(prompts)]
     lengths = rng.integers(completion // 2, completion + 1, prompts * group)
-    return made, [(index // group, rng.integers(0, vocabulary, length)) for index, length in enumerate(lengths)]
+    return prompt_ids, [(index // group, rng.integers(0, vocabulary, length)) for index, length in enumerate(lengths)]
 
 
 def requests(
     vocabulary: int, count: int, completions: int, seed: int, group: int = 1
 ) -> list[tuple[list[Ids], list[Completion]]]:
-    """`count` requests of so many completions of 50 to 200 tokens, `group` of each prompt of 40 to 160."""
+    """`count` requests of `completions` completions of 50 to 200 tokens, `group` per prompt of 40 to 160 tokens."""
     rng = np.random.default_rng(seed)
 
-    def one() -> tuple[list[Ids], list[Completion]]:
+    def request() -> tuple[list[Ids], list[Completion]]:
         prompts = [rng.integers(2, vocabulary, rng.integers(40, 161)) for _ in range(completions // group)]
         ids = (rng.integers(2, vocabulary, rng.integers(50, 201)) for _ in range(completions))
-        return prompts, [Completion(index // group, one) for index, one in enumerate(ids)]
+        return prompts, [Completion(index // group, completion) for index, completion in enumerate(ids)]
 
-    return [one() for _ in range(count)]
+    return [request() for _ in range(count)]
 
 
-def sizes(arguments: argparse.ArgumentParser, known: Iterable[str]) -> None:
-    """An option --size, repeatable, of which models to take; all of them where it is not given."""
-    known = tuple(known)
-    arguments.add_argument("--size", action="append", choices=known, help=f"one of {', '.join(known)}; repeatable")
+def add_size_option(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Add a repeatable option --size that selects models; without it, all of them run."""
+    names = tuple(names)
+    parser.add_argument("--size", action="append", choices=names, help=f"one of {', '.join(names)}; repeatable")
 
 
 def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """The table in the terminal, and as markdown on stdout's last lines for benchmarks/README.md."""
+    """Print the table to the terminal, and as markdown to stdout for benchmarks/README.md."""
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)

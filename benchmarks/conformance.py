@@ -1,15 +1,15 @@
-"""How often the verifiers are right, beside math-verify alone on the same items.
+"""The accuracy of the verifiers, and of math-verify alone, on the same items.
 
 python benchmarks/conformance.py [--cases cases.jsonl] [--gsm8k test.jsonl] [--show] [--no-math-verify]
 
-The lists of tests/cases come with the repository. --cases: labelled cases of other graders' own tests, lines of `id`,
-`kind`, `gold`, `prediction`, `expected`, `tier`; those of kind reasoning_gym have the task's `dataset` and `entry` too,
-and are left out where reasoning-gym is not installed. --gsm8k: GSM8K's questions, each reference held against itself
-and against other numbers made from it. --show prints every disagreement.
+The cases in tests/cases come with the repository. --cases: labelled cases from other graders' tests, JSON lines with
+`id`, `kind`, `gold`, `prediction`, `expected` and `tier`; the kind reasoning_gym also has the task's `dataset` and
+`entry`, and is left out if reasoning-gym is not installed. --gsm8k: GSM8K's questions; each reference is compared with
+itself and with other numbers derived from it. --show prints every disagreement.
 
-"paid": items that earned a reward and should not. "refused": the other way round. math-verify gets the reference in a
-box and the completion as it is; where it raises or runs into its own limit of 5 s, its answer counts as refused. It has
-no choices, texts, tolerances or tasks, so those kinds are judged by the verifiers alone.
+"paid": wrong items with a reward. "refused": right items without a reward. math-verify gets the reference in a box and
+the unchanged completion; an exception or its own limit of 5 s counts as refused. It supports no choices, texts,
+tolerances or tasks, so only the verifiers run on those kinds.
 """
 
 import argparse
@@ -37,8 +37,8 @@ KINDS = ("mathematics", "others", "reasoning-gym")
 
 
 @dataclass(frozen=True)
-class Judged:
-    """expected: whether the item is to be paid."""
+class LabelledItem:
+    """expected: whether the item deserves a reward."""
 
     name: str
     verifier: str
@@ -54,15 +54,15 @@ class Judged:
         return {"math": "mathematics", "reasoning-gym": "reasoning-gym"}.get(self.verifier, "others")
 
 
-def as_judged(case: dict[str, Any]) -> Judged:
-    """A labelled case with the verifier and the parameters that ask what its own grader was asked."""
+def to_item(case: dict[str, Any]) -> LabelledItem:
+    """The item of a labelled case, with the verifier and the parameters that match the case's own grader."""
     kind, options, text = case["kind"], case.get("opts", {}), case["prediction"]
     parameters: dict[str, Any] = {}
     verifier = "math"
     if kind in ("choice", "choice_boxed"):
         verifier = "choice"
         if case.get("options"):
-            parameters["options"] = {letter: option for one in case["options"] for letter, option in one.items()}
+            parameters["options"] = {letter: option for choice in case["options"] for letter, option in choice.items()}
         if kind == "choice_boxed":
             parameters["accept"] = ["boxed"]
     elif kind == "string":
@@ -78,39 +78,39 @@ def as_judged(case: dict[str, Any]) -> Judged:
             parameters = {"ignore_case": True}
     elif kind in ("boxed", "reasoning_boxed"):
         parameters = {"accept": ["boxed"]}
-    elif kind == "geo3k_bracket" and (found := re.findall(r"\[([^\]]*)\]", text)):
-        text = rf"\boxed{{{found[-1]}}}"
+    elif kind == "geo3k_bracket" and (matches := re.findall(r"\[([^\]]*)\]", text)):
+        text = rf"\boxed{{{matches[-1]}}}"
     elif kind == "reasoning_gym":
-        # As JSON text: a Struct would make floats of its whole numbers.
+        # As JSON text, because a Struct turns integers into floats.
         verifier, parameters = "reasoning-gym", {"task": case["dataset"], "entry": json.dumps(case["entry"])}
         text = f"<answer>{text}</answer>"
-    return Judged(case["id"], verifier, parameters, text, case["gold"], case["expected"])
+    return LabelledItem(case["id"], verifier, parameters, text, case["gold"], case["expected"])
 
 
-def labelled(path: Path, tier: str) -> Iterator[Judged]:
+def labelled_items(path: Path, tier: str) -> Iterator[LabelledItem]:
     for line in path.read_text(encoding="utf-8").splitlines():
         case = json.loads(line)
         if case["tier"] == tier and (case["kind"] != "reasoning_gym" or find_spec("reasoning_gym")):
-            yield as_judged(case)
+            yield to_item(case)
 
 
-def equality() -> Iterator[Judged]:
+def equality_items() -> Iterator[LabelledItem]:
     for line in (CASES / "math_equality.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         for expected, answers in ((True, row["equal"]), (False, row["different"])):
             for answer in answers:
                 name = f"{row['reference']} <- {answer}"
-                yield Judged(name, "math", {}, rf"The result: \boxed{{{answer}}}", row["reference"], expected)
+                yield LabelledItem(name, "math", {}, rf"The result: \boxed{{{answer}}}", row["reference"], expected)
 
 
-def adversarial() -> Iterator[Judged]:
+def adversarial_items() -> Iterator[LabelledItem]:
     for line in (CASES / "verifier_adversarial.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         text = row["completion"]
         if row.get("heavy") or row["correct"] is None:
             continue
         text = text if isinstance(text, str) else "".join(part * times for part, times in text)
-        yield Judged(
+        yield LabelledItem(
             f"{row['id']} {row['why']}",
             row["verifier"],
             row.get("parameters", {}),
@@ -121,8 +121,8 @@ def adversarial() -> Iterator[Judged]:
         )
 
 
-def gsm8k(path: Path) -> Iterator[Judged]:
-    """Each reference in several spellings, and numbers that differ from it."""
+def gsm8k_items(path: Path) -> Iterator[LabelledItem]:
+    """Each reference in several spellings, and other numbers."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         answer = json.loads(line)["answer"]
         gold = answer.rpartition("####")[2].strip()
@@ -139,20 +139,20 @@ def gsm8k(path: Path) -> Iterator[Judged]:
             f"1/{abs(value) + 1}",
         ]
         for position, text in enumerate([*same, *others]):
-            yield Judged(f"{number} {text}", "math", {}, rf"So \boxed{{{text}}}.", answer, position < len(same))
+            yield LabelledItem(f"{number} {text}", "math", {}, rf"So \boxed{{{text}}}.", answer, position < len(same))
 
 
-def ours(item: Judged, timer: Any) -> bool:
+def vold_accepts(item: LabelledItem, timer: Any) -> bool:
     message = verifier_pb2.VerifyItem(
         verifier=item.verifier, completion=item.completion, reference=item.reference, prompt=item.prompt
     )
     if item.parameters:
         message.parameters.update(item.parameters)
-    result, _ = worker.check_within(message, VERIFIERS, timer, Tripwire())
+    result, _ = worker.verify_within_limits(message, VERIFIERS, timer, Tripwire())
     return bool(result.correct)
 
 
-def theirs(item: Judged) -> bool:
+def math_verify_accepts(item: LabelledItem) -> bool:
     from math_verify import parse, verify
 
     reference = item.reference.rpartition("####")[2].strip()
@@ -163,44 +163,47 @@ def theirs(item: Judged) -> bool:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--cases", type=Path)
-    arguments.add_argument("--gsm8k", type=Path)
-    arguments.add_argument("--show", action="store_true")
-    arguments.add_argument("--no-math-verify", action="store_true")
-    options = arguments.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=Path)
+    parser.add_argument("--gsm8k", type=Path)
+    parser.add_argument("--show", action="store_true")
+    parser.add_argument("--no-math-verify", action="store_true")
+    options = parser.parse_args()
     logging.disable(logging.WARNING)
-    sets: list[tuple[str, list[Judged]]] = [
-        ("tests/cases/math_equality.jsonl", list(equality())),
-        ("tests/cases/verifier_adversarial.jsonl", list(adversarial())),
+    sets: list[tuple[str, list[LabelledItem]]] = [
+        ("tests/cases/math_equality.jsonl", list(equality_items())),
+        ("tests/cases/verifier_adversarial.jsonl", list(adversarial_items())),
     ]
     if options.cases:
         sets += [
-            (f"labelled cases, {tier}", list(labelled(options.cases, tier))) for tier in ("core", "lenient", "policy")
+            (f"labelled cases, {tier}", list(labelled_items(options.cases, tier)))
+            for tier in ("core", "lenient", "policy")
         ]
     if options.gsm8k:
-        sets.append(("GSM8K, itself and other numbers", list(gsm8k(options.gsm8k))))
+        sets.append(("GSM8K, itself and other numbers", list(gsm8k_items(options.gsm8k))))
     timer = worker.Timer(TIMER_SECONDS)
     rows = []
     for label, items in sets:
         for kind in KINDS:
-            some = [item for item in items if item.kind == kind]
-            if not some:
+            items_of_kind = [item for item in items if item.kind == kind]
+            if not items_of_kind:
                 continue
-            verdicts = {"vold": [ours(item, timer) for item in some]}
+            verdicts = {"vold": [vold_accepts(item, timer) for item in items_of_kind]}
             if kind == "mathematics" and not options.no_math_verify:
-                verdicts["math-verify"] = [theirs(item) for item in some]
-            for grader, given in verdicts.items():
-                wrong = [(item, paid) for item, paid in zip(some, given, strict=True) if paid != item.expected]
-                right = len(some) - len(wrong)
+                verdicts["math-verify"] = [math_verify_accepts(item) for item in items_of_kind]
+            for grader, accepted in verdicts.items():
+                wrong = [
+                    (item, paid) for item, paid in zip(items_of_kind, accepted, strict=True) if paid != item.expected
+                ]
+                right = len(items_of_kind) - len(wrong)
                 paid = sum(paid for _, paid in wrong)
                 rows.append(
                     [
                         label,
                         kind,
                         grader,
-                        f"{right} of {len(some)}",
-                        f"{right / len(some):.1%}",
+                        f"{right} of {len(items_of_kind)}",
+                        f"{right / len(items_of_kind):.1%}",
                         paid,
                         len(wrong) - paid,
                     ]

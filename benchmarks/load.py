@@ -1,7 +1,7 @@
-"""How a shared teacher behaves as runs are added: 1, 4, 16 and 64 simulated runs with bursty steps.
+"""The throughput, latency and fairness of a shared teacher with 1, 4, 16 and 64 simulated runs.
 
-A run scores a group of completions for each of some prompts all at once, as a trainer does at a step, then pauses for
-as long as sampling and an update would take, and begins again. Each run is a tenant of its own.
+A run scores the completions of several prompts in one request, as a trainer does in a step, and then pauses as long as
+rollouts and a policy update would take. Each run is a separate tenant.
 
 python benchmarks/load.py [--seconds 20]
 """
@@ -28,43 +28,43 @@ PROMPTS, GROUP = 4, 8
 
 @dataclass
 class Run:
-    """What one run saw. seconds: of each of its steps' requests."""
+    """The results of one run. seconds: per request."""
 
     tokens: int = 0
     rejects: int = 0
     seconds: list[float] = field(default_factory=list)
 
 
-async def drive(url: str, key: str, run: Run, seed: int, until: float, pause: float) -> None:
-    rng, chance = np.random.default_rng(seed), random.Random(seed)
+async def simulate_run(url: str, key: str, run: Run, seed: int, until: float, pause: float) -> None:
+    rng, pauses = np.random.default_rng(seed), random.Random(seed)
     async with AsyncTeacherClient(url, api_key=key, retries=0) as teacher:
-        await asyncio.sleep(chance.uniform(0, pause))
+        await asyncio.sleep(pauses.uniform(0, pause))
         while time.monotonic() < until:
             prompts = [rng.integers(2, 512, 60) for _ in range(PROMPTS)]
-            asked = [
+            completions = [
                 Completion(index // GROUP, rng.integers(2, 512, rng.integers(40, 121)))
                 for index in range(PROMPTS * GROUP)
             ]
-            began = time.monotonic()
+            start = time.monotonic()
             try:
-                await teacher.score(prompts, asked)
-                run.tokens += sum(len(completion.ids) for completion in asked)
-                run.seconds.append(time.monotonic() - began)
+                await teacher.score(prompts, completions)
+                run.tokens += sum(len(completion.ids) for completion in completions)
+                run.seconds.append(time.monotonic() - start)
             except VoldError:
                 run.rejects += 1
-            await asyncio.sleep(pause * chance.uniform(0.5, 1.5))
+            await asyncio.sleep(pause * pauses.uniform(0.5, 1.5))
 
 
 def jain(values: list[int]) -> float:
-    """Jain's fairness index: 1 where all have as much, 1/n where one has everything."""
+    """Jain's fairness index: 1 if all values are equal, 1/n if all but one are 0."""
     return sum(values) ** 2 / (len(values) * sum(value**2 for value in values)) if any(values) else 1.0
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--seconds", type=float, default=20.0, help="of each count of runs")
-    options.add_argument("--pause", type=float, default=0.2, help="mean seconds between two steps of a run")
-    asked = options.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each count of runs")
+    parser.add_argument("--pause", type=float, default=0.2, help="mean seconds between two steps of a run")
+    options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path, _ = models.save("tiny", Path(folder))
@@ -80,11 +80,11 @@ def main() -> None:
                 began = time.monotonic()
 
                 async def all_runs(
-                    runs: list[Run] = runs, count: int = count, until: float = began + asked.seconds
+                    runs: list[Run] = runs, count: int = count, until: float = began + options.seconds
                 ) -> None:
                     await asyncio.gather(
                         *(
-                            drive(urls["grpc"], key, run, 1000 * count + seed, until, asked.pause)
+                            simulate_run(urls["grpc"], key, run, 1000 * count + seed, until, options.pause)
                             for seed, (run, key) in enumerate(zip(runs, keys.values(), strict=False))
                         )
                     )
@@ -103,7 +103,7 @@ def main() -> None:
                     ]
                 )
     columns = ["runs", "completion tok/s", "p50, ms", "p99, ms", "fairness (Jain)", "rejects"]
-    show(f"Bursty runs on one teacher of 1 M parameters, {asked.seconds:.0f} s each", columns, rows)
+    show(f"Bursty runs on one teacher of 1 M parameters, {options.seconds:.0f} s each", columns, rows)
 
 
 if __name__ == "__main__":

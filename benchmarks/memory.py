@@ -1,4 +1,4 @@
-"""Peak memory of scoring 4,000 tokens at a vocabulary of 152k, above what the loaded model takes (Linux).
+"""Peak memory of scoring 4,000 tokens at a vocabulary of 152k, above the memory of the loaded model (Linux).
 
 python benchmarks/memory.py
 """
@@ -18,14 +18,14 @@ GIB = 1 << 30
 TOKENS = 4000
 
 
-def resident(peak: bool) -> int:
-    """Bytes in memory now, or the most since `forget_peak`."""
+def resident_bytes(peak: bool) -> int:
+    """Resident bytes now, or the peak since `reset_peak`."""
     name = "VmHWM" if peak else "VmRSS"
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
 
 
-def forget_peak() -> None:
+def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -43,10 +43,10 @@ def main() -> None:
         ("top-20 and entropy", ScoreOptions(top_k=20, entropy=True)),
     ):
         prompt, completion = (rng.integers(0, vocabulary, n).astype(np.int32) for n in (8, TOKENS))
-        before = resident(peak=False)
-        forget_peak()
+        before = resident_bytes(peak=False)
+        reset_peak()
         backend.score([Sequence(prompt, completion, options)])
-        rows.append([label, f"{(resident(peak=True) - before) / GIB:.2f} GiB"])
+        rows.append([label, f"{(resident_bytes(peak=True) - before) / GIB:.2f} GiB"])
     whole = TOKENS * vocabulary * 4 / GIB
     rows.append(["for comparison: one float32 tensor [tokens, vocabulary]", f"{whole:.2f} GiB"])
     show(f"Peak memory above the model, {TOKENS} tokens at a vocabulary of {vocabulary}", ["asked for", "peak"], rows)

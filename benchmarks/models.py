@@ -1,6 +1,6 @@
-"""Teachers of a size, with random weights, made on the spot: what they say does not matter to how long it takes.
+"""Teachers of several sizes with random weights, which do not change the speed.
 
-Heads have 32 dimensions, which vLLM's CPU build takes too.
+Heads have 32 dimensions, which vLLM's CPU build supports.
 """
 
 from dataclasses import dataclass
@@ -27,15 +27,14 @@ SIZES = {
     "40M": Size(8192, 512, 10, 16),
     "wide": Size(152_064, 64, 1, 2),
 }
-"""Of about 1 M parameters there are three. sparse: experts, of which one works on a token, so that the service is the
-cost. deep: a tenth of it or less is the head, as in teachers of billions. tiny: half of it is the head.
-
-40M: where the forward pass is the cost by far. wide: a large vocabulary.
+"""sparse, deep and tiny have about 1 M parameters. sparse: a mixture with one active expert per token, so that the
+service's own cost dominates. deep: at most a tenth of the compute is the output head, as in teachers with billions of
+parameters. tiny: half of the compute is the output head. 40M: the forward pass dominates. wide: a large vocabulary.
 """
 
 
 def save(name: str, folder: Path) -> tuple[Path, int]:
-    """The folder of a model of that size, and how many parameters it has."""
+    """Save a model of that size. Returns its folder and its number of parameters."""
     size = SIZES[name]
     torch.manual_seed(0)
     options = {

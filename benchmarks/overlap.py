@@ -1,4 +1,4 @@
-"""What a slow teacher costs a step, with and without drawing ahead: the pocket world, a teacher behind a slow line.
+"""The cost of a slow teacher per step, with and without generating ahead: the pocket world, a teacher with latency.
 
 python benchmarks/overlap.py
 """
@@ -14,33 +14,33 @@ from pathlib import Path
 from common import POCKET_TEACHER, serving, show
 from vold_trainer.config import TrainConfig, load
 from vold_trainer.files import read_json_lines
-from vold_trainer.terminal import quiet
+from vold_trainer.terminal import silence
 from vold_trainer.training.train import run_train
 
-STEPS, WARM = 7, 1
+STEPS, WARMUP_STEPS = 7, 1
 DELAYS = (0.0, 1.0, 2.0)
 AHEAD = (0, 1)
 
 
 @contextlib.contextmanager
-def slow_line(target: str, seconds: float) -> Iterator[str]:
-    """A URL that leads to `target`, every answer `seconds` late."""
+def delayed_proxy(target: str, seconds: float) -> Iterator[str]:
+    """The URL of a proxy for `target` that delays every reply by `seconds`."""
     host, _, port = target.removeprefix("http://").rpartition(":")
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
-    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, late: float) -> None:
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
         while data := await reader.read(1 << 16):
-            loop.call_later(late, writer.write, data)
-        loop.call_later(late, writer.close)
+            loop.call_later(delay, writer.write, data)
+        loop.call_later(delay, writer.close)
 
-    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection(host, int(port))
-        await asyncio.gather(carry(reader, there[1], 0.0), carry(there[0], writer, seconds))
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        target_reader, target_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(forward(reader, target_writer, 0.0), forward(target_reader, writer, seconds))
 
     async def listen() -> asyncio.Server:
-        return await asyncio.start_server(meet, "127.0.0.1", 0)
+        return await asyncio.start_server(connect, "127.0.0.1", 0)
 
     server = asyncio.run_coroutine_threadsafe(listen(), loop).result()
     try:
@@ -51,16 +51,16 @@ def slow_line(target: str, seconds: float) -> Iterator[str]:
 
 
 def measure(out: Path, teacher: str, verifier: str, ahead: int) -> tuple[float, float]:
-    """Median seconds of (a step, waiting for scores in it)."""
+    """Median seconds of a step, and of its wait for scores."""
     urls = [f"teacher.url={teacher}", f"verifier.url={verifier}"]
     settings = ["student.path=pocket:student", f"steps={STEPS}", "optim.lr=1e-8", f"rollout.ahead={ahead}"]
     run_train(load(TrainConfig, Path("pocket:vold"), [f"out={out}", *urls, *settings]))
-    rows = read_json_lines(out / "metrics.jsonl")[WARM:-1]  # the last step draws nothing ahead
+    rows = read_json_lines(out / "metrics.jsonl")[WARMUP_STEPS:-1]  # the last step generates nothing ahead
     return tuple(statistics.median(row[key] for row in rows) for key in ("time/step", "time/score_wait"))
 
 
 def main() -> None:
-    quiet()
+    silence()
     rows = []
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -68,14 +68,19 @@ def main() -> None:
         serving("verifier", "--workers", "1") as verifier,
     ):
         for delay in DELAYS:
-            with slow_line(teacher["http"], delay) as url:
-                found = [measure(Path(folder) / f"{delay}-{ahead}", url, verifier["grpc"], ahead) for ahead in AHEAD]
-            (turn, waited), (ahead, left) = found
+            with delayed_proxy(teacher["http"], delay) as url:
+                medians = [measure(Path(folder) / f"{delay}-{ahead}", url, verifier["grpc"], ahead) for ahead in AHEAD]
+            (step, wait), (step_ahead, wait_ahead) = medians
             rows.append(
-                [f"{delay:g} s", *(f"{value:.2f}" for value in (turn, waited, ahead, left)), f"{ahead / turn:.2f}x"]
+                [
+                    f"{delay:g} s",
+                    *(f"{value:.2f}" for value in (step, wait, step_ahead, wait_ahead)),
+                    f"{step_ahead / step:.2f}x",
+                ]
             )
+    counted = STEPS - WARMUP_STEPS - 1
     show(
-        f"Seconds a step with a teacher behind a slow line, 16 prompts x 8 completions, median of {STEPS - WARM - 1}",
+        f"Seconds a step with a teacher behind a slow line, 16 prompts x 8 completions, median of {counted}",
         ["answers later by", "step", "of it waiting", "step, ahead=1", "of it waiting", "ahead / in turn"],
         rows,
     )

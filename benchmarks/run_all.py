@@ -1,4 +1,4 @@
-"""Every table of benchmarks/README.md but the ablation, one after another.
+"""Prints all tables of benchmarks/README.md except the ablation's.
 
 python benchmarks/run_all.py
 """

@@ -1,4 +1,4 @@
-"""What computing a group's prompt once saves: tokens against time, the torch backend with and without it.
+"""Tokens and time saved by computing a group's prompt once: the torch backend with and without shared prompts.
 
 python benchmarks/sharing.py [--size tiny]
 """
@@ -13,22 +13,22 @@ from pathlib import Path
 import models
 import numpy as np
 import torch
-from common import show, sizes
+from common import add_size_option, show
 from vold_teacher.backends.decoding import DecoderLimits
 from vold_teacher.backends.torch import TorchBackend
-from vold_teacher.batch import Layout, Size, by_prompt
+from vold_teacher.batch import BatchSize, Layout, group_by_prompt
 from vold_teacher.types import ScoreOptions, Sequence
 
 ROUNDS = {"deep": 9, "tiny": 9, "40M": 2}
 SEQUENCES = {"deep": 64, "tiny": 64, "40M": 16}
-"""Of a batch, groups of them: what a busy service puts together is about as long."""
+"""Sequences of a batch, as a busy service forms it."""
 LENGTH = 250
 """Tokens of prompt and completion together."""
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes(arguments, ROUNDS)
+    add_size_option(arguments, ROUNDS)
     torch.set_num_threads(1)
     rows = []
     for name in arguments.parse_args().size or ROUNDS:
@@ -40,22 +40,24 @@ def main() -> None:
             for group in (4, 8, 16):
                 width = LENGTH * parts[0] // sum(parts)
                 prompts = [rng.integers(2, 512, width).astype(np.int32) for _ in range(SEQUENCES[name] // group)]
-                asked = [
+                sequences = [
                     Sequence(prompt, rng.integers(2, 512, LENGTH - width).astype(np.int32), ScoreOptions())
                     for prompt in prompts
                     for _ in range(group)
                 ]
-                size = Size.of([asked[index] for index in members] for members in by_prompt(asked).values())
+                size = BatchSize.of_groups(
+                    [sequences[index] for index in members] for members in group_by_prompt(sequences).values()
+                )
                 info = backend.info
                 layouts = (Layout.SEPARATE, info.layout)
                 times: dict[Layout, list[float]] = {layout: [] for layout in layouts}
-                for turn in range(ROUNDS[name] + 1):
+                for round_index in range(ROUNDS[name] + 1):
                     for layout in layouts:
                         backend.info = replace(info, layout=layout)
-                        began = time.perf_counter()
-                        backend.score(asked)
-                        if turn:
-                            times[layout].append(time.perf_counter() - began)
+                        start = time.perf_counter()
+                        backend.score(sequences)
+                        if round_index:
+                            times[layout].append(time.perf_counter() - start)
                 backend.info = info
                 speedup = statistics.median(a / b for a, b in zip(*times.values(), strict=True))
                 saved = size.separate_tokens / size.tokens(info.layout)

@@ -1,9 +1,9 @@
-"""What a teacher costs a training step: GRPO alone, and GRPO with the teacher's part of VOLD, in turns.
+"""The cost of a teacher per training step: GRPO alone, and VOLD, which adds the teacher, in alternation.
 
 python benchmarks/step_time.py
 
 The same student, prompts and seeds in the pocket world, one thread each for the trainer, the teacher and the verifier,
-and a learning rate that changes nothing. "wait" is what a step waits for when it has nothing else to do.
+and a learning rate too small to change the student. "wait" is the time in which a step only waits for scores.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from common import show
 from vold_trainer.config import TrainConfig, load
 from vold_trainer.experiments.stages import pocket_services
 from vold_trainer.files import read_json_lines
-from vold_trainer.terminal import quiet
+from vold_trainer.terminal import silence
 from vold_trainer.training.train import run_train
 
-WARM = 2
+WARMUP_STEPS = 2
 PARTS = ("time/generate", "time/score_wait", "time/optimise", "time/step")
 OBJECTIVES = ("grpo", "vold")
 
@@ -31,8 +31,8 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=4, help="turns of each objective")
     arguments.add_argument("--steps", type=int, default=6, help="steps a turn that count")
     options = arguments.parse_args()
-    quiet()
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in OBJECTIVES}
+    silence()
+    steps_by_objective: dict[str, list[dict[str, float]]] = {name: [] for name in OBJECTIVES}
     ratios = []
     with tempfile.TemporaryDirectory() as folder, pocket_services("local:pocket:teacher", "local:") as services:
         for number in range(options.rounds):
@@ -42,16 +42,20 @@ def main() -> None:
                 urls = [f"verifier.url={services.verifier_urls[0]}"]
                 if name == "vold":
                     urls.append(f"teacher.url={services.teacher_urls[0]}")
-                own = ["student.path=pocket:student", f"steps={options.steps + WARM}", "optim.lr=1e-8"]
-                run_train(load(TrainConfig, Path(f"pocket:{name}"), [f"out={out}", *own, *urls]))
-                steps = read_json_lines(out / "metrics.jsonl")[WARM:]
-                found[name] += steps
+                settings = ["student.path=pocket:student", f"steps={options.steps + WARMUP_STEPS}", "optim.lr=1e-8"]
+                run_train(load(TrainConfig, Path(f"pocket:{name}"), [f"out={out}", *settings, *urls]))
+                steps = read_json_lines(out / "metrics.jsonl")[WARMUP_STEPS:]
+                steps_by_objective[name] += steps
                 turn[name] = statistics.median(step["time/step"] for step in steps)
             ratios.append(turn["vold"] / turn["grpo"])
     medians = {
-        name: [statistics.median(step[part] for step in steps) for part in PARTS] for name, steps in found.items()
+        name: [statistics.median(step[part] for step in steps) for part in PARTS]
+        for name, steps in steps_by_objective.items()
     }
-    tokens = {name: statistics.median(step["length/mean"] for step in steps) * 128 for name, steps in found.items()}
+    tokens = {
+        name: statistics.median(step["length/mean"] for step in steps) * 128
+        for name, steps in steps_by_objective.items()
+    }
     rows = [
         [name, f"{tokens[name]:.0f}", *(f"{value:.3f}" for value in values), ""] for name, values in medians.items()
     ]

@@ -1,6 +1,5 @@
-"""What is left of the model's speed when 8 runs share it: the service at saturation against a bare forward in this
-process, same sequences, same threads of torch. No completion shares its prompt with another, so that both compute
-the same tokens.
+"""The throughput of a saturated service with 8 runs, relative to a bare forward pass of the model in this process, with
+the same sequences and torch threads. No two completions share a prompt, so both sides compute the same tokens.
 
 python benchmarks/throughput.py [--size tiny]
 """
@@ -16,18 +15,18 @@ from pathlib import Path
 import models
 import numpy as np
 import torch
-from common import Ids, requests, serving, show, sizes
+from common import Ids, add_size_option, requests, serving, show
 from transformers import AutoModelForCausalLM
 from vold_client import AsyncTeacherClient, Completion
 
 RUNS = 8
 BUDGETS = (1024, 2048, 4096, 16384)
-"""Tokens of a batch of the bare forward: the fastest of these, for a machine's caches have a say in it."""
+"""Batch sizes of the bare forward, in tokens; the fastest is used, which depends on the machine's caches."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """requests: of each run in a round. completions: of each request. threads: of torch, on either side."""
+    """requests: per run and round. completions: per request. threads: of torch, on each side."""
 
     rounds: int
     requests: int
@@ -36,15 +35,19 @@ class Load:
 
 
 LOADS = {"sparse": Load(9, 8, 16, 1), "tiny": Load(5, 4, 16, 1), "40M": Load(3, 1, 6, 1)}
-"""One thread, so that of two cores the wire has the other."""
+"""One thread, so that the wire has the second of two cores."""
 
-Asked = list[tuple[list[Ids], list[Completion]]]
+Requests = list[tuple[list[Ids], list[Completion]]]
 
 
-def bare(model: torch.nn.Module, asked: Asked, budget: int) -> None:
-    """Padded forwards over whole sequences, sorted by length, in batches of at most `budget` tokens."""
+def bare_forward(model: torch.nn.Module, all_requests: Requests, budget: int) -> None:
+    """Padded forward passes over whole sequences, sorted by length, in batches of at most `budget` tokens."""
     rows = sorted(
-        ((len(prompts[c.prompt]), np.concatenate([prompts[c.prompt], c.ids])) for prompts, cs in asked for c in cs),
+        (
+            (len(prompts[c.prompt]), np.concatenate([prompts[c.prompt], c.ids]))
+            for prompts, cs in all_requests
+            for c in cs
+        ),
         key=lambda row: len(row[1]),
     )
     while rows:
@@ -58,35 +61,35 @@ def bare(model: torch.nn.Module, asked: Asked, budget: int) -> None:
             logits.log_softmax(-1).gather(-1, ids[row, start : len(whole), None])
 
 
-def fastest(model: torch.nn.Module, asked: Asked) -> int:
-    """Of BUDGETS."""
+def fastest_budget(model: torch.nn.Module, all_requests: Requests) -> int:
+    """The fastest of BUDGETS."""
 
     def seconds(budget: int) -> float:
-        began = time.perf_counter()
-        bare(model, asked, budget)
-        return time.perf_counter() - began
+        start = time.perf_counter()
+        bare_forward(model, all_requests, budget)
+        return time.perf_counter() - start
 
     for budget in BUDGETS:
         seconds(budget)
     return min(BUDGETS, key=seconds)
 
 
-async def through(url: str, asked: Asked) -> None:
-    """The same over the wire: 8 runs, each with a client of its own, each sending its next request on a reply."""
+async def score_over_wire(url: str, all_requests: Requests) -> None:
+    """Score the requests over the wire: 8 runs with a client each; a run sends its next request after each reply."""
     clients = [AsyncTeacherClient(url, run_id=f"run-{run}") for run in range(RUNS)]
 
-    async def run(client: AsyncTeacherClient, mine: Asked) -> None:
-        for prompts, completions in mine:
+    async def run(client: AsyncTeacherClient, own_requests: Requests) -> None:
+        for prompts, completions in own_requests:
             await client.score(prompts, completions)
 
-    await asyncio.gather(*(run(client, asked[index::RUNS]) for index, client in enumerate(clients)))
+    await asyncio.gather(*(run(client, all_requests[index::RUNS]) for index, client in enumerate(clients)))
     for client in clients:
         await client.aclose()
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes(arguments, LOADS)
+    add_size_option(arguments, LOADS)
     rows = []
     for name in arguments.parse_args().size or LOADS:
         load = LOADS[name]
@@ -98,25 +101,25 @@ def main() -> None:
             options = ("--model", str(path), "--threads", str(load.threads), "--cache-bytes", "0")
             with serving("teacher", *options) as urls, torch.inference_mode():
                 times: dict[str, list[float]] = {"bare": [], "service": []}
-                budget = fastest(model, requests(vocabulary, RUNS, 4, 0))
-                for turn in range(load.rounds + 1):
-                    asked = requests(vocabulary, RUNS * load.requests, load.completions, turn)
-                    began = time.perf_counter()
-                    bare(model, asked, budget)
+                budget = fastest_budget(model, requests(vocabulary, RUNS, 4, 0))
+                for round_index in range(load.rounds + 1):
+                    all_requests = requests(vocabulary, RUNS * load.requests, load.completions, round_index)
+                    start = time.perf_counter()
+                    bare_forward(model, all_requests, budget)
                     middle = time.perf_counter()
-                    asyncio.run(through(urls["grpc"], asked))
-                    if turn:  # the first warms both up
-                        times["bare"].append(middle - began)
+                    asyncio.run(score_over_wire(urls["grpc"], all_requests))
+                    if round_index:  # the first round is the warm-up of both
+                        times["bare"].append(middle - start)
                         times["service"].append(time.perf_counter() - middle)
-                tokens = sum(len(p[c.prompt]) + len(c.ids) for p, cs in asked for c in cs)
-                ours, theirs = (statistics.median(times[side]) for side in ("service", "bare"))
+                tokens = sum(len(p[c.prompt]) + len(c.ids) for p, cs in all_requests for c in cs)
+                service, bare = (statistics.median(times[side]) for side in ("service", "bare"))
                 ratios = sorted(b / s for b, s in zip(times["bare"], times["service"], strict=True))
                 rows.append(
                     [
                         f"{parameters / 1e6:.1f} M",
                         str(load.threads),
-                        f"{tokens / theirs:,.0f}",
-                        f"{tokens / ours:,.0f}",
+                        f"{tokens / bare:,.0f}",
+                        f"{tokens / service:,.0f}",
                         f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})",
                     ]
                 )

@@ -1,12 +1,12 @@
-"""How fast is the verifier beside math-verify called in a loop, and what do poisonous inputs cost the healthy ones?
+"""The throughput of the verifier and of math-verify called in a loop, and the effect of poison items on other items.
 
-The service has two workers, is warm, keeps no results, and is sent batches of 256. math-verify runs in this process
-on the same answers, without the text around them, which is the faster way to call it. Rounds of all contenders take
-turns, and no item comes twice, as caches would answer for it; the figures are medians.
+The service has two workers, is warmed up, has no cache, and gets batches of 256. math-verify runs in this process on
+the same answers without the text around them, which is its faster use. Rounds alternate between the contenders, and no
+item is repeated, so that no cache helps. The figures are medians.
 
 python benchmarks/verifier.py [--gsm8k FOLDER]
 
---gsm8k: a folder with test.jsonl of GSM8K, for numeric answers in real solutions; without it they are made here.
+--gsm8k: a folder with GSM8K's test.jsonl, for numeric answers in real solutions; without it, synthetic solutions.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from vold_client import AsyncVerifierClient, Item, ItemBudget
 BATCH, ROUNDS = 256, 5
 NUMERIC_ITEMS, SYMBOLIC_ITEMS, CHOICE_ITEMS = 16 * BATCH, 2 * BATCH, 20_000
 ALONE_ITEMS = 96
-"""Of which math-verify alone is given so many: enough for a rate."""
+"""The number of items for math-verify alone: enough for a rate."""
 POISON_EVERY = 50
 
 
 def numeric_items(gsm8k: Path | None, seed: int) -> list[Item]:
-    """Solutions with a boxed number, every other one off by a little. The ids say which are right."""
+    """Solutions with a boxed number, every other one slightly wrong. An item's id says whether it is right."""
     rng = random.Random(seed)
     if gsm8k is None:
-        drawn = [round(10 ** rng.uniform(0, 6)) for _ in range(1319)]
-        solved = [(f"Half of the {2 * n} apples are red. " * 8 + f"2 * {n} / 2 = {n}", str(n)) for n in drawn]
+        numbers = [round(10 ** rng.uniform(0, 6)) for _ in range(1319)]
+        solved = [(f"Half of the {2 * n} apples are red. " * 8 + f"2 * {n} / 2 = {n}", str(n)) for n in numbers]
     else:
         rows = [json.loads(line)["answer"] for line in (gsm8k / "test.jsonl").read_text().splitlines()]
         solved = [(text.strip(), answer.strip()) for text, _, answer in (row.rpartition("####") for row in rows)]
@@ -41,9 +41,9 @@ def numeric_items(gsm8k: Path | None, seed: int) -> list[Item]:
     for index in range(NUMERIC_ITEMS):
         text, reference = solved[index % len(solved)]
         value = int(reference.replace(",", ""))
-        said = value if index % 2 else value + rng.randrange(1, 10)
+        answer = value if index % 2 else value + rng.randrange(1, 10)
         name = f"{'right' if index % 2 else 'wrong'}-{seed}-{index}"
-        items.append(Item("math", f"{text} (sample {name})\nThe answer is \\boxed{{{said}}}.", reference, id=name))
+        items.append(Item("math", f"{text} (sample {name})\nThe answer is \\boxed{{{answer}}}.", reference, id=name))
     return items
 
 
@@ -67,15 +67,15 @@ def symbolic_items(seed: int) -> list[Item]:
             (f"({a}, \\frac{{{b}}}{{2}})", f"({a}, {b / 2})", f"({b}, {a / 2})"),
             (f"{a}\\pi + {b}", f"{b} + {a}\\pi", f"{a} + {b}\\pi"),
         ][index % 8]
-        said = right if index // 8 % 2 else wrong
-        name = f"{'right' if said == right else 'wrong'}-{seed}-{index}"
-        text = f"We find it step by step (sample {name}).\nSo it is \\boxed{{{said}}}."
+        answer = right if index // 8 % 2 else wrong
+        name = f"{'right' if answer == right else 'wrong'}-{seed}-{index}"
+        text = f"We find it step by step (sample {name}).\nSo it is \\boxed{{{answer}}}."
         items.append(Item("math", text, gold, id=name))
     return items
 
 
-def poison() -> list[str]:
-    """Answers that ruin a checker which evaluates them, or reads them carelessly."""
+def poison_texts() -> list[str]:
+    """Answers that block or crash a checker that evaluates them, or that parses them carelessly."""
     return [
         r"\boxed{9^{9^{9^{9}}}}",
         r"\boxed{2**9**9**9}",
@@ -91,8 +91,8 @@ def poison() -> list[str]:
 
 
 def with_poison(items: Sequence[Item]) -> list[Item]:
-    """`items` with one poisonous item after each 49 (2 %), all kinds in turn."""
-    texts, mixed, added = poison(), [], 0
+    """`items` with one poison item after every 49 (2 %), all kinds in turn."""
+    texts, mixed, added = poison_texts(), [], 0
     for index, item in enumerate(items, 1):
         mixed.append(item)
         if index % (POISON_EVERY - 1) == 0:
@@ -102,7 +102,7 @@ def with_poison(items: Sequence[Item]) -> list[Item]:
 
 
 def math_verify_alone(items: Sequence[Item]) -> int:
-    """How many of the items it calls right, one after another, with its own time limits as they come."""
+    """The number of items that math-verify calls right, one after another, with its default time limits."""
     from math_verify import parse, verify
 
     def answer(text: str) -> str:
@@ -112,62 +112,62 @@ def math_verify_alone(items: Sequence[Item]) -> int:
 
 
 def choice_in_process() -> Callable[[], int]:
-    from vold_verifier.verifiers.base import Item as Checked
+    from vold_verifier.verifiers.base import Item as VerifierItem
     from vold_verifier.verifiers.choice import ChoiceParameters, ChoiceVerifier
 
     verifier, options = ChoiceVerifier(), {"A": "Paris", "B": "Rome", "C": "Oslo", "D": "Bern"}
     parameters = ChoiceParameters(options=options)
     thought = "<think>" + "The capital of Italy is older than that of Norway. " * 10 + "</think>"
-    said = [r"So it is \boxed{%s}.", "The answer is (%s).", "Answer: %s", "%s", "I would go with %s, for it is old."]
-    items = [Checked(thought + said[index % 5] % "ABCD"[index % 4], "B") for index in range(CHOICE_ITEMS)]
+    answers = [r"So it is \boxed{%s}.", "The answer is (%s).", "Answer: %s", "%s", "I would go with %s, for it is old."]
+    items = [VerifierItem(thought + answers[index % 5] % "ABCD"[index % 4], "B") for index in range(CHOICE_ITEMS)]
     return lambda: sum(verifier.check(item, parameters).correct for item in items)
 
 
 def timed(work: Callable[[], int]) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     assert work() > 0
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-async def through(url: str, items: Sequence[Item]) -> float:
-    """Seconds for `items`. Every healthy one must get the reward that it was made for."""
+async def time_service(url: str, items: Sequence[Item]) -> float:
+    """Seconds for `items`. Asserts that every item except poison gets its expected reward."""
     async with AsyncVerifierClient(url, timeout=300, budget=ItemBudget(items=BATCH)) as client:
         await client.list_verifiers()
-        began = time.perf_counter()
+        start = time.perf_counter()
         verdicts = await client.verify(items)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
     for item, verdict in zip(items, verdicts, strict=True):
         if not item.id.startswith("poison"):
             assert verdict.reward == item.id.startswith("right"), verdict
     return seconds
 
 
-def measure(name: str, made: Callable[[int], list[Item]]) -> Iterator[list[str]]:
-    """made: items for a seed."""
+def measure(name: str, make_items: Callable[[int], list[Item]]) -> Iterator[list[str]]:
+    """The table's rows for one kind of items. make_items: returns the items for a seed."""
     times: dict[str, list[float]] = {"math-verify": [], "service": [], "poison": []}
     with serving("verifier", "--workers", "2", "--cache-bytes", "0") as urls:
-        asyncio.run(through(urls["grpc"], made(0)))
+        asyncio.run(time_service(urls["grpc"], make_items(0)))
         for number in range(1, ROUNDS + 1):
-            clean, others = made(2 * number), made(2 * number + 1)
+            clean, others = make_items(2 * number), make_items(2 * number + 1)
             alone = clean[:ALONE_ITEMS]
             times["math-verify"].append(timed(lambda: math_verify_alone(alone)) / len(alone))  # noqa: B023
-            times["service"].append(asyncio.run(through(urls["grpc"], clean)) / len(clean))
-            times["poison"].append(asyncio.run(through(urls["grpc"], with_poison(others))) / len(others))
-    median = {what: statistics.median(found) for what, found in times.items() if found}
-    base = median["math-verify"]
-    for what, seconds in median.items():
+            times["service"].append(asyncio.run(time_service(urls["grpc"], clean)) / len(clean))
+            times["poison"].append(asyncio.run(time_service(urls["grpc"], with_poison(others))) / len(others))
+    medians = {contender: statistics.median(seconds) for contender, seconds in times.items() if seconds}
+    base = medians["math-verify"]
+    for contender, seconds in medians.items():
         ratio = f"{base / seconds:.1f}x"
-        kept = f"{median['service'] / seconds:.0%}" if what == "poison" else ""
-        label = {"poison": "service, healthy items beside 2 % poison"}.get(what, what)
-        yield [name, label, f"{1 / seconds:,.0f}", ratio, kept]
+        share = f"{medians['service'] / seconds:.0%}" if contender == "poison" else ""
+        label = {"poison": "service, healthy items beside 2 % poison"}.get(contender, contender)
+        yield [name, label, f"{1 / seconds:,.0f}", ratio, share]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gsm8k", type=Path, help="folder with GSM8K's test.jsonl")
-    given = parser.parse_args()
-    source = "numeric, GSM8K" if given.gsm8k else "numeric"
-    rows = [*measure(source, lambda seed: numeric_items(given.gsm8k, seed)), *measure("symbolic", symbolic_items)]
+    options = parser.parse_args()
+    source = "numeric, GSM8K" if options.gsm8k else "numeric"
+    rows = [*measure(source, lambda seed: numeric_items(options.gsm8k, seed)), *measure("symbolic", symbolic_items)]
     choice = choice_in_process()
     timed(choice)
     rate = CHOICE_ITEMS / statistics.median(timed(choice) for _ in range(ROUNDS))

@@ -1,4 +1,4 @@
-"""How many bytes a scored token costs on the wire: packed protobuf against JSON, same requests, same teacher.
+"""Bytes on the wire per scored token: packed protobuf and JSON, for the same requests and teacher.
 
 python benchmarks/wire.py
 """

@@ -2,9 +2,9 @@
 
     python proto/generate.py [OUT]     OUT defaults to this folder
 
-tests/unit/proto/test_proto.py runs it into a temporary folder and compares. grpcio-tools is pinned in the `dev`
-extra: code that protoc makes runs on its own and the next major version of the protobuf runtime, so an older
-generator serves more users.
+tests/unit/proto/test_proto.py generates the stubs into a temporary folder and compares. grpcio-tools is pinned in the
+`dev` extra: generated code runs with its own and the next major version of the protobuf runtime, so an older generator
+supports more users.
 """
 
 import sys

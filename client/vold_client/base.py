@@ -1,4 +1,4 @@
-"""What the clients of both services share: opening, readiness, deadlines, closing."""
+"""The base of both services' clients: connections, readiness, deadlines, closing."""
 
 # ruff: noqa: ASYNC109  (a timeout here is a deadline that also travels on the wire)
 import asyncio
@@ -15,17 +15,17 @@ from vold_client.http_transport import HttpTransport
 from vold_client.methods import Method, Reply, Request
 from vold_client.replicas import Replicas
 from vold_client.tls import Tls
-from vold_client.transport import CallContext, Exchange, Transport
+from vold_client.transport import CallContext, RequestStream, Transport
 from vold_client.urls import Address, parse_urls
 
 PROBE_SECONDS = 5.0
-"""How long one readiness probe may take."""
+"""The timeout of one readiness probe."""
 
-PROBE_PAUSE = 0.2
+PROBE_INTERVAL = 0.2
 
 
 class AsyncClient:
-    """Connections open on the first call, in the event loop that makes it; a client belongs to that loop."""
+    """Connections open with the first call. The client then belongs to the event loop of that call."""
 
     def __init__(
         self,
@@ -57,22 +57,22 @@ class AsyncClient:
         return [address.url for address in self._addresses]
 
     async def ready(self, timeout: float = 60.0, *, every: bool = True) -> None:
-        """Wait until every replica, or with `every` False one of them, says that it takes work.
+        """Wait until every replica, or with `every` False any replica, reports that it accepts requests.
 
-        Raises Unavailable, with the URL and the last reason, where that is not so within `timeout` seconds; what no
-        waiting mends (a service of another kind, a refused API key) is raised at once, or where one replica is enough
-        when none is left to wait for.
+        Raises Unavailable, with the URL and the last reason, after `timeout` seconds. An error that a retry does not
+        help (a service of another kind, a refused API key) is raised at once; with `every` False only if all replicas
+        have failed.
         """
         end = Deadline.start(timeout).at
         replicas = self._open().replicas
         if not every:
-            await _first([_wait_ready(replica.transport, timeout, end) for replica in replicas])
+            await _first_success([_wait_ready(replica.transport, timeout, end) for replica in replicas])
             return
         for replica in replicas:
             await _wait_ready(replica.transport, timeout, end)
 
     async def aclose(self) -> None:
-        """Close the connections. Calls in flight fail; the client cannot be used again."""
+        """Close the connections. Calls in flight fail, and the client cannot be used again."""
         self._closed = True
         if self._replicas is not None:
             replicas, self._replicas = self._replicas, None
@@ -88,13 +88,15 @@ class AsyncClient:
 
     def _open(self) -> Replicas:
         if self._closed:
-            raise RuntimeError("this client is closed: make another one")
+            raise RuntimeError("this client is closed: create a new client")
         loop = asyncio.get_running_loop()
         if self._replicas is None:
             self._loop = loop
             self._replicas = Replicas([self._connect(address) for address in self._addresses], self._retries)
         elif self._loop is not loop:
-            raise RuntimeError("this client belongs to another event loop: make one for each, or use the sync client")
+            raise RuntimeError(
+                "this client belongs to another event loop: create a client for each loop, or use the sync client"
+            )
         return self._replicas
 
     def _connect(self, address: Address) -> Transport:
@@ -107,14 +109,14 @@ class AsyncClient:
         return CallContext(seconds, request_id, self._run_id)
 
     async def _unary(self, method: Method[Request, Reply], message: Request, deadline: Deadline) -> tuple[Reply, str]:
-        """The reply, and the URL that gave it."""
+        """The reply, and the URL of the replica that sent it."""
         request_id = new_request_id()
 
-        async def work(transport: Transport, seconds: float) -> tuple[Reply, str]:
+        async def send(transport: Transport, seconds: float) -> tuple[Reply, str]:
             reply = await transport.unary(method, message, self._context(seconds, request_id))
             return reply, transport.address.url
 
-        return await self._open().call(work, deadline)
+        return await self._open().call(send, deadline)
 
 
 async def _wait_ready(transport: Transport, timeout: float, end: float) -> None:
@@ -126,22 +128,22 @@ async def _wait_ready(transport: Transport, timeout: float, end: float) -> None:
             if error.code not in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"):
                 raise
             last = error
-            await asyncio.sleep(min(PROBE_PAUSE, max(0.0, end - time.monotonic())))
+            await asyncio.sleep(min(PROBE_INTERVAL, max(0.0, end - time.monotonic())))
         else:
             return
     reason = last.message if last is not None else "no answer"
     raise Unavailable(f"not ready within {timeout:g} s: {reason}", url=transport.address.url)
 
 
-async def _first(probes: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Return with the first that succeeds; raises what the last of them raised where none does."""
+async def _first_success(probes: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Return when the first probe succeeds. Raises the last error if all fail."""
     tasks = [asyncio.create_task(probe) for probe in probes]
     try:
-        for left, done in zip(range(len(tasks) - 1, -1, -1), asyncio.as_completed(tasks), strict=True):
+        for remaining, completed in zip(range(len(tasks) - 1, -1, -1), asyncio.as_completed(tasks), strict=True):
             try:
-                await done
+                await completed
             except VoldError:
-                if not left:
+                if not remaining:
                     raise
             else:
                 return
@@ -151,26 +153,26 @@ async def _first(probes: Sequence[Coroutine[Any, Any, None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Exchanges:
-    """The open streams of one streaming call: at most one to a replica, opened when first needed."""
+class RequestStreams:
+    """The open streams of one streaming call: at most one per replica, opened on first use."""
 
-    def __init__(self, method: Method[Request, Reply], key: str, run_id: str) -> None:
+    def __init__(self, method: Method[Request, Reply], id_field: str, run_id: str) -> None:
         self._method = method
-        self._key = key
+        self._id_field = id_field
         self._run_id = run_id
-        self._open: dict[int, Exchange] = {}
+        self._open: dict[int, RequestStream] = {}
 
-    async def to(self, transport: Transport) -> Exchange | None:
-        """The stream to this replica; None where its wire has none."""
-        known = self._open.get(id(transport))
-        if known is not None and known.broken:
-            await known.aclose()
-            known = None
-        if known is None:
-            known = transport.exchange(self._method, self._key, self._run_id)
-            if known is not None:
-                self._open[id(transport)] = known
-        return known
+    async def get(self, transport: Transport) -> RequestStream | None:
+        """The stream to this replica, reopened if it is broken; None for HTTP, which has none."""
+        stream = self._open.get(id(transport))
+        if stream is not None and stream.broken:
+            await stream.aclose()
+            stream = None
+        if stream is None:
+            stream = transport.request_stream(self._method, self._id_field, self._run_id)
+            if stream is not None:
+                self._open[id(transport)] = stream
+        return stream
 
     async def __aenter__(self) -> Self:
         return self
@@ -178,7 +180,7 @@ class Exchanges:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.gather(*(exchange.aclose() for exchange in self._open.values()))
+        await asyncio.gather(*(stream.aclose() for stream in self._open.values()))
 
 
 def new_request_id() -> str:

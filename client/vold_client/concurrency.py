@@ -1,4 +1,4 @@
-"""Bounded concurrency with results as they are ready, and deadlines."""
+"""Bounded concurrency with results in order of completion, and deadlines."""
 
 import asyncio
 import math
@@ -17,27 +17,24 @@ _END: Any = object()
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """One moment by which a whole call, retries included, must be over."""
+    """The time by which a whole call, retries included, must end."""
 
     seconds: float
     at: float
 
     @classmethod
     def start(cls, seconds: float) -> "Deadline":
-        """`seconds` from now. Raises InvalidArgument where that is no positive number."""
+        """`seconds` from now. Raises InvalidArgument if that is not a positive number."""
         return cls(check_timeout(seconds), time.monotonic() + seconds)
 
     def remaining(self) -> float:
-        """Seconds left. Raises DeadlineExceeded where there are none."""
+        """Seconds left. Raises DeadlineExceeded if none are left."""
         left = self.at - time.monotonic()
         if left <= 0:
-            raise self.exceeded()
+            raise DeadlineExceeded(
+                f"no answer within the call's {self.seconds:g} s: allow a longer timeout or send less"
+            )
         return left
-
-    def exceeded(self, url: str = "") -> DeadlineExceeded:
-        return DeadlineExceeded(
-            f"no answer within the call's {self.seconds:g} s: allow a longer timeout or send less", url=url
-        )
 
 
 def check_timeout(seconds: float) -> float:
@@ -46,41 +43,41 @@ def check_timeout(seconds: float) -> float:
     return seconds
 
 
-async def map_as_ready(
+async def map_as_completed(
     source: Iterable[T] | AsyncIterable[T], work: Callable[[T], Awaitable[R]], limit: int
 ) -> AsyncGenerator[R, None]:
-    """`work` of every item, in the order in which it finishes, with at most `limit` taken and not yet handed on.
+    """The results of `work(item)` in order of completion. At most `limit` items are read and not yet yielded.
 
     The source is read no faster than results are consumed. The first exception, of `work` or of the source, ends the
-    iteration and cancels the rest, as does closing the iterator early.
+    iteration and cancels the rest. Closing the iterator early cancels the rest too.
     """
     finished: asyncio.Queue[Any] = asyncio.Queue()
     slots = asyncio.Semaphore(limit)
 
-    async def one(item: T) -> None:
+    async def run(item: T) -> None:
         finished.put_nowait(await work(item))
 
-    async def feed() -> None:
+    async def read_source() -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 await slots.acquire()
                 async for item in _iterate(source):
-                    group.create_task(one(item))
+                    group.create_task(run(item))
                     await slots.acquire()
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         finally:
             finished.put_nowait(_END)
 
-    feeder = asyncio.create_task(feed())
+    reader = asyncio.create_task(read_source())
     try:
         while (result := await finished.get()) is not _END:
             slots.release()
             yield result
-        await feeder
+        await reader
     finally:
-        feeder.cancel()
-        await asyncio.gather(feeder, return_exceptions=True)
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
 
 
 async def _iterate(source: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
@@ -91,7 +88,7 @@ async def _iterate(source: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, 
         for item in source:
             yield item
     else:
-        # An iterator may compute (a rollout) or wait: in a thread it holds up nobody else on this loop.
+        # An iterator may compute (a rollout) or wait: a thread keeps it from blocking this loop.
         iterator = iter(source)
         while (item := await asyncio.to_thread(next, iterator, _END)) is not _END:
             yield item

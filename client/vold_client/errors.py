@@ -1,6 +1,6 @@
-"""One hierarchy of errors: what a service answered, and what kept it from answering."""
+"""The error hierarchy: errors that a service returned, and errors of reaching a service."""
 
-# ruff: noqa: N818  (the names are those of the wire's codes)
+# ruff: noqa: N818  (the classes have the names of the wire's codes)
 import json
 from typing import Any
 
@@ -12,11 +12,11 @@ STATUS_METADATA = "vold-status-bin"
 
 
 class VoldError(Exception):
-    """A call, or one item of it, that was not served.
+    """A call, or one item of a call, that failed.
 
-    code: the wire's name for what went wrong ("INVALID_ARGUMENT", ...). message: what is wrong, the value and the
-    remedy. field: the path of the field at fault ("completions[3].ids"), or "". retry_seconds: when the service
-    suggests coming back, 0 where it says nothing. url: who was asked, "" where the client itself refused.
+    code: the wire's error code ("INVALID_ARGUMENT", ...). message: what is wrong, the value and the remedy. field: the
+    path of the field at fault ("completions[3].ids"), or "". retry_seconds: the retry delay that the service suggests,
+    0 for none. url: the service's; "" if the client refused the call before sending it.
     """
 
     code = "INTERNAL"
@@ -29,73 +29,73 @@ class VoldError(Exception):
         self.url = url
 
     def __str__(self) -> str:
-        asked = f" [{self.url}]" if self.url else ""
-        named = f"{self.field}: " if self.field and self.field not in self.message else ""
-        return f"{self.code}: {named}{self.message}{asked}"
+        url = f" [{self.url}]" if self.url else ""
+        field = f"{self.field}: " if self.field and self.field not in self.message else ""
+        return f"{self.code}: {field}{self.message}{url}"
 
 
 class InvalidArgument(VoldError):
-    """The request is wrong; sending it again will not help."""
+    """The request is wrong. A retry does not help."""
 
     code = "INVALID_ARGUMENT"
 
 
 class Unauthenticated(VoldError):
-    """No API key, or one that the service does not know; or a certificate that one side does not trust."""
+    """The API key is missing or unknown to the service, or one side does not trust the other's certificate."""
 
     code = "UNAUTHENTICATED"
 
 
 class PermissionDenied(VoldError):
-    """The API key does not allow this."""
+    """The API key does not allow the request."""
 
     code = "PERMISSION_DENIED"
 
 
 class NotFound(VoldError):
-    """No such model or verifier, or no such service at this address."""
+    """The service has no such model or verifier, or there is no such service at this address."""
 
     code = "NOT_FOUND"
 
 
 class ResourceExhausted(VoldError):
-    """Over a limit for now. Retried."""
+    """The request is over a limit at this time. Retried."""
 
     code = "RESOURCE_EXHAUSTED"
 
 
 class DeadlineExceeded(VoldError):
-    """The call's time ran out."""
+    """The call's deadline passed."""
 
     code = "DEADLINE_EXCEEDED"
 
 
 class Unavailable(VoldError):
-    """Nobody answers there, or not yet, or no longer. Retried."""
+    """The service cannot be reached, is starting, or is stopping. Retried."""
 
     code = "UNAVAILABLE"
 
 
 class IdentityChanged(VoldError):
-    """The teacher is not the one that was expected, or replicas are not the same teacher."""
+    """The teacher is not the expected one, or the replicas are not the same teacher."""
 
     code = "FAILED_PRECONDITION"
 
 
 class Cancelled(VoldError):
-    """The service dropped the request because its caller was gone."""
+    """The service dropped the request because the caller had disconnected."""
 
     code = "CANCELLED"
 
 
 class Internal(VoldError):
-    """A fault of the service, or a reply that does not fit its request."""
+    """The service failed, or its reply does not fit the request."""
 
     code = "INTERNAL"
 
 
-def again(error: VoldError, *, message: str | None = None, field: str | None = None) -> VoldError:
-    """The same error as a new object, to be raised in another task, with another message or field where given."""
+def copy_error(error: VoldError, *, message: str | None = None, field: str | None = None) -> VoldError:
+    """A copy of the error, to raise in another task; with another message or field if one is given."""
     return type(error)(
         error.message if message is None else message,
         field=error.field if field is None else field,
@@ -104,27 +104,28 @@ def again(error: VoldError, *, message: str | None = None, field: str | None = N
     )
 
 
-def exceeded(url: str) -> DeadlineExceeded:
+def deadline_exceeded(url: str) -> DeadlineExceeded:
     return DeadlineExceeded("no answer within the call's time: allow a longer timeout or send less", url=url)
 
 
-_BROKEN_OFF = ("Socket closed", "Connection reset", "disconnected", "recvmsg", "EOF occurred", "ReadError")
-"""How it reads, on gRPC and on HTTP, that the other end closed a connection where a handshake was to come."""
+_CONNECTION_CLOSED = ("Socket closed", "Connection reset", "disconnected", "recvmsg", "EOF occurred", "ReadError")
+"""Texts of gRPC and httpx for a connection that the other side closed before the handshake."""
+
+_WRONG_HOST = ("Hostname Verification", "is not in peer certificate")
+"""Texts of newer and older versions of gRPC for a certificate of another host."""
 
 
-_OF_ANOTHER_HOST = ("Hostname Verification", "is not in peer certificate")
-"""How newer and older versions of gRPC say that a certificate is for another host."""
+def connection_error(reason: str, url: str) -> VoldError:
+    """The error for a connection that cannot be opened, or that breaks before the reply.
 
-
-def unreachable(reason: str, url: str) -> VoldError:
-    """The error behind a connection that did not come about, or broke before an answer: Unavailable, which is
-    retried, but Unauthenticated where the service's certificate is refused, which no waiting mends.
+    Unavailable, which is retried; but Unauthenticated if the service's certificate is refused, where a retry does not
+    help.
     """
-    if any(words in reason for words in ("CERTIFICATE_VERIFY_FAILED", *_OF_ANOTHER_HOST)):
+    if any(words in reason for words in ("CERTIFICATE_VERIFY_FAILED", *_WRONG_HOST)):
         return Unauthenticated(f"the service's certificate is refused: {_certificate_fault(reason)}", url=url)
     if "WRONG_VERSION_NUMBER" in reason:
         hint = "it does not speak TLS: write grpc:// or http://, or start it with --tls-cert"
-    elif not any(word in reason for word in _BROKEN_OFF):
+    elif not any(word in reason for word in _CONNECTION_CLOSED):
         hint = "is the service running there?"
     elif url.startswith(("grpcs:", "https:")):
         hint = "is the service running there? If it asks for a client certificate, give tls.cert and tls.key"
@@ -140,16 +141,16 @@ def _certificate_fault(reason: str) -> str:
         return "it has expired; ask the operator to renew it"
     if "not yet valid" in reason:
         return "it is not valid yet; compare the clocks of both machines"
-    if any(words in reason for words in (*_OF_ANOTHER_HOST, "mismatch", "not valid for")):
+    if any(words in reason for words in (*_WRONG_HOST, "mismatch", "not valid for")):
         return "it is for another host; use a URL with a name that the certificate has"
     return "no CA that is trusted here has signed it; give the CA's file as tls.ca"
 
 
-RETRIED = (Unavailable, ResourceExhausted)
+RETRYABLE = (Unavailable, ResourceExhausted)
 
-_KINDS: dict[str, type[VoldError]] = {
-    kind.code: kind
-    for kind in (
+_CLASS_BY_CODE: dict[str, type[VoldError]] = {
+    error_class.code: error_class
+    for error_class in (
         InvalidArgument,
         Unauthenticated,
         PermissionDenied,
@@ -163,16 +164,16 @@ _KINDS: dict[str, type[VoldError]] = {
     )
 }
 
-# gRPC's own codes that are not in the list of the wire contract.
-_GRPC_KINDS: dict[str, type[VoldError]] = {
+# gRPC's own codes that are not codes of the wire contract.
+_CLASS_BY_GRPC_CODE: dict[str, type[VoldError]] = {
     "OUT_OF_RANGE": InvalidArgument,
     "ABORTED": Unavailable,
-    # The caller's own cancellation never gets here: asyncio raises CancelledError for it. What remains is a
-    # server that cut its calls short to stop.
+    # A server that stops cancels its calls. The caller's own cancellation does not come here: asyncio raises
+    # CancelledError for it.
     "CANCELLED": Unavailable,
 }
 
-_HTTP_KINDS: dict[int, type[VoldError]] = {
+_CLASS_BY_HTTP_STATUS: dict[int, type[VoldError]] = {
     401: Unauthenticated,
     403: PermissionDenied,
     404: NotFound,
@@ -187,64 +188,66 @@ _HTTP_KINDS: dict[int, type[VoldError]] = {
 
 
 def from_status(status: status_pb2.Status, url: str = "") -> VoldError | None:
-    """The error that a Status message stands for, or None for OK."""
+    """The error of a Status message, or None for OK."""
     if status.code == status_pb2.OK:
         return None
     name = status_pb2.Code.Name(status.code) if status.code in status_pb2.Code.values() else "INTERNAL"
-    return _KINDS[name](status.message, field=status.field, retry_seconds=status.retry_seconds, url=url)
+    return _CLASS_BY_CODE[name](status.message, field=status.field, retry_seconds=status.retry_seconds, url=url)
 
 
 def from_grpc(error: grpc.aio.AioRpcError, url: str) -> VoldError:
-    """The error behind a failed RPC: from the Status in its trailing metadata, else from gRPC's own code."""
-    metadata: Any = error.trailing_metadata()  # absent where the call never reached a server
+    """The error of a failed RPC: from the Status in its trailing metadata, else from gRPC's own code."""
+    metadata: Any = error.trailing_metadata()  # None if the call did not reach a server
     for key, value in metadata or ():
         if key == STATUS_METADATA and isinstance(value, bytes):
             try:
-                known = from_status(status_pb2.Status.FromString(value), url)
+                vold_error = from_status(status_pb2.Status.FromString(value), url)
             except DecodeError:
-                known = None
-            if known is not None:
-                return known
+                vold_error = None
+            if vold_error is not None:
+                return vold_error
     code, details = error.code().name, error.details() or "no details"
     if code == "UNIMPLEMENTED":
         return NotFound(f"no such service here ({details}): is this the URL of a service of another kind?", url=url)
     if code == "UNAVAILABLE":
-        return unreachable(details, url)
+        return connection_error(details, url)
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
-        # gRPC's word for an oversized message. Sending it again will not make it smaller.
+        # gRPC's code for an oversized message, for which a retry does not help.
         return InvalidArgument(f"the request is too large for the service ({details}): send smaller batches", url=url)
     if code == "INTERNAL" and ("Internal error from Core" in details or "RST_STREAM" in details):
-        # A write onto a stream that has just broken; a fault of the service itself comes with a Status.
+        # A write to a stream that has just broken. A failure of the service itself comes with a Status.
         return Unavailable(f"the connection broke off ({details})", url=url)
     if code == "DEADLINE_EXCEEDED":
-        return exceeded(url)
-    kind = _GRPC_KINDS.get(code) or _KINDS.get(code, Internal)
-    return kind(f"{details} (gRPC {code})", url=url)
+        return deadline_exceeded(url)
+    error_class = _CLASS_BY_GRPC_CODE.get(code) or _CLASS_BY_CODE.get(code, Internal)
+    return error_class(f"{details} (gRPC {code})", url=url)
 
 
 def from_http(status_code: int, content_type: str, body: bytes, url: str) -> VoldError:
-    """The error behind an HTTP reply that is no success: from its Status body (protobuf, or JSON where the service
-    refused before it knew what the caller speaks), else from the status code."""
+    """The error of an unsuccessful HTTP reply: from its body, else from its status code.
+
+    The body is a Status in protobuf, or JSON if the service refused the request before it read the accepted type.
+    """
     if content_type.startswith("application/x-protobuf"):
         try:
-            known = from_status(status_pb2.Status.FromString(body), url)
+            error = from_status(status_pb2.Status.FromString(body), url)
         except DecodeError:
-            known = None
-        if known is not None:
-            return known
-    if content_type.startswith("application/json") and (known := _from_json(body, url)) is not None:
-        return known
+            error = None
+        if error is not None:
+            return error
+    if content_type.startswith("application/json") and (error := _from_json(body, url)) is not None:
+        return error
     text = body[:200].decode("utf-8", "replace").strip()
-    kind = _HTTP_KINDS.get(status_code, InvalidArgument if 400 <= status_code < 500 else Internal)
-    if kind is NotFound:
+    error_class = _CLASS_BY_HTTP_STATUS.get(status_code, InvalidArgument if 400 <= status_code < 500 else Internal)
+    if error_class is NotFound:
         return NotFound(f"HTTP {status_code} ({text}): is this the URL of a service of another kind?", url=url)
-    return kind(f"HTTP {status_code}: {text}", url=url)
+    return error_class(f"HTTP {status_code}: {text}", url=url)
 
 
 def _from_json(body: bytes, url: str) -> VoldError | None:
     try:
         error = json.loads(body)["error"]
-        kind, message, field = _KINDS[error["code"]], str(error["message"]), str(error.get("field", ""))
-        return kind(message, field=field, retry_seconds=float(error.get("retry_seconds", 0.0)), url=url)
+        error_class, message, field = _CLASS_BY_CODE[error["code"]], str(error["message"]), str(error.get("field", ""))
+        return error_class(message, field=field, retry_seconds=float(error.get("retry_seconds", 0.0)), url=url)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # not ours: a proxy's page, say
+        return None  # not the body of a vold service, but for example of a proxy

@@ -1,5 +1,7 @@
-"""Many messages in one HTTP body of `application/x-protobuf`: each after its length as a varint, the framing that
-protobuf's own libraries call length-prefixed or delimited. Theirs read from a file; this one is fed as bytes come.
+"""Several messages in one HTTP body of `application/x-protobuf`, each with its length before it as a varint.
+
+Protobuf's libraries call this framing length-prefixed or delimited. Their decoders read from a file; this one takes the
+bytes as they arrive.
 """
 
 from collections.abc import Iterator
@@ -7,17 +9,17 @@ from collections.abc import Iterator
 MAX_VARINT_BYTES = 5
 
 
-class Frames:
-    """Cuts a body that arrives in pieces back into messages."""
+class FrameDecoder:
+    """Splits a body that arrives in chunks into its messages."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, piece: bytes) -> Iterator[bytes]:
-        """The messages that `piece` completes. Raises ValueError where a length cannot be one."""
-        self._buffer += piece
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """The messages that `chunk` completes. Raises ValueError if a length is not a varint."""
+        self._buffer += chunk
         while True:
-            start, length = self._head()
+            start, length = self._read_length()
             if start is None or len(self._buffer) < start + length:
                 return
             message = bytes(self._buffer[start : start + length])
@@ -26,11 +28,11 @@ class Frames:
 
     @property
     def incomplete(self) -> bool:
-        """Whether the body has so far ended in the middle of a message."""
+        """Whether the bytes so far end in the middle of a message."""
         return bool(self._buffer)
 
-    def _head(self) -> tuple[int | None, int]:
-        """Where the first message begins and its length; None where the length itself is not all there."""
+    def _read_length(self) -> tuple[int | None, int]:
+        """The offset of the first message and its length; None and 0 if the length itself is incomplete."""
         length = 0
         for position, byte in enumerate(self._buffer[:MAX_VARINT_BYTES]):
             length |= (byte & 0x7F) << (7 * position)

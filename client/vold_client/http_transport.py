@@ -1,4 +1,4 @@
-"""The HTTP wire: the same messages as protobuf bodies."""
+"""The transport over HTTP, with protobuf bodies."""
 
 # ruff: noqa: ASYNC109  (a timeout here is a deadline that also travels on the wire)
 import asyncio
@@ -9,8 +9,16 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError, Message
 
 from vold_client import tracing
-from vold_client.errors import Internal, NotFound, Unavailable, VoldError, exceeded, from_http, unreachable
-from vold_client.framing import Frames
+from vold_client.errors import (
+    Internal,
+    NotFound,
+    Unavailable,
+    VoldError,
+    connection_error,
+    deadline_exceeded,
+    from_http,
+)
+from vold_client.framing import FrameDecoder
 from vold_client.methods import Method, Reply, Request
 from vold_client.tls import Tls
 from vold_client.transport import USER_AGENT, CallContext
@@ -20,17 +28,18 @@ PROTOBUF = "application/x-protobuf"
 
 
 class HttpTransport:
-    """One connection pool to one replica. Made inside the event loop that uses it."""
+    """One connection pool to one replica. Created in the event loop that uses it."""
 
     def __init__(self, address: Address, api_key: str | None, tls: Tls) -> None:
         self.address = address
         headers = {"accept": PROTOBUF, "user-agent": USER_AGENT} | (
             {"authorization": f"Bearer {api_key}"} if api_key else {}
         )
-        # Deadlines cover whole calls, below; connecting alone gets 10 s, so that a silent host costs no whole call.
+        # The deadline covers the whole call. Connecting has its own limit of 10 s, so that a host that does not answer
+        # leaves time for a retry.
         self._client = httpx.AsyncClient(
             base_url=address.target,
-            verify=tls.ssl_context() if address.tls else False,  # making a context is slow, and plain text needs none
+            verify=tls.ssl_context() if address.tls else False,  # creating a context is slow, and plain text needs none
             headers=headers,
             timeout=httpx.Timeout(None, connect=10.0),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
@@ -39,27 +48,27 @@ class HttpTransport:
     async def unary(self, method: Method[Request, Reply], message: Request, context: CallContext) -> Reply:
         try:
             async with asyncio.timeout(context.timeout):
-                response = await self._client.send(self._request(method, message, context))
+                response = await self._client.send(self._build_request(method, message, context))
         except TimeoutError:
-            raise exceeded(self.address.url) from None
+            raise deadline_exceeded(self.address.url) from None
         except httpx.TransportError as error:
-            raise self._unreachable(error) from None
-        self._check(response)
+            raise self._connection_error(error) from None
+        self._raise_for_status(response)
         return self._decode(method, response.content)
 
     async def stream(
         self, method: Method[Request, Reply], message: Request, context: CallContext
     ) -> AsyncGenerator[Reply, None]:
         deadline = asyncio.get_running_loop().time() + context.timeout
-        request = self._request(method, message, context)
+        request = self._build_request(method, message, context)
         response: httpx.Response | None = None
-        frames = Frames()
+        frames = FrameDecoder()
         try:
             async with asyncio.timeout_at(deadline):
                 response = await self._client.send(request, stream=True)
                 if not response.is_success:
                     await response.aread()
-            self._check(response)
+            self._raise_for_status(response)
             chunks = response.aiter_bytes()
             while True:
                 async with asyncio.timeout_at(deadline):
@@ -75,14 +84,14 @@ class HttpTransport:
             if frames.incomplete:
                 raise Unavailable("the service broke off in the middle of a message", url=self.address.url)
         except TimeoutError:
-            raise exceeded(self.address.url) from None
+            raise deadline_exceeded(self.address.url) from None
         except httpx.TransportError as error:
-            raise self._unreachable(error) from None
+            raise self._connection_error(error) from None
         finally:
             if response is not None:
                 await response.aclose()
 
-    def exchange(self, method: Method[Request, Reply], key: str, run_id: str) -> None:
+    def request_stream(self, method: Method[Request, Reply], id_field: str, run_id: str) -> None:
         """HTTP has no bidirectional stream."""
 
     async def check_ready(self, timeout: float) -> None:
@@ -90,17 +99,17 @@ class HttpTransport:
             async with asyncio.timeout(timeout):
                 response = await self._client.get("/readyz")
         except TimeoutError:
-            raise exceeded(self.address.url) from None
+            raise deadline_exceeded(self.address.url) from None
         except httpx.TransportError as error:
-            raise self._unreachable(error) from None
+            raise self._connection_error(error) from None
         if response.status_code == 404:
             raise NotFound("answers, but has no /readyz: is it a vold service?", url=self.address.url)
-        self._check(response)
+        self._raise_for_status(response)
 
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    def _request(self, method: Method[Request, Reply], message: Message, context: CallContext) -> httpx.Request:
+    def _build_request(self, method: Method[Request, Reply], message: Message, context: CallContext) -> httpx.Request:
         headers = {"x-vold-timeout-seconds": f"{context.timeout:.3f}"} | tracing.headers()
         if context.request_id:
             headers["x-request-id"] = context.request_id
@@ -114,7 +123,7 @@ class HttpTransport:
             method.verb, method.route, content=message.SerializeToString(), headers=headers
         )
 
-    def _check(self, response: httpx.Response) -> None:
+    def _raise_for_status(self, response: httpx.Response) -> None:
         if not response.is_success:
             content_type = response.headers.get("content-type", "")
             raise from_http(response.status_code, content_type, response.content, self.address.url)
@@ -126,5 +135,5 @@ class HttpTransport:
             name = method.reply.DESCRIPTOR.full_name
             raise Internal(f"the reply is not a {name}: {error}", url=self.address.url) from None
 
-    def _unreachable(self, error: httpx.TransportError) -> VoldError:
-        return unreachable(str(error) or type(error).__name__, self.address.url)
+    def _connection_error(self, error: httpx.TransportError) -> VoldError:
+        return connection_error(str(error) or type(error).__name__, self.address.url)

@@ -1,4 +1,4 @@
-"""Every remote method once: its name on gRPC, its route on HTTP, and its messages."""
+"""The remote methods: the name of each on gRPC, its route on HTTP, and its messages."""
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -12,7 +12,7 @@ Reply = TypeVar("Reply", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[Request, Reply]):
-    """verb and route: on HTTP; empty where only gRPC has the method."""
+    """path: on gRPC. verb, route: on HTTP; empty if only gRPC has the method."""
 
     path: str
     request: type[Request]

@@ -1,4 +1,4 @@
-"""Score requests and replies between NumPy arrays and the wire, and the cut of a large request into several.
+"""Converts score requests and replies between NumPy arrays and messages, and splits a large request into parts.
 
 Shape letters: T completion positions, K top-k, N candidates at one position, H hidden size.
 """
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from vold_proto.arrays import pack_ids, unpack_floats, unpack_ids
 from vold_proto.v1 import teacher_pb2 as pb
 
-from vold_client.errors import Internal, InvalidArgument, VoldError, again, from_status
+from vold_client.errors import Internal, InvalidArgument, VoldError, copy_error, from_status
 from vold_client.types import Completion, CompletionScore, Floats, Identity, ScoreRequest
 
 DTYPES = {"f32": pb.F32, "f16": pb.F16, "bf16": pb.BF16}
@@ -21,15 +21,15 @@ DTYPES = {"f32": pb.F32, "f16": pb.F16, "bf16": pb.BF16}
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one message may hold. bytes: request and expected reply together, hidden states not counted."""
+    """The limits of one message. bytes: of the request and its expected reply together, without hidden states."""
 
     bytes: int = 16 << 20
     completions: int = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of a request. prompts and completions: the caller's indices of what the message holds."""
+class RequestPart:
+    """One part of a request. prompts, completions: the caller's indices of the message's prompts and completions."""
 
     message: pb.ScoreRequest
     prompts: list[int]
@@ -37,7 +37,7 @@ class Part:
 
 
 def pack_array(values: ArrayLike, field: str) -> bytes:
-    """One-dimensional integers as packed int32. Raises InvalidArgument that names `field`."""
+    """Packed int32 of a one-dimensional array of integers. Raises InvalidArgument that names `field`."""
     try:
         array = np.asarray(values)
         if array.ndim != 1:
@@ -48,7 +48,10 @@ def pack_array(values: ArrayLike, field: str) -> bytes:
 
 
 def pack_candidates(candidates: object, positions: int, field: str) -> pb.Candidates | None:
-    """An integer array [T, N], or T arrays of any length. Raises InvalidArgument that names `field`."""
+    """The message for candidates: an integer array [T, N], or a list of T arrays of any length.
+
+    Raises InvalidArgument that names `field`.
+    """
     if not isinstance(candidates, list | tuple):
         array = np.asarray(candidates)
         if array.ndim != 2 or len(array) != positions:
@@ -76,7 +79,7 @@ def pack_candidates(candidates: object, positions: int, field: str) -> pb.Candid
 
 
 def pack_completion(completion: Completion, index: int) -> pb.Completion:
-    """The wire's completion, its prompt index still the caller's."""
+    """The message for a completion, without its prompt index."""
     field = f"completions[{index}]"
     ids = pack_array(completion.ids, f"{field}.ids")
     packed = pb.Completion(id=completion.id or str(index), ids=ids)
@@ -109,11 +112,13 @@ def expected_weights(expect: Identity | str | None) -> str:
     return expect.weights_fingerprint if isinstance(expect, Identity) else expect or ""
 
 
-def split(request: ScoreRequest, request_id: str, model: str, run_id: str, budget: Budget) -> Iterator[Part]:
-    """The messages that carry the request, each within the budget or holding a single completion.
+def split_request(
+    request: ScoreRequest, request_id: str, model: str, run_id: str, budget: Budget
+) -> Iterator[RequestPart]:
+    """Split the request into parts, each within the budget or with a single completion.
 
-    Completions of one prompt stay together as far as the budget allows, so that a prompt is sent, and computed, once.
-    Raises InvalidArgument where an array or an index cannot be sent; limits of the service are left to the service.
+    Completions of one prompt stay together as far as the budget allows, so that a prompt is sent and computed once.
+    Raises InvalidArgument for an array or an index that cannot be sent. The service checks its own limits.
     """
     prompts = [pack_array(ids, f"prompts[{index}]") for index, ids in enumerate(request.prompts)]
     completions = [pack_completion(completion, index) for index, completion in enumerate(request.completions)]
@@ -124,14 +129,14 @@ def split(request: ScoreRequest, request_id: str, model: str, run_id: str, budge
                 f"completions[{index}].prompt is {completion.prompt}, and there are {len(prompts)} prompts",
                 field=f"completions[{index}].prompt",
             )
-    groups = list(_groups(request, prompts, completions, options, budget))
-    for number, indices in enumerate(groups):
-        used = sorted({request.completions[index].prompt for index in indices})
-        place = {prompt: position for position, prompt in enumerate(used)}
+    chunks = list(_chunk_completions(request, prompts, completions, options, budget))
+    for number, indices in enumerate(chunks):
+        prompt_indices = sorted({request.completions[index].prompt for index in indices})
+        position = {prompt: position for position, prompt in enumerate(prompt_indices)}
         message = pb.ScoreRequest(
-            request_id=request_id if len(groups) == 1 else f"{request_id}/{number}",
+            request_id=request_id if len(chunks) == 1 else f"{request_id}/{number}",
             model=model,
-            prompts=[pb.Prompt(ids=prompts[prompt]) for prompt in used],
+            prompts=[pb.Prompt(ids=prompts[prompt]) for prompt in prompt_indices],
             completions=[completions[index] for index in indices],
             options=options,
             expect_weights_fingerprint=expected_weights(request.expect),
@@ -139,48 +144,48 @@ def split(request: ScoreRequest, request_id: str, model: str, run_id: str, budge
             run_id=run_id,
         )
         for packed, index in zip(message.completions, indices, strict=True):
-            packed.prompt = place[request.completions[index].prompt]
-        yield Part(message, used, indices)
+            packed.prompt = position[request.completions[index].prompt]
+        yield RequestPart(message, prompt_indices, indices)
 
 
-def _groups(
+def _chunk_completions(
     request: ScoreRequest,
     prompts: list[bytes],
     completions: list[pb.Completion],
     options: pb.ScoreOptions,
     budget: Budget,
 ) -> Iterator[list[int]]:
-    """Indices of completions, ordered by prompt, cut wherever the budget is full."""
+    """Indices of completions, ordered by prompt; a new list starts where the budget is full."""
     order = sorted(range(len(completions)), key=lambda index: request.completions[index].prompt)
-    group: list[int] = []
+    chunk: list[int] = []
     size, last_prompt = 0, -1
     for index in order:
-        prompt, own = request.completions[index].prompt, _bytes(completions[index], options)
-        added = own + (len(prompts[prompt]) if prompt != last_prompt else 0)
-        if group and (len(group) == budget.completions or size + added > budget.bytes):
-            yield group
-            group, size, added = [], 0, own + len(prompts[prompt])
-        group.append(index)
+        prompt, completion_size = request.completions[index].prompt, _wire_size(completions[index], options)
+        added = completion_size + (len(prompts[prompt]) if prompt != last_prompt else 0)
+        if chunk and (len(chunk) == budget.completions or size + added > budget.bytes):
+            yield chunk
+            chunk, size, added = [], 0, completion_size + len(prompts[prompt])
+        chunk.append(index)
         size, last_prompt = size + added, prompt
-    if group or not completions:
-        yield group
+    if chunk or not completions:
+        yield chunk
 
 
-def _bytes(completion: pb.Completion, options: pb.ScoreOptions) -> int:
-    """Of the completion in the request and in the reply."""
+def _wire_size(completion: pb.Completion, options: pb.ScoreOptions) -> int:
+    """Bytes of the completion in the request and in the reply."""
     width = 4 if options.dtype == pb.F32 else 2
     positions, candidates = len(completion.ids) // 4, len(completion.candidates.ids) // 4
-    back = (
+    reply_size = (
         positions * (width * (1 + options.entropy + options.top_k) + 4 * (options.top_k + options.ranks))
         + width * candidates
     )
-    return completion.ByteSize() + back
+    return completion.ByteSize() + reply_size
 
 
 def unpack_score(
     score: pb.CompletionScore, completion: Completion, identifier: str, reply: pb.ScoreReply, url: str
 ) -> CompletionScore:
-    """The arrays of one completion, float32 whatever they travelled as. A reply that does not fit is an error."""
+    """The score of one completion, floats as float32. Its `error` is set if the reply does not fit the completion."""
     failure = from_status(score.status, url)
     if failure is not None:
         return CompletionScore(identifier, error=failure)
@@ -188,13 +193,13 @@ def unpack_score(
     try:
         return CompletionScore(
             identifier,
-            logprobs=_floats(score.logprobs, dtype, positions, "logprobs"),
+            logprobs=_sized_floats(score.logprobs, dtype, positions, "logprobs"),
             top_ids=unpack_ids(score.top_ids).reshape(positions, top_k) if top_k else None,
-            top_logprobs=_floats(score.top_logprobs, dtype, positions * top_k, "top_logprobs").reshape(-1, top_k)
+            top_logprobs=_sized_floats(score.top_logprobs, dtype, positions * top_k, "top_logprobs").reshape(-1, top_k)
             if top_k
             else None,
-            candidate_logprobs=_candidates(score.candidate_logprobs, completion, dtype),
-            entropy=_floats(score.entropy, dtype, positions, "entropy") if score.entropy else None,
+            candidate_logprobs=_unpack_candidates(score.candidate_logprobs, completion, dtype),
+            entropy=_sized_floats(score.entropy, dtype, positions, "entropy") if score.entropy else None,
             hidden_states=unpack_floats(score.hidden_states, dtype).reshape(positions, -1)
             if score.hidden_states
             else None,
@@ -207,19 +212,19 @@ def unpack_score(
         )
 
 
-def _candidates(data: bytes, completion: Completion, dtype: "pb.DType") -> Floats | list[Floats] | None:
+def _unpack_candidates(data: bytes, completion: Completion, dtype: "pb.DType") -> Floats | list[Floats] | None:
     candidates = completion.candidates
     if candidates is None:
         return None
     if not isinstance(candidates, list | tuple):
         shape = np.asarray(candidates).shape
-        return _floats(data, dtype, shape[0] * shape[1], "candidate_logprobs").reshape(shape)
+        return _sized_floats(data, dtype, shape[0] * shape[1], "candidate_logprobs").reshape(shape)
     ends = np.cumsum(np.fromiter(map(len, candidates), np.int64, len(candidates)))
-    flat = _floats(data, dtype, int(ends[-1]) if len(ends) else 0, "candidate_logprobs")
+    flat = _sized_floats(data, dtype, int(ends[-1]) if len(ends) else 0, "candidate_logprobs")
     return [flat[start:end] for start, end in pairwise([0, *ends.tolist()])]
 
 
-def _floats(data: bytes, dtype: "pb.DType", size: int, name: str) -> Floats:
+def _sized_floats(data: bytes, dtype: "pb.DType", size: int, name: str) -> Floats:
     values = unpack_floats(data, dtype)
     if len(values) != size:
         raise ValueError(f"{name} holds {len(values)} values, not {size}")
@@ -229,12 +234,13 @@ def _floats(data: bytes, dtype: "pb.DType", size: int, name: str) -> Floats:
 _INDEXED = re.compile(r"\b(prompts|completions)\[(\d+)\]")
 
 
-def renumber(error: VoldError, part: Part) -> VoldError:
-    """The error with the part's indices, in its field and message, replaced by the caller's."""
+def restore_indices(error: VoldError, part: RequestPart) -> VoldError:
+    """A copy of the error with the caller's indices instead of the part's, in its field and its message."""
 
-    def number(match: re.Match[str]) -> str:
+    def caller_index(match: re.Match[str]) -> str:
         name, index = match[1], int(match[2])
         indices: Sequence[int] = part.prompts if name == "prompts" else part.completions
         return f"{name}[{indices[index]}]" if index < len(indices) else match[0]
 
-    return again(error, message=_INDEXED.sub(number, error.message), field=_INDEXED.sub(number, error.field))
+    message, field = (_INDEXED.sub(caller_index, text) for text in (error.message, error.field))
+    return copy_error(error, message=message, field=field)

@@ -1,4 +1,4 @@
-"""The sync face: the async clients, run on an event loop in a thread of their own."""
+"""The sync clients: the async clients, run on the client loop (loop.py)."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from vold_client.base import AsyncClient
-from vold_client.loop import client_loop, streams
+from vold_client.loop import client_loop, open_iterators
 from vold_client.packing import Budget
 from vold_client.teacher import AsyncTeacherClient, Messages
 from vold_client.tls import Tls
@@ -34,7 +34,7 @@ _END: Any = object()
 
 
 class SyncClient(Generic[C]):
-    """Usable from any thread but the one of a running event loop's callbacks, which it would block."""
+    """Usable from any thread except that of a running event loop, which a call would block."""
 
     def __init__(self, client: C) -> None:
         self._client = client
@@ -50,7 +50,7 @@ class SyncClient(Generic[C]):
 
     def close(self) -> None:
         """Close the connections. The client cannot be used again."""
-        if not self._loop.is_closed():  # the interpreter is ending, and has closed them
+        if not self._loop.is_closed():  # closed if the interpreter is exiting, with its connections
             self._run(self._client.aclose())
 
     def __enter__(self) -> Self:
@@ -66,24 +66,24 @@ class SyncClient(Generic[C]):
         try:
             return future.result()
         except BaseException:
-            future.cancel()  # on Ctrl-C the call must not go on behind the caller's back
+            future.cancel()  # after Ctrl-C the call must not continue in the background
             raise
 
     def _iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
-        async def step() -> T:
+        async def next_item() -> T:
             return await anext(items, _END)
 
-        async def stop() -> None:
+        async def close() -> None:
             await items.aclose()
 
-        streams.add(items)
+        open_iterators.add(items)
         try:
-            while (item := self._run(step())) is not _END:
+            while (item := self._run(next_item())) is not _END:
                 yield item
         finally:
-            streams.discard(items)
-            if not self._loop.is_closed():  # the interpreter is ending, and has closed them
-                self._run(stop())
+            open_iterators.discard(items)
+            if not self._loop.is_closed():  # closed if the interpreter is exiting, with its iterators
+                self._run(close())
 
 
 class TeacherClient(SyncClient[AsyncTeacherClient]):

@@ -1,4 +1,4 @@
-"""The teacher's client, async."""
+"""The async client of the teacher."""
 
 # ruff: noqa: ASYNC109  (a timeout here is a deadline that also travels on the wire)
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -10,11 +10,11 @@ import numpy as np
 from vold_proto.arrays import unpack_floats, unpack_ids
 from vold_proto.v1 import teacher_pb2 as pb
 
-from vold_client.base import AsyncClient, Exchanges, new_request_id
-from vold_client.concurrency import map_as_ready
+from vold_client.base import AsyncClient, RequestStreams, new_request_id
+from vold_client.concurrency import map_as_completed
 from vold_client.errors import IdentityChanged, Internal, InvalidArgument, Unavailable, VoldError, from_status
 from vold_client.methods import GENERATE, GET_INFO, GET_TOKENIZER, GET_USAGE, SCORE, SCORE_STREAM
-from vold_client.packing import Budget, Part, pack_array, renumber, split, unpack_score
+from vold_client.packing import Budget, RequestPart, pack_array, restore_indices, split_request, unpack_score
 from vold_client.tls import Tls
 from vold_client.transport import Transport
 from vold_client.types import (
@@ -34,27 +34,27 @@ from vold_client.types import (
 Messages = Sequence[Mapping[str, str]]
 """Chat messages: [{"role": "user", "content": "..."}, ...]."""
 
-Ask = Callable[[Transport, pb.ScoreRequest, float], Awaitable[pb.ScoreReply]]
+SendScore = Callable[[Transport, pb.ScoreRequest, float], Awaitable[pb.ScoreReply]]
+"""Sends a request to one replica with a timeout in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    part: Part
-    reply: pb.ScoreReply
+class _PartReply:
+    part: RequestPart
+    message: pb.ScoreReply
     url: str
 
 
 class AsyncTeacherClient(AsyncClient):
-    """A teacher service, or several replicas of one, by URL.
+    """A client of a teacher service, or of several replicas of it, by URL.
 
-    urls: grpc://HOST:PORT, grpcs://, http(s):// or unix:PATH; several in a list, or with commas between, are
-    replicas. timeout: seconds for a whole call, retries included, where the call names none. retries: how often what
-    may be retried is tried again (a service that is unavailable or full). api_key: sent as a bearer token. tls:
-    certificates for grpcs:// and https://. run_id:
-    names this training run in the service's accounting. model: which of the service's models; "" for its default.
-    max_in_flight: requests under way at once in one `score_stream` or one large `score`.
+    urls: grpc://HOST:PORT, grpcs://, http(s):// or unix:PATH; several in a list, or separated by commas, are replicas.
+    timeout: seconds for a whole call, retries included, unless the call sets its own. retries: number of retries while
+    the service is unavailable or full. api_key: sent as a bearer token. tls: certificates for grpcs:// and https://.
+    run_id: names this training run in the service's accounting. model: one of the service's models; "" for the default.
+    max_in_flight: concurrent requests in one `score_stream` or one large `score`. budget: limits of one message.
 
-    Every method raises VoldError of the kind that says what went wrong.
+    Every method raises a subclass of VoldError.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class AsyncTeacherClient(AsyncClient):
         self._budget = budget or Budget()
 
     async def info(self, model: str = "", *, timeout: float | None = None) -> TeacherInfo:
-        """Who answers, and what it can do."""
+        """The teacher's identity, limits and capabilities."""
         message = pb.GetInfoRequest(model=model or self._model)
         info, _ = await self._unary(GET_INFO, message, self._deadline(timeout))
         return TeacherInfo(
@@ -95,14 +95,14 @@ class AsyncTeacherClient(AsyncClient):
         )
 
     async def tokenizer(self, model: str = "", *, timeout: float | None = None) -> TokenizerFile:
-        """The teacher's tokenizer, to be compared with the student's without a model hub."""
+        """The teacher's tokenizer, for comparison with the student's without a model hub."""
         message = pb.GetTokenizerRequest(model=model or self._model)
         reply, _ = await self._unary(GET_TOKENIZER, message, self._deadline(timeout))
         return TokenizerFile(_identity(reply.identity), reply.tokenizer_json, reply.chat_template)
 
     async def usage(self, tenant: str = "", *, timeout: float | None = None) -> list[Usage]:
-        """What runs have taken of the service since it started: this key's tenant's, or with an administrator's key
-        everybody's, or those of `tenant` alone. Of one replica where there are several.
+        """The usage of runs since the service started: of the key's tenant, or with an administrator's key of all
+        tenants, or of `tenant` alone. With several replicas, the usage of one of them.
         """
         reply, _ = await self._unary(GET_USAGE, pb.GetUsageRequest(tenant=tenant), self._deadline(timeout))
         return [
@@ -135,11 +135,10 @@ class AsyncTeacherClient(AsyncClient):
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> ScoreResult:
-        """Log-probabilities of completions; see ScoreRequest for the options and ScoreResult for the result.
+        """Log-probabilities of completions. ScoreRequest describes the options, ScoreResult the result.
 
-        A large request is sent in parts and joined again. A completion that cannot be scored carries its own `error`;
-        what fails the whole call is raised. IdentityChanged: `expect` did not answer, or the parts were answered by
-        teachers that differ.
+        A large request is sent in parts. A completion that cannot be scored has its `error` set. An error of the whole
+        call is raised: IdentityChanged if the teacher is not `expect`, or if the teachers of two parts differ.
         """
         request = ScoreRequest(
             prompts=prompts,
@@ -156,37 +155,38 @@ class AsyncTeacherClient(AsyncClient):
             request_id=request_id,
         )
 
-        async def ask(transport: Transport, message: pb.ScoreRequest, seconds: float) -> pb.ScoreReply:
+        async def send(transport: Transport, message: pb.ScoreRequest, seconds: float) -> pb.ScoreReply:
             return await transport.unary(SCORE, message, self._context(seconds, message.request_id))
 
-        return await self._score(request, ask)
+        return await self._score(request, send)
 
     async def score_stream(
         self, requests: Iterable[ScoreRequest] | AsyncIterable[ScoreRequest]
     ) -> AsyncGenerator[ScoreResult, None]:
-        """The results of many requests as they are ready, out of order, matched by `request_id`.
+        """The results of many requests in order of completion, matched by `request_id`.
 
-        Requests are read as fast as results are consumed; a plain iterator is read in a thread, so that it may take
-        its time. A request that fails has its result's `error` set; only the source's own exceptions are raised. Over
-        gRPC everything travels on one stream to each replica, over HTTP as calls side by side.
+        Requests are read as fast as results are consumed. A plain iterator is read in a thread, so it may block. A
+        failed request has its result's `error` set; only exceptions of the iterator `requests` are raised. Over gRPC
+        all requests use one stream per replica, over HTTP concurrent calls.
         """
-        async with Exchanges(SCORE_STREAM, "request_id", self._run_id) as exchanges:
+        async with RequestStreams(SCORE_STREAM, "request_id", self._run_id) as streams:
 
-            async def ask(transport: Transport, message: pb.ScoreRequest, seconds: float) -> pb.ScoreReply:
-                exchange = await exchanges.to(transport)
-                if exchange is None:
+            async def send(transport: Transport, message: pb.ScoreRequest, seconds: float) -> pb.ScoreReply:
+                stream = await streams.get(transport)
+                if stream is None:
                     return await transport.unary(SCORE, message, self._context(seconds, message.request_id))
                 message.timeout_seconds = seconds
-                return await exchange.ask(message, seconds)
+                return await stream.call(message, seconds)
 
-            async def one(request: ScoreRequest) -> ScoreResult:
-                named = request if request.request_id else replace(request, request_id=new_request_id())
+            async def score(request: ScoreRequest) -> ScoreResult:
+                if not request.request_id:
+                    request = replace(request, request_id=new_request_id())
                 try:
-                    return await self._score(named, ask)
+                    return await self._score(request, send)
                 except VoldError as error:
-                    return ScoreResult(Identity(), [], request_id=named.request_id or "", error=error)
+                    return ScoreResult(Identity(), [], request_id=request.request_id or "", error=error)
 
-            async with aclosing(map_as_ready(requests, one, self._max_in_flight)) as results:
+            async with aclosing(map_as_completed(requests, score, self._max_in_flight)) as results:
                 async for result in results:
                     yield result
 
@@ -204,125 +204,112 @@ class AsyncTeacherClient(AsyncClient):
         priority: int = 0,
         timeout: float | None = None,
     ) -> AsyncGenerator[Generation, None]:
-        """`n` completions of each prompt (token ids, or chat messages), each as soon as it is finished.
+        """`n` completions of each prompt (token ids, or chat messages), in order of completion.
 
-        temperature: 0 is greedy. top_p: 1 for all. top_k: 0 for all. seed: the same seed and request give the same
-        tokens. stop_ids: besides the model's own. A prompt that fails yields one Generation with its `error`. The
-        call is retried only before its first completion; where it breaks off later, the error is raised.
+        temperature: 0 is greedy. top_p: 1 for all tokens. top_k: 0 for all tokens. seed: the same seed and request give
+        the same tokens. stop_ids: in addition to the model's. A prompt that fails yields one Generation with its
+        `error`. The call is retried only before its first completion; a later error is raised.
         """
         request_id = new_request_id()
-        try:
-            options = pb.GenerateOptions(
-                n=n,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                seed=seed,
-                stop_ids=[int(token) for token in stop_ids],
-            )
-        except (ValueError, TypeError) as error:
-            raise InvalidArgument(f"a sampling option is out of range: {error}", field="options") from None
+        options = _pack_sampling(n, max_tokens, temperature, top_p, top_k, seed, stop_ids)
         message = pb.GenerateRequest(
             request_id=request_id,
             model=self._model,
-            prompts=[_generate_prompt(prompt, index) for index, prompt in enumerate(prompts)],
+            prompts=[_pack_prompt(prompt, index) for index, prompt in enumerate(prompts)],
             options=options,
             priority=priority,
             run_id=self._run_id,
         )
         deadline = self._deadline(timeout)
 
-        async def begin(
+        async def start(
             transport: Transport, seconds: float
         ) -> tuple[AsyncGenerator[pb.GenerateEvent, None], pb.GenerateEvent | None, str]:
             events = transport.stream(GENERATE, message, self._context(seconds, request_id))
             return events, await anext(events, None), transport.address.url
 
-        events, event, url = await self._open().call(begin, deadline)
+        events, event, url = await self._open().call(start, deadline)
         missing = {str(index): n for index in range(len(prompts))}
         try:
             while event is not None:
                 failure = from_status(event.status, url)
                 if failure is not None and not event.id:
-                    raise failure  # over HTTP, where a stream that has begun has no other way to say so
-                generation = _generation(event, url)
+                    raise failure  # over HTTP: a stream that has begun reports an error of the call as an event
+                generation = _unpack_generation(event, url)
                 if event.id in missing:
                     missing[event.id] = 0 if generation.error is not None else missing[event.id] - 1
                 yield generation
                 event = await anext(events, None)
         finally:
             await events.aclose()
-        if any(left > 0 for left in missing.values()):
+        if any(count > 0 for count in missing.values()):
             raise Unavailable(
-                f"the service ended the stream {sum(missing.values())} completions early: ask for them again", url=url
+                f"the service ended the stream {sum(missing.values())} completions early: request them again", url=url
             )
 
-    async def _score(self, request: ScoreRequest, ask: Ask) -> ScoreResult:
+    async def _score(self, request: ScoreRequest, send: SendScore) -> ScoreResult:
         deadline = self._deadline(request.timeout)
         request_id = request.request_id or new_request_id()
         replicas = self._open()
 
-        async def one(part: Part) -> _Answer:
-            async def work(transport: Transport, seconds: float) -> _Answer:
-                reply = await ask(transport, part.message, seconds)
+        async def score_part(part: RequestPart) -> _PartReply:
+            async def send_part(transport: Transport, seconds: float) -> _PartReply:
+                reply = await send(transport, part.message, seconds)
                 failure = from_status(reply.status, transport.address.url)
                 if failure is not None:
                     raise failure
-                return _Answer(part, reply, transport.address.url)
+                return _PartReply(part, reply, transport.address.url)
 
             try:
-                return await replicas.call(work, deadline)
+                return await replicas.call(send_part, deadline)
             except VoldError as error:
-                raise renumber(error, part) from None
+                raise restore_indices(error, part) from None
 
-        parts = list(split(request, request_id, self._model, self._run_id, self._budget))
-        async with aclosing(map_as_ready(parts, one, self._max_in_flight)) as results:
-            answers = [answer async for answer in results]
-        return _join(request, request_id, answers)
+        parts = list(split_request(request, request_id, self._model, self._run_id, self._budget))
+        async with aclosing(map_as_completed(parts, score_part, self._max_in_flight)) as results:
+            replies = [reply async for reply in results]
+        return _merge_replies(request, request_id, replies)
 
 
-def _join(request: ScoreRequest, request_id: str, answers: list[_Answer]) -> ScoreResult:
-    identity = _identity(answers[0].reply.identity)
-    for answer in answers:
-        _check_identity(_identity(answer.reply.identity), identity, request.expect, answer.url)
+def _merge_replies(request: ScoreRequest, request_id: str, replies: list[_PartReply]) -> ScoreResult:
+    identity = _identity(replies[0].message.identity)
+    for reply in replies:
+        _check_identity(_identity(reply.message.identity), identity, request.expect, reply.url)
     scores: dict[int, CompletionScore] = {}
-    for answer in answers:
-        if len(answer.reply.scores) != len(answer.part.completions):
-            raise Internal(
-                f"{len(answer.reply.scores)} scores came back for {len(answer.part.completions)} completions",
-                url=answer.url,
-            )
-        for index, score in zip(answer.part.completions, answer.reply.scores, strict=True):
+    for part, message, url in ((reply.part, reply.message, reply.url) for reply in replies):
+        if len(message.scores) != len(part.completions):
+            raise Internal(f"{len(message.scores)} scores came back for {len(part.completions)} completions", url=url)
+        for index, score in zip(part.completions, message.scores, strict=True):
             completion = request.completions[index]
-            unpacked = unpack_score(score, completion, completion.id or str(index), answer.reply, answer.url)
+            unpacked = unpack_score(score, completion, completion.id or str(index), message, url)
             if unpacked.error is not None:
-                unpacked = replace(unpacked, error=renumber(unpacked.error, answer.part))
+                unpacked = replace(unpacked, error=restore_indices(unpacked.error, part))
             scores[index] = unpacked
     return ScoreResult(
         identity=identity,
         scores=[scores[index] for index in range(len(request.completions))],
-        queue_seconds=max(answer.reply.queue_seconds for answer in answers),
-        compute_seconds=sum(answer.reply.compute_seconds for answer in answers),
+        queue_seconds=max(reply.message.queue_seconds for reply in replies),
+        compute_seconds=sum(reply.message.compute_seconds for reply in replies),
         request_id=request_id,
     )
 
 
-def _check_identity(found: Identity, first: Identity, expect: Identity | str | None, url: str) -> None:
-    if isinstance(expect, str) and expect and found.weights_fingerprint != expect:
+def _check_identity(actual: Identity, first: Identity, expect: Identity | str | None, url: str) -> None:
+    """Raise IdentityChanged if `actual` is not `expect`, or if it is not the first part's identity."""
+    if isinstance(expect, str) and expect and actual.weights_fingerprint != expect:
         raise IdentityChanged(
-            f"the teacher's weights are {found.weights_fingerprint!r}, and {expect!r} were expected", url=url
+            f"the teacher's weights are {actual.weights_fingerprint!r}, and {expect!r} were expected", url=url
         )
-    wanted = expect if isinstance(expect, Identity) else first
+    expected = expect if isinstance(expect, Identity) else first
     pairs = (
-        ("weights", found.weights_fingerprint, wanted.weights_fingerprint),
-        ("tokenizer", found.tokenizer_fingerprint, wanted.tokenizer_fingerprint),
+        ("weights", actual.weights_fingerprint, expected.weights_fingerprint),
+        ("tokenizer", actual.tokenizer_fingerprint, expected.tokenizer_fingerprint),
     )
-    for what, here, there in pairs:
-        if there and here != there:
+    for name, actual_digest, expected_digest in pairs:
+        if expected_digest and actual_digest != expected_digest:
             raise IdentityChanged(
-                f"the teacher's {what} ({found.model}: {here!r}) are not the ones expected "
-                f"({wanted.model}: {there!r}): replicas must serve one model, and a run keeps its teacher",
+                f"the teacher's {name} ({actual.model}: {actual_digest!r}) are not the ones expected "
+                f"({expected.model}: {expected_digest!r}): replicas must serve one model, and a run keeps its teacher",
                 url=url,
             )
 
@@ -331,7 +318,24 @@ def _identity(identity: pb.Identity) -> Identity:
     return Identity(identity.model, identity.revision, identity.weights_fingerprint, identity.tokenizer_fingerprint)
 
 
-def _generate_prompt(prompt: Ids | Messages, index: int) -> pb.GeneratePrompt:
+def _pack_sampling(
+    n: int, max_tokens: int, temperature: float, top_p: float, top_k: int, seed: int | None, stop_ids: Sequence[int]
+) -> pb.GenerateOptions:
+    try:
+        return pb.GenerateOptions(
+            n=n,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop_ids=[int(token) for token in stop_ids],
+        )
+    except (ValueError, TypeError) as error:
+        raise InvalidArgument(f"a sampling option is out of range: {error}", field="options") from None
+
+
+def _pack_prompt(prompt: Ids | Messages, index: int) -> pb.GeneratePrompt:
     if len(prompt) and isinstance(prompt[0], Mapping):
         try:
             messages = [pb.ChatMessage(**cast(Mapping[str, str], message)) for message in prompt]
@@ -343,7 +347,7 @@ def _generate_prompt(prompt: Ids | Messages, index: int) -> pb.GeneratePrompt:
     return pb.GeneratePrompt(id=str(index), ids=pack_array(cast(Ids, prompt), f"prompts[{index}]"))
 
 
-def _generation(event: pb.GenerateEvent, url: str) -> Generation:
+def _unpack_generation(event: pb.GenerateEvent, url: str) -> Generation:
     if not event.id.isdecimal():
         raise Internal(f"a completion came back for the prompt {event.id!r}, which was not sent", url=url)
     return Generation(

@@ -1,4 +1,4 @@
-"""Certificates of a client."""
+"""TLS certificates of a client."""
 
 import ssl
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from vold_client.errors import InvalidArgument
 class Tls:
     """PEM files for grpcs:// and https:// URLs.
 
-    ca: the CA that signed the service's certificate; None for the public ones. cert, key: this client's certificate
-    and its key, for a service that asks for one.
+    ca: the CA that signed the service's certificate; None for the public CAs. cert, key: this client's certificate and
+    its key, for a service that requires a client certificate.
     """
 
     ca: str | Path | None = None
@@ -22,18 +22,18 @@ class Tls:
     key: str | Path | None = None
 
     def grpc_credentials(self) -> grpc.ChannelCredentials:
-        """Raises InvalidArgument where the files are unfit."""
-        self.ssl_context()  # gRPC itself says nothing of files that do not go together
+        """Raises InvalidArgument if the files cannot be used."""
+        self.ssl_context()  # gRPC itself does not report files that do not go together
         ca, cert, key = (
             Path(file).read_bytes() if file is not None else None for file in (self.ca, self.cert, self.key)
         )
         return grpc.ssl_channel_credentials(ca, key, cert)
 
     def ssl_context(self) -> ssl.SSLContext:
-        """Raises InvalidArgument where the files are unfit."""
+        """Raises InvalidArgument if the files cannot be used."""
         if (self.cert is None) != (self.key is None):
-            given, missing = ("tls.cert", "tls.key") if self.key is None else ("tls.key", "tls.cert")
-            raise InvalidArgument(f"{given} is set and {missing} is not: they go together", field=missing)
+            present, missing = ("tls.cert", "tls.key") if self.key is None else ("tls.key", "tls.cert")
+            raise InvalidArgument(f"{present} is set and {missing} is not: they go together", field=missing)
         for field, file in (("tls.ca", self.ca), ("tls.cert", self.cert), ("tls.key", self.key)):
             if file is not None and not Path(file).is_file():
                 raise InvalidArgument(f"{field} is {str(file)!r}, which is no file: give a PEM file", field=field)
@@ -43,7 +43,9 @@ class Tls:
             raise InvalidArgument(f"tls.ca {str(self.ca)!r} holds no certificate in PEM", field="tls.ca") from error
         if self.cert is not None:
             try:
-                context.load_cert_chain(self.cert, self.key, password="")  # or OpenSSL asks the terminal for one
+                context.load_cert_chain(
+                    self.cert, self.key, password=""
+                )  # otherwise OpenSSL asks for one on the terminal
             except (ssl.SSLError, ValueError) as error:
                 reason = getattr(error, "reason", None) or error
                 raise InvalidArgument(

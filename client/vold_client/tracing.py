@@ -1,6 +1,6 @@
-"""The W3C trace context of the caller's own span, to send along with a request.
+"""The W3C trace context of the caller's current span, to send with a request.
 
-Needs nothing installed: without opentelemetry, or where no span is current, there is nothing to send.
+Without opentelemetry, or without a current span, there is nothing to send.
 """
 
 try:
@@ -8,14 +8,14 @@ try:
 except ImportError:
 
     def headers() -> dict[str, str]:
-        """traceparent and tracestate, as headers or as gRPC metadata; empty where no span is current."""
+        """traceparent and tracestate, for HTTP headers or gRPC metadata; empty without a current span."""
         return {}
 
 else:
     _propagator = TraceContextTextMapPropagator()
 
     def headers() -> dict[str, str]:
-        """traceparent and tracestate, as headers or as gRPC metadata; empty where no span is current."""
+        """traceparent and tracestate, for HTTP headers or gRPC metadata; empty without a current span."""
         carrier: dict[str, str] = {}
         _propagator.inject(carrier)
         return carrier

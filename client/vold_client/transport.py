@@ -1,4 +1,4 @@
-"""What the client needs of a wire. gRPC and HTTP each fill it in."""
+"""The transport interface, which gRPC and HTTP implement."""
 
 # ruff: noqa: ASYNC109  (a timeout here is a deadline that also travels on the wire)
 from collections.abc import AsyncGenerator
@@ -12,38 +12,38 @@ from vold_client.methods import Method, Reply, Request
 from vold_client.urls import Address
 
 USER_AGENT = f"vold-client/{VERSION}"
-"""What a service, and what stands in front of it, sees of the client on either wire."""
+"""The user agent, on gRPC and on HTTP."""
 
-Asked = TypeVar("Asked", bound=Message, contravariant=True)
-Answered = TypeVar("Answered", bound=Message, covariant=True)
+RequestT = TypeVar("RequestT", bound=Message, contravariant=True)
+ReplyT = TypeVar("ReplyT", bound=Message, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """What goes along with a request. timeout: seconds that are left of the call's deadline."""
+    """The metadata of a request. timeout: seconds until the call's deadline."""
 
     timeout: float
     request_id: str = ""
     run_id: str = ""
 
 
-class Exchange(Protocol[Asked, Answered]):
-    """Many requests and replies over one open stream, each reply matched to its request by id."""
+class RequestStream(Protocol[RequestT, ReplyT]):
+    """Requests and replies on one open bidirectional stream, each reply matched to its request by id."""
 
-    async def ask(self, message: Asked, timeout: float) -> Answered:
-        """The reply to `message`, whose id is made unique on the stream where it is not."""
+    async def call(self, message: RequestT, timeout: float) -> ReplyT:
+        """Send `message` and return its reply. Replaces the id of a message if the id is in use on the stream."""
         ...
 
     @property
     def broken(self) -> bool:
-        """Whether the stream has ended, so that another one must be opened."""
+        """Whether the stream has ended, so that a new one is needed."""
         ...
 
     async def aclose(self) -> None: ...
 
 
 class Transport(Protocol):
-    """A connection to one replica. Every method raises VoldError and nothing else for what goes wrong remotely."""
+    """A connection to one replica. For every remote failure a method raises a VoldError."""
 
     address: Address
 
@@ -52,15 +52,17 @@ class Transport(Protocol):
     def stream(
         self, method: Method[Request, Reply], message: Request, context: CallContext
     ) -> AsyncGenerator[Reply, None]:
-        """The events of a server stream. Closing the iterator cancels the call."""
+        """The replies of a server stream. Closing the iterator cancels the call."""
         ...
 
-    def exchange(self, method: Method[Request, Reply], key: str, run_id: str) -> Exchange[Request, Reply] | None:
-        """A bidirectional stream whose messages carry their id in the field `key`; None where the wire has none."""
+    def request_stream(
+        self, method: Method[Request, Reply], id_field: str, run_id: str
+    ) -> RequestStream[Request, Reply] | None:
+        """A new bidirectional stream; None for HTTP. id_field: the messages' field with their id."""
         ...
 
     async def check_ready(self, timeout: float) -> None:
-        """Return where the service says that it takes work; raises Unavailable where it does not yet."""
+        """Return if the service accepts requests. Raises Unavailable if it does not yet."""
         ...
 
     async def aclose(self) -> None: ...

@@ -1,4 +1,4 @@
-"""What goes into a call and what comes out of it: plain dataclasses around NumPy arrays.
+"""Arguments and results of calls: plain dataclasses with NumPy arrays.
 
 Shape letters: T completion positions, K top-k, N candidates at one position, H hidden size.
 """
@@ -19,7 +19,7 @@ ReplyDType = Literal["f32", "f16", "bf16"]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who answered. The fingerprints are digests of the weights and of the tokenizer."""
+    """Identifies a teacher. The fingerprints are digests of the weights and of the tokenizer."""
 
     model: str = ""
     revision: str = ""
@@ -29,10 +29,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class TeacherInfo:
-    """vocab_size: rows of the output head, padding included. tokenizer_size: ids that the tokenizer knows.
-    special_ids: "eos", "bos", "pad" where they exist. eos_ids: every id that ends a generation. max_sequence: prompt
-    and completion together, in tokens. max_candidates: at one position. capabilities: of "temperature", "top_k",
-    "candidates", "entropy", "hidden_states", "generate", "ranks".
+    """vocab_size: rows of the output head, padding included. tokenizer_size: ids of the tokenizer. special_ids: "eos",
+    "bos" and "pad", if they exist. eos_ids: all ids that end a generation. max_sequence: tokens of prompt and
+    completion together. max_candidates: per position. capabilities: of "temperature", "top_k", "candidates", "entropy",
+    "hidden_states", "generate", "ranks".
     """
 
     identity: Identity
@@ -51,7 +51,7 @@ class TeacherInfo:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFile:
-    """tokenizer_json: the file as Hugging Face's tokenizers writes it. chat_template: Jinja2, or ""."""
+    """tokenizer_json: the file that Hugging Face's tokenizers writes. chat_template: Jinja2, or ""."""
 
     identity: Identity
     tokenizer_json: bytes
@@ -60,10 +60,10 @@ class TokenizerFile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Completion:
-    """Token ids that somebody sampled, to be scored after prompt number `prompt` of the request.
+    """Sampled token ids to score as a continuation of the prompt with index `prompt` in the request.
 
-    ids: integers [T]. candidates: further ids to score at each position, integers [T, N] as one array, or a list of
-    T arrays where positions differ. id: comes back in the score; where empty it is the completion's index.
+    ids: integers [T]. candidates: more ids to score at each position, as one integer array [T, N], or as a list of T
+    arrays of different lengths. id: copied to the score; if empty, the completion's index.
     """
 
     prompt: int
@@ -74,13 +74,13 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompletionScore:
-    """What the teacher makes of one completion; where `error` is set, every array is None.
+    """The teacher's score of one completion. If `error` is set, every array is None.
 
-    logprobs: float32 [T], natural log, of the completion's own tokens. top_ids: int32 [T, K] and top_logprobs:
-    float32 [T, K], most likely first. candidate_logprobs: float32 [T, N], or a list of T arrays where the candidates
-    were a list. entropy: float32 [T], nats. hidden_states: float32 [T, H], the state that predicts each position.
-    ranks: int32 [T], how many ids are at least as likely as the completion's own, itself included. cached: the service
-    had it already.
+    logprobs: float32 [T], natural logarithm, of the completion's tokens. top_ids: int32 [T, K] and top_logprobs:
+    float32 [T, K], most likely first. candidate_logprobs: float32 [T, N], or a list of T arrays if the candidates were
+    a list. entropy: float32 [T], nats. hidden_states: float32 [T, H], the state that predicts each position. ranks:
+    int32 [T], the number of ids at least as likely as the completion's id, itself included. cached: whether the score
+    came from the service's cache.
     """
 
     id: str
@@ -97,12 +97,12 @@ class CompletionScore:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreRequest:
-    """What `score` takes, as one value, for `score_stream`.
+    """The arguments of `score` as one value, for `score_stream`.
 
-    top_k: how many of the most likely ids to return at each position. temperature: divides the logits before the
-    softmax. dtype: what the floats travel as; they are float32 again on arrival. expect: the identity (or the weights
-    fingerprint) that must answer. priority: higher first among this caller's requests. timeout: seconds; None for the
-    client's. request_id: names the request in logs and in its result; None for one made here.
+    top_k: number of most likely ids to return at each position. temperature: divides the logits before the softmax.
+    dtype: of the floats on the wire; results are float32. expect: the teacher's identity, or its weights fingerprint;
+    another teacher is an error. priority: higher first among this caller's requests. timeout: seconds; None for the
+    client's timeout. request_id: names the request in logs and in its result; None for a new id.
     """
 
     prompts: Sequence[Ids]
@@ -121,9 +121,8 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreResult:
-    """scores: in the order of the completions. queue_seconds: the longest wait, compute_seconds: the sum, over the
-    parts that the request was sent in. error: on a stream, why the whole request failed; then `scores` is empty and
-    `identity` blank.
+    """scores: in the order of the completions. queue_seconds: the maximum, compute_seconds: the sum, over the parts of
+    the request. error: on a stream, the error of the whole request; `scores` and `identity` are then empty.
     """
 
     identity: Identity
@@ -136,10 +135,11 @@ class ScoreResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Generation:
-    """One completion that the teacher sampled for prompt number `prompt`; `index` counts the prompt's own.
+    """Completion number `index` that the teacher sampled for the prompt with index `prompt`.
 
     ids: int32 [T]. logprobs: float32 [T], at temperature 1. text: without special tokens. finish_reason: "stop" or
-    "length". prompt_ids: int32, what the prompt became. error: where set, this prompt failed, and all else is empty.
+    "length". prompt_ids: int32, the prompt's token ids. error: the error of this prompt; all other fields are then
+    empty.
     """
 
     prompt: int
@@ -155,10 +155,11 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one run of one tenant has taken of a teacher since it started.
+    """The usage of a teacher by one run of one tenant, since the teacher started.
 
-    scored_tokens: of completions. computed_tokens: positions run through the model for them, padding included.
-    cache_hits: completions whose scores were there already. queue_seconds: waited, the sum over requests.
+    scored_tokens: scored completion tokens. computed_tokens: positions run through the model for them, padding
+    included. cache_hits: completions whose scores came from the cache. queue_seconds: time in the queue, summed over
+    requests.
     """
 
     tenant: str
@@ -173,10 +174,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A completion to be judged. verifier: its name ("math", "numeric", ...). completion: the whole text.
-    reference: the reference answer. parameters: the verifier's own, as JSON values. id: comes back in the verdict;
-    where empty it is the item's index. zero_on_failure: reward 0 beside the error where the completion is too long,
-    ran into a limit or crashed its worker.
+    """A completion to verify. verifier: its name ("math", "numeric", ...). completion: the whole text. reference: the
+    reference answer. parameters: the verifier's, as JSON values. id: copied to the verdict; if empty, the item's index.
+    zero_on_failure: give reward 0 beside the error if the completion is too long, exceeds a limit or crashes its
+    worker.
     """
 
     verifier: str
@@ -190,7 +191,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One of what a composite's reward is made of. role: "part", "gate" or "penalty". weight: 0 for a gate."""
+    """One part of a composite verifier's reward. role: "part", "gate" or "penalty". weight: 0 for a gate."""
 
     name: str
     role: str
@@ -200,10 +201,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """reward: None where `error` is set (but for `Item.zero_on_failure`): a missing reward is not a zero. extracted:
-    the answer that was read out of the completion. reason: why, in one line. seconds: what judging took. rule: the
-    anti-hacking rule that refused the answer, empty where none did. parts: of a composite. cached: the service had it
-    already.
+    """reward: None if `error` is set (except with `Item.zero_on_failure`): a missing reward is not a zero. extracted:
+    the answer extracted from the completion. reason: one line. seconds: the time of the verification. rule: the
+    anti-hacking rule that refused the answer, or "". parts: of a composite verifier. cached: whether the verdict came
+    from the service's cache.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""What a service URL may look like, and what it means."""
+"""The forms of a service URL, and the address that a URL stands for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from urllib.parse import urlsplit
 
 from vold_client.errors import InvalidArgument
 
-FORMS = "grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST[:PORT], https://HOST[:PORT] or unix:PATH"
+URL_FORMS = "grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST[:PORT], https://HOST[:PORT] or unix:PATH"
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One replica. url: as given. target: gRPC's name for it, or the base URL for HTTP."""
+    """The address of one replica. url: as the caller wrote it. target: gRPC's target, or the base URL for HTTP."""
 
     url: str
     target: str
@@ -20,55 +20,55 @@ class Address:
 
 
 def parse_urls(urls: str | Sequence[str]) -> list[Address]:
-    """One URL, several in a list, or several with commas between: the replicas of one service.
+    """The addresses of the replicas of one service, from one URL, a list of URLs, or URLs separated by commas.
 
     Raises InvalidArgument that names the value and the accepted forms.
     """
-    several = urls.split(",") if isinstance(urls, str) else [part for url in urls for part in url.split(",")]
-    addresses = [parse_url(url.strip()) for url in several if url.strip()]
+    parts = urls.split(",") if isinstance(urls, str) else [part for url in urls for part in url.split(",")]
+    addresses = [parse_url(url.strip()) for url in parts if url.strip()]
     if not addresses:
-        raise _wrong(str(urls), "names no service")
+        raise _url_error(str(urls), "names no service")
     return addresses
 
 
 def parse_url(url: str) -> Address:
-    """See `parse_urls`."""
+    """The address of one URL. Raises InvalidArgument as `parse_urls` does."""
     scheme, colon, rest = url.partition(":")
     if scheme == "unix" and colon:
         path = rest.removeprefix("//") if rest.startswith("///") else rest
         if not path or path.startswith("//"):
-            raise _wrong(url, "has no path: write unix:relative/path or unix:///absolute/path")
+            raise _url_error(url, "has no path: write unix:relative/path or unix:///absolute/path")
         return Address(url, f"unix:{path}")
     if scheme == "local" and colon:
-        raise _wrong(url, "is started by the trainer, which then calls it through a unix: URL")
+        raise _url_error(url, "is started by the trainer, which then calls it through a unix: URL")
     if "://" not in url:
-        raise _wrong(url, "has no scheme")
+        raise _url_error(url, "has no scheme")
     if scheme not in ("grpc", "grpcs", "http", "https"):
-        raise _wrong(url, f"has the scheme {scheme!r}, which is not one of a vold service")
+        raise _url_error(url, f"has the scheme {scheme!r}, which is not one of a vold service")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise _wrong(url, f"cannot be read ({error})") from error
+        raise _url_error(url, f"cannot be read ({error})") from error
     if not parts.hostname:
-        raise _wrong(url, "has no host")
+        raise _url_error(url, "has no host")
     if parts.username is not None or parts.password is not None:
         raise InvalidArgument(f"the URL for {parts.hostname} holds credentials: pass api_key=... instead", field="url")
     if parts.query or parts.fragment:
-        raise _wrong(url, "has a query or a fragment")
+        raise _url_error(url, "has a query or a fragment")
     tls = scheme in ("grpcs", "https")
     if scheme in ("http", "https"):
         return Address(url, url.rstrip("/"), http=True, tls=tls)
     if port is None:
-        raise _wrong(url, "has no port")
+        raise _url_error(url, "has no port")
     if parts.path not in ("", "/"):
-        raise _wrong(url, f"has the path {parts.path!r}, which gRPC has no use for")
+        raise _url_error(url, f"has the path {parts.path!r}, which gRPC has no use for")
     return Address(url, parts.netloc, tls=tls)
 
 
-def _wrong(url: str, why: str) -> InvalidArgument:
+def _url_error(url: str, why: str) -> InvalidArgument:
     return InvalidArgument(
-        f"the URL {url!r} {why}. This client speaks to vold services at {FORMS}; several, with commas between, are "
+        f"the URL {url!r} {why}. This client speaks to vold services at {URL_FORMS}; several, with commas between, are "
         "replicas",
         field="url",
     )

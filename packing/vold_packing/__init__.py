@@ -1,6 +1,5 @@
-"""What the teacher and the trainer both need of transformers: sequences packed into one row, and the attention that
-keeps them apart; and what of transformers both build on beyond its documentation.
+"""Code on transformers that the teacher and the trainer share: sequences packed into one row, the attention that keeps
+them apart, and the uses of transformers beyond its documentation.
 
-Tensors in, tensors out: no files, no network, no configuration. Its modules are imported by name, for each brings
-transformers with it.
+Tensors in, tensors out: no files, no network, no configuration. Import the modules by name: each imports transformers.
 """

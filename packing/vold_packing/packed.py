@@ -1,11 +1,11 @@
-"""Hidden states of completions in one pass without padding, each prompt run through the model once.
+"""Hidden states of completions in one pass without padding; each prompt runs through the model once.
 
-All prompts and completions of a pass lie one after another as a single row, so that every layer's products run over
-real tokens alone. What keeps them apart is attention, the one place where tokens meet: each stretch of the row looks
-at itself and, where it is a completion whose prompt others share, at that prompt.
+All prompts and completions of a pass form a single row, so that the matrix products of every layer run over real tokens
+only. Attention keeps them apart: each segment of the row attends to itself and, if it is a completion of a shared
+prompt, to that prompt.
 
-For CPUs, where padding and masks cost as much as the tokens that they stand for, and a call for each stretch costs
-little. Shape letters: S packed tokens, R rows that predict, H hidden size, D head size.
+For CPUs, where padding and masks cost as much as real tokens, and one attention call per segment costs little. Shape
+letters: S packed tokens, R rows that predict a completion token, H hidden size, D head size.
 """
 
 from collections.abc import Iterator
@@ -29,17 +29,17 @@ with undocumented():
     from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "vold_packed"
-"""The name by which transformers knows this attention. Where nothing is packed, it is plain sdpa."""
+"""The name of this attention in transformers. Outside `packed_states` it is plain sdpa."""
 
 Ids = NDArray[np.int32]
 
-QUERIES = 256
-"""Of a completion whose prompt is shared, so many tokens look at once: their mask has a row for each."""
+QUERY_BLOCK = 256
+"""Tokens of a completion of a shared prompt per attention call, whose mask has a row for each of them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """Packed tokens [start, end), and those of the prompt that they follow; prompt_end 0: they follow nothing."""
+class Segment:
+    """Packed tokens [start, end), and the tokens of their shared prompt; prompt_end 0: no shared prompt."""
 
     start: int
     end: int
@@ -47,73 +47,80 @@ class Stretch:
     prompt_end: int = 0
 
 
-_stretches: ContextVar[Seq[Stretch] | None] = ContextVar("stretches", default=None)
+_segments: ContextVar[Seq[Segment] | None] = ContextVar("segments", default=None)
 
 
 @contextmanager
-def _packed(stretches: Seq[Stretch]) -> Iterator[None]:
-    token = _stretches.set(stretches)
+def _packed(segments: Seq[Segment]) -> Iterator[None]:
+    token = _segments.set(segments)
     try:
         yield
     finally:
-        _stretches.reset(token)
+        _segments.reset(token)
 
 
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """transformers' attention: [1, heads, S, D] each, keys and values with their own number of heads; [1, S, heads, D]
-    back.
+    """An attention function of transformers. query, key, value: [1, heads, S, D]; keys and values may have fewer heads.
+    Returns [1, S, heads, D].
     """
-    stretches = _stretches.get()
-    if stretches is None:
+    segments = _segments.get()
+    if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if groups := query.shape[1] // key.shape[1] if query.shape[1] != key.shape[1] else 0:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scale = options.get("scaling")
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
-    mask = _followers_mask(stretches, query)
-    for one in stretches:
-        own = slice(one.start, one.end)
-        if not one.prompt_end:
-            found = scaled_dot_product_attention(
+    mask = _continuation_mask(segments, query)
+    for segment in segments:
+        own = slice(segment.start, segment.end)
+        if not segment.prompt_end:
+            attended = scaled_dot_product_attention(
                 query[:, :, own], key[:, :, own], value[:, :, own], is_causal=True, scale=scale
             )
-            out[:, own] = found.transpose(1, 2)
+            out[:, own] = attended.transpose(1, 2)
         else:
-            prompt = slice(one.prompt_start, one.prompt_end)
-            keys = torch.cat([key[:, :, prompt], key[:, :, own]], 2)
-            values = torch.cat([value[:, :, prompt], value[:, :, own]], 2)
             assert mask is not None
-            widest = mask.shape[1] - mask.shape[0]
-            for start in range(one.start, one.end, QUERIES):
-                stop = min(start + QUERIES, one.end)
-                before = one.prompt_end - one.prompt_start + start - one.start
-                found = scaled_dot_product_attention(
-                    query[:, :, start:stop],
-                    keys[:, :, : before + stop - start],
-                    values[:, :, : before + stop - start],
-                    attn_mask=mask[: stop - start, widest - before : widest + stop - start],
-                    scale=scale,
-                )
-                out[:, start:stop] = found.transpose(1, 2)
+            _attend_to_prompt(segment, query, key, value, mask, scale, out)
     return out, None
 
 
-def _followers_mask(stretches: Seq[Stretch], query: Tensor) -> Tensor | None:
-    """[Q, W + Q] for Q tokens that follow W others: 0 where a token may look, -inf elsewhere. The mask of fewer tokens
-    that follow fewer is a part of it.
+def _attend_to_prompt(
+    segment: Segment, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None, out: Tensor
+) -> None:
+    """Write the attention of a completion of a shared prompt into `out`, block by block. mask: _continuation_mask."""
+    own, prompt = slice(segment.start, segment.end), slice(segment.prompt_start, segment.prompt_end)
+    keys = torch.cat([key[:, :, prompt], key[:, :, own]], 2)
+    values = torch.cat([value[:, :, prompt], value[:, :, own]], 2)
+    widest = mask.shape[1] - mask.shape[0]
+    for start in range(segment.start, segment.end, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, segment.end)
+        before = segment.prompt_end - segment.prompt_start + start - segment.start
+        attended = scaled_dot_product_attention(
+            query[:, :, start:stop],
+            keys[:, :, : before + stop - start],
+            values[:, :, : before + stop - start],
+            attn_mask=mask[: stop - start, widest - before : widest + stop - start],
+            scale=scale,
+        )
+        out[:, start:stop] = attended.transpose(1, 2)
+
+
+def _continuation_mask(segments: Seq[Segment], query: Tensor) -> Tensor | None:
+    """[Q, W + Q] for Q tokens that follow W others: 0 if a token may attend, else -inf. The mask for fewer tokens is a
+    slice of it. None if no segment has a shared prompt.
     """
-    following = [one for one in stretches if one.prompt_end]
-    if not following:
+    continuations = [segment for segment in segments if segment.prompt_end]
+    if not continuations:
         return None
-    rows = min(QUERIES, max(one.end - one.start for one in following))
-    before = max(one.prompt_end - one.prompt_start + one.end - one.start for one in following)
+    rows = min(QUERY_BLOCK, max(segment.end - segment.start for segment in continuations))
+    before = max(segment.prompt_end - segment.prompt_start + segment.end - segment.start for segment in continuations)
     return query.new_full((rows, before + rows), -torch.inf).triu(before + 1)
 
 
 def _mask(*args: Any, **options: Any) -> Tensor | None:
-    return None if _stretches.get() is not None else sdpa_mask(*args, **options)
+    return None if _segments.get() is not None else sdpa_mask(*args, **options)
 
 
 AttentionInterface.register(ATTENTION, _attention)
@@ -123,42 +130,58 @@ AttentionMaskInterface.register(ATTENTION, _mask)
 def packed_states(model: Any, groups: Seq[tuple[Ids, Seq[Ids]]]) -> Tensor:
     """The states [R, H] that predict the tokens of all completions, one completion after another.
 
-    model: the decoder without its head, with this module's attention. groups: prompts, each with its completions; every
-    prompt and every completion holds at least one id.
+    model: the decoder without its head, with this module's attention. groups: prompts with their completions; every
+    prompt and every completion has at least one id.
     """
-    ids: list[np.ndarray] = []
-    positions: list[np.ndarray] = []
-    stretches: list[Stretch] = []
-    rows: list[np.ndarray] = []
-    at = 0
-
-    def lay(tokens: np.ndarray, position: int) -> int:
-        nonlocal at
-        ids.append(tokens)
-        positions.append(np.arange(position, position + len(tokens)))
-        at += len(tokens)
-        return at - len(tokens)
-
-    for prompt, completions in groups:
-        start = lay(prompt, 0)
-        end = at
-        if len(completions) == 1:
-            lay(completions[0][:-1], len(prompt))
-            stretches.append(Stretch(start, at))
-            rows.append(np.arange(end - 1, at))
-            continue
-        stretches.append(Stretch(start, end))
-        for completion in completions:
-            rest = completion[:-1]
-            first = lay(rest, len(prompt))
-            rows.append(np.concatenate([[end - 1], np.arange(first, at)]))
-            if len(rest):
-                stretches.append(Stretch(first, at, start, end))
+    layout = _lay_out(groups)
     device = model.device
-    with _packed(stretches):
+    with _packed(layout.segments):
         hidden_SH: Tensor = model(
-            input_ids=torch.from_numpy(np.concatenate(ids).astype(np.int64))[None].to(device),
-            position_ids=torch.from_numpy(np.concatenate(positions))[None].to(device),
+            input_ids=torch.from_numpy(layout.ids_S)[None].to(device),
+            position_ids=torch.from_numpy(layout.positions_S)[None].to(device),
             use_cache=False,
         ).last_hidden_state[0]
-    return hidden_SH[torch.from_numpy(np.concatenate(rows)).to(device)]
+    return hidden_SH[torch.from_numpy(layout.rows_R).to(device)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layout:
+    """The packed row. ids_S, positions_S, rows_R: int64; rows_R are the indices in S that predict completion tokens."""
+
+    ids_S: NDArray[np.int64]
+    positions_S: NDArray[np.int64]
+    rows_R: NDArray[np.int64]
+    segments: list[Segment]
+
+
+def _lay_out(groups: Seq[tuple[Ids, Seq[Ids]]]) -> _Layout:
+    """Each prompt and then its completions, without their last tokens, in one row."""
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    segments: list[Segment] = []
+    rows: list[np.ndarray] = []
+    size = 0
+
+    def append(tokens: np.ndarray, position: int) -> int:
+        nonlocal size
+        ids.append(tokens)
+        positions.append(np.arange(position, position + len(tokens)))
+        size += len(tokens)
+        return size - len(tokens)
+
+    for prompt, completions in groups:
+        start = append(prompt, 0)
+        end = size
+        if len(completions) == 1:
+            append(completions[0][:-1], len(prompt))
+            segments.append(Segment(start, size))
+            rows.append(np.arange(end - 1, size))
+            continue
+        segments.append(Segment(start, end))
+        for completion in completions:
+            rest = completion[:-1]
+            first = append(rest, len(prompt))
+            rows.append(np.concatenate([[end - 1], np.arange(first, size)]))
+            if len(rest):
+                segments.append(Segment(first, size, start, end))
+    return _Layout(np.concatenate(ids).astype(np.int64), np.concatenate(positions), np.concatenate(rows), segments)

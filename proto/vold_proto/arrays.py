@@ -1,7 +1,7 @@
-"""How arrays travel: packed, little-endian, without a header.
+"""Arrays on the wire: packed, little-endian, without a header.
 
 The shape follows from the message (see teacher.proto); the type is int32 for ids and the reply's DType for
-floats. bfloat16 has no NumPy type: it is rounded to nearest even on the way out and widened on the way in.
+floats. bfloat16 has no NumPy type: packing rounds to nearest even, and unpacking widens to float32.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ Floats = NDArray[np.float32]
 
 
 def pack_ids(ids: ArrayLike) -> bytes:
-    """Integers of any shape as packed little-endian int32. Raises ValueError where one does not fit."""
+    """Integers of any shape as packed little-endian int32. Raises ValueError if a value does not fit."""
     array = np.asarray(ids)
     if array.size == 0:
         return b""
@@ -27,14 +27,14 @@ def pack_ids(ids: ArrayLike) -> bytes:
 
 
 def unpack_ids(data: bytes) -> Ids:
-    """Packed int32 as a one-dimensional array. Raises ValueError where the length is no multiple of 4."""
+    """Packed int32 as a one-dimensional array. Raises ValueError if the length is not a multiple of 4."""
     if len(data) % 4:
         raise ValueError(f"packed ids must be 4 bytes each: got {len(data)} bytes")
     return np.frombuffer(data, dtype="<i4").astype(np.int32, copy=False)
 
 
 def pack_floats(values: ArrayLike, dtype: "pb.DType" = pb.F32) -> bytes:
-    """Floats of any shape, packed as `dtype`."""
+    """Floats of any shape as packed `dtype`. Raises ValueError for an unknown dtype."""
     array = np.ascontiguousarray(values, dtype=np.float32)
     if dtype == pb.F32:
         return array.astype("<f4", copy=False).tobytes()
@@ -49,7 +49,7 @@ def pack_floats(values: ArrayLike, dtype: "pb.DType" = pb.F32) -> bytes:
 
 
 def unpack_floats(data: bytes, dtype: "pb.DType" = pb.F32) -> Floats:
-    """Packed floats as a one-dimensional float32 array. Raises ValueError where the length does not divide."""
+    """Packed floats as a one-dimensional float32 array. Raises ValueError if the length does not fit."""
     size = 4 if dtype == pb.F32 else 2
     if len(data) % size:
         raise ValueError(f"packed floats must be {size} bytes each: got {len(data)} bytes")

@@ -1,7 +1,8 @@
-"""The distribution `vold` that every package here is installed with: its version, and its extras.
+"""The distribution `vold`: its version, and its extras.
 
-All of its code is always installed, and only some of what that code imports. Where a package is missing, `needs` says
-which extra brings it. An import that fails inside an installed package is another matter, and stays what it is.
+The distribution installs all packages of vold, but not all of their dependencies. If a dependency is missing,
+`require_extra` raises an error with the name of the extra that installs it. An import that fails inside an installed
+dependency keeps its own error.
 """
 
 import sys
@@ -15,50 +16,56 @@ PACKAGES = frozenset({"vold_client", "vold_proto", "vold_service", "vold_teacher
 
 
 class MissingExtraError(ImportError):
-    """An extra of vold is not installed; the message names it."""
+    """An extra of vold is not installed. The message names the extra."""
 
 
-class UnfitError(OSError):
-    """An installed package differs from those that this code is made for; the message says what to install."""
+class IncompatibleVersionError(OSError):
+    """The installed version of a package does not work with this code. The message says which to install."""
 
 
-def advice(what: str, package: str, extra: str, otherwise: str = "") -> str:
-    """What to tell a user where `what` needs `package`. otherwise: how to do without, where that is possible."""
+def missing_extra_message(feature: str, package: str, extra: str, otherwise: str = "") -> str:
+    """The error message if `feature` needs `package`. otherwise: how to do without it, if possible."""
     remedy = f"install vold with the extra {extra!r} (docs/install.md)" + (f", or {otherwise}" if otherwise else "")
-    return f"{what} needs {package}, which is not installed: {remedy}"
+    return f"{feature} needs {package}, which is not installed: {remedy}"
 
 
 @contextmanager
-def needs(
-    extra: str, what: str, raises: Callable[[str], Exception] = MissingExtraError, otherwise: str = ""
+def require_extra(
+    extra: str, feature: str, raises: Callable[[str], Exception] = MissingExtraError, otherwise: str = ""
 ) -> Iterator[None]:
-    """A block that imports packages of `extra`. Raises what `raises` makes of the advice where one is not installed."""
+    """A block that imports packages of `extra`. If a package is missing, raises `raises(message)`.
+
+    feature: named in the message. otherwise: how to do without it, if possible.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
         if not _not_installed(error):
             raise
-        raise raises(advice(what, error.name or "a package", extra, otherwise)) from error
+        raise raises(missing_extra_message(feature, error.name or "a package", extra, otherwise)) from error
 
 
 @contextmanager
-def program(name: str, extra: str) -> Iterator[None]:
-    """The block that a program runs in: without the program's extra it ends with one line on stderr and status 1. What
-    version it is, it says without any extra.
+def exit_without_extra(name: str, extra: str) -> Iterator[None]:
+    """The block of a program. If a package of `extra` is missing, exit with one line on stderr and status 1.
+
+    `--version` works without the extra.
     """
     if sys.argv[1:] == ["--version"]:
         sys.stdout.write(f"{name} {VERSION}\n")
         sys.exit()
     try:
-        with needs(extra, name):
+        with require_extra(extra, name):
             yield
     except MissingExtraError as error:
         sys.exit(f"error: {error}")
 
 
 def _not_installed(error: ModuleNotFoundError) -> bool:
-    """Whether the import stands in code of vold and names a package of others. Where it stands in an installed package,
-    that package is broken, or was installed without its own dependencies."""
+    """Whether the failed import is in code of vold and names another distribution's package.
+
+    An import that fails in an installed package means that the package is broken or lacks its own dependencies.
+    """
     traceback, importer = error.__traceback__, ""
     while traceback is not None:
         package = (traceback.tb_frame.f_globals.get("__package__") or "").partition(".")[0]

@@ -1,10 +1,10 @@
-"""`vold`, which is also `python -m vold_trainer`: names the extra to install where it is missing."""
+"""The command `vold`, also `python -m vold_trainer`. If its extra is not installed, it says which one to install."""
 
-from vold_proto.distribution import program
+from vold_proto.distribution import exit_without_extra
 
 
 def main() -> None:
-    with program("vold", "trainer"):
+    with exit_without_extra("vold", "trainer"):
         from vold_trainer.cli import main
 
         main()

@@ -1,7 +1,7 @@
-"""Programs that a run starts, and that end with it: `python -m vold_trainer.child PARENT MODULE ARGUMENT...`.
+"""Child processes that end with the run: `python -m vold_trainer.child PARENT MODULE ARGUMENT...`.
 
-What prepares the new process runs in it, as this module. As a `preexec_fn` it would run in a fork of the run, and a
-fork of a process with gRPC channels may abort before it becomes another program (github.com/grpc/grpc/issues/43055).
+The new process prepares itself by running this module. A `preexec_fn` would run in a fork of the run, and a fork of a
+process with gRPC channels may abort before it becomes another program (github.com/grpc/grpc/issues/43055).
 """
 
 import contextlib
@@ -15,11 +15,12 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def child(
+def child_process(
     module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m module` with these arguments, what it says in the file `log`. It ends on leaving, with the processes
-    that it started, or when this process ends.
+    """Run `python -m module` with these arguments; its output goes to the file `log`.
+
+    The child and the processes that it started end on leaving, or when this process ends.
     """
     with log.open("wb") as stream:
         process = subprocess.Popen(  # noqa: S603 - our own command
@@ -39,15 +40,17 @@ def child(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        with contextlib.suppress(OSError):  # processes of its own that outlived it: vLLM's do, where it is killed
+        with contextlib.suppress(
+            OSError
+        ):  # grandchildren that outlived the child, as vLLM's workers do when vLLM is killed
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def _main(parent: int, module: str, *arguments: str) -> None:
-    """A killed trainer must not leave its services behind; and Ctrl-C is for the trainer to handle."""
+    """Become `module`, ended by the kernel when the trainer ends. Ignore Ctrl-C, which the trainer handles."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it ended before that
+    if os.getppid() != parent:  # the parent ended before prctl
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606 - our own command

@@ -8,36 +8,36 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from vold_proto.distribution import VERSION, UnfitError
+from vold_proto.distribution import VERSION, IncompatibleVersionError
 
-from vold_trainer.errors import ToldElsewhereError, VoldTrainerError
-from vold_trainer.launch import connected, first_here, speaks
+from vold_trainer.errors import ReportedElsewhereError, VoldTrainerError
+from vold_trainer.launch import is_local_main_process, is_main_process, processes_connected
 
-# No child of this command goes on as a fork, and without this gRPC writes a line about every one that is started.
+# No child process continues as a fork. Without this setting gRPC writes a line for each child process.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Teach a vision-language model to reason from a text-only teacher.",
+    help="Train vision-language models to reason, by on-policy distillation from a text-only teacher.",
 )
 
-ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; pocket:NAME for one that ships with vold")]
+ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; pocket:NAME for a config that ships with vold")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, dotted: optim.lr=1e-4")]
-Resume = Annotated[bool, typer.Option("--resume", help="go on from the run's last checkpoint")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue from the run's last checkpoint")]
 
 
 def _split(config: Path | None, overrides: list[str] | None) -> tuple[Path | None, list[str]]:
-    """A first argument with an = in it is an override, not a file."""
-    given = list(overrides or [])
+    """Treat a first argument that contains = as an override, not as a file."""
+    keys = list(overrides or [])
     if config is not None and "=" in str(config):
-        return None, [str(config), *given]
-    return config, given
+        return None, [str(config), *keys]
+    return config, keys
 
 
-def _say_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"vold {VERSION}")
         raise typer.Exit
 
@@ -45,7 +45,7 @@ def _say_version(asked: bool) -> None:
 @app.callback()
 def _program(
     version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None: ...
 
@@ -53,14 +53,14 @@ def _program(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder to write")] = Path("runs/demo"),
-    teacher_url: Annotated[str, typer.Option(help="a teacher; local:... starts one")] = "local:pocket:teacher",
-    verifier_url: Annotated[str, typer.Option(help="a verifier; local: starts one")] = "local:",
+    teacher_url: Annotated[str, typer.Option(help="URL of a teacher; local:MODEL starts one")] = "local:pocket:teacher",
+    verifier_url: Annotated[str, typer.Option(help="URL of a verifier; local: starts one")] = "local:",
     seed: Annotated[int, typer.Option(help="the same seed gives the same run")] = 0,
     override: Annotated[
         list[str] | None, typer.Option("--set", help="[STAGE:]KEY=VALUE, STAGE one of traces, sft, train, eval")
     ] = None,
 ) -> None:
-    """The main job, end to end, in the pocket world: minutes on two CPU cores."""
+    """Run the whole recipe in the pocket world: minutes on two CPU cores."""
     from vold_trainer.experiments.demo import run_demo
 
     run_demo(out, teacher_url=teacher_url, verifier_url=verifier_url, seed=seed, overrides=tuple(override or ()))
@@ -68,53 +68,54 @@ def demo(
 
 @app.command()
 def traces(config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Cold-start traces: the teacher answers prompts, the verifier may filter them."""
+    """Generate cold-start traces with the teacher; the verifier may filter them."""
     from vold_trainer.coldstart.traces import run_traces
     from vold_trainer.config import TracesConfig, load
 
     settings = load(TracesConfig, *_split(config, overrides))
     summary = run_traces(settings)
-    _say(f"kept {summary.kept} of {summary.asked} traces in {settings.out}; dropped {summary.dropped or 'none'}")
+    dropped = summary.dropped or "none"
+    _print_line(f"{summary.written} of {summary.requested} traces written to {settings.out}; dropped {dropped}")
 
 
 @app.command()
 def sft(config: ConfigFile = None, overrides: Overrides = None, resume: Resume = False) -> None:
-    """Cold start: fine-tune a student on traces, loss on the completions only."""
+    """Cold start: fine-tune a student on traces, with the loss on completion tokens only."""
     from vold_trainer.coldstart.sft import run_sft
     from vold_trainer.config import SftConfig, load
 
-    _say(f"student written to {run_sft(load(SftConfig, *_split(config, overrides)), resume=resume)}")
+    _print_line(f"student written to {run_sft(load(SftConfig, *_split(config, overrides)), resume=resume)}")
 
 
 @app.command()
 def train(config: ConfigFile = None, overrides: Overrides = None, resume: Resume = False) -> None:
-    """GRPO, distillation, or both, with teacher and verifier by URL."""
+    """Train with GRPO, distillation, or both; teacher and verifier by URL."""
     from vold_trainer.config import TrainConfig, load
     from vold_trainer.training.train import run_train
 
-    _say(f"student written to {run_train(load(TrainConfig, *_split(config, overrides)), resume=resume)}")
+    _print_line(f"student written to {run_train(load(TrainConfig, *_split(config, overrides)), resume=resume)}")
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="folder of an sft or train run")],
     out: Annotated[Path, typer.Argument(help="folder to write")],
-    step: Annotated[str, typer.Option(help="which checkpoint: last, best, or a step")] = "last",
+    step: Annotated[str, typer.Option(help="which checkpoint: last, best, or a step number")] = "last",
 ) -> None:
-    """A checkpoint as an ordinary transformers folder, which `from_pretrained` loads."""
+    """Write a checkpoint as a transformers folder, which `from_pretrained` loads."""
     from vold_trainer.runs.export import run_export
 
-    _say(f"the student after step {run_export(run, step, out)} written to {out}")
+    _print_line(f"the student after step {run_export(run, step, out)} written to {out}")
 
 
 @app.command("eval")
 def evaluate(
     config: ConfigFile = None,
     overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="drop the answers that `out` holds")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="delete the answers that `out` holds")] = False,
     categories: Annotated[bool, typer.Option("--categories", help="print every category too")] = False,
 ) -> None:
-    """Greedy and sampled accuracy of a student on one or more sets; goes on from the answers that `out` holds."""
+    """Evaluate greedy and sampled accuracy of a student on one or more sets; continues from the answers in `out`."""
     from vold_trainer.config import EvalConfig, load
     from vold_trainer.evaluation import run_eval
     from vold_trainer.evaluation.tables import category_table, result_table
@@ -129,16 +130,18 @@ def evaluate(
 @app.command()
 def verify(
     file: Annotated[str, typer.Argument(help="JSONL of completions and references; - is stdin")],
-    verifier: Annotated[str, typer.Option(help="which judges the lines that name none")] = "math",
+    verifier: Annotated[str, typer.Option(help="for lines without a field verifier")] = "math",
     out: Annotated[str, typer.Option("--out", "-o", help="JSONL of verdicts, in the same order; - is stdout")] = "-",
-    url: Annotated[str, typer.Option(help="a verifier; local: starts one")] = "local:",
-    explain: Annotated[str | None, typer.Option(help="judge the line with this id alone, and say why")] = None,
+    url: Annotated[str, typer.Option(help="URL of a verifier; local: starts one")] = "local:",
+    explain: Annotated[
+        str | None, typer.Option(help="verify the line with this id alone, and print the reason")
+    ] = None,
 ) -> None:
-    """Judge the completions of a file; status 1 where a line was broken.
+    """Verify the completions of a file; exit status 1 if a line is broken.
 
-    A line: {"id", "completion", "reference"}, and where wanted "prompt", "options" ({"A": text, ...} or [{"A": text},
+    A line: {"id", "completion", "reference"}, optionally "prompt", "options" ({"A": text, ...} or [{"A": text},
     ...]), "params" (the verifier's parameters) and "verifier". A verdict: {"id", "reward", "correct", "extracted",
-    "reason", "error", "seconds"}, with a reward of null where there is an error.
+    "reason", "error", "seconds"}, with a reward of null if there is an error.
     """
     from vold_trainer.config import VerifierConfig
     from vold_trainer.verification.file import TIMEOUT_SECONDS, run_verify
@@ -153,50 +156,50 @@ def check(
     overrides: Overrides = None,
     dry: Annotated[bool, typer.Option(help="run one small step too")] = True,
 ) -> None:
-    """Look at all that a `vold train` config needs, before it spends anything; status 1 where something is wrong."""
+    """Check everything that a `vold train` config needs, before training; exit status 1 if there is an error."""
     from vold_trainer.checking import run_check
     from vold_trainer.config import TrainConfig, load
 
-    found = run_check(load(TrainConfig, *_split(config, overrides)), dry=dry)
-    Console().print(found.table())
-    raise typer.Exit(0 if found.all_well else 1)
+    result = run_check(load(TrainConfig, *_split(config, overrides)), dry=dry)
+    Console().print(result.table())
+    raise typer.Exit(0 if result.passed else 1)
 
 
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="folders of runs; several are compared")],
     out: Annotated[Path | None, typer.Option(help="the page to write; report.html in the first run by default")] = None,
-    title: Annotated[str, typer.Option(help="what the page is called")] = "vold run",
+    title: Annotated[str, typer.Option(help="title of the page")] = "vold run",
 ) -> None:
-    """One self-contained HTML page about one run, or comparing several."""
+    """Write a self-contained HTML page about a run, or a comparison of several runs."""
     from vold_trainer.errors import UsageError
     from vold_trainer.report import build_report
 
     for run in runs:
         if not run.is_dir():
             raise UsageError(f"run folder {str(run)!r} does not exist: give the `out` of a run")
-    _say(f"report written to {build_report(runs, out or runs[0] / 'report.html', title=title)}")
+    _print_line(f"report written to {build_report(runs, out or runs[0] / 'report.html', title=title)}")
 
 
 @app.command()
 def ablation(
-    out: Annotated[Path, typer.Option(help="folder to write; what is there already is not run again")] = Path(
+    out: Annotated[Path, typer.Option(help="folder to write; finished rows in it are not run again")] = Path(
         "runs/ablation"
     ),
-    results: Annotated[Path, typer.Option(help="where the table and the plot go")] = Path("benchmarks"),
-    seeds: Annotated[int, typer.Option(help="runs of every row")] = 3,
+    results: Annotated[Path, typer.Option(help="folder for the table and the plot")] = Path("benchmarks"),
+    seeds: Annotated[int, typer.Option(help="runs per row")] = 3,
     workers: Annotated[int, typer.Option(help="rows run at the same time; they share the cores")] = 2,
     rows: Annotated[list[str] | None, typer.Option("--row", help="only these rows")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="[STAGE:]KEY=VALUE for every row")] = None,
 ) -> None:
-    """The paper's component table in the pocket world, several seeds, with its plot."""
+    """Run the component table of the VOLD paper in the pocket world, several seeds; write table and plot."""
     from vold_trainer.experiments.ablation import run_ablation
 
     run_ablation(out, results, seeds=seeds, workers=workers, only=rows, overrides=tuple(override or ()))
 
 
 def main() -> None:
-    """Entry point: errors of use end with their message and status 1."""
+    """Entry point: an error that a user can fix ends the command with its message and status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     from vold_client import VoldError
 
@@ -205,14 +208,14 @@ def main() -> None:
     app.add_typer(pocket_app, name="pocket", help="The pocket world: its problems, its pictures, its checkpoints.")
     try:
         app()
-    except ToldElsewhereError:
+    except ReportedElsewhereError:
         sys.exit(1)
-    except (VoldTrainerError, VoldError, UnfitError) as error:
-        if first_here() or connected():
+    except (VoldTrainerError, VoldError, IncompatibleVersionError) as error:
+        if is_local_main_process() or processes_connected():
             Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
-def _say(text: str) -> None:
-    if speaks():
+def _print_line(text: str) -> None:
+    if is_main_process():
         Console().print(text, highlight=False, soft_wrap=True)

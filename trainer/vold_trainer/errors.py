@@ -2,11 +2,11 @@
 
 
 class VoldTrainerError(Exception):
-    """What a user of the trainer can mend."""
+    """An error that a user of the trainer can fix."""
 
 
 class UsageError(VoldTrainerError):
-    """A wrong option, file or value: the message names it and says what to do."""
+    """A wrong option, file or value: the message names it and gives the remedy."""
 
 
 class HandshakeError(VoldTrainerError):
@@ -14,12 +14,12 @@ class HandshakeError(VoldTrainerError):
 
 
 class RunError(VoldTrainerError):
-    """A run that has to stop: too many missing scores, a teacher that changed, a service that is gone."""
+    """The run has to stop: too many missing scores, a teacher that changed, a service that is gone."""
 
 
-class ToldElsewhereError(VoldTrainerError):
-    """What another process of the same run ends with and says: this one ends in silence."""
+class ReportedElsewhereError(VoldTrainerError):
+    """Another process of the run has failed and reports the error: this process ends without a message."""
 
 
-class RunToldElsewhereError(ToldElsewhereError, RunError):
-    """The same, where the other one's is a RunError."""
+class RunReportedElsewhereError(ReportedElsewhereError, RunError):
+    """Another process of the run has failed with a RunError, and reports it."""

@@ -1,4 +1,4 @@
-"""The clients' coroutines, for callers that have no event loop."""
+"""Run coroutines of the clients from code that has no event loop."""
 
 import asyncio
 import concurrent.futures
@@ -11,24 +11,24 @@ T = TypeVar("T")
 
 
 class ClientTasks:
-    """Coroutines on the event loop that all clients of the process share."""
+    """Coroutines that run on the event loop which all clients of the process share."""
 
     def __init__(self) -> None:
         self.loop = client_loop()
         self._open: set[concurrent.futures.Future[Any]] = set()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Begin `work`, and go on."""
+        """Start `work` and return its future."""
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         self._open.add(future)
         future.add_done_callback(self._open.discard)
         return future
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for what `work` returns, or raises."""
+        """Run `work` to its end. Returns its result, or raises its error."""
         return self.submit(work).result()
 
     def close(self) -> None:
-        """Cancel what has not ended."""
+        """Cancel the coroutines that have not ended."""
         for future in list(self._open):
             future.cancel()

@@ -1,4 +1,4 @@
-"""What a command shows while it works: the console of its notes, and bars with a line of figures."""
+"""Terminal output of a running command: the console for notes, and progress bars with a line of figures."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from rich.progress import (
 console = Console(stderr=True)
 
 
-def quiet() -> None:
-    """No bars and no notes from here on: for processes that work beside others."""
+def silence() -> None:
+    """Print no bars and no notes from now on: for worker processes."""
     console.quiet = True
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """No bars and no notes inside."""
+def silenced() -> Iterator[None]:
+    """Print no bars and no notes inside this block."""
     before, console.quiet = console.quiet, True
     try:
         yield
@@ -34,8 +34,8 @@ def quietly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator["Live"]:
-    """A bar with a label, a count, the time left and a line of figures; where no terminal is, a line every tenth."""
+def progress(label: str, total: int) -> Iterator["ProgressLine"]:
+    """A bar with a label, a count, the time left and a line of figures; without a terminal, a line every tenth."""
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -48,17 +48,19 @@ def progress(label: str, total: int) -> Iterator["Live"]:
         disable=console.quiet or not console.is_terminal,
     )
     with bar:
-        yield Live(bar, bar.add_task(label, total=total, figures=""))
+        yield ProgressLine(bar, bar.add_task(label, total=total, figures=""))
 
 
-class Live:
+class ProgressLine:
+    """A progress bar and its figures."""
+
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self.bar = bar
         self.task = task
         self.tenths = 0
 
     def update(self, done: int, **figures: float | str | None) -> None:
-        """Set how much is done and what the line says."""
+        """Set the number of units done and the figures of the line."""
         line = "  ".join(
             f"{name} {value if isinstance(value, str) else f'{value:.3g}'}"
             for name, value in figures.items()

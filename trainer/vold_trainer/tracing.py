@@ -1,5 +1,5 @@
-"""A span for each step of a run and for its parts, where OpenTelemetry is installed (the extra `otel`) and
-OTEL_EXPORTER_OTLP_ENDPOINT names a collector. The services join the trace: vold_client sends it along.
+"""Spans for the steps of a run and their parts, if OpenTelemetry is installed (the extra `otel`) and
+OTEL_EXPORTER_OTLP_ENDPOINT names a collector. The services join the trace: vold_client sends its context.
 """
 
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vold_proto.distribution import needs
+from vold_proto.distribution import require_extra
 
 from vold_trainer.errors import UsageError
 
@@ -23,7 +23,7 @@ def exporting(run: str) -> Iterator[None]:
     if not any(os.environ.get(name) for name in ENDPOINTS):
         yield
         return
-    with needs("otel", ENDPOINTS[0], UsageError, otherwise="unset it"):
+    with require_extra("otel", ENDPOINTS[0], UsageError, otherwise="unset it"):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -41,17 +41,17 @@ def exporting(run: str) -> Iterator[None]:
 
 @contextmanager
 def span(name: str, *, current: bool = True, **attributes: int | float | str) -> Iterator[None]:
-    """A span around this block. current: whether spans that begin in it, here or in a service, are its children."""
+    """A span around this block. current: spans that start inside, here or in a service, become its children."""
     if _tracer is None:
         yield
         return
-    named = {f"vold.{key}": value for key, value in attributes.items()}
+    prefixed = {f"vold.{key}": value for key, value in attributes.items()}
     if current:
-        with _tracer.start_as_current_span(name, attributes=named):
+        with _tracer.start_as_current_span(name, attributes=prefixed):
             yield
         return
-    own = _tracer.start_span(name, attributes=named)
+    detached = _tracer.start_span(name, attributes=prefixed)
     try:
         yield
     finally:
-        own.end()
+        detached.end()

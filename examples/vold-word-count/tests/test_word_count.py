@@ -14,12 +14,12 @@ def test_the_words_are_counted():
     assert verdict.extracted == "one two three"
 
 
-def test_a_near_miss_earns_a_part_where_slack_is_given():
+def test_with_slack_a_near_miss_gets_a_partial_reward():
     assert check("<answer>one two</answer>", "3").reward == 0.0
     assert check("<answer>one two</answer>", "3", slack=1).reward == 0.5
 
 
-def test_a_word_repeated_earns_nothing():
+def test_a_repeated_word_gets_no_reward():
     assert check("<answer>word word word</answer>", "3").reward == 0.0
 
 

@@ -1,1 +1,1 @@
-"""What every server of vold does once: errors, limits, deadlines, the two faces, health, draining."""
+"""What all services of vold share: errors, limits, deadlines, the two faces, health, draining."""

@@ -1,8 +1,9 @@
-"""What is kept of each request while it is served, whichever face it came by: one line in the log at its end, one
-span, and the counters of tenants and of refusals.
+"""The access record of a request, for both faces: one log line when the request ends, one span, and the counters of
+tenants and of refusals.
 
-A face opens a record with `recording`; what serves the request adds to it (`identify`, `note`, `fail`) without being
-handed it. No prompt, completion, key or text of an error gets in, only names, codes and numbers.
+A face opens the record with `record_request`. The code that serves the request finds the record in a context variable
+and adds to it (`set_caller`, `add_figures`, `record_error`). The record holds names, codes and numbers only: no prompt,
+completion, API key or error text.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from vold_service import tracing
 from vold_service.errors import Code, ServiceError
 
 SLOW_SECONDS = 30.0
-"""A request that takes longer has its line at level info, as one that fails has; the others have it at debug."""
+"""A failed request, or a request that takes longer than this, is logged at level info; every other one at debug."""
 
 REJECTED = Counter("vold_rejected_requests", "requests refused, by face and reason", ["face", "reason"])
 TENANT_REQUESTS = Counter("vold_tenant_requests", "requests by tenant and outcome", ["tenant", "code"])
@@ -35,7 +36,7 @@ class _Tenant(Protocol):
 
 
 class _Call(Protocol):
-    """As vold_service.call.Call has them."""
+    """The part of vold_service.call.Call that this module reads."""
 
     @property
     def request_id(self) -> str: ...
@@ -46,9 +47,9 @@ class _Call(Protocol):
 
 
 @dataclass(slots=True)
-class Record:
-    """method: the RPC's name, or the HTTP verb and path. quiet: a probe or a poll, logged only where it fails.
-    at: the field at fault. notes: tokens and other figures.
+class AccessRecord:
+    """method: the RPC's name, or the HTTP verb and path. quiet: a probe or a poll, logged only if it fails.
+    error_field: the request field at fault. figures: numbers of tokens and the like.
     """
 
     face: str
@@ -59,14 +60,14 @@ class Record:
     tenant: str = ""
     code: str = "OK"
     reason: str = ""
-    at: str = ""
-    notes: dict[str, int | float | str] = field(default_factory=dict)
+    error_field: str = ""
+    figures: dict[str, int | float | str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     span: tracing.Span = None
 
     def entry(self) -> dict[str, Any]:
-        """For the log and the span: without what is empty."""
-        known = {
+        """The fields for the log line and the span, without empty ones."""
+        fields = {
             "request_id": self.request_id,
             "run_id": self.run_id,
             "tenant": self.tenant,
@@ -74,22 +75,22 @@ class Record:
             "method": self.method,
             "code": self.code,
             "reason": self.reason,
-            "field": self.at,
+            "field": self.error_field,
             "seconds": round(time.monotonic() - self.started, 6),
-            **self.notes,
+            **self.figures,
         }
-        return {key: value for key, value in known.items() if value != ""}
+        return {key: value for key, value in fields.items() if value != ""}
 
 
-_current: ContextVar[Record | None] = ContextVar("vold_access", default=None)
+_current: ContextVar[AccessRecord | None] = ContextVar("vold_access", default=None)
 
 
-def printable(request_id: str) -> str:
-    """As a header or gRPC's metadata can carry it."""
+def header_value(request_id: str) -> str:
+    """The request id with every character replaced that an HTTP header or gRPC metadata cannot carry."""
     return "".join(letter if " " <= letter <= "~" else "?" for letter in request_id[:256])
 
 
-def current() -> Record | None:
+def current_record() -> AccessRecord | None:
     """The record of the request that this task serves."""
     return _current.get()
 
@@ -99,42 +100,45 @@ def current_span() -> tracing.Span:
     return record.span if record is not None else None
 
 
-def identify(call: _Call) -> None:
-    """Put the call's own names in the record of its request."""
+def set_caller(call: _Call) -> None:
+    """Copy the call's request id, run id and tenant into the record of the request."""
     if record := _current.get():
         record.request_id, record.run_id, record.tenant = call.request_id, call.run_id, call.tenant.name
 
 
-def note(**figures: int | float | str) -> None:
-    """Add figures, such as tokens, to the record."""
+def add_figures(**figures: int | float | str) -> None:
+    """Add figures, such as numbers of tokens, to the record."""
     if record := _current.get():
-        record.notes.update(figures)
+        record.figures.update(figures)
 
 
-def fail(error: ServiceError) -> None:
-    """The request ends with this error."""
+def record_error(error: ServiceError) -> None:
+    """Record that the request ends with this error."""
     if record := _current.get():
-        _fail(record, error)
+        _set_error(record, error)
 
 
-def _fail(record: Record, error: ServiceError) -> None:
-    record.code, record.reason, record.at = Code.Name(error.code), error.reason, error.field
+def _set_error(record: AccessRecord, error: ServiceError) -> None:
+    record.code, record.reason, record.error_field = Code.Name(error.code), error.reason, error.field
 
 
 @contextmanager
-def recording(
+def record_request(
     face: str, method: str, *, request_id: str = "", quiet: bool = False, headers: Mapping[str, str] | None = None
-) -> Iterator[Record]:
-    """A record for the request served in this block, by this task and those it starts. headers: for traceparent."""
-    record = Record(face, method, request_id or uuid.uuid4().hex[:16], quiet)
+) -> Iterator[AccessRecord]:
+    """A record for the request that this task, and the tasks that it starts, serve inside the block.
+
+    headers: the request's headers, which may hold a traceparent.
+    """
+    record = AccessRecord(face, method, request_id or uuid.uuid4().hex[:16], quiet)
     if not quiet:
-        record.span = tracing.begin(method, headers or {})
-    # Never reset: the task that serves a request serves no other, and a generator may be closed from another context.
+        record.span = tracing.start_span(method, headers or {})
+    # Never reset: the task serves no other request, and a generator may be closed from another context.
     _current.set(record)
     try:
         yield record
     except ServiceError as error:
-        _fail(record, error)
+        _set_error(record, error)
         raise
     except (asyncio.CancelledError, GeneratorExit):
         if record.code == "OK":
@@ -148,18 +152,18 @@ def recording(
         _close(record)
 
 
-def _close(record: Record) -> None:
+def _close(record: AccessRecord) -> None:
     entry = record.entry()
-    tracing.end(record.span, record.code, {key: value for key, value in entry.items() if key != "code"})
+    tracing.end_span(record.span, record.code, {key: value for key, value in entry.items() if key != "code"})
     if record.reason:
         REJECTED.labels(record.face, record.reason).inc()
     if record.tenant and not record.quiet:
         TENANT_REQUESTS.labels(record.tenant, record.code).inc()
-    well = record.code in ("OK", "CANCELLED")  # a client ends a stream that it needs no more by cancelling it
-    if well and record.quiet:
+    succeeded = record.code in ("OK", "CANCELLED")  # a client that has read enough of a stream cancels it
+    if succeeded and record.quiet:
         return
-    level = logging.DEBUG if well and entry["seconds"] <= SLOW_SECONDS else logging.INFO
+    level = logging.DEBUG if succeeded and entry["seconds"] <= SLOW_SECONDS else logging.INFO
     if log.isEnabledFor(level):
-        if found := tracing.trace_id(record.span):
-            entry["trace_id"] = found
+        if trace_id := tracing.trace_id(record.span):
+            entry["trace_id"] = trace_id
         log.log(level, "request", extra={"fields": entry})

@@ -5,28 +5,28 @@ import uuid
 from dataclasses import dataclass, field, replace
 
 from vold_service import access, tracing
-from vold_service.keys import EVERYBODY, Grant
-from vold_service.tenants import OPEN, Tenant
+from vold_service.keys import OPEN_GRANT, Grant
+from vold_service.tenants import OPEN_TENANT, Tenant
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """request_id: the caller's, or one made here. deadline: on time.monotonic()'s clock; None for none.
+    """request_id: the caller's, or a new one. deadline: on time.monotonic()'s clock; None for no deadline.
 
-    tenant: who asks. run_id: the caller's training run, for accounting. run_of_key: whether the run is the API key's,
-    so that a message cannot name another. span: of the request, where it is traced.
+    tenant: the caller's. run_id: the caller's training run, for accounting. run_id_from_key: True if the API key sets
+    the run id; a message then cannot set another. span: the span of the request; None if it is not traced.
     """
 
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
     run_id: str = ""
     deadline: float | None = None
-    tenant: Tenant = OPEN
-    run_of_key: bool = False
+    tenant: Tenant = OPEN_TENANT
+    run_id_from_key: bool = False
     span: tracing.Span = field(default_factory=access.current_span, repr=False, compare=False)
 
     @classmethod
     def start(
-        cls, request_id: str = "", run_id: str = "", timeout_seconds: float | None = None, grant: Grant = EVERYBODY
+        cls, request_id: str = "", run_id: str = "", timeout_seconds: float | None = None, grant: Grant = OPEN_GRANT
     ) -> "Call":
         deadline = time.monotonic() + timeout_seconds if timeout_seconds is not None else None
         return cls(
@@ -34,23 +34,27 @@ class Call:
             grant.run_id or run_id,
             deadline,
             grant.tenant,
-            run_of_key=bool(grant.run_id),
+            run_id_from_key=bool(grant.run_id),
         )
 
-    def named(self, request_id: str, run_id: str) -> "Call":
-        """The same call under a message's own names, where it has them."""
-        run_id = self.run_id if self.run_of_key else run_id or self.run_id
-        named = replace(self, request_id=request_id or self.request_id, run_id=run_id)
-        access.identify(named)
-        return named
+    def with_ids(self, request_id: str, run_id: str) -> "Call":
+        """The same call with the ids of a message, where the message has them."""
+        run_id = self.run_id if self.run_id_from_key else run_id or self.run_id
+        call = replace(self, request_id=request_id or self.request_id, run_id=run_id)
+        access.set_caller(call)
+        return call
 
-    def within(self, seconds: float | None) -> "Call":
-        """The same call with a deadline that is no later than `seconds` from now."""
-        ends = [end for end in (self.deadline, time.monotonic() + seconds if seconds is not None else None) if end]
-        return replace(self, deadline=min(ends, default=None))
+    def with_timeout(self, seconds: float | None) -> "Call":
+        """The same call with a deadline at most `seconds` from now."""
+        deadlines = [
+            deadline
+            for deadline in (self.deadline, time.monotonic() + seconds if seconds is not None else None)
+            if deadline
+        ]
+        return replace(self, deadline=min(deadlines, default=None))
 
     def remaining(self) -> float | None:
-        """Seconds to the deadline, negative once it has passed; None where there is none."""
+        """Seconds to the deadline, negative after it; None for no deadline."""
         return None if self.deadline is None else self.deadline - time.monotonic()
 
     @property

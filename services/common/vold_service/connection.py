@@ -1,4 +1,4 @@
-"""HTTP connections that cannot be held open by silence, nor filled with headers."""
+"""HTTP connections with limits on idle time and on the size of headers."""
 
 import asyncio
 from typing import Any
@@ -9,11 +9,11 @@ MAX_HEADER_BYTES = 64 * 1024
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, which by itself waits for ever for the rest of a request.
+    """uvicorn's connection with a limit on how long it waits for the rest of a request; uvicorn itself has none.
 
-    It is closed where the headers of a request are not complete `idle_seconds` after their first byte (or after the
-    connection was made), and where its body stops for as long. Between requests uvicorn's keep-alive limit holds, and
-    while a request is served there is no limit: the kernel looks after peers that have gone (serve.py).
+    The connection is closed if the headers of a request are not complete `idle_seconds` after their first byte (or
+    after the connection opened), or if no byte of the body arrives for as long. Between requests uvicorn's keep-alive
+    limit holds. While a request is served there is no limit: the kernel closes connections of lost peers (serve.py).
     """
 
     def __init__(self, *args: Any, idle_seconds: float, **kwargs: Any) -> None:
@@ -26,10 +26,10 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._arm()
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -48,28 +48,28 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.transport.is_closing() or not self._incomplete:
-            self._disarm()
+            self._stop_timer()
         elif self._in_headers:
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES:
                 self.send_400_response(f"The headers are over {MAX_HEADER_BYTES} bytes.")
             elif self._timer is None:
-                self._arm()  # and not again with more data: a byte now and then must not keep it open
+                self._start_timer()  # not restarted by more header bytes: a slow trickle must not keep it open
         else:
-            self._disarm()
-            self._arm()
+            self._stop_timer()
+            self._start_timer()
 
-    def _arm(self) -> None:
-        self._timer = self.loop.call_later(self._idle_seconds, self._silent)
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(self._idle_seconds, self._on_timeout)
 
-    def _disarm(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _silent(self) -> None:
+    def _on_timeout(self) -> None:
         self._timer = None
-        if self.flow.read_paused:  # the caller is not silent: this end is not listening
-            self._arm()
+        if self.flow.read_paused:  # the caller is not idle: this side has stopped reading
+            self._start_timer()
         else:
             self.transport.close()

@@ -1,6 +1,6 @@
-"""One list of errors, and what each is called on gRPC and on HTTP.
+"""The list of error codes, and the gRPC code and HTTP status of each.
 
-An engine raises `ServiceError`; the faces translate it. Nothing else decides a status.
+An engine raises `ServiceError`, and the faces translate it. No other code chooses a status.
 """
 
 import grpc
@@ -25,8 +25,7 @@ HTTP_STATUS: dict[int, int] = {
 GRPC_STATUS: dict[int, grpc.StatusCode] = {code: getattr(grpc.StatusCode, Code.Name(code)) for code in HTTP_STATUS}
 
 STATUS_METADATA = "vold-status-bin"
-"""Trailing metadata that carries the whole Status beside gRPC's own code and text."""
-
+"""Trailing metadata that carries the whole Status message beside gRPC's own code and text."""
 
 REASONS: dict[int, str] = {
     status_pb2.INVALID_ARGUMENT: "invalid",
@@ -38,15 +37,15 @@ REASONS: dict[int, str] = {
     status_pb2.UNAVAILABLE: "unavailable",
     status_pb2.FAILED_PRECONDITION: "identity",
 }
-"""What a refusal is counted under, where its error names no reason of its own. What is not here is no refusal."""
+"""The metric label of a refusal, by code, if the error names no other reason. A code that is not here is no refusal."""
 
 
 class ServiceError(Exception):
     """A request, or one item of it, that cannot be served.
 
     message: what is wrong, with the value and the remedy. field: the path of the field at fault
-    ("completions[3].ids"). retry_seconds: when to come back, where that makes sense. reason: what the refusal is
-    counted under ("quota"); by its code where empty.
+    ("completions[3].ids"). retry_seconds: when to send the request again; 0 if a retry does not help. reason: the
+    metric label of the refusal ("quota"); if empty, the label in REASONS.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class ServiceError(Exception):
 
 
 def invalid(field: str, message: str) -> ServiceError:
-    """INVALID_ARGUMENT for `field`."""
+    """An INVALID_ARGUMENT error about `field`."""
     return ServiceError(status_pb2.INVALID_ARGUMENT, message, field=field)
 
 
@@ -80,10 +79,10 @@ def not_found(field: str, message: str) -> ServiceError:
     return ServiceError(status_pb2.NOT_FOUND, message, field=field)
 
 
-TOO_LATE = "the deadline passed before the work was done: allow more time or send less"
+DEADLINE_MESSAGE = "the deadline passed before the work was done: allow more time or send less"
 
 
-def too_late(message: str = TOO_LATE) -> ServiceError:
+def deadline_exceeded(message: str = DEADLINE_MESSAGE) -> ServiceError:
     return ServiceError(status_pb2.DEADLINE_EXCEEDED, message)
 
 
@@ -92,7 +91,7 @@ def unavailable(message: str, retry_seconds: float = 1.0) -> ServiceError:
 
 
 def internal(error: BaseException) -> ServiceError:
-    """For a fault of ours: the kind of the error, not its text, which may hold what must not be shown."""
+    """An INTERNAL error with the type of `error`, not its text, which may hold private data."""
     return ServiceError(
         status_pb2.INTERNAL, f"the server failed with {type(error).__name__}: its log has the whole story"
     )

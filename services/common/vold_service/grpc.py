@@ -1,4 +1,4 @@
-"""The gRPC face's common part: calls, errors as statuses, and a server with health and reflection."""
+"""The part of the gRPC face that all services share: calls, errors as statuses, a server with health and reflection."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from vold_service import access
 from vold_service.call import Call
 from vold_service.errors import GRPC_STATUS, STATUS_METADATA, ServiceError, internal, invalid
-from vold_service.keys import EVERYBODY, Grant, Keys
+from vold_service.keys import OPEN_GRANT, Grant, Keys
 from vold_service.tls import Tls
 
 REQUEST_ID_METADATA = "x-request-id"
@@ -24,33 +24,33 @@ HEALTH_METHODS = f"/{health.SERVICE_NAME}/"
 log = logging.getLogger("vold.grpc")
 
 
-_authenticate: ContextVar[Callable[[], Grant]] = ContextVar("authenticate", default=lambda: EVERYBODY)
-"""Whom the RPC under way stands for. Asked again for each request of a stream, which may outlive its key."""
+_authenticate: ContextVar[Callable[[], Grant]] = ContextVar("authenticate", default=lambda: OPEN_GRANT)
+"""Authenticates the key of the current RPC. Called again for each request of a stream, because the key may expire."""
 
 
-def call_of(context: grpc.aio.ServicerContext, request_id: str = "", run_id: str = "") -> Call:
-    """The call's id, run and deadline: from the message where it names them, else from the metadata.
+def parse_call(context: grpc.aio.ServicerContext, request_id: str = "", run_id: str = "") -> Call:
+    """The call's request id, run id and deadline, from the message if it has them, else from the metadata.
 
-    Raises UNAUTHENTICATED where the key that began a stream is no longer good.
+    Raises UNAUTHENTICATED if the key that opened a stream is no longer valid.
     """
-    metadata = headers(context)
-    record = access.current()
+    metadata = text_metadata(context)
+    record = access.current_record()
     call = Call.start(
         record.request_id if record is not None else metadata.get(REQUEST_ID_METADATA, ""),
         metadata.get(RUN_ID_METADATA, ""),
         context.time_remaining(),
         _authenticate.get()(),
     )
-    return call.named(request_id, run_id)
+    return call.with_ids(request_id, run_id)
 
 
-def headers(context: grpc.aio.ServicerContext) -> dict[str, str]:
-    """The call's metadata that is text."""
+def text_metadata(context: grpc.aio.ServicerContext) -> dict[str, str]:
+    """The call's metadata without binary entries."""
     return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
-class _Authentication(grpc.aio.ServerInterceptor):
-    """Refuses who has no key, without reading the request; see vold_service.keys for what needs none."""
+class _AuthenticationInterceptor(grpc.aio.ServerInterceptor):
+    """Refuses a call without a valid key before the request is read. vold_service.keys says which calls need no key."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
@@ -66,13 +66,13 @@ class _Authentication(grpc.aio.ServerInterceptor):
             try:
                 self._keys.authenticate(header)
             except ServiceError as error:
-                return _refusal(error)
+                return _refusing_handler(error)
             _authenticate.set(lambda: self._keys.authenticate(header))
         return await continuation(handler_call_details)
 
 
-def _refusal(error: ServiceError) -> grpc.RpcMethodHandler:
-    """A handler that ends the call at once. As a stream, whatever the method is: a stream's messages stay unread."""
+def _refusing_handler(error: ServiceError) -> grpc.RpcMethodHandler:
+    """A handler that ends the call at once. Always a stream handler, because gRPC does not read a stream's messages."""
 
     async def refuse(_requests: object, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
         await abort(context, error)
@@ -82,31 +82,31 @@ def _refusal(error: ServiceError) -> grpc.RpcMethodHandler:
 
 
 async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:
-    """End the call with the error's code and text; the whole Status goes along as trailing metadata."""
+    """End the call with the code and text of the error, and the whole Status as trailing metadata."""
     if not isinstance(error, ServiceError):
         log.error("a call failed", exc_info=error)
         error = internal(error)
-    access.fail(error)
+    access.record_error(error)
     status = (STATUS_METADATA, error.status().SerializeToString())
-    await context.abort(GRPC_STATUS[error.code], error.message, (status, *_request_id()))
+    await context.abort(GRPC_STATUS[error.code], error.message, (status, *_request_id_metadata()))
     raise AssertionError("abort does not return")
 
 
-def _request_id() -> tuple[tuple[str, str], ...]:
-    record = access.current()
-    return ((REQUEST_ID_METADATA, access.printable(record.request_id)),) if record is not None else ()
+def _request_id_metadata() -> tuple[tuple[str, str], ...]:
+    record = access.current_record()
+    return ((REQUEST_ID_METADATA, access.header_value(record.request_id)),) if record is not None else ()
 
 
-class _Malformed:
-    """Stands for a request that could not be parsed, until there is a context to refuse it with."""
+class _MalformedRequest:
+    """A request that cannot be parsed, until the handler has a context to refuse it with."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
-class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """A record of every call (vold_service.access) and its id in the trailing metadata. What is no message of the
-    method's kind is INVALID_ARGUMENT, where gRPC by itself says UNKNOWN.
+class _AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Opens an access record for every call (vold_service.access) and returns the request id as trailing metadata. Ends
+    a call whose request cannot be parsed with INVALID_ARGUMENT; gRPC's own code is UNKNOWN.
     """
 
     def __init__(self, services: list[str]) -> None:
@@ -119,44 +119,45 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     ) -> Any:
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(self._prefixes):
-            return handler  # health, reflection, and what does not exist
+            return handler  # health, reflection and unknown methods
         method = handler_call_details.method.rpartition("/")[2]
 
-        def record(context: grpc.aio.ServicerContext) -> Any:
-            metadata = headers(context)
-            return access.recording("grpc", method, request_id=metadata.get(REQUEST_ID_METADATA, ""), headers=metadata)
+        def recorded(context: grpc.aio.ServicerContext) -> Any:
+            metadata = text_metadata(context)
+            return access.record_request(
+                "grpc", method, request_id=metadata.get(REQUEST_ID_METADATA, ""), headers=metadata
+            )
 
         async def check(request: Any, context: grpc.aio.ServicerContext) -> None:
-            if isinstance(request, _Malformed):
+            if isinstance(request, _MalformedRequest):
                 await abort(context, invalid("request", f"the request of {method} cannot be parsed: {request.error}"))
 
         async def unary(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            with record(context):
+            with recorded(context):
                 await check(request, context)
                 reply = await handler.unary_unary(request, context)
-                context.set_trailing_metadata(_request_id())
+                context.set_trailing_metadata(_request_id_metadata())
                 return reply
 
         async def server_stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            with record(context):
+            with recorded(context):
                 await check(request, context)
                 async for reply in handler.unary_stream(request, context):
                     yield reply
-                context.set_trailing_metadata(_request_id())
+                context.set_trailing_metadata(_request_id_metadata())
 
         async def both_stream(requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            with record(context):
+            with recorded(context):
                 async for reply in handler.stream_stream(requests, context):
                     yield reply
-                context.set_trailing_metadata(_request_id())
+                context.set_trailing_metadata(_request_id_metadata())
 
         def parse(data: bytes) -> Any:
             try:
                 return handler.request_deserializer(data)
-            except (
-                Exception
-            ) as error:  # DecodeError in both of protobuf's implementations; nothing else is at work here
-                return _Malformed(error)
+            # DecodeError differs between protobuf's implementations; nothing but the parser runs here.
+            except Exception as error:
+                return _MalformedRequest(error)
 
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(unary, parse, handler.response_serializer)
@@ -168,10 +169,10 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 class GrpcServer:
-    """A grpc.aio server with the standard health service and reflection. keys: who may call. tls: None for plain text;
-    a Unix socket is always in plain text.
+    """A grpc.aio server with the standard health service and reflection. keys: the callers' API keys. tls: None for
+    plain text; a Unix socket is always in plain text.
 
-    Add servicers to `server`, then `start`. Health says SERVING from `set_ready(True)` on.
+    Add servicers to `server`, then call `start`. Health reports SERVING after `set_ready(True)`.
     """
 
     def __init__(
@@ -185,14 +186,14 @@ class GrpcServer:
     ) -> None:
         self.tls = tls
         self.server = grpc.aio.server(
-            interceptors=[Access(services), _Authentication(keys)],
+            interceptors=[_AccessInterceptor(services), _AuthenticationInterceptor(keys)],
             options=[
                 ("grpc.max_receive_message_length", max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
-                # A client may ask whether this end is alive while a long call says nothing.
+                # A client may send keepalive pings while a long call sends no data.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-                # A peer that has gone without a word, or that never speaks HTTP/2, is let go.
+                # Close the connection of a peer that has gone silently or that never speaks HTTP/2.
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.server_handshake_timeout_ms", round(idle_seconds * 1000)),
@@ -205,7 +206,7 @@ class GrpcServer:
         reflection.enable_server_reflection(names, self.server)
 
     async def start(self, address: str) -> str:
-        """Listen on HOST:PORT or unix:PATH; returns the address with the port that was bound."""
+        """Listen on HOST:PORT or unix:PATH. Returns the address with the bound port."""
         await self.set_ready(False)
         try:
             if self.tls is None or address.startswith("unix:"):

@@ -1,5 +1,5 @@
-"""The HTTP face's common part: an app with request ids, a body limit, error replies, health, and one way to
-speak each message as JSON or as protobuf.
+"""The part of the HTTP face that all services share: an app with request ids, a body limit, error replies and health,
+and the choice between JSON and protobuf.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from vold_service import access
 from vold_service.call import Call
 from vold_service.errors import HTTP_STATUS, ServiceError, internal, invalid
 from vold_service.keys import Keys
-from vold_service.page import page
+from vold_service.page import status_page_reply
 from vold_service.tenants import Tenant
 
 PROTOBUF = "application/x-protobuf"
@@ -36,19 +36,21 @@ REQUEST_ID_HEADER = "x-request-id"
 RUN_ID_HEADER = "x-vold-run-id"
 
 HEALTH_PATH, READY_PATH = "/healthz", "/readyz"
-"""What needs no key; see vold_service.keys."""
+"""The paths that need no API key; see vold_service.keys."""
 
 log = logging.getLogger("vold.http")
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
 
-QUIET = frozenset({"/", "/healthz", "/readyz", "/metrics", "/v1/status"})
-"""What probes and the status page ask for all the time: not traced, and logged only where it fails."""
+QUIET_PATHS = frozenset({"/", "/healthz", "/readyz", "/metrics", "/v1/status"})
+"""The paths that probes and the status page poll: not traced, and logged only if the request fails."""
 
 
-class Access:
-    """A record of every request (vold_service.access), its id on the reply, and a reply where the app failed."""
+class AccessMiddleware:
+    """Opens an access record for every request (vold_service.access), puts the request id on the reply, and replies
+    with an error if the app fails.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -59,40 +61,40 @@ class Access:
             return
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         method, path = scope["method"], scope["path"]
-        began = False
-        with access.recording(
+        reply_started = False
+        with access.record_request(
             "http",
             f"{method} {path}",
             request_id=headers.get(REQUEST_ID_HEADER, ""),
-            quiet=path in QUIET,
+            quiet=path in QUIET_PATHS,
             headers=headers,
         ) as record:
 
-            async def named(message: AsgiMessage) -> None:
-                nonlocal began
+            async def send_with_id(message: AsgiMessage) -> None:
+                nonlocal reply_started
                 if message["type"] == "http.response.start":
-                    began = True
-                    MutableHeaders(scope=message)[REQUEST_ID_HEADER] = access.printable(record.request_id)
+                    reply_started = True
+                    MutableHeaders(scope=message)[REQUEST_ID_HEADER] = access.header_value(record.request_id)
                 await send(message)
 
             try:
-                await self.app(scope, receive, named)
+                await self.app(scope, receive, send_with_id)
             except ClientDisconnect:
-                access.fail(ServiceError(status_pb2.CANCELLED, GONE))
+                access.record_error(ServiceError(status_pb2.CANCELLED, DISCONNECTED))
             except Exception as error:
                 log.exception("%s %s failed", method, path)
-                if began:
-                    access.fail(internal(error))
-                    raise  # the server cuts the connection, so that the caller does not take it for the whole reply
-                reply = error_response(internal(error), protobuf=speaks_protobuf(Request(scope)))
-                await reply(scope, receive, named)
+                if reply_started:
+                    access.record_error(internal(error))
+                    raise  # the server then closes the connection, so the caller sees that the reply is incomplete
+                reply = error_response(internal(error), protobuf=wants_protobuf(Request(scope)))
+                await reply(scope, receive, send_with_id)
 
 
-GONE = "the caller closed the connection"
+DISCONNECTED = "the caller closed the connection"
 
 
-class BodyLimit:
-    """Refuses a body over `limit` bytes: at once where its length is declared, else as soon as it shows."""
+class BodyLimitMiddleware:
+    """Refuses a body over `limit` bytes: at once if the request declares its length, else when the limit is passed."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app = app
@@ -106,29 +108,29 @@ class BodyLimit:
         if declared.isdigit() and int(declared) > self.limit:
             await error_response(self._error(int(declared)), protobuf=False)(scope, receive, send)
             return
-        seen = 0
+        received = 0
 
-        async def limited() -> AsgiMessage:
-            nonlocal seen
+        async def receive_within_limit() -> AsgiMessage:
+            nonlocal received
             message = await receive()
             if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > self.limit:
-                    raise self._error(seen)
+                received += len(message.get("body", b""))
+                if received > self.limit:
+                    raise self._error(received)
             return message
 
-        await self.app(scope, limited, send)
+        await self.app(scope, receive_within_limit, send)
 
     def _error(self, size: int) -> ServiceError:
         message = f"the body has {size} bytes or more, over the limit of {self.limit}: send smaller batches"
         return invalid("body", message)
 
 
-class Authentication:
-    """Refuses who has no key, without reading the body; see vold_service.keys for what needs none.
+class AuthenticationMiddleware:
+    """Refuses a request without a valid key before its body is read. vold_service.keys says which paths need no key.
 
-    The key is a bearer token. On GET it may also be the password of HTTP Basic, for browsers, which ask for it; on no
-    other method, because a browser would send it along with whatever another site's page makes it post.
+    The key is a bearer token. On GET it may also be the password of HTTP Basic, which browsers ask the user for. No
+    other method takes Basic: a browser would also send the password with a request that another site makes it post.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
@@ -148,7 +150,7 @@ class Authentication:
                 if scope["type"] == "websocket":
                     await WebSocketClose(1008, "UNAUTHENTICATED")(scope, receive, send)
                 else:
-                    response = error_response(error, protobuf=speaks_protobuf(headers))
+                    response = error_response(error, protobuf=wants_protobuf(headers))
                     await response(scope, receive, send)
                 return
             scope.setdefault("state", {})["grant"] = grant
@@ -156,8 +158,8 @@ class Authentication:
 
 
 def error_response(error: ServiceError, *, protobuf: bool) -> Response:
-    """`{"error": {code, message, field, retry_seconds}}`, or a Status message where protobuf is spoken."""
-    access.fail(error)
+    """`{"error": {code, message, field, retry_seconds}}` as JSON, or a Status message as protobuf."""
+    access.record_error(error)
     headers = {"retry-after": str(math.ceil(error.retry_seconds))} if error.retry_seconds else {}
     if error.code == status_pb2.UNAUTHENTICATED:
         headers["www-authenticate"] = 'Basic realm="vold: any user name, the API key as the password", charset="UTF-8"'
@@ -173,8 +175,8 @@ def error_response(error: ServiceError, *, protobuf: bool) -> Response:
     return JSONResponse({"error": body}, status, headers)
 
 
-def speaks_protobuf(request: Request | Headers) -> bool:
-    """Whether the reply goes out as protobuf: by Accept, else in the kind the request came in."""
+def wants_protobuf(request: Request | Headers) -> bool:
+    """Whether the reply is protobuf: as Accept says, else as the request's own content type."""
     headers = request if isinstance(request, Headers) else request.headers
     accept = headers.get("accept", "")
     if PROTOBUF in accept:
@@ -189,8 +191,8 @@ async def read_protobuf(request: Request, kind: type[M]) -> M:
         raise invalid("body", f"the body is not a {kind.DESCRIPTOR.full_name} message: {error}") from error
 
 
-def call_of(request: Request) -> Call:
-    """The call's id, run, tenant and deadline, from its headers."""
+def parse_call(request: Request) -> Call:
+    """The request's call: request id, run id, tenant and deadline, from the headers."""
     timeout = request.headers.get(TIMEOUT_HEADER)
     try:
         seconds = None if timeout is None else float(timeout)
@@ -198,44 +200,44 @@ def call_of(request: Request) -> Call:
         seconds = math.nan
     if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
         raise invalid(TIMEOUT_HEADER, f"{TIMEOUT_HEADER} is {timeout!r}: give a number of seconds above 0")
-    record = access.current()
+    record = access.current_record()
     request_id = record.request_id if record is not None else request.headers.get(REQUEST_ID_HEADER, "")
     call = Call.start(request_id, request.headers.get(RUN_ID_HEADER, ""), seconds, request.state.grant)
-    access.identify(call)
+    access.set_caller(call)
     return call
 
 
-async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, cancelled as soon as the caller closes the connection. The body must have been read."""
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled if the caller disconnects. The request's body must be read already."""
 
-    async def gone() -> None:
+    async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    task, watcher = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
-            raise ServiceError(status_pb2.CANCELLED, GONE)
+            raise ServiceError(status_pb2.CANCELLED, DISCONNECTED)
         return task.result()
     finally:
-        watch.cancel()
+        watcher.cancel()
         task.cancel()
-        # Where this call is cancelled itself, as a server does more than once, the work ends before its owner goes on:
-        # a generator that is still running cannot be closed.
+        # A server may cancel this call itself, more than once. Wait until the work has ended even then: the caller may
+        # close a generator that the work runs, and a running generator cannot be closed.
         while not task.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({task})
 
 
-def add_status(app: FastAPI, snapshot: Callable[[Tenant], dict[str, Any]], package: str) -> None:
-    """Add GET /v1/status, and the page at / that shows it: the package's status.html.
+def add_status_page(app: FastAPI, snapshot: Callable[[Tenant], dict[str, Any]], package: str) -> None:
+    """Add GET /v1/status, and the status page at / from the package's status.html.
 
-    snapshot: the state as that tenant may see it.
+    snapshot: returns the state that the tenant may see.
     """
-    html = page(package)
+    html = status_page_reply(package)
 
     @app.get("/", include_in_schema=False)
     async def status_page() -> Response:
@@ -243,20 +245,20 @@ def add_status(app: FastAPI, snapshot: Callable[[Tenant], dict[str, Any]], packa
 
     @app.get("/v1/status", tags=["health"])
     async def status(request: Request) -> dict[str, Any]:
-        """The state at a glance: what waits, what was done, who asked. For people; /metrics is for machines."""
-        return snapshot(call_of(request).tenant)
+        """The service's current state, for people: queue, work done, tenants. /metrics is for machines."""
+        return snapshot(parse_call(request).tenant)
 
 
 def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys: Keys) -> FastAPI:
     """A FastAPI app with /healthz, /readyz, /metrics, API keys, the body limit and the error replies."""
     app = FastAPI(title=title, version=VERSION, docs_url="/docs", redoc_url=None)
-    app.add_middleware(BodyLimit, limit=max_body_bytes)
-    app.add_middleware(Authentication, keys=keys)  # outside the limit: who has no key learns nothing else
-    app.add_middleware(Access)  # added last, it is the outermost
+    app.add_middleware(BodyLimitMiddleware, limit=max_body_bytes)
+    app.add_middleware(AuthenticationMiddleware, keys=keys)  # outside the body limit: the key is checked first
+    app.add_middleware(AccessMiddleware)  # added last, so the outermost
 
     @app.exception_handler(ServiceError)
     async def _service_error(request: Request, error: ServiceError) -> Response:
-        return error_response(error, protobuf=speaks_protobuf(request))
+        return error_response(error, protobuf=wants_protobuf(request))
 
     @app.exception_handler(RequestValidationError)
     async def _bad_request(request: Request, error: RequestValidationError) -> Response:
@@ -264,15 +266,13 @@ def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys
         field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
         value = repr(first.get("input"))
         shown = value if len(value) <= 80 else value[:77] + "..."
-        return error_response(
-            invalid(field, f"{field}: {first['msg']}; got {shown}"), protobuf=speaks_protobuf(request)
-        )
+        return error_response(invalid(field, f"{field}: {first['msg']}; got {shown}"), protobuf=wants_protobuf(request))
 
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> Response:
         code = status_pb2.NOT_FOUND if error.status_code == 404 else status_pb2.INVALID_ARGUMENT
         message = f"{request.method} {request.url.path}: {error.detail}; /docs lists the routes"
-        access.fail(ServiceError(code, message, field="path"))
+        access.record_error(ServiceError(code, message, field="path"))
         body = {"code": status_pb2.Code.Name(code), "field": "path", "message": message}
         return JSONResponse({"error": body}, error.status_code)
 
@@ -287,7 +287,7 @@ def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys
 
 
 def add_health(app: FastAPI, ready: Callable[[], bool]) -> None:
-    """What probes ask."""
+    """Add the paths that probes ask for."""
 
     @app.get(HEALTH_PATH, tags=["health"])
     async def healthz() -> PlainTextResponse:
@@ -296,12 +296,12 @@ def add_health(app: FastAPI, ready: Callable[[], bool]) -> None:
 
     @app.get(READY_PATH, tags=["health"])
     async def readyz() -> PlainTextResponse:
-        """The service takes work; 503 while it warms up or drains."""
+        """The service accepts requests; 503 while it warms up or drains."""
         return PlainTextResponse("ready\n") if ready() else PlainTextResponse("not ready\n", 503)
 
 
-def probe_app(ready: Callable[[], bool]) -> FastAPI:
-    """Health alone, for a listener of its own."""
+def make_probe_app(ready: Callable[[], bool]) -> FastAPI:
+    """An app with the health paths only, for a separate listener."""
     app = FastAPI(openapi_url=None)
     add_health(app, ready)
     return app

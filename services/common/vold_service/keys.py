@@ -1,4 +1,4 @@
-"""API keys: which tenant a key stands for, from a file and from the environment, read again when the file changes.
+"""API keys and the tenants they belong to, from a file and from the environment. The file is reloaded when it changes.
 
     tenants:
       - name: maths
@@ -8,17 +8,16 @@
         max_sequence: 4096
         keys:
           - sha256: 5b0a...          # of a key that `vold-teacher key --tenant maths` printed
-            run_id: beta-low         # optional: what this key does is accounted to this run
+            run_id: beta-low         # optional: requests with this key are accounted to this run
             expires: 2027-01-31      # optional; without a time zone it is UTC
 
-Both faces ask `Keys.authenticate` before anything of a request is read. Two questions need no key, whether the process
-is up and whether it takes work (/healthz and /readyz over HTTP, grpc.health.v1.Health over gRPC), because those who
-ask them, balancers and orchestrators, have none. A key that comes along all the same is checked, but on /healthz, so
-that a caller learns of a wrong one while it waits for the service. Everything else wants a key: /metrics, the pages for
-a browser, and reflection too.
+Both faces call `Keys.authenticate` before they read a request. Liveness and readiness need no key (/healthz and /readyz
+over HTTP, grpc.health.v1.Health over gRPC), because load balancers and orchestrators have none. If a caller sends a key
+there all the same, the key is checked, except on /healthz: a caller that waits for the service then sees that its key
+is wrong. Every other path and method needs a key, including /metrics, the pages for a browser, and reflection.
 
-Only digests are kept, in the file and in memory. A plain SHA-256 is enough here, where a password would need a slow,
-salted hash: a key is 256 random bits, so there is no list of likely keys to try against a stolen digest.
+The file and the memory of the service hold digests of keys only. A plain SHA-256 is enough, where a password would need
+a slow, salted hash: a key is 256 random bits, so no list of likely keys exists to try against a stolen digest.
 """
 
 import base64
@@ -41,28 +40,28 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from vold_proto.v1 import status_pb2
 
 from vold_service.errors import ServiceError
-from vold_service.tenants import OPEN, Tenant
+from vold_service.tenants import OPEN_TENANT, Tenant
 
 log = logging.getLogger("vold.keys")
 
-ENVIRONMENT = "VOLD_API_KEYS"
-"""tenant:key, several with commas between. These tenants have no limits unless the file names them too."""
+KEYS_VARIABLE = "VOLD_API_KEYS"
+"""tenant:key, several separated by commas. These tenants have no limits unless the file names them too."""
 
-PREFIX = "vold_"
-SHORTEST_KEY = 24
-"""Characters of a key in the environment. Shorter ones are passwords, which a fast hash does not protect."""
+KEY_PREFIX = "vold_"
+MIN_KEY_LENGTH = 24
+"""Characters of a key in the environment. A shorter key is a password, which a fast hash does not protect."""
 
 CHECK_SECONDS = 1.0
-"""How often, at most, the file is looked at."""
+"""The shortest time between two checks whether the file has changed."""
 
 
 class KeysError(ValueError):
-    """Keys that cannot be used: the message names the file, the entry, the field and the remedy, and no key."""
+    """Unusable keys. The message names the file, the entry, the field and the remedy, and never a key."""
 
 
 def new_key() -> str:
     """A key of 256 random bits."""
-    return PREFIX + secrets.token_urlsafe(32)
+    return KEY_PREFIX + secrets.token_urlsafe(32)
 
 
 def digest_of(key: str) -> bytes:
@@ -112,7 +111,7 @@ class KeysFile(_Entry):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Whom a key stands for. run_id: the run that the key is for; "" where the caller may name one.
+    """What a key grants: requests as this tenant. run_id: the run of the key; "" if the caller may name a run.
     expires: in seconds since 1970; None for never.
     """
 
@@ -121,15 +120,15 @@ class Grant:
     expires: float | None = None
 
 
-EVERYBODY = Grant(OPEN)
+OPEN_GRANT = Grant(OPEN_TENANT)
 
 _REMEDY = "send one as 'authorization: Bearer KEY'; a trainer takes it from the environment variable in api_key_env"
 
 
 @dataclass(slots=True)
 class Keys:
-    """The keys of a service. file: None for none. Without a file and without keys in the environment everybody is
-    let in, as the tenant `OPEN`. Raises KeysError where the keys cannot be used.
+    """The API keys of a service. file: None for no file. Without a file and without keys in the environment, every
+    caller is the tenant `OPEN_TENANT`. Raises KeysError if the keys cannot be used.
     """
 
     file: Path | None = None
@@ -139,14 +138,14 @@ class Keys:
     _checked: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        self._signature = self._look()
+        self._signature = self._file_signature()
         self._checked = time.monotonic()
-        self._grants = self._read()
+        self._grants = self._load_grants()
 
     @classmethod
-    def of(cls, file: Path | None, environ: Mapping[str, str] | None = None) -> "Keys":
-        """From a file, and from VOLD_API_KEYS in `environ` (the process's own where absent)."""
-        return cls(file, (os.environ if environ is None else environ).get(ENVIRONMENT, ""))
+    def load(cls, file: Path | None, environ: Mapping[str, str] | None = None) -> "Keys":
+        """The keys of a file, and of VOLD_API_KEYS in `environ` (None for the process's environment)."""
+        return cls(file, (os.environ if environ is None else environ).get(KEYS_VARIABLE, ""))
 
     @property
     def open(self) -> bool:
@@ -154,39 +153,39 @@ class Keys:
         return self.file is None and not self.environment
 
     def authenticate(self, header: str | None, *, basic: bool = False) -> Grant:
-        """Whom the value of an `authorization` header stands for. basic: take a key as the password of HTTP Basic too.
+        """The grant of the key in an `authorization` header. basic: also accept the key as the password of HTTP Basic.
 
-        Raises UNAUTHENTICATED where it is nobody.
+        Raises UNAUTHENTICATED if the header has no valid key.
         """
         if self.open:
-            return EVERYBODY
+            return OPEN_GRANT
         self._refresh()
         if not header:
-            raise _refused(f"this service wants an API key: {_REMEDY}")
-        key = _key_in(header, basic)
+            raise _unauthenticated(f"this service wants an API key: {_REMEDY}")
+        key = _parse_header(header, basic)
         if not key:
-            raise _refused(f"the authorization header holds no API key: {_REMEDY}")
-        offered = digest_of(key)
+            raise _unauthenticated(f"the authorization header holds no API key: {_REMEDY}")
+        digest = digest_of(key)
         grant: Grant | None = None
         for known, candidate in self._grants.items():
-            # All of them, each in constant time: how long it takes tells nothing about the digests here.
-            if hmac.compare_digest(known, offered):
+            # Compare all digests, each in constant time, so that the time taken reveals nothing about them.
+            if hmac.compare_digest(known, digest):
                 grant = candidate
         if grant is None:
-            raise _refused(
+            raise _unauthenticated(
                 "the API key is not one of this service's: check that it is whole, or ask the operator for a new one"
             )
         if grant.expires is not None and time.time() >= grant.expires:
             when = datetime.datetime.fromtimestamp(grant.expires, datetime.UTC)
-            raise _refused(f"the API key expired on {when:%Y-%m-%d %H:%M} UTC: ask the operator for a new one")
+            raise _unauthenticated(f"the API key expired on {when:%Y-%m-%d %H:%M} UTC: ask the operator for a new one")
         return grant
 
     def reload(self) -> None:
-        """Read the file again. Where it cannot be used, the keys stay as they are, and the log says why."""
+        """Load the file again. If the file cannot be used, keep the keys as they are and log the reason."""
         self._checked = time.monotonic()
-        signature = self._look()
+        signature = self._file_signature()
         try:
-            grants = self._read()
+            grants = self._load_grants()
         except KeysError as error:
             log.error("the API keys stay as they were: %s", error)
         else:
@@ -198,48 +197,49 @@ class Keys:
         if self.file is None or time.monotonic() - self._checked < CHECK_SECONDS:
             return
         self._checked = time.monotonic()
-        if self._look() != self._signature:
+        if self._file_signature() != self._signature:
             self.reload()
 
-    def _look(self) -> tuple[int, ...] | None:
-        """What changes whenever the file does; None while there is none."""
+    def _file_signature(self) -> tuple[int, ...] | None:
+        """Values that differ if the file has changed; None if there is no file."""
         try:
-            seen = self.file.stat() if self.file is not None else None
+            stat = self.file.stat() if self.file is not None else None
         except OSError:
             return None
-        return (seen.st_mtime_ns, seen.st_size, seen.st_ino) if seen is not None else None
+        return (stat.st_mtime_ns, stat.st_size, stat.st_ino) if stat is not None else None
 
-    def _read(self) -> dict[bytes, Grant]:
+    def _load_grants(self) -> dict[bytes, Grant]:
         entries = _read_file(self.file) if self.file is not None else []
         grants: dict[bytes, Grant] = {}
-        for place, entry in enumerate(entries):
+        for position, entry in enumerate(entries):
             tenant = entry.tenant()
-            for index, key in enumerate(entry.keys):
-                digest = bytes.fromhex(key.sha256)
+            for index, key_entry in enumerate(entry.keys):
+                digest = bytes.fromhex(key_entry.sha256)
                 if digest in grants:
                     raise KeysError(
-                        f"{self.file}: tenants[{place}].keys[{index}] is the same key as one of "
+                        f"{self.file}: tenants[{position}].keys[{index}] is the same key as one of "
                         f"{grants[digest].tenant.name!r}: give each caller a key of its own"
                     )
-                grants[digest] = Grant(tenant, key.run_id, key.expires.timestamp() if key.expires else None)
-        named = {entry.name: entry.tenant() for entry in entries}
-        for name, secret in _in_environment(self.environment):
-            grants.setdefault(digest_of(secret), Grant(named.get(name) or Tenant(name)))
+                expires = key_entry.expires.timestamp() if key_entry.expires else None
+                grants[digest] = Grant(tenant, key_entry.run_id, expires)
+        tenants = {entry.name: entry.tenant() for entry in entries}
+        for name, key in _parse_environment(self.environment):
+            grants.setdefault(digest_of(key), Grant(tenants.get(name) or Tenant(name)))
         return grants
 
 
-def require_admin(tenant: Tenant, what: str) -> None:
-    """Raise PERMISSION_DENIED where the tenant is none that administers the service."""
+def require_admin(tenant: Tenant, action: str) -> None:
+    """Raise PERMISSION_DENIED if the tenant is not an administrator. action: the refused action, for the message."""
     if not tenant.admin:
         raise ServiceError(
             status_pb2.PERMISSION_DENIED,
-            f"{what} is for administrators, and the tenant {tenant.name!r} is none: use a key of a tenant with "
+            f"{action} is for administrators, and the tenant {tenant.name!r} is none: use a key of a tenant with "
             "'admin: true' in the keys file",
         )
 
 
 def describe_new_key(tenant: str, run_id: str = "", expires: str = "") -> str:
-    """A new key, shown this once, and the lines for the keys file. Raises KeysError where an argument is unfit."""
+    """A new key, which is not stored anywhere, and the lines for the keys file. Raises KeysError for a bad argument."""
     key = new_key()
     entry: dict[str, Any] = {"sha256": digest_of(key).hex()}
     entry |= {name: value for name, value in (("run_id", run_id), ("expires", expires)) if value}
@@ -249,7 +249,7 @@ def describe_new_key(tenant: str, run_id: str = "", expires: str = "") -> str:
     return f"{key}\n\n# The key above is shown this once. The service keeps its digest; lines for --api-keys:\n{lines}"
 
 
-def _key_in(header: str, basic: bool) -> str:
+def _parse_header(header: str, basic: bool) -> str:
     scheme, _, value = header.strip().partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
@@ -261,20 +261,20 @@ def _key_in(header: str, basic: bool) -> str:
     return ""
 
 
-def _refused(message: str) -> ServiceError:
+def _unauthenticated(message: str) -> ServiceError:
     return ServiceError(status_pb2.UNAUTHENTICATED, message)
 
 
-def _in_environment(text: str) -> list[tuple[str, str]]:
+def _parse_environment(text: str) -> list[tuple[str, str]]:
     pairs = []
-    for place, part in enumerate(filter(None, (part.strip() for part in text.split(",")))):
+    for position, part in enumerate(filter(None, (part.strip() for part in text.split(",")))):
         name, colon, key = part.partition(":")
-        if not colon or not name or len(key) < SHORTEST_KEY:
+        if not colon or not name or len(key) < MIN_KEY_LENGTH:
             raise KeysError(
-                f"{ENVIRONMENT}: entry {place} is not TENANT:KEY with a key of at least {SHORTEST_KEY} characters: "
-                "separate entries by commas, and make keys with `vold-teacher key --tenant NAME`"
+                f"{KEYS_VARIABLE}: entry {position} is not TENANT:KEY with a key of at least {MIN_KEY_LENGTH} "
+                "characters: separate entries by commas, and make keys with `vold-teacher key --tenant NAME`"
             )
-        _validate({"tenants": [{"name": name}]}, f"{ENVIRONMENT}, entry {place}")
+        _validate({"tenants": [{"name": name}]}, f"{KEYS_VARIABLE}, entry {position}")
         pairs.append((name, key))
     return pairs
 
@@ -287,7 +287,7 @@ def _read_file(file: Path) -> list[TenantEntry]:
     except UnicodeDecodeError as error:
         raise KeysError(f"{file}: is not text in UTF-8: a keys file is YAML or JSON") from error
     except yaml.YAMLError as error:
-        # Not the library's whole message, which quotes the line: it may hold a key.
+        # Without the library's message, which quotes the line: the line may hold a key.
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
         raise KeysError(f"{file}{where}: is neither YAML nor JSON: see the example in the guide") from None
@@ -296,43 +296,44 @@ def _read_file(file: Path) -> list[TenantEntry]:
     return _validate(content, str(file)).tenants
 
 
-def _validate(content: Mapping[str, Any], where: str) -> KeysFile:
+def _validate(content: Mapping[str, Any], source: str) -> KeysFile:
     try:
         file = KeysFile.model_validate(content)
     except ValidationError as error:
-        raise KeysError("\n".join(_explain(item, where) for item in error.errors(include_url=False))) from None
+        raise KeysError("\n".join(_describe_error(item, source) for item in error.errors(include_url=False))) from None
     seen: set[str] = set()
-    for place, tenant in enumerate(file.tenants):
+    for position, tenant in enumerate(file.tenants):
         if tenant.name in seen:
             raise KeysError(
-                f"{where}: tenants[{place}].name is {tenant.name!r}, which is there before: put its keys in one entry"
+                f"{source}: tenants[{position}].name is {tenant.name!r}, which is there before: put its "
+                "keys in one entry"
             )
         seen.add(tenant.name)
     return file
 
 
-_FORMS = {
+_FIELD_ERRORS = {
     "name": "is not 1 to 64 letters, digits, dots, underscores and dashes, the first a letter or a digit",
     "sha256": "is not 64 hexadecimal digits in lower case: a key is kept as its SHA-256; "
     "`vold-teacher key --tenant NAME` prints a new one with its lines for this file",
     "expires": "is no date and no time: write 2027-01-31, or 2027-01-31T12:00:00+01:00",
 }
-"""What is wrong with a field whose value may be a key in the wrong place, and is not shown."""
+"""The error of a field whose value is not shown, because the value may be a misplaced key."""
 
 
-def _explain(item: Any, where: str) -> str:
+def _describe_error(item: Any, source: str) -> str:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
     last = str(item["loc"][-1]) if item["loc"] else ""
     if item["type"] == "extra_forbidden":
         kind = KeyEntry if "keys" in item["loc"][:-1] else TenantEntry if len(item["loc"]) > 1 else KeysFile
         near = difflib.get_close_matches(last, kind.model_fields, n=1)
-        # A name is shown only where it is near to one of ours: it may be a key in the wrong place.
+        # The name is shown only if it is close to a known field: it may be a misplaced key.
         hint = f"did you mean {near[0]!r}?" if near else f"the fields here are {', '.join(kind.model_fields)}"
-        return f"{where}: {path if near else path.rpartition('.')[0] or 'the file'}: an unknown field; {hint}"
+        return f"{source}: {path if near else path.rpartition('.')[0] or 'the file'}: an unknown field; {hint}"
     if item["type"] == "missing":
-        return f"{where}: {path} is missing: set it"
-    if last in _FORMS:
-        return f"{where}: {path} {_FORMS[last]}"
-    # Numbers alone: any other value may be a key in the wrong place.
+        return f"{source}: {path} is missing: set it"
+    if last in _FIELD_ERRORS:
+        return f"{source}: {path} {_FIELD_ERRORS[last]}"
+    # Only numbers are shown: any other value may be a misplaced key.
     got = f"; got {item['input']!r}" if isinstance(item["input"], int | float) else ""
-    return f"{where}: {path}: {item['msg']}{got}"
+    return f"{source}: {path}: {item['msg']}{got}"

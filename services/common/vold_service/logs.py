@@ -1,4 +1,4 @@
-"""Log lines for people or for machines, each with the id of the request that it belongs to."""
+"""Log lines as text or as JSON, each with the id of its request."""
 
 import json
 import logging
@@ -12,16 +12,16 @@ FORMATS = ("text", "json")
 
 
 def setup(level: str, form: str) -> None:
-    """Send the log to stderr. form: text or json."""
+    """Write the log to stderr. form: text or json."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """What a line says besides its message."""
+    """The fields of a line besides its message."""
     fields = dict(getattr(record, "fields", {}))
-    request = access.current()
+    request = access.current_record()
     if request is not None and "request_id" not in fields:
         fields["request_id"] = request.request_id
     return fields
@@ -34,12 +34,12 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        fields = "".join(f" {key}={_plain(value)}" for key, value in _fields(record).items())
+        fields = "".join(f" {key}={_quote_if_ambiguous(value)}" for key, value in _fields(record).items())
         return super().formatMessage(record) + fields
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, the fields, and the exception where there is one."""
+    """One JSON object a line: time (UTC), level, logger, message, the fields, and the exception if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -54,7 +54,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def _plain(value: Any) -> str:
-    """Quoted where it could be taken for more than one field: a caller chooses its request id."""
+def _quote_if_ambiguous(value: Any) -> str:
+    """The value as text, quoted if it could read as more than one field: a caller chooses its own request id."""
     text = str(value)
     return text if text.isprintable() and not any(mark in text for mark in ' "=') else json.dumps(text)

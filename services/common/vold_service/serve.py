@@ -1,4 +1,4 @@
-"""Run both faces on one event loop until a signal: warm up, say ready, serve, drain, stop."""
+"""Run both faces on one event loop until a signal: warm up, report ready, serve, drain, stop."""
 
 import asyncio
 import contextlib
@@ -16,19 +16,19 @@ from fastapi import FastAPI
 from vold_service import logs, tracing
 from vold_service.connection import Connection
 from vold_service.grpc import GrpcServer
-from vold_service.http import probe_app
+from vold_service.http import make_probe_app
 from vold_service.keys import Keys
 from vold_service.settings import ServerSettings, split_address
-from vold_service.tls import Tls, watch
+from vold_service.tls import Tls, watch_certificate
 
 log = logging.getLogger("vold.serve")
 
 STALLED_READER_SECONDS = 600
-"""How long a caller may leave a reply unread with its connection's buffers full."""
+"""How long a caller may leave a reply unread while the buffers of its connection are full."""
 
 
 class Readiness:
-    """Whether the service takes work. The HTTP face reads it; `serve` sets it."""
+    """Whether the service accepts requests. `serve` sets it, and the HTTP face reads it."""
 
     def __init__(self) -> None:
         self.ready = False
@@ -37,11 +37,11 @@ class Readiness:
         return self.ready
 
 
-class _Http(uvicorn.Server):
-    """uvicorn on a listener that is bound at once. Raises OSError where it cannot be."""
+class _HttpServer(uvicorn.Server):
+    """uvicorn on a listener that the constructor binds. Raises OSError if the address cannot be bound."""
 
     def __init__(self, app: FastAPI, address: str, settings: ServerSettings, tls: Tls | None) -> None:
-        self.listener = _bind(address)
+        self.listener = _bind_listener(address)
         host, port = self.listener.getsockname()[:2]
         self.url = f"{'http' if tls is None else 'https'}://{host}:{port}"
         config = uvicorn.Config(
@@ -76,58 +76,47 @@ async def serve(
     start: Callable[[], Awaitable[None]],
     stop: Callable[[], Awaitable[None]],
 ) -> None:
-    """Listen at once (so that probes get an answer), `start` the engine, serve, and on SIGTERM or SIGINT drain.
+    """Listen, `start` the engine, serve until SIGTERM or SIGINT, and drain. SIGHUP reloads the file of API keys.
 
-    SIGHUP reads the file of API keys again.
+    The servers listen before the engine starts, so that probes get an answer.
 
-    Prints one JSON line once ready: {"ready": name, "http": url, "grpc": address, "pid": pid}, and "probes": url where
+    Prints one JSON line when ready: {"ready": name, "http": url, "grpc": address, "pid": pid}, and "probes": url if
     --probes is given.
     """
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, keys.reload)
-    _note_who_may_call(settings, keys, tls)
+    stopping = _stop_on_signal(keys)
+    _log_open_access(settings, keys, tls)
 
-    http_servers: list[_Http] = []
-    http_url, probes_url, certificates = None, None, None
-    if settings.http is not None:
-        http_servers.append(_Http(app, settings.http, settings, tls))
-        http_url = http_servers[-1].url
-        if tls is not None and (context := http_servers[-1].config.ssl) is not None:
-            certificates = asyncio.create_task(watch(tls, context), name="certificates")
-    if settings.probes is not None:
-        http_servers.append(_Http(probe_app(readiness), settings.probes, settings, None))
-        probes_url = http_servers[-1].url
-    http_tasks = [asyncio.create_task(server.serve(sockets=[server.listener])) for server in http_servers]
+    http_servers = _bind_http_servers(settings, app, readiness, tls)
+    certificates = None
+    if tls is not None and "http" in http_servers and (context := http_servers["http"].config.ssl) is not None:
+        certificates = asyncio.create_task(watch_certificate(tls, context), name="certificates")
+    http_tasks = [asyncio.create_task(server.serve(sockets=[server.listener])) for server in http_servers.values()]
     grpc_address = None
     if settings.grpc is not None:
         grpc_address = await grpc_server.start(settings.grpc)
 
     starting = asyncio.create_task(_as_coroutine(start))
-    waiting = asyncio.create_task(stopping.wait())
-    await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    stop_signal = asyncio.create_task(stopping.wait())
+    await asyncio.wait({starting, stop_signal}, return_when=asyncio.FIRST_COMPLETED)
     failure = starting.exception() if starting.done() else None
     if not starting.done():
         starting.cancel()
     elif failure is None and not stopping.is_set():
         readiness.ready = True
         await grpc_server.set_ready(True)
-        ready = {"ready": name, "http": http_url, "grpc": grpc_address, "pid": os.getpid()}
-        if probes_url is not None:
-            ready["probes"] = probes_url
+        urls = {face: server.url for face, server in http_servers.items()}
+        ready = {"ready": name, "http": None, "grpc": grpc_address, "pid": os.getpid(), **urls}
         print(json.dumps(ready), flush=True)
-        await waiting
+        await stop_signal
 
-    # What has failed to start stops in the same order: a gRPC server that the loop leaves behind is a traceback.
-    waiting.cancel()
+    # After a failed start the servers stop in the same order: otherwise the gRPC server ends with a traceback.
+    stop_signal.cancel()
     grace = 0.0 if failure else settings.drain_seconds
     if failure is None:
         log.info("draining for up to %.0f s", grace)
     readiness.ready = False
     await grpc_server.set_ready(False)
-    for server in http_servers:
+    for server in http_servers.values():
         server.should_exit = True
     await asyncio.gather(grpc_server.stop(grace), *http_tasks)
     if certificates is not None:
@@ -140,7 +129,30 @@ async def serve(
         raise failure
 
 
-def _note_who_may_call(settings: ServerSettings, keys: Keys, tls: Tls | None) -> None:
+def _stop_on_signal(keys: Keys) -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set. SIGHUP reloads `keys`."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, keys.reload)
+    return stopping
+
+
+def _bind_http_servers(
+    settings: ServerSettings, app: FastAPI, readiness: Readiness, tls: Tls | None
+) -> dict[str, _HttpServer]:
+    """The bound HTTP servers by name: "http" for the HTTP face, "probes" for the probes, each if it has an address."""
+    servers = {}
+    if settings.http is not None:
+        servers["http"] = _HttpServer(app, settings.http, settings, tls)
+    if settings.probes is not None:
+        servers["probes"] = _HttpServer(make_probe_app(readiness), settings.probes, settings, None)
+    return servers
+
+
+def _log_open_access(settings: ServerSettings, keys: Keys, tls: Tls | None) -> None:
+    """Log who may call if the service has no keys, and that keys are not encrypted if it has no TLS."""
     if keys.open:
         addresses = [address for address in (settings.http, settings.grpc) if address]
         if any(not address.startswith(("127.", "[::1]", "::1", "localhost:", "unix:")) for address in addresses):
@@ -153,7 +165,7 @@ async def _as_coroutine(function: Callable[[], Awaitable[None]]) -> None:
     await function()
 
 
-def _bind(address: str) -> socket.socket:
+def _bind_listener(address: str) -> socket.socket:
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -161,11 +173,11 @@ def _bind(address: str) -> socket.socket:
     except OSError as error:
         message = f"cannot listen on {address}: {error.strerror}; choose another port, or 0 for a free one"
         raise OSError(message) from error
-    # Connections inherit these. asyncio sets no delay aside only for sockets that name their protocol, which those of a
-    # listener do not; with the delay each reply on a kept connection waits 40 ms for the caller's acknowledgement.
+    # Connections inherit these options. asyncio sets TCP_NODELAY only on sockets that name their protocol, and accepted
+    # sockets do not. Without it each reply on a reused connection waits 40 ms for the caller's acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # A caller whose machine or network is gone sends no word of it while it waits for a
-    # reply, and one that stops reading holds the reply in memory.
+    # A caller whose machine or network is lost closes no connection, and a caller that stops reading keeps the reply in
+    # this process's memory.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, option):
@@ -176,9 +188,9 @@ def _bind(address: str) -> socket.socket:
 
 
 def run(main: Callable[[], Awaitable[None]], *, name: str, settings: ServerSettings) -> None:
-    """Run a server's `main` under asyncio, with logging and tracing set up. name: of the service in its traces.
+    """Set up logging and tracing, and run a server's `main` under asyncio. name: of the service in traces.
 
-    A failure to start ends with its message and status 1.
+    If the start fails, the process exits with the error message and status 1.
     """
     logs.setup(settings.log_level, settings.log_format)
     tracing.setup(name)

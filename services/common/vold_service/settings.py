@@ -1,4 +1,4 @@
-"""Settings that every server has. A service adds its own by subclassing."""
+"""Settings that all services share. A service adds its own in a subclass."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 class ServerSettings(BaseSettings):
-    """Where to listen and what to refuse. Each is also an environment variable, VOLD_ and the name in capitals."""
+    """Addresses, limits, logging, keys, TLS. Each is also an environment variable: VOLD_ and the name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix="VOLD_", extra="forbid")
 
@@ -38,12 +38,12 @@ class ServerSettings(BaseSettings):
     tls_client_ca: Path | None = Field(default=None, description="PEM file of the CA that callers' certificates need")
 
     def keys(self) -> Keys:
-        """Raises KeysError where they cannot be used."""
-        return Keys.of(self.api_keys_file)
+        """Raises KeysError if the keys cannot be used."""
+        return Keys.load(self.api_keys_file)
 
     def tls(self) -> Tls | None:
-        """Raises TlsError where the files are unfit."""
-        return Tls.of(self.tls_cert, self.tls_key, self.tls_client_ca)
+        """None for plain text. Raises TlsError if the files cannot be used."""
+        return Tls.from_files(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     log_format: Literal["text", "json"] = Field(default="text", description="text or json, one object a line")
 
@@ -61,7 +61,7 @@ class ServerSettings(BaseSettings):
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """HOST:PORT in two. Raises ValueError that names the value and the form."""
+    """HOST and PORT of HOST:PORT. Raises ValueError that names the value and the form."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{address!r} is not HOST:PORT; write for example 127.0.0.1:8000, or port 0 for a free one")

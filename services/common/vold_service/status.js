@@ -25,7 +25,7 @@ const span = (value) => {
 
 const meter = (id, share) => { document.getElementById(id).style.width = `${100 * Math.min(1, share)}%`; };
 
-/* Names with their counts, or a word where there are none. */
+/* Names with their counts, or "none". */
 function tags(id, counts) {
   const entries = Object.entries(counts);
   document.getElementById(id).replaceChildren(...(entries.length ? entries : [["none", null]]).map(([name, count]) => {
@@ -35,7 +35,7 @@ function tags(id, counts) {
   }));
 }
 
-/* Rows of text; a cell may also be {share}, for a bar. */
+/* Fill a table body with rows of text cells; a cell {share} becomes a bar. */
 function fill(body, rows) {
   body.replaceChildren(...rows.map((cells) => {
     const row = make("tr");
@@ -54,13 +54,13 @@ function fill(body, rows) {
   }));
 }
 
-/* The last five minutes as areas, one behind the other. series: [{name, color, values}], a value a second, newest last. */
+/* Plot the last five minutes as overlapping areas. series: [{name, color, values}], one value a second, newest last. */
 const SPAN = 300;
 function plot(svg, series, describe) {
   const width = Math.max(svg.clientWidth, 200), height = Number(svg.dataset.height), left = 46, bottom = 18, top = 6;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.style.height = `${height}px`;
-  const highest = Math.max(1, ...series.flatMap((one) => one.values));
+  const highest = Math.max(1, ...series.flatMap(({ values }) => values));
   const rough = highest / 3, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
   const ceiling = step * Math.ceil(highest / step);
@@ -106,7 +106,7 @@ function plot(svg, series, describe) {
   svg.onpointerleave = () => { delete svg.dataset.ago; plot(svg, series, describe); };
 }
 
-/* Ask each second; a key that is asked for stays in this tab. */
+/* Poll /v1/status every second. An entered API key stays in this tab. */
 let key = null;
 async function poll(show) {
   const state = (name, text) => { $("#state").className = `pill ${name}`; put("state", text); };
@@ -120,7 +120,7 @@ async function poll(show) {
       state(status.ready ? "ready" : "", status.ready ? "ready" : "not ready");
       put("facts", `up ${span(status.uptime_seconds)} · version ${status.version}`);
       show(status);
-      window.shown = status; // what the page shows now, whole
+      window.shown = status; // the status that the page shows now
     } else state("away", `HTTP ${reply.status}`);
   } catch (error) {
     if (!(error instanceof TypeError)) throw error;

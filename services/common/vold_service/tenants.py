@@ -1,14 +1,14 @@
-"""Who calls: the tenant that a key stands for, and what it may take of a shared service."""
+"""Tenants: the callers of a shared service, with their limits."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """weight: its share of a busy service, beside the others' weights. The limits are None where there are none.
+    """weight: the tenant's share of a busy service, relative to other tenants' weights. A limit of None is no limit.
 
-    tokens_per_minute: prompt and completion tokens together. max_sequence: prompt and completion of one sequence.
-    admin: may load and unload models and see what the others use.
+    tokens_per_minute: prompt and completion tokens together. max_sequence: tokens of one prompt and completion.
+    admin: may load and unload models and see the usage of other tenants.
     """
 
     name: str
@@ -19,5 +19,5 @@ class Tenant:
     admin: bool = False
 
 
-OPEN = Tenant("open", admin=True)
-"""Everybody, where a service was started without keys."""
+OPEN_TENANT = Tenant("open", admin=True)
+"""The tenant of every caller if the service was started without keys."""

@@ -15,13 +15,13 @@ WATCH_SECONDS = 5.0
 
 
 class TlsError(ValueError):
-    """Files that cannot be served with: the message names the option, the file and the remedy."""
+    """Unusable TLS files. The message names the option, the file and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """cert: the certificate, then those between it and its CA. key: its private key, not encrypted. client_ca: where
-    given, callers must show a certificate that it signed.
+    """cert: the certificate, followed by the intermediate certificates. key: its private key, not encrypted.
+    client_ca: if set, a caller must show a certificate that this CA has signed.
     """
 
     cert: Path
@@ -29,8 +29,8 @@ class Tls:
     client_ca: Path | None = None
 
     @classmethod
-    def of(cls, cert: Path | None, key: Path | None, client_ca: Path | None) -> "Tls | None":
-        """From the options; None where TLS is off. Raises TlsError where the files do not go together."""
+    def from_files(cls, cert: Path | None, key: Path | None, client_ca: Path | None) -> "Tls | None":
+        """From the options; None if TLS is off. Raises TlsError if the files do not go together."""
         if cert is None or key is None:
             for option, value, other in (("--tls-cert", cert, "--tls-key"), ("--tls-key", key, "--tls-cert")):
                 if value is not None:
@@ -43,10 +43,10 @@ class Tls:
         return tls
 
     def ssl_context(self) -> ssl.SSLContext:
-        """For the HTTP face. Raises TlsError where a file is unfit."""
+        """For the HTTP face. Raises TlsError if a file cannot be used."""
         for option, file in (("--tls-cert", self.cert), ("--tls-key", self.key), ("--tls-client-ca", self.client_ca)):
             if file is not None:
-                _readable(option, file)
+                _check_readable(option, file)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.load(context)
         if self.client_ca is not None:
@@ -58,9 +58,9 @@ class Tls:
         return context
 
     def load(self, context: ssl.SSLContext) -> None:
-        """Read the certificate and its key into a context, which connections from now on show."""
+        """Load the certificate and its key into a context. New connections then show them."""
         try:
-            # A password that is given, and wrong for every key, keeps OpenSSL from asking the terminal for one.
+            # The empty password keeps OpenSSL from asking for one on the terminal.
             context.load_cert_chain(self.cert, self.key, password="")
         except (OSError, ValueError) as error:
             reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else str(error)
@@ -70,27 +70,27 @@ class Tls:
             ) from error
 
     def signature(self) -> tuple[int, ...]:
-        """What changes whenever one of the files does; a missing file counts as 0."""
+        """Values that differ if one of the files has changed; 0 for a missing file."""
         files = [file for file in (self.cert, self.key, self.client_ca) if file is not None]
         return tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files)
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
-        """For the gRPC face, which asks for the files at each handshake. Files that do not go together, as in the
-        middle of a renewal, leave it with what it had.
+        """For the gRPC face, which asks for the certificate at each handshake. While the files do not go together, as
+        in the middle of a renewal, the face keeps its last certificate.
         """
-        known = self.signature()
+        loaded = self.signature()
 
         def read() -> Any:
             pair = (self.key.read_bytes(), self.cert.read_bytes())
             client_ca = self.client_ca.read_bytes() if self.client_ca is not None else None
             return grpc.ssl_server_certificate_configuration([pair], client_ca)
 
-        def read_again() -> Any:
-            nonlocal known
-            found = self.signature()
-            if found == known:
+        def read_if_changed() -> Any:
+            nonlocal loaded
+            signature = self.signature()
+            if signature == loaded:
                 return None
-            known = found
+            loaded = signature
             try:
                 self.ssl_context()
                 return read()
@@ -99,19 +99,19 @@ class Tls:
                 return None
 
         return grpc.dynamic_ssl_server_credentials(
-            read(), read_again, require_client_authentication=self.client_ca is not None
+            read(), read_if_changed, require_client_authentication=self.client_ca is not None
         )
 
 
-async def watch(tls: Tls, context: ssl.SSLContext) -> None:
-    """Keep the HTTP face's certificate what the files hold, until cancelled."""
-    known = tls.signature()
+async def watch_certificate(tls: Tls, context: ssl.SSLContext) -> None:
+    """Load the files into the HTTP face's context whenever they change, until cancelled."""
+    loaded = tls.signature()
     while True:
         await asyncio.sleep(WATCH_SECONDS)
-        found = tls.signature()
-        if found == known:
+        signature = tls.signature()
+        if signature == loaded:
             continue
-        known = found
+        loaded = signature
         try:
             tls.ssl_context()
             tls.load(context)
@@ -121,7 +121,7 @@ async def watch(tls: Tls, context: ssl.SSLContext) -> None:
             log.info("read the certificate %s again", tls.cert)
 
 
-def _readable(option: str, file: Path) -> None:
+def _check_readable(option: str, file: Path) -> None:
     try:
         file.read_bytes()
     except OSError as error:

@@ -1,6 +1,6 @@
-"""OpenTelemetry spans, where they are wanted: with the extra `otel` installed and OTEL_EXPORTER_OTLP_ENDPOINT set.
+"""OpenTelemetry spans, if the extra `otel` is installed and OTEL_EXPORTER_OTLP_ENDPOINT is set.
 
-Otherwise every function here does nothing and a span is None. The SDK reads its own environment variables (sampler,
+Otherwise every function here does nothing and every span is None. The SDK reads its own environment variables (sampler,
 headers, resource attributes), so there is nothing else to configure.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from vold_proto.distribution import needs
+from vold_proto.distribution import require_extra
 
 try:
     from opentelemetry import trace
@@ -23,19 +23,19 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 log = logging.getLogger("vold.tracing")
 
 Span = Any
-"""An opentelemetry Span, or None where nothing is traced."""
+"""An opentelemetry Span, or None if nothing is traced."""
 
 _provider: Any = None
 _tracer: Any = None
 
 
 def setup(service: str) -> None:
-    """Begin to export spans under this service name, where the environment names a collector."""
+    """Export spans under this service name if the environment names a collector."""
     global _provider, _tracer
     if not any(os.environ.get(name) for name in ENDPOINTS):
         return
     try:
-        with needs("otel", "tracing"):
+        with require_extra("otel", "tracing"):
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
@@ -50,23 +50,23 @@ def setup(service: str) -> None:
 
 
 def shutdown() -> None:
-    """Export what is left. Blocks for some seconds at most."""
+    """Export the remaining spans. Blocks for a few seconds at most."""
     global _provider, _tracer
     if _provider is not None:
         _provider.shutdown()
         _provider = _tracer = None
 
 
-def begin(name: str, headers: Mapping[str, str]) -> Span:
-    """A server's span for one request, child of the caller's where `headers` has a traceparent (in small letters)."""
+def start_span(name: str, headers: Mapping[str, str]) -> Span:
+    """A server span for one request; a child of the caller's span if `headers` has a traceparent (in lower case)."""
     if _tracer is None:
         return None
     parent = TraceContextTextMapPropagator().extract(headers)
     return _tracer.start_span(name, context=parent, kind=trace.SpanKind.SERVER)
 
 
-def end(span: Span, code: str, attributes: Mapping[str, Any]) -> None:
-    """Close a request's span. code: OK, or the name of the error."""
+def end_span(span: Span, code: str, attributes: Mapping[str, Any]) -> None:
+    """End the span of a request. code: OK, or the name of the error code."""
     if span is None:
         return
     span.set_attributes({f"vold.{key}": value for key, value in attributes.items()})
@@ -76,16 +76,16 @@ def end(span: Span, code: str, attributes: Mapping[str, Any]) -> None:
 
 
 def trace_id(span: Span) -> str:
-    """32 hexadecimal digits, or "" where nothing is traced."""
+    """32 hexadecimal digits, or "" if nothing is traced."""
     return f"{span.get_span_context().trace_id:032x}" if span is not None else ""
 
 
 @contextmanager
-def batch(name: str, callers: Iterable[Span]) -> Iterator[dict[str, Any]]:
-    """A span for work that serves several requests at once; fill the dict with its attributes.
+def batch_span(name: str, callers: Iterable[Span]) -> Iterator[dict[str, Any]]:
+    """A span for a batch that serves several requests at once. The block fills the dict with the span's attributes.
 
-    It cannot be the child of all of them, so it begins a trace of its own with a link to each; each caller's span gets
-    a link to it, so that either leads to the other.
+    The span cannot be the child of every request's span. It starts a new trace with a link to each of them, and each of
+    them gets a link to it.
     """
     attributes: dict[str, Any] = {}
     if _tracer is None:
@@ -93,11 +93,11 @@ def batch(name: str, callers: Iterable[Span]) -> Iterator[dict[str, Any]]:
         return
     spans = {id(span): span for span in callers if span is not None}.values()
     links = [trace.Link(span.get_span_context()) for span in spans]
-    with _tracer.start_as_current_span(name, links=links) as own:
+    with _tracer.start_as_current_span(name, links=links) as batch:
         for span in spans:
-            if span.is_recording():  # it is not, where the caller has gone
-                span.add_link(own.get_span_context())
+            if span.is_recording():  # False if the caller has disconnected
+                span.add_link(batch.get_span_context())
         try:
             yield attributes
         finally:
-            own.set_attributes({f"vold.{key}": value for key, value in attributes.items()})
+            batch.set_attributes({f"vold.{key}": value for key, value in attributes.items()})

@@ -1,4 +1,4 @@
-"""What each tenant and run has taken of a service since it started. In this process's memory, and bounded there."""
+"""The usage of each tenant and run since the service started. Kept in this process's memory, and bounded."""
 
 import time
 from collections import OrderedDict
@@ -7,16 +7,16 @@ from dataclasses import astuple, dataclass
 from vold_service.call import Call
 
 MAX_RUNS = 1000
-"""Runs of one tenant that are told apart; the ones idle for longest are added up under `EARLIER`."""
+"""Runs of one tenant that have a row. Beyond it, the runs idle for longest are added up under `EARLIER_RUNS`."""
 
-EARLIER = "(earlier runs)"
+EARLIER_RUNS = "(earlier runs)"
 
 
 @dataclass(slots=True)
 class Counts:
-    """scored_tokens: completion tokens that were scored. computed_tokens: positions run through the model for them,
-    padding and shared prompts divided among those they were for. cache_hits: completions whose scores were there
-    already. queue_seconds: waited, the sum over requests.
+    """scored_tokens: scored completion tokens. computed_tokens: positions run through the model for them; padding and
+    shared prompts are divided among the requests of a batch. cache_hits: completions whose scores came from the cache.
+    queue_seconds: time in the queue, summed over requests.
     """
 
     requests: int = 0
@@ -27,27 +27,27 @@ class Counts:
     generated_tokens: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Counts(*(left + right for left, right in zip(astuple(self), astuple(other), strict=True)))
 
 
 class Usage:
-    """Counts by tenant and run. since: when counting began, in seconds since 1970."""
+    """Counts by tenant and run. since: the start of counting, in seconds since 1970."""
 
     def __init__(self) -> None:
         self.since = time.time()
         self._tenants: dict[str, OrderedDict[str, Counts]] = {}
 
     def add(self, call: Call, counts: Counts) -> None:
-        """Account `counts` to the call's tenant and run."""
+        """Add `counts` to the call's tenant and run."""
         runs = self._tenants.setdefault(call.tenant.name, OrderedDict())
         runs[call.run_id] = runs.get(call.run_id, Counts()) + counts
         runs.move_to_end(call.run_id)
         while len(runs) > MAX_RUNS:
-            oldest = next(run for run in runs if run != EARLIER)
-            idle = runs.pop(oldest)
-            runs[EARLIER] = runs.get(EARLIER, Counts()) + idle
+            oldest = next(run for run in runs if run != EARLIER_RUNS)
+            oldest_counts = runs.pop(oldest)
+            runs[EARLIER_RUNS] = runs.get(EARLIER_RUNS, Counts()) + oldest_counts
 
-    def of(self, tenant: str = "") -> list[tuple[str, str, Counts]]:
-        """(tenant, run, counts) by name: of one tenant, or of all."""
+    def rows(self, tenant: str = "") -> list[tuple[str, str, Counts]]:
+        """(tenant, run id, counts) of one tenant, or of all if `tenant` is empty, sorted by name."""
         names = [tenant] if tenant else sorted(self._tenants)
         return [(name, run, counts) for name in names for run, counts in sorted(self._tenants.get(name, {}).items())]

@@ -7,11 +7,11 @@ from vold_proto.distribution import VERSION
 
 
 def version_option(program: str) -> Any:
-    """An option that prints the program's version and ends it."""
+    """A `--version` option that prints the version and exits."""
 
-    def say(asked: bool) -> None:
-        if asked:
+    def print_version(requested: bool) -> None:
+        if requested:
             typer.echo(f"{program} {VERSION}")
             raise typer.Exit
 
-    return typer.Option("--version", callback=say, is_eager=True, help="Print the version and exit.")
+    return typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")

@@ -1,10 +1,10 @@
-"""`vold-teacher`, which is also `python -m vold_teacher`: names the extra to install where it is missing."""
+"""`vold-teacher`, also run as `python -m vold_teacher`. A missing library raises an error that names the extra."""
 
-from vold_proto.distribution import program
+from vold_proto.distribution import exit_without_extra
 
 
 def main() -> None:
-    with program("vold-teacher", "teacher"):
+    with exit_without_extra("vold-teacher", "teacher"):
         from vold_teacher.cli import main
 
         main()

@@ -1,4 +1,4 @@
-"""`vold-teacher serve`: models behind gRPC and HTTP; and `vold-teacher key`: a new API key."""
+"""`vold-teacher serve` serves models over gRPC and HTTP; `vold-teacher key` makes an API key."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,9 +70,9 @@ def serve(
     log_format: Annotated[str | None, typer.Option(help=_help("log_format"))] = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; prints one JSON line when ready. Options are also VOLD_TEACHER_ variables."""
-    given = {key: value for key, value in locals().items() if value is not None and key not in ("no_http", "no_grpc")}
+    options = {key: value for key, value in locals().items() if value is not None and key not in ("no_http", "no_grpc")}
     try:
-        settings = _settings(given, no_http=no_http, no_grpc=no_grpc)
+        settings = _settings(options, no_http=no_http, no_grpc=no_grpc)
         check_backend(settings)
         keys, tls = settings.keys(), settings.tls()
     except ValueError as error:
@@ -88,7 +88,7 @@ def serve(
 @app.command()
 def key(
     tenant: Annotated[str, typer.Option(help="whose key it is")],
-    run_id: Annotated[str, typer.Option(help="account what it does to this run, whatever run a caller names")] = "",
+    run_id: Annotated[str, typer.Option(help="account its requests to this run, whatever run a caller names")] = "",
     expires: Annotated[str, typer.Option(help="when it ends: a date, or a time, as 2027-01-31T12:00+01:00")] = "",
 ) -> None:
     """Print a new API key, this once, and the lines for the file that --api-keys names."""
@@ -99,13 +99,13 @@ def key(
         raise typer.Exit(1) from error
 
 
-def _settings(given: dict[str, Any], *, no_http: bool, no_grpc: bool) -> TeacherSettings:
-    """Options over environment over defaults. Raises ValueError with one line that names the option."""
+def _settings(options: dict[str, Any], *, no_http: bool, no_grpc: bool) -> TeacherSettings:
+    """Settings from options, then environment, then defaults. Raises ValueError with one line that names the option."""
     for face, off in (("http", no_http), ("grpc", no_grpc)):
-        if off or given.get(face) == "none":
-            given[face] = None
+        if off or options.get(face) == "none":
+            options[face] = None
     try:
-        settings = TeacherSettings(**given)
+        settings = TeacherSettings(**options)
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")

@@ -1,4 +1,4 @@
-"""The backend that the settings ask for."""
+"""Makes the backend that the settings select."""
 
 import os
 from pathlib import Path
@@ -8,43 +8,19 @@ from vold_teacher.settings import TeacherSettings, model_folder
 
 
 def make_backend(settings: TeacherSettings, location: str) -> Backend:
-    """Load the model at `location`, a folder or an upstream's URLs. Raises OSError with a message for the user.
+    """Load the model at `location`: a folder, or the URLs of an upstream server.
 
-    Each backend is imported when it is asked for: an image that has one of them need not have the others' libraries.
+    Raises OSError with a message for the user. Each backend is imported only when it is selected: an image with one
+    backend need not have the libraries of the others.
     """
-    most = max(settings.max_top_k, settings.max_candidates + 1)
     if settings.backend == "vllm":
-        from vold_teacher.backends.vllm import VllmBackend, VllmOptions
-
-        return VllmBackend(
-            Path(location),
-            VllmOptions(
-                gpu_memory_utilization=settings.gpu_memory_utilization,
-                max_num_batched_tokens=settings.max_num_batched_tokens,
-                max_logprobs=most,
-                max_rows=settings.max_rows,
-            ),
-            dtype=settings.dtype,
-            device=settings.device,
-            max_sequence=settings.max_sequence,
-        )
+        return _make_vllm(settings, location)
     if settings.backend == "upstream":
-        from vold_teacher.backends.upstream.backend import UpstreamBackend, UpstreamOptions
-        from vold_teacher.backends.upstream.pool import PoolLimits
+        return _make_upstream(settings, location)
+    return _make_torch(settings, location)
 
-        return UpstreamBackend(
-            UpstreamOptions(
-                urls=location,
-                tokenizer=model_folder(settings, location),
-                vocab_size=settings.vocab_size,
-                key=os.environ.get(settings.upstream_key_env, ""),
-                model=settings.upstream_model,
-                most=most,
-                max_sequence=settings.max_sequence,
-                max_rows=settings.max_rows,
-                pool=PoolLimits(settings.upstream_timeout, settings.upstream_health),
-            )
-        )
+
+def _make_torch(settings: TeacherSettings, location: str) -> Backend:
     from vold_teacher.backends.decoding import DecoderLimits
     from vold_teacher.backends.torch import TorchBackend
 
@@ -57,3 +33,44 @@ def make_backend(settings: TeacherSettings, location: str) -> Backend:
         attention=settings.attention,
         compiled=settings.compile,
     )
+
+
+def _make_vllm(settings: TeacherSettings, location: str) -> Backend:
+    from vold_teacher.backends.vllm import VllmBackend, VllmOptions
+
+    return VllmBackend(
+        Path(location),
+        VllmOptions(
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            max_logprobs=_max_logprobs(settings),
+            max_rows=settings.max_rows,
+        ),
+        dtype=settings.dtype,
+        device=settings.device,
+        max_sequence=settings.max_sequence,
+    )
+
+
+def _make_upstream(settings: TeacherSettings, location: str) -> Backend:
+    from vold_teacher.backends.upstream.backend import UpstreamBackend, UpstreamOptions
+    from vold_teacher.backends.upstream.pool import PoolLimits
+
+    return UpstreamBackend(
+        UpstreamOptions(
+            urls=location,
+            tokenizer=model_folder(settings, location),
+            vocab_size=settings.vocab_size,
+            key=os.environ.get(settings.upstream_key_env, ""),
+            model=settings.upstream_model,
+            max_logprobs=_max_logprobs(settings),
+            max_sequence=settings.max_sequence,
+            max_rows=settings.max_rows,
+            pool=PoolLimits(settings.upstream_timeout, settings.upstream_health),
+        )
+    )
+
+
+def _max_logprobs(settings: TeacherSettings) -> int:
+    """The most log-probabilities per position: the top-k, or the candidates and the sampled token."""
+    return max(settings.max_top_k, settings.max_candidates + 1)

@@ -1,4 +1,4 @@
-"""The gRPC face: translates, and nothing else."""
+"""The gRPC face: it only translates."""
 
 import asyncio
 import logging
@@ -9,19 +9,19 @@ import grpc
 from google.protobuf.message import DecodeError
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_proto.v1 import teacher_pb2_grpc
-from vold_service.access import recording
+from vold_service.access import record_request
 from vold_service.call import Call
 from vold_service.errors import ServiceError, internal, invalid
-from vold_service.grpc import abort, call_of, headers
+from vold_service.grpc import abort, parse_call, text_metadata
 
-from vold_teacher.metrics import counted
+from vold_teacher.metrics import count_request
 from vold_teacher.service import Teacher
 
 log = logging.getLogger("vold.teacher.grpc")
 
 SERVICE_NAME = "vold.v1.TeacherService"
-STREAM_IN_FLIGHT = 64
-"""Requests of one ScoreStream under way at once; the next is read when one of them is answered."""
+MAX_STREAM_REQUESTS = 64
+"""Requests of one ScoreStream under way at once; a reply makes room for the next request."""
 
 
 class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
@@ -30,15 +30,15 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
 
     async def GetInfo(self, request: pb.GetInfoRequest, context: grpc.aio.ServicerContext) -> pb.TeacherInfo:  # noqa: N802
         try:
-            with counted("grpc", "GetInfo"):
-                return self.teacher.info(request)
+            with count_request("grpc", "GetInfo"):
+                return self.teacher.get_info(request)
         except Exception as error:
             await abort(context, error)
 
     async def GetUsage(self, request: pb.GetUsageRequest, context: grpc.aio.ServicerContext) -> pb.UsageReply:  # noqa: N802
         try:
-            with counted("grpc", "GetUsage"):
-                return self.teacher.usage_of(request, call_of(context))
+            with count_request("grpc", "GetUsage"):
+                return self.teacher.get_usage(request, parse_call(context))
         except Exception as error:
             await abort(context, error)
 
@@ -46,31 +46,33 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         self, request: pb.GetTokenizerRequest, context: grpc.aio.ServicerContext
     ) -> pb.TokenizerReply:
         try:
-            with counted("grpc", "GetTokenizer"):
-                return self.teacher.tokenizer(request)
+            with count_request("grpc", "GetTokenizer"):
+                return self.teacher.get_tokenizer(request)
         except Exception as error:
             await abort(context, error)
 
     async def Score(self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext) -> pb.ScoreReply:  # noqa: N802
         try:
-            with counted("grpc", "Score"):
-                return await self.teacher.score(request, call_of(context, request.request_id, request.run_id))
+            with count_request("grpc", "Score"):
+                return await self.teacher.score(request, parse_call(context, request.request_id, request.run_id))
         except Exception as error:
             await abort(context, error)
 
     async def ScoreStream(  # noqa: N802
         self, requests: AsyncIterator[pb.ScoreRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.ScoreReply]:
-        """Replies as they are ready. A request that fails has a reply with its status; the others go on."""
+        """Replies as they are ready. A failed request gets a reply with its status; the stream goes on."""
         replies: asyncio.Queue[pb.ScoreReply | None] = asyncio.Queue()
-        slots = asyncio.Semaphore(STREAM_IN_FLIGHT)
+        slots = asyncio.Semaphore(MAX_STREAM_REQUESTS)
         tasks: set[asyncio.Task[None]] = set()
 
         async def answer(request: pb.ScoreRequest) -> None:
             try:
                 with (
-                    recording("grpc", "ScoreStream/request", request_id=request.request_id, headers=headers(context)),
-                    counted("grpc", "ScoreStream"),
+                    record_request(
+                        "grpc", "ScoreStream/request", request_id=request.request_id, headers=text_metadata(context)
+                    ),
+                    count_request("grpc", "ScoreStream"),
                 ):
                     reply = await self.teacher.score(request, _stream_call(context, request))
             except ServiceError as error:
@@ -110,8 +112,8 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateEvent]:
         try:
-            with counted("grpc", "Generate"):
-                call = call_of(context, request.request_id, request.run_id)
+            with count_request("grpc", "Generate"):
+                call = parse_call(context, request.request_id, request.run_id)
                 async with aclosing(self.teacher.generate(request, call)) as events:
                     async for event in events:
                         yield event
@@ -120,8 +122,8 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
 
 
 def _stream_call(context: grpc.aio.ServicerContext, request: pb.ScoreRequest) -> Call:
-    """One request's call: its own timeout, within the stream's deadline."""
+    """The call of one request: its own timeout within the stream's deadline."""
     timeout = request.timeout_seconds
     if timeout < 0 or timeout != timeout:
         raise invalid("timeout_seconds", f"timeout_seconds is {timeout:g}: give a number above 0, or none")
-    return call_of(context, request.request_id, request.run_id).within(timeout or None)
+    return parse_call(context, request.request_id, request.run_id).with_timeout(timeout or None)

@@ -1,4 +1,4 @@
-"""The HTTP face: translates, and nothing else. Each route speaks JSON, or the wire's own messages as protobuf."""
+"""The HTTP face: it only translates. Each route takes and returns JSON or the wire's protobuf messages."""
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -17,9 +17,9 @@ from starlette.responses import JSONResponse
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.call import Call
 from vold_service.errors import ServiceError, internal
-from vold_service.http import PROTOBUF, call_of, read_protobuf, speaks_protobuf, until_gone
+from vold_service.http import PROTOBUF, cancel_on_disconnect, parse_call, read_protobuf, wants_protobuf
 
-from vold_teacher.metrics import counted
+from vold_teacher.metrics import count_request
 from vold_teacher.openai.routes import add_openai_routes
 from vold_teacher.schemas import (
     GenerateEventOut,
@@ -32,7 +32,7 @@ from vold_teacher.schemas import (
     ScoreOut,
     UnloadIn,
     UsageOut,
-    inlined,
+    inline_definitions,
 )
 from vold_teacher.service import Teacher
 
@@ -43,25 +43,42 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def add_routes(app: FastAPI, teacher: Teacher) -> None:
-    """Put the teacher's routes on the app."""
+    """Add the teacher's routes to the app."""
     add_openai_routes(app, teacher)
+    _add_info_routes(app, teacher)
+    _add_model_routes(app, teacher)
+    _add_score_route(app, teacher)
+    _add_generate_route(app, teacher)
 
+
+def _add_info_routes(app: FastAPI, teacher: Teacher) -> None:
     @app.get("/v1/info", tags=["teacher"])
     async def info(request: Request, model: str = "") -> Response:
-        """Who answers, and what it can do."""
-        with counted("http", "GetInfo"):
-            reply = teacher.info(pb.GetInfoRequest(model=model))
-            return _protobuf(reply) if speaks_protobuf(request) else JSONResponse(_as_dict(reply))
+        """The model's identity, limits and capabilities."""
+        with count_request("http", "GetInfo"):
+            reply = teacher.get_info(pb.GetInfoRequest(model=model))
+            return _protobuf(reply) if wants_protobuf(request) else JSONResponse(_as_dict(reply))
 
     @app.get("/v1/tokenizer", tags=["teacher"])
     async def tokenizer(request: Request, model: str = "") -> Response:
         """The tokenizer file; in JSON as text, under tokenizer_json."""
-        with counted("http", "GetTokenizer"):
-            reply = teacher.tokenizer(pb.GetTokenizerRequest(model=model))
-            if speaks_protobuf(request):
+        with count_request("http", "GetTokenizer"):
+            reply = teacher.get_tokenizer(pb.GetTokenizerRequest(model=model))
+            if wants_protobuf(request):
                 return _protobuf(reply)
             return JSONResponse({**_as_dict(reply), "tokenizer_json": reply.tokenizer_json.decode()})
 
+    @app.get("/v1/usage", tags=["teacher"], response_model=UsageOut)
+    async def usage(request: Request, tenant: str = "") -> Response:
+        """Usage of tenants and runs since the service started: the caller's own, or for an administrator all."""
+        with count_request("http", "GetUsage"):
+            reply = teacher.get_usage(pb.GetUsageRequest(tenant=tenant), parse_call(request))
+            if wants_protobuf(request):
+                return _protobuf(reply)
+            return Response(UsageOut.of(reply).model_dump_json(), media_type="application/json")
+
+
+def _add_model_routes(app: FastAPI, teacher: Teacher) -> None:
     @app.get("/v1/models", tags=["teacher"])
     async def models() -> ModelsOut:
         """The models served here, as OpenAI lists them."""
@@ -77,63 +94,58 @@ def add_routes(app: FastAPI, teacher: Teacher) -> None:
         )
 
     @app.post("/v1/models/load", tags=["admin"])
-    async def load(request: Request, wanted: LoadIn) -> Response:
-        """Serve another model out of the server's --models-dir. For administrators."""
-        await teacher.load(wanted.name, wanted.path, call_of(request))
-        return JSONResponse(_as_dict(teacher.info(pb.GetInfoRequest(model=wanted.name))))
+    async def load(request: Request, body: LoadIn) -> Response:
+        """Serve another model from the server's --models-dir. For administrators."""
+        await teacher.load(body.name, body.path, parse_call(request))
+        return JSONResponse(_as_dict(teacher.get_info(pb.GetInfoRequest(model=body.name))))
 
     @app.post("/v1/models/unload", tags=["admin"])
-    async def unload(request: Request, wanted: UnloadIn) -> ModelsOut:
-        """Stop serving a model, once what it is working on is done. For administrators."""
-        await teacher.unload(wanted.name, call_of(request))
+    async def unload(request: Request, body: UnloadIn) -> ModelsOut:
+        """Stop serving a model once its requests under way are done. For administrators."""
+        await teacher.unload(body.name, parse_call(request))
         return await models()
 
-    @app.get("/v1/usage", tags=["teacher"], response_model=UsageOut)
-    async def usage(request: Request, tenant: str = "") -> Response:
-        """What tenants and runs have taken since the service started: one's own, and for an administrator all."""
-        with counted("http", "GetUsage"):
-            reply = teacher.usage_of(pb.GetUsageRequest(tenant=tenant), call_of(request))
-            if speaks_protobuf(request):
-                return _protobuf(reply)
-            return Response(UsageOut.of(reply).model_dump_json(), media_type="application/json")
 
+def _add_score_route(app: FastAPI, teacher: Teacher) -> None:
     @app.post("/v1/score", tags=["teacher"], response_model=ScoreOut, openapi_extra=_request_body(ScoreIn))
     async def score(request: Request) -> Response:
-        """Log-probabilities of completions that somebody else sampled."""
-        with counted("http", "Score"):
+        """Log-probabilities of completions that another model sampled."""
+        with count_request("http", "Score"):
             if _sent_protobuf(request):
                 message = await read_protobuf(request, pb.ScoreRequest)
             else:
                 message = (await _read_json(request, ScoreIn)).to_proto()
-            call = call_of(request).named(message.request_id, message.run_id)
-            reply = await until_gone(request, teacher.score(message, call))
-            if speaks_protobuf(request):
+            call = parse_call(request).with_ids(message.request_id, message.run_id)
+            reply = await cancel_on_disconnect(request, teacher.score(message, call))
+            if wants_protobuf(request):
                 return _protobuf(reply)
             return Response(ScoreOut.of(reply, message).model_dump_json(), media_type="application/json")
 
+
+def _add_generate_route(app: FastAPI, teacher: Teacher) -> None:
     @app.post("/v1/generate", tags=["teacher"], response_model=GenerateOut, openapi_extra=_request_body(GenerateIn))
     async def generate(request: Request) -> Response:
         """Completions sampled from the teacher. As protobuf: a stream of GenerateEvent, each after its length as a
-        varint. As JSON: one object, or with `stream` a line for each event.
+        varint. As JSON: one object, or with `stream` one line per event.
         """
         stream = False
         if _sent_protobuf(request):
             message = await read_protobuf(request, pb.GenerateRequest)
         else:
-            asked = await _read_json(request, GenerateIn)
-            message, stream = asked.to_proto(), asked.stream
-        call = call_of(request).named(message.request_id, message.run_id)
+            body = await _read_json(request, GenerateIn)
+            message, stream = body.to_proto(), body.stream
+        call = parse_call(request).with_ids(message.request_id, message.run_id)
         events = _events(teacher, message, call)
-        if speaks_protobuf(request):
+        if wants_protobuf(request):
             return await _stream(request, events, PROTOBUF, _delimited)
         if stream:
             return await _stream(request, events, NDJSON, _line)
-        collected = await until_gone(request, _collect(events))
+        collected = await cancel_on_disconnect(request, _collect(events))
         return Response(GenerateOut.of(call.request_id, collected).model_dump_json(), media_type="application/json")
 
 
 async def _events(teacher: Teacher, message: pb.GenerateRequest, call: Call) -> AsyncGenerator[pb.GenerateEvent, None]:
-    with counted("http", "Generate"):
+    with count_request("http", "Generate"):
         async with aclosing(teacher.generate(message, call)) as events:
             async for event in events:
                 yield event
@@ -154,8 +166,8 @@ async def _stream(
     media_type: str,
     write: Callable[[pb.GenerateEvent], bytes],
 ) -> Response:
-    """Events as they come. What fails before the first has a status of its own; later it is the last event."""
-    first = await until_gone(request, _next(events))
+    """Stream events. An error before the first event sets the reply's status; a later error is the last event."""
+    first = await cancel_on_disconnect(request, _next(events))
 
     async def body() -> AsyncIterator[bytes]:
         async with aclosing(events):
@@ -163,7 +175,7 @@ async def _stream(
             try:
                 while event is not None:
                     yield write(event)
-                    event = await until_gone(request, _next(events))
+                    event = await cancel_on_disconnect(request, _next(events))
             except ServiceError as error:
                 yield write(pb.GenerateEvent(finished=True, status=error.status()))
             except Exception as error:
@@ -203,8 +215,8 @@ async def _read_json(request: Request, kind: type[S]) -> S:
 
 
 def _request_body(kind: type[BaseModel]) -> dict[str, Any]:
-    """The body for /docs. The route reads it itself, as it may also be protobuf."""
-    schema = inlined(kind.model_json_schema())
+    """The request body for /docs: the route itself reads it, since it may also be protobuf."""
+    schema = inline_definitions(kind.model_json_schema())
     binary = {"type": "string", "format": "binary"}
     return {
         "requestBody": {

@@ -1,5 +1,5 @@
-"""What the teacher counts, for Prometheus. No label carries a prompt, an id or a run; a tenant's name is a label,
-of which there are no more than the keys file has. vold_service.access counts refusals and the tenants' requests.
+"""The teacher's Prometheus metrics. No label carries a prompt, an id or a run. A tenant's name is a label; the keys
+file bounds their number. vold_service.access counts refusals and the tenants' requests.
 """
 
 import asyncio
@@ -53,15 +53,15 @@ QUEUE_AGE = Gauge("vold_teacher_queue_oldest_seconds", "how long the oldest of t
 GENERATING = Gauge("vold_teacher_generate_requests", "Generate requests under way")
 
 
-def watch_queue(tokens: Callable[[], float], requests: Callable[[], float], oldest: Callable[[], float]) -> None:
-    """Where the gauges of the queue are read from, each time that somebody looks."""
+def set_queue_gauges(tokens: Callable[[], float], requests: Callable[[], float], oldest: Callable[[], float]) -> None:
+    """Let the queue's gauges call these functions whenever they are read."""
     QUEUED_TOKENS.set_function(tokens)
     QUEUED_REQUESTS.set_function(requests)
     QUEUE_AGE.set_function(oldest)
 
 
-def note_batch(scored: ScoredBatch, completion_tokens: int, seconds: float) -> None:
-    """Count a batch that went through the backend."""
+def count_batch(scored: ScoredBatch, completion_tokens: int, seconds: float) -> None:
+    """Count a batch that the backend scored."""
     COMPUTED_TOKENS.labels("score").inc(scored.computed_tokens)
     BATCH_TOKENS.observe(scored.computed_tokens)
     BATCH_SECONDS.observe(seconds)
@@ -69,23 +69,23 @@ def note_batch(scored: ScoredBatch, completion_tokens: int, seconds: float) -> N
     SCORED_TOKENS.inc(completion_tokens)
 
 
-def note_scored(tenant: str, tokens: int, queue_seconds: float, compute_seconds: float) -> None:
-    """Count a Score request that was answered. tokens: of its completions."""
+def count_score_request(tenant: str, tokens: int, queue_seconds: float, compute_seconds: float) -> None:
+    """Count a Score request that has its scores. tokens: of its completions."""
     STAGE_SECONDS.labels("queue").observe(queue_seconds)
     STAGE_SECONDS.labels("compute").observe(compute_seconds)
     TENANT_TOKENS.labels(tenant, "scored").inc(tokens)
     TENANT_QUEUE_SECONDS.labels(tenant).inc(queue_seconds)
-    access.note(tokens=tokens, queue_seconds=round(queue_seconds, 6), compute_seconds=round(compute_seconds, 6))
+    access.add_figures(tokens=tokens, queue_seconds=round(queue_seconds, 6), compute_seconds=round(compute_seconds, 6))
 
 
-def note_generated(tenant: str, tokens: int) -> None:
-    """Count what a Generate request sampled, whether or not it was taken to its end."""
+def count_generate_request(tenant: str, tokens: int) -> None:
+    """Count the tokens that a Generate request sampled, whether or not it was completed."""
     TENANT_TOKENS.labels(tenant, "generated").inc(tokens)
-    access.note(tokens=tokens)
+    access.add_figures(tokens=tokens)
 
 
 @contextmanager
-def stage(name: str) -> Iterator[None]:
+def time_stage(name: str) -> Iterator[None]:
     """Time a stage of a Score request."""
     began = time.monotonic()
     yield
@@ -93,8 +93,8 @@ def stage(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def counted(face: str, method: str) -> Iterator[None]:
-    """Count a request by its outcome and time it."""
+def count_request(face: str, method: str) -> Iterator[None]:
+    """Time a request and count it by its outcome."""
     began = time.monotonic()
     code = "INTERNAL"
     try:
@@ -102,7 +102,7 @@ def counted(face: str, method: str) -> Iterator[None]:
         code = "OK"
     except ServiceError as error:
         code = Code.Name(error.code)
-        access.fail(error)
+        access.record_error(error)
         raise
     except (asyncio.CancelledError, GeneratorExit):
         code = "CANCELLED"

@@ -1,4 +1,4 @@
-"""Choosing the next token of many rows at once, each with its own options and its own random numbers.
+"""Samples the next token of many rows at once, each with its own options and its own random numbers.
 
 Pure functions on tensors. Shape letters: R rows, V vocabulary.
 """
@@ -19,7 +19,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def stream_key(seed: int, prompt: int, index: int) -> int:
-    """The random stream of a prompt's completion `index`. It depends on nothing else: not on the batch."""
+    """The key of the random stream of completion `index` of a prompt. It does not depend on the batch."""
     key = np.zeros(1, np.uint64)
     for part in (seed, prompt, index):
         key = _mix(key + np.uint64(part % 2**64) + _GOLDEN)
@@ -27,19 +27,19 @@ def stream_key(seed: int, prompt: int, index: int) -> int:
 
 
 def uniforms(keys_R: NDArray[np.uint64], steps_R: NDArray[np.int64]) -> NDArray[np.float32]:
-    """One number in [0, 1) a row: element `step` of the row's stream (SplitMix64), with 24 random bits."""
+    """One number in [0, 1) per row: element `step` of the row's stream (SplitMix64), with 24 random bits."""
     bits = _mix(keys_R + (steps_R.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
     return ((bits >> np.uint64(40)).astype(np.float32)) * np.float32(2**-24)
 
 
-def choose(
+def sample_tokens(
     logits_RV: Tensor, uniform_R: Tensor, temperature_R: Tensor, top_p_R: Tensor, top_k_R: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sample one token a row and give its log-probability at temperature 1 over the whole vocabulary.
+    """Sample one token per row. Returns ids and their log-probabilities at temperature 1, over the whole vocabulary.
 
     logits_RV: float32. uniform_R: in [0, 1). temperature_R: 0 takes the most likely token. top_p_R: in (0, 1], keeps
     the smallest set of most likely tokens that reaches it. top_k_R: int64, 0 keeps all. Returns int64 [R] and
-    float32 [R]. Sampling inverts the cumulative distribution, so a row's token depends on its own number alone.
+    float32 [R]. Sampling inverts the cumulative distribution, so a row's token depends on its own random number alone.
     """
     logprobs_RV = logits_RV.log_softmax(-1)
     greedy_R = temperature_R == 0
@@ -75,6 +75,6 @@ def _invert_sorted(scaled_RV: Tensor, uniform_R: Tensor, top_p_R: Tensor, top_k_
     probabilities_RV = torch.where(rank_V < limit_R[:, None], probabilities_RV, 0.0)
     probabilities_RV = probabilities_RV / probabilities_RV.sum(-1, keepdim=True)
     before_RV = probabilities_RV.cumsum(-1) - probabilities_RV
-    # A token is kept while those before it have not reached top_p: the first one always is.
+    # Keep a token while the tokens before it have not reached top_p: the first is always kept.
     probabilities_RV = torch.where(before_RV < top_p_R[:, None], probabilities_RV, 0.0)
     return order_RV.gather(-1, _invert(probabilities_RV, uniform_R)[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""The wire's messages as JSON: the same fields, with lists of numbers where protobuf has packed bytes."""
+"""The wire's messages as JSON: the same fields, with lists of numbers in place of packed bytes."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
@@ -110,14 +110,16 @@ class StatusOut(_Message):
 
 
 class CompletionScoreOut(_Message):
-    """Natural logarithms; null where it was not asked for, or where `status` says why there is nothing."""
+    """Natural logarithms. A field that was not requested is null; if `status` is set, all of them are null."""
 
     id: str
     status: StatusOut | None = None
     logprobs: list[float] | None = None
     top_ids: list[list[int]] | None = Field(default=None, description="[T, K], most likely first")
     top_logprobs: list[list[float]] | None = None
-    candidate_logprobs: list[list[float]] | None = Field(default=None, description="like the candidates asked for")
+    candidate_logprobs: list[list[float]] | None = Field(
+        default=None, description="in the shape of the request's candidates"
+    )
     entropy: list[float] | None = Field(default=None, description="[T], nats")
     hidden_states: list[list[float]] | None = Field(default=None, description="[T, H]")
     ranks: list[int] | None = Field(
@@ -135,7 +137,7 @@ class ScoreOut(_Message):
 
     @classmethod
     def of(cls, reply: pb.ScoreReply, request: pb.ScoreRequest) -> "ScoreOut":
-        """The reply to `request`, whose shapes unpack it."""
+        """The reply to `request`, which gives the shapes of its packed arrays."""
         return cls(
             request_id=reply.request_id,
             identity=IdentityOut.of(reply.identity),
@@ -149,18 +151,18 @@ class ScoreOut(_Message):
 
 
 def _score_out(
-    score: pb.CompletionScore, asked: pb.Completion, options: pb.ScoreOptions, dtype: "pb.DType"
+    score: pb.CompletionScore, completion: pb.Completion, options: pb.ScoreOptions, dtype: "pb.DType"
 ) -> CompletionScoreOut:
     if score.HasField("status"):
         return CompletionScoreOut(id=score.id, status=StatusOut.of(score.status))
-    positions = len(unpack_ids(asked.ids))
+    positions = len(unpack_ids(completion.ids))
     out = CompletionScoreOut(id=score.id, logprobs=unpack_floats(score.logprobs, dtype).tolist(), cached=score.cached)
     if options.top_k:
         out.top_ids = unpack_ids(score.top_ids).reshape(positions, -1).tolist()
         out.top_logprobs = unpack_floats(score.top_logprobs, dtype).reshape(positions, -1).tolist()
-    wanted = asked.candidates
-    if wanted.counts or wanted.per_position:
-        counts = unpack_ids(wanted.counts) if wanted.counts else np.full(positions, wanted.per_position)
+    candidates = completion.candidates
+    if candidates.counts or candidates.per_position:
+        counts = unpack_ids(candidates.counts) if candidates.counts else np.full(positions, candidates.per_position)
         parts = np.split(unpack_floats(score.candidate_logprobs, dtype), np.cumsum(counts)[:-1])
         out.candidate_logprobs = [part.tolist() for part in parts]
     if options.entropy:
@@ -276,7 +278,7 @@ class GenerateEventOut(_Message):
 
 
 class GenerateOut(_Message):
-    """Events in the order they came; with stream_tokens, several of one completion."""
+    """Events in order of arrival; with stream_tokens, a completion has several."""
 
     request_id: str
     identity: IdentityOut | None
@@ -299,7 +301,7 @@ class UnloadIn(_Message):
 
 
 class ModelOut(BaseModel):
-    """As OpenAI lists a model; max_model_len as in vLLM; the fingerprint for a gateway in front of this teacher."""
+    """A model as OpenAI lists it; max_model_len as in vLLM; weights_fingerprint for a gateway to this teacher."""
 
     id: str
     object: Literal["model"] = "model"
@@ -314,8 +316,8 @@ class ModelsOut(BaseModel):
     data: list[ModelOut]
 
 
-def inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A JSON schema without $defs: each reference replaced by what it names. The schemas here do not recur."""
+def inline_definitions(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema with each reference replaced by its definition. The schemas must not be recursive."""
     definitions = schema.pop("$defs", {})
 
     def resolve(node: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Log-probabilities out of hidden states, without ever holding a [tokens, vocabulary] tensor.
+"""Log-probabilities from hidden states, without ever holding a [tokens, vocabulary] tensor.
 
 Pure functions on tensors. Shape letters: B sequences, S padded positions, R scored positions of all sequences
 together ("rows"), V vocabulary, K top-k, M candidates of all rows together, H hidden size.
@@ -16,7 +16,7 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowScores:
-    """Per scored position, float32, natural logarithms. What was not asked for is None.
+    """Scores per scored position, float32, natural logarithms. A field that was not requested is None.
 
     logprobs: [R]. top_ids int64 and top_logprobs: [R, K]. candidate_logprobs: [M]. entropy: [R].
     ranks: int64 [R].
@@ -31,12 +31,12 @@ class RowScores:
 
 
 def chunk_rows(vocab_size: int, max_elements: int) -> int:
-    """How many rows of logits to hold at once so that they stay within `max_elements`; at least 1."""
+    """The number of rows of logits to hold at once, within `max_elements`; at least 1."""
     return max(1, max_elements // vocab_size)
 
 
 def prediction_rows(prompt_lengths: Tensor, completion_lengths: Tensor, width: int) -> Tensor:
-    """Where, in hidden states [B * width, H] of right-padded sequences, each completion token is predicted.
+    """The rows of hidden states [B * width, H] of right-padded sequences that predict the completion tokens.
 
     prompt_lengths, completion_lengths: int64 [B]. Returns int64 [R] with R = completion_lengths.sum(): the position
     before each completion token, sequence after sequence.
@@ -45,6 +45,19 @@ def prediction_rows(prompt_lengths: Tensor, completion_lengths: Tensor, width: i
     ends = completion_lengths.cumsum(0)
     offsets = torch.arange(int(ends[-1])) - (ends - completion_lengths).repeat_interleave(completion_lengths)
     return starts.repeat_interleave(completion_lengths) + offsets
+
+
+def _empty_scores(
+    total: int, device: torch.device, *, top_k: int, entropy: bool, ranks: bool, candidates: int | None
+) -> RowScores:
+    return RowScores(
+        logprobs=torch.empty(total, device=device),
+        top_ids=torch.empty(total, top_k, dtype=torch.int64, device=device) if top_k else None,
+        top_logprobs=torch.empty(total, top_k, device=device) if top_k else None,
+        candidate_logprobs=torch.empty(candidates, device=device) if candidates is not None else None,
+        entropy=torch.empty(total, device=device) if entropy else None,
+        ranks=torch.empty(total, dtype=torch.int64, device=device) if ranks else None,
+    )
 
 
 def score_rows(
@@ -69,14 +82,8 @@ def score_rows(
     """
     total = len(targets_R)
     device = hidden_RH.device
-    scores = RowScores(
-        logprobs=torch.empty(total, device=device),
-        top_ids=torch.empty(total, top_k, dtype=torch.int64, device=device) if top_k else None,
-        top_logprobs=torch.empty(total, top_k, device=device) if top_k else None,
-        candidate_logprobs=torch.empty(len(candidates_M), device=device) if candidates_M is not None else None,
-        entropy=torch.empty(total, device=device) if entropy else None,
-        ranks=torch.empty(total, dtype=torch.int64, device=device) if ranks else None,
-    )
+    candidates = None if candidates_M is None else len(candidates_M)
+    scores = _empty_scores(total, device, top_k=top_k, entropy=entropy, ranks=ranks, candidates=candidates)
     scaled = bool((temperature_R != 1).any())
     bounds = None
     if candidates_M is not None:
@@ -89,11 +96,11 @@ def score_rows(
         if scaled:
             logits_RV = logits_RV / temperature_R[start:stop, None]
         targets_R1 = targets_R[start:stop, None]
-        # Ids and ranks come from the logits, for subtracting what normalises them may make two of them equal.
+        # Ids and ranks come from the logits: subtracting the log-normaliser may round two of them to one value.
         top_ids_RK = logits_RV.topk(top_k, dim=-1).indices if top_k else None
         if scores.ranks is not None:
             scores.ranks[start:stop] = (logits_RV >= logits_RV.gather(-1, targets_R1)).sum(-1)
-        # In place on a CPU, where a fresh tensor of this size costs as much as the arithmetic.
+        # In place on a CPU, where allocating a tensor of this size costs as much as the arithmetic.
         logprobs_RV = torch.log_softmax(logits_RV, -1, out=logits_RV if device.type == "cpu" else None)
         scores.logprobs[start:stop] = logprobs_RV.gather(-1, targets_R1)[:, 0]
         if scores.top_ids is not None and scores.top_logprobs is not None and top_ids_RK is not None:
@@ -105,6 +112,6 @@ def score_rows(
             rows_M = torch.arange(stop - start).repeat_interleave(candidate_counts_R[start:stop]).to(device)
             scores.candidate_logprobs[first:last] = logprobs_RV[rows_M, candidates_M[first:last]]
         if scores.entropy is not None:
-            # A logit of -inf has probability 0 and adds 0, where 0 * -inf would be NaN.
+            # entr gives 0 for probability 0 (a logit of -inf), where 0 * -inf would be NaN.
             scores.entropy[start:stop] = torch.special.entr(logprobs_RV.exp_()).sum(-1)
     return scores

@@ -1,4 +1,4 @@
-"""Put the teacher together from its settings and serve it on both faces."""
+"""Builds the teacher from its settings and serves it on both faces."""
 
 import logging
 
@@ -6,7 +6,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 from vold_proto.v1 import teacher_pb2_grpc
 from vold_service.grpc import GrpcServer
-from vold_service.http import add_status, make_app
+from vold_service.http import add_status_page, make_app
 from vold_service.keys import Keys
 from vold_service.serve import Readiness, serve
 from vold_service.tls import Tls
@@ -20,21 +20,21 @@ from vold_teacher.grpc import SERVICE_NAME, TeacherServicer
 from vold_teacher.http import add_routes
 from vold_teacher.service import ModelSpec, Teacher
 from vold_teacher.settings import TeacherSettings, model_folder
-from vold_teacher.status import snapshot, watch
+from vold_teacher.status import make_history, snapshot
 from vold_teacher.tokenizer import Tokenizer
 
 log = logging.getLogger("vold.teacher")
 
 
 def make_teacher(settings: TeacherSettings) -> Teacher:
-    """Raises OSError where the cache folder cannot be used."""
+    """The teacher of these settings, not started. Raises OSError if the cache folder cannot be used."""
 
     def load(spec: ModelSpec) -> tuple[Backend, Tokenizer]:
-        transformers_logging.disable_progress_bar()  # the log is for lines
-        # On the device thread and before any of its work: OpenMP keeps the number for each thread that asks.
+        transformers_logging.disable_progress_bar()  # the log holds lines only
+        # On the device thread, before its first work: OpenMP keeps the number per calling thread.
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        tokenizer = Tokenizer(model_folder(settings, spec.location))  # first: where it fails, no model is in memory
+        tokenizer = Tokenizer(model_folder(settings, spec.location))  # first: if it fails, no model is in memory
         return make_backend(settings, spec.location), tokenizer
 
     def revision(location: str) -> str:
@@ -54,13 +54,13 @@ def make_teacher(settings: TeacherSettings) -> Teacher:
 
 
 async def main(settings: TeacherSettings, keys: Keys, tls: Tls | None) -> None:
-    """Serve until a signal."""
+    """Serve until SIGTERM or SIGINT."""
     teacher = make_teacher(settings)
     readiness = Readiness()
     app = make_app("vold teacher", max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys)
     add_routes(app, teacher)
-    history = watch(teacher)
-    add_status(app, lambda viewer: snapshot(teacher, history, ready=readiness(), viewer=viewer), "vold_teacher")
+    history = make_history(teacher)
+    add_status_page(app, lambda viewer: snapshot(teacher, history, ready=readiness(), viewer=viewer), "vold_teacher")
     grpc_server = GrpcServer(
         max_body_bytes=settings.max_body_bytes,
         services=[SERVICE_NAME],

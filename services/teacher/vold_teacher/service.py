@@ -1,4 +1,4 @@
-"""The teacher, whichever face asks: wire messages in, wire messages out. Every rule of the service is under here."""
+"""The teacher under both faces: wire messages in, wire messages out. Every rule of the service is enforced below it."""
 
 import asyncio
 import logging
@@ -27,19 +27,19 @@ from vold_teacher.backends.folder import text_config
 from vold_teacher.engine.cache import ScoreCache
 from vold_teacher.engine.engine import Engine, EngineLimits
 from vold_teacher.engine.warmup import warm_up
-from vold_teacher.metrics import stage
+from vold_teacher.metrics import time_stage
 from vold_teacher.settings import check_model_folder
 from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, SequenceScore
 from vold_teacher.validation import (
     Limits,
     check_count,
-    generate_prompt,
-    sampling_options,
-    score_options,
-    score_sequences,
-    token_ids,
-    tokens_sent,
+    count_sent_tokens,
+    make_prompt,
+    read_sampling_options,
+    read_score_options,
+    read_sequences,
+    read_token_ids,
 )
 
 log = logging.getLogger("vold.teacher")
@@ -47,7 +47,7 @@ log = logging.getLogger("vold.teacher")
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model to serve. name: what it is called on the wire. location: its folder, or an upstream's URLs."""
+    """A model to serve. name: its name on the wire. location: its folder, or the URLs of an upstream server."""
 
     name: str
     location: str
@@ -55,8 +55,8 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Loaded:
-    """A model that can serve."""
+class LoadedModel:
+    """A loaded model, ready to serve."""
 
     engine: Engine
     tokenizer: Tokenizer
@@ -66,7 +66,7 @@ class Loaded:
 
 
 class Teacher:
-    """Serves one model or several, by name. Before a model is loaded, every call for it is UNAVAILABLE."""
+    """Serves one or more models by name. Until a model is loaded, calls for it raise UNAVAILABLE."""
 
     def __init__(
         self,
@@ -80,8 +80,8 @@ class Teacher:
         cache: ScoreCache | None = None,
         max_sequences: int,
     ) -> None:
-        """models: the first answers where a request names none. load: runs on the model's device thread, and raises
-        OSError where the model cannot be served. models_dir: where an administrator may load more from; None: nowhere.
+        """models: the first is the default model. load: runs on the model's device thread, and raises OSError if the
+        model cannot be served. models_dir: the folder of models that an administrator may load; None forbids loading.
         """
         self._specs = list(models)
         self._load = load
@@ -91,7 +91,7 @@ class Teacher:
         self._models_dir = models_dir
         self._cache = cache
         self._loading = {spec.name for spec in models}
-        self._models: dict[str, Loaded] = {}
+        self._models: dict[str, LoadedModel] = {}
         self._max_sequences = max_sequences
         self.quotas = Quotas()
         self.usage = Usage()
@@ -99,16 +99,16 @@ class Teacher:
     async def start(self) -> None:
         """Load the models, one after another."""
         for spec in self._specs:
-            await self._start(spec)
+            await self._start_model(spec)
 
-    async def _start(self, spec: ModelSpec) -> None:
+    async def _start_model(self, spec: ModelSpec) -> None:
         self._loading.add(spec.name)
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"device-{spec.name}")
         try:
-            (backend, tokenizer), warmed = await asyncio.get_running_loop().run_in_executor(
-                executor, self._load_warm, spec
+            backend, tokenizer, warmup_seconds = await asyncio.get_running_loop().run_in_executor(
+                executor, self._load_and_warm_up, spec
             )
-        except ServiceError as error:  # of the warm-up, from a backend that others serve
+        except ServiceError as error:  # from the warm-up of a backend in front of another engine
             executor.shutdown(wait=False)
             raise OSError(f"{spec.name} does not answer: {error.message}") from error
         except BaseException:
@@ -116,11 +116,25 @@ class Teacher:
             raise
         finally:
             self._loading.discard(spec.name)
+        self._models[spec.name] = self._serve_model(spec, backend, tokenizer, executor)
+        info = backend.info
+        log.info(
+            "%s is ready: weights %s, %s, warm after %.1f s",
+            spec.name,
+            info.weights_fingerprint,
+            info.dtype,
+            warmup_seconds,
+        )
+
+    def _serve_model(
+        self, spec: ModelSpec, backend: Backend, tokenizer: Tokenizer, executor: ThreadPoolExecutor
+    ) -> LoadedModel:
+        """Start the engine of a loaded model."""
         info = backend.info
         engine = Engine(backend, self.engine_limits, executor, self._cache)
         engine.start()
         eos_ids = {*info.eos_ids, *(index for name, index in tokenizer.special_ids.items() if name == "eos")}
-        self._models[spec.name] = Loaded(
+        return LoadedModel(
             engine,
             tokenizer,
             pb.Identity(
@@ -140,15 +154,12 @@ class Teacher:
             ),
             tuple(sorted(eos_ids)),
         )
-        log.info(
-            "%s is ready: weights %s, %s, warm after %.1f s", spec.name, info.weights_fingerprint, info.dtype, warmed
-        )
 
-    def _load_warm(self, spec: ModelSpec) -> tuple[tuple[Backend, Tokenizer], float]:
-        """A model that has run once, and how long that took; nothing of it stays where it cannot."""
+    def _load_and_warm_up(self, spec: ModelSpec) -> tuple[Backend, Tokenizer, float]:
+        """Backend, tokenizer and the seconds of the warm-up. Closes the backend if the warm-up fails."""
         backend, tokenizer = self._load(spec)
         try:
-            return (backend, tokenizer), warm_up(backend)
+            return backend, tokenizer, warm_up(backend)
         except BaseException:
             backend.close()
             raise
@@ -160,8 +171,8 @@ class Teacher:
         if self._cache is not None:
             await asyncio.to_thread(self._cache.close)
 
-    async def load(self, name: str, path: str, call: Call) -> Loaded:
-        """Load another model from the folder that the server was given for that. For administrators."""
+    async def load(self, name: str, path: str, call: Call) -> LoadedModel:
+        """Load another model from the server's models_dir. For administrators."""
         require_admin(call.tenant, "loading a model")
         if self._models_dir is None:
             raise ServiceError(
@@ -179,23 +190,27 @@ class Teacher:
             raise invalid("path", f"path is {path!r}, which is outside of the server's --models-dir")
         try:
             check_model_folder(folder)
-            await self._start(ModelSpec(name, str(folder), str(text_config(folder).get("_commit_hash") or "")))
+            await self._start_model(ModelSpec(name, str(folder), str(text_config(folder).get("_commit_hash") or "")))
         except (OSError, ValueError) as error:
             raise invalid("path", f"path is {path!r}: {error}") from error
         return self._models[name]
 
     async def unload(self, name: str, call: Call) -> None:
-        """Stop serving a model: no new requests, then, when those under way are done, free what it holds."""
+        """Stop serving a model: refuse new requests, wait for those under way, then free its memory.
+
+        For administrators.
+        """
         require_admin(call.tenant, "unloading a model")
-        model = self._model(name)
+        model = self.model(name)
         if len(self._models) == 1:
             raise invalid("name", f"{name!r} is the only model here: load another first, or stop the server")
         del self._models[model.identity.model]
-        await model.engine.drained()
+        await model.engine.drain()
         await model.engine.stop()
         log.info("%s is unloaded", model.identity.model)
 
-    def _model(self, name: str) -> Loaded:
+    def model(self, name: str) -> LoadedModel:
+        """The loaded model of this name; "" for the default. Raises UNAVAILABLE while it loads, or NOT_FOUND."""
         if not name and self._specs and self._specs[0].name in self._loading:
             name = self._specs[0].name
         model = self._models.get(name) if name else next(iter(self._models.values()), None)
@@ -206,93 +221,82 @@ class Teacher:
         names = ", ".join(repr(known) for known in self._models)
         raise not_found("model", f"there is no model {name!r} here: ask for one of {names}, or leave it empty")
 
-    def model(self, name: str) -> Loaded:
-        """What serves under `name`, for a face that needs its tokenizer or its limits."""
-        return self._model(name)
-
     @property
     def loading(self) -> list[str]:
-        """Names of the models that cannot serve yet."""
+        """Names of the models that are still loading."""
         return sorted(self._loading)
 
     @property
-    def models(self) -> dict[str, Loaded]:
-        """What can serve, by name, the default first."""
+    def models(self) -> dict[str, LoadedModel]:
+        """LoadedModel models by name, the default first."""
         return self._models
 
-    def info(self, request: pb.GetInfoRequest) -> pb.TeacherInfo:
-        model = self._model(request.model)
+    def get_info(self, request: pb.GetInfoRequest) -> pb.TeacherInfo:
+        model = self.model(request.model)
         backend = model.engine.backend.info
-        can = backend.capabilities
+        capabilities = backend.capabilities
         return pb.TeacherInfo(
             identity=model.identity,
             vocab_size=backend.vocab_size,
             tokenizer_size=model.tokenizer.size,
             special_ids=model.tokenizer.special_ids,
             max_sequence=backend.max_sequence,
-            max_top_k=model.limits.top_k,
-            max_candidates=model.limits.candidates,
+            max_top_k=model.limits.allowed_top_k,
+            max_candidates=model.limits.allowed_candidates,
             dtype=backend.dtype,
             backend=backend.backend,
             server_version=VERSION,
             capabilities=pb.Capabilities(
-                temperature=can.temperature,
-                top_k=model.limits.top_k > 0,
-                candidates=can.candidates,
-                entropy=can.entropy,
-                hidden_states=can.hidden_states,
-                generate=can.generate,
-                ranks=can.ranks,
-                seed=can.seed,
+                temperature=capabilities.temperature,
+                top_k=model.limits.allowed_top_k > 0,
+                candidates=capabilities.candidates,
+                entropy=capabilities.entropy,
+                hidden_states=capabilities.hidden_states,
+                generate=capabilities.generate,
+                ranks=capabilities.ranks,
+                seed=capabilities.seed,
             ),
             eos_ids=model.eos_ids,
         )
 
-    def tokenizer(self, request: pb.GetTokenizerRequest) -> pb.TokenizerReply:
-        model = self._model(request.model)
+    def get_tokenizer(self, request: pb.GetTokenizerRequest) -> pb.TokenizerReply:
+        model = self.model(request.model)
         return pb.TokenizerReply(
             identity=model.identity,
             tokenizer_json=model.tokenizer.file,
             chat_template=model.tokenizer.chat_template,
         )
 
-    def usage_of(self, request: pb.GetUsageRequest, call: Call) -> pb.UsageReply:
-        """What the caller may see: its own, or everybody's where it administers the service."""
+    def get_usage(self, request: pb.GetUsageRequest, call: Call) -> pb.UsageReply:
+        """The caller's own usage; for an administrator, the usage of all tenants or of the named one."""
         tenant = request.tenant
         if not call.tenant.admin:
             if tenant not in ("", call.tenant.name):
                 require_admin(call.tenant, f"the usage of {tenant!r}")
             tenant = call.tenant.name
-        rows = (pb.Usage(tenant=name, run_id=run, **asdict(counts)) for name, run, counts in self.usage.of(tenant))
+        rows = (pb.Usage(tenant=name, run_id=run, **asdict(counts)) for name, run, counts in self.usage.rows(tenant))
         return pb.UsageReply(usage=rows, since=self.usage.since)
 
     async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreReply:
-        """Score every completion that is fit to be; each of the others comes back with its own status."""
-        model = self._model(request.model)
-        expected = request.expect_weights_fingerprint
-        if expected and expected != model.identity.weights_fingerprint:
-            raise ServiceError(
-                status_pb2.FAILED_PRECONDITION,
-                f"the weights here are {model.identity.weights_fingerprint}, not {expected}: the teacher was changed; "
-                "start the run again, or allow the change in its config",
-                field="expect_weights_fingerprint",
-            )
+        """Score every valid completion. An invalid completion has its own status in the reply."""
+        model = self.model(request.model)
+        _check_fingerprint(request.expect_weights_fingerprint, model)
         limits = model.limits.for_tenant(call.tenant)
-        options = score_options(request.options, limits)
+        options = read_score_options(request.options, limits)
         check_count("completions", len(request.completions), limits)
         check_count("prompts", len(request.prompts), limits)
-        with stage("parse"):
-            sequences, faults = score_sequences(request, options, limits)
-        with self.quotas.admit(call.tenant, tokens_sent(request, sequences)):
+        with time_stage("parse"):
+            sequences, errors = read_sequences(request, options, limits)
+        with self.quotas.admit(call.tenant, count_sent_tokens(request, sequences)):
             scored = await model.engine.score(sequences, call=call, priority=request.priority)
         tokens = sum(
             len(sequences[index].completion)
             for index, score in scored.scores.items()
             if not isinstance(score, ServiceError)
         )
-        metrics.note_scored(call.tenant.name, tokens, scored.queue_seconds, scored.compute_seconds)
+        metrics.count_score_request(call.tenant.name, tokens, scored.queue_seconds, scored.compute_seconds)
         self.usage.add(call, Counts(1, tokens, scored.computed_tokens, len(scored.cached), scored.queue_seconds))
-        with stage("serialize"):
+        with time_stage("serialize"):
             reply = pb.ScoreReply(
                 request_id=call.request_id,
                 identity=model.identity,
@@ -302,39 +306,34 @@ class Teacher:
                 compute_seconds=scored.compute_seconds,
             )
             for index, completion in enumerate(request.completions):
-                score = faults[index] if index in faults else scored.scores[index]
+                score = errors[index] if index in errors else scored.scores[index]
                 if isinstance(score, ServiceError):
                     reply.scores.add(id=completion.id, status=score.status())
                 else:
-                    reply.scores.append(_pack(completion.id, score, request.options.dtype, index in scored.cached))
+                    reply.scores.append(
+                        _score_message(completion.id, score, request.options.dtype, index in scored.cached)
+                    )
         return reply
 
     async def generate(self, request: pb.GenerateRequest, call: Call) -> AsyncGenerator[pb.GenerateEvent, None]:
-        """Events as completions finish. A prompt that cannot be served has one event, with its status."""
-        model = self._model(request.model)
+        """Events as completions finish. An invalid prompt has one event, with its status."""
+        model = self.model(request.model)
         if not model.limits.capabilities.generate:
             raise invalid("model", f"{model.identity.model} cannot generate on this server: it scores only")
         limits = model.limits.for_tenant(call.tenant)
-        options = sampling_options(request.options, limits, model.eos_ids)
+        options = read_sampling_options(request.options, limits, model.eos_ids)
         check_count("prompts", len(request.prompts), limits)
-        prompts: list[GeneratePrompt] = []
-        faults: list[pb.GenerateEvent] = []
-        for index, wanted in enumerate(request.prompts):
+        prompts: dict[int, GeneratePrompt] = {}
+        failures: dict[int, ServiceError] = {}
+        for index, message in enumerate(request.prompts):
             try:
-                prompts.append(_prompt(wanted, index, options, model, limits))
+                prompts[index] = _read_prompt(message, index, options, model, limits)
             except ServiceError as error:
-                faults.append(
-                    pb.GenerateEvent(
-                        request_id=call.request_id,
-                        identity=model.identity,
-                        id=wanted.id,
-                        finished=True,
-                        status=error.status(),
-                    )
-                )
-        by_index = {prompt.index: prompt for prompt in prompts}
-        so_far: dict[tuple[int, int], list[GenerateChunk]] = {}
-        async with aclosing(self._paid(model, prompts, options, call, request.priority)) as chunks:
+                failures[index] = error
+        unfinished: dict[tuple[int, int], list[GenerateChunk]] = {}
+        async with aclosing(
+            self._generate_metered(model, list(prompts.values()), options, call, request.priority)
+        ) as chunks:
             async for chunk in chunks:
                 event = pb.GenerateEvent(
                     request_id=call.request_id,
@@ -344,53 +343,70 @@ class Teacher:
                     ids=pack_ids(chunk.ids),
                     logprobs=pack_floats(chunk.logprobs),
                 )
-                parts = so_far.setdefault((chunk.prompt, chunk.index), [])
+                parts = unfinished.setdefault((chunk.prompt, chunk.index), [])
                 parts.append(chunk)
                 if chunk.finish_reason is not None:
-                    del so_far[chunk.prompt, chunk.index]
+                    del unfinished[chunk.prompt, chunk.index]
                     event.finished = True
                     event.finish_reason = chunk.finish_reason
                     event.text = model.tokenizer.decode(np.concatenate([part.ids for part in parts]))
-                    event.prompt_ids = pack_ids(by_index[chunk.prompt].ids)
+                    event.prompt_ids = pack_ids(prompts[chunk.prompt].ids)
                 yield event
-        # At the end: a call that is to be refused as a whole, and sent again, must not have begun to answer.
-        for event in faults:
-            yield event
+        # Last: if the call as a whole is refused, and sent again, no event may have been sent.
+        for index, failure in failures.items():
+            yield pb.GenerateEvent(
+                request_id=call.request_id,
+                identity=model.identity,
+                id=request.prompts[index].id,
+                finished=True,
+                status=failure.status(),
+            )
 
-    async def _paid(
-        self, model: Loaded, prompts: list[GeneratePrompt], options: SamplingOptions, call: Call, priority: int
+    async def _generate_metered(
+        self, model: LoadedModel, prompts: list[GeneratePrompt], options: SamplingOptions, call: Call, priority: int
     ) -> AsyncGenerator[GenerateChunk, None]:
-        """What the engine generates, counted for the caller, who pays for the most it can be; for what a completion
-        turned out shorter the tokens come back when it has ended.
+        """The engine's chunks, charged to the caller's quota and usage.
+
+        The quota is charged for max_tokens of every completion. When a completion ends, its unused tokens are refunded.
         """
-        most = sum(len(prompt.ids) + options.n * prompt.max_tokens for prompt in prompts)
-        room = {prompt.index: prompt.max_tokens for prompt in prompts}
+        reserved = sum(len(prompt.ids) + options.n * prompt.max_tokens for prompt in prompts)
+        max_tokens = {prompt.index: prompt.max_tokens for prompt in prompts}
         lengths: Counter[tuple[int, int]] = Counter()
-        with self.quotas.admit(call.tenant, most) as admission:
+        with self.quotas.admit(call.tenant, reserved) as admission:
             self.usage.add(call, Counts(requests=1))
             async with aclosing(model.engine.generate(prompts, options, call=call, priority=priority)) as chunks:
                 async for chunk in chunks:
                     self.usage.add(call, Counts(generated_tokens=len(chunk.ids)))
                     lengths[chunk.prompt, chunk.index] += len(chunk.ids)
                     if chunk.finish_reason is not None:
-                        admission.refund(room[chunk.prompt] - lengths[chunk.prompt, chunk.index])
+                        admission.refund(max_tokens[chunk.prompt] - lengths[chunk.prompt, chunk.index])
                     yield chunk
 
 
-def _prompt(
-    wanted: pb.GeneratePrompt, index: int, options: SamplingOptions, model: Loaded, limits: Limits
+def _check_fingerprint(expected: str, model: LoadedModel) -> None:
+    if expected and expected != model.identity.weights_fingerprint:
+        raise ServiceError(
+            status_pb2.FAILED_PRECONDITION,
+            f"the weights here are {model.identity.weights_fingerprint}, not {expected}: the teacher was changed; "
+            "start the run again, or allow the change in its config",
+            field="expect_weights_fingerprint",
+        )
+
+
+def _read_prompt(
+    message: pb.GeneratePrompt, index: int, options: SamplingOptions, model: LoadedModel, limits: Limits
 ) -> GeneratePrompt:
     field = f"prompts[{index}]"
-    if wanted.ids and wanted.messages:
+    if message.ids and message.messages:
         raise invalid(field, f"{field} has both ids and messages: send one of them")
-    if wanted.messages:
-        ids = model.tokenizer.render(list(wanted.messages), f"{field}.messages")
+    if message.messages:
+        ids = model.tokenizer.render(list(message.messages), f"{field}.messages")
     else:
-        ids = token_ids(wanted.ids, f"{field}.ids", limits)
-    return generate_prompt(ids, index, options, limits)
+        ids = read_token_ids(message.ids, f"{field}.ids", limits)
+    return make_prompt(ids, index, options, limits)
 
 
-def _pack(identifier: str, score: SequenceScore, dtype: "pb.DType", cached: bool) -> pb.CompletionScore:
+def _score_message(identifier: str, score: SequenceScore, dtype: "pb.DType", cached: bool) -> pb.CompletionScore:
     packed = pb.CompletionScore(id=identifier, logprobs=pack_floats(score.logprobs, dtype), cached=cached)
     if score.top_ids is not None and score.top_logprobs is not None:
         packed.top_ids = pack_ids(score.top_ids)

@@ -1,4 +1,4 @@
-"""What `vold-teacher serve` can be told."""
+"""The settings of `vold-teacher serve`, and their checks."""
 
 import json
 from pathlib import Path
@@ -26,11 +26,11 @@ OPTIONS_OF_BACKENDS = {
     "upstream_timeout": ("upstream",),
     "upstream_health": ("upstream",),
 }
-"""Options that only some backends have."""
+"""Options that only some backends take, with those backends."""
 
 
 class TeacherSettings(ServerSettings):
-    """Each is also an environment variable, VOLD_TEACHER_ and the name in capitals."""
+    """Each setting is also an environment variable: VOLD_TEACHER_ and its name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix="VOLD_TEACHER_", extra="forbid")
 
@@ -83,7 +83,7 @@ class TeacherSettings(ServerSettings):
     max_queue_tokens: int = Field(default=1 << 21, ge=1, description="tokens that may wait before requests are refused")
     max_rows: int = Field(default=256, ge=1, description="completions generated at once")
     max_cache_tokens: int = Field(default=1 << 16, ge=1, description="tokens of the generation's key-value cache")
-    cache_bytes: int = Field(default=256 * MIB, ge=0, description="memory for scores that may be asked for again")
+    cache_bytes: int = Field(default=256 * MIB, ge=0, description="memory for cached scores")
     cache_dir: Path | None = Field(default=None, description="folder that keeps scores across restarts; none if absent")
     cache_dir_bytes: int = Field(default=4096 * MIB, ge=MIB, description="what the cache folder may take")
     max_top_k: int = Field(default=1024, ge=0, description="largest top-k a request may ask for")
@@ -92,47 +92,48 @@ class TeacherSettings(ServerSettings):
 
     @field_validator("model", mode="before")
     @classmethod
-    def _several(cls, value: object) -> object:
-        """From the environment: one, or several with commas between. An upstream's URLs are one model."""
+    def _split_models(cls, value: object) -> object:
+        """Split the environment variable at commas. The URLs of an upstream server stay one model."""
         if isinstance(value, str | Path):
-            several = "://" not in str(value)
-            return [part.strip() for part in str(value).split(",")] if several else [value]
+            is_url = "://" in str(value)
+            return [value] if is_url else [part.strip() for part in str(value).split(",")]
         return [str(part) for part in value] if isinstance(value, list | tuple) else value
 
     def named_models(self) -> list[tuple[str, str]]:
-        """Name and location of every model. Raises ValueError where names clash or --name has nothing to name."""
+        """Name and location of every model. Raises ValueError if names clash or --name is set for several models."""
         if self.name and len(self.model) > 1:
             raise ValueError(
                 f"--name {self.name}: there are {len(self.model)} models; write --model NAME=FOLDER for each"
             )
         named: dict[str, str] = {}
-        for given in self.model:
-            name, equals, location = given.partition("=")
+        for argument in self.model:
+            name, equals, location = argument.partition("=")
             if not equals or "/" in name or ":" in name:
-                name, location = self.name or model_folder(self, given).resolve().name, given
+                name, location = self.name or model_folder(self, argument).resolve().name, argument
             if not name or not location:
-                raise ValueError(f"--model {given!r}: write FOLDER or NAME=FOLDER")
+                raise ValueError(f"--model {argument!r}: write FOLDER or NAME=FOLDER")
             if name in named:
                 raise ValueError(
-                    f"--model {given}: {name!r} names {named[name]} already; write NAME=FOLDER with another"
+                    f"--model {argument}: {name!r} names {named[name]} already; write NAME=FOLDER with another"
                 )
             named[name] = location
         return list(named.items())
 
 
 def model_folder(settings: TeacherSettings, location: str) -> Path:
-    """Where the tokenizer and the config of the model at `location` are."""
+    """The folder with the tokenizer and the config of the model at `location`."""
     return settings.tokenizer if settings.tokenizer is not None else Path(location)
 
 
 def check_backend(settings: TeacherSettings) -> None:
-    """Raise ValueError with a line for the user where the settings do not fit the backend."""
+    """Raise ValueError with one line for the user if the settings do not fit the backend."""
     backend = settings.backend
-    given = settings.model_fields_set
-    for option, of in OPTIONS_OF_BACKENDS.items():
-        if option in given and backend not in of:
-            named = "--" + option.replace("_", "-")
-            raise ValueError(f"{named} is an option of --backend {' and '.join(of)}, not of {backend}: leave it out")
+    for option, backends in OPTIONS_OF_BACKENDS.items():
+        if option in settings.model_fields_set and backend not in backends:
+            flag = "--" + option.replace("_", "-")
+            raise ValueError(
+                f"{flag} is an option of --backend {' and '.join(backends)}, not of {backend}: leave it out"
+            )
     locations = [location for _, location in settings.named_models()]
     if backend != "upstream":
         for location in locations:
@@ -154,7 +155,7 @@ def check_backend(settings: TeacherSettings) -> None:
 
 
 def check_model_folder(path: Path) -> None:
-    """Raise ValueError with a line for the user where `path` cannot be a model."""
+    """Raise ValueError with one line for the user if `path` is no model folder."""
     if not path.exists():
         raise ValueError(f"--model {path}: there is no such folder; give the path of a saved model")
     if not path.is_dir():

@@ -1,6 +1,6 @@
-"""The teacher's state at a glance, for GET /v1/status and the page at / that shows it.
+"""The teacher's state, for GET /v1/status and the status page at /.
 
-Everything comes from the metrics, so that the page and Prometheus agree, and the engine knows nothing of either.
+All figures come from the metrics: so the page and Prometheus agree, and the engine depends on neither.
 """
 
 import time
@@ -11,8 +11,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from vold_proto.distribution import VERSION
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service import access
-from vold_service.page import History, by_label, ratio, total
-from vold_service.tenants import OPEN, Tenant
+from vold_service.page import MetricsHistory, by_label, ratio, total
+from vold_service.tenants import OPEN_TENANT, Tenant
 
 from vold_teacher import metrics
 from vold_teacher.engine.scoring import Backlog
@@ -21,121 +21,135 @@ from vold_teacher.service import Teacher
 _STARTED = time.time()
 
 
-def backlog(teacher: Teacher) -> Backlog:
-    """What waits for all of the models."""
-    waiting = [model.engine.backlog() for model in teacher.models.values()]
+def total_backlog(teacher: Teacher) -> Backlog:
+    """The backlogs of all models together."""
+    backlogs = [model.engine.backlog() for model in teacher.models.values()]
     return Backlog(
-        sum(one.tokens for one in waiting),
-        sum(one.requests for one in waiting),
-        max((one.oldest_seconds for one in waiting), default=0.0),
+        sum(backlog.tokens for backlog in backlogs),
+        sum(backlog.requests for backlog in backlogs),
+        max((backlog.oldest_seconds for backlog in backlogs), default=0.0),
     )
 
 
-def watch(teacher: Teacher) -> History:
-    """Let the gauges of the queue read `teacher`, and keep the last minutes, from the history's `start` on."""
-    metrics.watch_queue(
-        lambda: backlog(teacher).tokens, lambda: backlog(teacher).requests, lambda: backlog(teacher).oldest_seconds
+def make_history(teacher: Teacher) -> MetricsHistory:
+    """Connect the queue's gauges to `teacher`. Returns the history of the last minutes, which its caller starts."""
+    metrics.set_queue_gauges(
+        lambda: total_backlog(teacher).tokens,
+        lambda: total_backlog(teacher).requests,
+        lambda: total_backlog(teacher).oldest_seconds,
     )
     rates = {
-        "scored": _of(metrics.SCORED_TOKENS),
-        "generated": _of(metrics.GENERATED_TOKENS),
-        "padding": _of(metrics.PADDING_TOKENS),
-        "batches": _of(metrics.BATCH_TOKENS, "_count"),
-        "batch_tokens": _of(metrics.BATCH_TOKENS, "_sum"),
-        "answers": _of(metrics.STAGE_SECONDS, "_count", stage="queue"),
-        "queue_seconds": _of(metrics.STAGE_SECONDS, "_sum", stage="queue"),
-        "compute_seconds": _of(metrics.STAGE_SECONDS, "_sum", stage="compute"),
+        "scored": _total_of(metrics.SCORED_TOKENS),
+        "generated": _total_of(metrics.GENERATED_TOKENS),
+        "padding": _total_of(metrics.PADDING_TOKENS),
+        "batches": _total_of(metrics.BATCH_TOKENS, "_count"),
+        "batch_tokens": _total_of(metrics.BATCH_TOKENS, "_sum"),
+        "replies": _total_of(metrics.STAGE_SECONDS, "_count", stage="queue"),
+        "queue_seconds": _total_of(metrics.STAGE_SECONDS, "_sum", stage="queue"),
+        "compute_seconds": _total_of(metrics.STAGE_SECONDS, "_sum", stage="compute"),
     }
-    return History(rates, {"queued": lambda: backlog(teacher).tokens})
+    return MetricsHistory(rates, {"queued": lambda: total_backlog(teacher).tokens})
 
 
 def snapshot(
     teacher: Teacher,
-    history: History,
+    history: MetricsHistory,
     *,
     ready: bool,
-    viewer: Tenant = OPEN,
+    viewer: Tenant = OPEN_TENANT,
     usage: Callable[[], Iterable[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """Plain values, for JSON. viewer: sees the other tenants' rows where it is an admin.
+    """The state as JSON values. viewer: an administrator sees the rows of all tenants, others their own.
 
-    usage: a row for each tenant {name, requests, tokens, queue_seconds}; from the metrics where it is None.
+    usage: returns a row {name, requests, tokens, queue_seconds} per tenant; None takes them from the metrics.
     """
-    waiting = backlog(teacher)
-    columns = history.columns()
+    backlog = total_backlog(teacher)
+    series = history.series()
     limits = teacher.engine_limits
-    mean = history.mean
-    hits, misses = total(metrics.CACHE_HITS), total(metrics.CACHE_MISSES)
     return {
         "ready": ready,
         "version": VERSION,
         "uptime_seconds": round(time.time() - _STARTED, 1),
         "queue": {
-            "tokens": waiting.tokens,
-            "requests": waiting.requests,
-            "oldest_seconds": round(waiting.oldest_seconds, 3),
+            "tokens": backlog.tokens,
+            "requests": backlog.requests,
+            "oldest_seconds": round(backlog.oldest_seconds, 3),
             "max_tokens": limits.max_queue_tokens,
             "generating": total(metrics.GENERATING),
         },
-        "last_minute": {
-            "scored_per_second": round(mean("scored"), 1),
-            "generated_per_second": round(mean("generated"), 1),
-            "batch_fill": ratio(mean("batch_tokens"), mean("batches") * limits.max_batch_tokens),
-            "padding_share": ratio(mean("padding"), mean("batch_tokens")),
-            "queue_seconds": ratio(mean("queue_seconds"), mean("answers")),
-            "compute_seconds": ratio(mean("compute_seconds"), mean("answers")),
-        },
-        "totals": {
-            "requests": total(metrics.REQUESTS),
-            "scored_tokens": total(metrics.SCORED_TOKENS),
-            "generated_tokens": total(metrics.GENERATED_TOKENS),
-            "computed_tokens": total(metrics.COMPUTED_TOKENS),
-            "padding_tokens": total(metrics.PADDING_TOKENS),
-            "batches": total(metrics.BATCH_TOKENS, "_count"),
-        },
-        "cache": {
-            "hits": hits,
-            "misses": misses,
-            "coalesced": total(metrics.COALESCED),
-            "hit_rate": ratio(hits, hits + misses),
-        },
+        "last_minute": _last_minute(history, limits.max_batch_tokens),
+        "totals": _totals(),
+        "cache": _cache(),
         "rejected": by_label(access.REJECTED, "reason"),
-        "tenants": _tenants(viewer, usage or _usage),
-        "teachers": _teachers(teacher),
-        "history": {name: columns[name] for name in ("scored", "generated", "queued")},
+        "tenants": _tenant_rows(viewer, usage or _usage_rows),
+        "teachers": _model_rows(teacher),
+        "history": {name: series[name] for name in ("scored", "generated", "queued")},
     }
 
 
-def _of(metric: MetricWrapperBase, suffix: str | None = None, **labels: str) -> Callable[[], float]:
+def _last_minute(history: MetricsHistory, max_batch_tokens: int) -> dict[str, float | None]:
+    mean = history.mean
+    return {
+        "scored_per_second": round(mean("scored"), 1),
+        "generated_per_second": round(mean("generated"), 1),
+        "batch_fill": ratio(mean("batch_tokens"), mean("batches") * max_batch_tokens),
+        "padding_share": ratio(mean("padding"), mean("batch_tokens")),
+        "queue_seconds": ratio(mean("queue_seconds"), mean("replies")),
+        "compute_seconds": ratio(mean("compute_seconds"), mean("replies")),
+    }
+
+
+def _totals() -> dict[str, float]:
+    return {
+        "requests": total(metrics.REQUESTS),
+        "scored_tokens": total(metrics.SCORED_TOKENS),
+        "generated_tokens": total(metrics.GENERATED_TOKENS),
+        "computed_tokens": total(metrics.COMPUTED_TOKENS),
+        "padding_tokens": total(metrics.PADDING_TOKENS),
+        "batches": total(metrics.BATCH_TOKENS, "_count"),
+    }
+
+
+def _cache() -> dict[str, float | None]:
+    hits, misses = total(metrics.CACHE_HITS), total(metrics.CACHE_MISSES)
+    return {
+        "hits": hits,
+        "misses": misses,
+        "coalesced": total(metrics.COALESCED),
+        "hit_rate": ratio(hits, hits + misses),
+    }
+
+
+def _total_of(metric: MetricWrapperBase, suffix: str | None = None, **labels: str) -> Callable[[], float]:
     return lambda: total(metric, suffix, **labels)
 
 
-def _usage() -> Iterable[dict[str, Any]]:
+def _usage_rows() -> Iterable[dict[str, Any]]:
     tokens = by_label(metrics.TENANT_TOKENS, "tenant")
     requests = by_label(access.TENANT_REQUESTS, "tenant")
-    waited = by_label(metrics.TENANT_QUEUE_SECONDS, "tenant")
+    queue_seconds = by_label(metrics.TENANT_QUEUE_SECONDS, "tenant")
     for name in requests | tokens:
         yield {
             "name": name,
             "requests": requests.get(name, 0.0),
             "tokens": tokens.get(name, 0.0),
-            "queue_seconds": round(waited.get(name, 0.0), 3),
+            "queue_seconds": round(queue_seconds.get(name, 0.0), 3),
         }
 
 
-def _tenants(viewer: Tenant, usage: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Most tokens first, each with its share of all tokens."""
+def _tenant_rows(viewer: Tenant, usage: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows that `viewer` may see, most tokens first, each with its share of all tokens."""
     rows = sorted(usage(), key=lambda row: -row["tokens"])
-    everything = sum(row["tokens"] for row in rows)
+    all_tokens = sum(row["tokens"] for row in rows)
     shown = [row for row in rows if viewer.admin or row["name"] == viewer.name]
-    return [{**row, "share": ratio(row["tokens"], everything) or 0.0} for row in shown]
+    return [{**row, "share": ratio(row["tokens"], all_tokens) or 0.0} for row in shown]
 
 
-def _teachers(teacher: Teacher) -> list[dict[str, Any]]:
-    """Those that serve, the default first, and those that are still loading."""
+def _model_rows(teacher: Teacher) -> list[dict[str, Any]]:
+    """The loaded models, the default first, then the models that are still loading."""
     rows: list[dict[str, Any]] = []
     for name in teacher.models:
-        info = teacher.info(pb.GetInfoRequest(model=name))
+        info = teacher.get_info(pb.GetInfoRequest(model=name))
         rows.append(
             {
                 "name": info.identity.model,

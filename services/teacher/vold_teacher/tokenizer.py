@@ -12,15 +12,15 @@ from vold_service.errors import invalid
 from vold_teacher.identity import tokenizer_fingerprint
 from vold_teacher.types import Ids
 
-# What tokenizers are saved as. Without any, transformers makes an empty one.
-FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
+# Files that hold a tokenizer. Without any of them, transformers makes an empty tokenizer.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
 
 
 class Tokenizer:
-    """A folder's tokenizer. Raises OSError where there is none."""
+    """The tokenizer of a folder. Raises OSError if the folder has none."""
 
     def __init__(self, folder: Path) -> None:
-        if not any((folder / name).is_file() for name in FILES):
+        if not any((folder / name).is_file() for name in TOKENIZER_FILES):
             raise OSError(f"there is no tokenizer in {folder}: save one beside the model, such as tokenizer.json")
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -38,7 +38,7 @@ class Tokenizer:
         self.special_ids: dict[str, int] = {name: index for name, index in special.items() if index is not None}
 
     def render(self, messages: list[pb.ChatMessage], field: str) -> Ids:
-        """The ids of a conversation, up to where the assistant's answer begins."""
+        """The ids of a conversation, up to the start of the assistant's reply."""
         if not self._tokenizer.chat_template:
             raise invalid(field, f"{field}: this teacher's tokenizer has no chat template; send ids")
         conversation = [{"role": message.role, "content": message.content} for message in messages]
@@ -51,15 +51,15 @@ class Tokenizer:
         return np.asarray(ids, np.int32)
 
     def encode(self, text: str, *, special: bool) -> Ids:
-        """The ids of a text. special: with what the tokenizer puts around every text, such as BOS."""
+        """The ids of a text. special: add the special tokens that the tokenizer puts around a text, such as BOS."""
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=special), np.int32)
 
     def decode(self, ids: Ids | list[int], *, special: bool = False) -> str:
-        """Text, without special tokens unless `special`."""
+        """The text of ids. special: keep special tokens."""
         return str(self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=not special))
 
     def token(self, index: int) -> str:
-        """The text of one id by itself; what is only part of a character is U+FFFD."""
+        """The text of a single id; a part of a character becomes U+FFFD."""
         text = self._tokens.get(index)
         if text is None:
             text = self._tokens[index] = self.decode([index], special=True)

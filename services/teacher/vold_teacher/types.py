@@ -1,4 +1,4 @@
-"""What the engine works on: plain NumPy arrays, whichever face they came through and whichever backend computes.
+"""The engine's data as plain NumPy arrays, the same for every face and every backend.
 
 Shape letters: T completion positions, K top-k, M candidates of all positions together, H hidden size.
 """
@@ -14,7 +14,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """temperature divides the logits before the softmax, so it changes every log-probability and the entropy."""
+    """temperature divides the logits before the softmax: it changes every log-probability and the entropy."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -27,8 +27,8 @@ class ScoreOptions:
 class Sequence:
     """One completion to score after its prompt.
 
-    prompt: [P], at least one id. completion: [T], at least one. candidates: [M], the ids to score besides the sampled
-    ones, position after position; candidate_counts: [T], how many each position has, summing to M.
+    prompt: [P], at least one id. completion: [T], at least one id. candidates: [M], ids to score besides the sampled
+    tokens, position after position; candidate_counts: [T], the number of candidates at each position, summing to M.
     """
 
     prompt: Ids
@@ -39,17 +39,17 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens to run through the model; the last one predicts nothing that is asked for."""
+        """Tokens to run through the model: all but the last, which predicts nothing that is scored."""
         return len(self.prompt) + len(self.completion) - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SequenceScore:
-    """What the model says of one completion. Natural logarithms; what was not asked for is None.
+    """The scores of one completion. Natural logarithms; a field that was not requested is None.
 
     logprobs: [T] of the sampled tokens. top_ids, top_logprobs: [T, K], most likely first.
     candidate_logprobs: [M]. entropy: [T]. hidden_states: [T, H], the state that predicts each position.
-    ranks: [T], how many ids are at least as likely as the sampled one, itself included.
+    ranks: [T], the number of ids at least as likely as the sampled id, itself included.
     """
 
     logprobs: Floats
@@ -77,7 +77,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GeneratePrompt:
-    """A prompt to complete n times. index: its place in the request, which the sampling seed depends on."""
+    """A prompt to complete n times. index: its place in the request; the sampling seed depends on it."""
 
     ids: Ids
     index: int
@@ -86,7 +86,7 @@ class GeneratePrompt:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerateChunk:
-    """New tokens of one completion. prompt: index in the request. logprobs: of `ids`, at temperature 1."""
+    """New tokens of one completion. prompt: the prompt's index in the request. logprobs: of `ids`, at temperature 1."""
 
     prompt: int
     index: int

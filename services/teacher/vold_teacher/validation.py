@@ -1,4 +1,4 @@
-"""From the wire's messages to the engine's, with every limit checked before anything is computed."""
+"""Turns wire messages into the engine's types, and checks every limit before anything is computed."""
 
 import math
 import secrets
@@ -21,9 +21,8 @@ MAX_STOP_IDS = 64
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request may ask. vocab_size, max_sequence: the model's. max_top_k, max_candidates, max_sequences: the
-    server's. capabilities, backend: what computes and what it can do. tenant: whose max_sequence it is, where that is
-    less than the model's.
+    """Limits of a request. vocab_size: of the model. max_top_k, max_candidates, max_sequences: of the server.
+    max_sequence: of the model, or of `tenant` if that is less; tenant is "" otherwise. capabilities: of the backend.
     """
 
     vocab_size: int
@@ -36,34 +35,34 @@ class Limits:
     tenant: str = ""
 
     def for_tenant(self, tenant: Tenant) -> "Limits":
-        """The same, held to what the tenant may send."""
+        """These limits with the tenant's max_sequence, if it is less."""
         if tenant.max_sequence is None or tenant.max_sequence >= self.max_sequence:
             return self
         return replace(self, max_sequence=tenant.max_sequence, tenant=tenant.name)
 
     @property
-    def longest(self) -> str:
+    def sequence_limit(self) -> str:
         """The limit of a sequence, in words."""
         who = f"the tenant {self.tenant!r} may send" if self.tenant else "the teacher takes"
         return f"{who} at most {self.max_sequence}"
 
     @property
-    def top_k(self) -> int:
-        """The largest top-k that may be asked for."""
-        most = min(self.max_top_k, self.vocab_size)
-        return most if self.capabilities.max_top_k is None else min(most, self.capabilities.max_top_k)
+    def allowed_top_k(self) -> int:
+        """The largest top-k that a request may set: the least of the server's, the model's and the backend's limit."""
+        limit = min(self.max_top_k, self.vocab_size)
+        return limit if self.capabilities.max_top_k is None else min(limit, self.capabilities.max_top_k)
 
     @property
-    def candidates(self) -> int:
-        """The most candidates that may be asked for at one position."""
+    def allowed_candidates(self) -> int:
+        """The most candidates that a request may send for one position; 0 if the backend scores none."""
         if not self.capabilities.candidates:
             return 0
-        most = self.capabilities.max_candidates
-        return self.max_candidates if most is None else min(self.max_candidates, most)
+        limit = self.capabilities.max_candidates
+        return self.max_candidates if limit is None else min(self.max_candidates, limit)
 
 
 def check_count(field: str, count: int, limits: Limits) -> None:
-    """Raise INVALID_ARGUMENT where a request has no items in a list, or too many."""
+    """Raise INVALID_ARGUMENT if a list of a request is empty or too long."""
     if not count:
         raise invalid(field, f"{field} is empty: send at least one")
     if count > limits.max_sequences:
@@ -74,21 +73,21 @@ def check_count(field: str, count: int, limits: Limits) -> None:
         )
 
 
-def tokens_sent(request: pb.ScoreRequest, sequences: Mapping[int, Sequence]) -> int:
-    """Tokens that a request is charged for: its completions, and each prompt once, as they were sent."""
+def count_sent_tokens(request: pb.ScoreRequest, sequences: Mapping[int, Sequence]) -> int:
+    """Tokens that a request is charged for: its valid completions, and each of their prompts once."""
     prompts = {request.completions[index].prompt: len(sequence.prompt) for index, sequence in sequences.items()}
     return sum(prompts.values()) + sum(len(sequence.completion) for sequence in sequences.values())
 
 
-def token_ids(data: bytes, field: str, limits: Limits, most: int | None = None) -> Ids:
-    """Packed ids, each in the vocabulary. Raises INVALID_ARGUMENT that names the first that is not.
+def read_token_ids(data: bytes, field: str, limits: Limits, max_ids: int | None = None) -> Ids:
+    """Unpack token ids. Raises INVALID_ARGUMENT with the first id outside the vocabulary.
 
-    most: how many there may be; by default as many as a sequence has. Looked at before anything is unpacked.
+    max_ids: the most ids allowed; by default as many as a sequence may have. Checked before the ids are unpacked.
     """
-    if most is None and len(data) > 4 * limits.max_sequence:
-        raise invalid(field, f"{field} has {len(data) // 4} tokens: {limits.longest}; shorten it")
-    if most is not None and len(data) > 4 * most:
-        raise invalid(field, f"{field} has {len(data) // 4} ids: there is room for {most}")
+    if max_ids is None and len(data) > 4 * limits.max_sequence:
+        raise invalid(field, f"{field} has {len(data) // 4} tokens: {limits.sequence_limit}; shorten it")
+    if max_ids is not None and len(data) > 4 * max_ids:
+        raise invalid(field, f"{field} has {len(data) // 4} ids: there is room for {max_ids}")
     vocab_size = limits.vocab_size
     try:
         ids = unpack_ids(data)
@@ -105,46 +104,46 @@ def token_ids(data: bytes, field: str, limits: Limits, most: int | None = None) 
     return ids
 
 
-def score_options(options: pb.ScoreOptions, limits: Limits) -> ScoreOptions:
+def read_score_options(options: pb.ScoreOptions, limits: Limits) -> ScoreOptions:
     temperature = options.temperature if options.HasField("temperature") else 1.0
     if not (temperature > 0 and math.isfinite(temperature)):
         raise invalid(
             "options.temperature", f"options.temperature is {temperature:g}: scoring needs a finite value above 0"
         )
-    can = limits.capabilities
-    if temperature != 1 and not can.temperature:
+    capabilities = limits.capabilities
+    if temperature != 1 and not capabilities.temperature:
         raise invalid(
             "options.temperature",
             f"options.temperature is {temperature:g}: the {limits.backend} backend scores at 1 alone; leave it out",
         )
-    for field, asked, able in (
-        ("entropy", options.entropy, can.entropy),
-        ("hidden_states", options.hidden_states, can.hidden_states),
-        ("ranks", options.ranks, can.ranks),
+    for field, requested, supported in (
+        ("entropy", options.entropy, capabilities.entropy),
+        ("hidden_states", options.hidden_states, capabilities.hidden_states),
+        ("ranks", options.ranks, capabilities.ranks),
     ):
-        if asked and not able:
+        if requested and not supported:
             raise invalid(f"options.{field}", f"options.{field} is true: the {limits.backend} backend gives none")
-    most = limits.top_k
-    if options.top_k > most:
-        raise invalid("options.top_k", f"options.top_k is {options.top_k}: this server gives at most {most}")
+    max_top_k = limits.allowed_top_k
+    if options.top_k > max_top_k:
+        raise invalid("options.top_k", f"options.top_k is {options.top_k}: this server gives at most {max_top_k}")
     if options.dtype not in pb.DType.values():
         raise invalid("options.dtype", f"options.dtype is {options.dtype}: use F32 (0), F16 (1) or BF16 (2)")
     return ScoreOptions(temperature, options.top_k, options.entropy, options.hidden_states, options.ranks)
 
 
-def score_sequences(
+def read_sequences(
     request: pb.ScoreRequest, options: ScoreOptions, limits: Limits
 ) -> tuple[dict[int, Sequence], dict[int, ServiceError]]:
-    """The request's good completions and the faults of the others, each by index. A fault loses its item alone."""
+    """The valid completions, and the errors of the invalid ones, by index."""
     prompts: list[Ids | ServiceError] = []
     for index, prompt in enumerate(request.prompts):
         field = f"prompts[{index}].ids"
         try:
-            prompts.append(token_ids(prompt.ids, field, limits))
+            prompts.append(read_token_ids(prompt.ids, field, limits))
         except ServiceError as error:
             prompts.append(error)
     sequences: dict[int, Sequence] = {}
-    faults: dict[int, ServiceError] = {}
+    errors: dict[int, ServiceError] = {}
     seen: dict[str, int] = {}
     for index, completion in enumerate(request.completions):
         try:
@@ -157,8 +156,8 @@ def score_sequences(
             seen[completion.id] = index
             sequences[index] = _sequence(completion, index, prompts, options, limits)
         except ServiceError as error:
-            faults[index] = error
-    return sequences, faults
+            errors[index] = error
+    return sequences, errors
 
 
 def _sequence(
@@ -183,14 +182,15 @@ def _sequence(
             f"prompts[{completion.prompt}].ids is empty: a first completion token needs at least one token before it; "
             "send the BOS id where there is no prompt",
         )
-    ids = token_ids(completion.ids, f"{path}.ids", limits)
+    ids = read_token_ids(completion.ids, f"{path}.ids", limits)
     if not len(ids):
         raise invalid(f"{path}.ids", f"{path}.ids is empty: send at least one completion token, or leave the item out")
     length = len(prompt) + len(ids)
     if length > limits.max_sequence:
         raise invalid(
             f"{path}.ids",
-            f"{path} has {len(prompt)} prompt and {len(ids)} completion tokens, {length} together: {limits.longest}; "
+            f"{path} has {len(prompt)} prompt and {len(ids)} completion tokens, {length} together: "
+            f"{limits.sequence_limit}; "
             "shorten it",
         )
     candidates, counts = _candidates(completion, path, len(ids), limits)
@@ -198,32 +198,33 @@ def _sequence(
 
 
 def _candidates(completion: pb.Completion, path: str, positions: int, limits: Limits) -> tuple[Ids | None, Ids | None]:
-    """Candidate ids [M] and how many each position has [T]; (None, None) where none are asked for."""
-    wanted = completion.candidates
+    """Candidate ids [M] and their number at each position [T]; (None, None) if the completion has no candidates."""
+    candidates = completion.candidates
     field = f"{path}.candidates"
-    if not (wanted.ids or wanted.per_position or wanted.counts):
+    if not (candidates.ids or candidates.per_position or candidates.counts):
         return None, None
     if not limits.capabilities.candidates:
         raise invalid(field, f"{field} is set: the {limits.backend} backend scores no candidates; ask for a top_k")
-    if wanted.per_position and wanted.counts:
+    if candidates.per_position and candidates.counts:
         raise invalid(field, f"{field} has both per_position and counts: give one of them")
-    if wanted.counts:
-        if len(wanted.counts) != 4 * positions:
+    if candidates.counts:
+        if len(candidates.counts) != 4 * positions:
             raise invalid(
                 f"{field}.counts",
-                f"{field}.counts has {len(wanted.counts) / 4:g} entries for {positions} completion positions: give one "
-                "for each, of 4 bytes",
+                f"{field}.counts has {len(candidates.counts) / 4:g} entries for {positions} completion positions: "
+                "give one for each, of 4 bytes",
             )
-        counts = unpack_ids(wanted.counts)
+        counts = unpack_ids(candidates.counts)
     else:
-        counts = np.full(positions, min(wanted.per_position, np.iinfo(np.int32).max), np.int32)
-    if counts.min() < 0 or counts.max() > limits.candidates:
+        counts = np.full(positions, min(candidates.per_position, np.iinfo(np.int32).max), np.int32)
+    if counts.min() < 0 or counts.max() > limits.allowed_candidates:
         worst = int(counts.min() if counts.min() < 0 else counts.max())
         raise invalid(
-            field, f"{field} asks for {worst} candidates at a position: between 0 and {limits.candidates} are given"
+            field,
+            f"{field} asks for {worst} candidates at a position: between 0 and {limits.allowed_candidates} are given",
         )
     expected = int(counts.sum(dtype=np.int64))
-    ids = token_ids(wanted.ids, f"{field}.ids", limits, most=positions * limits.max_candidates)
+    ids = read_token_ids(candidates.ids, f"{field}.ids", limits, max_ids=positions * limits.max_candidates)
     if len(ids) != expected:
         raise invalid(
             f"{field}.ids",
@@ -233,7 +234,7 @@ def _candidates(completion: pb.Completion, path: str, positions: int, limits: Li
     return ids, counts
 
 
-def sampling_options(options: pb.GenerateOptions, limits: Limits, eos_ids: Seq[int]) -> SamplingOptions:
+def read_sampling_options(options: pb.GenerateOptions, limits: Limits, eos_ids: Seq[int]) -> SamplingOptions:
     temperature = options.temperature if options.HasField("temperature") else 1.0
     if not (temperature >= 0 and math.isfinite(temperature)):
         raise invalid(
@@ -257,7 +258,7 @@ def sampling_options(options: pb.GenerateOptions, limits: Limits, eos_ids: Seq[i
     if options.HasField("seed") and temperature and not limits.capabilities.seed:
         raise invalid(
             "options.seed",
-            f"options.seed is {options.seed}: the {limits.backend} backend draws without regard to it; leave it out",
+            f"options.seed is {options.seed}: the {limits.backend} backend samples without regard to it; leave it out",
         )
     return SamplingOptions(
         max_tokens=options.max_tokens,
@@ -271,8 +272,8 @@ def sampling_options(options: pb.GenerateOptions, limits: Limits, eos_ids: Seq[i
     )
 
 
-def generate_prompt(ids: Ids, index: int, options: SamplingOptions, limits: Limits) -> GeneratePrompt:
-    """A prompt with the room that the maximum sequence leaves for its completions."""
+def make_prompt(ids: Ids, index: int, options: SamplingOptions, limits: Limits) -> GeneratePrompt:
+    """A prompt whose max_tokens is cut to the tokens that max_sequence leaves for its completions."""
     field = f"prompts[{index}].ids"
     if not len(ids):
         raise invalid(field, f"{field} is empty: send at least one token, or messages")
@@ -280,6 +281,6 @@ def generate_prompt(ids: Ids, index: int, options: SamplingOptions, limits: Limi
     if room < 1:
         raise invalid(
             field,
-            f"{field} has {len(ids)} tokens, which leaves no room for a completion: {limits.longest} together",
+            f"{field} has {len(ids)} tokens, which leaves no room for a completion: {limits.sequence_limit} together",
         )
     return GeneratePrompt(ids, index, min(options.max_tokens, room))

@@ -1,1 +1,1 @@
-"""The verifier service: rewards for completions, checked in worker processes that can be killed."""
+"""The verifier service: rewards for completions, computed in worker processes that can be killed."""

@@ -1,10 +1,10 @@
-"""`vold-verifier`, which is also `python -m vold_verifier`: names the extra to install where it is missing."""
+"""`vold-verifier` and `python -m vold_verifier`: names the extra to install if a dependency is missing."""
 
-from vold_proto.distribution import program
+from vold_proto.distribution import exit_without_extra
 
 
 def main() -> None:
-    with program("vold-verifier", "verifier"):
+    with exit_without_extra("vold-verifier", "verifier"):
         from vold_verifier.cli import main
 
         main()

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 from vold_proto.v1 import verifier_pb2, verifier_pb2_grpc
-from vold_service.grpc import GrpcServer, abort, call_of
+from vold_service.grpc import GrpcServer, abort, parse_call
 from vold_service.keys import Keys
 from vold_service.tls import Tls
 
@@ -29,7 +29,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         self, request: verifier_pb2.VerifyRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> verifier_pb2.VerifyReply:
         try:
-            return await self.engine.verify(call_of(context, request.request_id, request.run_id), request.items)
+            return await self.engine.verify(parse_call(context, request.request_id, request.run_id), request.items)
         except Exception as error:
             await abort(context, error)
 
@@ -37,9 +37,9 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         self, request_iterator: AsyncIterator[verifier_pb2.VerifyItem], context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[verifier_pb2.VerifyResult]:
         try:
-            # The call is asked for again with each item: a stream may outlive its key.
-            calls = partial(call_of, context)
-            async with aclosing(self.engine.verify_stream(calls, request_iterator)) as results:
+            # The call is parsed again for each item: the key may expire during the stream.
+            current_call = partial(parse_call, context)
+            async with aclosing(self.engine.verify_stream(current_call, request_iterator)) as results:
                 async for result in results:
                     yield result
         except Exception as error:

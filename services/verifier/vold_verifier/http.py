@@ -1,4 +1,4 @@
-"""The HTTP face: the same messages as JSON or as application/x-protobuf."""
+"""The HTTP face: the messages of the gRPC face, as JSON or as application/x-protobuf."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vold_proto.v1 import verifier_pb2
 from vold_service.errors import Code, invalid
-from vold_service.http import PROTOBUF, call_of, make_app, read_protobuf, speaks_protobuf, until_gone
+from vold_service.http import PROTOBUF, cancel_on_disconnect, make_app, parse_call, read_protobuf, wants_protobuf
 from vold_service.keys import Keys
 
 from vold_verifier.engine.engine import Engine
@@ -26,7 +26,7 @@ class ItemModel(BaseModel):
     parameters: dict[str, Any] = Field(default_factory=dict)
     zero_on_failure: bool = False
 
-    def message(self) -> verifier_pb2.VerifyItem:
+    def to_message(self) -> verifier_pb2.VerifyItem:
         item = verifier_pb2.VerifyItem(
             id=self.id,
             verifier=self.verifier,
@@ -65,8 +65,7 @@ class PartModel(BaseModel):
 
 
 class ResultModel(BaseModel):
-    """reward is null where there is an error, unless the item asked for zero_on_failure: a missing reward is not a
-    zero."""
+    """reward: null beside an error, unless the item has zero_on_failure: a missing reward is not a zero."""
 
     id: str
     reward: float | None
@@ -100,13 +99,13 @@ class ListModel(BaseModel):
     sandbox_layers: list[str]
 
 
-def make(engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool], keys: Keys) -> FastAPI:
+def create_app(engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool], keys: Keys) -> FastAPI:
     app = make_app("vold verifier", max_body_bytes=max_body_bytes, ready=ready, keys=keys)
 
     @app.get("/v1/verifiers", response_model=ListModel, tags=["verifier"])
     async def list_verifiers(request: Request) -> Response:
-        """What can be checked, each with the JSON schema of its parameters."""
-        return _reply(request, engine.list_verifiers(), _list_json)
+        """The verifiers, each with the JSON schema of its parameters."""
+        return _reply(request, engine.list_verifiers(), _verifiers_json)
 
     body = {
         "content": {"application/json": {"schema": RequestModel.model_json_schema()}, PROTOBUF: {}},
@@ -116,16 +115,16 @@ def make(engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool], keys
     @app.post("/v1/verify", response_model=ReplyModel, openapi_extra={"requestBody": body}, tags=["verifier"])
     async def verify(request: Request) -> Response:
         """A result for every item, in order. A bad item carries its own error and does not lose the others."""
-        call = call_of(request)
-        message = await _read(request)
-        call = call.named(message.request_id, message.run_id)
-        reply = await until_gone(request, engine.verify(call, message.items))
+        call = parse_call(request)
+        message = await _read_request(request)
+        call = call.with_ids(message.request_id, message.run_id)
+        reply = await cancel_on_disconnect(request, engine.verify(call, message.items))
         return _reply(request, reply, _reply_json)
 
     return app
 
 
-async def _read(request: Request) -> verifier_pb2.VerifyRequest:
+async def _read_request(request: Request) -> verifier_pb2.VerifyRequest:
     if request.headers.get("content-type", "").startswith(PROTOBUF):
         return await read_protobuf(request, verifier_pb2.VerifyRequest)
     try:
@@ -135,17 +134,17 @@ async def _read(request: Request) -> verifier_pb2.VerifyRequest:
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
         raise invalid(field or "body", f"{field or 'body'}: {first['msg']}") from None
     return verifier_pb2.VerifyRequest(
-        request_id=model.request_id, run_id=model.run_id, items=[item.message() for item in model.items]
+        request_id=model.request_id, run_id=model.run_id, items=[item.to_message() for item in model.items]
     )
 
 
 def _reply(request: Request, message: Message, as_json: Callable[[Any], dict[str, Any]]) -> Response:
-    if speaks_protobuf(request):
+    if wants_protobuf(request):
         return Response(message.SerializeToString(), media_type=PROTOBUF)
     return Response(json.dumps(as_json(message), ensure_ascii=False), media_type="application/json")
 
 
-def _list_json(reply: verifier_pb2.ListVerifiersReply) -> dict[str, Any]:
+def _verifiers_json(reply: verifier_pb2.ListVerifiersReply) -> dict[str, Any]:
     return {
         "verifiers": [
             {

@@ -1,11 +1,11 @@
-"""The verifier's state at a glance, for GET /v1/status and the page at /. Everything comes from the metrics."""
+"""The verifier's state, for GET /v1/status and the page at /. All figures come from the metrics."""
 
 import time
 from collections.abc import Callable
 from typing import Any
 
 from vold_service import access
-from vold_service.page import History, by_label, ratio, total
+from vold_service.page import MetricsHistory, by_label, ratio, total
 
 from vold_verifier import metrics
 from vold_verifier.engine.engine import Engine
@@ -13,31 +13,31 @@ from vold_verifier.engine.engine import Engine
 _STARTED = time.time()
 
 
-def watch() -> History:
-    """The last minutes; `start` it where it is wanted."""
+def create_history() -> MetricsHistory:
+    """Return the history that the page plots; call its `start` on the event loop."""
 
-    def of(*arguments: Any) -> Callable[[], float]:
+    def reader(*arguments: Any) -> Callable[[], float]:
         return lambda: total(*arguments)
 
-    return History(
+    return MetricsHistory(
         {
-            "judged": of(metrics.ITEMS),
-            "calls": of(metrics.CALL_SECONDS, "_count"),
-            "call_seconds": of(metrics.CALL_SECONDS, "_sum"),
+            "judged": reader(metrics.ITEMS),
+            "calls": reader(metrics.CALL_SECONDS, "_count"),
+            "call_seconds": reader(metrics.CALL_SECONDS, "_sum"),
         },
-        {"queued": of(metrics.QUEUED)},
+        {"queued": reader(metrics.QUEUED)},
     )
 
 
-def snapshot(engine: Engine, history: History, *, ready: bool) -> dict[str, Any]:
-    """Plain values, for JSON."""
-    columns = history.columns()
+def snapshot(engine: Engine, history: MetricsHistory, *, ready: bool) -> dict[str, Any]:
+    """Return the state as values that JSON can carry."""
+    columns = history.series()
     return {
         "ready": ready,
         "version": engine.server_version,
         "uptime_seconds": round(time.time() - _STARTED, 1),
         "queue": {"items": total(metrics.QUEUED), "max_items": engine.settings.max_queued_items},
-        "workers": {"up": total(metrics.WORKERS), "wanted": engine.dispatcher.workers_wanted},
+        "workers": {"up": total(metrics.WORKERS), "wanted": engine.dispatcher.target_workers},
         "sandbox": list(engine.dispatcher.sandbox.layers),
         "restarts": by_label(metrics.RESTARTS, "reason"),
         "last_minute": {

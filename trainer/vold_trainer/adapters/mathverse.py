@@ -1,47 +1,48 @@
 """MathVerse (Zhang et al. 2024, arXiv:2403.14624): each problem in up to six versions that move its information from
-the text into the picture.
+the text into the image.
 """
 
 from collections.abc import Sequence
 
 from vold_trainer.adapters.base import (
-    FREE,
-    LETTER,
+    ASK_ANSWER,
+    ASK_LETTER,
     Adapter,
-    Figures,
+    BenchmarkRow,
+    Metrics,
     Outcome,
     Question,
-    Row,
     Wording,
-    choice,
-    options_in,
+    choice_parameters,
+    find_options,
 )
 from vold_trainer.data import Example
 
 TEXT_ONLY = "Text Only"
 
 
-def _example(row: Row, wording: Wording) -> Example:
+def _make_example(row: BenchmarkRow, wording: Wording) -> Example:
     version = row.text("problem_version")
-    picture = row.maybe_image("image") if version == TEXT_ONLY else row.image("image")
-    chosen = row.text("question_type") == "multi-choice"
+    image = row.optional_image("image") if version == TEXT_ONLY else row.image("image")
+    is_choice = row.text("question_type") == "multi-choice"
     if wording == "own":
-        words = row.text("query_cot")
+        text = row.text("query_cot")
     else:
-        # A "Vision Only" row has its question in the picture, and none here.
-        asked = row.maybe("question") or "Solve the problem in the picture."
-        words = f"{asked}\n{LETTER if chosen else FREE}"
-    # The options are in the text of the versions that have one, and always in the one for judges.
-    parameters = choice(options_in(row.maybe("question") or row.maybe("question_for_eval"))) if chosen else {}
+        # A "Vision Only" row has its question in the image alone.
+        question = row.optional_text("question") or "Solve the problem in the picture."
+        text = f"{question}\n{ASK_LETTER if is_choice else ASK_ANSWER}"
+    # The question has the options unless it is empty; question_for_eval always has them.
+    question_with_options = row.optional_text("question") or row.optional_text("question_for_eval")
+    parameters = choice_parameters(find_options(question_with_options)) if is_choice else {}
     metadata = row.fields("metadata")
     return (
         Question()
-        .picture(picture)
-        .text(words)
-        .example(
+        .add_image(image)
+        .add_text(text)
+        .make_example(
             row.text("sample_index"),
             row.answer("answer", "the test split hides its answers: use testmini"),
-            "choice" if chosen else "math",
+            "choice" if is_choice else "math",
             parameters,
             category=version,
             facets={name: metadata[name] for name in ("subject", "subfield", "source") if metadata.get(name)}
@@ -50,10 +51,10 @@ def _example(row: Row, wording: Wording) -> Example:
     )
 
 
-def _aggregate(outcomes: Sequence[Outcome]) -> Figures:
-    """The benchmark's overall figure leaves out the version that has no picture."""
-    seen = [o for o in outcomes if o.example.category != TEXT_ONLY and o.correct is not None]
-    return {"with_picture": [float(bool(outcome.correct)) for outcome in seen]}
+def _aggregate(outcomes: Sequence[Outcome]) -> Metrics:
+    """The benchmark's overall accuracy, which excludes the version without an image."""
+    counted = [o for o in outcomes if o.example.category != TEXT_ONLY and o.correct is not None]
+    return {"with_picture": [float(bool(outcome.correct)) for outcome in counted]}
 
 
 ADAPTER = Adapter(
@@ -61,6 +62,6 @@ ADAPTER = Adapter(
     "AI4Math/MathVerse",
     ("sample_index", "problem_version", "question", "image", "answer", "question_type", "metadata", "query_cot",
      "question_for_eval"),
-    _example,
+    _make_example,
     _aggregate,
 )  # fmt: skip

@@ -1,30 +1,40 @@
-"""MATH-Vision (Wang et al. 2024, arXiv:2402.14804): competition problems with a picture; options or a short answer."""
+"""MATH-Vision (Wang et al. 2024, arXiv:2402.14804): competition problems with an image; options or a short answer."""
 
-from vold_trainer.adapters.base import FREE, LETTER, Adapter, Question, Row, Wording, choice, lettered, listed
+from vold_trainer.adapters.base import (
+    ASK_ANSWER,
+    ASK_LETTER,
+    Adapter,
+    BenchmarkRow,
+    Question,
+    Wording,
+    choice_parameters,
+    format_options,
+    letter_options,
+)
 from vold_trainer.data import Example
 
-_OWN = (
+_OWN_INSTRUCTION = (
     r'Please solve the problem step by step and put your answer in one "\boxed{}". '
     r'If it is a multiple choice question, only one letter is allowed in the "\boxed{}".'
 )
 
 
-def _example(row: Row, wording: Wording) -> Example:
-    options = lettered(row.texts("options"))
-    shown = listed(options) if any(text != letter for letter, text in options.items()) else ""
-    asked = [row.text("question"), shown]
-    words = [_OWN, *asked] if wording == "own" else [*asked, LETTER if options else FREE]
-    facets = {name: row.maybe(name) for name in ("subject", "level") if row.maybe(name)}
+def _make_example(row: BenchmarkRow, wording: Wording) -> Example:
+    options = letter_options(row.texts("options"))
+    option_lines = format_options(options) if any(text != letter for letter, text in options.items()) else ""
+    question = [row.text("question"), option_lines]
+    lines = [_OWN_INSTRUCTION, *question] if wording == "own" else [*question, ASK_LETTER if options else ASK_ANSWER]
+    facets = {name: row.optional_text(name) for name in ("subject", "level") if row.optional_text(name)}
     return (
         Question()
-        .picture(row.image("decoded_image", "image"))
-        .text("\n".join(filter(None, words)))
-        .example(
+        .add_image(row.image("decoded_image", "image"))
+        .add_text("\n".join(filter(None, lines)))
+        .make_example(
             row.text("id"),
             row.answer("answer", "give the letter of the right option, or the answer"),
             "choice" if options else "math",
-            choice(options) if options else {},
-            category=row.maybe("subject"),
+            choice_parameters(options) if options else {},
+            category=row.optional_text("subject"),
             facets=facets,
         )
     )
@@ -34,6 +44,6 @@ ADAPTER = Adapter(
     "mathvision",
     "MathLLMs/MathVision",
     ("id", "question", "options", "decoded_image", "answer", "level", "subject"),
-    _example,
-    also=("image",),
+    _make_example,
+    alternative_columns=("image",),
 )

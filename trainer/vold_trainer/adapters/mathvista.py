@@ -1,60 +1,72 @@
-"""MathVista (Lu et al. 2023, arXiv:2310.02255): pictures of many kinds, options or a number or a list of numbers.
+"""MathVista (Lu et al. 2023, arXiv:2310.02255): images of many kinds; answers are options, numbers or lists.
 
-Its scorer asks a model for the answer's words and rounds a number to the row's `precision`; here the verifier reads
-the answer, and a number may be off by half of the last place asked for. An integer has to be exact.
+Its own scorer extracts the answer with a model and rounds a number to the row's `precision`. Here, a verifier extracts
+the answer, and accepts a number within half a unit of the last decimal place. An integer must be exact.
 """
 
-from vold_trainer.adapters.base import FREE, LETTER, UNMARKED, Adapter, Question, Row, Wording, choice, lettered, listed
+from vold_trainer.adapters.base import (
+    ASK_ANSWER,
+    ASK_LETTER,
+    UNBOXED_FORMS,
+    Adapter,
+    BenchmarkRow,
+    Question,
+    Wording,
+    choice_parameters,
+    format_options,
+    letter_options,
+)
 from vold_trainer.data import Example
 
 FACETS = ("task", "context", "grade", "language", "source", "category", "skills")
 
 
-def _example(row: Row, wording: Wording) -> Example:
+def _make_example(row: BenchmarkRow, wording: Wording) -> Example:
     answer = row.answer("answer", "the test split hides its answers: use testmini")
-    options = lettered(row.texts("choices")) if row.maybe("question_type") == "multi_choice" else {}
+    options = letter_options(row.texts("choices")) if row.optional_text("question_type") == "multi_choice" else {}
     if options:
         reference = next((letter for letter, text in options.items() if text.strip() == answer), "")
         if not reference:
-            raise row.fault("answer", f"give one of the choices {list(options.values())}")
-        verifier, parameters = "choice", choice(options)
+            raise row.error("answer", f"give one of the choices {list(options.values())}")
+        verifier, parameters = "choice", choice_parameters(options)
     else:
-        reference, (verifier, parameters) = answer, _free(row)
+        reference, (verifier, parameters) = answer, _free_form_verifier(row)
         if wording == "own" and verifier == "numeric":
-            parameters["accept"] = UNMARKED
+            parameters["accept"] = UNBOXED_FORMS
     metadata = row.fields("metadata")
     facets = {name: metadata[name] for name in FACETS if metadata.get(name)}
-    question = Question().picture(row.image("decoded_image", "image")).text(_words(row, wording, options))
-    return question.example(
+    question = Question().add_image(row.image("decoded_image", "image")).add_text(_prompt_text(row, wording, options))
+    return question.make_example(
         row.text("pid"), reference, verifier, parameters, category=str(metadata.get("task", "")), facets=facets
     )
 
 
-def _free(row: Row) -> tuple[str, dict[str, object]]:
-    kind = row.text("answer_type")
-    if kind == "integer":
+def _free_form_verifier(row: BenchmarkRow) -> tuple[str, dict[str, object]]:
+    """(verifier, its parameters) for a question without options."""
+    answer_type = row.text("answer_type")
+    if answer_type == "integer":
         return "numeric", {}
-    if kind == "float":
-        places = row.maybe("precision") or "1"
+    if answer_type == "float":
+        places = row.optional_text("precision") or "1"
         return "numeric", {"absolute_tolerance": 0.5 * 10.0 ** -int(float(places))}
-    if kind == "list":
+    if answer_type == "list":
         return "list", {"items": "number", "ordered": True}
     return "exact", {"ignore_case": True}
 
 
-def _words(row: Row, wording: Wording, options: dict[str, str]) -> str:
+def _prompt_text(row: BenchmarkRow, wording: Wording, options: dict[str, str]) -> str:
     if wording == "own":
         return row.text("query")
-    unit = row.maybe("unit")
+    unit = row.optional_text("unit")
     lines = [row.text("question") + (f" (Unit: {unit})" if unit else "")]
     if options:
-        return "\n".join([*lines, listed(options), LETTER])
-    if row.maybe("answer_type") == "float":
-        places = int(float(row.maybe("precision") or "1"))
+        return "\n".join([*lines, format_options(options), ASK_LETTER])
+    if row.optional_text("answer_type") == "float":
+        places = int(float(row.optional_text("precision") or "1"))
         lines.append(f"Give {places} decimal place{'s' * (places != 1)}.")
-    elif row.maybe("answer_type") == "list":
+    elif row.optional_text("answer_type") == "list":
         lines.append("Give a list with commas.")
-    return "\n".join([*lines, FREE])
+    return "\n".join([*lines, ASK_ANSWER])
 
 
 ADAPTER = Adapter(
@@ -62,6 +74,6 @@ ADAPTER = Adapter(
     "AI4Math/MathVista",
     ("pid", "question", "decoded_image", "choices", "unit", "precision", "answer", "question_type", "answer_type",
      "metadata", "query"),
-    _example,
-    also=("image",),
+    _make_example,
+    alternative_columns=("image",),
 )  # fmt: skip

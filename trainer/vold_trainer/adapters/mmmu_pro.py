@@ -1,8 +1,17 @@
-"""MMMU-Pro (Yue et al. 2024, arXiv:2409.02813): up to ten options and seven pictures, or all of it in one picture."""
+"""MMMU-Pro (Yue et al. 2024, arXiv:2409.02813): up to ten options and seven images, or all in one image."""
 
 import re
 
-from vold_trainer.adapters.base import LETTER, Adapter, Question, Row, Wording, choice, lettered, listed
+from vold_trainer.adapters.base import (
+    ASK_LETTER,
+    Adapter,
+    BenchmarkRow,
+    Question,
+    Wording,
+    choice_parameters,
+    format_options,
+    letter_options,
+)
 from vold_trainer.data import Example
 
 _MARK = re.compile(r"<image (\d)>")
@@ -27,42 +36,42 @@ _DISCIPLINES = {
 DISCIPLINE = {subject: name for name, subjects in _DISCIPLINES.items() for subject in subjects}
 
 
-def _example(row: Row, wording: Wording) -> Example:
-    options = lettered(row.texts("options"))
+def _make_example(row: BenchmarkRow, wording: Wording) -> Example:
+    options = letter_options(row.texts("options"))
     if len(options) < 2:
-        raise row.fault("options", "give a list of options, or that list written as text")
+        raise row.error("options", "give a list of options, or that list written as text")
     subject = row.text("subject")
-    question = _read(row, wording, options) if row.maybe("question") else _seen(row, wording)
-    return question.example(
+    question = _standard(row, wording, options) if row.optional_text("question") else _vision(row, wording)
+    return question.make_example(
         row.text("id"),
         row.answer("answer", "give the letter of the right option"),
         "choice",
-        choice(options),
+        choice_parameters(options),
         category=subject,
-        facets={"discipline": DISCIPLINE.get(subject, ""), "difficulty": row.maybe("topic_difficulty")},
+        facets={"discipline": DISCIPLINE.get(subject, ""), "difficulty": row.optional_text("topic_difficulty")},
     )
 
 
-def _seen(row: Row, wording: Wording) -> Question:
-    """The vision configuration: question and options stand in the picture alone."""
-    own = "Write out the multiple-choice question in the image and then solve it. " + _LAST_LINE
-    words = own if wording == "own" else f"Solve the multiple-choice question in the picture.\n{LETTER}"
-    return Question().picture(row.image("image")).text(words)
+def _vision(row: BenchmarkRow, wording: Wording) -> Question:
+    """The vision configuration: the question and its options are in the image alone."""
+    own_text = "Write out the multiple-choice question in the image and then solve it. " + _LAST_LINE
+    text = own_text if wording == "own" else f"Solve the multiple-choice question in the picture.\n{ASK_LETTER}"
+    return Question().add_image(row.image("image")).add_text(text)
 
 
-def _read(row: Row, wording: Wording, options: dict[str, str]) -> Question:
-    """Each picture stands where the text mentions it first; later mentions are words."""
-    own = "Answer the preceding multiple choice question. " + _LAST_LINE
-    words = "\n".join([row.text("question"), listed(options), own if wording == "own" else LETTER])
-    question, shown = Question(), set[str]()
-    for index, piece in enumerate(_MARK.split(words)):
+def _standard(row: BenchmarkRow, wording: Wording, options: dict[str, str]) -> Question:
+    """The standard configuration. An image is placed at its first mention in the text; later mentions stay text."""
+    own_text = "Answer the preceding multiple choice question. " + _LAST_LINE
+    text = "\n".join([row.text("question"), format_options(options), own_text if wording == "own" else ASK_LETTER])
+    question, placed = Question(), set[str]()
+    for index, piece in enumerate(_MARK.split(text)):
         if index % 2 == 0:
-            question.text(piece)
-        elif piece in shown:
-            question.text(f"image {piece}")
+            question.add_text(piece)
+        elif piece in placed:
+            question.add_text(f"image {piece}")
         else:
-            shown.add(piece)
-            question.picture(row.image(f"image_{piece}"))
+            placed.add(piece)
+            question.add_image(row.image(f"image_{piece}"))
     return question
 
 
@@ -71,5 +80,5 @@ ADAPTER = Adapter(
     "MMMU/MMMU_Pro",
     ("id", "question", "options", "image_1", "image_2", "image_3", "image_4", "image_5", "image_6", "image_7",
      "image", "answer", "subject", "topic_difficulty"),
-    _example,
+    _make_example,
 )  # fmt: skip

@@ -15,7 +15,7 @@ from vold_trainer.adapters import (
     mmmu_pro,
     wemath,
 )
-from vold_trainer.adapters.base import Adapter, ReadPicture, Row, Wording, read_picture
+from vold_trainer.adapters.base import Adapter, BenchmarkRow, ReadImage, Wording, image_reader
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 
@@ -25,8 +25,8 @@ REGISTRY: dict[str, Adapter] = {
 }
 
 
-def adapter(name: str) -> Adapter:
-    """Raises UsageError that lists the names there are."""
+def get_adapter(name: str) -> Adapter:
+    """The adapter of a name. Raises UsageError that lists the known names."""
     if name not in REGISTRY:
         near = difflib.get_close_matches(name.lower().replace("-", "_"), REGISTRY, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -41,11 +41,11 @@ def adapt(
     *,
     wording: Wording = "boxed",
     folder: Path = Path(),
-    picture: ReadPicture | None = None,
+    read_image: ReadImage | None = None,
 ) -> Example:
     """The example of one row of benchmark `name`.
 
-    where: the row's file and number, for messages. folder: what a picture's path is relative to. picture: reads a
-    picture in place of the eager reader. Raises UsageError that names the row, the column, the value and the remedy.
+    where: the row's file and number, for errors. folder: base of relative image paths. read_image: reads an image;
+    None: images are decoded at once. Raises UsageError that names the row, the column, the value and the remedy.
     """
-    return adapter(name).example(Row(row, where, picture or read_picture(folder)), wording)
+    return get_adapter(name).make_example(BenchmarkRow(row, where, read_image or image_reader(folder)), wording)

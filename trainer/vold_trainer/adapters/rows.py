@@ -1,48 +1,50 @@
-"""Rows of whatever a set is read from, as an adapter's examples."""
+"""Conversion of rows of any source by an adapter."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vold_trainer.adapters.base import Adapter, Wording
-from vold_trainer.adapters.registry import adapt, adapter
+from vold_trainer.adapters.registry import adapt, get_adapter
 from vold_trainer.config import DataConfig
 from vold_trainer.data.columns import Columns
 from vold_trainer.data.examples import Example
-from vold_trainer.data.images import Picture, encoded
+from vold_trainer.data.images import LazyImage, image_source
 from vold_trainer.data.rows import Row
 from vold_trainer.errors import UsageError
 
 
 @dataclass(frozen=True)
 class AdapterReader:
-    """columns: the adapter's, with what a config maps. image_folder: None for the row's. whole_images: as `Reader`."""
+    """Converts rows to examples by an adapter. columns: the adapter's, with the mapping of the config. image_folder,
+    decode_images: as in `Reader`.
+    """
 
-    benchmark: Adapter
+    adapter: Adapter
     columns: Columns
     wording: Wording
     image_folder: Path | None
-    whole_images: bool
+    decode_images: bool
 
     def example(self, row: Row) -> Example:
-        """Raises UsageError that names row, column, value and remedy."""
+        """The example of a row. Raises UsageError that names row, column, value and remedy."""
         if isinstance(row.values, UsageError):
             raise row.values
         folder = self.image_folder or row.folder
 
-        def picture(value: Any, where: str) -> Picture:
+        def read_image(value: Any, where: str) -> LazyImage:
             try:
-                kept = encoded(value, folder)
+                source = image_source(value, folder)
             except ValueError as error:
                 raise UsageError(f"{where} is {error}") from error
-            return Picture(kept, where, whole=self.whole_images)
+            return LazyImage(source, where, decode=self.decode_images)
 
         values = self.columns.fields(row.values)
-        return adapt(self.benchmark.name, values, row.where, wording=self.wording, picture=picture)
+        return adapt(self.adapter.name, values, row.where, wording=self.wording, read_image=read_image)
 
 
 def adapter_reader(config: DataConfig) -> AdapterReader:
-    """Raises UsageError for an adapter, or a mapped column, that there is not."""
-    benchmark = adapter(config.adapter)
-    columns = Columns(config.columns, {name: (name,) for name in benchmark.reads})
-    return AdapterReader(benchmark, columns, config.wording, config.image_folder, config.check_images == "pixels")
+    """The reader for a config. Raises UsageError for an unknown adapter or mapped field."""
+    adapter = get_adapter(config.adapter)
+    columns = Columns(config.columns, {name: (name,) for name in adapter.all_columns})
+    return AdapterReader(adapter, columns, config.wording, config.image_folder, config.check_images == "pixels")

@@ -1,89 +1,106 @@
-"""We-Math (Qiao et al. 2024, arXiv:2407.01284): problems of two and three steps, with each step as a problem too.
+"""We-Math (Qiao et al. 2024, arXiv:2407.01284): problems of two and three steps; each step is also a problem.
 
-What a student makes of a problem and of its steps tells insufficient knowledge (a step and the whole are wrong),
-inadequate generalization (only the whole is wrong), complete mastery (all right) and rote memorization (the whole is
-right, a step is wrong; in the loose reading, every step) apart.
+The answers to a problem and to its steps show insufficient knowledge (the problem and a step are wrong), inadequate
+generalization (only the problem is wrong), complete mastery (all are correct) or rote memorization (the problem is
+correct but a step is wrong; in the loose definition, every step).
 """
 
 import re
 from collections.abc import Sequence
 
-from vold_trainer.adapters.base import LETTER, Adapter, Figures, Outcome, Question, Row, Wording, choice, listed
+from vold_trainer.adapters.base import (
+    ASK_LETTER,
+    Adapter,
+    BenchmarkRow,
+    Metrics,
+    Outcome,
+    Question,
+    Wording,
+    choice_parameters,
+    format_options,
+)
 from vold_trainer.data import Example
 
 _KEY = re.compile(r"([23])steps_([123]|multi)")
 _OPTION = re.compile(r"(?:^|;)\s*([A-H])\s*\.")
 _NAMES = {2: "two-step", 3: "three-step"}
-FIGURES = (
+METRICS = (
     *("score_strict", "score_loose", "insufficient_knowledge", "inadequate_generalization"),
     *("complete_mastery_strict", "complete_mastery_loose", "rote_memorization_strict", "rote_memorization_loose"),
 )
 
 
-def _example(row: Row, wording: Wording) -> Example:
+def _make_example(row: BenchmarkRow, wording: Wording) -> Example:
     problem, key, option = row.text("ID"), row.text("key"), row.text("option")
-    matched = _KEY.fullmatch(key)
-    if matched is None:
-        raise row.fault("key", "give 2steps_1, 2steps_2, 2steps_multi, 3steps_1, ... or 3steps_multi")
+    match = _KEY.fullmatch(key)
+    if match is None:
+        raise row.error("key", "give 2steps_1, 2steps_2, 2steps_multi, 3steps_1, ... or 3steps_multi")
     options = split_options(option)
-    asked = row.text("question")
-    own = f"{asked}\n{option}\nAnswer with the letter of the right option."
+    question = row.text("question")
+    own_text = f"{question}\n{option}\nAnswer with the letter of the right option."
     return (
         Question()
-        .picture(row.image("image_path", "image"))
-        .text(own if wording == "own" else f"{asked}\n{listed(options) if options else option}\n{LETTER}")
-        .example(
+        .add_image(row.image("image_path", "image"))
+        .add_text(
+            own_text
+            if wording == "own"
+            else f"{question}\n{format_options(options) if options else option}\n{ASK_LETTER}"
+        )
+        .make_example(
             f"{problem}/{key}",
             row.answer("answer", "give the letter of the right option"),
             "choice",
-            choice(options) or {"letters": "ABCDEFGH"},
-            category=_NAMES[int(matched[1])] if matched[2] == "multi" else "one-step",
-            facets={"knowledge concept": row.maybe("knowledge concept")},
+            choice_parameters(options) or {"letters": "ABCDEFGH"},
+            category=_NAMES[int(match[1])] if match[2] == "multi" else "one-step",
+            facets={"knowledge concept": row.optional_text("knowledge concept")},
             problem=problem,
-            steps=int(matched[1]),
-            step=matched[2],
+            steps=int(match[1]),
+            step=match[2],
         )
     )
 
 
 def split_options(text: str) -> dict[str, str]:
-    """Options of "A. 4; B. 3; E. No correct answer"; none where their letters do not stand in order."""
+    """Options of "A. 4; B. 3; E. No correct answer"; empty if their letters are not in order."""
     pieces = _OPTION.split(text)
-    found = dict(zip(pieces[1::2], (piece.strip() for piece in pieces[2::2]), strict=True))
-    ordered = len(found) == len(pieces) // 2 and list(found) == sorted(found) and next(iter(found), "") == "A"
-    return found if ordered and len(found) > 1 else {}
+    options = dict(zip(pieces[1::2], (piece.strip() for piece in pieces[2::2]), strict=True))
+    ordered = len(options) == len(pieces) // 2 and list(options) == sorted(options) and next(iter(options), "") == "A"
+    return options if ordered and len(options) > 1 else {}
 
 
-def _aggregate(outcomes: Sequence[Outcome]) -> Figures:
-    """Over the problems that are complete and judged; a score is the mean of 1 for mastery, 1/2 for inadequate
-    generalization and 0 for the rest. Rote memorization is a share of the problems whose whole is right.
+def _aggregate(outcomes: Sequence[Outcome]) -> Metrics:
+    """Metrics over the problems whose steps are all present and verified. A score is 1 for mastery, 1/2 for inadequate
+    generalization and 0 otherwise. Rote memorization is a share of the problems answered correctly.
     """
     problems: dict[tuple[str, int], dict[str, bool | None]] = {}
     for outcome in outcomes:
         meta = outcome.example.meta
         problems.setdefault((meta["problem"], meta["steps"]), {})[meta["step"]] = outcome.correct
-    figures: dict[str, list[float]] = {name: [] for name in FIGURES}
-    for (_, steps), found in problems.items():
-        if len(found) != steps + 1 or None in found.values():
+    metrics: dict[str, list[float]] = {name: [] for name in METRICS}
+    for (_, steps), verdicts in problems.items():
+        if len(verdicts) != steps + 1 or None in verdicts.values():
             continue
-        whole = bool(found["multi"])
-        parts = [bool(correct) for step, correct in found.items() if step != "multi"]
-        generalizes = 0.5 * (not whole and all(parts))
-        for how, mastered in (("strict", whole and all(parts)), ("loose", whole and any(parts))):
-            figures[f"score_{how}"].append(mastered + generalizes)
-            figures[f"complete_mastery_{how}"].append(float(mastered))
-            if whole:
-                figures[f"rote_memorization_{how}"].append(float(not mastered))
-        figures["insufficient_knowledge"].append(float(not whole and not all(parts)))
-        figures["inadequate_generalization"].append(float(not whole and all(parts)))
-    return figures
+        problem_correct = bool(verdicts["multi"])
+        steps_correct = [bool(correct) for step, correct in verdicts.items() if step != "multi"]
+        generalizes = 0.5 * (not problem_correct and all(steps_correct))
+        for definition, mastered in (
+            ("strict", problem_correct and all(steps_correct)),
+            ("loose", problem_correct and any(steps_correct)),
+        ):
+            metrics[f"score_{definition}"].append(mastered + generalizes)
+            metrics[f"complete_mastery_{definition}"].append(float(mastered))
+            if problem_correct:
+                metrics[f"rote_memorization_{definition}"].append(float(not mastered))
+        metrics["insufficient_knowledge"].append(float(not problem_correct and not all(steps_correct)))
+        metrics["inadequate_generalization"].append(float(not problem_correct and all(steps_correct)))
+    return metrics
 
 
 ADAPTER = Adapter(
     "wemath",
     "We-Math/We-Math",
     ("ID", "key", "question", "option", "image_path", "answer", "knowledge concept"),
-    _example,
+    _make_example,
     _aggregate,
-    also=("image",),
+    alternative_columns=("image",),
 )

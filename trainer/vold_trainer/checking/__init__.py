@@ -1,6 +1,6 @@
-"""`vold check`: everything about a training run that can be known before it spends anything."""
+"""`vold check`: check everything that a training run needs, before it starts."""
 
-from vold_trainer.checking.findings import Finding, Findings
+from vold_trainer.checking.findings import CheckReport, Finding
 from vold_trainer.checking.run import run_check
 
-__all__ = ["Finding", "Findings", "run_check"]
+__all__ = ["CheckReport", "Finding", "run_check"]

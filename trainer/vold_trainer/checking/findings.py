@@ -1,4 +1,4 @@
-"""What a check found: lines of a table, well or not."""
+"""The report of `vold check`: findings by topic, and their table."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +11,13 @@ from vold_client import VoldError
 
 from vold_trainer.errors import VoldTrainerError
 
-Level = Literal["well", "note", "wrong"]
-STYLES = {"well": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "red")}
+Level = Literal["ok", "warning", "error"]
+STYLES: dict[Level, tuple[str, str]] = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """topic: what was looked at. level: "well", "note" (the run will go, but look at it) or "wrong" (it will not)."""
+    """topic: the part of the run that was checked. level: "warning" if the run can start, "error" if it cannot."""
 
     topic: str
     level: Level
@@ -25,43 +25,43 @@ class Finding:
 
 
 @dataclass
-class Findings:
-    """In the order in which they were found."""
+class CheckReport:
+    """The findings of a check, in order."""
 
-    rows: list[Finding] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
-    def well(self, topic: str, text: str) -> None:
-        self.rows.append(Finding(topic, "well", text))
+    def ok(self, topic: str, text: str) -> None:
+        self.findings.append(Finding(topic, "ok", text))
 
-    def note(self, topic: str, text: str) -> None:
-        self.rows.append(Finding(topic, "note", text))
+    def warning(self, topic: str, text: str) -> None:
+        self.findings.append(Finding(topic, "warning", text))
 
-    def wrong(self, topic: str, text: str) -> None:
-        self.rows.append(Finding(topic, "wrong", text))
+    def error(self, topic: str, text: str) -> None:
+        self.findings.append(Finding(topic, "error", text))
 
-    def of(self, topic: str) -> list[Finding]:
-        return [row for row in self.rows if row.topic == topic]
+    def of_topic(self, topic: str) -> list[Finding]:
+        return [finding for finding in self.findings if finding.topic == topic]
 
     @property
-    def all_well(self) -> bool:
-        """Whether nothing is wrong."""
-        return all(row.level != "wrong" for row in self.rows)
+    def passed(self) -> bool:
+        """Whether there is no error."""
+        return all(finding.level != "error" for finding in self.findings)
 
     @contextmanager
-    def looking_at(self, topic: str) -> Iterator[None]:
-        """What a user can mend becomes a finding, and the check goes on."""
+    def catch_errors(self, topic: str) -> Iterator[None]:
+        """Record an error that a user can fix as a finding of `topic`, so that the check goes on."""
         try:
             yield
         except (VoldTrainerError, VoldError) as error:
-            self.wrong(topic, str(error))
+            self.error(topic, str(error))
 
     def table(self) -> Table:
         table = Table("", "", "", box=None, show_header=False, pad_edge=False, padding=(0, 1))
-        last = ""
-        for row in self.rows:
-            mark, style = STYLES[row.level]
-            topic = "" if row.topic == last else row.topic
-            last = row.topic
-            text_style = "" if row.level == "well" else style
-            table.add_row(Text(mark, style=style), Text(topic, style="bold"), Text(row.text, style=text_style))
+        previous = ""
+        for finding in self.findings:
+            mark, style = STYLES[finding.level]
+            topic = "" if finding.topic == previous else finding.topic
+            previous = finding.topic
+            text_style = "" if finding.level == "ok" else style
+            table.add_row(Text(mark, style=style), Text(topic, style="bold"), Text(finding.text, style=text_style))
         return table

@@ -1,4 +1,4 @@
-"""The checks of a `vold train` config, one topic after another; what one finds wrong does not stop the next."""
+"""The checks of a `vold train` config, topic by topic. An error in one topic does not stop the next check."""
 
 import math
 import shutil
@@ -11,106 +11,113 @@ from pathlib import Path
 import torch
 from vold_client import AsyncTeacherClient, Completion, Item, Verdict, VerifierInfo
 
-from vold_trainer.checking.findings import Findings
-from vold_trainer.checking.memory import Memory, Model, available, estimate, size
+from vold_trainer.checking.findings import CheckReport
+from vold_trainer.checking.memory import MemoryEstimate, ModelSize, available_memory, estimate_memory, format_bytes
 from vold_trainer.config import TeacherConfig, TrainConfig, VerifierConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 from vold_trainer.files import read_json_lines
-from vold_trainer.scoring.teachers import Teacher, TeacherRequirements, TeacherRouter, configured
+from vold_trainer.scoring.teachers import Teacher, TeacherRequirements, TeacherRouter, configured_teachers
 from vold_trainer.scoring.twins import check_twins
 from vold_trainer.services.local import Services, open_services, teacher_client, verifier_client
 from vold_trainer.sources import load_examples
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.tasks import ClientTasks
-from vold_trainer.terminal import progress, quietly
+from vold_trainer.terminal import progress, silenced
 from vold_trainer.training.train import run_train
 
-LOOKED_AT = 2000
-"""Prompts whose length is counted, at most."""
-REFERENCES = 64
-"""Rows whose reference is judged as its own answer."""
-PATIENCE = 3.0
-"""Seconds that a service has to say that it is ready: who checks asks about now, where a run waits for a start."""
+MAX_MEASURED_PROMPTS = 2000
+"""How many prompts are tokenized to measure their lengths, at most."""
+MAX_VERIFIED_REFERENCES = 64
+"""How many references are verified as answers to themselves, about."""
+READY_SECONDS = 3.0
+"""How long a service may take to be ready. A run waits longer, because services may start with it."""
 PROBE_TOKENS = 256
 DRY_TOKENS, DRY_PROMPTS = 64, 2
 
 
-def run_check(config: TrainConfig, *, dry: bool = True) -> Findings:
-    """Look at all that a run needs; nothing is written to its folder.
+def run_check(config: TrainConfig, *, dry: bool = True) -> CheckReport:
+    """Check everything that a run needs; nothing is written to its folder.
 
-    dry: also run one small step, from drawing to the optimiser, in a folder that is dropped.
+    dry: also run one small step, from generation to the policy update, in a temporary folder.
     """
-    found = Findings()
+    report = CheckReport()
     with progress("checking", 5) as live:
-        examples = _data(config, found)
+        examples = _check_data(config, report)
         live.update(1)
-        student = _student(config, found, examples)
+        student = _check_student(config, report, examples)
         live.update(2)
-        _memory(config, found, student, examples)
+        _check_memory(config, report, student, examples)
         live.update(3)
-        _services(config, found, student, examples)
+        _check_services(config, report, student, examples)
         live.update(4)
-        _folder(config, found)
-        if dry and found.all_well:
-            _dry_step(config, found)
+        _check_folder(config, report)
+        if dry and report.passed:
+            _run_dry_step(config, report)
         live.update(5)
-    return found
+    return report
 
 
-def _data(config: TrainConfig, found: Findings) -> list[Example]:
+def _check_data(config: TrainConfig, report: CheckReport) -> list[Example]:
     examples: list[Example] = []
-    with found.looking_at("data"):
+    with report.catch_errors("data"):
         examples = load_examples(config.data)
         per_step = config.rollout.prompts
         passes = config.steps * per_step / len(examples)
-        found.well(
+        report.ok(
             "data",
-            f"{len(examples):,} prompts from {config.data.source}; {config.steps} steps of {per_step} are "
-            f"{passes:.2g} passes over them",
+            f"{len(examples):,} prompts from {config.data.source}; {config.steps} steps of {per_step} prompts are "
+            f"{passes:.2g} epochs",
         )
         if len(examples) < per_step:
-            found.note("data", f"a step takes {per_step} prompts, so some come twice in it: lower rollout.prompts")
+            report.warning(
+                "data", f"a step takes {per_step} prompts, so it repeats some of them: lower rollout.prompts"
+            )
         ids = Counter(example.id for example in examples)
-        if twice := [name for name, count in ids.items() if count > 1]:
-            found.note("data", f"{len(twice):,} ids stand on several rows, {twice[0]!r} first")
+        if repeated := [name for name, count in ids.items() if count > 1]:
+            report.warning("data", f"{len(repeated):,} ids are on several rows, for example {repeated[0]!r}")
         if images := sum(bool(example.images) for example in examples):
-            found.well("data", f"{images:,} prompts have images")
+            report.ok("data", f"{images:,} prompts have images")
     return examples
 
 
-def _student(config: TrainConfig, found: Findings, examples: Sequence[Example]) -> Student | None:
+def _check_student(config: TrainConfig, report: CheckReport, examples: Sequence[Example]) -> Student | None:
     student = None
-    with found.looking_at("student"):
+    with report.catch_errors("student"):
         student = load_student(config.student)
-        learning = sum(value.numel() for value in student.model.parameters() if value.requires_grad)
+        trainable = sum(value.numel() for value in student.model.parameters() if value.requires_grad)
         total = sum(value.numel() for value in student.model.parameters())
-        if not learning:
-            raise UsageError("student.freeze leaves nothing to learn: take a part out of it")
-        found.well(
+        if not trainable:
+            raise UsageError("student.freeze leaves nothing to train: remove a part from it")
+        report.ok(
             "student",
-            f"{type(student.model).__name__}, {_count(total)} parameters, {_count(learning)} of them learn, "
+            f"{type(student.model).__name__}, {_count(total)} parameters, {_count(trainable)} of them trainable, "
             f"{config.student.dtype}",
         )
         if config.student.dtype != "float32" and config.optim.lr < 1e-4:
-            found.note(
+            report.warning(
                 "student",
-                f"optim.lr {config.optim.lr:g} in {config.student.dtype} weights: updates this small round away. Use "
-                "student.dtype=float32",
+                f"optim.lr {config.optim.lr:g} in {config.student.dtype} weights: rounding loses updates this small. "
+                "Use student.dtype=float32",
             )
-        lengths = sorted(_prompt_lengths(student, examples[:LOOKED_AT]))
-        if lengths:
-            longest = lengths[-1] + config.rollout.max_tokens
-            limit = getattr(student.model.config.get_text_config(), "max_position_embeddings", None)
-            text = (
-                f"prompts have {lengths[0]} to {lengths[-1]} tokens, {lengths[len(lengths) // 2]} in the middle; with "
-                f"rollout.max_tokens {config.rollout.max_tokens} at most {longest:,}"
-            )
-            if limit is not None and longest > limit:
-                found.wrong("student", f"{text}, and it takes {limit:,}: lower rollout.max_tokens, or drop long rows")
-            else:
-                found.well("student", text)
+        _check_lengths(config, report, student, examples)
     return student
+
+
+def _check_lengths(config: TrainConfig, report: CheckReport, student: Student, examples: Sequence[Example]) -> None:
+    lengths = sorted(_prompt_lengths(student, examples[:MAX_MEASURED_PROMPTS]))
+    if not lengths:
+        return
+    longest = lengths[-1] + config.rollout.max_tokens
+    limit = getattr(student.model.config.get_text_config(), "max_position_embeddings", None)
+    text = (
+        f"prompts have {lengths[0]} to {lengths[-1]} tokens, median {lengths[len(lengths) // 2]}; with "
+        f"rollout.max_tokens {config.rollout.max_tokens} a sequence has at most {longest:,}"
+    )
+    if limit is not None and longest > limit:
+        report.error("student", f"{text}, and the student takes {limit:,}: lower rollout.max_tokens, or drop long rows")
+    else:
+        report.ok("student", text)
 
 
 def _prompt_lengths(student: Student, examples: Sequence[Example]) -> list[int]:
@@ -119,150 +126,174 @@ def _prompt_lengths(student: Student, examples: Sequence[Example]) -> list[int]:
     ]
 
 
-def _memory(config: TrainConfig, found: Findings, student: Student | None, examples: Sequence[Example]) -> None:
+def _check_memory(
+    config: TrainConfig, report: CheckReport, student: Student | None, examples: Sequence[Example]
+) -> None:
     if student is None:
         return
-    model = Model.of(student.model, student.model.config.get_text_config(), config.student.dtype)
-    longest = max(_prompt_lengths(student, examples[:LOOKED_AT]), default=0) + config.rollout.max_tokens
-    drawn = config.rollout.prompts * config.rollout.group
-    needed = estimate(
+    model = ModelSize.of(student.model, student.model.config.get_text_config(), config.student.dtype)
+    longest = max(_prompt_lengths(student, examples[:MAX_MEASURED_PROMPTS]), default=0) + config.rollout.max_tokens
+    rollouts = config.rollout.prompts * config.rollout.group
+    needed = estimate_memory(
         model,
         tokens=longest,
-        micro=config.batch.micro,
-        together=config.rollout.batch or drawn,
+        micro_batch=config.batch.micro,
+        generation_batch=config.rollout.batch or rollouts,
         checkpointing=config.student.checkpoint_activations,
     )
-    room, where = available()
-    text = f"about {size(needed.peak)} at most of {size(room)} ({where}): {_parts(needed)}"
-    if needed.peak <= 0.9 * room:
-        found.well("memory", text)
+    free, device = available_memory()
+    peak = f"peak of about {format_bytes(needed.peak)}, with {format_bytes(free)} available ({device})"
+    text = f"{peak}: {_describe_memory(needed)}"
+    if needed.peak <= 0.9 * free:
+        report.ok("memory", text)
         return
-    found.note("memory", f"{text}. {_smaller(config, needed)}")
+    report.warning("memory", f"{text}. {_memory_advice(config, needed)}")
 
 
-def _parts(needed: Memory) -> str:
-    return (
-        f"weights {size(needed.weights)}, gradients {size(needed.gradients)}, optimizer {size(needed.moments)}, "
-        f"activations {size(needed.activations)}, cache while drawing {size(needed.cache)}"
-    )
+def _describe_memory(needed: MemoryEstimate) -> str:
+    parts = {
+        "weights": needed.weights,
+        "gradients": needed.gradients,
+        "optimizer": needed.moments,
+        "activations": needed.activations,
+        "cache during generation": needed.cache,
+    }
+    return ", ".join(f"{name} {format_bytes(count)}" for name, count in parts.items())
 
 
-def _smaller(config: TrainConfig, needed: Memory) -> str:
-    """What would help most."""
-    if needed.drawing > needed.learning:
-        return "Lower rollout.batch: fewer sequences are then drawn together"
+def _memory_advice(config: TrainConfig, needed: MemoryEstimate) -> str:
+    """The change that saves the most memory."""
+    if needed.generation > needed.update:
+        return "Lower rollout.batch, so that fewer sequences are generated together"
     if needed.activations > needed.weights + needed.gradients + needed.moments:
         if not config.student.checkpoint_activations:
             return "Set student.checkpoint_activations=true"
         return "Lower batch.micro" if config.batch.micro > 1 else "Lower rollout.max_tokens"
-    return "Shard it over several devices, or let adapters learn in place of the weights"
+    return "Shard the student over several devices, or train adapters (student.lora) instead of the weights"
 
 
-def _services(config: TrainConfig, found: Findings, student: Student | None, examples: Sequence[Example]) -> None:
-    teachers = configured(config)
+def _check_services(
+    config: TrainConfig, report: CheckReport, student: Student | None, examples: Sequence[Example]
+) -> None:
+    teachers = configured_teachers(config)
     if teachers:
-        with found.looking_at("teacher"):
+        with report.catch_errors("teacher"):
             TeacherRouter(config).check(examples)
             check_twins(examples)
     for name, teacher in teachers.items():
         topic = f"teacher {name}" if name else "teacher"
-        with found.looking_at(topic), open_services(teacher=teacher, patience=PATIENCE) as services:
-            _teacher(config, name, teacher, services, topic, found, student, examples)
+        with report.catch_errors(topic), open_services(teacher=teacher, patience=READY_SECONDS) as services:
+            _check_teacher(config, name, teacher, services, topic, report, student, examples)
     if config.verifier is not None:
-        with found.looking_at("verifier"), open_services(verifier=config.verifier, patience=PATIENCE) as services:
-            _verifier(config.verifier, services, found, examples)
+        with (
+            report.catch_errors("verifier"),
+            open_services(verifier=config.verifier, patience=READY_SECONDS) as services,
+        ):
+            _check_verifier(config.verifier, services, report, examples)
 
 
-def _teacher(
+def _check_teacher(
     config: TrainConfig,
     name: str,
     teacher: TeacherConfig,
     services: Services,
     topic: str,
-    found: Findings,
+    report: CheckReport,
     student: Student | None,
     examples: Sequence[Example],
 ) -> None:
     tasks = ClientTasks()
     try:
-        met = Teacher(name, teacher, tasks.run(_made(teacher, services)))
-        info = tasks.run(met.client.info())
-        offers = ", ".join(sorted(info.capabilities))
-        found.well(
+        connected = Teacher(name, teacher, tasks.run(_make_client(teacher, services)))
+        info = tasks.run(connected.client.info())
+        capabilities = ", ".join(sorted(info.capabilities))
+        report.ok(
             topic,
             f"{info.identity.model} at {teacher.url}, weights {info.identity.weights_fingerprint[:12]}, backend "
-            f"{info.backend}, {info.dtype}; offers {offers}",
+            f"{info.backend}, {info.dtype}; capabilities {capabilities}",
         )
         if student is None:
             return
-        asks = TeacherRequirements(config.objective.name, config.objective.needs, config.rollout.temperature)
-        met.meet(info, tasks.run(met.client.tokenizer()), student, asks)
-        assert met.handshake is not None
-        found.well(topic, met.handshake.describe())
-        shared = met.handshake.known_V.nonzero().flatten().tolist()
-        longest = max(_prompt_lengths(student, examples[:LOOKED_AT]), default=1) + config.rollout.max_tokens
+        required = TeacherRequirements(config.objective.name, config.objective.needs, config.rollout.temperature)
+        connected.complete_handshake(info, tasks.run(connected.client.tokenizer()), student, required)
+        assert connected.handshake is not None
+        report.ok(topic, connected.handshake.describe())
+        longest = max(_prompt_lengths(student, examples[:MAX_MEASURED_PROMPTS]), default=1) + config.rollout.max_tokens
         if longest > info.max_sequence:
-            found.wrong(
+            report.error(
                 topic,
-                f"the longest prompt with its completion may have {longest:,} tokens, and it takes "
-                f"{info.max_sequence:,}: lower rollout.max_tokens, or serve it with a larger --max-sequence",
+                f"the longest prompt with its completion may have {longest:,} tokens, and the teacher takes "
+                f"{info.max_sequence:,}: lower rollout.max_tokens, or serve the teacher with a larger --max-sequence",
             )
-        count = min(PROBE_TOKENS, info.max_sequence - 1)
-        ids = [shared[index % len(shared)] for index in range(count)]
-        began = time.monotonic()
-        tasks.run(met.client.score([[shared[0]]], [Completion(0, ids)], temperature=config.rollout.temperature))
-        seconds = time.monotonic() - began
-        drawn = config.rollout.prompts * config.rollout.group
-        found.well(
-            topic,
-            f"scored a completion of {count} tokens in {seconds:.2g} s; a step asks for {drawn} completions of up to "
-            f"{config.rollout.max_tokens}",
-        )
+        _probe_teacher(config, connected, info.max_sequence, topic, report, tasks)
     finally:
-        tasks.run(met.client.aclose())
+        tasks.run(connected.client.aclose())
         tasks.close()
 
 
-async def _made(teacher: TeacherConfig, services: Services) -> AsyncTeacherClient:
+def _probe_teacher(
+    config: TrainConfig, teacher: Teacher, max_sequence: int, topic: str, report: CheckReport, tasks: ClientTasks
+) -> None:
+    """Time one scoring request of a single completion."""
+    assert teacher.handshake is not None
+    shared_ids = teacher.handshake.shared_V.nonzero().flatten().tolist()
+    count = min(PROBE_TOKENS, max_sequence - 1)
+    ids = [shared_ids[index % len(shared_ids)] for index in range(count)]
+    started = time.monotonic()
+    tasks.run(teacher.client.score([[shared_ids[0]]], [Completion(0, ids)], temperature=config.rollout.temperature))
+    seconds = time.monotonic() - started
+    rollouts = config.rollout.prompts * config.rollout.group
+    report.ok(
+        topic,
+        f"scored a completion of {count} tokens in {seconds:.2g} s; a step has {rollouts} completions of up to "
+        f"{config.rollout.max_tokens}",
+    )
+
+
+async def _make_client(teacher: TeacherConfig, services: Services) -> AsyncTeacherClient:
     return teacher_client(teacher, services)
 
 
-def _verifier(config: VerifierConfig, services: Services, found: Findings, examples: Sequence[Example]) -> None:
+def _check_verifier(
+    config: VerifierConfig, services: Services, report: CheckReport, examples: Sequence[Example]
+) -> None:
     tasks = ClientTasks()
 
-    async def ask(items: list[Item]) -> tuple[list[VerifierInfo], list[Verdict]]:
+    async def query(items: list[Item]) -> tuple[list[VerifierInfo], list[Verdict]]:
         async with verifier_client(config, services) as client:
-            known = await client.list_verifiers()
-            return known, await client.verify(items) if items else []
+            verifiers = await client.list_verifiers()
+            return verifiers, await client.verify(items) if items else []
 
-    used = Counter(str(example.meta.get("verifier", config.name)) for example in examples) or Counter([config.name])
+    rows_by_verifier = Counter(str(example.meta.get("verifier", config.name)) for example in examples) or Counter(
+        [config.name]
+    )
     try:
-        known, _ = tasks.run(ask([]))
-        names = {one.name for one in known}
-        if unknown := [name for name in used if name not in names]:
+        verifiers, _ = tasks.run(query([]))
+        names = {info.name for info in verifiers}
+        if unknown := [name for name in rows_by_verifier if name not in names]:
             row = next((e.id for e in examples if e.meta.get("verifier") == unknown[0]), None)
             where = f"row {row!r}, field 'verifier'" if row else "verifier.name"
-            found.wrong("verifier", f"{where} is {unknown[0]!r}, and {config.url} has: {', '.join(sorted(names))}")
+            report.error("verifier", f"{where} is {unknown[0]!r}, and {config.url} has: {', '.join(sorted(names))}")
             return
-        found.well("verifier", f"{config.url} judges by {', '.join(f'{n} ({c:,} rows)' for n, c in used.items())}")
+        report.ok("verifier", f"{config.url} has {', '.join(f'{n} ({c:,} rows)' for n, c in rows_by_verifier.items())}")
         if not examples:
             return
-        step = max(1, math.ceil(len(examples) / REFERENCES))
-        asked = examples[::step]
-        _, verdicts = tasks.run(ask([_own_reference(config, example) for example in asked]))
+        step = max(1, math.ceil(len(examples) / MAX_VERIFIED_REFERENCES))
+        sample = examples[::step]
+        _, verdicts = tasks.run(query([_reference_as_answer(config, example) for example in sample]))
         accepted = sum(bool(verdict.correct) for verdict in verdicts)
-        text = f"{accepted} of {len(asked)} references are accepted as their own answer in \\boxed{{}}"
-        if accepted == len(asked):
-            found.well("verifier", text)
+        text = f"{accepted} of {len(sample)} references are accepted as answers in \\boxed{{}}"
+        if accepted == len(sample):
+            report.ok("verifier", text)
             return
-        refused, verdict = next((e, v) for e, v in zip(asked, verdicts, strict=True) if not v.correct)
-        why = verdict.error or verdict.reason
-        found.note("verifier", f"{text}; row {refused.id!r}, reference {refused.reference[:60]!r}: {why}")
+        rejected, verdict = next((e, v) for e, v in zip(sample, verdicts, strict=True) if not v.correct)
+        reason = verdict.error or verdict.reason
+        report.warning("verifier", f"{text}; row {rejected.id!r}, reference {rejected.reference[:60]!r}: {reason}")
     finally:
         tasks.close()
 
 
-def _own_reference(config: VerifierConfig, example: Example) -> Item:
+def _reference_as_answer(config: VerifierConfig, example: Example) -> Item:
     return Item(
         verifier=str(example.meta.get("verifier", config.name)),
         completion=f"The answer is \\boxed{{{example.reference}}}",
@@ -273,19 +304,19 @@ def _own_reference(config: VerifierConfig, example: Example) -> Item:
     )
 
 
-def _folder(config: TrainConfig, found: Findings) -> None:
+def _check_folder(config: TrainConfig, report: CheckReport) -> None:
     parent = next(folder for folder in (config.out, *config.out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(parent).free
-    text = f"{config.out}, {size(free)} free"
+    text = f"{config.out}, {format_bytes(free)} free"
     if (config.out / "metrics.jsonl").exists():
-        found.note("folder", f"{text}; a run is there already: it is written over, or goes on with --resume")
+        report.warning("folder", f"{text}; the folder holds a run: a new run overwrites it, --resume continues it")
     else:
-        found.well("folder", text)
+        report.ok("folder", text)
 
 
-def _dry_step(config: TrainConfig, found: Findings) -> None:
-    """One step with few prompts and short completions, by the very code of a run."""
-    with tempfile.TemporaryDirectory(prefix="vold-check-") as folder, found.looking_at("a dry step"), quietly():
+def _run_dry_step(config: TrainConfig, report: CheckReport) -> None:
+    """Run one step of the training loop with few prompts and short completions."""
+    with tempfile.TemporaryDirectory(prefix="vold-check-") as folder, report.catch_errors("a dry step"), silenced():
         small = config.model_copy(deep=True)
         small.out, small.steps, small.trackers = Path(folder) / "run", 1, []
         small.checkpoints.every = 0
@@ -293,24 +324,24 @@ def _dry_step(config: TrainConfig, found: Findings) -> None:
         small.rollout.max_tokens = min(config.rollout.max_tokens, DRY_TOKENS)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        began = time.monotonic()
-        run_train(small, keep=False)
-        seconds = time.monotonic() - began
+        started = time.monotonic()
+        run_train(small, export=False)
+        seconds = time.monotonic() - started
         (step,) = read_json_lines(small.out / "metrics.jsonl")
         rollouts = small.rollout.prompts * small.rollout.group
         missing = int(step["missing/teacher"] + step["missing/verifier"])
         loss = step.get("loss")
         text = (
             f"{rollouts} completions of up to {small.rollout.max_tokens} tokens: {step['time/step']:.1f} s, "
-            f"{seconds:.1f} s with loading; loss {'none' if loss is None else f'{loss:.4g}'}, reward "
+            f"{seconds:.1f} s with loading the models; loss {'none' if loss is None else f'{loss:.4g}'}, reward "
             f"{step.get('reward/mean') or 0:.2g}"
         )
         if torch.cuda.is_available():
-            text += f", {size(torch.cuda.max_memory_allocated())} of GPU memory"
+            text += f", {format_bytes(torch.cuda.max_memory_allocated())} of GPU memory"
         if loss is None or missing:
-            found.wrong("a dry step", f"{text}; {missing} scores are missing: look at the services' logs")
+            report.error("a dry step", f"{text}; {missing} scores are missing: look at the services' logs")
         else:
-            found.well("a dry step", text)
+            report.ok("a dry step", text)
 
 
 def _count(parameters: int) -> str:

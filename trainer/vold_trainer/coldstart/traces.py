@@ -1,4 +1,4 @@
-"""Cold-start traces: the teacher answers the prompts itself, and the verifier may filter what it says."""
+"""Cold-start traces: the teacher generates completions for the prompts, and the verifier may filter them."""
 
 import json
 import logging
@@ -15,26 +15,26 @@ from vold_trainer.config import TracesConfig
 from vold_trainer.data import Example
 from vold_trainer.data.traces import prompt_fields
 from vold_trainer.errors import RunError, UsageError
-from vold_trainer.scoring.twins import check_twins, flat, teacher_messages
+from vold_trainer.scoring.twins import check_twins, flatten_content, teacher_messages
 from vold_trainer.services.local import open_services, teacher_client, verifier_client
 from vold_trainer.sources import load_examples
 from vold_trainer.tasks import ClientTasks
-from vold_trainer.terminal import Live, progress
+from vold_trainer.terminal import ProgressLine, progress
 
 log = logging.getLogger("vold.traces")
 
 
 @dataclass(frozen=True)
 class TracesSummary:
-    """asked: completions asked for. kept: lines written. dropped: how many went, by reason."""
+    """requested: completions requested of the teacher. written: traces written. dropped: how many others, by reason."""
 
-    asked: int
-    kept: int
+    requested: int
+    written: int
     dropped: dict[str, int]
 
 
 def run_traces(config: TracesConfig) -> TracesSummary:
-    """Write `config.out`, one JSON object a trace. Raises RunError where nothing is kept."""
+    """Write `config.out`, one JSON object per trace. Raises RunError if there is no trace to write."""
     if config.keep == "correct" and config.verifier is None:
         raise UsageError("keep is 'correct' but there is no verifier: set verifier.url, or keep=all")
     examples = load_examples(config.data)
@@ -44,45 +44,47 @@ def run_traces(config: TracesConfig) -> TracesSummary:
     with open_services(teacher=config.teacher, verifier=config.verifier) as services:
         tasks = ClientTasks()
 
-        async def work(live: Live, stream: IO[str]) -> TracesSummary:
+        async def generate_traces(live: ProgressLine, stream: IO[str]) -> TracesSummary:
             async with AsyncExitStack() as stack:
                 teacher = await stack.enter_async_context(teacher_client(config.teacher, services))
                 verifier = None
                 if config.verifier is not None and config.keep == "correct":
                     verifier = await stack.enter_async_context(verifier_client(config.verifier, services))
-                return await _write(config, examples, teacher, verifier, stream, live)
+                return await _write_traces(config, examples, teacher, verifier, stream, live)
 
         try:
             with partial.open("w") as stream, progress("traces from the teacher", len(examples)) as live:
-                summary = tasks.run(work(live, stream))
+                summary = tasks.run(generate_traces(live, stream))
         finally:
             tasks.close()
-    if not summary.kept:
-        raise RunError(f"not one of {summary.asked} traces was kept ({summary.dropped}): check teacher and verifier")
+    if not summary.written:
+        raise RunError(
+            f"not one of {summary.requested} traces was kept ({summary.dropped}): check teacher and verifier"
+        )
     partial.replace(config.out)
     return summary
 
 
-async def _write(
+async def _write_traces(
     config: TracesConfig,
     examples: Sequence[Example],
     teacher: AsyncTeacherClient,
     verifier: AsyncVerifierClient | None,
     stream: IO[str],
-    live: Live,
+    live: ProgressLine,
 ) -> TracesSummary:
     dropped: Counter[str] = Counter()
-    kept = 0
+    written = 0
     info = await teacher.info()
     seeded = not config.temperature or "seed" in info.capabilities
     if not seeded:
-        log.warning("%s draws without regard to a seed: the traces will be others each time", info.identity.model)
+        log.warning("%s ignores seeds: the traces will differ from run to run", info.identity.model)
     for start in range(0, len(examples), config.request):
         part = examples[start : start + config.request]
         generations = [
             generation
             async for generation in teacher.generate(
-                [flat(teacher_messages(example, config.teacher.system)) for example in part],
+                [flatten_content(teacher_messages(example, config.teacher.system)) for example in part],
                 n=config.samples,
                 max_tokens=config.max_tokens,
                 temperature=config.temperature,
@@ -91,29 +93,30 @@ async def _write(
             )
         ]
         generations.sort(key=lambda generation: (generation.prompt, generation.index))
-        whole = []
+        finished = []
         for generation in generations:
             if generation.error is not None:
                 dropped[f"teacher: {type(generation.error).__name__}"] += 1
             elif generation.finish_reason != "stop":
                 dropped["not finished"] += 1
             else:
-                whole.append(generation)
-        accepted = whole if verifier is None else await _accepted(config, part, whole, verifier, dropped)
+                finished.append(generation)
+        accepted = finished if verifier is None else await _filter_correct(config, part, finished, verifier, dropped)
         for generation in accepted:
-            stream.write(json.dumps(_row(part[generation.prompt], generation, config.out)) + "\n")
-        kept += len(accepted)
-        live.update(start + len(part), kept=str(kept), dropped=str(dropped.total()))
-    return TracesSummary(len(examples) * config.samples, kept, dict(dropped))
+            stream.write(json.dumps(_trace_row(part[generation.prompt], generation, config.out)) + "\n")
+        written += len(accepted)
+        live.update(start + len(part), written=str(written), dropped=str(dropped.total()))
+    return TracesSummary(len(examples) * config.samples, written, dict(dropped))
 
 
-async def _accepted(
+async def _filter_correct(
     config: TracesConfig,
     examples: Sequence[Example],
     generations: Sequence[Generation],
     verifier: AsyncVerifierClient,
     dropped: Counter[str],
 ) -> list[Generation]:
+    """The completions that the verifier accepts; the others are counted in `dropped`."""
     assert config.verifier is not None
     items = [
         Item(
@@ -137,7 +140,7 @@ async def _accepted(
     return accepted
 
 
-def _row(example: Example, generation: Generation, out: Path) -> dict[str, object]:
+def _trace_row(example: Example, generation: Generation, out: Path) -> dict[str, object]:
     return {
         "id": f"{example.id}-{generation.index}",
         **prompt_fields(example, out.parent, out.parent / f"{out.stem}-images"),

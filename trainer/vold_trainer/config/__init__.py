@@ -1,4 +1,4 @@
-"""What a run is told: YAML files validated by pydantic, with dotted overrides on the command line.
+"""Configs of runs: YAML files validated by pydantic, with dotted overrides on the command line.
 
     load(TrainConfig, Path("configs/pocket_vold.yaml"), ["objective.beta=0.01", "optim.lr=1e-4"])
 

@@ -1,4 +1,4 @@
-"""Configs as YAML files, with dotted overrides; what is wrong in one is named with the remedy."""
+"""Loading configs from YAML files with dotted overrides, and errors that name the key, the value and the remedy."""
 
 import difflib
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def load(kind: type[ConfigT], path: Path | None, overrides: Sequence[str] = ()) -> ConfigT:
-    """A config from a YAML file and `a.b=value` overrides, later ones winning.
+    """Load a config from a YAML file and `a.b=value` overrides, which are applied in order.
 
-    path: None for an empty one; pocket:NAME for one that ships with vold. Values are read as YAML.
+    path: None for no file; pocket:NAME for a config that ships with vold. Values are parsed as YAML.
     Raises UsageError that names the file, the key, the value and the remedy.
     """
     raw: dict[str, Any] = {}
     where = "command line"
     if path is not None:
         where = str(path)
-        path = _shipped(where) if where.startswith("pocket:") else path
+        path = _shipped_config(where) if where.startswith("pocket:") else path
         if not path.is_file():
             raise UsageError(f"config file {where!r} does not exist: give the path of a YAML file")
         try:
@@ -37,15 +37,15 @@ def load(kind: type[ConfigT], path: Path | None, overrides: Sequence[str] = ()) 
             raise UsageError(f"{where} holds a {type(loaded).__name__}: a config is a mapping of keys to values")
         raw = loaded or {}
     for override in overrides:
-        _set(raw, override)
+        _apply_override(raw, override)
     try:
-        return kind.model_validate(_numbers(raw))
+        return kind.model_validate(_parse_numbers(raw))
     except ValidationError as error:
         raise UsageError(_explain(kind, error, where)) from error
 
 
-def _shipped(name: str) -> Path:
-    """The file of a config that ships with vold, pocket:NAME."""
+def _shipped_config(name: str) -> Path:
+    """The file of the shipped config pocket:NAME."""
     folder = Path(__file__).parents[1] / "pocket" / "configs"
     path = folder / f"{name.removeprefix('pocket:')}.yaml"
     if not path.is_file():
@@ -55,14 +55,14 @@ def _shipped(name: str) -> Path:
 
 
 def dump(config: Config) -> str:
-    """The config as YAML, every default written out, so that a run's folder says all that was chosen."""
+    """The config as YAML with all defaults, so that the run's folder holds every setting."""
     values = config.model_dump(mode="json")
     if "objective" in values:
         values["objective"] = {"name": values["objective"].pop("name"), **values["objective"]}
     return yaml.safe_dump(values, sort_keys=False)
 
 
-def _set(raw: dict[str, Any], override: str) -> None:
+def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise UsageError(f"override {override!r} is not KEY=VALUE: write for example optim.lr=1e-4")
@@ -75,19 +75,19 @@ def _set(raw: dict[str, Any], override: str) -> None:
             node[part] = child
         node = child
     last = parts[-1]
-    parsed = _value(value, override)
+    parsed = _parse_value(value, override)
     if isinstance(node, list):
         node[_index(node, last, override)] = parsed
     elif not isinstance(node, dict):
         raise UsageError(f"override {override!r}: {parts[-2]!r} is a plain value, nothing lies below it")
     elif parts == ["objective", "name"] and parsed != node.get("name", Vold.name):
-        raw["objective"] = {"name": parsed}  # the options that stood there were another objective's
+        raw["objective"] = {"name": parsed}  # the options so far belong to the previous objective
     else:
         node[last] = parsed
 
 
-def _value(text: str, override: str) -> Any:
-    """What a value on the command line means: YAML, but `local:` and `a: b` are text, for they hold no {."""
+def _parse_value(text: str, override: str) -> Any:
+    """Parse a value on the command line as YAML. Mappings need braces: `local:` and `a: b` are text."""
     try:
         parsed = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -109,12 +109,12 @@ def _index(node: list[Any], part: str, override: str) -> int:
     return int(part)
 
 
-def _numbers(node: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as a string; people mean the number."""
+def _parse_numbers(node: Any) -> Any:
+    """Parse numbers like 1e-4, which YAML 1.1 reads as strings."""
     if isinstance(node, dict):
-        return {key: _numbers(value) for key, value in node.items()}
+        return {key: _parse_numbers(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [_numbers(value) for value in node]
+        return [_parse_numbers(value) for value in node]
     if isinstance(node, str) and node[:1] in "+-.0123456789" and "e" in node.lower():
         try:
             return float(node)
@@ -128,11 +128,11 @@ def _explain(kind: type[Config], error: ValidationError, where: str) -> str:
     for item in error.errors():
         path = item["loc"]
         objective = next((REGISTRY[str(part)] for part in path[1:2] if path[0] == "objective"), None)
-        if objective is not None:  # the name of its class is no key
+        if objective is not None:  # pydantic adds the name of the class, which is no key
             path = (path[0], *path[2:])
         key = ".".join(str(part) for part in path)
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = [field.name for field in fields(objective)] if objective else _keys(kind, path[:-1])
+            known = [field.name for field in fields(objective)] if objective else _known_keys(kind, path[:-1])
             near = difflib.get_close_matches(str(path[-1]), known, n=1)
             here = f"of objective {objective.name!r}" if objective else "here"
             hint = f"did you mean {near[0]!r}?" if near else f"known keys {here}: {', '.join(known)}"
@@ -153,8 +153,8 @@ def _explain(kind: type[Config], error: ValidationError, where: str) -> str:
     return "\n".join(lines)
 
 
-def _keys(kind: type[Config], path: Sequence[int | str]) -> list[str]:
-    """The fields of the model that `path` leads to, through optional fields, lists and mappings."""
+def _known_keys(kind: type[Config], path: Sequence[int | str]) -> list[str]:
+    """The fields of the model at `path`, through optional fields, lists and mappings."""
     model: type[BaseModel] | None = kind
     mapping = False
     for part in path:
@@ -163,16 +163,16 @@ def _keys(kind: type[Config], path: Sequence[int | str]) -> list[str]:
         if isinstance(part, int) or mapping:
             mapping = False
             continue
-        found = model.model_fields.get(part)
-        mapping = found is not None and get_origin(found.annotation) is dict
-        model = _model_in(found.annotation) if found else None
+        field = model.model_fields.get(part)
+        mapping = field is not None and get_origin(field.annotation) is dict
+        model = _find_model(field.annotation) if field else None
     return list(model.model_fields) if model else []
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _find_model(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        if model := _model_in(argument):
+        if model := _find_model(argument):
             return model
     return None

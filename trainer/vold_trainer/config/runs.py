@@ -1,4 +1,4 @@
-"""What each command is told: a config a command, made of the components."""
+"""The config of each command, composed of the components in `parts`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +25,12 @@ from vold_trainer.config.parts import (
 )
 from vold_trainer.objectives import Vold
 
-ROLLOUT_CAP = 2.0
-"""Of truncated importance sampling, where a run draws ahead and its config names no other."""
+DEFAULT_ROLLOUT_CAP = 2.0
+"""Cap of truncated importance sampling for runs that generate ahead, if the config sets none."""
 
 
 class RunConfig(Config):
-    """What sft and train share."""
+    """The settings that sft and train share."""
 
     out: Path = Field(description="the run's folder")
     seed: int = 0
@@ -48,16 +48,16 @@ class SftConfig(RunConfig):
 
     traces: Path = Field(description="JSONL of `vold traces`, or JSONL or Parquet like it: messages, completion")
     steps: int = Field(default=250, ge=1)
-    batch: int = Field(default=48, ge=1, description="sequences a step")
+    batch: int = Field(default=48, ge=1, description="sequences per step")
     micro: int = Field(default=64, ge=1, description="sequences in one forward and backward pass")
     optim: OptimConfig = OptimConfig(lr=1e-3, warmup_steps=20, schedule="cosine")
 
     @model_validator(mode="before")
     @classmethod
-    def _judged_by_its_loss(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not isinstance(kept := values.get("checkpoints", {}), dict):
+    def _rank_checkpoints_by_loss(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(checkpoints := values.get("checkpoints", {}), dict):
             return values
-        return {**values, "checkpoints": {"metric": "loss", "mode": "min", **kept}}
+        return {**values, "checkpoints": {"metric": "loss", "mode": "min", **checkpoints}}
 
 
 class TrainConfig(RunConfig):
@@ -77,17 +77,17 @@ class TrainConfig(RunConfig):
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     outage: OutageConfig = OutageConfig()
     steps: int = Field(default=60, ge=1)
-    samples_every: int = Field(default=10, ge=1, description="steps between rollouts kept for the report")
+    samples_every: int = Field(default=10, ge=1, description="steps between rollouts written for the report")
 
     @model_validator(mode="before")
     @classmethod
-    def _several_stand_in_for_one(cls, values: Any) -> Any:
+    def _unset_default_teacher(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("teachers") and "teacher" not in values:
             return {**values, "teacher": None}
         return values
 
     @model_validator(mode="after")
-    def _has_its_services(self) -> "TrainConfig":
+    def _check_services(self) -> "TrainConfig":
         name, needs = self.objective.name, self.objective.needs
         if self.teacher is not None and self.teachers:
             raise ValueError(
@@ -101,24 +101,24 @@ class TrainConfig(RunConfig):
             raise ValueError("rollout.group is 1: a group advantage needs at least 2 completions of each prompt")
         if needs.traces and getattr(self.objective, "traces", None) is None:
             raise ValueError(
-                f"objective.traces is not set, and objective {name!r} learns from given completions too: set it to a "
+                f"objective.traces is not set, and objective {name!r} also uses completions of a file: set it to a "
                 "file of `vold traces`, or objective.student_share=1"
             )
         self._check_routes()
-        self._correct_for_age()
+        self._set_rollout_cap()
         return self
 
-    def _correct_for_age(self) -> None:
-        """Completions that older weights drew are weighted for it, in every objective that can."""
+    def _set_rollout_cap(self) -> None:
+        """Enable the importance weights of completions from older weights, in every objective that has them."""
         if not self.rollout.ahead:
             return
         if getattr(self.objective, "rounds", 1) > 1:
             raise ValueError(
-                f"rollout.ahead is {self.rollout.ahead}, and objective.rounds above 1 draws again once the scores are "
-                "known: set objective.rounds=1, or rollout.ahead=0"
+                f"rollout.ahead is {self.rollout.ahead}, and objective.rounds above 1 generates again when the "
+                "scores are known: set objective.rounds=1, or rollout.ahead=0"
             )
         if getattr(self.objective, "rollout_cap", 0.0) is None:
-            self.objective = replace(self.objective, rollout_cap=ROLLOUT_CAP)  # type: ignore[arg-type]  # those without it were left out
+            self.objective = replace(self.objective, rollout_cap=DEFAULT_ROLLOUT_CAP)  # type: ignore[arg-type]  # the field exists
 
     def _check_routes(self) -> None:
         if len(defaults := [name for name, teacher in self.teachers.items() if teacher.default]) > 1:
@@ -145,12 +145,14 @@ class TracesConfig(Config):
     max_tokens: int = Field(default=96, ge=1)
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    keep: Literal["all", "correct"] = Field(default="correct", description="correct: only what the verifier accepts")
-    request: int = Field(default=256, ge=1, description="prompts in one call")
+    keep: Literal["all", "correct"] = Field(
+        default="correct", description="correct: only completions that the verifier accepts"
+    )
+    request: int = Field(default=256, ge=1, description="prompts in one request")
 
 
 class EvalConfig(Config):
-    """`vold eval`: greedy and sampled answers to one or more sets, judged by a verifier."""
+    """`vold eval`: greedy and sampled completions of one or more sets, verified by a verifier."""
 
     out: Path = Field(description="folder for eval.json, answers.jsonl and eval_samples.jsonl")
     seed: int = Field(default=0, description="of the sampled completions and of the bootstrap")
@@ -162,20 +164,20 @@ class EvalConfig(Config):
             DataConfig(split="test", modality="image", limit=500),
         ]
     )
-    greedy: bool = Field(default=True, description="answer every problem once with the likeliest tokens")
+    greedy: bool = Field(default=True, description="generate a greedy completion of every problem")
     sampling: SamplingConfig = SamplingConfig()
     max_tokens: int = Field(default=96, ge=1)
     batch: int = Field(default=128, ge=1, description="sequences generated together")
-    samples: int = Field(default=12, ge=0, description="answers of each set kept for the report")
+    samples: int = Field(default=12, ge=0, description="completions of each set written for the report")
     threads: int = Field(default=0, ge=0, description="CPU threads of this process; 0: torch's choice")
 
     @model_validator(mode="after")
-    def _sound(self) -> "EvalConfig":
+    def _check_sets(self) -> "EvalConfig":
         if not self.greedy and not self.sampling.n:
-            raise ValueError("greedy is false and sampling.n is 0: nothing would be answered; set one of them")
+            raise ValueError("greedy is false and sampling.n is 0: nothing would be generated; set one of them")
         labels = [data.label for data in self.data]
-        if twice := next((label for label in labels if labels.count(label) > 1), None):
-            raise ValueError(f"data: two sets are called {twice!r}: give one of them another name")
+        if duplicate := next((label for label in labels if labels.count(label) > 1), None):
+            raise ValueError(f"data: two sets are called {duplicate!r}: rename one")
         if "errors" in labels:
-            raise ValueError("data: a set is called 'errors', which eval.json has a use for: give it another name")
+            raise ValueError("data: a set has the name 'errors', which is a key of eval.json: rename it")
         return self

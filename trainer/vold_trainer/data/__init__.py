@@ -1,11 +1,11 @@
-"""What a run trains and tests on: examples, and the files and data sets whose rows become examples.
+"""Examples, and reading them from files and data sets.
 
-A row goes two ways here: `columns` finds its fields, and `rows` makes an example of them. `vold_trainer.sources` picks
-the reader that a config asks for.
+`columns` finds the fields of a row, and `rows` makes an example of them. `vold_trainer.sources` chooses the reader of
+a config.
 """
 
 from vold_trainer.data.examples import Example, Message
-from vold_trainer.data.jsonl import read_lines
+from vold_trainer.data.jsonl import read_jsonl
 from vold_trainer.data.order import PromptOrder
 
-__all__ = ["Example", "Message", "PromptOrder", "read_lines"]
+__all__ = ["Example", "Message", "PromptOrder", "read_jsonl"]

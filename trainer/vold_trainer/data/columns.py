@@ -1,7 +1,7 @@
-"""Which column of a row holds which field of ours.
+"""The mapping from fields of an example to columns of a row.
 
-A mapped field is read from its column, another one from the column of its own name. A column within a column is named
-with dots: `extra.answer`.
+A mapped field is read from its column, any other field from a column of its own name. Dots name nested columns:
+`extra.answer`.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from typing import Any
 
 from vold_trainer.errors import UsageError
 
-NAMES: Mapping[str, tuple[str, ...]] = {
+FIELD_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "id": ("id",),
     "prompt": ("prompt",),
     "messages": ("messages",),
@@ -26,101 +26,103 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "verifier": ("verifier",),
     "parameters": ("parameters",),
 }
-"""The fields, and the columns that each is read from where nothing is mapped, the first that is there."""
+"""The fields, and the columns from which an unmapped field is read: the first that the row has."""
 
 ALTERNATIVES = (("prompt", "messages"), ("twin", "twin_messages"))
-"""Two ways to give the same: a mapping of one says that the other's column is somebody else's."""
+"""Pairs of fields with the same purpose. If one is mapped, a column with the other's name is not read."""
 
-Mapped = Mapping[str, str | Sequence[str] | None]
+ColumnMapping = Mapping[str, str | Sequence[str] | None]
 
 
 class Columns:
-    """The mapping of a run, applied row by row. mapping: None for a field that is not to be read at all."""
+    """The column mapping of a run. mapping: None for a field that is not read."""
 
-    def __init__(self, mapping: Mapped | None = None, names: Mapping[str, tuple[str, ...]] = NAMES) -> None:
+    def __init__(
+        self, mapping: ColumnMapping | None = None, field_columns: Mapping[str, tuple[str, ...]] = FIELD_COLUMNS
+    ) -> None:
         mapping = mapping or {}
         for field, path in mapping.items():
-            if field not in names:
-                near = difflib.get_close_matches(field, names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(names)}"
+            if field not in field_columns:
+                near = difflib.get_close_matches(field, field_columns, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(field_columns)}"
                 raise UsageError(f"data.columns.{field}: a row has no field {field!r} here; {hint}")
             if not isinstance(path, str | None) and field != "images":
                 raise UsageError(f"data.columns.{field} is {list(path)}: only images may come from several columns")
         self.mapping = mapping
         self.paths: dict[str, tuple[str, ...]] = {}
-        dropped = {
+        unread = {
             other
             for pair in ALTERNATIVES
             for field, other in (pair, pair[::-1])
             if mapping.get(field) is not None and other not in mapping
         }
-        for field, own in names.items():
-            chosen = mapping.get(field, () if field in dropped else own)
+        for field, defaults in field_columns.items():
+            chosen = mapping.get(field, () if field in unread else defaults)
             self.paths[field] = (chosen,) if isinstance(chosen, str) else tuple(chosen or ())
         self.seen: set[str] = set()
 
     def fields(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that the row has; what is null is not there. Of several columns for `images` all are taken."""
-        found: dict[str, Any] = {}
+        """The fields of the row that are not null. If `images` has several columns, the values of all are joined."""
+        fields: dict[str, Any] = {}
         for field, paths in self.paths.items():
             values = []
             for path in paths:
-                there, value = _look_up(row, path)
-                if there:
+                exists, value = _look_up(row, path)
+                if exists:
                     self.seen.add(path)
-                if not absent(value):
+                if not is_null(value):
                     values.append(value)
             if not values:
                 continue
             several = field == "images" and field in self.mapping and len(paths) > 1
-            found[field] = _joined(values) if several else values[0]
-        return found
+            fields[field] = _join(values) if several else values[0]
+        return fields
 
     def describe(self, field: str) -> str:
-        """The field as an error names it, with its column where that is called otherwise."""
+        """The field for an error message, with its column if that has another name."""
         if field in self.mapping and self.paths[field]:
             return f"field {field!r} (column {', '.join(map(repr, self.paths[field]))})"
         return f"field {field!r}"
 
-    def needed(self, there: Sequence[str], where: str) -> list[str]:
-        """The columns to read of those that are there. Raises UsageError where a mapped one is not."""
-        self._check(there, there, f"{where} has no such column")
-        wanted = {path if path in there else path.split(".")[0] for paths in self.paths.values() for path in paths}
-        return [name for name in there if name in wanted]
+    def columns_to_read(self, available: Sequence[str], where: str) -> list[str]:
+        """The columns to read, of those available. Raises UsageError if a mapped column is missing."""
+        self._check(available, available, f"{where} has no such column")
+        mapped = {path if path in available else path.split(".")[0] for paths in self.paths.values() for path in paths}
+        return [name for name in available if name in mapped]
 
-    def check_seen(self, there: Sequence[str], where: str) -> None:
+    def check_seen(self, available: Sequence[str], where: str) -> None:
         """Raise UsageError for a mapped column that no row had."""
-        self._check(self.seen, there, f"no row of {where} has such a column")
+        self._check(self.seen, available, f"no row of {where} has such a column")
 
-    def _check(self, known: Sequence[str] | set[str], there: Sequence[str], found: str) -> None:
+    def _check(self, known: Sequence[str] | set[str], available: Sequence[str], problem: str) -> None:
         for field in self.mapping:
             for path in self.paths.get(field, ()):
                 if path not in known and path.split(".")[0] not in known:
-                    near = difflib.get_close_matches(path, there, n=1)
-                    hint = f"did you mean {near[0]!r}?" if near else f"columns there: {', '.join(there) or 'none'}"
-                    raise UsageError(f"data.columns.{field} is {path!r}: {found}; {hint}")
+                    near = difflib.get_close_matches(path, available, n=1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"columns there: {', '.join(available) or 'none'}"
+                    raise UsageError(f"data.columns.{field} is {path!r}: {problem}; {hint}")
 
 
-def absent(value: Any) -> bool:
-    """Whether a value stands for none: null, and the not-a-number that pandas writes for it."""
+def is_null(value: Any) -> bool:
+    """Whether a value is null, or the NaN that pandas writes for null."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def without_nulls(value: Any) -> Any:
-    """The value without null entries of its mappings: a Parquet column gives every row all the keys that any has."""
+def drop_nulls(value: Any) -> Any:
+    """The value without the null entries of its mappings. Parquet gives every row all keys that any row has."""
     if isinstance(value, Mapping):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: drop_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [without_nulls(item) for item in value]
+        return [drop_nulls(item) for item in value]
     return value
 
 
-def _joined(values: Sequence[Any]) -> list[Any]:
+def _join(values: Sequence[Any]) -> list[Any]:
     return [item for value in values for item in (value if isinstance(value, list) else [value])]
 
 
 def _look_up(row: Mapping[str, Any], path: str) -> tuple[bool, Any]:
-    """(whether the row has such a column, what stands there)."""
+    """(whether the row has such a column, its value)."""
     if path in row:
         return True, row[path]
     value: Any = row

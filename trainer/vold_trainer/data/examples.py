@@ -1,4 +1,4 @@
-"""An example: one prompt, what the teacher reads in its place, and the reference answer."""
+"""An example: a prompt, its text version for the teacher, and the reference answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from vold_trainer.data.images import Images
+from vold_trainer.data.images import LazyImages
 
 Message = Mapping[str, Any]
 """A chat message: {"role", "content"}, content a string or a list of {"type": "text", "text"} / {"type": "image"}."""
@@ -16,9 +16,9 @@ Message = Mapping[str, Any]
 class Example:
     """One prompt with its reference answer.
 
-    messages: what the student reads, ending with the user's turn. images: one for each image part, in order; those of
-    files are decoded when they are looked at. category: what results are also reported by. meta: anything else, kept
-    as it is. twin: what a teacher, which reads text only, reads in place of the messages; None where they are text.
+    messages: the student's prompt, ending with the user's turn. images: one per image part, in order; images of files
+    are decoded on access. category: results are also reported per category. meta: further data. twin: a text version of
+    the messages for the teacher, which reads text only; None if the teacher reads the messages themselves.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Example:
 
     @property
     def prompt_text(self) -> str:
-        """The last user turn's words, an image part as [image]: what a person or a verifier reads."""
+        """The text of the last turn, with [image] for an image part, for people and verifiers."""
         content = self.messages[-1]["content"]
         if isinstance(content, str):
             return content
@@ -39,7 +39,7 @@ class Example:
 
     @property
     def pixels(self) -> int:
-        """Of all images together, without decoding those that are not decoded yet."""
-        if isinstance(self.images, Images):
+        """Pixels of all images together, without decoding images of files."""
+        if isinstance(self.images, LazyImages):
             return self.images.pixels
         return sum(image.width * image.height for image in self.images)

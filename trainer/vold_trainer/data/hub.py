@@ -1,4 +1,4 @@
-"""Rows of the `datasets` library: a data set of the hub, a folder of one, or one that was saved to disk."""
+"""Rows of the `datasets` library: a data set of the hub, in a folder, or saved to disk."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vold_proto.distribution import needs
+from vold_proto.distribution import require_extra
 
 from vold_trainer.config import DataConfig
 from vold_trainer.data.columns import Columns
@@ -17,41 +17,41 @@ BATCH = 64
 
 
 def dataset_rows(config: DataConfig, columns: Columns) -> Iterator[Row]:
-    """The rows of a split, only the columns that are needed. Images stay where `datasets` keeps them, memory-mapped.
+    """The rows of a split, with the columns to read. Images stay in the memory-mapped files of `datasets`.
 
-    Raises UsageError where there is no such data set, configuration, split or mapped column.
+    Raises UsageError if the data set, its configuration, its split or a mapped column does not exist.
     """
     dataset = _open(config)
     where = f"{config.source}:{config.split}"
     features = dataset.features
-    # As they are stored: `datasets` would decode every image of a row that is looked at.
-    stored = dataset.select_columns(columns.needed(dataset.column_names, where)).with_format("arrow")
+    # In the stored format, because `datasets` would decode every image of a row.
+    stored = dataset.select_columns(columns.columns_to_read(dataset.column_names, where)).with_format("arrow")
     folder = Path(config.source) if Path(config.source).is_dir() else Path()
 
-    def values(index: int) -> dict[str, Any]:
-        return _plain(features, stored[index : index + 1].to_pylist()[0])
+    def read_values(index: int) -> dict[str, Any]:
+        return _convert(features, stored[index : index + 1].to_pylist()[0])
 
     for start in range(0, len(stored), BATCH):
         for index, row in enumerate(stored[start : start + BATCH].to_pylist(), start):
-            yield Row(f"{where}[{index}]", _plain(features, row), folder, partial(values, index))
+            yield Row(f"{where}[{index}]", _convert(features, row), folder, partial(read_values, index))
 
 
 def _open(config: DataConfig) -> Any:
-    with needs("data", f"data.source {config.source!r}", UsageError):
+    with require_extra("data", f"data.source {config.source!r}", UsageError):
         import datasets
     folder = Path(config.source)
     try:
         if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
-            found = datasets.load_from_disk(config.source)
-            if isinstance(found, datasets.DatasetDict):
-                if config.split not in found:
-                    raise ValueError(f"it has the splits {', '.join(found)}")
-                found = found[config.split]
-            return found
+            saved = datasets.load_from_disk(config.source)
+            if isinstance(saved, datasets.DatasetDict):
+                if config.split not in saved:
+                    raise ValueError(f"it has the splits {', '.join(saved)}")
+                saved = saved[config.split]
+            return saved
         return datasets.load_dataset(
             config.source, config.config or None, split=config.split, revision=config.revision or None
         )
-    except Exception as error:  # whatever the builder of a data set raises, from files or from the network
+    except Exception as error:  # the builder of a data set may raise anything
         named = f", data.config {config.config!r}" if config.config else ""
         raise UsageError(
             f"data.source {config.source!r}{named}, data.split {config.split!r} cannot be loaded: {error}. Give a file "
@@ -59,12 +59,12 @@ def _open(config: DataConfig) -> Any:
         ) from error
 
 
-def _plain(features: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+def _convert(features: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _value(features[name], value) for name, value in row.items()}
 
 
 def _value(feature: Any, value: Any) -> Any:
-    """A stored value as a row of JSON would have it: labels by name, JSON parsed."""
+    """A stored value as in a JSON row: labels by name, JSON parsed."""
     kind = type(feature).__name__
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""Rows of JSONL: one JSON object a line."""
+"""Rows of JSONL: one JSON object per line."""
 
 import json
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from typing import Any
 from vold_trainer.errors import UsageError
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | UsageError]]:
-    """(line number from 1, object or what is wrong with the line) of a JSONL file; empty lines are left out."""
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | UsageError]]:
+    """(line number from 1, object or error) of each line of a JSONL file; empty lines are skipped."""
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():

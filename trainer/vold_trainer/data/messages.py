@@ -1,21 +1,21 @@
-"""Chat messages as a row gives them, made what a chat template takes: content a string, or parts of text and image."""
+"""Chat messages of a row, converted for chat templates: content is a string, or parts of text and image."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vold_trainer.data.columns import without_nulls
+from vold_trainer.data.columns import drop_nulls
 from vold_trainer.data.examples import Message
 
-SOURCES = ("image", "path", "url", "bytes", "base64", "image_url")
-"""Under which keys an image part may bring its picture along."""
+IMAGE_KEYS = ("image", "path", "url", "bytes", "base64", "image_url")
+"""The keys under which an image part may hold its image."""
 
 
 def read_messages(value: Any) -> tuple[list[Message], list[Any]]:
-    """(messages with plain image places, the pictures that the image parts brought along, in order).
+    """(messages whose image parts hold no images, the images of these parts in order).
 
-    value: a list of {"role", "content"}, or the same as JSON text. Raises ValueError, which begins with the place in
-    the list where something is wrong ("[2].content: ..."), or with ": ".
+    value: a list of {"role", "content"}, or the same as JSON text. Raises ValueError whose text begins with the
+    position of the error in the list ("[2].content is ..."), or with " is" if the whole value is wrong.
     """
     if isinstance(value, str):
         try:
@@ -25,37 +25,37 @@ def read_messages(value: Any) -> tuple[list[Message], list[Any]]:
     if not isinstance(value, list) or not value:
         raise ValueError(f" is {str(value)[:60]!r}: give a list of role and content")
     messages: list[Message] = []
-    pictures: list[Any] = []
+    images: list[Any] = []
     for index, message in enumerate(value):
-        message = without_nulls(message)
+        message = drop_nulls(message)
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
             raise ValueError(f"[{index}] is {str(message)[:60]!r}: give role and content")
         content = message["content"]
         if isinstance(content, list):
-            parts = [_part(part, f"[{index}].content[{place}]", pictures) for place, part in enumerate(content)]
+            parts = [_part(part, f"[{index}].content[{place}]", images) for place, part in enumerate(content)]
             messages.append({**message, "content": parts})
         elif isinstance(content, str):
             messages.append(message)
         else:
             raise ValueError(f"[{index}].content is {str(content)[:60]!r}: give text, or a list of parts")
-    return messages, pictures
+    return messages, images
 
 
-def _part(part: Any, place: str, pictures: list[Any]) -> Mapping[str, str]:
+def _part(part: Any, position: str, images: list[Any]) -> Mapping[str, str]:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     if isinstance(part, dict) and part.get("type") in ("image", "image_url"):
-        brought = [part[key] for key in SOURCES if part.get(key)]
-        if brought:
-            nested = isinstance(brought[0], dict) and "url" in brought[0]  # OpenAI's {"image_url": {"url": ...}}
-            bare = part.get("base64")
-            pictures.append(f"data:;base64,{bare}" if bare else brought[0]["url"] if nested else brought[0])
+        values = [part[key] for key in IMAGE_KEYS if part.get(key)]
+        if values:
+            nested = isinstance(values[0], dict) and "url" in values[0]  # OpenAI's {"image_url": {"url": ...}}
+            base64 = part.get("base64")
+            images.append(f"data:;base64,{base64}" if base64 else values[0]["url"] if nested else values[0])
         return {"type": "image"}
-    raise ValueError(f"{place} is {str(part)[:60]!r}: give a part of type text, with its text, or of type image")
+    raise ValueError(f"{position} is {str(part)[:60]!r}: give a part of type text, with its text, or of type image")
 
 
-def place_images(messages: Sequence[Message], token: str) -> list[Message]:
-    """The messages with an image part wherever `token` stands in the text of a user's turn."""
+def insert_image_parts(messages: Sequence[Message], token: str) -> list[Message]:
+    """The messages with `token` in the text of user turns replaced by image parts."""
     return [
         {**message, "content": _split(message["content"], token)} if message["role"] == "user" else message
         for message in messages
@@ -74,23 +74,23 @@ def _split(content: Any, token: str) -> Any:
     return parts
 
 
-def image_places(messages: Sequence[Message]) -> int:
-    """How many image parts there are."""
+def count_image_parts(messages: Sequence[Message]) -> int:
+    """The number of image parts."""
     parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
     return sum(part["type"] == "image" for part in parts)
 
 
-def with_system(messages: Sequence[Message], system: str) -> list[Message]:
-    """The messages under a system prompt, where they have none of their own."""
+def add_system(messages: Sequence[Message], system: str) -> list[Message]:
+    """The messages with the system prompt `system`, unless they have a system prompt."""
     if not system or messages[0]["role"] == "system":
         return list(messages)
     return [{"role": "system", "content": system}, *messages]
 
 
-def under_system(messages: Sequence[Message], system: str) -> list[Message]:
-    """The messages with `system` before what their own system prompt says."""
+def prepend_system(messages: Sequence[Message], system: str) -> list[Message]:
+    """The messages with `system` before the text of their system prompt, or as system prompt if they have none."""
     if not system or messages[0]["role"] != "system":
-        return with_system(messages, system)
+        return add_system(messages, system)
     own = messages[0]["content"]
     joined: Any = f"{system}\n\n{own}"
     if not isinstance(own, str):

@@ -4,20 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vold_proto.distribution import needs
+from vold_proto.distribution import require_extra
 
 from vold_trainer.data.columns import Columns
 from vold_trainer.data.rows import Row
 from vold_trainer.errors import UsageError
 
 BATCH = 64
-"""Rows read together: some megabytes where they hold images."""
+"""Rows read together: some megabytes if they hold images."""
 
 
 def parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
-    """The rows of a file, only the columns that are needed. The bytes of images stay in memory, encoded.
+    """The rows of a file, with the columns to read. The encoded images stay in memory.
 
-    Raises UsageError where the file is not Parquet, or lacks a mapped column.
+    Raises UsageError if the file is not Parquet, or lacks a mapped column.
     """
     arrow = _pyarrow()
     try:
@@ -25,9 +25,9 @@ def parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
     except (OSError, arrow.ArrowInvalid) as error:
         raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
     with file:
-        needed = columns.needed(file.schema_arrow.names, str(path))
+        names = columns.columns_to_read(file.schema_arrow.names, str(path))
         index = 0
-        batches = file.iter_batches(batch_size=BATCH, columns=needed or None)
+        batches = file.iter_batches(batch_size=BATCH, columns=names or None)
         while True:
             try:
                 rows = next(batches).to_pylist()
@@ -41,7 +41,7 @@ def parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
 
 
 def _pyarrow() -> Any:
-    with needs("data", "reading Parquet", UsageError):
+    with require_extra("data", "reading Parquet", UsageError):
         import pyarrow
         import pyarrow.parquet
     return pyarrow

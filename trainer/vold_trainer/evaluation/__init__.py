@@ -1,7 +1,7 @@
-"""Evaluation: greedy and sampled answers to one or more sets, judged by the verifier service.
+"""Evaluation: greedy and sampled answers to one or more test sets, verified by the verifier.
 
-answers.py keeps the answers, so that a killed evaluation goes on; metrics.py turns verdicts into figures; results.py
-says what those figures are; run.py is `vold eval`.
+answers.py stores the answers, so that an interrupted evaluation can continue; metrics.py computes metrics from
+verdicts; results.py computes the result of a set; tables.py prints results; run.py is `vold eval`.
 """
 
 from vold_trainer.evaluation.results import SetResult

@@ -1,7 +1,6 @@
-"""What is computed from verdicts: shares with their intervals, mean@k, pass@k, maj@k. Pure functions of numbers.
+"""Metrics of verdicts: confidence intervals, mean, pass@k, maj@k. Pure functions of numbers.
 
-A problem is judged several times; where a verdict is missing, the caller leaves it out. Nothing here turns a missing
-verdict into a zero.
+A problem may have several verdicts. The caller leaves out missing verdicts; none is counted as 0.
 """
 
 import math
@@ -13,7 +12,7 @@ RESAMPLES = 2000
 
 
 def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % confidence interval of a share (Wilson, 1927); (0, 1) where n is 0."""
+    """The 95 % confidence interval of correct / n (Wilson, 1927); (0, 1) if n is 0."""
     if n == 0:
         return 0.0, 1.0
     share = correct / n
@@ -24,7 +23,7 @@ def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """The chance that at least one of k completions is right, estimated without bias from n, `correct` of them right.
+    """An unbiased estimate of the probability that at least one of k completions is correct, from n completions.
 
     1 - C(n - correct, k) / C(n, k), as a product that does not overflow (Chen et al. 2021, arXiv:2107.03374, eq. 1).
     Raises ValueError unless 1 <= k <= n and 0 <= correct <= n.
@@ -39,10 +38,9 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def majority(votes: Sequence[Hashable | None], right: Hashable) -> float:
-    """How much of a majority vote `right` wins: 1 alone at the top, 1/m where m answers share the top, else 0.
+    """The expected correctness of a majority vote: 1 if `right` has the most votes, 1/m if m answers tie, else 0.
 
-    None abstains; where all abstain there is no answer, which is 0. A share of a tie is what a random choice among the
-    answers at the top would earn on average.
+    The tie value is the mean of a random choice among the tied answers. None abstains; 0 if all abstain.
     """
     counts: dict[Hashable, int] = {}
     for vote in votes:
@@ -53,9 +51,10 @@ def majority(votes: Sequence[Hashable | None], right: Hashable) -> float:
 
 
 def maj_at_k(votes: Sequence[Hashable | None], right: Hashable, k: int) -> float:
-    """The chance that the majority of k completions is right: the mean over the n // k groups of k in a row.
+    """An unbiased estimate of the probability that the majority of k completions is correct: the mean over the n // k
+    disjoint groups of k consecutive completions.
 
-    The groups share no completion, so the mean is unbiased. Raises ValueError unless 1 <= k <= n.
+    Raises ValueError unless 1 <= k <= n.
     """
     if not 1 <= k <= len(votes):
         raise ValueError(f"maj@{k} cannot be estimated from {len(votes)} completions: k must be from 1 to {len(votes)}")
@@ -64,25 +63,25 @@ def maj_at_k(votes: Sequence[Hashable | None], right: Hashable, k: int) -> float
 
 
 def mean(values: Sequence[float]) -> float:
-    """NaN of nothing."""
+    """The mean; NaN without values."""
     return math.fsum(values) / len(values) if values else math.nan
 
 
 def bootstrap(
     values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """The percentile interval of the mean of one value a problem: problems are drawn anew, with replacement.
+    """The bootstrap percentile interval of the mean of one value per problem: problems are resampled with replacement.
 
-    The completions of a problem are not drawn anew, so this is the spread over problems. The same seed gives the same
-    interval. (NaN, NaN) of nothing.
+    The completions of a problem are not resampled, so the interval covers the variation over problems only. The same
+    seed gives the same interval. (NaN, NaN) without values.
     """
     if not len(values):
         return math.nan, math.nan
-    given = np.asarray(values, dtype=np.float64)
+    array = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
-    rows = max(1, 4_000_000 // len(given))  # at once, to bound memory
+    rows = max(1, 4_000_000 // len(array))  # resamples at a time, to bound memory
     means = [
-        given[generator.integers(0, len(given), (min(rows, resamples - done), len(given)))].mean(-1)
+        array[generator.integers(0, len(array), (min(rows, resamples - done), len(array)))].mean(-1)
         for done in range(0, resamples, rows)
     ]
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])

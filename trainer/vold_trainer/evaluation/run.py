@@ -1,4 +1,4 @@
-"""`vold eval`: answer every set, keep each batch of answers, judge them, and write what came of it."""
+"""`vold eval`: generate answers to every test set, store them in batches, verify them, and write the results."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ from vold_client import Item, Verdict
 from vold_trainer.adapters.registry import REGISTRY
 from vold_trainer.config import DataConfig, EvalConfig, dump
 from vold_trainer.data import Example
-from vold_trainer.evaluation.answers import GREEDY, NAME, Answer, Answers, keys, prompt_digest
+from vold_trainer.evaluation.answers import GREEDY, NAME, Answer, AnswerStore, prompt_digest, unique_keys
 from vold_trainer.evaluation.results import SetResult, VerifiedExample, summarise
 from vold_trainer.files import write_json, write_lines
 from vold_trainer.rollout.hf import generate
@@ -29,8 +29,8 @@ from vold_trainer.terminal import console, progress
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Completions that are drawn in one call: samples first to first + group - 1 of the problems `indices`."""
+class GenerationBatch:
+    """Completions that are generated in one call: numbers `first` to `first + group - 1` of the problems `indices`."""
 
     indices: tuple[int, ...]
     first: int
@@ -38,10 +38,11 @@ class Unit:
 
 
 def run_eval(config: EvalConfig, *, fresh: bool = False) -> dict[str, SetResult]:
-    """Answer and judge every set; write eval.json, eval_samples.jsonl and eval_config.yaml. Returns results by label.
+    """Generate and verify answers to every set; write eval.json, eval_samples.jsonl and eval_config.yaml. Returns the
+    results by label.
 
-    Answers that `out` holds already are used, unless `fresh`. Raises UsageError where they are another student's, were
-    drawn otherwise, or answer other prompts.
+    Answers in `out` are reused, unless `fresh`. Raises UsageError if they are of another student, of other generation
+    settings, or to other prompts.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -54,17 +55,17 @@ def run_eval(config: EvalConfig, *, fresh: bool = False) -> dict[str, SetResult]
     weights = student_digest(student)
     with (
         open_services(verifier=config.verifier) as services,
-        closing(Answers(config.out / NAME, _drawn(config, weights), fresh=fresh)) as answers,
+        closing(AnswerStore(config.out / NAME, _generation_settings(config, weights), fresh=fresh)) as store,
     ):
         (config.out / "eval_config.yaml").write_text(dump(config))
         for data, examples in sets:
-            found = answer_set(student, examples, data, config, answers)
-            problems = judge_set(examples, found, data, config, services)
+            answers = answer_set(student, examples, data, config, store)
+            problems = verify_set(examples, answers, data, config, services)
             benchmark = REGISTRY.get(data.adapter)
             results[data.label] = summarise(
                 problems, config.sampling, aggregate=benchmark.aggregate if benchmark else None, seed=config.seed
             )
-            samples += [_sample(data.label, problem) for problem in problems[: config.samples]]
+            samples += [_sample_row(data.label, problem) for problem in problems[: config.samples]]
     write_json(
         config.out / "eval.json",
         {
@@ -80,108 +81,121 @@ def run_eval(config: EvalConfig, *, fresh: bool = False) -> dict[str, SetResult]
 
 
 def answer_set(
-    student: Student, examples: Sequence[Example], data: DataConfig, config: EvalConfig, answers: Answers
+    student: Student, examples: Sequence[Example], data: DataConfig, config: EvalConfig, store: AnswerStore
 ) -> list[list[Answer]]:
-    """Every example's completions, the greedy one first. What `answers` has is taken; the rest is drawn and kept.
+    """The answers to every example, the greedy one first. Missing answers are generated and stored.
 
-    A batch is drawn whole or not at all, with a seed of its own, so that an evaluation that was killed draws in the
-    end what it would have drawn at once.
+    A batch is generated as a whole, with a seed of its own, so that an evaluation that was killed and continued has the
+    same answers as one that was not.
     """
-    names, digests = keys(examples), [prompt_digest(example) for example in examples]
+    keys, digests = unique_keys(examples), [prompt_digest(example) for example in examples]
     numbers = [*([GREEDY] if config.greedy else []), *range(config.sampling.n)]
 
-    def there(index: int, sample: int) -> Answer | None:
-        return answers.get(data.label, names[index], sample, digests[index])
+    def stored(index: int, sample: int) -> Answer | None:
+        return store.get(data.label, keys[index], sample, digests[index])
 
-    todo = [
-        unit
-        for unit in units(examples, config)
-        if any(there(index, unit.first + at) is None for index in unit.indices for at in range(unit.group))
+    missing = [
+        batch
+        for batch in generation_batches(examples, config)
+        if any(stored(index, batch.first + offset) is None for index in batch.indices for offset in range(batch.group))
     ]
     total = len(examples) * len(numbers)
-    done = total - sum(len(unit.indices) * unit.group for unit in todo)
+    done = total - sum(len(batch.indices) * batch.group for batch in missing)
     if done:
-        console.print(f"{data.label}: {done} of {total} answers are there already", highlight=False)
+        console.print(f"{data.label}: {done} of {total} answers are in {store.path}", highlight=False)
     with progress(f"answering {len(examples)} {data.label} problems", total) as live:
         live.update(done)
-        for unit in todo:
-            greedy = unit.first == GREEDY
-            rollouts = generate(
-                student,
-                [examples[index] for index in unit.indices],
-                group=unit.group,
-                max_tokens=config.max_tokens,
-                temperature=0.0 if greedy else config.sampling.temperature,
-                top_p=1.0 if greedy else config.sampling.top_p,
-                seed=_seed(config.seed, data.label, names[unit.indices[0]], unit.first),
-            )
-            answers.add(
-                [
-                    Answer(
-                        set=data.label,
-                        key=names[index],
-                        sample=unit.first + place % unit.group,
-                        completion=rollout.text,
-                        tokens=len(rollout.ids),
-                        truncated=rollout.truncated,
-                        prompt=digests[index],
-                    )
-                    for place, rollout in enumerate(rollouts)
-                    for index in (unit.indices[place // unit.group],)
-                ]
-            )
-            done += len(rollouts)
+        for batch in missing:
+            answers = _generate_batch(student, examples, batch, keys, digests, data.label, config)
+            store.add(answers)
+            done += len(answers)
             live.update(done)
-    return [[answer for n in numbers if (answer := there(i, n)) is not None] for i in range(len(examples))]
+    return [[answer for n in numbers if (answer := stored(i, n)) is not None] for i in range(len(examples))]
 
 
-def units(examples: Sequence[Example], config: EvalConfig) -> Iterator[Unit]:
-    """The greedy completions of all, then the sampled ones; prompts of a length together, `batch` sequences at most."""
+def _generate_batch(
+    student: Student,
+    examples: Sequence[Example],
+    batch: GenerationBatch,
+    keys: Sequence[str],
+    digests: Sequence[str],
+    label: str,
+    config: EvalConfig,
+) -> list[Answer]:
+    greedy = batch.first == GREEDY
+    rollouts = generate(
+        student,
+        [examples[index] for index in batch.indices],
+        group=batch.group,
+        max_tokens=config.max_tokens,
+        temperature=0.0 if greedy else config.sampling.temperature,
+        top_p=1.0 if greedy else config.sampling.top_p,
+        seed=_seed(config.seed, label, keys[batch.indices[0]], batch.first),
+    )
+    return [
+        Answer(
+            set=label,
+            key=keys[index],
+            sample=batch.first + position % batch.group,
+            completion=rollout.text,
+            tokens=len(rollout.ids),
+            truncated=rollout.truncated,
+            prompt=digests[index],
+        )
+        for position, rollout in enumerate(rollouts)
+        for index in (batch.indices[position // batch.group],)
+    ]
+
+
+def generation_batches(examples: Sequence[Example], config: EvalConfig) -> Iterator[GenerationBatch]:
+    """The batches of an evaluation: all greedy completions, then the sampled ones. Prompts of similar length share a
+    batch, which has at most `config.batch` sequences.
+    """
     sizes = [len(example.prompt_text) + 1000 * example.pixels for example in examples]
     if config.greedy:
         for indices in micro_batches(sizes, config.batch):
-            yield Unit(tuple(indices), GREEDY, 1)
+            yield GenerationBatch(tuple(indices), GREEDY, 1)
     for first in range(0, config.sampling.n, config.batch):
         group = min(config.batch, config.sampling.n - first)
         for indices in micro_batches(sizes, config.batch // group):
-            yield Unit(tuple(indices), first, group)
+            yield GenerationBatch(tuple(indices), first, group)
 
 
-def judge_set(
+def verify_set(
     examples: Sequence[Example],
     answers: Sequence[Sequence[Answer]],
     data: DataConfig,
     config: EvalConfig,
     services: Services,
 ) -> list[VerifiedExample]:
-    """The verdict on every answer. What keeps an answer from its verdict is the verdict's `error`."""
+    """Verify the answers to every example. A verdict that could not be reached has an `error`."""
     items = [
-        _item(config, example, answer, f"{at}:{answer.sample}")
-        for at, (example, given) in enumerate(zip(examples, answers, strict=True))
-        for answer in given
+        _item(config, example, answer, f"{index}:{answer.sample}")
+        for index, (example, example_answers) in enumerate(zip(examples, answers, strict=True))
+        for answer in example_answers
     ]
-    verdicts = asyncio.run(_verdicts(items, data, config, services))
-    if unjudged := [verdict for verdict in verdicts.values() if verdict.error is not None]:
-        says = f"{len(unjudged)} of {len(items)} answers could not be judged, and are in no figure; the first one: "
-        console.print(f"[yellow]{data.label}:[/] {says}", escape(str(unjudged[0].error)), highlight=False)
-    judged = []
-    for at, (example, given) in enumerate(zip(examples, answers, strict=True)):
-        pairs = [(answer, verdicts[f"{at}:{answer.sample}"]) for answer in given]
+    verdicts = asyncio.run(_collect_verdicts(items, data, config, services))
+    if failed := [verdict for verdict in verdicts.values() if verdict.error is not None]:
+        message = f"{len(failed)} of {len(items)} answers could not be verified and are in no metric; the first error: "
+        console.print(f"[yellow]{data.label}:[/] {message}", escape(str(failed[0].error)), highlight=False)
+    verified = []
+    for index, (example, example_answers) in enumerate(zip(examples, answers, strict=True)):
+        pairs = [(answer, verdicts[f"{index}:{answer.sample}"]) for answer in example_answers]
         greedy = pairs.pop(0) if config.greedy else None
-        judged.append(VerifiedExample(example, greedy, tuple(pairs)))
-    return judged
+        verified.append(VerifiedExample(example, greedy, tuple(pairs)))
+    return verified
 
 
-async def _verdicts(
+async def _collect_verdicts(
     items: Sequence[Item], data: DataConfig, config: EvalConfig, services: Services
 ) -> dict[str, Verdict]:
-    found: dict[str, Verdict] = {}
-    with progress(f"judging {len(items)} {data.label} answers", len(items)) as live:
+    verdicts: dict[str, Verdict] = {}
+    with progress(f"verifying {len(items)} {data.label} answers", len(items)) as live:
         async with verifier_client(config.verifier, services) as client:
             async for verdict in client.verify_stream(items):
-                found[verdict.id] = verdict
-                live.update(len(found))
-    return found
+                verdicts[verdict.id] = verdict
+                live.update(len(verdicts))
+    return verdicts
 
 
 def _item(config: EvalConfig, example: Example, answer: Answer, identifier: str) -> Item:
@@ -195,31 +209,35 @@ def _item(config: EvalConfig, example: Example, answer: Answer, identifier: str)
     )
 
 
-def _drawn(config: EvalConfig, weights: str) -> dict[str, Any]:
-    """What has to be the same for answers to go together."""
+def _generation_settings(config: EvalConfig, weights: str) -> dict[str, Any]:
+    """The settings that all answers of an evaluation share."""
     sampling = config.sampling
-    drawn: dict[str, Any] = {"student weights": weights, "dtype": config.student.dtype, "max_tokens": config.max_tokens}
+    settings: dict[str, Any] = {
+        "student weights": weights,
+        "dtype": config.student.dtype,
+        "max_tokens": config.max_tokens,
+    }
     if sampling.n:
-        drawn |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": config.seed}
-    return drawn
+        settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": config.seed}
+    return settings
 
 
 def student_digest(student: Student) -> str:
-    """A digest of the weights, up to 4,096 values of each tensor, and of the chat template."""
+    """A digest of the chat template and of about 4,096 values of each weight tensor."""
     digest = hashlib.sha256(str(getattr(student.processor, "chat_template", "")).encode())
     for name, tensor in sorted(student.model.state_dict().items()):
         flat = tensor.detach().flatten()
-        some = flat[:: max(1, flat.numel() // 4096)].float().cpu().numpy()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + some.tobytes())
+        values = flat[:: max(1, flat.numel() // 4096)].float().cpu().numpy()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.tobytes())
     return digest.hexdigest()[:16]
 
 
 def _seed(*parts: object) -> int:
-    """A seed from what names a batch: the same on every machine."""
+    """A seed derived from the parts; the same on every machine."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")
 
 
-def _sample(label: str, problem: VerifiedExample) -> dict[str, Any]:
+def _sample_row(label: str, problem: VerifiedExample) -> dict[str, Any]:
     answer, verdict = problem.greedy or problem.sampled[0]
     row: dict[str, Any] = {
         "modality": label,
@@ -237,7 +255,7 @@ def _sample(label: str, problem: VerifiedExample) -> dict[str, Any]:
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture as a data: address, PNG."""
+    """The image as a data URI, PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

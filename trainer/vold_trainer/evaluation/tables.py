@@ -1,4 +1,4 @@
-"""An evaluation's figures as tables for the terminal: a row a figure, so that any number of them fits."""
+"""The results of an evaluation as tables for the terminal, one row per metric."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,63 +7,63 @@ from rich.table import Table
 
 from vold_trainer.evaluation.results import SetResult
 
-Figure = tuple[str, float, Sequence[float] | None, int | None]
-"""Name, value, 95 % interval and the number of problems behind it, where it has those."""
+MetricRow = tuple[str, float, Sequence[float] | None, int | None]
+"""Name, value, 95 % interval and number of problems; None where a metric has no interval or number."""
 
 
 def result_table(results: Mapping[str, SetResult], title: str) -> Table:
-    """Every set's greedy accuracy, what was sampled, and the benchmark's own figures.
+    """The greedy accuracy, the metrics of sampled answers and the benchmark's own metrics of every set.
 
-    errors: answers of the whole set that nobody could judge. cut off: the share that ran into max_tokens.
+    errors: answers of the set without a verdict. cut off: share of answers that reached max_tokens.
     """
     table = _table(title, "set", "figure", numbers=("value", "95 %", "n", "errors", "cut off"))
-    for label, found in results.items():
-        ends = (label, str(found.errors), _percent(found.truncated))
-        for name, value, interval, n in _figures(found):
-            first, errors, cut = ends
-            table.add_row(first, name, *_cells(value, interval, n), errors, cut)
-            ends = ("", "", "")
+    for label, result in results.items():
+        set_cells = (label, str(result.errors), _percent(result.truncated))
+        for name, value, interval, n in _metric_rows(result):
+            set_label, errors, truncated = set_cells
+            table.add_row(set_label, name, *_cells(value, interval, n), errors, truncated)
+            set_cells = ("", "", "")
         table.add_section()
     return table
 
 
 def category_table(results: Mapping[str, SetResult]) -> Table | None:
-    """Every category's greedy accuracy and the samples' mean, and those of the further names that an adapter gives;
-    None where there are no categories.
+    """The greedy accuracy and mean@n of every category, and the greedy accuracy of every facet that an adapter defines;
+    None if there are neither.
     """
     table = _table("by category", "set", "category", "figure", numbers=("value", "95 %", "n"))
-    for label, found in results.items():
-        for category, name, value, interval, n in _categories(found):
+    for label, result in results.items():
+        for category, name, value, interval, n in _category_rows(result):
             table.add_row(label, category, name, *_cells(value, interval, n))
             label = ""
         table.add_section()
     return table if table.row_count else None
 
 
-def _figures(found: SetResult) -> Iterator[Figure]:
-    if found.n or found.sampled is None:
-        yield "greedy", found.accuracy, found.interval, found.n
-    sampled = found.sampled or {}
-    for name, figure in sampled.items():
+def _metric_rows(result: SetResult) -> Iterator[MetricRow]:
+    if result.n or result.sampled is None:
+        yield "greedy", result.accuracy, result.interval, result.n
+    sampled = result.sampled or {}
+    for name, metric in sampled.items():
         if "@" in name:
-            yield name, figure["value"], figure["interval"], figure["n"]
-    for name, figure in found.aggregate.items():
-        yield name, figure["value"], figure["interval"], figure["n"]
+            yield name, metric["value"], metric["interval"], metric["n"]
+    for name, metric in result.aggregate.items():
+        yield name, metric["value"], metric["interval"], metric["n"]
     for name, value in sampled.get("aggregate", {}).items():
         yield f"{name}, {sampled['n']} passes", value, None, None
 
 
-def _categories(found: SetResult) -> Iterator[tuple[str, str, float, Sequence[float], int]]:
-    sampled = (found.sampled or {}).get("by_category", {})
-    for category in sorted({*found.by_category, *sampled}):
-        if share := found.by_category.get(category):
-            yield category, "greedy", share["accuracy"], share["interval"], share["n"]
-        for name, figure in sampled.get(category, {}).items():
+def _category_rows(result: SetResult) -> Iterator[tuple[str, str, float, Sequence[float], int]]:
+    sampled = (result.sampled or {}).get("by_category", {})
+    for category in sorted({*result.by_category, *sampled}):
+        if accuracy := result.by_category.get(category):
+            yield category, "greedy", accuracy["accuracy"], accuracy["interval"], accuracy["n"]
+        for name, metric in sampled.get(category, {}).items():
             if name.startswith("mean@"):
-                yield category, name, figure["value"], figure["interval"], figure["n"]
-    for facet, values in found.by_facet.items():
-        for name, share in values.items():
-            yield f"{facet}: {name}", "greedy", share["accuracy"], share["interval"], share["n"]
+                yield category, name, metric["value"], metric["interval"], metric["n"]
+    for facet, values in result.by_facet.items():
+        for name, accuracy in values.items():
+            yield f"{facet}: {name}", "greedy", accuracy["accuracy"], accuracy["interval"], accuracy["n"]
 
 
 def _table(title: str, *texts: str, numbers: Sequence[str]) -> Table:

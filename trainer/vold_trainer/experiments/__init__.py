@@ -1,5 +1,5 @@
-"""What strings runs together: the demo, which goes from traces to a judged student, and the ablation, which trains with
-several objectives and seeds and compares them. The stages of both are the same.
+"""Commands that run several stages: the demo, from traces to an evaluated student, and the ablation, which compares
+several objectives over several seeds.
 """
 
 from vold_trainer.experiments.ablation import run_ablation

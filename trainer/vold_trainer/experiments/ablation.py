@@ -1,7 +1,7 @@
-"""`vold ablation`: the paper's component table in the pocket world, every row from several seeds.
+"""`vold ablation`: the component table of the VOLD paper in the pocket world, several seeds per row.
 
-A row is a chain of stages; what rows share (traces, cold starts) is made once a seed. Every finished row is kept
-in its folder, so that an interrupted ablation goes on where it was.
+A row is a chain of stages. Stages that rows share (traces, cold starts) run once per seed. A finished row stays in its
+folder, so that an interrupted ablation continues from there.
 """
 
 import contextlib
@@ -22,20 +22,20 @@ from vold_trainer.errors import UsageError
 from vold_trainer.experiments.stages import Recipe, pocket_services
 from vold_trainer.files import read_json_lines, write_json
 from vold_trainer.report import write_ablation
-from vold_trainer.terminal import console, progress, quiet
+from vold_trainer.terminal import console, progress, silence
 
 BASE = "pocket:student"
 TEACHER, OTHER_TEACHER, VERIFIER = "local:pocket:teacher", "local:pocket:teacher-b", "local:"
 OTHER_START = "sft-other"
 COMPARED = ("vold", "sft-grpo")
-"""The rows whose difference the table states: what the teacher adds in the second stage."""
+"""The rows whose difference is reported: the effect of the teacher in the second stage."""
 LAST_STEPS = 10
 """Training steps over which a row's final reward is averaged."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. start: base, sft or sft-other. objective: a shipped config's name, or None for none."""
+    """A row of the table. start: base, sft or sft-other. objective: a shipped train config; None trains nothing."""
 
     name: str
     label: str
@@ -73,32 +73,34 @@ def run_ablation(
     only: Sequence[str] | None = None,
     overrides: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Run what is missing under `out`; write ablation.json there, and table and plot into `results`.
+    """Run the rows that are missing under `out`; write ablation.json there, and table and plot into `results`.
 
-    workers: rows at the same time, each in a process of its own, which share the cores. Raises UsageError for an
-    unknown row.
+    workers: how many rows run at the same time, each in a process of its own, sharing the cores. Raises UsageError for
+    an unknown row.
     """
     known = {row.name: row for row in ROWS}
     if unknown := sorted(set(only or ()) - set(known)):
         raise UsageError(f"--row {unknown[0]!r} is no row; choose from {', '.join(known)}")
     rows = [row for row in ROWS if only is None or row.name in only]
-    needed = sorted({row.start for row in rows} - {"base"})
-    if workers > 1:  # more threads than cores would starve each other
+    start_names = sorted({row.start for row in rows} - {"base"})
+    if workers > 1:  # together no more threads than cores
         threads = max(1, (os.cpu_count() or 1) // workers)
         overrides = (*(f"{stage}:threads={threads}" for stage in ("sft", "train", "eval")), *overrides)
     with contextlib.ExitStack() as stack:
         services = stack.enter_context(pocket_services(TEACHER, VERIFIER))
-        other = stack.enter_context(pocket_services(OTHER_TEACHER, VERIFIER)) if OTHER_START in needed else services
+        other = (
+            stack.enter_context(pocket_services(OTHER_TEACHER, VERIFIER)) if OTHER_START in start_names else services
+        )
         recipes = [Recipe(out / f"seed-{seed}", services, seed, overrides) for seed in range(seeds)]
         starts = [
             (replace(recipe, services=other) if name == OTHER_START else recipe, name)
             for recipe in recipes
-            for name in needed
+            for name in start_names
         ]
-        pool = stack.enter_context(_workers(workers)) if workers > 1 else None
+        pool = stack.enter_context(_make_pool(workers)) if workers > 1 else None
         _run_all("cold starts of the ablation", cold_start, starts, pool)
         _run_all("rows of the ablation", run_row, [(recipe, row) for row in rows for recipe in recipes], pool)
-    result = gather(out, rows, seeds)
+    result = collect_results(out, rows, seeds)
     write_json(out / "ablation.json", result)
     write_ablation(result, results)
     console.print(summary_table(result))
@@ -107,19 +109,19 @@ def run_ablation(
     return result
 
 
-def _workers(number: int) -> ProcessPoolExecutor:
-    """Processes that begin with their imports done, once for all of them. Forks of this process itself would hold parts
-    of its gRPC channels.
+def _make_pool(number: int) -> ProcessPoolExecutor:
+    """Worker processes, forked from a server that has done their imports. A fork of this process would inherit parts of
+    its gRPC channels.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "__main__"])
-    return ProcessPoolExecutor(number, context, initializer=_begin_worker)
+    return ProcessPoolExecutor(number, context, initializer=_initialise_worker)
 
 
 def _run_all(
     label: str, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], pool: ProcessPoolExecutor | None
 ) -> None:
-    """One after another, or in the pool's processes."""
+    """Run the jobs one after another, or in the processes of the pool."""
     if pool is None:
         for job in jobs:
             function(*job)
@@ -130,72 +132,72 @@ def _run_all(
             live.update(done)
 
 
-def _begin_worker() -> None:
-    """Say nothing, and end with the parent however that ends: nobody would read what is left."""
-    quiet()
+def _initialise_worker() -> None:
+    """Silence the output of this process, and end the process when its parent ends, even if the parent is killed."""
+    silence()
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+        threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
-def _end_after(parent: Any) -> None:
+def _exit_with(parent: Any) -> None:
     parent.join()
     os._exit(1)
 
 
 def run_row(recipe: Recipe, row: Row) -> None:
-    """Train and judge one row of one seed, unless that is done already; its cold start is there."""
+    """Train and evaluate one row of one seed, unless its eval.json exists. The cold start must exist."""
     if (recipe.out / row.name / "eval.json").is_file():
         return
-    student: Path | str = BASE if row.start == "base" else _started(recipe, row.start)
+    student: Path | str = BASE if row.start == "base" else _cold_start_model(recipe, row.start)
     if row.objective is not None:
         student = recipe.train(row.objective, student, row.name, *row.overrides)
     recipe.evaluate(student, row.name)
 
 
 def cold_start(recipe: Recipe, name: str) -> Path:
-    """The traces of the recipe's teacher and the student that imitates them, made once."""
-    model = _started(recipe, name)
+    """Generate traces and fine-tune a student on them, unless that student exists. Returns the student's folder."""
+    model = _cold_start_model(recipe, name)
     if (model / "config.json").is_file():
         return model
     traces, _ = recipe.traces(f"traces-{name}.jsonl")
     return recipe.sft(traces, f"start-{name}")
 
 
-def _started(recipe: Recipe, name: str) -> Path:
+def _cold_start_model(recipe: Recipe, name: str) -> Path:
     return recipe.out / f"start-{name}" / "model"
 
 
-def gather(out: Path, rows: Sequence[Row], seeds: int) -> dict[str, Any]:
-    """What the rows' folders hold, as {"rows": [{"name", "label", "seeds": [...]}], "n"}."""
-    gathered = []
+def collect_results(out: Path, rows: Sequence[Row], seeds: int) -> dict[str, Any]:
+    """The results in the folders of the rows: {"rows": [{"name", "label", "seeds": [...]}], "n", ...}."""
+    row_results = []
     n = 0
     for row in rows:
-        found = []
+        seed_results = []
         for seed in range(seeds):
             folder = out / f"seed-{seed}" / row.name
             if not (folder / "eval.json").is_file():
                 continue
-            judged = json.loads((folder / "eval.json").read_text())
-            n = judged["image"]["n"]
+            evaluation = json.loads((folder / "eval.json").read_text())
+            n = evaluation["image"]["n"]
             rewards = [line.get("reward/mean") for line in read_json_lines(folder / "metrics.jsonl")]
-            last = [reward for reward in rewards if reward is not None][-LAST_STEPS:]
-            found.append(
+            last_rewards = [reward for reward in rewards if reward is not None][-LAST_STEPS:]
+            seed_results.append(
                 {
                     "seed": seed,
-                    "text_accuracy": judged["text"]["accuracy"],
-                    "image_accuracy": judged["image"]["accuracy"],
-                    "reward": statistics.fmean(last) if last else None,
+                    "text_accuracy": evaluation["text"]["accuracy"],
+                    "image_accuracy": evaluation["image"]["accuracy"],
+                    "reward": statistics.fmean(last_rewards) if last_rewards else None,
                 }
             )
-        gathered.append({"name": row.name, "label": row.label, "seeds": found})
-    return {"rows": gathered, "n": n, "command": "make bench-ablation", "comparison": compare_rows(gathered)}
+        row_results.append({"name": row.name, "label": row.label, "seeds": seed_results})
+    return {"rows": row_results, "n": n, "command": "make bench-ablation", "comparison": compare_rows(row_results)}
 
 
 def compare_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """COMPARED by picture accuracy, seed by seed: the seeds share their cold start, so they are pairs.
+    """The difference of the COMPARED rows in image accuracy, paired by seed: rows of one seed share a cold start.
 
-    None where fewer than two seeds have both rows. spread: the sample standard deviation.
+    None if fewer than two seeds have both rows. spread: the sample standard deviation.
     """
     by_name = {row["name"]: row for row in rows}
     if not all(name in by_name for name in COMPARED):
@@ -205,15 +207,15 @@ def compare_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if len(differences) < 2:
         return None
     mean, spread = statistics.fmean(differences), statistics.stdev(differences)
-    says = (
+    sentence = (
         f"{by_name[COMPARED[0]]['label']} minus {by_name[COMPARED[1]]['label']}, pictures, seed by seed: "
         f"{', '.join(f'{100 * d:+.1f}' for d in differences)}; mean {100 * mean:+.1f} ± {100 * spread:.1f} points"
     )
-    return {"rows": list(COMPARED), "differences": differences, "mean": mean, "spread": spread, "says": says}
+    return {"rows": list(COMPARED), "differences": differences, "mean": mean, "spread": spread, "says": sentence}
 
 
 def summary_table(result: Mapping[str, Any]) -> Table:
-    """Mean and standard deviation over the seeds, row by row."""
+    """A table with the mean and standard deviation over seeds of each row."""
     table = Table(title=f"Components in the pocket world (test set of {result['n']} problems)")
     for name in ("row", "text", "pictures", "final reward", "seeds"):
         table.add_column(name, justify="left" if name == "row" else "right")

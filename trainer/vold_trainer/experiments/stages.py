@@ -1,7 +1,7 @@
-"""The recipe as stages in the pocket world: what `vold demo` and `vold ablation` are made of.
+"""The stages of the recipe in the pocket world, which `vold demo` and `vold ablation` run.
 
-Each stage is one of the trainer's commands with a shipped config (pocket:traces, pocket:sft, ...), the services'
-URLs and a folder filled in.
+Each stage is a command of the trainer with a shipped config (pocket:traces, pocket:sft, ...), in which the URLs of the
+services and the output folder are set.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from vold_trainer.training.train import run_train
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where the stages of one seed write, and which services they use.
+    """The output folder, the services, the seed and the overrides of the stages of one run of the recipe.
 
-    overrides: `a.b=value` for every stage whose config has the key's first part.
+    overrides: [STAGE:]KEY=VALUE; without STAGE an override applies to every stage.
     """
 
     out: Path
@@ -39,48 +39,50 @@ class Recipe:
     seed: int = 0
     overrides: Sequence[str] = ()
 
-    def _load(self, kind: type[ConfigT], name: str, *own: str) -> ConfigT:
-        urls = []
+    def _load(self, kind: type[ConfigT], name: str, *extra: str) -> ConfigT:
+        settings = []
         if "teacher" in kind.model_fields and name != "grpo":
-            urls.append(f"teacher.url={json.dumps(list(self.services.teacher_urls))}")
+            settings.append(f"teacher.url={json.dumps(list(self.services.teacher_urls))}")
         if "verifier" in kind.model_fields:
-            urls.append(f"verifier.url={json.dumps(list(self.services.verifier_urls))}")
+            settings.append(f"verifier.url={json.dumps(list(self.services.verifier_urls))}")
         if "seed" in kind.model_fields:
-            urls.append(f"seed={self.seed}")
-        mine = [o for o in self.overrides if _stage_and_key(o)[0] in ("", kind.__name__.removesuffix("Config").lower())]
-        return load(kind, Path(f"pocket:{name}"), [*urls, *own, *(_stage_and_key(o)[1] for o in mine)])
+            settings.append(f"seed={self.seed}")
+        overrides = [
+            o for o in self.overrides if _stage_and_key(o)[0] in ("", kind.__name__.removesuffix("Config").lower())
+        ]
+        return load(kind, Path(f"pocket:{name}"), [*settings, *extra, *(_stage_and_key(o)[1] for o in overrides)])
 
     def traces(self, name: str = "traces.jsonl") -> tuple[Path, TracesSummary]:
-        """The teacher's answers to 3,000 training prompts, kept where the verifier finds them right."""
+        """Generate the teacher's traces for the training prompts; only those that the verifier accepts are written."""
         config = self._load(TracesConfig, "traces", f"out={self.out / name}", f"data.seed={self.seed}")
         return config.out, run_traces(config)
 
-    def sft(self, traces: Path, name: str = "sft", *own: str) -> Path:
-        """A cold start from the base student. Returns the student's folder."""
-        return run_sft(self._load(SftConfig, "sft", f"out={self.out / name}", f"traces={traces}", *own))
+    def sft(self, traces: Path, name: str = "sft", *extra: str) -> Path:
+        """Train a cold start from the base student. Returns the student's folder."""
+        return run_sft(self._load(SftConfig, "sft", f"out={self.out / name}", f"traces={traces}", *extra))
 
-    def train(self, kind: str, student: Path | str, name: str, *own: str) -> Path:
-        """GRPO ("grpo") or distillation ("vold") from `student`. Returns the student's folder."""
+    def train(self, kind: str, student: Path | str, name: str, *extra: str) -> Path:
+        """Train `student` with GRPO ("grpo") or VOLD ("vold"). Returns the student's folder."""
         config = self._load(
-            TrainConfig, kind, f"out={self.out / name}", f"student.path={student}", f"data.seed={self.seed}", *own
+            TrainConfig, kind, f"out={self.out / name}", f"student.path={student}", f"data.seed={self.seed}", *extra
         )
         return run_train(config)
 
-    def evaluate(self, student: Path | str, name: str, *own: str) -> dict[str, SetResult]:
-        """Greedy accuracy on text and on pictures; eval.json goes beside the stage's run."""
-        config = self._load(EvalConfig, "eval", f"out={self.out / name}", f"student.path={student}", *own)
+    def evaluate(self, student: Path | str, name: str, *extra: str) -> dict[str, SetResult]:
+        """Evaluate greedy accuracy on text and on pictures. eval.json is written into the folder of the run `name`."""
+        config = self._load(EvalConfig, "eval", f"out={self.out / name}", f"student.path={student}", *extra)
         return run_eval(config, fresh=True)
 
 
 def _stage_and_key(override: str) -> tuple[str, str]:
-    """`train:steps=5` in two; the stage is empty where the override is for all."""
+    """Split `train:steps=5` into stage and override; the stage is empty if the override is for all stages."""
     stage, colon, rest = override.partition(":")
     return (stage, rest) if colon and "=" not in stage else ("", override)
 
 
 @contextlib.contextmanager
 def pocket_services(teacher_url: str, verifier_url: str) -> Iterator[Services]:
-    """The two services by URL; local: starts them as processes."""
+    """Teacher and verifier by URL; `local:` starts them as child processes."""
     teacher, verifier = TeacherConfig(url=teacher_url), VerifierConfig(url=verifier_url)
     with open_services(teacher=teacher, verifier=verifier) as services:
         yield services

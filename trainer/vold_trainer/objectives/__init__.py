@@ -1,12 +1,12 @@
-"""Objectives: tensors in, a loss and its figures out. No I/O, no globals, no config objects.
+"""Objectives: tensors in, a loss and its metrics out. No I/O, no globals, no config objects.
 
-Shapes: C completions (the G completions of a prompt stand together), T completion positions, padded right, K ids of a
+Shapes: C completions (the G completions of a prompt are adjacent), T completion positions, padded right, K ids of a
 support.
 """
 
 from typing import get_args
 
-from vold_trainer.objectives.base import Needs, Objective, Outcome, Rollouts, Support
+from vold_trainer.objectives.base import LossOutput, Needs, Objective, Rollouts, Support
 from vold_trainer.objectives.gkd import Gkd
 from vold_trainer.objectives.grpo import Cispo, Dapo, DrGrpo, Grpo, Gspo
 from vold_trainer.objectives.hdpo import Hdpo
@@ -36,8 +36,8 @@ AnyObjective = (
     | Gkd
 )
 
-REGISTRY: dict[str, type[AnyObjective]] = {kind.name: kind for kind in get_args(AnyObjective)}
-"""By the name that a config chooses it with."""
+REGISTRY: dict[str, type[AnyObjective]] = {objective.name: objective for objective in get_args(AnyObjective)}
+"""Objective classes by the name that a config gives."""
 
 __all__ = [
     "REGISTRY",
@@ -50,6 +50,7 @@ __all__ = [
     "Gspo",
     "Hdpo",
     "Kdrl",
+    "LossOutput",
     "Mopd",
     "Needs",
     "Objective",
@@ -57,7 +58,6 @@ __all__ = [
     "OpdEntropy",
     "OpdThenRl",
     "OpdTopK",
-    "Outcome",
     "Rollouts",
     "Srpo",
     "Support",

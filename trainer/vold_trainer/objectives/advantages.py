@@ -1,4 +1,4 @@
-"""Group advantages, and what is done to rewards before.
+"""Group advantages, the length penalty on rewards, and which groups are informative.
 
 Shapes: P prompts, G completions of each, C = P * G completions, prompt by prompt.
 """
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def group_advantages(rewards_PG: Tensor, *, divide_by_std: bool = True, delta: float = 1e-4) -> Tensor:
-    """How much better each completion is than its group (GRPO, arXiv 2402.03300).
+    """The advantage of each completion over its group (GRPO, arXiv 2402.03300).
 
     rewards_PG: float [P, G]; NaN marks a missing reward, which is left out of its group's statistics.
-    Returns float [P, G]: (r - mean) / (std + delta), std with Bessel's correction; without the division where
-    `divide_by_std` is False (Dr.GRPO, arXiv 2503.20783). A missing reward, and a group with fewer than two
-    rewards, get 0: they teach nothing.
+    Returns float [P, G]: (r - mean) / (std + delta), std with Bessel's correction; without the division if
+    `divide_by_std` is False (Dr.GRPO, arXiv 2503.20783). A completion without a reward, and every completion of a
+    group with fewer than two rewards, has advantage 0.
     """
     known_PG = ~rewards_PG.isnan()
     count_P1 = known_PG.sum(-1, keepdim=True)
@@ -27,9 +27,9 @@ def group_advantages(rewards_PG: Tensor, *, divide_by_std: bool = True, delta: f
 
 
 def overlong_penalty(lengths_C: Tensor, max_tokens: int, share: float) -> Tensor:
-    """DAPO's soft punishment (arXiv 2503.14476, eq. 13): 0 up to (1 - share) * max_tokens, then falling to -1.
+    """DAPO's soft overlong penalty (arXiv 2503.14476, eq. 13): 0 up to (1 - share) * max_tokens, then falling to -1.
 
-    lengths_C: tokens. Returns float [C], to be added to the rewards. share 0 punishes nothing.
+    lengths_C: tokens. Returns float [C], to be added to the rewards; 0 everywhere if `share` is 0.
     """
     buffer = share * max_tokens
     if not buffer:

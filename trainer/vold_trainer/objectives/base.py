@@ -1,4 +1,4 @@
-"""What every objective gets and gives, and the pieces they share."""
+"""The input, the output and the base class of every objective, and the functions that objectives share."""
 
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -11,12 +11,13 @@ Normalise = Literal["sequence", "token", "constant"]
 
 @dataclass(frozen=True)
 class Needs:
-    """What the loop has to find out about rollouts before an objective can learn from them.
+    """What an objective requires of the rollouts it computes its loss from.
 
-    reward: the verifier's. teacher: the teacher's log-probability of each sampled token. top_k: the teacher's K most
-    likely ids at each position (0: none). candidates: the teacher's log-probabilities of the *student's* K most
-    likely ids. entropy: the teacher's. rollout_logprobs: the student's own when the tokens were drawn. traces:
-    completions that somebody else wrote. mask_special: leave special ids out of a support.
+    reward: the verifier's reward. teacher: the teacher's log-probability of each sampled token. top_k: how many of the
+    teacher's most likely ids at each position (0: none). candidates: how many of the *student's* most likely ids the
+    teacher scores at each position (0: none). entropy: the teacher's entropy. rollout_logprobs: the student's
+    log-probabilities at sampling time. traces: completions from a file. mask_special: leave special ids out of a
+    support.
     """
 
     reward: bool = False
@@ -34,10 +35,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class Support:
-    """What both sides think of the same K ids at each position.
+    """The log-probabilities of the same K ids at each position under student and teacher.
 
     student_CTK: the student's log-probabilities, with gradient. teacher_CTK: the teacher's. mask_CTK: bool, True where
-    the teacher scored the id and means the same by it; elsewhere nothing is ever read.
+    the teacher scored the id and both tokenizers give the id the same meaning; other entries are never read.
     """
 
     student_CTK: Tensor
@@ -47,16 +48,16 @@ class Support:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """A batch of completions, as a rule the student's own, with what was found out about them.
+    """A batch of completions, usually the student's own, with their scores.
 
-    logprobs_CT: the student's, with gradient. old_logprobs_CT: the same before this step's first update, no gradient.
-    mask_CT: bool, True at completion tokens. advantages_C: group advantages, 0 where the reward is missing.
-    rewarded_C: bool, whether a reward is there. correct_C: bool, the verifier's verdict, False where missing.
-    unsolved_C: bool, True where every completion of the group is known to be wrong.
-    teacher_logprobs_CT: log pi_T of the same tokens, or None; what stands where teacher_mask_CT is False is
-    never read. teacher_mask_CT: bool, True where the teacher scored the token and means the same by it.
-    teacher_entropy_CT: nats. rollout_logprobs_CT: the student's when it drew the tokens. support: see there.
-    step: steps of the run done before this one. max_tokens: the longest a completion may get.
+    logprobs_CT: the student's log-probabilities, with gradient. old_logprobs_CT: the same before the first update of
+    this step, without gradient. mask_CT: bool, True at completion tokens. advantages_C: group advantages, 0 where the
+    reward is missing. rewarded_C: bool, True where there is a reward. correct_C: bool, the verifier's verdict, False
+    where it is missing. unsolved_C: bool, True where every completion of the group is known to be wrong.
+    teacher_logprobs_CT: log pi_T of the same tokens, or None; never read where teacher_mask_CT is False.
+    teacher_mask_CT: bool, True where the teacher scored the token and both tokenizers give it the same meaning.
+    teacher_entropy_CT: nats, NaN where missing. rollout_logprobs_CT: the student's log-probabilities at sampling time.
+    step: steps of the run before this one. max_tokens: the maximum length of a completion.
     """
 
     logprobs_CT: Tensor
@@ -76,8 +77,8 @@ class Rollouts:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """loss: a scalar with gradient. metrics: figures for the log, each a mean over what the batch holds."""
+class LossOutput:
+    """loss: a scalar with gradient. metrics: values for the log, each a mean over the batch."""
 
     loss: Tensor
     metrics: dict[str, float]
@@ -85,30 +86,31 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """One row of docs/objectives.md: a frozen set of options that maps rollouts to a loss. Each concrete one has a
-    field `name`, by which a config chooses it.
+    """The options of an objective, and a call that maps rollouts to a loss. docs/objectives.md lists the objectives.
+    Each concrete class has a field `name`, which a config selects it by.
 
-    normalise: what a mean over tokens is. "sequence": each sequence's mean, then the mean of those. "token": one mean
-    over all tokens. "constant": the sum over sequences and max_tokens, so that length does not weigh (Dr.GRPO).
+    normalise: how a loss is averaged over tokens. "sequence": the mean of each sequence, then the mean of those.
+    "token": one mean over all tokens. "constant": the sum divided by sequences * max_tokens, so that the length of a
+    completion does not change the weight of a token (Dr.GRPO).
     """
 
     normalise: Normalise = "sequence"
 
     @property
     def needs(self) -> Needs:
-        """What a run with it needs at one step or another."""
+        """The needs of a run: those of all its steps together."""
         raise NotImplementedError
 
     def needs_at(self, step: int) -> Needs:
-        """What step `step`, counted from 0, needs."""
+        """The needs of step `step`, counted from 0."""
         return self.needs
 
-    def __call__(self, rollouts: Rollouts) -> Outcome:
+    def __call__(self, rollouts: Rollouts) -> LossOutput:
         raise NotImplementedError
 
     def mean(self, values_CT: Tensor, mask_CT: Tensor, rollouts: Rollouts) -> Tensor:
-        """The mean of `values_CT` where `mask_CT` holds, divided by all completion tokens: a term that acts on some
-        tokens keeps its weight against one that acts on all.
+        """The sum of `values_CT` over `mask_CT`, divided by the number of all completion tokens: a term that acts on
+        some tokens keeps its weight relative to a term that acts on all.
         """
         return masked_mean(values_CT, mask_CT, self.normalise, rollouts.mask_CT, rollouts.max_tokens)
 
@@ -116,11 +118,11 @@ class Objective:
 def masked_mean(
     values_CT: Tensor, mask_CT: Tensor, normalise: Normalise, lengths_CT: Tensor | None = None, max_tokens: int = 0
 ) -> Tensor:
-    """The mean of `values_CT` where `mask_CT` holds.
+    """The mean of `values_CT` over `mask_CT`.
 
-    "sequence": each sequence's mean, then the mean over all C sequences (an empty one counts as 0).
-    "token": one mean over all tokens. "constant": the sum over C * max_tokens. The divisors are the tokens of
-    `lengths_CT` (default: mask_CT). Raises ValueError where "constant" is not told max_tokens.
+    "sequence": the mean of each sequence, then the mean over all C sequences (an empty sequence counts as 0).
+    "token": one mean over all tokens. "constant": the sum divided by C * max_tokens. The other two divide by the
+    number of tokens in `lengths_CT` (default: mask_CT). Raises ValueError for "constant" without max_tokens.
     """
     divisor_CT = mask_CT if lengths_CT is None else lengths_CT
     masked_CT = torch.where(mask_CT, values_CT, 0.0)
@@ -134,9 +136,10 @@ def masked_mean(
 
 
 def teacher_gap(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-    """(log pi_T - log pi_theta, where it is known), both [C, T]; the student's side keeps its gradient.
+    """(log pi_T - log pi_theta, bool: where the teacher's score is known), both [C, T]. The gap has the gradient of
+    log pi_theta, and is 0 where unknown.
 
-    Raises ValueError where the teacher's scores were not asked for.
+    Raises ValueError if the rollouts have no teacher scores.
     """
     if rollouts.teacher_logprobs_CT is None or rollouts.teacher_mask_CT is None:
         raise ValueError("teacher_logprobs_CT is None: this objective needs the teacher's scores")
@@ -150,5 +153,5 @@ def rewarded_tokens(rollouts: Rollouts) -> Tensor:
 
 
 def per_token(values_C: Tensor, rollouts: Rollouts) -> Tensor:
-    """One value a completion as one a token, [C, T]."""
+    """The value of each completion repeated for each of its tokens, [C, T]."""
     return values_C.unsqueeze(-1).expand_as(rollouts.logprobs_CT)

@@ -1,8 +1,8 @@
-"""GKD (arXiv 2306.13649): the generalised JSD between teacher and student, on the student's completions or given ones.
+"""GKD (arXiv 2306.13649): the generalised JSD between teacher and student, on the student's completions or on traces.
 
-    L = (1 - student_share) E_data D + student_share E_student D
+    L = (1 - student_share) E_traces D + student_share E_student D
 
-As in the paper's algorithm 1, every step draws which of the two it is; the loop does that.
+As in algorithm 1 of the paper, each step samples one of the two sources; the training loop does that.
 """
 
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from vold_trainer.objectives.base import Needs, Objective, Outcome, Rollouts
+from vold_trainer.objectives.base import LossOutput, Needs, Objective, Rollouts
 from vold_trainer.objectives.divergences import generalised_jsd
-from vold_trainer.objectives.term import support_figures, support_of
+from vold_trainer.objectives.term import support_metrics, support_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gkd(Objective):
-    """student_share: lambda, the probability that a step learns from the student's own completions. traces: JSONL of
-    the others, as `vold traces` writes it. beta: 0 is the forward KL, 1 the reverse one. top_k: of the teacher's ids,
-    over which both sides are renormalised; the paper takes all of them.
+    """student_share: lambda, the probability that a step uses the student's own completions. traces: JSONL file of the
+    other completions, as `vold traces` writes it. beta: 0 is the forward KL, 1 the reverse KL. top_k: how many of the
+    teacher's most likely ids the divergence is computed over; the paper uses the whole vocabulary.
     """
 
     name: Literal["gkd"] = "gkd"
@@ -32,8 +32,8 @@ class Gkd(Objective):
     def needs(self) -> Needs:
         return Needs(teacher=True, top_k=self.top_k, traces=self.student_share < 1)
 
-    def __call__(self, rollouts: Rollouts) -> Outcome:
+    def __call__(self, rollouts: Rollouts) -> LossOutput:
         support, known_CT = support_of(rollouts)
         divergence_CT = generalised_jsd(support.student_CTK, support.teacher_CTK, support.mask_CTK, self.beta)
         loss = self.mean(divergence_CT, known_CT, rollouts)
-        return Outcome(loss, {"loss/teacher": loss.item(), **support_figures(support, known_CT)})
+        return LossOutput(loss, {"loss/teacher": loss.item(), **support_metrics(support, known_CT)})

@@ -1,6 +1,6 @@
-"""GRPO (arXiv 2402.03300) and its kin: what a group advantage alone teaches. No reference KL.
+"""GRPO (arXiv 2402.03300) and its variants: policy gradients with the group advantage. No KL to a reference model.
 
-Each is the same policy gradient with the options of its paper.
+Each class is the same policy gradient with the defaults of its paper.
 """
 
 from dataclasses import dataclass
@@ -9,24 +9,27 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from vold_trainer.objectives.base import Needs, Normalise, Objective, Outcome, Rollouts, per_token, rewarded_tokens
+from vold_trainer.objectives.base import LossOutput, Needs, Normalise, Objective, Rollouts, per_token, rewarded_tokens
 from vold_trainer.objectives.policy import PolicyGradient, Ratio, Signal, capped_policy_gradient, rollout_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rewarded:
-    """advantage_std: divide the group advantage by the group's standard deviation."""
+class GroupAdvantageOptions:
+    """The options of an objective that uses group advantages.
+
+    advantage_std: divide the group advantage by the group's standard deviation.
+    """
 
     advantage_std: bool = True
 
 
 def policy_needs(objective: PolicyGradient, *, reward: bool = False, teacher: bool = False) -> Needs:
-    """The needs of a policy gradient on sampled tokens."""
+    """The needs of a policy gradient: log-probabilities at sampling time if it corrects for them."""
     return Needs(reward=reward, teacher=teacher, rollout_logprobs=objective.rollout_cap is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _GroupPolicy(Rewarded, Signal):
+class _GroupPolicy(GroupAdvantageOptions, Signal):
     @property
     def needs(self) -> Needs:
         return policy_needs(self, reward=True)
@@ -37,14 +40,14 @@ class _GroupPolicy(Rewarded, Signal):
 
 @dataclass(frozen=True, kw_only=True)
 class Grpo(_GroupPolicy):
-    """L = mean over tokens of -min(ratio A, clip(ratio) A). Completions without a reward are left out."""
+    """L = mean over tokens of -min(ratio A, clip(ratio) A). Completions without a reward have no loss."""
 
     name: Literal["grpo"] = "grpo"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrGrpo(_GroupPolicy):
-    """Dr.GRPO (arXiv 2503.20783): no division by the standard deviation, none by the length."""
+    """Dr.GRPO (arXiv 2503.20783): no division by the standard deviation, nor by the length."""
 
     name: Literal["dr-grpo"] = "dr-grpo"
     normalise: Normalise = "constant"
@@ -53,11 +56,12 @@ class DrGrpo(_GroupPolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class Dapo(_GroupPolicy):
-    """DAPO (arXiv 2503.14476): clip-higher, a mean over all tokens of the batch, and two things that the loop does.
+    """DAPO (arXiv 2503.14476): clip-higher, a mean over all tokens of the batch, and two options that the training loop
+    implements.
 
-    rounds: how often a step may draw prompts until it has enough groups with 0 < correct < G; 1 takes what comes.
-    overlong: share of rollout.max_tokens at the end of which a completion has lost 1 of its reward, linearly; 0 for
-    no penalty. The paper's 4,096 of 20,480 tokens are 0.2.
+    rounds: how many times a step may generate rollouts until it has enough groups with 0 < correct < G (dynamic
+    sampling); 1 turns it off. overlong: the last share of rollout.max_tokens, over which the penalty on the reward
+    grows linearly to 1; 0 for no penalty. The paper's 4,096 of 20,480 tokens are 0.2.
     """
 
     name: Literal["dapo"] = "dapo"
@@ -69,7 +73,7 @@ class Dapo(_GroupPolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class Gspo(_GroupPolicy):
-    """GSPO (arXiv 2507.18071): the ratio is the sequence's, and its clip as narrow as that asks for."""
+    """GSPO (arXiv 2507.18071): the ratio of the whole sequence, with the narrower clip range that it requires."""
 
     name: Literal["gspo"] = "gspo"
     eps_low: Annotated[float, Ge(0)] = 3e-4
@@ -78,9 +82,9 @@ class Gspo(_GroupPolicy):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cispo(Rewarded, Objective):
-    """CISPO (arXiv 2506.13585): L = mean over all tokens of -sg(min(ratio, eps_max)) A log pi. Nothing is clipped away:
-    a token's weight is capped, its gradient stays.
+class Cispo(GroupAdvantageOptions, Objective):
+    """CISPO (arXiv 2506.13585): L = mean over all tokens of -sg(min(ratio, eps_max)) A log pi. The ratio is capped, so
+    that every token keeps a gradient.
     """
 
     name: Literal["cispo"] = "cispo"
@@ -92,12 +96,12 @@ class Cispo(Rewarded, Objective):
     def needs(self) -> Needs:
         return Needs(reward=True, rollout_logprobs=self.rollout_cap is not None)
 
-    def __call__(self, rollouts: Rollouts) -> Outcome:
+    def __call__(self, rollouts: Rollouts) -> LossOutput:
         mask_CT = rewarded_tokens(rollouts)
         advantages_CT = per_token(rollouts.advantages_C, rollouts)
         loss_CT, metrics = capped_policy_gradient(rollouts, advantages_CT, mask_CT, eps_max=self.eps_max)
         if self.rollout_cap is not None:
-            weights_CT, figures = rollout_weights(rollouts, self.rollout_cap)
-            loss_CT, metrics = loss_CT * weights_CT, metrics | figures
+            weights_CT, weight_metrics = rollout_weights(rollouts, self.rollout_cap)
+            loss_CT, metrics = loss_CT * weights_CT, metrics | weight_metrics
         loss = self.mean(loss_CT, mask_CT, rollouts)
-        return Outcome(loss, {"loss/policy": loss.item(), **metrics})
+        return LossOutput(loss, {"loss/policy": loss.item(), **metrics})

@@ -1,8 +1,8 @@
-"""HDPO's rule (arXiv 2603.23871): the teacher speaks only where reinforcement learning is silent.
+"""HDPO (arXiv 2603.23871): the teacher's advantage is added only in groups without a correct completion.
 
     A_t = A + beta sg(log pi_T - log pi_theta) in groups without a correct completion, A elsewhere
 
-The paper's teacher is the student itself, told the answer; here it is whoever answers at the teacher's URL.
+In the paper the teacher is the student with the answer in its prompt; here it is the configured teacher.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,16 @@ from annotated_types import Ge
 from torch import Tensor
 
 from vold_trainer.objectives.base import Needs, Rollouts, per_token, rewarded_tokens, teacher_gap
-from vold_trainer.objectives.grpo import Rewarded, policy_needs
-from vold_trainer.objectives.kdrl import unsolved
+from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
+from vold_trainer.objectives.kdrl import unsolved_mask
 from vold_trainer.objectives.policy import Signal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hdpo(Rewarded, Signal):
-    """beta: the teacher's weight in groups that nobody solved. A group with a missing reward is not one of them."""
+class Hdpo(GroupAdvantageOptions, Signal):
+    """beta: the weight of the teacher's advantage in unsolved groups. A group with a missing reward does not count as
+    unsolved.
+    """
 
     name: Literal["hdpo"] = "hdpo"
     beta: Annotated[float, Ge(0)] = 0.1
@@ -31,5 +33,5 @@ class Hdpo(Rewarded, Signal):
 
     def signal(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         gap_CT, known_CT = teacher_gap(rollouts)
-        teacher_CT = torch.where(known_CT & unsolved(rollouts).unsqueeze(-1), gap_CT.detach(), 0.0)
+        teacher_CT = torch.where(known_CT & unsolved_mask(rollouts).unsqueeze(-1), gap_CT.detach(), 0.0)
         return per_token(rollouts.advantages_C, rollouts) + self.beta * teacher_CT, rewarded_tokens(rollouts)

@@ -1,9 +1,9 @@
-"""KDRL (arXiv 2506.02208): one policy gradient whose advantage is the group's plus the teacher's.
+"""KDRL (arXiv 2506.02208): one policy gradient whose advantage is the group advantage plus the teacher's.
 
-    A_t = A + beta sg(log pi_T - log pi_theta),   beta falling by anneal a step from beta to beta_min
+    A_t = A + beta sg(log pi_T - log pi_theta),   beta falls by anneal per step from beta to beta_min
 
-The teacher's part may be masked by reward: "response" leaves it out where the completion is right, "group" where any
-completion of the group is (or may be: a missing reward leaves it out).
+The teacher's part may be masked by reward: "response" masks it for correct completions and completions without a
+reward, "group" for every completion of a group in which a completion is correct or has no reward.
 """
 
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from annotated_types import Ge
 from torch import Tensor
 
 from vold_trainer.objectives.base import (
+    LossOutput,
     Needs,
     Normalise,
-    Outcome,
     Rollouts,
     per_token,
     rewarded_tokens,
     teacher_gap,
 )
-from vold_trainer.objectives.grpo import Rewarded, policy_needs
+from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.policy import Signal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kdrl(Rewarded, Signal):
-    """beta: the first step's. anneal: how much it falls each step, 0 for a constant one. mask: see above."""
+class Kdrl(GroupAdvantageOptions, Signal):
+    """beta: at the first step. anneal: the decrease of beta per step, 0 for a constant beta. mask: see above."""
 
     name: Literal["kdrl"] = "kdrl"
     beta: Annotated[float, Ge(0)] = 5e-3
@@ -50,18 +50,21 @@ class Kdrl(Rewarded, Signal):
         if self.mask == "response":
             known_CT = known_CT & (rollouts.rewarded_C & ~rollouts.correct_C).unsqueeze(-1)
         elif self.mask == "group":
-            known_CT = known_CT & unsolved(rollouts).unsqueeze(-1)
+            known_CT = known_CT & unsolved_mask(rollouts).unsqueeze(-1)
         teacher_CT = torch.where(known_CT, gap_CT.detach(), 0.0)
         advantages_CT = per_token(rollouts.advantages_C, rollouts) + self.beta_at(rollouts.step) * teacher_CT
         return advantages_CT, rewarded_tokens(rollouts) | known_CT
 
-    def __call__(self, rollouts: Rollouts) -> Outcome:
-        outcome = super().__call__(rollouts)
-        return Outcome(outcome.loss, {**outcome.metrics, "objective/beta": self.beta_at(rollouts.step)})
+    def __call__(self, rollouts: Rollouts) -> LossOutput:
+        output = super().__call__(rollouts)
+        return LossOutput(output.loss, {**output.metrics, "objective/beta": self.beta_at(rollouts.step)})
 
 
-def unsolved(rollouts: Rollouts) -> Tensor:
-    """bool [C]: groups in which every completion is known to be wrong. Raises ValueError where nobody looked."""
+def unsolved_mask(rollouts: Rollouts) -> Tensor:
+    """bool [C]: completions of groups in which every completion is known to be wrong.
+
+    Raises ValueError if `unsolved_C` is None.
+    """
     if rollouts.unsolved_C is None:
         raise ValueError("unsolved_C is None: this objective needs to know which groups have no correct completion")
     return rollouts.unsolved_C

@@ -1,8 +1,8 @@
-"""MOPD (arXiv 2601.02780): distillation from the teacher of each prompt's domain, plus the outcome's advantage.
+"""MOPD (arXiv 2601.02780): distillation from the teacher of each prompt's domain, plus the group advantage.
 
     A_t = sg(log pi_T - log pi_theta) + alpha A
 
-Which teacher scores a prompt is the config's `teachers`; the objective sees log-probabilities only.
+`teachers` in the config says which teacher scores a prompt; the objective sees log-probabilities only.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from annotated_types import Ge
 from torch import Tensor
 
 from vold_trainer.objectives.base import Needs, Rollouts, per_token, rewarded_tokens, teacher_gap
-from vold_trainer.objectives.grpo import Rewarded, policy_needs
+from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.policy import Signal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mopd(Rewarded, Signal):
-    """alpha: the weight of the outcome's advantage; with 0 no verifier is needed."""
+class Mopd(GroupAdvantageOptions, Signal):
+    """alpha: the weight of the group advantage; with 0 no verifier is needed."""
 
     name: Literal["mopd"] = "mopd"
     alpha: Annotated[float, Ge(0)] = 1.0

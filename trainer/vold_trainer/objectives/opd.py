@@ -1,7 +1,7 @@
 """On-policy distillation alone: the advantage of a token is log pi_T - log pi_theta (Thinking Machines, 2025).
 
-With tokens drawn from the student this policy gradient is that of the sequence's reverse KL, each token answering
-for itself only (discount 0) or for what follows from it as well.
+With tokens sampled from the student this is the policy gradient of the sequence's reverse KL. With discount 0 each
+token is credited with its own advantage only, else with the advantages of later tokens too.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from vold_trainer.objectives.base import Needs, Outcome, Rollouts, teacher_gap
+from vold_trainer.objectives.base import LossOutput, Needs, Rollouts, teacher_gap
 from vold_trainer.objectives.grpo import policy_needs
 from vold_trainer.objectives.policy import Signal
 
@@ -20,7 +20,7 @@ from vold_trainer.objectives.policy import Signal
 class Opd(Signal):
     """L = mean over tokens of -min(ratio A_t, clip(ratio) A_t), A_t = coefficient * sg(log pi_T - log pi_theta).
 
-    discount: how much of the next token's advantage a token gets on top of its own.
+    discount: the factor per token with which the advantages of later tokens are added to a token's own.
     """
 
     name: Literal["opd"] = "opd"
@@ -36,17 +36,17 @@ class Opd(Signal):
         advantages_CT = self.coefficient * gap_CT.detach()
         return (discounted(advantages_CT, self.discount) if self.discount else advantages_CT), known_CT
 
-    def __call__(self, rollouts: Rollouts) -> Outcome:
-        outcome = super().__call__(rollouts)
-        metrics = dict(outcome.metrics)
-        return Outcome(outcome.loss, {"loss/teacher": metrics.pop("loss/policy"), **metrics})
+    def __call__(self, rollouts: Rollouts) -> LossOutput:
+        output = super().__call__(rollouts)
+        metrics = dict(output.metrics)
+        return LossOutput(output.loss, {"loss/teacher": metrics.pop("loss/policy"), **metrics})
 
 
 def discounted(values_CT: Tensor, discount: float) -> Tensor:
-    """Each value plus `discount` times the sum, discounted alike, of those after it along the last axis."""
-    out_CT = torch.empty_like(values_CT)
-    carried_C = torch.zeros_like(values_CT[..., 0])
+    """The discounted sum along the last axis: out_t = value_t + discount * out_{t+1}."""
+    discounted_CT = torch.empty_like(values_CT)
+    total_C = torch.zeros_like(values_CT[..., 0])
     for t in reversed(range(values_CT.shape[-1])):
-        carried_C = values_CT[..., t] + discount * carried_C
-        out_CT[..., t] = carried_C
-    return out_CT
+        total_C = values_CT[..., t] + discount * total_C
+        discounted_CT[..., t] = total_C
+    return discounted_CT

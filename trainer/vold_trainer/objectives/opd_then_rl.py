@@ -1,6 +1,6 @@
 """Distillation first, reinforcement learning after ("Sequential Beats Joint", 2026).
 
-A_t = sg(log pi_T - log pi_theta) before step `switch`, A from there on. The teacher is not asked any more then.
+A_t = sg(log pi_T - log pi_theta) before step `switch`, A from step `switch` on, when the teacher is no longer queried.
 """
 
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 from torch import Tensor
 
-from vold_trainer.objectives.base import Needs, Outcome, Rollouts, per_token, rewarded_tokens, teacher_gap
-from vold_trainer.objectives.grpo import Rewarded, policy_needs
+from vold_trainer.objectives.base import LossOutput, Needs, Rollouts, per_token, rewarded_tokens, teacher_gap
+from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.policy import Signal
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpdThenRl(Rewarded, Signal):
-    """switch: how many steps distil."""
+class OpdThenRl(GroupAdvantageOptions, Signal):
+    """switch: the number of distillation steps before reinforcement learning."""
 
     name: Literal["opd-then-rl"] = "opd-then-rl"
     switch: Annotated[int, Ge(0)] = 60
@@ -35,6 +35,6 @@ class OpdThenRl(Rewarded, Signal):
             return gap_CT.detach(), known_CT
         return per_token(rollouts.advantages_C, rollouts), rewarded_tokens(rollouts)
 
-    def __call__(self, rollouts: Rollouts) -> Outcome:
-        outcome = super().__call__(rollouts)
-        return Outcome(outcome.loss, {**outcome.metrics, "objective/distils": float(rollouts.step < self.switch)})
+    def __call__(self, rollouts: Rollouts) -> LossOutput:
+        output = super().__call__(rollouts)
+        return LossOutput(output.loss, {**output.metrics, "objective/distils": float(rollouts.step < self.switch)})

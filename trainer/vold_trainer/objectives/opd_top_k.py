@@ -1,9 +1,9 @@
-"""On-policy distillation that looks at more than the sampled token.
+"""On-policy distillation over more ids than the sampled token.
 
 opd-top-k: a divergence over K ids at each position of the student's own completions, as a loss. With the student's
-ids and the reverse KL it is "Rethinking OPD" (arXiv 2604.13016), with the teacher's arXiv 2603.25562.
-opd-entropy (arXiv 2603.07079): the sampled-token policy gradient of `opd`, and where the teacher itself is unsure the
-forward KL over its K most likely ids, which keeps the student's spread as wide as the teacher's.
+most likely ids and the reverse KL it is "Rethinking OPD" (arXiv 2604.13016), with the teacher's arXiv 2603.25562.
+opd-entropy (arXiv 2603.07079): the sampled-token policy gradient of `opd`, plus the forward KL over the teacher's K
+most likely ids where the teacher's entropy is high, which keeps the student's distribution as wide as the teacher's.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from vold_trainer.objectives.base import Needs, Objective, Outcome, Rollouts, teacher_gap
+from vold_trainer.objectives.base import LossOutput, Needs, Objective, Rollouts, teacher_gap
 from vold_trainer.objectives.divergences import forward_kl
 from vold_trainer.objectives.grpo import policy_needs
 from vold_trainer.objectives.policy import PolicyGradient
-from vold_trainer.objectives.term import Divergence, TeacherTerm, support_figures, support_of
+from vold_trainer.objectives.term import Divergence, TeacherTerm, support_metrics, support_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,12 @@ class OpdTopK(TeacherTerm, Objective):
 
     @property
     def needs(self) -> Needs:
-        return self.term_needs()
+        return self.teacher_needs()
 
-    def __call__(self, rollouts: Rollouts) -> Outcome:
-        term_CT, known_CT, figures = self.term(rollouts)
-        loss = self.coefficient * self.mean(term_CT, known_CT, rollouts)
-        return Outcome(loss, {"loss/teacher": loss.item(), **figures})
+    def __call__(self, rollouts: Rollouts) -> LossOutput:
+        divergence_CT, known_CT, metrics = self.teacher_divergence(rollouts)
+        loss = self.coefficient * self.mean(divergence_CT, known_CT, rollouts)
+        return LossOutput(loss, {"loss/teacher": loss.item(), **metrics})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,26 +52,26 @@ class OpdEntropy(PolicyGradient):
     def needs(self) -> Needs:
         return policy_needs(self, teacher=True) | Needs(top_k=self.top_k, entropy=True)
 
-    def __call__(self, rollouts: Rollouts) -> Outcome:
+    def __call__(self, rollouts: Rollouts) -> LossOutput:
         if rollouts.teacher_entropy_CT is None:
             raise ValueError("teacher_entropy_CT is None: this objective needs the teacher's entropy")
         gap_CT, known_CT = teacher_gap(rollouts)
-        reverse, metrics = self.policy(rollouts, gap_CT.detach(), known_CT)
+        reverse, metrics = self.policy_loss(rollouts, gap_CT.detach(), known_CT)
         support, supported_CT = support_of(rollouts)
-        # NaN, where the entropy is missing, is not above the threshold
-        unsure_CT = supported_CT & (rollouts.teacher_entropy_CT > self.threshold)
+        # a missing entropy is NaN, which is not above the threshold
+        high_entropy_CT = supported_CT & (rollouts.teacher_entropy_CT > self.threshold)
         forward_CT = forward_kl(support.student_CTK, support.teacher_CTK, support.mask_CTK)
-        forward = self.mean(forward_CT, unsure_CT, rollouts)
+        forward = self.mean(forward_CT, high_entropy_CT, rollouts)
         loss = reverse + self.weight * forward
-        unsure = unsure_CT.sum() / rollouts.mask_CT.sum().clamp(min=1)
-        return Outcome(
+        share = high_entropy_CT.sum() / rollouts.mask_CT.sum().clamp(min=1)
+        return LossOutput(
             loss,
             {
                 "loss/teacher": reverse.item(),
                 "loss/forward_kl": forward.item(),
                 "loss/total": loss.item(),
-                "teacher/unsure": unsure.item(),
+                "teacher/unsure": share.item(),
                 **metrics,
-                **support_figures(support, supported_CT),
+                **support_metrics(support, supported_CT),
             },
         )

@@ -1,6 +1,6 @@
-"""Policy gradients: how a per-token advantage becomes a loss. What the advantage is, each objective says.
+"""Policy gradients: per-token advantages in, a loss out. Each objective defines its advantages.
 
-A_{c,t} may differ from token to token; with one value a completion these are the losses of GRPO and its kin.
+A_{c,t} may differ from token to token; with one value per completion these are the losses of GRPO and its variants.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from vold_trainer.objectives.base import Objective, Outcome, Rollouts
+from vold_trainer.objectives.base import LossOutput, Objective, Rollouts
 
 Ratio = Literal["token", "sequence"]
 
@@ -19,10 +19,10 @@ Ratio = Literal["token", "sequence"]
 class PolicyGradient(Objective):
     """PPO's clipped surrogate: -min(ratio A, clip(ratio, 1 - eps_low, 1 + eps_high) A).
 
-    eps_high above eps_low is clip-higher (DAPO, arXiv 2503.14476). ratio: of each token, or of the whole sequence
-    (GSPO, arXiv 2507.18071). rollout_cap: C of truncated importance sampling, which weighs every sampled-token term
-    by min(pi_old / pi_rollout, C) where the engine that drew the tokens and the trainer disagree
-    (https://fengyao.notion.site/off-policy-rl); null leaves it out. The usual C is 2.
+    eps_high above eps_low is clip-higher (DAPO, arXiv 2503.14476). ratio: per token, or of the whole sequence
+    (GSPO, arXiv 2507.18071). rollout_cap: the cap C of truncated importance sampling, which multiplies every
+    sampled-token term by min(pi_old / pi_rollout, C) to correct for the mismatch between rollout engine and trainer
+    (https://fengyao.notion.site/off-policy-rl); null turns it off. The usual C is 2.
     """
 
     eps_low: Annotated[float, Ge(0)] = 0.2
@@ -30,36 +30,38 @@ class PolicyGradient(Objective):
     ratio: Ratio = "token"
     rollout_cap: Annotated[float, Gt(0)] | None = None
 
-    def policy(self, rollouts: Rollouts, advantages_CT: Tensor, mask_CT: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """(the mean loss, its figures) for those advantages where mask_CT holds."""
+    def policy_loss(
+        self, rollouts: Rollouts, advantages_CT: Tensor, mask_CT: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """(the mean loss over mask_CT, its metrics) for the advantages."""
         loss_CT, metrics = clipped_policy_gradient(
             rollouts, advantages_CT, mask_CT, eps_low=self.eps_low, eps_high=self.eps_high, ratio=self.ratio
         )
-        return self.mean(*self.corrected(rollouts, loss_CT, mask_CT, metrics), rollouts), metrics
+        return self.mean(*self.apply_rollout_weights(rollouts, loss_CT, mask_CT, metrics), rollouts), metrics
 
-    def corrected(
+    def apply_rollout_weights(
         self, rollouts: Rollouts, loss_CT: Tensor, mask_CT: Tensor, metrics: dict[str, float]
     ) -> tuple[Tensor, Tensor]:
-        """(the loss weighted by truncated importance sampling where that is on, mask_CT)."""
+        """(loss_CT, weighted by truncated importance sampling if `rollout_cap` is set; mask_CT)."""
         if self.rollout_cap is None:
             return loss_CT, mask_CT
-        weights_CT, figures = rollout_weights(rollouts, self.rollout_cap)
-        metrics.update(figures)
+        weights_CT, weight_metrics = rollout_weights(rollouts, self.rollout_cap)
+        metrics.update(weight_metrics)
         return loss_CT * weights_CT, mask_CT
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signal(PolicyGradient):
-    """An objective that is a policy gradient and nothing else: it only says what each token's advantage is."""
+    """An objective that is only a policy gradient: a subclass defines the advantage of each token."""
 
     def signal(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         """(advantages [C, T] without gradient, bool [C, T] where they are known)."""
         raise NotImplementedError
 
-    def __call__(self, rollouts: Rollouts) -> Outcome:
+    def __call__(self, rollouts: Rollouts) -> LossOutput:
         advantages_CT, mask_CT = self.signal(rollouts)
-        loss, metrics = self.policy(rollouts, advantages_CT, mask_CT)
-        return Outcome(loss, {"loss/policy": loss.item(), **metrics})
+        loss, metrics = self.policy_loss(rollouts, advantages_CT, mask_CT)
+        return LossOutput(loss, {"loss/policy": loss.item(), **metrics})
 
 
 def clipped_policy_gradient(
@@ -71,11 +73,11 @@ def clipped_policy_gradient(
     eps_high: float,
     ratio: Ratio = "token",
 ) -> tuple[Tensor, dict[str, float]]:
-    """-min(ratio A, clip(ratio, 1 - eps_low, 1 + eps_high) A) for each token, [C, T], and how much was clipped.
+    """-min(ratio A, clip(ratio, 1 - eps_low, 1 + eps_high) A) for each token, [C, T], and the share of clipped tokens.
 
-    ratio "token": exp(logprob - old_logprob). "sequence": the geometric mean of those over the completion, in the
-    form that leaves each token its own gradient: sg(s_c) pi / sg(pi) (GSPO-token; with one advantage for all tokens
-    its loss and gradient are GSPO's).
+    ratio "token": exp(logprob - old_logprob). "sequence": the geometric mean of the token ratios over the completion,
+    in the form in which each token has its own gradient: sg(s_c) pi / sg(pi) (GSPO-token; if all tokens of a completion
+    have one advantage, loss and gradient are those of GSPO).
     """
     gap_CT = torch.where(mask_CT, rollouts.logprobs_CT - rollouts.old_logprobs_CT, 0.0)
     if ratio == "sequence":
@@ -100,7 +102,7 @@ def clipped_policy_gradient(
 def capped_policy_gradient(
     rollouts: Rollouts, advantages_CT: Tensor, mask_CT: Tensor, *, eps_max: float
 ) -> tuple[Tensor, dict[str, float]]:
-    """CISPO (arXiv 2506.13585): -sg(min(ratio, eps_max)) A log pi for each token, [C, T]. No token is left out."""
+    """CISPO (arXiv 2506.13585): -sg(min(ratio, eps_max)) A log pi, [C, T]. Every token keeps a gradient."""
     ratio_CT = torch.where(mask_CT, rollouts.logprobs_CT.detach() - rollouts.old_logprobs_CT, 0.0).exp()
     logprobs_CT = torch.where(mask_CT, rollouts.logprobs_CT, 0.0)
     capped = (mask_CT & (ratio_CT > eps_max) & (advantages_CT > 0)).sum() / mask_CT.sum().clamp(min=1)
@@ -113,9 +115,10 @@ def capped_policy_gradient(
 
 @torch.no_grad()
 def rollout_weights(rollouts: Rollouts, cap: float) -> tuple[Tensor, dict[str, float]]:
-    """(min(pi_old / pi_rollout, cap) for each token, its figures): truncated importance sampling. 1 where not known.
+    """(min(pi_old / pi_rollout, cap) for each token, its metrics): truncated importance sampling. The weight is 1 where
+    a log-probability is missing.
 
-    Raises ValueError where the rollouts came without their log-probabilities.
+    Raises ValueError if the rollouts have no log-probabilities at sampling time.
     """
     if rollouts.rollout_logprobs_CT is None:
         raise ValueError("rollout_logprobs_CT is None: rollout_cap needs the log-probabilities at sampling time")

@@ -1,8 +1,8 @@
-"""SRPO (arXiv 2604.02288): right completions learn from the reward, wrong ones from the teacher.
+"""SRPO (arXiv 2604.02288): the group advantage for correct completions, the teacher's advantage for wrong ones.
 
     A_t = c A + (1 - c) sg(log pi_T - log pi_theta)
 
-A completion without a verdict teaches nothing: nobody knows which of the two it is.
+A completion without a verdict has no loss, because c is unknown.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from vold_trainer.objectives.base import Needs, Rollouts, per_token, rewarded_tokens, teacher_gap
-from vold_trainer.objectives.grpo import Rewarded, policy_needs
+from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.policy import Signal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Srpo(Rewarded, Signal):
+class Srpo(GroupAdvantageOptions, Signal):
     name: Literal["srpo"] = "srpo"
 
     @property
@@ -27,6 +27,8 @@ class Srpo(Rewarded, Signal):
     def signal(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         gap_CT, known_CT = teacher_gap(rollouts)
         rewarded_CT = rewarded_tokens(rollouts)
-        right_CT = rewarded_CT & rollouts.correct_C.unsqueeze(-1)
+        correct_CT = rewarded_CT & rollouts.correct_C.unsqueeze(-1)
         wrong_CT = rewarded_CT & known_CT & ~rollouts.correct_C.unsqueeze(-1)
-        return torch.where(right_CT, per_token(rollouts.advantages_C, rollouts), gap_CT.detach()), right_CT | wrong_CT
+        return torch.where(
+            correct_CT, per_token(rollouts.advantages_C, rollouts), gap_CT.detach()
+        ), correct_CT | wrong_CT

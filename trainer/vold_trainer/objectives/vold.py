@@ -2,8 +2,8 @@
 
     L = L_GRPO + beta E[(1 - r) sum_t k2_t],   k2_t = 1/2 (log pi_theta(y_t) - log pi_T(y_t))^2
 
-k2 is differentiated through log pi_theta; with tokens drawn from the student its gradient is that of
-KL(student || teacher). Masked, the term acts on wrong completions only, for what earns its reward needs no
+k2 is differentiated through log pi_theta; with tokens sampled from the student its expected gradient is that of
+KL(student || teacher). If masked, the teacher term acts on wrong completions only: a correct completion needs no
 correction. At ratio 1 the gradient equals a policy gradient with A - beta (1 - r) sg(log pi_theta - log pi_T).
 """
 
@@ -12,18 +12,19 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from vold_trainer.objectives.base import Needs, Outcome, Rollouts, per_token, rewarded_tokens
-from vold_trainer.objectives.grpo import Rewarded, policy_needs
+from vold_trainer.objectives.base import LossOutput, Needs, Rollouts, per_token, rewarded_tokens
+from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.policy import PolicyGradient
 from vold_trainer.objectives.term import TeacherTerm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vold(TeacherTerm, Rewarded, PolicyGradient):
-    """beta: 0.1 in the paper's text, 1e-3 in its supplement. masked: the paper's (1 - r).
+class Vold(TeacherTerm, GroupAdvantageOptions, PolicyGradient):
+    """beta: the weight of the teacher term; 0.1 in the paper's text, 1e-3 in its supplement. masked: use the factor
+    (1 - r).
 
-    A completion whose reward is missing gets no policy gradient; it gets the teacher term only unmasked, since
-    nobody knows whether it is wrong.
+    A completion without a reward has no policy gradient. It has the teacher term only if `masked` is off, because it is
+    not known to be wrong.
     """
 
     name: Literal["vold"] = "vold"
@@ -33,24 +34,26 @@ class Vold(TeacherTerm, Rewarded, PolicyGradient):
 
     @property
     def needs(self) -> Needs:
-        return policy_needs(self, reward=True) | self.term_needs()
+        return policy_needs(self, reward=True) | self.teacher_needs()
 
-    def __call__(self, rollouts: Rollouts) -> Outcome:
-        policy, metrics = self.policy(rollouts, per_token(rollouts.advantages_C, rollouts), rewarded_tokens(rollouts))
-        term_CT, known_CT, figures = self.term(rollouts)
+    def __call__(self, rollouts: Rollouts) -> LossOutput:
+        policy, metrics = self.policy_loss(
+            rollouts, per_token(rollouts.advantages_C, rollouts), rewarded_tokens(rollouts)
+        )
+        divergence_CT, known_CT, divergence_metrics = self.teacher_divergence(rollouts)
         if self.masked:
             known_CT = known_CT & (rollouts.rewarded_C & ~rollouts.correct_C).unsqueeze(-1)
         if self.divergence in ("k2", "k3"):
-            term_CT, known_CT = self.corrected(rollouts, term_CT, known_CT, metrics)
-        teacher = self.mean(term_CT, known_CT, rollouts)
+            divergence_CT, known_CT = self.apply_rollout_weights(rollouts, divergence_CT, known_CT, metrics)
+        teacher = self.mean(divergence_CT, known_CT, rollouts)
         loss = policy + self.beta * teacher
-        return Outcome(
+        return LossOutput(
             loss,
             {
                 "loss/policy": policy.item(),
                 "loss/teacher": teacher.item(),
                 "loss/total": loss.item(),
                 **metrics,
-                **figures,
+                **divergence_metrics,
             },
         )

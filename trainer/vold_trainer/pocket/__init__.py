@@ -1,6 +1,6 @@
-"""The pocket world: arithmetic small enough for two CPU cores, as text and as pictures, with the checkpoints that ship.
+"""The pocket world: arithmetic problems small enough for two CPU cores, as text and as pictures, with checkpoints.
 
-Problems bring reasoning-gym with them: `problems`, `world` and `chains` are imported by name.
+`problems`, `world` and `chains` need reasoning-gym, so they are not imported here.
 """
 
 from vold_trainer.pocket.shipped import checkpoint_path, resolve_model

@@ -1,7 +1,8 @@
-"""Reasoning chains: the steps from an expression to its value, written in three hands.
+"""Reasoning chains: the steps from an expression to its value, in three styles.
 
-The teacher's hand restates the problem and evaluates it operation by operation; another teacher's removes the brackets
-and keeps a running total; the base student's own words know easy sums only. All end in a boxed answer.
+The teacher restates the problem and evaluates it operation by operation. The other teacher removes the brackets and
+keeps a running total. The base student does not restate the problem, and knows easy sums only. Every chain ends with a
+boxed answer.
 """
 
 import ast
@@ -14,7 +15,7 @@ THINK, END_THINK = "<think>", "</think>"
 
 @dataclass(frozen=True)
 class Step:
-    """One operation: left operator right = value, operator being + or -."""
+    """One operation: left operator right = value. operator: + or -."""
 
     left: int
     operator: str
@@ -25,12 +26,12 @@ class Step:
         return f"{self.left}{self.operator}{self.right}={self.value}"
 
 
-def steps(expression: str) -> list[Step]:
-    """The operations that evaluate the expression, inner brackets first, left to right; empty for a bare number.
+def solution_steps(expression: str) -> list[Step]:
+    """The operations that evaluate the expression, inner brackets first, left to right; empty for a single number.
 
-    Raises ValueError for anything but integers, +, - and brackets.
+    Raises ValueError if the expression holds anything but integers, +, - and brackets.
     """
-    done: list[Step] = []
+    steps: list[Step] = []
 
     def evaluate(node: ast.expr) -> int:
         match node:
@@ -42,16 +43,16 @@ def steps(expression: str) -> list[Step]:
                 left, right = evaluate(left_node), evaluate(right_node)
                 adds = isinstance(operation, ast.Add)
                 value = left + right if adds else left - right
-                done.append(Step(left, "+" if adds else "-", right, value))
+                steps.append(Step(left, "+" if adds else "-", right, value))
                 return value
         raise ValueError(f"expression={expression!r} holds more than integers, +, - and brackets")
 
     evaluate(_parse(expression))
-    return done
+    return steps
 
 
 def signed_terms(expression: str) -> list[int]:
-    """The numbers whose sum is the expression, in reading order, brackets removed. Raises what steps raises."""
+    """The numbers whose sum is the expression, in reading order. Raises what `solution_steps` raises."""
 
     def flatten(node: ast.expr, sign: int) -> list[int]:
         match node:
@@ -67,13 +68,13 @@ def signed_terms(expression: str) -> list[int]:
 
 
 def teacher_chain(problem: Problem) -> str:
-    """Restate, then one line an operation: "<think>4-(2+1)\\n2+1=3\\n4-3=1</think>\\boxed{1}"."""
-    lines = [problem.expression, *map(str, steps(problem.expression))]
+    """The problem, then one line per operation: "<think>4-(2+1)\\n2+1=3\\n4-3=1</think>\\boxed{1}"."""
+    lines = [problem.expression, *map(str, solution_steps(problem.expression))]
     return THINK + "\n".join(lines) + END_THINK + boxed(problem)
 
 
 def other_teacher_chain(problem: Problem) -> str:
-    """Restate, remove the brackets, run a total: "<think>4-(2+1) = 4-2-1: 4, -2: 2, -1: 1</think>\\boxed{1}"."""
+    """The problem, again without brackets, then totals: "<think>4-(2+1) = 4-2-1: 4, -2: 2, -1: 1</think>\\boxed{1}"."""
     terms = signed_terms(problem.expression)
     flat = str(terms[0]) + "".join(f"{term:+d}" for term in terms[1:])
     heading = problem.expression if flat == problem.expression else f"{problem.expression} = {flat}"
@@ -83,14 +84,14 @@ def other_teacher_chain(problem: Problem) -> str:
     return f"{THINK}{heading}: {', '.join(totals)}{END_THINK}{boxed(problem)}"
 
 
-def own_words(problem: Problem) -> str:
-    """The base student's way with an easy sum, without restating it: "<think>\\n4-2=2</think>\\boxed{2}"."""
-    lines = ["", *map(str, steps(problem.expression))]
+def student_chain(problem: Problem) -> str:
+    """The base student's chain for an easy sum, which does not restate it: "<think>\\n4-2=2</think>\\boxed{2}"."""
+    lines = ["", *map(str, solution_steps(problem.expression))]
     return THINK + "\n".join(lines) + END_THINK + boxed(problem)
 
 
 def boxed(problem: Problem) -> str:
-    """The answer as every chain ends."""
+    """The boxed answer, with which every chain ends."""
     return f"\\boxed{{{problem.answer}}}"
 
 

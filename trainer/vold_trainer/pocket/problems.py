@@ -1,6 +1,6 @@
-"""Arithmetic problems and their scorer, both reasoning-gym's; disjoint splits and difficulty are ours.
+"""Arithmetic problems and their scorer, both from reasoning-gym. Disjoint splits and difficulties are added here.
 
-A problem is one expression of characters, so it can be written in a sentence or drawn as a picture.
+A problem is one expression of characters, so a prompt can contain it as text or as a picture.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ Family = Literal["chain_sum", "basic_arithmetic"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 SPLITS: tuple[Split, ...] = get_args(Split)
 EXHAUSTED_AFTER = 20_000
-"""Draws in a row without a new expression after which a stream gives up."""
+"""Consecutive samples without a new expression after which a stream raises ValueError."""
 SEED_STRIDE = 1_000_003
-"""reasoning-gym seeds entry i with seed + i: far apart seeds keep two streams from sharing entries."""
+"""reasoning-gym seeds entry i with seed + i. Seeds this far apart keep two streams from sharing entries."""
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How long and how large: terms in an expression and digits in a number, both ends included; and whether there
-    are brackets and negative operands.
+    """Ranges of terms in an expression and of digits in a number, both ends included, and whether brackets and negative
+    operands are allowed.
 
-    Raises ValueError for an empty or senseless range.
+    Raises ValueError for an empty range or one that starts below 1.
     """
 
     min_terms: int = 2
@@ -51,7 +51,7 @@ DEFAULT_DIFFICULTY = Difficulty()
 
 @dataclass(frozen=True)
 class Problem:
-    """One expression and its value. entry is reasoning-gym's own record, which its scorer reads."""
+    """One expression and its value. entry: the entry of reasoning-gym, which its scorer reads."""
 
     id: str
     family: Family
@@ -63,14 +63,14 @@ class Problem:
 
 
 def normalise(expression: str) -> str:
-    """The expression without blanks: what decides its split and what is drawn."""
+    """The expression without blanks. Its hash decides the split."""
     return "".join(expression.split())
 
 
 def split_of(expression: str) -> Split:
     """The split an expression belongs to, by a hash of its normal form: 10 % test, 10 % validation, the rest train.
 
-    It depends on nothing else, so the splits stay disjoint whatever the seed or the difficulty.
+    The split depends on the expression alone, so the splits are disjoint for every seed and difficulty.
     """
     bucket = int.from_bytes(hashlib.sha256(normalise(expression).encode()).digest()[:8]) % 100
     if bucket < 10:
@@ -78,22 +78,22 @@ def split_of(expression: str) -> Split:
     return "validation" if bucket < 20 else "train"
 
 
-def admits(difficulty: Difficulty, expression: str) -> bool:
-    """Whether an expression is of this difficulty in what stands in it.
+def has_difficulty(expression: str, difficulty: Difficulty) -> bool:
+    """Whether the brackets, the digits and the negative operands of an expression fit the difficulty.
 
-    Brackets inside brackets or around the whole, as in ((3+4))-2 and (3-4), are left out at every difficulty:
-    reasoning-gym writes both, mostly where they change nothing.
+    Nested brackets and brackets around the whole expression, as in ((3+4))-2 and (3-4), fit no difficulty:
+    reasoning-gym generates both, and they mostly do not change the value.
     """
     if re.search(r"\([^)]*\(", expression) or re.fullmatch(r"\([^()]*\)", expression):
         return False
     if "(" in expression and not difficulty.brackets:
         return False
     if any(len(number) > difficulty.max_digits for number in re.findall(r"\d+", expression)):
-        return False  # one digit means up to 10 to reasoning-gym
+        return False  # for reasoning-gym, one digit means numbers up to 10
     return difficulty.negatives or not re.search(r"(^|[-+(])-", expression)
 
 
-def draw(
+def stream_problems(
     split: Split,
     *,
     seed: int = 0,
@@ -101,28 +101,28 @@ def draw(
     families: Sequence[Family] = FAMILIES,
     distinct: bool = True,
 ) -> Iterator[Problem]:
-    """An endless stream of problems of one split, the families in turn; the same arguments give the same stream.
+    """Yield problems of one split without end, the families in turn. The same arguments give the same stream.
 
-    distinct leaves out an expression seen earlier in the stream. Raises ValueError for an unknown split or family, and
-    when the difficulty has no more expressions to give.
+    distinct: skip expressions that came earlier in the stream. Raises ValueError for an unknown split or family, and
+    when no new expression of this difficulty is found.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is unknown; choose one of {', '.join(SPLITS)}")
-    sources = [_dataset(family, difficulty, seed) for family in families]
-    if not sources:
-        raise ValueError(f"families=() draws nothing; choose from {', '.join(FAMILIES)}")
+    datasets = [_dataset(family, difficulty, seed) for family in families]
+    if not datasets:
+        raise ValueError(f"families=() gives no problems; choose from {', '.join(FAMILIES)}")
     seen: set[str] = set()
-    drawn = [0] * len(families)
+    next_entries = [0] * len(families)
     for position in count():
         turn = position % len(families)
         for _ in range(EXHAUSTED_AFTER):
-            entry = sources[turn][drawn[turn]]
-            drawn[turn] += 1
+            entry = datasets[turn][next_entries[turn]]
+            next_entries[turn] += 1
             metadata = entry["metadata"]
             expression = normalise(metadata["expression"])
             if (
                 split_of(expression) == split
-                and admits(difficulty, expression)
+                and has_difficulty(expression, difficulty)
                 and not (distinct and expression in seen)
             ):
                 break
@@ -143,7 +143,7 @@ def draw(
         )
 
 
-def problems(
+def sample_problems(
     split: Split,
     n: int,
     *,
@@ -152,18 +152,18 @@ def problems(
     families: Sequence[Family] = FAMILIES,
     offset: int = 0,
 ) -> list[Problem]:
-    """Problems offset to offset + n of the distinct stream that draw gives. Raises what draw raises."""
-    return list(islice(draw(split, seed=seed, difficulty=difficulty, families=families), offset, offset + n))
+    """Problems offset to offset + n of the distinct stream of `stream_problems`. Raises what that raises."""
+    return list(islice(stream_problems(split, seed=seed, difficulty=difficulty, families=families), offset, offset + n))
 
 
 def score(problem: Problem, extracted: str | None) -> float:
-    """reasoning-gym's own score of an extracted answer, 0 to 1; 1 is right."""
+    """reasoning-gym's score of an extracted answer, 0 to 1; 1 is correct."""
     return float(_dataset(problem.family, DEFAULT_DIFFICULTY, 0).score_answer(extracted, dict(problem.entry)))
 
 
 @cache
 def _dataset(family: Family, difficulty: Difficulty, seed: int) -> Any:
-    # Imported late: reasoning-gym takes more than a second, and reading pictures or checkpoints does not need it.
+    # Imported here because it takes more than a second, and reading pictures or checkpoints does not need it.
     import reasoning_gym
 
     ranges = {
@@ -176,7 +176,7 @@ def _dataset(family: Family, difficulty: Difficulty, seed: int) -> Any:
     if family == "chain_sum":
         return reasoning_gym.create_dataset("chain_sum", **ranges)
     if family == "basic_arithmetic":
-        # Sums and differences, some with negative numbers. allow_negation would add a minus before a bracket.
+        # Sums and differences, some with negative numbers. allow_negation would also put a minus before brackets.
         return reasoning_gym.create_dataset(
             "basic_arithmetic",
             operators=["+", "-"],

@@ -1,4 +1,4 @@
-"""The checkpoints that ship with the pocket world, and models by name: `pocket:NAME` is one of them."""
+"""The checkpoints that ship with the pocket world; `pocket:NAME` names one of them."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ CHECKPOINT_NAMES = ("teacher", "teacher-b", "student")
 
 
 def checkpoint_path(name: str) -> Path:
-    """The folder of a checkpoint that ships with the package: teacher, teacher-b or student.
+    """The folder of a shipped checkpoint: teacher, teacher-b or student.
 
-    Raises ValueError for another name, FileNotFoundError when the folder has not been built.
+    Raises ValueError for any other name, FileNotFoundError if the checkpoint has not been built.
     """
     if name not in CHECKPOINT_NAMES:
         raise ValueError(f"checkpoint={name!r} is unknown; choose one of {', '.join(CHECKPOINT_NAMES)}")
@@ -22,7 +22,10 @@ def checkpoint_path(name: str) -> Path:
 
 
 def resolve_model(path: str) -> str:
-    """A folder or hub name; `pocket:NAME` becomes the folder of a checkpoint that ships with vold."""
+    """Replace `pocket:NAME` by the folder of that shipped checkpoint; return any other folder or hub name unchanged.
+
+    Raises UsageError if there is no such checkpoint.
+    """
     if path.startswith("pocket:"):
         name = path.removeprefix("pocket:")
         try:

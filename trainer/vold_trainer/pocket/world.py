@@ -1,7 +1,7 @@
 """Examples of the pocket world: the same problem as a sentence or as a picture.
 
-Wording, blanks and length vary from prompt to prompt. A student that learned to copy from a fixed place would be lost
-on a picture, so nothing stands at a fixed place.
+Wording, blanks and length vary between prompts, so that nothing has a fixed position. A student that learns to copy
+from a fixed position fails on pictures.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from vold_trainer.pocket.problems import (
     Family,
     Problem,
     Split,
-    problems,
+    sample_problems,
 )
 
 Modality = Literal["text", "image", "twin"]
@@ -56,7 +56,7 @@ IMAGE_WORDINGS: dict[Task, tuple[str, ...]] = {
 }
 
 
-def examples(
+def make_examples(
     split: Split,
     n: int,
     *,
@@ -66,22 +66,23 @@ def examples(
     families: Sequence[Family] = FAMILIES,
     offset: int = 0,
 ) -> list[Example]:
-    """Examples offset to offset + n of a split. Raises ValueError as problems.draw does, or for an unknown modality.
+    """Examples offset to offset + n of a split.
 
-    Twins, text and image of one problem, differ in the end of their id alone: test-000123-text, test-000123-image. As
-    modality "twin", test-000123-twin is the image with the text as what a teacher reads in its place.
+    The text and the image of one problem have ids that differ in the suffix alone: test-000123-text,
+    test-000123-image. With modality "twin", the example test-000123-twin has the image for the student and the text for
+    the teacher. Raises ValueError for an unknown modality, and where `stream_problems` does.
     """
     if modality not in MODALITIES:
         raise ValueError(f"modality={modality!r} is unknown; choose one of {', '.join(MODALITIES)}")
-    drawn = problems(split, n, seed=seed, difficulty=difficulty, families=families, offset=offset)
-    return [example(problem, modality, seed=seed) for problem in drawn]
+    problems = sample_problems(split, n, seed=seed, difficulty=difficulty, families=families, offset=offset)
+    return [make_example(problem, modality, seed=seed) for problem in problems]
 
 
-def example(problem: Problem, modality: Modality, *, task: Task = "solve", seed: int = 0) -> Example:
-    """One problem as a prompt, to be solved or to be copied; its wording and its pixels follow from id and seed."""
+def make_example(problem: Problem, modality: Modality, *, task: Task = "solve", seed: int = 0) -> Example:
+    """One problem as a prompt to solve or to copy. Wording and pixels are a function of the problem and the seed."""
     salt = f"{seed}:{problem.id}:{problem.expression}"
-    looks = "text" if modality == "text" else "image"
-    rng = Random(f"wording:{task}:{looks}:{salt}")
+    form = "text" if modality == "text" else "image"
+    rng = Random(f"wording:{task}:{form}:{salt}")
     meta = {"expression": problem.expression, "terms": problem.terms, "digits": problem.digits, "modality": modality}
     message: Message
     if modality == "text":
@@ -93,7 +94,7 @@ def example(problem: Problem, modality: Modality, *, task: Task = "solve", seed:
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": wording}]}
         images = (picture.image,)
         meta |= {"cells": picture.cells, "columns": picture.columns}
-    twin = example(problem, "text", task=task, seed=seed).messages if modality == "twin" else None
+    twin = make_example(problem, "text", task=task, seed=seed).messages if modality == "twin" else None
     return Example(
         id=f"{problem.id}-{modality}",
         messages=(message,),

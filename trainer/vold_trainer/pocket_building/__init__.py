@@ -1,4 +1,4 @@
-"""How the checkpoints of the pocket world are made: architectures, tokenizer, training, measurement.
+"""Building the checkpoints of the pocket world: architectures, tokenizer, training, measurement.
 
-`cli` is part of the command line and does not wait for torch: modules are imported by name.
+Nothing is imported here, so that `cli`, a part of the command line, starts without torch.
 """

@@ -1,4 +1,4 @@
-"""`vold pocket`: build the checkpoints, look at the problems."""
+"""`vold pocket`: build the checkpoints, show problems."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,10 +19,10 @@ def build(
     seed: Annotated[int, typer.Option(help="of weights, problems and their order")] = 0,
     only: Annotated[list[str] | None, typer.Option(help="teacher, teacher-b or student; may be repeated")] = None,
 ) -> None:
-    """Train the teacher, the other teacher and the base student, and note their accuracies in BUILD.json."""
+    """Train the teacher, the other teacher and the base student, and record their accuracies in BUILD.json."""
     from vold_trainer.pocket.shipped import CHECKPOINT_NAMES, CHECKPOINTS
     from vold_trainer.pocket_building import build as recipes
-    from vold_trainer.terminal import Live, console, progress
+    from vold_trainer.terminal import ProgressLine, console, progress
 
     names = tuple(only or CHECKPOINT_NAMES)
     for name in names:
@@ -36,12 +36,12 @@ def build(
         steps = sum(recipe.steps for recipe in recipes.recipes_of(name))
         with progress(f"training {name}", steps) as live:
 
-            def show_step(step: int, metrics: dict[str, float], live: Live = live) -> None:
+            def show_step(step: int, metrics: dict[str, float], live: ProgressLine = live) -> None:
                 live.update(step, **metrics)
 
-            built = recipes.build(name, folder, seed=seed, progress=show_step)
-        accuracies = ", ".join(f"{key} {value:.1%}" for key, value in built.accuracies.items())
-        console.print(f"{folder / name}: {built.parameters:,} parameters, {built.seconds:.0f} s, {accuracies}")
+            record = recipes.build(name, folder, seed=seed, progress=show_step)
+        accuracies = ", ".join(f"{key} {value:.1%}" for key, value in record.accuracies.items())
+        console.print(f"{folder / name}: {record.parameters:,} parameters, {record.seconds:.0f} s, {accuracies}")
 
 
 @app.command()
@@ -55,25 +55,25 @@ def show(
 ) -> None:
     """Print a few problems with the teacher's chain, and draw their pictures on one sheet."""
     from vold_trainer.pocket.chains import teacher_chain
-    from vold_trainer.pocket.problems import problems
-    from vold_trainer.pocket.world import example
+    from vold_trainer.pocket.problems import sample_problems
+    from vold_trainer.pocket.world import make_example
 
     try:
-        drawn = problems(_split(split), n, seed=seed, difficulty=Difficulty(min_terms, max_terms))
+        problems = sample_problems(_split(split), n, seed=seed, difficulty=Difficulty(min_terms, max_terms))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     table = Table("id", "family", "prompt", "chain")
-    for problem in drawn:
-        prompt = example(problem, "text", seed=seed).messages[0]["content"]
+    for problem in problems:
+        prompt = make_example(problem, "text", seed=seed).messages[0]["content"]
         table.add_row(problem.id, problem.family, prompt, teacher_chain(problem))
     console = Console(markup=False)
     console.print(table)
-    contact_sheet([example(problem, "image", seed=seed).images[0] for problem in drawn]).save(sheet)
+    contact_sheet([make_example(problem, "image", seed=seed).images[0] for problem in problems]).save(sheet)
     console.print(f"pictures: {sheet}")
 
 
 def contact_sheet(pictures: list[Image.Image], margin: int = 8) -> Image.Image:
-    """The pictures under each other, on grey."""
+    """The pictures below each other, on grey."""
     width = max(picture.width for picture in pictures) + 2 * margin
     height = sum(picture.height + margin for picture in pictures) + margin
     paper = Image.new("RGB", (width, height), "grey")

@@ -1,4 +1,4 @@
-"""How good a pocket model is: whole answers and whole transcriptions, scored on problems it was never trained on."""
+"""Accuracy of a pocket model: answers and transcriptions, scored on problems that it was not trained on."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vold_trainer.pocket.problems import Problem, score
-from vold_trainer.pocket.world import Modality, Task, example
+from vold_trainer.pocket.world import Modality, Task, make_example
 from vold_trainer.pocket_building.training import encode_prompts
 
 BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
@@ -16,13 +16,13 @@ MAX_NEW_TOKENS = 96
 
 
 def extract(completion: str) -> str | None:
-    """What stands in the last box, or None."""
+    """The content of the last \\boxed{}, or None."""
     boxes = BOXED.findall(completion)
     return boxes[-1].strip() if boxes else None
 
 
 @torch.inference_mode()
-def answer(
+def generate(
     model: Any,
     processor: Any,
     problems: Sequence[Problem],
@@ -32,12 +32,12 @@ def answer(
     temperature: float = 0.0,
     batch: int = 128,
 ) -> list[str]:
-    """The model's completion for each problem, without special tokens; greedy at temperature 0, else sampled."""
+    """The model's completion of each problem, without special tokens. Temperature 0 is greedy."""
     tokenizer = getattr(processor, "tokenizer", processor)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     completions: list[str] = []
     for start in range(0, len(problems), batch):
-        prompts = [example(problem, modality, task=task) for problem in problems[start : start + batch]]
+        prompts = [make_example(problem, modality, task=task) for problem in problems[start : start + batch]]
         inputs = encode_prompts(processor, prompts)
         ids = model.generate(
             **inputs,
@@ -54,16 +54,16 @@ def accuracy(
     model: Any, processor: Any, problems: Sequence[Problem], modality: Modality, *, temperature: float = 0.0
 ) -> float:
     """Share of problems whose boxed answer reasoning-gym scores 1."""
-    completions = answer(model, processor, problems, modality, temperature=temperature)
-    right = [score(problem, extract(text)) == 1.0 for problem, text in zip(problems, completions, strict=True)]
-    return sum(right) / len(right)
+    completions = generate(model, processor, problems, modality, temperature=temperature)
+    correct = [score(problem, extract(text)) == 1.0 for problem, text in zip(problems, completions, strict=True)]
+    return sum(correct) / len(correct)
 
 
-def transcription(model: Any, processor: Any, problems: Sequence[Problem], modality: Modality) -> float:
-    """Share of problems whose expression is copied whole, between think tags or not."""
-    completions = answer(model, processor, problems, modality, task="copy")
-    right = [
+def transcription_accuracy(model: Any, processor: Any, problems: Sequence[Problem], modality: Modality) -> float:
+    """Share of problems whose whole expression is copied, with or without think tags."""
+    completions = generate(model, processor, problems, modality, task="copy")
+    correct = [
         THINK_TAGS.sub("", text).strip() == problem.expression
         for problem, text in zip(problems, completions, strict=True)
     ]
-    return sum(right) / len(right)
+    return sum(correct) / len(correct)

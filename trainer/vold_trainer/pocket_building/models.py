@@ -1,4 +1,4 @@
-"""The pocket world's models: real architectures of transformers at toy size, and how to load what a folder holds."""
+"""The models of the pocket world: architectures of transformers at toy size."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ MAX_POSITIONS = 512
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageTextProcessor:
-    """The student's processor: pictures keep their size, as every side is a multiple of a cell."""
+    """The student's processor: pictures keep their size, since every side is a multiple of a cell."""
     image_processor = Qwen2VLImageProcessorPil(
         patch_size=CELL // 2,
         merge_size=2,

@@ -8,9 +8,9 @@ VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "
 SPECIAL = (PAD, START, END, VISION_START, VISION_END, IMAGE, VIDEO)
 UNKNOWN = "<|unk|>"
 VISIBLE = ("<think>", "</think>")
-"""Added tokens that are not special: text decoded without special tokens keeps them, as a verifier of format needs."""
+"""Added tokens that are not special. Text decoded without special tokens keeps them, for verifiers of the format."""
 WORDS = ("\\boxed{", "system", "user", "assistant")
-"""Strings that stand in every conversation, one token each."""
+"""Strings that occur in every conversation, one token each."""
 ALPHABET = "\n" + "".join(chr(code) for code in range(0x20, 0x7F))
 
 CHAT_TEMPLATE = (
@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer. A character outside ASCII becomes <|unk|>; the end of a turn, <|im_end|>, ends a completion."""
+    """The tokenizer. A character outside ASCII becomes <|unk|>. <|im_end|> ends a turn and a completion."""
     tokens = [*SPECIAL, *VISIBLE, UNKNOWN, *WORDS, *ALPHABET]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))

@@ -1,4 +1,4 @@
-"""How a pocket model is trained: batches of prompts and completions, a loss on completions, one loop.
+"""Training of a pocket model: batches of prompts and completions, a loss on the completions, one loop.
 
 Shape letters: B sequences, S positions of a sequence, N cells of all pictures of a batch, H hidden size, V vocabulary.
 """
@@ -21,9 +21,9 @@ Progress = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how hot: AdamW, linear warm-up, cosine decay to a twentieth.
+    """Steps, batch size and optimiser settings: AdamW, linear warm-up, cosine decay to a twentieth of lr.
 
-    buckets: batches drawn at once and sorted by length, which saves padding; 1 keeps every batch a fair mixture.
+    buckets: batches whose samples are made together and sorted by length, which saves padding. 1: no sorting.
     """
 
     steps: int
@@ -37,7 +37,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and what the model should answer, without the end of turn."""
+    """A prompt and its target completion, without the end of turn."""
 
     example: Example
     completion: str
@@ -45,8 +45,9 @@ class Sample:
 
 @dataclass
 class Batch:
-    """inputs: what the model's forward takes. labels_BS: token ids at completion positions, IGNORED elsewhere.
-    cells_N: id of the character that each picture cell shows; empty without pictures."""
+    """inputs: arguments of the model's forward. labels_BS: token ids at completion positions, IGNORED elsewhere.
+    cells_N: id of the character in each picture cell; empty without pictures.
+    """
 
     inputs: dict[str, torch.Tensor]
     labels_BS: torch.Tensor
@@ -54,13 +55,13 @@ class Batch:
 
 
 def prompt_text(processor: Any, example: Example) -> str:
-    """The prompt as the chat template writes it, up to where the assistant answers."""
+    """The prompt as the chat template renders it, up to the start of the assistant's answer."""
     text: str = processor.apply_chat_template(list(example.messages), tokenize=False, add_generation_prompt=True)
     return text
 
 
 def encode_prompts(processor: Any, examples: Sequence[Example], completions: Sequence[str] = ()) -> dict[str, Any]:
-    """Prompts, each followed by its completion if there are any, as padded tensors; padding stands on the left."""
+    """Prompts, each followed by its completion if there are any, as tensors padded on the left."""
     texts = [prompt_text(processor, example) for example in examples]
     if completions:
         texts = [prompt + completion for prompt, completion in zip(texts, completions, strict=True)]
@@ -70,7 +71,7 @@ def encode_prompts(processor: Any, examples: Sequence[Example], completions: Seq
 
 
 def collate(processor: Any, samples: Sequence[Sample]) -> Batch:
-    """Samples as one batch; each completion ends with the end of turn, which is learned too."""
+    """Samples as one batch. Each completion ends with the end of turn, on which the model is trained too."""
     tokenizer = getattr(processor, "tokenizer", processor)
     completions = [sample.completion + tokenizer.eos_token for sample in samples]
     inputs = encode_prompts(processor, [sample.example for sample in samples], completions)
@@ -84,14 +85,14 @@ def collate(processor: Any, samples: Sequence[Sample]) -> Batch:
 def completion_loss(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
     """Mean negative log-likelihood of the completion tokens of a batch."""
     targets_BS = labels_BS[:, 1:]
-    kept_BS = targets_BS != IGNORED
-    return F.cross_entropy(logits_BSV[:, :-1][kept_BS], targets_BS[kept_BS])
+    mask_BS = targets_BS != IGNORED
+    return F.cross_entropy(logits_BSV[:, :-1][mask_BS], targets_BS[mask_BS])
 
 
 def alignment_loss(features_NH: torch.Tensor, embeddings_NH: torch.Tensor) -> torch.Tensor:
     """Mean squared distance of cell features from their characters' embeddings, relative to the embeddings' size.
 
-    The embeddings are the target and get no gradient: the eye learns the tongue's alphabet.
+    The embeddings are the target and get no gradient.
     """
     target_NH = embeddings_NH.detach()
     return (features_NH - target_NH).square().mean() / target_NH.square().mean()
@@ -100,32 +101,31 @@ def alignment_loss(features_NH: torch.Tensor, embeddings_NH: torch.Tensor) -> to
 def train(
     model: Any,
     processor: Any,
-    draw_samples: Callable[[int], Sequence[Sample]],
+    make_samples: Callable[[int], Sequence[Sample]],
     recipe: Recipe,
     *,
     alignment_weight: float = 0.0,
     progress: Progress | None = None,
 ) -> None:
-    """Trains the model in place on what draw_samples(n) gives, n samples at a time.
+    """Train the model in place on the samples of make_samples(n), which returns n of them.
 
-    alignment_weight is for models that see: how much alignment_loss counts beside completion_loss.
+    alignment_weight: factor of alignment_loss in the loss, for models with a vision tower.
     """
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98))
+    optimizer = _make_optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, recipe))
-    seen: list[torch.Tensor] = []
+    vision_outputs: list[torch.Tensor] = []
     hook = None
     if alignment_weight:
-        hook = model.model.visual.register_forward_hook(lambda module, args, output: seen.append(output.pooler_output))
+        hook = model.model.visual.register_forward_hook(
+            lambda module, args, output: vision_outputs.append(output.pooler_output)
+        )
     model.train()
-    for step, batch in enumerate(_batches(processor, draw_samples, recipe), start=1):
-        seen.clear()
+    for step, batch in enumerate(_batches(processor, make_samples, recipe), start=1):
+        vision_outputs.clear()
         loss = completion_loss(model(**batch.inputs).logits, batch.labels_BS)
         metrics = {"loss": loss.item()}
-        if seen:
-            aligned = alignment_loss(seen[0], model.get_input_embeddings()(batch.cells_N))
+        if vision_outputs:
+            aligned = alignment_loss(vision_outputs[0], model.get_input_embeddings()(batch.cells_N))
             loss = loss + alignment_weight * aligned
             metrics["alignment"] = aligned.item()
         optimizer.zero_grad()
@@ -140,20 +140,28 @@ def train(
     model.eval()
 
 
-def _batches(processor: Any, draw_samples: Callable[[int], Sequence[Sample]], recipe: Recipe) -> Iterator[Batch]:
-    """One batch a step, each of samples of like length, so that little is spent on padding."""
+def _make_optimizer(model: Any, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98))
+
+
+def _batches(processor: Any, make_samples: Callable[[int], Sequence[Sample]], recipe: Recipe) -> Iterator[Batch]:
+    """One batch per step, of samples of similar length, which saves padding."""
     order = Random(recipe.steps)
     for start in range(0, recipe.steps, recipe.buckets):
         buckets = min(recipe.buckets, recipe.steps - start)
-        samples = sorted(draw_samples(buckets * recipe.batch), key=_length)
+        samples = sorted(make_samples(buckets * recipe.batch), key=_length)
         for bucket in order.sample(range(buckets), buckets):
             yield collate(processor, samples[bucket * recipe.batch : (bucket + 1) * recipe.batch])
 
 
 def _length(sample: Sample) -> int:
     contents = (message["content"] for message in sample.example.messages)
-    written = sum(len(content) if isinstance(content, str) else 0 for content in contents)
-    return written + len(sample.example.meta.get("cells", "")) + len(sample.completion)
+    text = sum(len(content) if isinstance(content, str) else 0 for content in contents)
+    return text + len(sample.example.meta.get("cells", "")) + len(sample.completion)
 
 
 def _learning_rate_factor(step: int, recipe: Recipe) -> float:

@@ -1,6 +1,6 @@
-"""A run on several devices: its processes, the weights that are spread over them, and the optimizer that they share."""
+"""A run on several devices: its processes, sharded weights, and the optimizer."""
 
 from vold_trainer.processes.ranks import Ranks, make_accelerator
-from vold_trainer.processes.wrapping import Wrapped
+from vold_trainer.processes.wrapping import PreparedModel
 
-__all__ = ["Ranks", "Wrapped", "make_accelerator"]
+__all__ = ["PreparedModel", "Ranks", "make_accelerator"]

@@ -13,13 +13,13 @@ SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, steps: int) -> tuple[AdamW, LRScheduler]:
-    """AdamW with weight decay on matrices only, and its warm-up and decay over `steps`."""
-    learning = [value for value in model.parameters() if value.requires_grad]
-    if not learning:
-        raise UsageError("student.freeze leaves nothing to learn: take a part out of it")
+    """AdamW with weight decay on matrices only, and a schedule of warm-up and decay over `steps`."""
+    trainable = [value for value in model.parameters() if value.requires_grad]
+    if not trainable:
+        raise UsageError("student.freeze leaves nothing to train: take a part out of it")
     groups = [
-        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = AdamW(groups, lr=config.lr, betas=config.betas, foreach=torch.cuda.is_available() or None)
     scheduler = get_scheduler(

@@ -1,9 +1,9 @@
-"""The processes of a run: who of them does what, and how they stay together.
+"""The processes of a run: the work of each process, and collective operations among them.
 
-One process is the ordinary case, and then everything here costs nothing. Started by `accelerate launch` or `torchrun`
-there are several, each with a device of its own. Each draws, scores and learns its own share of a step; what all of
-them have to agree on is gathered here, over a group of its own on the CPU, which may wait as long as a slow service
-takes. Between processes of one run objects travel pickled.
+With one process, the usual case, everything here returns at once. `accelerate launch` and `torchrun` start several
+processes, each with its own device. Each process generates and scores its share of a step's rollouts and computes its
+share of the gradient. The collective operations use a process group on the CPU with a long timeout, because a service
+may be slow. Objects travel pickled between the processes of a run.
 """
 
 import logging
@@ -16,60 +16,66 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from vold_client import VoldError
 
-from vold_trainer.errors import RunError, RunToldElsewhereError, ToldElsewhereError, UsageError, VoldTrainerError
-from vold_trainer.terminal import quiet
+from vold_trainer.errors import (
+    ReportedElsewhereError,
+    RunError,
+    RunReportedElsewhereError,
+    UsageError,
+    VoldTrainerError,
+)
+from vold_trainer.terminal import silence
 
 T = TypeVar("T")
 
-LONGEST_WAIT = timedelta(days=1)
-"""For the processes' agreements: one may be waiting for a service, or write a checkpoint, for a long time."""
+GROUP_TIMEOUT = timedelta(days=1)
+"""Of collective operations: a process may wait for a service, or write a checkpoint, for a long time."""
 
 
 def make_accelerator(**options: Any) -> Accelerator:
-    """accelerate's side of a run, in as many processes as were launched; on the CPU where there is no device."""
+    """accelerate's Accelerator for the launched processes, on the CPU if there is no device."""
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # which are constants
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # buffers are constants
         **options,
     )
 
 
 class Ranks:
-    """The processes of a run, seen from this one: `rank` of `size`."""
+    """The processes of a run; this process has rank `rank` of `size`. Every method that communicates is collective."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.rank = accelerator.process_index
         self.size = accelerator.num_processes
-        if not self.first:
-            quiet()
+        if not self.is_main:
+            silence()
             logging.getLogger().setLevel(logging.ERROR)
-        self.group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if self.size > 1 else None
+        self.group = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT) if self.size > 1 else None
 
     @property
-    def first(self) -> bool:
-        """Whether this process speaks and writes for all."""
+    def is_main(self) -> bool:
+        """Whether this is the main process, which prints and writes files for all."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """This process's part of `count` things: contiguous, and at most one more than another's."""
+        """The indices of `count` items that this process takes."""
         return share(count, self.rank, self.size)
 
     def gather(self, value: T) -> list[T]:
-        """Everybody's value, by rank. Waits for all."""
+        """The value of every process, by rank."""
         if self.group is None:
             return [value]
-        everyone: list[Any] = [None] * self.size
+        values: list[Any] = [None] * self.size
         try:
-            dist.all_gather_object(everyone, value, group=self.group)
-        except RuntimeError as error:  # of gloo, where the other end is gone
-            gone = f"another process of the run has ended: {error}"
-            raise (VoldTrainerError if self.first else ToldElsewhereError)(gone) from error
-        return everyone
+            dist.all_gather_object(values, value, group=self.group)
+        except RuntimeError as error:  # from gloo, if another process is gone
+            message = f"another process of the run has ended: {error}"
+            raise (VoldTrainerError if self.is_main else ReportedElsewhereError)(message) from error
+        return values
 
     def sum(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Sums over the processes, by name, of those that have the name."""
+        """Sum each figure over the processes that have it."""
         total: dict[str, float] = {}
         for part in self.gather(dict(figures)):
             for name, value in part.items():
@@ -77,61 +83,63 @@ class Ranks:
         return total
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds for one of them."""
+        """Whether `flag` is true on any process."""
         return any(self.gather(flag))
 
-    def same(self, value: object, otherwise: str) -> None:
-        """Raise RunError `otherwise` where the processes differ in it."""
+    def require_same(self, value: object, message: str) -> None:
+        """Raise RunError with `message` if `value` differs between processes."""
         values = self.gather(value)
-        self.together(lambda: None if all(one == values[0] for one in values) else _fail(otherwise))
+        self.run_on_all(lambda: None if all(other == values[0] for other in values) else _raise_run_error(message))
 
-    def check(self, count: int, key: str) -> None:
-        """Raise UsageError where there are more processes than what `key` deals out to them."""
+    def require_one_each(self, count: int, key: str) -> None:
+        """Raise UsageError if `count`, the value of the config key `key`, is less than one per process."""
         if count < self.size:
-            self.together(lambda: _refuse(f"{key} is {count}, fewer than the {self.size} processes: raise it"))
+            self.run_on_all(
+                lambda: _raise_usage_error(f"{key} is {count}, fewer than the {self.size} processes: raise it")
+            )
 
-    def wait(self) -> None:
-        """Until all are here."""
+    def barrier(self) -> None:
+        """Wait until every process has called this method."""
         self.gather(None)
 
-    def together(self, work: Callable[[], T]) -> T:
-        """Do this on every process; where one fails, all do, and the first one says why.
+    def run_on_all(self, work: Callable[[], T]) -> T:
+        """Run `work` on every process. If it fails on one process, raise on all; the main process reports the error.
 
-        `work` must not wait for another process itself: one that has failed would never answer.
+        `work` must not wait for another process: a process that has failed would never answer.
         """
         if self.group is None:
             return work()
-        value, failed = None, None
+        value, failure = None, None
         try:
             value = work()
         except Exception as error:
-            failed = error
-        told = self.gather(None if failed is None else (_told(failed), isinstance(failed, RunError)))
-        found = next(((rank, *said) for rank, said in enumerate(told) if said is not None), None)
-        if found is None:
+            failure = error
+        failures = self.gather(None if failure is None else (_message(failure), isinstance(failure, RunError)))
+        first_failure = next(((rank, *failed) for rank, failed in enumerate(failures) if failed is not None), None)
+        if first_failure is None:
             return value  # type: ignore[return-value]
-        if failed is not None and (self.first or not isinstance(failed, VoldTrainerError | VoldError)):
-            raise failed
-        rank, message, ends_run = found
-        if self.first:
+        if failure is not None and (self.is_main or not isinstance(failure, VoldTrainerError | VoldError)):
+            raise failure
+        rank, message, ends_run = first_failure
+        if self.is_main:
             raise (RunError if ends_run else VoldTrainerError)(f"process {rank} of {self.size}: {message}")
-        raise (RunToldElsewhereError if ends_run else ToldElsewhereError)(message) from failed
+        raise (RunReportedElsewhereError if ends_run else ReportedElsewhereError)(message) from failure
 
 
 def share(count: int, rank: int, size: int) -> range:
-    """The part of range(count) that rank `rank` of `size` takes."""
-    least, more = divmod(count, size)
-    start = rank * least + min(rank, more)
-    return range(start, start + least + (rank < more))
+    """The contiguous part of range(count) that rank `rank` of `size` takes; the parts differ by at most one item."""
+    quotient, remainder = divmod(count, size)
+    start = rank * quotient + min(rank, remainder)
+    return range(start, start + quotient + (rank < remainder))
 
 
-def _fail(message: str) -> None:
+def _raise_run_error(message: str) -> None:
     raise RunError(message)
 
 
-def _refuse(message: str) -> None:
+def _raise_usage_error(message: str) -> None:
     raise UsageError(message)
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) if isinstance(error, VoldTrainerError | VoldError) else f"{type(error).__name__}: {error}"

@@ -1,5 +1,5 @@
-"""Weights that are spread over the processes of a run (FSDP2, DeepSpeed's stage 3), seen whole where that is needed:
-to draw completions, to hand them to an engine, to write them down.
+"""Sharded weights (FSDP2, DeepSpeed ZeRO stage 3), gathered to generate completions, to send them to an engine, or to
+write a checkpoint.
 """
 
 import contextlib
@@ -14,19 +14,19 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def in_step(accelerator: Accelerator) -> bool:
-    """Whether every forward and backward pass waits for the other processes: all need equally many."""
+def needs_lock_step(accelerator: Accelerator) -> bool:
+    """Whether each pass waits for the other processes, so that all processes need the same number of passes."""
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
-def full(value: Tensor) -> Tensor:
-    """All of a tensor. Waits for the other processes where they hold parts of it."""
+def full_tensor(value: Tensor) -> Tensor:
+    """The full tensor of a shard, which is a collective operation; any other tensor as it is."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 @torch.no_grad()
-def fill(target: Tensor, source: Tensor) -> None:
-    """Copy a whole tensor into this process's part of `target`."""
+def load_full_tensor(target: Tensor, source: Tensor) -> None:
+    """Copy the full tensor `source` into `target`, or into this process's shard of it."""
     if isinstance(target, DTensor):
         source = distribute_tensor(
             source.to(target.device, target.dtype), target.device_mesh, target.placements, src_data_rank=None
@@ -35,38 +35,38 @@ def fill(target: Tensor, source: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def whole(module: nn.Module) -> Iterator[None]:
-    """Inside, every process has all weights and may compute without the others. All have to enter."""
+def gathered_weights(module: nn.Module) -> Iterator[None]:
+    """Inside, every process holds all weights and can compute alone. All processes have to enter."""
     with contextlib.ExitStack() as stack:
-        if parted := [value for value in module.parameters() if hasattr(value, "ds_id")]:
+        if partitioned := [value for value in module.parameters() if hasattr(value, "ds_id")]:
             from deepspeed.runtime.zero import GatheredParameters
 
-            stack.enter_context(GatheredParameters(parted))
-            stack.enter_context(_unwatched(module))
-        shards: list[Any] = [part for part in module.modules() if isinstance(part, FSDPModule)]
+            stack.enter_context(GatheredParameters(partitioned))
+            stack.enter_context(_without_partitioning_hooks(module))
+        shards: list[Any] = [submodule for submodule in module.modules() if isinstance(submodule, FSDPModule)]
         if shards:
-            shards[0]._get_fsdp_state()._lazy_init()  # which the first forward pass would do, were it the root's
-            kept = [group.post_forward_mesh_info for part in shards for group in _groups(part)]
-            for part in shards:
-                part.set_reshard_after_forward(False, recurse=False)
-                part.unshard()
-            stack.callback(_part_again, shards, kept)
+            shards[0]._get_fsdp_state()._lazy_init()  # as the first forward pass of the root would do
+            mesh_infos = [group.post_forward_mesh_info for shard in shards for group in _groups(shard)]
+            for shard in shards:
+                shard.set_reshard_after_forward(False, recurse=False)
+                shard.unshard()
+            stack.callback(_reshard, shards, mesh_infos)
         yield
 
 
 @contextlib.contextmanager
-def _unwatched(engine: Any) -> Iterator[None]:
-    """Inside, DeepSpeed does not part the weights of a layer again as soon as it was passed."""
-    watch = engine.optimizer.parameter_offload
+def _without_partitioning_hooks(engine: Any) -> Iterator[None]:
+    """Inside, DeepSpeed does not partition the weights of a layer again after its forward pass."""
+    offload = engine.optimizer.parameter_offload
     for parameter in engine.parameters():
         parameter.ds_active_sub_modules.clear()
-    for hook in (*watch.forward_hooks, *watch.backward_hooks):
+    for hook in (*offload.forward_hooks, *offload.backward_hooks):
         hook.remove()
-    watch.forward_hooks, watch.backward_hooks = [], []
+    offload.forward_hooks, offload.backward_hooks = [], []
     try:
         yield
     finally:
-        watch._register_deepspeed_module(watch.module)
+        offload._register_deepspeed_module(offload.module)
 
 
 def _groups(shard: Any) -> Sequence[Any]:
@@ -75,14 +75,14 @@ def _groups(shard: Any) -> Sequence[Any]:
     return groups if groups is not None else [group for group in [state._fsdp_param_group] if group]
 
 
-def _part_again(shards: Sequence[Any], kept: Sequence[Any]) -> None:
-    groups = [group for part in shards for group in _groups(part)]
-    for group, info in zip(groups, kept, strict=True):
+def _reshard(shards: Sequence[Any], mesh_infos: Sequence[Any]) -> None:
+    groups = [group for shard in shards for group in _groups(shard)]
+    for group, info in zip(groups, mesh_infos, strict=True):
         group.post_forward_mesh_info = info
-    for part in shards:
-        part.reshard()
+    for shard in shards:
+        shard.reshard()
 
 
 def trainable_parameters(model: nn.Module) -> Mapping[str, nn.Parameter]:
-    """The parameters that learn, by name."""
+    """The parameters that require gradients, by name."""
     return {name: value for name, value in model.named_parameters() if value.requires_grad}

@@ -1,6 +1,6 @@
-"""An ablation as files for a repository: a markdown table and an SVG dot plot.
+"""The result of an ablation as files for a repository: a markdown table and an SVG dot plot.
 
-The plot is drawn as XML here: one dot plot is no reason for a plotting library in the trainer's image.
+The plot is written as XML, so that it needs no plotting library that renders images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ def write_ablation(result: Mapping[str, Any], out_dir: Path) -> tuple[Path, Path
     """Write ablation.md and ablation.svg into `out_dir` and return both paths.
 
     result: {"rows": [{"name", "label", "seeds": [{"seed", "text_accuracy", "image_accuracy", "reward"}]}]}; accuracies
-    in [0, 1]; a null is shown as a dash and counts in no mean. comparison, if there: its "says" stands below the
-    table. Raises ValueError if there is no row.
+    in [0, 1]; a null is shown as a dash and is in no mean. The sentence in result["comparison"]["says"], if present, is
+    written below the table. Raises ValueError if there is no row.
     """
     rows = ablation_rows(result)
     if not rows:
@@ -38,30 +38,30 @@ def write_ablation(result: Mapping[str, Any], out_dir: Path) -> tuple[Path, Path
     if result.get("comparison"):
         text += f"\n{result['comparison']['says']}.\n"
     table.write_text(text, "utf-8")
-    ElementTree.ElementTree(draw(rows)).write(plot, encoding="utf-8", xml_declaration=True)
+    ElementTree.ElementTree(dot_plot(rows)).write(plot, encoding="utf-8", xml_declaration=True)
     return table, plot
 
 
 def markdown_table(raw_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean ± sample standard deviation over seeds, and each seed's value in the order of the seeds."""
+    """A row per variant: mean ± sample standard deviation over seeds, and the value of each seed in order."""
     head = ["variant", "pictures, %", "each seed", "text, %", "each seed", "reward", "seeds"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' + '---:|' * (len(head) - 1)}"]
     for raw, row in zip(raw_rows, rows, strict=True):
         cells = [row["label"].replace("|", "\\|").replace("\n", " ")]
         for key, _, _ in MEASURES:
-            mean, spread = row["statistics"][key]
+            mean, std = row["statistics"][key]
             cells += [
-                _plus_minus(mean, spread, scale=100, digits=1),
-                ", ".join(_tenth(value) for value in row["values"][key]) or MISSING,
+                _mean_and_std(mean, std, scale=100, digits=1),
+                ", ".join(_percent(value) for value in row["values"][key]) or MISSING,
             ]
-        cells.append(_plus_minus(*row["statistics"]["reward"], scale=1, digits=3))
+        cells.append(_mean_and_std(*row["statistics"]["reward"], scale=1, digits=3))
         cells.append(", ".join(str(seed.get("seed", MISSING)) for seed in raw.get("seeds") or []) or MISSING)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def draw(rows: Sequence[Mapping[str, Any]]) -> ElementTree.Element:
-    """The dot plot as an <svg> element: a dot a seed, a bar at the mean, a row a variant."""
+def dot_plot(rows: Sequence[Mapping[str, Any]]) -> ElementTree.Element:
+    """The dot plot as an <svg> element: a row per variant, a dot per seed, a bar at the mean."""
     height = _TOP + _ROW * len(rows) + 34
     box = {"viewBox": f"0 0 {_WIDTH} {height}", "width": str(_WIDTH), "height": str(height), "role": "img"}
     svg = ElementTree.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **box})
@@ -69,7 +69,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> ElementTree.Element:
     _add(svg, "style", text=_STYLE)
     _add(svg, "rect", width=_WIDTH, height=height, class_="page")
     highest = max((value for row in rows for key, _, _ in MEASURES for value in row["values"][key]), default=1.0)
-    top = min(1.0, max(0.1, -(-highest * 10 // 1) / 10))  # the next full 10 %
+    top = min(1.0, max(0.1, -(-highest * 10 // 1) / 10))  # rounded up to 10 %
     _draw_axis(svg, top, height)
     for i, row in enumerate(rows):
         middle = _TOP + _ROW * (i + 0.5)
@@ -110,12 +110,12 @@ def _add(parent: ElementTree.Element, tag: str, text: str | None = None, **attri
     return element
 
 
-def _plus_minus(mean: float | None, spread: float | None, *, scale: float, digits: int) -> str:
+def _mean_and_std(mean: float | None, std: float | None, *, scale: float, digits: int) -> str:
     if mean is None:
         return MISSING
-    shown = f"{scale * mean:.{digits}f}"
-    return shown if spread is None else f"{shown} ± {scale * spread:.{digits}f}"
+    text = f"{scale * mean:.{digits}f}"
+    return text if std is None else f"{text} ± {scale * std:.{digits}f}"
 
 
-def _tenth(share: float) -> str:
+def _percent(share: float) -> str:
     return f"{100 * share:.1f}"

@@ -1,4 +1,4 @@
-"""Runs side by side: where their key figures began and ended, and what their configurations say differently."""
+"""Runs side by side: their key metrics at the start and at the end, and the differences of their configurations."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,31 +15,31 @@ WIDTH, HEIGHT = 120, 28
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure worth a place at the top: its key, its name, how it reads ("%" or a unit)."""
+class KeyMetric:
+    """A metric in the overview: its key in metrics.jsonl, its name, and its unit; "%" for a share in [0, 1]."""
 
     key: str
     label: str
     unit: str = ""
 
 
-KEY_FIGURES = (
-    Figure("reward/mean", "reward"),
-    Figure("teacher/k2_wrong", "k2, wrong answers", "nats²"),
-    Figure("teacher/gap", "teacher minus student", "nats"),
-    Figure("overlap/ratio", "top-k overlap", "%"),
-    Figure("student/entropy", "entropy of the student", "nats"),
-    Figure("length/mean", "completion length", "tokens"),
-    Figure("length/truncated", "truncated", "%"),
-    Figure("loss", "loss"),
-    Figure("time/step", "time a step", "s"),
-    Figure("tokens/per_second", "tokens a second"),
+KEY_METRICS = (
+    KeyMetric("reward/mean", "reward"),
+    KeyMetric("teacher/k2_wrong", "k2, wrong answers", "nats²"),
+    KeyMetric("teacher/gap", "teacher minus student", "nats"),
+    KeyMetric("overlap/ratio", "top-k overlap", "%"),
+    KeyMetric("student/entropy", "entropy of the student", "nats"),
+    KeyMetric("length/mean", "completion length", "tokens"),
+    KeyMetric("length/truncated", "truncated", "%"),
+    KeyMetric("loss", "loss"),
+    KeyMetric("time/step", "time a step", "s"),
+    KeyMetric("tokens/per_second", "tokens a second"),
 )
 
 
 @dataclass(frozen=True)
-class Course:
-    """A figure's way through one run. start, end: means of the first and the last tenth. path: an SVG path."""
+class Trend:
+    """A metric over one run. start, end: means over the first and the last tenth of the values. path: an SVG path."""
 
     start: float
     end: float
@@ -47,48 +47,49 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Glance:
-    """A figure of every run; None where a run does not have it."""
+class MetricComparison:
+    """A key metric of every run. trends: one per run, None if the run does not have the metric."""
 
-    figure: Figure
-    courses: tuple[Course | None, ...]
+    metric: KeyMetric
+    trends: tuple[Trend | None, ...]
 
     def value(self, value: float | None) -> str:
-        return formats.percent(value) if self.figure.unit == "%" else formats.number(value)
+        """The value as text."""
+        return formats.percent(value) if self.metric.unit == "%" else formats.number(value)
 
-    def change(self, course: Course | None, first: Course | None) -> str:
-        """How far a run ended from where the first one did, with its sign."""
-        if course is None or first is None or course is first:
+    def change(self, trend: Trend | None, first: Trend | None) -> str:
+        """The difference between the end of a run and the end of the first run, with its sign."""
+        if trend is None or first is None or trend is first:
             return ""
-        difference = course.end - first.end
-        shown = formats.points(difference) if self.figure.unit == "%" else formats.number(difference, 2)
-        shown = shown.lstrip(f"+{formats.MINUS}")
-        nothing = not any(digit in shown for digit in "123456789")
-        return shown if nothing else f"{formats.MINUS if difference < 0 else '+'}{shown}"
+        difference = trend.end - first.end
+        text = formats.points(difference) if self.metric.unit == "%" else formats.number(difference, 2)
+        text = text.lstrip(f"+{formats.MINUS}")
+        is_zero = not any(digit in text for digit in "123456789")
+        return text if is_zero else f"{formats.MINUS if difference < 0 else '+'}{text}"
 
 
-def glances(runs: Sequence[Run]) -> list[Glance]:
-    """The key figures that any run has."""
-    found = []
-    for figure in KEY_FIGURES:
-        courses = tuple(course_of(run.series(figure.key)) for run in runs)
-        if any(courses):
-            found.append(Glance(figure, courses))
-    return found
+def compare_key_metrics(runs: Sequence[Run]) -> list[MetricComparison]:
+    """The key metrics that at least one run has."""
+    comparisons = []
+    for metric in KEY_METRICS:
+        trends = tuple(trend_of(run.series(metric.key)) for run in runs)
+        if any(trends):
+            comparisons.append(MetricComparison(metric, trends))
+    return comparisons
 
 
-def course_of(values: Sequence[float | None]) -> Course | None:
-    """None where no value is known."""
+def trend_of(values: Sequence[float | None]) -> Trend | None:
+    """The trend of the values that are not None; None if there are none."""
     known = [value for value in values if value is not None]
     if not known:
         return None
     tenth = max(1, len(known) // 10)
-    return Course(fmean(known[:tenth]), fmean(known[-tenth:]), svg_path(known))
+    return Trend(fmean(known[:tenth]), fmean(known[-tenth:]), svg_path(known))
 
 
 def svg_path(values: Sequence[float], width: int = WIDTH, height: int = HEIGHT) -> str:
-    """The values as the `d` of an SVG path, the least at the bottom and the most at the top, 2 units from the edges."""
-    if len(values) > width // 2:  # each point the mean of its share
+    """The values as the `d` of an SVG path, minimum at the bottom, maximum at the top, 2 units from the edges."""
+    if len(values) > width // 2:  # average neighbouring values
         ends = [round(i * len(values) / (width // 2)) for i in range(width // 2 + 1)]
         values = [fmean(values[a:b]) for a, b in itertools.pairwise(ends)]
     low, high = min(values), max(values)
@@ -101,35 +102,35 @@ def svg_path(values: Sequence[float], width: int = WIDTH, height: int = HEIGHT) 
 
 
 def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """(dotted key, the value of each run) of what the configurations do not agree on; `out` always differs, and is
-    left out. Of a section that a run does without, only what the others do not agree on.
+    """(dotted key, the value of each run) for each key, except `out`, whose values differ. A run that sets a section to
+    null is ignored in the comparison of the keys of that section.
     """
-    flats = [flat(yaml.safe_load(run.config)) if run.config else None for run in runs]
-    known = [settings for settings in flats if settings is not None]
+    flattened = [flatten(yaml.safe_load(run.config)) if run.config else None for run in runs]
+    known = [settings for settings in flattened if settings is not None]
     rows = []
     for key in dict.fromkeys(key for settings in known for key in settings):
         parents = [key[:at] for at, letter in enumerate(key) if letter == "."]
         values = {s.get(key, formats.MISSING) for s in known if not any(parent in s for parent in parents)}
         if key != "out" and len(values) > 1:
-            rows.append((key, [_shown(settings, key) for settings in flats]))
+            rows.append((key, [_value_of(settings, key) for settings in flattened]))
     return rows
 
 
-def _shown(settings: Mapping[str, str] | None, key: str) -> str:
+def _value_of(settings: Mapping[str, str] | None, key: str) -> str:
     if settings is None:
         return formats.MISSING
     if key not in settings and any(other.startswith(f"{key}.") for other in settings):
-        return "given"
+        return "set"
     return settings.get(key, formats.MISSING)
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested settings as one level of dotted names, each value as YAML writes it."""
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested settings as a flat dict with dotted keys, each value as YAML."""
     if isinstance(value, Mapping) and value:
         return {
             name: text
             for key, item in value.items()
-            for name, text in flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
+            for name, text in flatten(item, f"{prefix}.{key}" if prefix else str(key)).items()
         }
     if isinstance(value, str) and value:
         return {prefix: value}

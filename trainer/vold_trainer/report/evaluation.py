@@ -1,4 +1,4 @@
-"""eval.json as dataclasses: accuracies, and whatever else an evaluation measures."""
+"""eval.json as dataclasses: accuracies and further metrics."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,8 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Measure:
-    """Any other figure of a test set, such as pass@8, with its interval where the file gives one. share: whether it is
-    a part of 1, or None where its name says so.
+    """A further metric of a test set, such as pass@8. share: whether the value is a share in [0, 1]; if None,
+    the name of the metric says so.
     """
 
     value: float
@@ -19,7 +19,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy in [0, 1] over `n` problems; `interval` is None where the file does not give one."""
+    """An accuracy in [0, 1] over `n` problems; `interval` is None if the file has none."""
 
     accuracy: float | None
     n: int | None
@@ -30,7 +30,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """eval.json: a score per test set ("text", "image", ...), and how many problems could not be answered."""
+    """eval.json: a score per test set ("text", "image", ...), and how many answers have no verdict."""
 
     scores: Mapping[str, Score]
     errors: int | None
@@ -54,14 +54,14 @@ def _score(raw: Any) -> Score | None:
 
 
 def _parts(raw: Mapping[str, Any]) -> dict[str, Score]:
-    """By category, greedy and sampled figures together, and by each further facet."""
+    """The scores by category, with the metrics of sampled answers, and by each facet."""
     categories, sampled = _mapping(raw.get("by_category")), _mapping(_mapping(raw.get("sampled")).get("by_category"))
     items = {
         str(name): {**_mapping(categories.get(name)), "sampled": sampled.get(name)}
         for name in {**categories, **sampled}
     }
-    for facet, found in _mapping(raw.get("by_facet")).items():
-        items |= {f"{facet}: {name}": item for name, item in _mapping(found).items()}
+    for facet, values in _mapping(raw.get("by_facet")).items():
+        items |= {f"{facet}: {name}": item for name, item in _mapping(values).items()}
     return {name: score for name, item in items.items() if (score := _score(item)) is not None}
 
 
@@ -76,19 +76,19 @@ def _interval(raw: Any) -> tuple[float, float] | None:
 
 
 def _measures(raw: Mapping[str, Any]) -> Iterator[tuple[str, Measure]]:
-    """Every further number, plain or as {"value", "interval"}: what an evaluation measures may grow. Then a benchmark's
-    own figures, and those of sampled answers.
+    """Every further number, plain or as {"value", "interval"}, so that new metrics need no change here; then a
+    benchmark's own metrics, and the metrics of sampled answers.
     """
-    yield from _plain_measures(raw, skip=_NO_MEASURES)
+    yield from _plain_measures(raw, skip=_SKIPPED_KEYS)
     yield from _plain_measures(_mapping(raw.get("aggregate")), share=True)
     sampled = _mapping(raw.get("sampled"))
-    yield from _plain_measures(sampled, skip=_NO_SAMPLED_MEASURES)
+    yield from _plain_measures(sampled, skip=_SKIPPED_SAMPLED_KEYS)
     for name, measure in _plain_measures(_mapping(sampled.get("aggregate")), share=True):
         yield f"{name}, sampled", measure
 
 
-_NO_MEASURES = ("accuracy", "n", "interval", "by_category", "by_facet", "errors", "problems", "aggregate", "sampled")
-_NO_SAMPLED_MEASURES = (*_NO_MEASURES, "temperature", "top_p", "mean_length", "truncated")
+_SKIPPED_KEYS = ("accuracy", "n", "interval", "by_category", "by_facet", "errors", "problems", "aggregate", "sampled")
+_SKIPPED_SAMPLED_KEYS = (*_SKIPPED_KEYS, "temperature", "top_p", "mean_length", "truncated")
 
 
 def _plain_measures(
@@ -113,10 +113,10 @@ def number(value: Any) -> float | None:
 
 def share(value: Any) -> float | None:
     """A number in [0, 1], or None."""
-    found = number(value)
-    return found if found is not None and 0 <= found <= 1 else None
+    result = number(value)
+    return result if result is not None and 0 <= result <= 1 else None
 
 
 def count(value: Any) -> int | None:
-    found = number(value)
-    return None if found is None else int(found)
+    result = number(value)
+    return None if result is None else int(result)

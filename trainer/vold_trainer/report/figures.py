@@ -1,8 +1,8 @@
-"""The report's figures: values in, plotly figures out, nothing else touched.
+"""The report's figures: values in, plotly figures out.
 
-A figure names no colour of text, grid or background: `report.js` takes those from the page's theme, light or dark. The
-colours of data are told apart by people with any colour vision and stand out on both. Text that comes from a run goes
-through `plain`, because plotly reads tags in names and hover texts.
+A figure sets no colours for text, grid or background: `report.js` sets them from the page's theme, light or dark. The
+data colours are distinguishable with colour vision deficiencies and visible in both themes. Text from a run must go
+through `plain`, because plotly interprets HTML tags in names and hover texts.
 """
 
 import math
@@ -15,25 +15,25 @@ import plotly.graph_objects as go
 
 from vold_trainer.report.formats import MISSING, percent
 from vold_trainer.report.read import LANES, Run, Span
-from vold_trainer.report.stats import ema, mean_and_spread, spread, wilson
+from vold_trainer.report.stats import ema, evenly_spaced, mean_and_std, wilson
 
 COLOURS = ("#2f86d6", "#d9730d", "#15976e", "#b65fa6", "#7f8791", "#1fa3b8", "#b8912a", "#6a6fd0")
 DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
 LANE_COLOURS = dict(zip(LANES, (*(COLOURS[i] for i in (0, 2, 3, 4, 5, 1, 6, 7)), "#c23b3b"), strict=True))
 TONES = {"right": COLOURS[2], "wrong": COLOURS[1], "teacher": COLOURS[3]}
-"""What has one meaning in every panel has one colour in every panel."""
+"""The colours of legend entries that have the same meaning in every panel."""
 MODALITIES = {"image_accuracy": ("pictures", COLOURS[1]), "text_accuracy": ("text", COLOURS[0])}
 
-# Clear in the middle, so that a gap of nothing is the page's own background in either theme.
+# Transparent in the middle, so that a gap of 0 has the background colour of the page in both themes.
 _DIVERGING = ((0.0, "#d9730d"), (0.499, "rgba(217,115,13,0.03)"), (0.501, "rgba(47,134,214,0.03)"), (1.0, "#2f86d6"))
 
 _RISING = ((0.0, "rgba(47,134,214,0.06)"), (1.0, "#2f86d6"))
 
-_MOST_POINTS = 1500
-_MARKED = 25
+_MAX_POINTS = 1500
+_MAX_POINTS_WITH_MARKERS = 25
 
-MOST_PROCESSES = 8
-"""That a timeline shows; the others do much the same."""
+MAX_PROCESSES = 8
+"""How many processes a timeline shows."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Line:
 
 
 def plain(text: str) -> str:
-    """Text for plotly, which would otherwise read `<b>` and `<a href>` in it."""
+    """Text escaped for plotly, which would otherwise interpret tags such as `<b>` and `<a href>`."""
     return escape(text, quote=False)
 
 
@@ -61,13 +61,13 @@ def curves(
     smooth: bool = True,
     floor: bool = False,
 ) -> go.Figure:
-    """Metrics over steps: a smoothed line over its own faint raw line.
+    """Metrics over steps: a smoothed line over the faint raw line.
 
-    One run: a colour each. Several: the colour is the run, as the page's chips say, and the dash the metric, of which
-    the first is shown and the others on a click in the legend. A run that lacks a key has no curve for it.
-    share: the values are in [0, 1] and read as percentages. smooth=False: for what has no noise, where an average only
-    lags. floor: the axis begins at 0. The page's controls smooth again from the raw line, and lay the curves along the
-    time in their `customdata`, in minutes.
+    With one run each metric has a colour. With several runs each run has a colour and each metric a dash pattern; only
+    the first metric is visible until the reader clicks another in the legend. A run without a key has no curve for it.
+    share: the values are in [0, 1] and shown as percentages. smooth: False for metrics without noise, where an average
+    only lags. floor: the axis starts at 0. The page's controls smooth again from the raw line, and can plot the curves
+    over the minutes in `customdata`.
     """
     figure = _figure(height=270, x_title="step", y_title=unit)
     several = len(runs) > 1
@@ -92,7 +92,7 @@ def curves(
         _add_dash_key(figure, lines)
     if share:
         figure.update_yaxes(tickformat="~%")
-    if values and min(values) == max(values):  # of a line without a height plotly would show one unit to either side
+    if values and min(values) == max(values):  # plotly would show a constant line in a range of 2
         edge = 2 * values[0] or (0.1 if share else 1.0)
         figure.update_yaxes(range=sorted([0.0, edge]))
     elif floor:
@@ -101,7 +101,7 @@ def curves(
 
 
 def _add_dash_key(figure: go.Figure, lines: Sequence[Line]) -> None:
-    """A legend of the metrics alone: the runs are named once for the whole page."""
+    """Add legend entries for the metrics only; the page names the runs once."""
     for j, line in enumerate(lines):
         figure.add_scatter(
             x=[None],
@@ -116,7 +116,7 @@ def _add_dash_key(figure: go.Figure, lines: Sequence[Line]) -> None:
 
 
 def _known_points(run: Run, key: str) -> list[tuple[int, float, float | None]]:
-    """(step, value, minutes) where there is a value: what is measured every tenth step is a line all the same."""
+    """(step, value, minutes) of the steps with a value, so that a metric of every tenth step is a line."""
     return [
         (row["step"], value, None if row.get("time") is None else round(row["time"] / 60, 3))
         for row, value in zip(run.metrics, run.series(key), strict=True)
@@ -134,9 +134,9 @@ def _add_curve(
     smooth: bool,
 ) -> None:
     average = ema([value for _, value, _ in points], default_span(len(points)) if smooth else 1.0)
-    kept = spread(list(zip(points, average, strict=True)), _MOST_POINTS)
-    x = [point[0] for point, _ in kept]
-    raw = [point[1] for point, _ in kept]
+    shown = evenly_spaced(list(zip(points, average, strict=True)), _MAX_POINTS)
+    x = [point[0] for point, _ in shown]
+    raw = [point[1] for point, _ in shown]
     hover = f"%{{y:{'.1%' if share else '.4g'}}}<extra>{label}</extra>"
     figure.add_scatter(
         x=x,
@@ -150,10 +150,10 @@ def _add_curve(
     )
     figure.add_scatter(
         x=x,
-        y=[value for _, value in kept],
-        customdata=[point[2] for point, _ in kept],
-        # few points are shown each: a run that has just begun, or a figure that is measured now and then
-        mode="lines+markers" if len(x) <= _MARKED else "lines",
+        y=[value for _, value in shown],
+        customdata=[point[2] for point, _ in shown],
+        # few points get markers: a run that has just started, or a metric that is measured rarely
+        mode="lines+markers" if len(x) <= _MAX_POINTS_WITH_MARKERS else "lines",
         marker={"size": 5},
         line=style | {"width": 2},
         name=label,
@@ -163,26 +163,25 @@ def _add_curve(
 
 
 def default_span(count: int) -> float:
-    """Over how many points the curve of a run with `count` of them is averaged."""
+    """The span of the moving average for a curve of `count` points."""
     return max(3.0, min(20.0, count / 8))
 
 
 def by_position(run: Run, key: str, unit: str) -> go.Figure | None:
-    """Heat map of a metric with a value for each relative position: steps across, positions upwards. unit: "nats",
-    around 0, or "%", a share in [0, 1].
+    """A heat map of a metric with a value for each relative position: x is the step, y the position.
 
-    None if the run has no such metric.
+    unit: "nats", centred on 0, or "%", a share in [0, 1]. None if the run does not have the metric.
     """
     rows = [(row["step"], row[key]) for row in run.metrics if isinstance(row.get(key), list) and row[key]]
     if not rows:
         return None
-    rows = spread(rows, 200)
+    rows = evenly_spaced(rows, 200)
     height = max(len(row) for _, row in rows)
     z = [[row[i] if i < len(row) else None for _, row in rows] for i in range(height)]
     labels = [f"{100 * i // height} to {100 * (i + 1) // height} %" for i in range(height)]
     values = sorted(value for row in z for value in row if value is not None)
     if unit == "nats":
-        # The 98th percentile bounds the colours: one wild first step must not make all others pale.
+        # The 98th percentile bounds the colour scale, so that one outlier does not make all other steps pale.
         sizes = sorted(map(abs, values))
         bound = (sizes[int(0.98 * (len(sizes) - 1))] if sizes else 0) or 1.0
         scale = {"zmin": -bound, "zmax": bound, "colorscale": _DIVERGING}
@@ -209,8 +208,8 @@ def by_position(run: Run, key: str, unit: str) -> go.Figure | None:
 
 
 def timeline(spans: Sequence[Span], steps: Sequence[int]) -> go.Figure:
-    """Who worked when in `steps`: a bar a span, a row a lane and process, a vertical line where a step begins."""
-    shown = [span for span in spans if span.step in set(steps) and span.process < MOST_PROCESSES]
+    """The work in `steps` over time: a bar per span, a row per lane and process, a vertical line at each step."""
+    shown = [span for span in spans if span.step in set(steps) and span.process < MAX_PROCESSES]
     origin = min((span.start for span in shown), default=0.0)
     lanes = [*LANES, *sorted({span.lane for span in shown} - set(LANES))]
     rows = sorted({(lanes.index(span.lane), span.process) for span in shown})
@@ -242,39 +241,42 @@ def timeline(spans: Sequence[Span], steps: Sequence[int]) -> go.Figure:
                 annotation={"text": str(step), "font": {"size": 11}, "yref": "paper", "y": 1.0, "yanchor": "bottom"},
                 annotation_position="top right",
             )
-    # Overlaid, or plotly would stack bars that share a row on top of their bases.
+    # Without overlay plotly would stack the bars of a row.
     figure.update_layout(barmode="overlay", margin={"t": 26}, hovermode="closest")
     figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], showgrid=False)
     return figure
 
 
 def hidden_share(spans: Iterable[Span]) -> float | None:
-    """The share of the services' working time (teacher and verifier, as one) in which the process that asked worked
-    too; of several processes, of the sum of their times.
+    """The share of the scoring time (teacher and verifier together) during which the trainer process worked too. The
+    times of several processes are summed.
 
-    1 means that scoring cost no time of its own; None if nothing was scored.
+    1 means that scoring added no time; None if nothing was scored.
     """
-    pieces: dict[int, tuple[list[tuple[float, float]], list[tuple[float, float]]]] = {}
+    intervals: dict[int, tuple[list[tuple[float, float]], list[tuple[float, float]]]] = {}
     for span in spans:
         if span.lane not in ("wait", "outage"):
-            scoring, own = pieces.setdefault(span.process, ([], []))
-            (scoring if span.lane in ("teacher", "verifier") else own).append((span.start, span.end))
-    total = sum(_covered(scoring) for scoring, _ in pieces.values())
-    hidden = sum(_covered(scoring) + _covered(own) - _covered(scoring + own) for scoring, own in pieces.values())
+            scoring, training = intervals.setdefault(span.process, ([], []))
+            (scoring if span.lane in ("teacher", "verifier") else training).append((span.start, span.end))
+    total = sum(_covered(scoring) for scoring, _ in intervals.values())
+    hidden = sum(
+        _covered(scoring) + _covered(training) - _covered(scoring + training)
+        for scoring, training in intervals.values()
+    )
     return hidden / total if total else None
 
 
-def _covered(pieces: Sequence[tuple[float, float]]) -> float:
-    """Seconds that lie in at least one of the pieces."""
-    covered, reached = 0.0, -math.inf
-    for start, end in sorted(pieces):
-        covered += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
+def _covered(intervals: Sequence[tuple[float, float]]) -> float:
+    """The length of the union of the intervals, seconds."""
+    covered, latest = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        covered += max(0.0, end - max(start, latest))
+        latest = max(latest, end)
     return covered
 
 
 def stages(rows: Sequence[tuple[str, Mapping[str, float | None], int | None]]) -> go.Figure:
-    """Accuracy by stage, text and pictures side by side, with Wilson intervals where n is known.
+    """Accuracy by stage, text and pictures side by side, with Wilson intervals if n is known.
 
     rows: (label, {"text_accuracy", "image_accuracy"} in [0, 1] or None, n).
     """
@@ -316,9 +318,9 @@ def stages(rows: Sequence[tuple[str, Mapping[str, float | None], int | None]]) -
 
 
 def ablation(rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]]) -> go.Figure:
-    """A dot a seed and a bar at the mean, a row a variant, text and pictures in their colours.
+    """A row per variant: a dot per seed and a bar at the mean, text and pictures in different colours.
 
-    rows: (label, {"text_accuracy", "image_accuracy": a value in [0, 1] per seed}), the first on top.
+    rows: (label, {"text_accuracy", "image_accuracy": a value in [0, 1] per seed}), the first at the top.
     """
     figure = _figure(height=110 + 40 * max(len(rows), 1))
     for offset, (key, (label, colour)) in zip((-0.16, 0.16), MODALITIES.items(), strict=True):
@@ -326,7 +328,7 @@ def ablation(rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]]) -> go.Fi
         means = [
             (mean, i + offset, name, sd)
             for i, (name, scores) in enumerate(rows)
-            for mean, sd in [mean_and_spread(scores.get(key, ()))]
+            for mean, sd in [mean_and_std(scores.get(key, ()))]
             if mean is not None
         ]
         figure.add_scatter(

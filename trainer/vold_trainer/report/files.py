@@ -1,8 +1,8 @@
 """Reading the files of a run that may be unfinished.
 
-The report is also made of runs that have just begun, are still going or were killed, so a missing file is an empty
-value, a last line without its newline is not there yet, and any other line that cannot be used is counted in
-`problems` and skipped: it must be seen, and it must not cost the rest of the page.
+A report can be made of a run that has just started, is still running or was killed. A missing file is an empty value, a
+last line without newline is ignored, and any other unreadable line is skipped and reported in `read_errors`, so that it
+is visible and does not prevent the report.
 """
 
 import json
@@ -17,11 +17,11 @@ _SECRET_KEYS = ("api_key", "apikey", "api_keys", "authorization", "password", "s
 T = TypeVar("T")
 
 
-def lines(path: Path, parse: Callable[[dict[str, Any]], T], problems: list[str]) -> Iterator[tuple[int, T]]:
-    """(byte offset, parsed object) of each usable line; the unusable are summed up in one sentence at the end."""
+def read_lines(path: Path, parse: Callable[[dict[str, Any]], T], read_errors: list[str]) -> Iterator[tuple[int, T]]:
+    """(byte offset, parsed object) of each readable line. One sentence in `read_errors` counts the other lines."""
     if not path.exists():
         return
-    bad: list[tuple[int, str]] = []
+    errors: list[tuple[int, str]] = []
     with path.open("rb") as file:
         offset = 0
         for number, line in enumerate(file, 1):
@@ -31,26 +31,26 @@ def lines(path: Path, parse: Callable[[dict[str, Any]], T], problems: list[str])
             try:
                 value = parse(_load(line))
             except (ValueError, TypeError, KeyError) as error:
-                if line.endswith(b"\n"):  # else the writer is in the middle of it
-                    bad.append((number, f"{type(error).__name__}: {error}"))
+                if line.endswith(b"\n"):  # else the writer has not finished the line
+                    errors.append((number, f"{type(error).__name__}: {error}"))
                 continue
             yield start, value
-    if bad:
-        number, error_text = bad[0]
-        many = "1 line" if len(bad) == 1 else f"{len(bad)} lines"
-        problems.append(f"{path.name}: {many} left out, the first at line {number} ({error_text})")
+    if errors:
+        number, error_text = errors[0]
+        count = "1 line" if len(errors) == 1 else f"{len(errors)} lines"
+        read_errors.append(f"{path.name}: {count} left out, the first at line {number} ({error_text})")
 
 
-def records(path: Path, parse: Callable[[dict[str, Any]], T], problems: list[str]) -> Iterator[T]:
-    """What `parse` makes of each usable line of a JSONL file."""
-    for _, value in lines(path, parse, problems):
+def read_records(path: Path, parse: Callable[[dict[str, Any]], T], read_errors: list[str]) -> Iterator[T]:
+    """The parsed object of each readable line of a JSONL file."""
+    for _, value in read_lines(path, parse, read_errors):
         yield value
 
 
-def records_at(
-    path: Path, offsets: Sequence[int], parse: Callable[[dict[str, Any]], T], problems: list[str]
+def read_records_at(
+    path: Path, offsets: Sequence[int], parse: Callable[[dict[str, Any]], T], read_errors: list[str]
 ) -> Iterator[T]:
-    """The lines that start at `offsets`: a long run's rollouts do not fit in memory, the few that are shown do."""
+    """The parsed lines that start at `offsets`. All rollouts of a long run would not fit in memory."""
     if not offsets:
         return
     with path.open("rb") as file:
@@ -59,7 +59,9 @@ def records_at(
             try:
                 yield parse(_load(file.readline()))
             except (ValueError, TypeError, KeyError) as error:
-                problems.append(f"{path.name}: a rollout at byte {offset} left out ({type(error).__name__}: {error})")
+                read_errors.append(
+                    f"{path.name}: a rollout at byte {offset} left out ({type(error).__name__}: {error})"
+                )
 
 
 def _load(line: bytes) -> dict[str, Any]:
@@ -69,31 +71,31 @@ def _load(line: bytes) -> dict[str, Any]:
     return value
 
 
-def json_object(path: Path, problems: list[str]) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is none."""
+def json_object(path: Path, read_errors: list[str]) -> dict[str, Any]:
+    """The object in a JSON file, empty if there is no file."""
     if not path.exists():
         return {}
     try:
         return _load(path.read_bytes())
     except (ValueError, TypeError) as error:
-        problems.append(f"{path.name}: left out ({type(error).__name__}: {error})")
+        read_errors.append(f"{path.name}: left out ({type(error).__name__}: {error})")
         return {}
 
 
-def config_text(path: Path, problems: list[str]) -> str | None:
-    """A configuration as YAML without its secrets, None where there is none."""
+def config_text(path: Path, read_errors: list[str]) -> str | None:
+    """A configuration as YAML without its secrets, None if there is no file."""
     if not path.exists():
         return None
     try:
         value = yaml.safe_load(path.read_text("utf-8", errors="replace"))
     except yaml.YAMLError as error:
-        problems.append(f"{path.name}: left out ({type(error).__name__}: {error})")
+        read_errors.append(f"{path.name}: left out ({type(error).__name__}: {error})")
         return None
     return yaml.safe_dump(_without_secrets(value), sort_keys=False, allow_unicode=True, width=100)
 
 
 def _without_secrets(value: Any) -> Any:
-    """The same value with API keys and the like replaced: a report is made to be passed on."""
+    """The value with API keys, passwords and the like replaced, because reports are shared."""
     if isinstance(value, dict):
         return {
             key: "(removed)" if item and str(key).lower() in _SECRET_KEYS else _without_secrets(item)

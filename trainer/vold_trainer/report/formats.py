@@ -1,4 +1,4 @@
-"""Numbers and text as a person reads them. None is an en dash everywhere."""
+"""Numbers and text formatted for the page. None is always an en dash."""
 
 import re
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from typing import Any
 MISSING = "–"
 MINUS = "−"
 
-# C0 controls other than tab and newline, and DEL: browsers drop or misread them, and a model can sample them.
+# C0 controls except tab and newline, and DEL: a model can generate them, and browsers drop or misread them.
 _CONTROLS = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)} | {0x7F: 0x2421}
-# Bidirectional controls could make a page show text in another order than it stands in.
+# Bidirectional controls can make a page show text in a wrong order.
 _BIDI = {code: f"⟨U+{code:04X}⟩" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 _VISIBLE: Mapping[int, int | str] = {**_CONTROLS, **_BIDI}
 
@@ -44,8 +44,8 @@ def interval(ends: tuple[float, float] | None) -> str:
 
 
 def measure(name: str, value: float | None, share: bool | None = None) -> str:
-    """A further figure of an evaluation: a share where `share` or its name says so (mean@4, pass@8, truncated), else a
-    number.
+    """A further metric of an evaluation: a percentage if it is a share by `share` or by its name (mean@4, pass@8,
+    truncated), else a number.
     """
     is_share = "@" in name or name in ("truncated", "majority") if share is None else share
     return percent(value) if is_share and (value is None or 0 <= value <= 1) else number(value)
@@ -70,10 +70,10 @@ def logprob(value: float | None) -> str:
 
 
 def visible(text: Any) -> str:
-    """The text with control and bidirectional characters shown as symbols. The template escapes it, not this."""
+    """The text with control and bidirectional characters shown as symbols. The template escapes HTML."""
     return MISSING if text is None else str(text).translate(_VISIBLE)
 
 
 def image_uri(value: str | None) -> str | None:
-    """The value if it is a data URI of a raster picture, else None: a page must not fetch what a file names."""
+    """The value if it is a data URI of a raster image, else None: the page must not load other addresses."""
     return value if value is not None and _IMAGE.fullmatch(value) else None

@@ -1,8 +1,7 @@
-"""The page itself: run folders in, one HTML file out, with everything it needs inside.
+"""The page: run folders in, one self-contained HTML file out.
 
-Model output is untrusted: Jinja escapes every value, figures travel as JSON with `<` escaped, pictures must be raster
-data URIs, and a content security policy that names the page's own scripts by hash forbids every other script and all
-network access.
+Model output is untrusted: Jinja escapes every value, figures are JSON with `<` escaped, images must be raster data
+URIs, and a content security policy allows only the page's own scripts, by hash, and no network access.
 """
 
 import base64
@@ -23,29 +22,29 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from vold_trainer.report import figures, formats, tokens
-from vold_trainer.report.compare import HEIGHT, WIDTH, config_differences, glances
+from vold_trainer.report.compare import HEIGHT, WIDTH, compare_key_metrics, config_differences
 from vold_trainer.report.evaluation import Score, count, number, share
-from vold_trainer.report.panels import draw_others, draw_sections
+from vold_trainer.report.panels import render_other_metrics, render_sections
 from vold_trainer.report.read import OUTCOMES, Run, read_runs
-from vold_trainer.report.stats import mean_and_spread, spread, wilson
+from vold_trainer.report.stats import mean_and_std, wilson
 
 STAGE_LABELS = {"base": "base", "sft": "SFT", "grpo": "SFT + GRPO", "vold": "VOLD"}
 
 SPANS = (1, 3, 5, 10, 20, 50, 100)
-"""The steps of the smoothing control: over how many points a curve is averaged."""
+"""The values of the smoothing control: the span of the moving average, points."""
 
 POSITIONS = (
     ("gap_by_position", "teacher minus student", "nats"),
     ("overlap_by_position", "top-k overlap", "%"),
 )
-"""What is known by position: its key, its name, its unit."""
+"""The metrics by position in the completion: key, name, unit."""
 
 _TIMELINE_STEPS = 6
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One figure of several in a switcher."""
+class SwitcherChoice:
+    """One of the figures that a switcher offers."""
 
     label: str
     figure: go.Figure
@@ -66,41 +65,41 @@ def build_report(
     "missing_scores"}. ablation: {"rows": [{"name", "label", "seeds": [{"seed", "text_accuracy", "image_accuracy",
     "reward"}]}]}. Raises FileNotFoundError for a run folder that does not exist.
     """
-    found = read_runs(runs)
+    loaded = read_runs(runs)
     stages = stage_rows(summary or {})
     variants = ablation_rows(ablation or {})
-    scripts = [Markup(get_plotlyjs()), Markup(_resource("report.js"))]  # noqa: S704 - our own and plotly's, no input
+    scripts = [Markup(get_plotlyjs()), Markup(_resource("report.js"))]  # noqa: S704 - our own script and plotly's, no input
     html = _environment().get_template("report.html").render(
         title=title,
         csp=_security_policy(scripts),
         scripts=scripts,
         style=Markup(_resource("report.css")),  # noqa: S704 - our own
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        runs=found,
-        lead=lead(found, stages),
-        warnings=warnings(found, summary or {}),
+        runs=loaded,
+        lead=lead_paragraph(loaded, stages),
+        warnings=warnings(loaded, summary or {}),
         summary=summary,
         stages=stages,
         stage_figure=figures.stages([(row["label"], row, row["n"]) for row in stages]) if stages else None,
         variants=variants,
         ablation_figure=figures.ablation([(row["label"], row["values"]) for row in variants]) if variants else None,
-        glances=glances(found),
+        comparisons=compare_key_metrics(loaded),
         spark=(WIDTH, HEIGHT),
-        differences=config_differences(found) if len(found) > 1 else [],
+        differences=config_differences(loaded) if len(loaded) > 1 else [],
         colours=figures.COLOURS,
         spans=SPANS,
-        span=default_span(found),
-        sections=draw_sections(found),
-        groups=draw_others(found),
-        heat_maps=heat_maps(found),
-        timelines=timelines(found),
+        span=default_span(loaded),
+        sections=render_sections(loaded),
+        groups=render_other_metrics(loaded),
+        heat_maps=heat_maps(loaded),
+        timelines=timelines(loaded),
         legend=tokens.legend(),
         outcomes=OUTCOMES,
-        evaluations=evaluation_rows(found),
-        measures=measure_names(found),
+        evaluations=evaluation_rows(loaded),
+        measures=measure_names(loaded),
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
-    # A reader may reload the page while a run goes on: it is replaced whole. Lone surrogates cannot be UTF-8.
+    # A reader may reload the page during a run, so it is replaced atomically. UTF-8 cannot encode lone surrogates.
     partial = out.with_name(out.name + ".partial")
     partial.write_bytes(html.encode("utf-8", errors="replace"))
     os.replace(partial, out)
@@ -108,7 +107,7 @@ def build_report(
 
 
 def stage_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row a stage: label, both accuracies, their Wilson intervals and their change against the first stage."""
+    """A row per stage: label, both accuracies, their Wilson intervals and their change from the first stage."""
     rows: list[dict[str, Any]] = []
     stages = summary.get("stages")
     for name, raw in (stages if isinstance(stages, Mapping) else {}).items():
@@ -125,22 +124,22 @@ def stage_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def ablation_rows(ablation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row a variant: label, number of seeds, and the values, mean and standard deviation of each measure."""
+    """A row per variant: label, number of seeds, and the values, mean and standard deviation of each metric."""
     rows = []
     for raw in ablation.get("rows", ()):
         seeds = raw.get("seeds") or []
         values = {
-            key: [value for seed in seeds if (value := read(seed.get(key))) is not None]
-            for key, read in (("text_accuracy", share), ("image_accuracy", share), ("reward", number))
+            key: [value for seed in seeds if (value := parse(seed.get(key))) is not None]
+            for key, parse in (("text_accuracy", share), ("image_accuracy", share), ("reward", number))
         }
-        statistics = {key: mean_and_spread(value) for key, value in values.items()}
+        statistics = {key: mean_and_std(value) for key, value in values.items()}
         label = str(raw.get("label") or raw.get("name"))
         rows.append({"label": label, "seeds": len(seeds), "values": values, "statistics": statistics})
     return rows
 
 
-def lead(runs: Sequence[Run], stages: Sequence[Mapping[str, Any]]) -> str:
-    """The page's first paragraph: what was reached, and what it is a report of."""
+def lead_paragraph(runs: Sequence[Run], stages: Sequence[Mapping[str, Any]]) -> str:
+    """The first paragraph of the page: the accuracies reached, and the runs in the report."""
     sentences = []
     measured = [row for row in stages if row["image_accuracy"] is not None]
     if len(measured) > 1:
@@ -148,7 +147,7 @@ def lead(runs: Sequence[Run], stages: Sequence[Mapping[str, Any]]) -> str:
         n = f" ({formats.number(last['n'])} test problems)" if last["n"] else ""
         sentences.append(
             f"Accuracy on pictures went from {formats.percent(first['image_accuracy'])} ({first['label']}) "
-            f"to {formats.percent(last['image_accuracy'])} ({last['label']}){n}, with training on text alone."
+            f"to {formats.percent(last['image_accuracy'])} ({last['label']}){n}, with training on text only."
         )
     parts = []
     for run in runs:
@@ -163,47 +162,45 @@ def lead(runs: Sequence[Run], stages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def warnings(runs: Sequence[Run], summary: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before believing a curve: missing scores, unanswered problems, unread lines."""
-    found = []
+    """Conditions that make the report unreliable: missing scores, missing verdicts, unreadable lines."""
+    messages = []
     missing = number(summary.get("missing_scores"))
     if missing:
-        found.append(f"Missing scores over all stages: {formats.number(missing)}.")
+        messages.append(f"Missing scores over all stages: {formats.number(missing)}.")
     for run in runs:
         for key, service in (("missing/teacher", "teacher"), ("missing/verifier", "verifier")):
             if total := run.total(key):
-                missed = f"missing scores of the {service}: {formats.number(total)}"
-                found.append(f"{run.name}: {missed}; they were masked, not set to 0.")
+                text = f"missing scores of the {service}: {formats.number(total)}"
+                messages.append(f"{run.name}: {text}; they were masked, not set to 0.")
         if run.evaluation is not None and run.evaluation.errors:
-            found.append(
-                f"{run.name}: test problems that could not be answered: {formats.number(run.evaluation.errors)}."
-            )
-        found += [f"{run.name}: {problem}" for problem in run.problems]
+            messages.append(f"{run.name}: test answers without a verdict: {formats.number(run.evaluation.errors)}.")
+        messages += [f"{run.name}: {error}" for error in run.read_errors]
     teachers = {
         run.meta["teacher"].get("weights_fingerprint") for run in runs if isinstance(run.meta.get("teacher"), dict)
     }
     if len(teachers - {None}) > 1:
-        found.append("These runs had different teachers: their weights fingerprints differ.")
-    return found
+        messages.append("These runs had different teachers: their weights fingerprints differ.")
+    return messages
 
 
 def default_span(runs: Sequence[Run]) -> int:
-    """Where the smoothing control stands at first: an index of SPANS, the nearest to what the curves are drawn with."""
+    """The initial value of the smoothing control: the index in SPANS nearest to the span of the curves."""
     span = figures.default_span(max((len(run.steps) for run in runs), default=0))
     return min(range(len(SPANS)), key=lambda index: abs(SPANS[index] - span))
 
 
-def heat_maps(runs: Sequence[Run]) -> list[Choice]:
-    """What is known by position, of each run."""
+def heat_maps(runs: Sequence[Run]) -> list[SwitcherChoice]:
+    """A heat map for each metric by position and each run."""
     return [
-        Choice(f"{name}, {run.name}", figure)
+        SwitcherChoice(f"{name}, {run.name}", figure)
         for key, name, unit in POSITIONS
         for run in runs
         if (figure := figures.by_position(run, key, unit)) is not None
     ]
 
 
-def timelines(runs: Sequence[Run]) -> list[Choice]:
-    """For each run a timeline of its last steps, and of its first and middle ones where it is long enough."""
+def timelines(runs: Sequence[Run]) -> list[SwitcherChoice]:
+    """For each run a timeline of its last steps; for a long run also of its first and middle steps."""
     choices = []
     for run in runs:
         steps = sorted({span.step for span in run.timeline})
@@ -223,15 +220,15 @@ def timelines(runs: Sequence[Run]) -> list[Choice]:
                 if hidden is not None
                 else ""
             )
-            if (count_of := len({span.process for span in spans})) > figures.MOST_PROCESSES:
-                note = f"The first {figures.MOST_PROCESSES} of {count_of} processes. {note}".strip()
+            if (processes := len({span.process for span in spans})) > figures.MAX_PROCESSES:
+                note = f"The first {figures.MAX_PROCESSES} of {processes} processes. {note}".strip()
             label = f"{run.name}: {name} steps ({window[0]} to {window[-1]})"
-            choices.append(Choice(label, figures.timeline(spans, window), note))
+            choices.append(SwitcherChoice(label, figures.timeline(spans, window), note))
     return choices
 
 
 def evaluation_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row a run and test set, with the interval of the file or else Wilson's."""
+    """A row per run and test set, with the interval in the file or else Wilson's."""
     return [
         {"run": run.name, "name": name, "score": score, "interval": score.interval or _interval(score)}
         for run in runs
@@ -241,7 +238,7 @@ def evaluation_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def measure_names(runs: Sequence[Run]) -> list[str]:
-    """The further figures of the evaluations, in the order in which they appear."""
+    """The names of the further metrics of the evaluations, in order of appearance."""
     scores = [score for run in runs if run.evaluation for score in run.evaluation.scores.values()]
     return list(dict.fromkeys(name for score in scores for name in score.measures))
 
@@ -271,7 +268,6 @@ def _environment() -> Environment:
         "image_uri": formats.image_uri,
         "view_tokens": tokens.view_tokens,
         "figure_json": figure_json,
-        "spread": spread,
     }
     environment.globals["next_id"] = lambda: f"f{next(ids)}"
     return environment
@@ -280,7 +276,7 @@ def _environment() -> Environment:
 def figure_json(figure: go.Figure) -> Markup:
     """A figure as JSON that is safe inside a script element: `<` cannot close it or open a comment."""
     text = json.dumps(figure.to_plotly_json(), allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c"))  # noqa: S704 - escaped for where it stands
+    return Markup(text.replace("<", "\\u003c"))  # noqa: S704 - escaped for a script element
 
 
 def _security_policy(scripts: Sequence[str]) -> str:

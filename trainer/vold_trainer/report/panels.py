@@ -1,4 +1,4 @@
-"""Which metrics share a panel, what each panel is for, and where every other metric goes."""
+"""The panels of the page: which metrics share a panel, and how to read it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from vold_trainer.report.read import Run
 
 @dataclass(frozen=True)
 class Panel:
-    """Some metrics drawn together, with a sentence that says how to read them. floor: the axis begins at 0. news: it is
-    left out where every value is 0.
+    """Metrics in one figure. note: how to read them. floor: the axis starts at 0. hide_zero: leave the panel out if all
+    values are 0. share, unit, smooth: as in `curves`.
     """
 
     title: str
@@ -23,12 +23,12 @@ class Panel:
     unit: str = ""
     smooth: bool = True
     floor: bool = False
-    news: bool = False
+    hide_zero: bool = False
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A panel as the page shows it."""
+class RenderedPanel:
+    """A panel with its figure."""
 
     title: str
     note: str
@@ -36,11 +36,11 @@ class Drawn:
 
 
 @dataclass
-class Group:
+class PanelGroup:
     """Panels under one heading."""
 
     name: str
-    panels: list[Drawn] = field(default_factory=list)
+    panels: list[RenderedPanel] = field(default_factory=list)
 
 
 def _lines(**labels: str) -> tuple[Line, ...]:
@@ -49,11 +49,11 @@ def _lines(**labels: str) -> tuple[Line, ...]:
 
 SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
-        "What the verifier says",
+        "Rewards",
         (
             Panel(
                 "Reward",
-                "Mean and standard deviation over a step's rollouts; by outcome where it is more than the verdict.",
+                "Mean and standard deviation over the rollouts of a step; by outcome if rewards are not just 0 and 1.",
                 _lines(
                     reward__mean="mean", reward__std="std", reward__mean_correct="right", reward__mean_wrong="wrong"
                 ),
@@ -61,14 +61,14 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             ),
             Panel(
                 "Right answers",
-                "Share of the judged rollouts that the verifier called right.",
+                "Share of the rollouts with a verdict that are correct.",
                 _lines(reward__correct="right answers"),
                 share=True,
                 floor=True,
             ),
             Panel(
-                "Groups that teach nothing",
-                "Groups whose rollouts all have one outcome have no advantage: only the teacher moves them.",
+                "Groups without advantage",
+                "If all rollouts of a group have one outcome, their advantage is 0: only the teacher gives a gradient.",
                 _lines(groups__all_correct="right", groups__all_wrong="wrong"),
                 share=True,
                 floor=True,
@@ -80,14 +80,14 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel(
                 "Distance to the teacher (k2)",
-                "Half the squared log-probability difference on sampled tokens, by outcome. VOLD pulls on the wrong.",
+                "Half the squared log-probability difference on sampled tokens. VOLD reduces it on wrong rollouts.",
                 _lines(teacher__k2="all", teacher__k2_correct="right", teacher__k2_wrong="wrong"),
                 unit="nats²",
                 floor=True,
             ),
             Panel(
                 "Teacher minus student, by outcome",
-                "Mean log-probability difference. Below 0 the teacher finds the student's tokens less likely.",
+                "Mean log-probability difference. Below 0: the tokens are less likely under the teacher.",
                 _lines(teacher__gap="all", teacher__gap_correct="right", teacher__gap_wrong="wrong"),
                 unit="nats",
             ),
@@ -100,26 +100,26 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             ),
             Panel(
                 "Probability on the common ids",
-                "How much of its probability each side gives to the ids that both have on top.",
+                "The probability that each model gives to the ids that are among the most likely of both.",
                 _lines(overlap__student_mass="student", overlap__teacher_mass="teacher"),
                 share=True,
             ),
             Panel(
                 "Entropy",
-                "Of the next-token distribution at sampled positions. A student that falls to 0 no longer explores.",
+                "Of the next-token distribution at sampled positions. Near 0 the student no longer explores.",
                 _lines(student__entropy="student", teacher__entropy="teacher"),
                 unit="nats",
                 floor=True,
             ),
             Panel(
                 "Entropy gap",
-                "Teacher minus student at the same positions. Below 0 the teacher is surer than the student.",
+                "Teacher minus student at the same positions. Below 0: the teacher is more certain than the student.",
                 _lines(entropy__gap="all", entropy__gap_correct="right", entropy__gap_wrong="wrong"),
                 unit="nats",
             ),
             Panel(
                 "Probability on the support",
-                "How much probability the ids that the divergence looks at hold on each side.",
+                "The probability that each model gives to the ids that the divergence is computed over.",
                 _lines(support__student_mass="student", support__teacher_mass="teacher"),
                 share=True,
             ),
@@ -130,7 +130,7 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel(
                 "Completion length",
-                "Tokens a completion, by outcome.",
+                "Tokens per completion, by outcome.",
                 _lines(length__mean="all", length__mean_correct="right", length__mean_wrong="wrong"),
                 unit="tokens",
                 floor=True,
@@ -144,7 +144,7 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             ),
             Panel(
                 "Missing scores",
-                "Scores that never came, and positions the teacher reads differently: masked, never taken as 0.",
+                "Scores not received, and positions whose token the teacher's tokenizer lacks: masked, never 0.",
                 _lines(
                     missing__teacher="teacher's", missing__verifier="verifier's", missing__masked_positions="positions"
                 ),
@@ -158,42 +158,42 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel(
                 "Loss",
-                "The quantity that is minimised; compare it only between runs of one objective.",
+                "The loss that is minimised; comparable only between runs with the same objective.",
                 _lines(loss="loss"),
             ),
             Panel("Gradient norm", "Before clipping.", _lines(grad_norm="gradient norm"), floor=True),
             Panel(
                 "Clipped tokens",
-                "Share of tokens whose ratio left the trust region.",
+                "Share of tokens whose ratio is outside the clip range.",
                 _lines(clip__high="above", clip__low="below"),
                 share=True,
                 floor=True,
             ),
             Panel(
-                "Sampling against training",
-                "How far the engine that draws and the weights that learn disagree about the drawn tokens: "
-                "log-probability at sampling minus before the update.",
+                "Rollout mismatch",
+                "Difference between rollout engine and trainer on the sampled tokens: log-probability at sampling "
+                "minus log-probability before the update.",
                 _lines(mismatch__abs="size", mismatch__k1="mean", mismatch__k3="k3"),
                 unit="nats",
             ),
             Panel(
                 "Staleness",
-                "Updates that the weights had between drawing a step's completions and learning from them.",
+                "Policy updates between the generation of the completions and the step that trains on them.",
                 _lines(staleness="staleness"),
                 unit="updates",
                 smooth=False,
                 floor=True,
-                news=True,
+                hide_zero=True,
             ),
-            Panel("Learning rate", "As the schedule set it.", _lines(lr="learning rate"), smooth=False, floor=True),
+            Panel("Learning rate", "As set by the schedule.", _lines(lr="learning rate"), smooth=False, floor=True),
         ),
     ),
     (
-        "Work",
+        "Time and throughput",
         (
             Panel(
                 "Where a step's time goes",
-                "Waiting for scores is what overlap with generation could not hide.",
+                "The wait for scores is the scoring time that does not overlap with generation.",
                 _lines(
                     time__step="whole step",
                     time__generate="generate",
@@ -205,8 +205,8 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             ),
             Panel(
                 "Throughput",
-                "Completion tokens a second of the whole step.",
-                _lines(tokens__per_second="tokens a second"),
+                "Completion tokens per second over the whole step.",
+                _lines(tokens__per_second="tokens per second"),
                 unit="tokens/s",
                 floor=True,
             ),
@@ -215,33 +215,33 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
 )
 
 
-def draw_sections(runs: Sequence[Run]) -> list[Group]:
-    """The sections above, with the panels that any of the runs has a metric for."""
+def render_sections(runs: Sequence[Run]) -> list[PanelGroup]:
+    """The sections above, with the panels for which at least one run has a metric."""
     present = _keys(runs)
-    drawn = []
+    sections = []
     for name, panels in SECTIONS:
-        section = Group(name)
+        section = PanelGroup(name)
         for panel in panels:
             lines = [line for line in panel.lines if line.key in present]
-            told = not panel.news or any(any(run.series(line.key)) for run in runs for line in lines)
-            if lines and told:
-                look = {"share": panel.share, "unit": panel.unit, "smooth": panel.smooth, "floor": panel.floor}
-                section.panels.append(Drawn(panel.title, panel.note, curves(runs, lines, **look)))  # type: ignore[arg-type]
+            shown = not panel.hide_zero or any(any(run.series(line.key)) for run in runs for line in lines)
+            if lines and shown:
+                options = {"share": panel.share, "unit": panel.unit, "smooth": panel.smooth, "floor": panel.floor}
+                section.panels.append(RenderedPanel(panel.title, panel.note, curves(runs, lines, **options)))  # type: ignore[arg-type]
         if section.panels:
-            drawn.append(section)
-    return drawn
+            sections.append(section)
+    return sections
 
 
-def draw_others(runs: Sequence[Run]) -> list[Group]:
-    """A panel for each metric that no panel above names, in groups."""
+def render_other_metrics(runs: Sequence[Run]) -> list[PanelGroup]:
+    """A panel for each metric that is in no panel above, grouped by prefix."""
     known = {line.key for _, panels in SECTIONS for panel in panels for line in panel.lines}
-    groups: dict[str, Group] = {}
+    groups: dict[str, PanelGroup] = {}
     for key in _keys(runs):
         if key not in known:
             prefix, slash, _ = key.partition("/")
             name = prefix if slash else "other"
-            panel = Drawn(key, "", curves(runs, [Line(key, key)]))
-            groups.setdefault(name, Group(name)).panels.append(panel)
+            panel = RenderedPanel(key, "", curves(runs, [Line(key, key)]))
+            groups.setdefault(name, PanelGroup(name)).panels.append(panel)
     return list(groups.values())
 
 

@@ -1,4 +1,4 @@
-"""A run's folder as dataclasses: what each file means. How files are read, whole or unfinished, is in files.py."""
+"""The files of a run's folder as dataclasses. files.py reads the lines, also of unfinished files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vold_trainer.report.evaluation import Evaluation, evaluation_of, number
-from vold_trainer.report.files import config_text, json_object, lines, records, records_at
-from vold_trainer.report.stats import spread
+from vold_trainer.report.files import config_text, json_object, read_lines, read_records, read_records_at
+from vold_trainer.report.stats import evenly_spaced
 
 LANES = ("generate", "teacher", "verifier", "wait", "diagnose", "optimise", "sync", "checkpoint", "outage")
 OUTCOMES = ("right", "wrong", "unverified")
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Span:
-    """One piece of work in one lane of one process; `start` and `end` in seconds since the run started."""
+    """A piece of work in a lane of a process; `start` and `end` in seconds since the start of the run."""
 
     step: int
     lane: str
@@ -28,7 +28,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled completion. The two log-probability tuples are as long as `tokens`; None is a missing score.
+    """One sampled completion. The log-probabilities are as many as `tokens`; None is a missing score.
 
     images: data URIs of the prompt's pictures.
     """
@@ -53,7 +53,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class EvalSample:
-    """One answered test problem. `image` is a data URI of a raster picture, or None."""
+    """A test problem with its answer. `image` is a data URI of a raster image, or None."""
 
     modality: str
     id: str
@@ -71,12 +71,12 @@ class EvalSample:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the report shows of one run.
+    """The data of one run in the report.
 
-    metrics: one mapping a step, in the order of steps: "step" an int, every other value a finite float, a list or None.
-    config: the configuration as YAML with secrets removed, None where there is none.
+    metrics: one mapping per step, in order: "step" an int, every other value a finite float, a list or None.
+    config: the configuration as YAML without secrets, None if there is none.
     rollout_count: how many rollouts the run wrote; `rollouts` holds the few that are shown.
-    problems: sentences about what could not be read.
+    read_errors: sentences about lines and files that could not be read.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Run:
     rollout_count: int
     evaluation: Evaluation | None
     samples: tuple[EvalSample, ...]
-    problems: tuple[str, ...]
+    read_errors: tuple[str, ...]
 
     @property
     def steps(self) -> list[int]:
@@ -97,7 +97,7 @@ class Run:
 
     @property
     def keys(self) -> list[str]:
-        """Names of the scalar metrics that hold a number at least once, in the order they first appear."""
+        """Names of the scalar metrics that hold a number at least once, in order of first appearance."""
         seen: dict[str, None] = {}
         for row in self.metrics:
             for key, value in row.items():
@@ -107,11 +107,11 @@ class Run:
 
     @property
     def has_teacher(self) -> bool:
-        """Whether a teacher scored any token that is shown."""
+        """Whether any shown token has a teacher score."""
         return any(value is not None for rollout in self.rollouts for value in rollout.teacher_logprobs)
 
     def series(self, key: str) -> list[float | None]:
-        """One value a step, None where the step has none."""
+        """The value of each step, None if the step has none."""
         return [value if isinstance(value := row.get(key), float) else None for row in self.metrics]
 
     def total(self, key: str) -> float:
@@ -123,13 +123,13 @@ def outcome_of(correct: bool | None) -> str:
 
 
 def read_runs(
-    paths: Sequence[Path], *, rollout_steps: int = 5, rollouts_a_step: int = 6, samples: int = 12
+    paths: Sequence[Path], *, rollout_steps: int = 5, rollouts_per_step: int = 6, samples: int = 12
 ) -> list[Run]:
-    """The runs in `paths`, named by as much of each path as tells them apart.
+    """The runs in `paths`. The name of a run is the shortest end of its path that is unique.
 
-    rollout_steps, rollouts_a_step: how many steps, spread over the run, and how many rollouts of each are kept.
-    samples: how many evaluation samples of each modality are kept.
-    Raises FileNotFoundError for a path that is not a folder: a typo must not become an empty report.
+    rollout_steps, rollouts_per_step: how many steps, evenly spaced, and how many rollouts of each are read.
+    samples: how many evaluation samples of each modality are read.
+    Raises FileNotFoundError for a path that is not a folder, so that a typo does not make an empty report.
     """
     for path in paths:
         if not path.is_dir():
@@ -137,35 +137,35 @@ def read_runs(
                 f"run folder {str(path)!r} does not exist; give the folder that holds metrics.jsonl"
             )
     return [
-        _read_run(path, name, rollout_steps, rollouts_a_step, samples)
+        _read_run(path, name, rollout_steps, rollouts_per_step, samples)
         for path, name in zip(paths, _names(paths), strict=True)
     ]
 
 
-def _read_run(path: Path, name: str, rollout_steps: int, rollouts_a_step: int, samples: int) -> Run:
-    problems: list[str] = []
-    meta = json_object(path / "run.json", problems)
-    evaluation = json_object(path / "eval.json", problems)
-    metrics = {row["step"]: row for row in records(path / "metrics.jsonl", _metrics_row, problems)}
+def _read_run(path: Path, name: str, rollout_steps: int, rollouts_per_step: int, samples: int) -> Run:
+    read_errors: list[str] = []
+    meta = json_object(path / "run.json", read_errors)
+    evaluation = json_object(path / "eval.json", read_errors)
+    metrics = {row["step"]: row for row in read_records(path / "metrics.jsonl", _metrics_row, read_errors)}
     index = [
         (offset, step, outcome)
-        for offset, (step, outcome) in lines(path / "rollouts.jsonl", _rollout_key, problems)
+        for offset, (step, outcome) in read_lines(path / "rollouts.jsonl", _rollout_key, read_errors)
         if step is not None
     ]
-    offsets = _pick_rollouts(index, rollout_steps, rollouts_a_step)
+    offsets = _pick_rollouts(index, rollout_steps, rollouts_per_step)
     return Run(
         name=name,
         path=path,
         meta=meta,
-        config=config_text(path / "config.yaml", problems),
-        # A run resumed from a checkpoint writes some steps again: the later line is the one that led on.
+        config=config_text(path / "config.yaml", read_errors),
+        # A resumed run writes some steps again: the later line counts.
         metrics=tuple(metrics[step] for step in sorted(metrics)),
-        timeline=tuple(records(path / "timeline.jsonl", _span, problems)),
-        rollouts=tuple(records_at(path / "rollouts.jsonl", offsets, _rollout, problems)),
+        timeline=tuple(read_records(path / "timeline.jsonl", _span, read_errors)),
+        rollouts=tuple(read_records_at(path / "rollouts.jsonl", offsets, _rollout, read_errors)),
         rollout_count=len(index),
         evaluation=evaluation_of(evaluation) if evaluation else None,
-        samples=tuple(_pick_samples(list(records(path / "eval_samples.jsonl", _sample, problems)), samples)),
-        problems=tuple(problems),
+        samples=tuple(_pick_samples(list(read_records(path / "eval_samples.jsonl", _sample, read_errors)), samples)),
+        read_errors=tuple(read_errors),
     )
 
 
@@ -175,18 +175,18 @@ def _names(paths: Sequence[Path]) -> list[str]:
         names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    return [f"{path.name} ({i})" for i, path in enumerate(paths, 1)]  # the same folder given twice
+    return [f"{path.name} ({i})" for i, path in enumerate(paths, 1)]  # the same folder twice
 
 
-def _pick_rollouts(index: Sequence[tuple[int, int, str]], steps: int, a_step: int) -> list[int]:
-    """Byte offsets of some right, wrong and unverified rollouts of the first, the last and some steps between."""
+def _pick_rollouts(index: Sequence[tuple[int, int, str]], steps: int, per_step: int) -> list[int]:
+    """Byte offsets of some right, wrong and unverified rollouts of evenly spaced steps."""
     by_step: dict[int, dict[str, list[int]]] = {}
     for offset, step, outcome in index:
         by_step.setdefault(step, {}).setdefault(outcome, []).append(offset)
     return [
         offset
-        for step in spread(sorted(by_step), steps)
-        for offset in sorted(_alternate([by_step[step].get(outcome, []) for outcome in OUTCOMES], a_step))
+        for step in evenly_spaced(sorted(by_step), steps)
+        for offset in sorted(_take_in_turn([by_step[step].get(outcome, []) for outcome in OUTCOMES], per_step))
     ]
 
 
@@ -195,12 +195,12 @@ def _pick_samples(samples: Sequence[EvalSample], limit: int) -> list[EvalSample]
     chosen: list[EvalSample] = []
     for modality in modalities:
         of_outcome = [[s for s in samples if (s.modality, s.outcome) == (modality, outcome)] for outcome in OUTCOMES]
-        chosen += _alternate(of_outcome, limit)
+        chosen += _take_in_turn(of_outcome, limit)
     return chosen
 
 
-def _alternate(lists: Sequence[Sequence[T]], limit: int) -> list[T]:
-    """One of each list in turn until `limit` are taken or all are empty."""
+def _take_in_turn(lists: Sequence[Sequence[T]], limit: int) -> list[T]:
+    """Items of the lists in turn, at most `limit`."""
     longest = max(map(len, lists), default=0)
     return [items[i] for i in range(longest) for items in lists if i < len(items)][:limit]
 
@@ -222,7 +222,7 @@ def _span(raw: dict[str, Any]) -> Span:
     if start is None or end is None or end < start:
         raise ValueError(f"start {raw['start']!r} and end {raw['end']!r} are not two times in order")
     lane, _, process = str(raw["lane"]).rpartition(" ")
-    if not (lane and process.isdecimal()):  # the first process's lanes have no number
+    if not (lane and process.isdecimal()):  # the lanes of the first process have no number
         lane, process = str(raw["lane"]), "0"
     return Span(step=_step(raw), lane=lane, start=start, end=end, process=int(process))
 
@@ -252,13 +252,13 @@ def _rollout(raw: dict[str, Any]) -> Rollout:
 
 
 def _images(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    found = raw.get("images", raw.get("image"))
-    listed = found if isinstance(found, list) else [found]
-    return tuple(image for image in listed if isinstance(image, str))
+    value = raw.get("images", raw.get("image"))
+    images = value if isinstance(value, list) else [value]
+    return tuple(image for image in images if isinstance(image, str))
 
 
 def _logprobs(value: Any, length: int) -> tuple[float | None, ...]:
-    """Exactly `length` values: scores that do not line up with the tokens are shown as missing, never shifted."""
+    """Exactly `length` values. If the number of scores is not that of the tokens, all scores are missing."""
     if not isinstance(value, list) or len(value) != length:
         return (None,) * length
     return tuple(map(number, value))
@@ -286,10 +286,10 @@ def _flag(value: Any) -> bool | None:
 
 
 def _step(raw: Mapping[str, Any]) -> int:
-    found = number(raw["step"])
-    if found is None:
+    step = number(raw["step"])
+    if step is None:
         raise ValueError(f"step must be a number, not {raw['step']!r}")
-    return int(found)
+    return int(step)
 
 
 def _text(value: Any) -> str:

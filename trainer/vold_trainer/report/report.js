@@ -1,5 +1,5 @@
 "use strict";
-// Draws the figures when they come into sight, in the page's colours; filters cards; shows both values of a token.
+// Draws figures when they scroll into view, in the colours of the theme; filters cards; shows the scores of a token.
 (() => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const touch = matchMedia("(pointer: coarse)");
@@ -23,25 +23,25 @@
 
   const smooth = document.querySelector("[data-smooth]");
   const along = document.querySelector("[data-along]");
-  const says = document.querySelector("[data-smooth-says]");
+  const spanLabel = document.querySelector("[data-smooth-says]");
   const span = () => Number(smooth.dataset.spans.split(" ")[smooth.value]);
-  const tell_span = () => { says.textContent = span() === 1 ? "off" : `${span()} points`; };
+  const showSpan = () => { spanLabel.textContent = span() === 1 ? "off" : `${span()} points`; };
 
-  // As stats.ema: weight 2 / (span + 1), corrected for its start.
+  // As stats.ema: weight 2 / (span + 1), with bias correction.
   function ema(values, span) {
-    const keep = 1 - 2 / (span + 1);
+    const decay = 1 - 2 / (span + 1);
     let total = 0, weight = 0;
     return values.map((value) => {
-      total = keep * total + (1 - keep) * value;
-      weight = keep * weight + (1 - keep);
+      total = decay * total + (1 - decay) * value;
+      weight = decay * weight + (1 - decay);
       return total / weight;
     });
   }
 
-  const hidden = new Set();
+  const hiddenRuns = new Set();
 
-  // A curve is two traces: as logged, and after it the same smoothed, with the minutes of its points.
-  function shape(figure) {
+  // A curve is two traces: first the raw values, then the smoothed values, whose customdata holds the minutes.
+  function applyControls(figure) {
     if (!smooth) return;
     figure.data.forEach((trace, i) => {
       if (!trace.meta || !trace.customdata) return;
@@ -51,7 +51,7 @@
       trace.x = raw.x = along.value === "time" ? trace.customdata : trace.steps;
       figure.layout.xaxis.title.text = along.value === "time" ? "minutes" : "step";
       for (const part of [raw, trace]) {
-        if (hidden.has(trace.meta.run) !== "shown" in part) {
+        if (hiddenRuns.has(trace.meta.run) !== "shown" in part) {
           if ("shown" in part) { part.visible = part.shown; delete part.shown; }
           else { part.shown = part.visible ?? true; part.visible = false; }
         }
@@ -59,11 +59,11 @@
     });
   }
 
-  function reshape() {
-    tell_span();
+  function redraw() {
+    showSpan();
     for (const chart of drawn) {
       chart.figure.touched = touched;
-      shape(chart.figure);
+      applyControls(chart.figure);
       Plotly.react(chart, chart.figure.data, themed(chart.figure));
     }
   }
@@ -75,33 +75,33 @@
     const figure = JSON.parse(data.textContent);
     element.figure = figure;
     figure.touched = touched;
-    shape(figure);
+    applyControls(figure);
     Plotly.newPlot(element, figure.data, themed(figure), {
       responsive: true, displaylogo: false, displayModeBar: touch.matches ? false : "hover",
-      // Named one by one: the default bar also offers to send the chart to a server.
+      // The default mode bar also has a button that sends the chart to a server.
       modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
     });
   }
 
   if (smooth) {
-    tell_span();
-    smooth.addEventListener("input", () => { touched = true; reshape(); });
-    along.addEventListener("change", reshape);
+    showSpan();
+    smooth.addEventListener("input", () => { touched = true; redraw(); });
+    along.addEventListener("change", redraw);
     for (const chip of document.querySelectorAll("[data-chip]")) {
       chip.addEventListener("click", () => {
         const run = Number(chip.dataset.chip);
-        if (!hidden.delete(run)) hidden.add(run);
-        chip.setAttribute("aria-pressed", String(!hidden.has(run)));
-        reshape();
+        if (!hiddenRuns.delete(run)) hiddenRuns.add(run);
+        chip.setAttribute("aria-pressed", String(!hiddenRuns.has(run)));
+        redraw();
       });
     }
   }
 
   const charts = [...document.querySelectorAll(".chart")];
-  const watcher = new IntersectionObserver((entries) => {
-    for (const entry of entries) if (entry.isIntersecting) { watcher.unobserve(entry.target); draw(entry.target); }
+  const observer = new IntersectionObserver((entries) => {
+    for (const entry of entries) if (entry.isIntersecting) { observer.unobserve(entry.target); draw(entry.target); }
   }, { rootMargin: "300px" });
-  charts.forEach((chart) => watcher.observe(chart));
+  charts.forEach((chart) => observer.observe(chart));
   addEventListener("beforeprint", () => charts.filter((chart) => chart.offsetParent).forEach(draw));
   dark.addEventListener("change", () => drawn.forEach((chart) => Plotly.relayout(chart, themed(chart.figure))));
 
@@ -130,7 +130,7 @@
       section.querySelector(".shown").textContent = `${count} of ${items.length} shown`;
       section.querySelector(".nothing").hidden = count > 0;
     };
-    // The last step first: it is what the student has become, and a page of all steps is long.
+    // Show the last step first: it is the final student, and all steps together are long.
     const step = selects.find((select) => select.dataset.filter === "step");
     const last = step && [...step.options].findIndex((option) => option.value === "last");
     if (step) step.selectedIndex = last > 0 ? last : step.options.length - 1;
@@ -139,8 +139,8 @@
   }
 
   const tip = document.getElementById("tip");
-  const hide = () => { tip.hidden = true; };
-  const tell = (token) => {
+  const hideTip = () => { tip.hidden = true; };
+  const showTip = (token) => {
     tip.textContent = token.getAttribute("aria-label");
     tip.hidden = false;
     const box = token.getClientRects()[0];
@@ -150,7 +150,7 @@
   };
   for (const tokens of document.querySelectorAll(".tokens")) {
     const all = [...tokens.querySelectorAll(".tok")];
-    // One tab stop a rollout; inside it the arrow keys move, as in any grid.
+    // One tab stop per rollout; inside it the arrow keys move the focus.
     all.forEach((token, i) => {
       token.setAttribute("aria-label", `${token.textContent.trim()} ${token.title}`);
       token.removeAttribute("title");
@@ -160,18 +160,18 @@
     tokens.addEventListener("keydown", (event) => {
       const at = all.indexOf(event.target);
       const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1 }[event.key];
-      if (event.key === "Escape") hide();
+      if (event.key === "Escape") hideTip();
       if (at >= 0 && to !== undefined) { event.preventDefault(); move(at, to); }
     });
     for (const name of ["focusin", "mouseover", "click"]) {
-      tokens.addEventListener(name, (event) => { const token = event.target.closest(".tok"); if (token) tell(token); });
+      tokens.addEventListener(name, (event) => { const token = event.target.closest(".tok"); if (token) showTip(token); });
     }
-    tokens.addEventListener("mouseleave", hide);
-    tokens.addEventListener("focusout", hide);
+    tokens.addEventListener("mouseleave", hideTip);
+    tokens.addEventListener("focusout", hideTip);
   }
-  // Focus may scroll its token into sight: then the tip follows it.
+  // Focus may scroll a token into view: then the tip follows the token.
   addEventListener("scroll", () => {
     const token = document.activeElement.closest(".tokens .tok");
-    if (token && !tip.hidden) tell(token); else hide();
+    if (token && !tip.hidden) showTip(token); else hideTip();
   }, { passive: true });
 })();

@@ -1,8 +1,8 @@
-"""A rollout's tokens coloured by teacher-minus-student log-probability.
+"""The tokens of a rollout, coloured by teacher-minus-student log-probability.
 
-The scale diverges around 0 and is binned, so that a page of thousands of tokens needs a class a token and the theme
-decides the colours: blue where the teacher finds the token likelier than the student does, orange where less likely.
-A position without a score has a hatched class of its own: it is not a difference of zero.
+The colour scale diverges around 0 and is binned, so that each token needs one CSS class and the theme sets the colours:
+blue if the token is more likely under the teacher than under the student, orange if it is less likely. A token without
+a score has a hatched class, because a missing score is not a difference of 0.
 """
 
 from bisect import bisect_left
@@ -20,7 +20,7 @@ MASKED = "masked"
 
 @dataclass(frozen=True)
 class TokenView:
-    """One token as the page shows it: `css` names its shade, `title` gives both values in words."""
+    """A token on the page. css: the class of its shade. title: both log-probabilities as text."""
 
     text: str
     css: str
@@ -29,14 +29,14 @@ class TokenView:
 
 @dataclass(frozen=True)
 class Shade:
-    """One entry of the legend."""
+    """An entry of the legend."""
 
     css: str
     label: str
 
 
 def shade_of(gap: float | None) -> str:
-    """The class of a gap in nats: "g-5" (teacher far lower) to "g5" (far higher), "g0" within 0.1, MASKED for None."""
+    """The CSS class of a gap in nats: "g-5" (teacher far lower) to "g5" (far higher), "g0" within 0.1, or MASKED."""
     if gap is None:
         return MASKED
     level = bisect_left(EDGES, abs(gap))
@@ -44,7 +44,7 @@ def shade_of(gap: float | None) -> str:
 
 
 def legend() -> list[Shade]:
-    """The shades from lowest to highest gap, labelled by the bound they reach beyond; then the masked one."""
+    """The shades from the lowest to the highest gap, labelled with their inner bound; then the masked shade."""
     lower = [Shade(f"g-{level}", f"−{EDGES[level - 1]:g}") for level in range(len(EDGES), 0, -1)]
     higher = [Shade(f"g{level}", f"+{EDGES[level - 1]:g}") for level in range(1, len(EDGES) + 1)]
     return [*lower, Shade("g0", "0"), *higher, Shade(MASKED, "no score")]
@@ -53,10 +53,10 @@ def legend() -> list[Shade]:
 def view_tokens(
     rollout: Rollout, *, limit: int = 1200, scored: bool = True
 ) -> tuple[list[TokenView], int, list[TokenView]]:
-    """(first tokens, how many are left out, last tokens): all of them first when there are at most `limit`.
+    """(first tokens, how many are left out, last tokens). With at most `limit` tokens, all are first tokens.
 
-    scored: whether there is a teacher at all; where there is none, no token misses its score.
-    A long completion keeps three quarters of the limit from its start and a quarter from its end, where the answer is.
+    scored: whether the run has a teacher; without a teacher no token counts as missing its score.
+    Of a long completion three quarters of the limit are from its start and a quarter from its end, where the answer is.
     """
     columns = (rollout.tokens, rollout.student_logprobs, rollout.teacher_logprobs)
     views: Sequence[TokenView] = [_view(*item, scored) for item in zip(*columns, strict=True)]

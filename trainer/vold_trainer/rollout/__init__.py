@@ -1,4 +1,4 @@
-"""Rollouts: completions that the student generates, in this process or by a vLLM that gets its weights."""
+"""Rollouts: completions that the student generates, in this process or on vLLM servers that get its weights."""
 
 from vold_trainer.rollout.base import Engine, Rollout, Sampling
 from vold_trainer.rollout.engines import make_engine

@@ -1,6 +1,6 @@
-"""What a rollout is, and what every engine that draws them offers.
+"""Rollouts, and the interface of the engines that generate them.
 
-Shapes: P prompts, G completions of a prompt, T completion positions, K ids of a support.
+Shapes: P prompts, G completions of a prompt, T completion positions, K candidates.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +15,12 @@ from vold_trainer.data import Example
 
 @dataclass(frozen=True)
 class Rollout:
-    """One completion. row: its place in the step (prompt * G + completion). ids: with the id that ended it.
-    truncated: it ran into max_tokens. logprobs: float32 [T], the student's when it drew the ids, before top_p; None
-    where nobody asked. candidates: int64 [T, K], its K most likely ids at each position, most likely first; likewise.
+    """A completion of an example's prompt.
+
+    row: prompt * G + completion, the index in the step. ids: include the id that ended the completion. truncated: the
+    completion reached max_tokens. logprobs: float32 [T], the student's log-probabilities at sampling time, before
+    top_p. candidates: int64 [T, K], the student's K most likely ids at each position, most likely first. logprobs and
+    candidates are None if `Sampling` does not request them.
     """
 
     row: int
@@ -35,8 +38,8 @@ OnFinished = Callable[[list[Rollout]], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. temperature: 0 is greedy. logprobs, candidates: keep the student's log-probabilities,
-    and so many of its most likely ids at each position.
+    """Sampling parameters. group: completions per prompt. temperature: 0 is greedy. logprobs: return log-probabilities.
+    candidates: the number K of most likely ids to return at each position.
     """
 
     group: int = 1
@@ -48,14 +51,16 @@ class Sampling:
 
 
 class Engine(Protocol):
-    """Draws completions from the student."""
+    """Generates completions with the student's weights."""
 
     version: int
-    """The updates that the weights it draws from have had, as it was told by `sync`."""
+    """The number of policy updates in the engine's weights, set by `sync`."""
 
     own_weights: bool
-    """Whether it draws from a copy of the weights, so that it may draw while the student learns. `draw` is then called
-    from a thread of its own, never at the same time as `sync`; torch's global generator is then the learner's."""
+    """Whether the engine has a copy of the weights, so that it can generate during a policy update.
+
+    `generate` is then called from a separate thread, never at the same time as `sync`, and must not use torch's global
+    random number generator, which belongs to the policy update."""
 
     def generate(
         self,
@@ -66,15 +71,17 @@ class Engine(Protocol):
         first_row: int = 0,
         on_finished: OnFinished | None = None,
     ) -> list[Rollout]:
-        """`sampling.group` completions of each example, in order, their rows counted from `first_row`.
+        """Generate `sampling.group` completions of each example, in order. Rows are numbered from `first_row`.
 
-        What is drawn for a row is a function of seed and row, not of what is drawn beside it. `on_finished` gets every
-        completion once, in the order in which they end, from the thread that calls.
+        The completion of a row depends on its prompt, `seed` and the row, not on the other rows. `on_finished` receives
+        each completion once, in the order in which they end, in the calling thread.
         """
         ...
 
     def sync(self, version: int) -> None:
-        """Draw from the student's present weights from now on; `version`: the updates that they have had."""
+        """Use the student's current weights from now on. version: the number of policy updates in them."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the engine's resources."""
+        ...

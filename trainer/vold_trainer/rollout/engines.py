@@ -1,4 +1,4 @@
-"""The engine that a config asks for."""
+"""Choice of the rollout engine."""
 
 from vold_trainer.config import RolloutConfig
 from vold_trainer.rollout.base import Engine
@@ -7,7 +7,7 @@ from vold_trainer.student.models import Student
 
 
 def make_engine(config: RolloutConfig, student: Student) -> Engine:
-    """The engine that a config asks for. Raises UsageError where vLLM is asked for and does not fit the student."""
+    """Create the engine that `rollout.engine` names. Raises UsageError if vLLM cannot serve the student."""
     if config.engine == "vllm":
         from vold_trainer.rollout.vllm import VllmEngine
 

@@ -1,10 +1,10 @@
-"""Rollouts drawn in this process, by a decode loop over a transformers model's own forward.
+"""Rollouts generated in this process, by a decoding loop over the forward pass of a transformers model.
 
-Each prompt is computed once, whatever the number of its completions. Sequences that have ended leave the batch, and
-are handed on at once, so that scoring runs while the rest is still being drawn.
+Each prompt is computed once for all of its completions. Completions that have ended leave the batch and are returned at
+once, so that they can be scored while the others are still being generated.
 
-Shapes: P prompts, C completions drawn together, B those of them still in the batch, S prompt positions, T completion
-positions.
+Shapes: P prompts, C completions decoded together, B completions still in the batch, T completion positions, K
+candidates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,8 +22,8 @@ from vold_trainer.rollout.sampler import SampledTokens, Sampler, uniforms
 from vold_trainer.student.decoder import Decoder
 from vold_trainer.student.models import Student
 
-PIXELS_A_TOKEN = 28 * 28
-"""Of a picture, for a token of the prompt: a guess, by which prompts are sorted."""
+PIXELS_PER_TOKEN = 28 * 28
+"""Image pixels per prompt token: an estimate, used only to sort prompts by length."""
 
 
 def generate(
@@ -41,14 +41,13 @@ def generate(
     candidates: int = 0,
     on_finished: OnFinished | None = None,
 ) -> list[Rollout]:
-    """`group` completions of each example, in order (example by example). temperature 0 is greedy.
+    """Generate `group` completions of each example, in order (example by example).
 
-    batch: sequences decoded together, 0 for all. What a row draws is a function of `seed`, its number, counted from
-    `first_row`, and its prompt: neither `batch` nor what is drawn beside it matters, but for the last digits of the
-    logits. logprobs, candidates: keep the student's log-probabilities, and so many of its most likely ids at each
-    position. `on_finished` gets every completion once, in the order in which they end.
+    batch: the number of sequences decoded together, 0 for all. The completion of a row depends on its prompt, `seed`
+    and the row's number, counted from `first_row`. `batch` and the other rows change only the last digits of the
+    logits. The other parameters are those of `Sampling` and `Engine.generate`.
 
-    Raises RunError where the student's logits are not numbers.
+    Raises RunError if the student's logits are not finite.
     """
     sampling = Sampling(group, max_tokens, temperature, top_p, logprobs, candidates)
     model = student.model
@@ -56,8 +55,8 @@ def generate(
     model.eval()
     try:
         finished: dict[int, Rollout] = {}
-        for part in _parts(student, examples, group, batch):
-            for new in _decode(student, examples, part, sampling, seed, first_row):
+        for rows in _decoding_batches(student, examples, group, batch):
+            for new in _decode(student, examples, rows, sampling, seed, first_row):
                 finished.update({rollout.row: rollout for rollout in new})
                 if on_finished is not None:
                     on_finished(new)
@@ -66,115 +65,133 @@ def generate(
     return [finished[first_row + row] for row in range(len(examples) * group)]
 
 
-def _parts(student: Student, examples: Sequence[Example], group: int, batch: int) -> list[list[int]]:
-    """The completions (prompt * G + completion) that are decoded together, those of the longest prompts first."""
+def _decoding_batches(student: Student, examples: Sequence[Example], group: int, batch: int) -> list[list[int]]:
+    """Split the rows (prompt * G + completion) into batches that are decoded together, longest prompts first."""
     count = len(examples) * group
     if not batch or batch >= count:
         return [list(range(count))] if count else []
     texts = student.tokenizer([student.render(example) for example in examples], add_special_tokens=False)["input_ids"]
     lengths = [
-        len(ids) + sum(image.width * image.height for image in example.images) // PIXELS_A_TOKEN
+        len(ids) + sum(image.width * image.height for image in example.images) // PIXELS_PER_TOKEN
         for ids, example in zip(texts, examples, strict=True)
     ]
     order = sorted(range(len(examples)), key=lambda index: (-lengths[index], index))
     rows = [[index * group + completion for completion in range(group)] for index in order]
     if group > batch:
-        return [own[start : start + batch] for own in rows for start in range(0, group, batch)]
-    together = batch // group
-    return [list(chain(*rows[start : start + together])) for start in range(0, len(rows), together)]
+        return [prompt_rows[start : start + batch] for prompt_rows in rows for start in range(0, group, batch)]
+    prompts_per_batch = batch // group
+    return [list(chain(*rows[start : start + prompts_per_batch])) for start in range(0, len(rows), prompts_per_batch)]
 
 
-class _Record:
-    """What was drawn for C completions, on the CPU."""
+class _CompletionBuffer:
+    """The sampled tokens of C completions, on the CPU. rows_C, examples_C, prompt_ids_C: as in `Rollout`."""
 
-    def __init__(self, count: int, sampling: Sampling, vocab_size: int) -> None:
-        tokens = sampling.max_tokens
-        self.ids_CT = np.zeros((count, tokens), dtype=np.int64)
-        self.logprobs_CT = np.zeros((count, tokens), dtype=np.float32)
-        self.candidates_CTK = np.zeros((count, tokens, min(sampling.candidates, vocab_size)), dtype=np.int64)
+    def __init__(
+        self,
+        student: Student,
+        sampling: Sampling,
+        rows_C: Sequence[int],
+        examples_C: Sequence[Example],
+        prompt_ids_C: Sequence[tuple[int, ...]],
+        vocab_size: int,
+    ) -> None:
+        self.tokenizer = student.tokenizer
+        self.sampling = sampling
+        self.rows_C = rows_C
+        self.examples_C = examples_C
+        self.prompt_ids_C = prompt_ids_C
+        shape = (len(rows_C), sampling.max_tokens)
+        self.ids_CT = np.zeros(shape, dtype=np.int64)
+        self.logprobs_CT = np.zeros(shape, dtype=np.float32)
+        self.candidates_CTK = np.zeros((*shape, min(sampling.candidates, vocab_size)), dtype=np.int64)
 
-    def add(self, sequences_B: NDArray[np.int64], position: int, drawn: SampledTokens) -> None:
-        packed = (drawn.ids_B.unsqueeze(-1), drawn.logprobs_B.unsqueeze(-1), drawn.candidates_BK)
-        # One transfer a step. float64 holds every id exactly.
-        found_BK = torch.cat([part.double() for part in packed], -1).cpu().numpy()
-        if np.isnan(found_BK[:, 1]).any():
+    def add(self, completions_B: NDArray[np.int64], position: int, sampled: SampledTokens) -> None:
+        """Store the tokens of these completions at a position. Raises RunError if a log-probability is NaN."""
+        columns = (sampled.ids_B.unsqueeze(-1), sampled.logprobs_B.unsqueeze(-1), sampled.candidates_BK)
+        # One transfer for each position. float64 holds every id exactly.
+        values = torch.cat([column.double() for column in columns], -1).cpu().numpy()
+        if np.isnan(values[:, 1]).any():
             raise RunError(
                 "the student's logits are not numbers (NaN or infinite): training has diverged, or the weights are "
                 "broken. Lower optim.lr, or start from an earlier checkpoint"
             )
-        self.ids_CT[sequences_B, position] = found_BK[:, 0]
-        self.logprobs_CT[sequences_B, position] = found_BK[:, 1]
-        self.candidates_CTK[sequences_B, position] = found_BK[:, 2:]
+        self.ids_CT[completions_B, position] = values[:, 0]
+        self.logprobs_CT[completions_B, position] = values[:, 1]
+        self.candidates_CTK[completions_B, position] = values[:, 2:]
+
+    def rollouts(self, completions_B: NDArray[np.int64], length: int, truncated: bool) -> list[Rollout]:
+        """The rollouts of these completions, which have `length` tokens each."""
+        ids_B = [tuple(self.ids_CT[index, :length].tolist()) for index in completions_B]
+        texts_B = self.tokenizer.batch_decode(ids_B, skip_special_tokens=True)
+        return [
+            Rollout(
+                row=self.rows_C[index],
+                example=self.examples_C[index],
+                prompt_ids=self.prompt_ids_C[index],
+                ids=ids,
+                text=text,
+                truncated=truncated,
+                logprobs=self.logprobs_CT[index, :length].copy() if self.sampling.logprobs else None,
+                candidates=self.candidates_CTK[index, :length].copy() if self.sampling.candidates else None,
+            )
+            for index, ids, text in zip(completions_B, ids_B, texts_B, strict=True)
+        ]
 
 
 @torch.no_grad()
 def _decode(
     student: Student, examples: Sequence[Example], rows: Sequence[int], sampling: Sampling, seed: int, first_row: int
 ) -> Iterator[list[Rollout]]:
-    """Completions of some rows, decoded together; yields those that end at a position."""
-    chosen = list(dict.fromkeys(row // sampling.group for row in rows))
-    prompt_C = np.array([chosen.index(row // sampling.group) for row in rows])
-    inputs = student.encode([examples[index] for index in chosen])
-    prompts = [
+    """Decode the completions of these rows together. Yields the completions that end at each position."""
+    prompts = list(dict.fromkeys(row // sampling.group for row in rows))
+    prompt_C = [prompts.index(row // sampling.group) for row in rows]
+    inputs = student.encode([examples[index] for index in prompts])
+    prompt_ids_P = [
         tuple(ids[mask.bool()].tolist())
         for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     ]
 
-    def rollouts(sequences: NDArray[np.int64], length: int, truncated: bool) -> list[Rollout]:
-        completions = [tuple(record.ids_CT[index, :length].tolist()) for index in sequences]
-        texts = student.tokenizer.batch_decode(completions, skip_special_tokens=True)
-        return [
-            Rollout(
-                row=first_row + rows[index],
-                example=examples[rows[index] // sampling.group],
-                prompt_ids=prompts[prompt_C[index]],
-                ids=ids,
-                text=text,
-                truncated=truncated,
-                logprobs=record.logprobs_CT[index, :length].copy() if sampling.logprobs else None,
-                candidates=record.candidates_CTK[index, :length].copy() if sampling.candidates else None,
-            )
-            for index, ids, text in zip(sequences, completions, texts, strict=True)
-        ]
-
     device = student.model.device
     tokens = sampling.max_tokens
-    banned = torch.tensor(student.place_ids, device=device) if student.place_ids else None
+    banned = torch.tensor(student.placeholder_ids, device=device) if student.placeholder_ids else None
     sampler = Sampler(sampling.temperature, sampling.top_p, banned, sampling.candidates)
-    uniforms_BT = torch.from_numpy(uniforms(seed, [first_row + row for row in rows], tokens)).to(device)
+    rows_C = [first_row + row for row in rows]
+    uniforms_BT = torch.from_numpy(uniforms(seed, rows_C, tokens)).to(device)
     decoder = Decoder(student.model, {name: value.to(device) for name, value in inputs.items()}, tokens)
-    decoder.keep(torch.from_numpy(prompt_C).to(device))
+    decoder.select(torch.tensor(prompt_C, device=device))
 
-    record = _Record(len(rows), sampling, decoder.logits_BV.shape[-1])
-    batch_B = np.arange(len(rows))  # which completion each sequence of the batch is
-    goes_on_B = np.ones(len(rows), dtype=bool)
-    idle = 0  # tokens drawn for nothing since the batch was last made smaller
+    examples_C = [examples[row // sampling.group] for row in rows]
+    prompt_ids_C = [prompt_ids_P[index] for index in prompt_C]
+    buffer = _CompletionBuffer(student, sampling, rows_C, examples_C, prompt_ids_C, decoder.logits_BV.shape[-1])
+    completion_B = np.arange(len(rows))  # the completion of each sequence in the batch
+    active_B = np.ones(len(rows), dtype=bool)
+    wasted = 0  # tokens computed for ended sequences since the batch last shrank
     for position in range(tokens):
-        drawn = sampler(decoder.logits_BV, uniforms_BT[:, position])
-        record.add(batch_B, position, drawn)
-        ends_B = goes_on_B & np.isin(record.ids_CT[batch_B, position], student.eos_ids)
-        if ends_B.any():
-            goes_on_B &= ~ends_B
-            yield rollouts(batch_B[ends_B], position + 1, False)
-        remaining = int(goes_on_B.sum())
+        sampled = sampler(decoder.logits_BV, uniforms_BT[:, position])
+        buffer.add(completion_B, position, sampled)
+        ended_B = active_B & np.isin(buffer.ids_CT[completion_B, position], student.eos_ids)
+        if ended_B.any():
+            active_B &= ~ended_B
+            yield buffer.rollouts(completion_B[ended_B], position + 1, False)
+        remaining = int(active_B.sum())
         if not remaining:
             return
         if position + 1 == tokens:
             break
-        ids_B = drawn.ids_B
-        idle += len(batch_B) - remaining
-        # Making the batch smaller copies the cache of those that stay, which costs about what a token of them does.
-        if idle >= remaining:
-            kept = torch.from_numpy(np.flatnonzero(goes_on_B)).to(device)
-            decoder.keep(kept)
-            ids_B, uniforms_BT = ids_B[kept], uniforms_BT[kept]
-            batch_B, goes_on_B, idle = batch_B[goes_on_B], goes_on_B[goes_on_B], 0
+        ids_B = sampled.ids_B
+        wasted += len(completion_B) - remaining
+        # Shrinking the batch copies the cache of the remaining sequences, which costs about as much as a token of each.
+        if wasted >= remaining:
+            active = torch.from_numpy(np.flatnonzero(active_B)).to(device)
+            decoder.select(active)
+            ids_B, uniforms_BT = ids_B[active], uniforms_BT[active]
+            completion_B, active_B, wasted = completion_B[active_B], active_B[active_B], 0
         decoder.feed(ids_B)
-    yield rollouts(batch_B[goes_on_B], tokens, True)
+    yield buffer.rollouts(completion_B[active_B], tokens, True)
 
 
 class HfEngine:
-    """Draws in this process, from the very weights that learn."""
+    """Generates in this process, with the weights that are being trained."""
 
     own_weights = False
 
@@ -204,7 +221,8 @@ class HfEngine:
         )
 
     def sync(self, version: int) -> None:
+        """Record the version; the weights are shared."""
         self.version = version
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there are no resources to release."""

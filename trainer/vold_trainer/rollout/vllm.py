@@ -1,12 +1,11 @@
-"""Rollouts from vLLM: one or several `vllm serve` by URL, or one that the trainer starts (`rollout.url: local:`).
+"""Rollouts from vLLM: `vllm serve` servers by URL, or a server that the trainer starts (`rollout.url: local:`).
 
-Prompts go as token ids and completions come back as token ids, with the log-probabilities of the moment in which they
-were drawn. An image prompt goes as chat messages, for the server has to see the picture; the ids that it made of them
-must be the student's own. Every row is a request of its own, with a seed of its own: it is handed on as soon as it
-ends, and what it says does not depend on its neighbours. Rows of one prompt go to the same server, whose prefix cache
-computes the prompt once.
+Prompts and completions travel as token ids; completions carry their log-probabilities at sampling time. An image prompt
+is sent as chat messages, because the server needs the image. The prompt ids that the server reports have to equal the
+student's. Each row is a separate request with its own seed: its completion is returned as soon as it ends, and does not
+depend on the other rows. The rows of a prompt go to the same server, whose prefix cache computes the prompt once.
 
-Shapes: G completions of a prompt, T completion positions, K ids of a support.
+Shapes: G completions of a prompt, T completion positions, K candidates.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch.distributed as dist
@@ -30,7 +29,7 @@ from vold_trainer.config import RolloutConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.rollout.base import OnFinished, Rollout, Sampling
-from vold_trainer.rollout.vllm_local import LOCAL, serving_student
+from vold_trainer.rollout.vllm_local import LOCAL, serve_student
 from vold_trainer.rollout.vllm_server import Reply, Server, ServerInfo
 from vold_trainer.rollout.weights import make_transfer
 from vold_trainer.student.models import Student
@@ -38,47 +37,52 @@ from vold_trainer.tasks import ClientTasks
 
 T = TypeVar("T")
 
+Results: TypeAlias = "queue.SimpleQueue[tuple[int, Reply | BaseException]]"
+"""(row, reply or error) of each request that has ended."""
+
 PROBE_IDS = 512
-LONGEST_WAIT = timedelta(days=1)
-"""For the other processes: the first one may be waiting for a server that loads its weights."""
+"""Token ids that the comparison of tokenizers samples from the vocabulary."""
+GROUP_TIMEOUT = timedelta(days=1)
+"""Of collective operations: the main process may wait for a server that loads its weights."""
 
 
 class VllmEngine:
-    """Draws from vLLM servers. Every `sync`, or else the first draw, gives them the student's present weights.
+    """Generates on vLLM servers. `sync`, or else the first `generate`, sends the student's weights to them.
 
-    Of a run's several processes each draws for itself, and the first one gives the weights while all wait.
+    In a run of several processes, each process generates its own rows, and the main process sends the weights.
     """
 
     own_weights = True
 
     def __init__(self, student: Student, config: RolloutConfig) -> None:
-        """Raises UsageError where a server does not answer, or has another tokenizer than the student."""
+        """Raises UsageError if a server does not answer, or has another tokenizer than the student."""
         self.student = student
         self.config = config
         self.version = 0
-        self.label: str | None = None
-        self._started = ExitStack()
+        self.weights_label: str | None = None
+        self._resources = ExitStack()
         try:
             self.tasks = ClientTasks()
-            self._started.callback(self.tasks.close)
-            self.processes = Processes()
-            self.run = self.processes.from_first(lambda: uuid.uuid4().hex[:8])
-            self.servers = self.tasks.run(self._open(self.processes.from_first(self._urls)))
-            self._started.callback(lambda: self.tasks.run(self._close()))
-            self.infos = [self.tasks.run(self._shake_hands(server)) for server in self.servers]
+            self._resources.callback(self.tasks.close)
+            self.processes = ProcessGroup()
+            self.run_id = self.processes.run_on_main(lambda: uuid.uuid4().hex[:8])
+            self.servers = self.tasks.run(self._connect(self.processes.run_on_main(self._server_urls)))
+            self._resources.callback(lambda: self.tasks.run(self._disconnect()))
+            self.infos = [self.tasks.run(self._handshake(server)) for server in self.servers]
             self.transfer = make_transfer(config, student, self.servers, self.infos, self.tasks)
-            self._started.callback(self.transfer.close)
+            self._resources.callback(self.transfer.close)
         except BaseException:
-            self._started.close()
+            self._resources.close()
             raise
 
     def close(self) -> None:
-        """Stop the server that was started here, and forget the others."""
-        self._started.close()
+        """Stop the local server, and disconnect from the others."""
+        self._resources.close()
 
-    def _urls(self) -> list[str]:
-        asked = self.config.url.split(",") if isinstance(self.config.url, str) else self.config.url
-        urls = [url.strip().rstrip("/") for url in asked]
+    def _server_urls(self) -> list[str]:
+        """The URLs of the servers. Starts the local server, if the config names one."""
+        configured = self.config.url.split(",") if isinstance(self.config.url, str) else self.config.url
+        urls = [url.strip().rstrip("/") for url in configured]
         if not all(url == LOCAL or url.startswith(("http://", "https://")) for url in urls) or urls.count(LOCAL) > 1:
             raise UsageError(
                 f"rollout.url is {self.config.url!r}: give http://HOST:PORT of `vllm serve`, several as a list, or "
@@ -86,10 +90,10 @@ class VllmEngine:
             )
         if LOCAL not in urls:
             return urls
-        started = self._started.enter_context(serving_student(self.student, self.config))
-        return [started if url == LOCAL else url for url in urls]
+        local = self._resources.enter_context(serve_student(self.student, self.config))
+        return [local if url == LOCAL else url for url in urls]
 
-    async def _open(self, urls: Sequence[str]) -> list[Server]:
+    async def _connect(self, urls: Sequence[str]) -> list[Server]:
         key = os.environ.get(self.config.api_key_env) or None
         return [
             Server(
@@ -102,14 +106,14 @@ class VllmEngine:
             for url in urls
         ]
 
-    async def _close(self) -> None:
+    async def _disconnect(self) -> None:
         await asyncio.gather(*(server.close() for server in self.servers))
 
-    async def _shake_hands(self, server: Server) -> ServerInfo:
-        """Raises UsageError where the server cannot serve the student."""
+    async def _handshake(self, server: Server) -> ServerInfo:
+        """Return the server's info. Raises UsageError if the server cannot serve the student."""
         info = await server.info()
-        if info.device == "cpu" and self._ties():
-            # It draws from a packed copy of the output head, which a new embedding does not reach.
+        if info.device == "cpu" and self._ties_embeddings():
+            # vLLM's CPU build computes logits with a packed copy of the output head, which new weights do not change.
             raise UsageError(
                 f"rollout.url {server.name} is vLLM's CPU build, which keeps the old output head of a student that "
                 f"shares it with the embedding (tie_word_embeddings, as {self.student.path!r} does): use rollout.engine"
@@ -118,46 +122,49 @@ class VllmEngine:
         tokenizer = self.student.tokenizer
         ids = sorted(set(tokenizer.get_vocab().values()))
         text = tokenizer.decode(ids[:: max(1, len(ids) // PROBE_IDS)])
-        mine, theirs = tokenizer(text, add_special_tokens=False)["input_ids"], await server.tokenize(info.model, text)
-        if mine != theirs:
-            at = first_difference(mine, theirs)
+        student_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        server_ids = await server.tokenize(info.model, text)
+        if student_ids != server_ids:
+            start = first_difference(student_ids, server_ids)
             raise UsageError(
                 f"rollout.url {server.name} serves {info.model!r}, whose tokenizer is not that of the student "
-                f"{self.student.path!r}: from token {at} of a probe on it has {theirs[at : at + 3]}, the student "
-                f"{mine[at : at + 3]}. Serve the student's own folder"
+                f"{self.student.path!r}: from token {start} of a probe on, the server has "
+                f"{server_ids[start : start + 3]}, the student {student_ids[start : start + 3]}. Serve the student's "
+                "own folder"
             )
         return info
 
-    def _ties(self) -> bool:
-        """Whether the student's embedding is its output head as well."""
-        into: Any = self.student.model.get_input_embeddings()
-        out: Any = self.student.model.get_output_embeddings()
-        return out is not None and into.weight is out.weight
+    def _ties_embeddings(self) -> bool:
+        """Whether the student's output head shares its weights with the embedding."""
+        embedding: Any = self.student.model.get_input_embeddings()
+        head: Any = self.student.model.get_output_embeddings()
+        return head is not None and embedding.weight is head.weight
 
     def sync(self, version: int) -> None:
-        """Give every server the student's present weights. Completions under way end first, with the old ones.
+        """Send the student's current weights to every server. Completions in flight end first, with the old weights.
 
-        Raises RunError where one does not take them; it then stays paused, for what it has is not known.
+        Raises RunError if the transfer to a server fails. The server then stays paused, because its weights are
+        unknown.
         """
-        self.processes.wait()
-        self.label = self.processes.from_first(lambda: self._give(version))
+        self.processes.barrier()
+        self.weights_label = self.processes.run_on_main(lambda: self._send_weights(version))
         self.version = version
 
-    def _give(self, version: int) -> str:
-        """Returns what the servers call these weights."""
-        label = f"vold-{self.run}-{version}"
-        self.tasks.run(self._each("/pause", params={"mode": "wait", "clear_cache": "true"}))
+    def _send_weights(self, version: int) -> str:
+        """Returns the label under which the servers report these weights."""
+        label = f"vold-{self.run_id}-{version}"
+        self.tasks.run(self._call_all("/pause", params={"mode": "wait", "clear_cache": "true"}))
         self.transfer.send(version)
-        # Keys, values and image features that the old weights computed: a prompt must not be continued from them.
-        for answer in self.tasks.run(self._each("/reset_prefix_cache")):
-            if answer.get("success") is False:
+        # Cached keys, values and image features of the old weights must not be used with the new weights.
+        for reply in self.tasks.run(self._call_all("/reset_prefix_cache")):
+            if reply.get("success") is False:
                 raise RunError(f"rollout.url {self.config.url}: vLLM kept keys and values of the old weights")
-        self.tasks.run(self._each("/reset_encoder_cache"))
-        self.tasks.run(self._each("/update_weight_version", json={"new_version": label}))
-        self.tasks.run(self._each("/resume"))
+        self.tasks.run(self._call_all("/reset_encoder_cache"))
+        self.tasks.run(self._call_all("/update_weight_version", json={"new_version": label}))
+        self.tasks.run(self._call_all("/resume"))
         return label
 
-    async def _each(self, route: str, **options: Any) -> list[Any]:
+    async def _call_all(self, route: str, **options: Any) -> list[Any]:
         return await asyncio.gather(*(server.control(route, **options) for server in self.servers))
 
     def generate(
@@ -169,61 +176,75 @@ class VllmEngine:
         first_row: int = 0,
         on_finished: OnFinished | None = None,
     ) -> list[Rollout]:
-        """See Engine. Log-probabilities are kept whether or not they were asked for: they cost nothing here.
+        """See Engine. Rollouts have log-probabilities even if `sampling` does not request them, if vLLM reports them.
 
-        Raises RunError where a server is away for longer than half a minute, or has other weights than it was given;
-        UsageError where a prompt, or what is asked, does not fit the server.
+        Raises RunError if a server is away for longer than half a minute, or has other weights than the last ones sent;
+        UsageError if a prompt or the sampling parameters do not fit the server.
         """
-        if self.label is None:
+        if self.weights_label is None:
             self.sync(self.version)
-        keeps = self._logprobs_kept(sampling)
+        has_logprobs = self._reports_logprobs(sampling)
         prompts = [tuple(ids) for ids in self.student.prompt_ids(examples)]
         self._check_lengths(examples, prompts, sampling)
-        ended: queue.SimpleQueue[tuple[int, Reply | BaseException]] = queue.SimpleQueue()
-        futures: list[Future[None]] = []
-        for place, (example, ids) in enumerate(zip(examples, prompts, strict=True)):
-            shared = self._request(example, ids, sampling)
-            number = (first_row // sampling.group + place) % len(self.servers)
-            for index in range(sampling.group):
-                row = first_row + place * sampling.group + index
-                request = {**shared, "model": self.infos[number].model, "seed": row_seed(seed, row)}
-                futures.append(self.tasks.submit(_into(ended, row, self.servers[number].complete(request))))
+        results: Results = queue.SimpleQueue()
+        futures = self._submit(examples, prompts, sampling, seed, first_row, results)
         finished: dict[int, Rollout] = {}
         try:
             while len(finished) < len(futures):
                 new = []
-                for row, reply in _waiting(ended):
+                for row, reply in _next_results(results):
                     if isinstance(reply, BaseException):
                         raise reply
-                    place = (row - first_row) // sampling.group
-                    new.append(self._rollout(row, examples[place], prompts[place], reply, sampling, keeps))
+                    index = (row - first_row) // sampling.group
+                    new.append(self._rollout(row, examples[index], prompts[index], reply, sampling, has_logprobs))
                 finished.update({rollout.row: rollout for rollout in new})
                 if on_finished is not None:
                     on_finished(new)
         finally:
             for future in futures:
                 future.cancel()
-        self.tasks.run(self._same_weights())
+        self.tasks.run(self._check_weights())
         return [finished[row] for row in sorted(finished)]
 
-    def _logprobs_kept(self, sampling: Sampling) -> bool:
-        """Whether what the servers report is the log-probability at sampling.temperature, before top_p.
+    def _submit(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seed: int,
+        first_row: int,
+        results: Results,
+    ) -> list[Future[None]]:
+        """Start a request for each row; each puts its reply, or its error, into `results`."""
+        futures = []
+        for index, (example, ids) in enumerate(zip(examples, prompts, strict=True)):
+            body = self._request(example, ids, sampling)
+            server_index = (first_row // sampling.group + index) % len(self.servers)
+            server, model = self.servers[server_index], self.infos[server_index].model
+            for row in range(first_row + index * sampling.group, first_row + (index + 1) * sampling.group):
+                request = {**body, "model": model, "seed": row_seed(seed, row)}
+                futures.append(self.tasks.submit(_put_result(results, row, server.complete(request))))
+        return futures
 
-        Raises UsageError where it is not, and is needed.
+    def _reports_logprobs(self, sampling: Sampling) -> bool:
+        """Whether the servers report log-probabilities at sampling.temperature, before top_p.
+
+        Raises UsageError if they do not, and `sampling` requests log-probabilities; or if they report too few
+        candidates.
         """
         for server, info in zip(self.servers, self.infos, strict=True):
             if info.logprobs_mode == "raw_logprobs":
-                right = sampling.temperature in (0, 1)
+                matches = sampling.temperature in (0, 1)
             else:
-                right = info.logprobs_mode == "processed_logprobs" and sampling.top_p == 1
-            if not right and sampling.logprobs:
+                matches = info.logprobs_mode == "processed_logprobs" and sampling.top_p == 1
+            if not matches and sampling.logprobs:
                 raise UsageError(
-                    f"rollout.temperature is {sampling.temperature} and rollout.top_p {sampling.top_p}: of what is "
-                    f"drawn so, rollout.url {server.name} (--logprobs-mode {info.logprobs_mode}) does not report the "
+                    f"rollout.temperature is {sampling.temperature} and rollout.top_p {sampling.top_p}: with "
+                    f"these, rollout.url {server.name} (--logprobs-mode {info.logprobs_mode}) does not report the "
                     "log-probabilities that the objective needs. Set rollout.temperature=1; or set rollout.top_p=1 and "
                     "start the server with --logprobs-mode processed_logprobs"
                 )
-            if not right:
+            if not matches:
                 return False
             if sampling.candidates > info.max_logprobs >= 0:
                 raise UsageError(
@@ -234,18 +255,18 @@ class VllmEngine:
         return True
 
     def _check_lengths(self, examples: Sequence[Example], prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        most, name = min((info.max_length, server.name) for server, info in zip(self.servers, self.infos, strict=True))
+        limit, name = min((info.max_length, server.name) for server, info in zip(self.servers, self.infos, strict=True))
         for example, ids in zip(examples, prompts, strict=True):
-            if len(ids) + sampling.max_tokens > most:
+            if len(ids) + sampling.max_tokens > limit:
                 raise UsageError(
                     f"example {example.id!r}: its prompt has {len(ids)} tokens, and with rollout.max_tokens="
-                    f"{sampling.max_tokens} that is more than the {most} of rollout.url {name}: lower "
+                    f"{sampling.max_tokens} that is more than the {limit} of rollout.url {name}: lower "
                     "rollout.max_tokens, or start the server with a larger --max-model-len"
                 )
 
     def _request(self, example: Example, ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
-        """The body for every row of a prompt, seed and model aside. All that decides what is drawn is in it: what is
-        left out, the server would take from the model's generation_config.json.
+        """The request body of a prompt's rows, without seed and model. All sampling parameters are given: vLLM takes
+        the default of a missing one from the model's generation_config.json.
         """
         request = {
             "max_tokens": sampling.max_tokens,
@@ -262,30 +283,30 @@ class VllmEngine:
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
-        if self.student.place_ids:
-            request["logit_bias"] = {str(token): -100.0 for token in self.student.place_ids}
+        if self.student.placeholder_ids:
+            request["logit_bias"] = {str(token): -100.0 for token in self.student.placeholder_ids}
         if not example.images:
             return {**request, "prompt": list(ids), "logprobs": sampling.candidates}
         messages = messages_with_images(example)
         return {**request, "messages": messages, "logprobs": True, "top_logprobs": sampling.candidates}
 
     def _rollout(
-        self, row: int, example: Example, prompt: tuple[int, ...], reply: Reply, sampling: Sampling, keeps: bool
+        self, row: int, example: Example, prompt: tuple[int, ...], reply: Reply, sampling: Sampling, has_logprobs: bool
     ) -> Rollout:
         if reply.prompt_ids != prompt:
-            at = first_difference(prompt, reply.prompt_ids)
+            start = first_difference(prompt, reply.prompt_ids)
             raise RunError(
                 f"example {example.id!r}: vLLM read a prompt of {len(reply.prompt_ids)} tokens, the student's "
-                f"processor makes {len(prompt)} of it (from token {at} on they differ). Serve the student's own "
+                f"processor makes {len(prompt)} of it (from token {start} on they differ). Serve the student's own "
                 "folder, with its chat template and processor"
             )
         candidates = None
         if sampling.candidates:
-            if any(len(ids) < sampling.candidates for ids in reply.likely):
+            if any(len(ids) < sampling.candidates for ids in reply.top_ids):
                 raise RunError(
-                    f"vLLM gave fewer than the {sampling.candidates} most likely ids of a position that were asked for"
+                    f"vLLM gave fewer than the {sampling.candidates} most likely ids of a position that were requested"
                 )
-            candidates = np.array([ids[: sampling.candidates] for ids in reply.likely], np.int64)
+            candidates = np.array([ids[: sampling.candidates] for ids in reply.top_ids], np.int64)
         return Rollout(
             row,
             example,
@@ -293,78 +314,79 @@ class VllmEngine:
             reply.ids,
             self.student.tokenizer.decode(reply.ids, skip_special_tokens=True),
             reply.truncated,
-            logprobs=np.array(reply.logprobs, np.float32) if keeps else None,
+            logprobs=np.array(reply.logprobs, np.float32) if has_logprobs else None,
             candidates=candidates,
         )
 
-    async def _same_weights(self) -> None:
-        """Raises RunError where a server has not the weights that it was given: it began anew, or somebody else's."""
+    async def _check_weights(self) -> None:
+        """Raises RunError if a server has other weights than the last ones sent, as after a restart."""
         for server in self.servers:
-            found = await server.weight_version()
-            if found not in (None, self.label):
+            label = await server.weight_version()
+            if label not in (None, self.weights_label):
                 raise RunError(
-                    f"rollout.url {server.name} draws from weights {found!r}, and was given {self.label!r}: it was "
-                    "restarted, or another run uses it. Give each run servers of its own, and go on with --resume"
+                    f"rollout.url {server.name} generates with weights {label!r}, and was sent {self.weights_label!r}: "
+                    "it was restarted, or another run uses it. Give each run its own servers, and go on with --resume"
                 )
 
 
-class Processes:
-    """The processes of a run, each with an engine of its own."""
+class ProcessGroup:
+    """The processes of a run, each of which has an engine."""
 
     def __init__(self) -> None:
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        self.group: Any = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if several else None
+        distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self.group: Any = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT) if distributed else None
 
-    def wait(self) -> None:
-        """Until all are here."""
+    def barrier(self) -> None:
+        """Wait until every process has called this method."""
         if self.group is not None:
             dist.barrier(group=self.group)
 
-    def from_first(self, work: Callable[[], T]) -> T:
-        """What `work` returns in the first process, in all of them. Where it raises, all do."""
+    def run_on_main(self, work: Callable[[], T]) -> T:
+        """Run `work` on the main process. Returns its result on all processes; if it fails, all processes raise."""
         if self.group is None:
             return work()
-        told: list[Any] = [None, None]
-        failed = None
+        result_and_message: list[Any] = [None, None]
+        failure = None
         if dist.get_rank() == 0:
             try:
-                told[0] = work()
+                result_and_message[0] = work()
             except Exception as error:
-                failed, told[1] = error, f"{error}"
-        dist.broadcast_object_list(told, src=0, group=self.group)
-        if told[1] is not None:
-            raise RunError(told[1]) if failed is None else failed
-        return told[0]  # type: ignore[no-any-return]
+                failure, result_and_message[1] = error, f"{error}"
+        dist.broadcast_object_list(result_and_message, src=0, group=self.group)
+        result, message = result_and_message
+        if message is not None:
+            raise RunError(message) if failure is None else failure
+        return result  # type: ignore[no-any-return]
 
 
-async def _into(ended: "queue.SimpleQueue[tuple[int, Reply | BaseException]]", row: int, reply: Any) -> None:
+async def _put_result(results: Results, row: int, reply: Any) -> None:
     try:
-        ended.put((row, await reply))
+        results.put((row, await reply))
     except Exception as error:
-        ended.put((row, error))
+        results.put((row, error))
 
 
-def _waiting(ended: "queue.SimpleQueue[Any]") -> list[Any]:
-    """At least one that ended, and all that ended meanwhile."""
-    found = [ended.get()]
-    while not ended.empty():
-        found.append(ended.get())
-    return found
+def _next_results(results: Results) -> list[tuple[int, Reply | BaseException]]:
+    """Wait for a result. Returns all results that are ready."""
+    ready = [results.get()]
+    while not results.empty():
+        ready.append(results.get())
+    return ready
 
 
 def row_seed(seed: int, row: int) -> int:
-    """The seed of a row's request, below 2^63: a hash, so that no two rows of any two steps share one by design."""
+    """The seed of a row's request, below 2^63: a hash, so that rows of different steps have different seeds."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{row}".encode()).digest()[:8], "big") >> 1
 
 
-def first_difference(mine: Sequence[int], theirs: Sequence[int]) -> int:
-    """Where two lists that are not the same part."""
-    pairs = zip(mine, theirs, strict=False)
-    return next((place for place, (own, other) in enumerate(pairs) if own != other), min(len(mine), len(theirs)))
+def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
+    """The first index at which two different lists differ."""
+    differing = (index for index, (left, right) in enumerate(zip(a, b, strict=False)) if left != right)
+    return next(differing, min(len(a), len(b)))
 
 
 def messages_with_images(example: Example) -> list[dict[str, Any]]:
-    """The messages as OpenAI's chat API has them, every image part with its picture, losslessly."""
+    """The messages in the format of OpenAI's chat API, with the images as lossless PNG."""
     images = iter(example.images)
 
     def part(item: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""One `vllm serve` over HTTP: what it is, its completions by token ids, and the calls that change its weights.
+"""Client of a `vllm serve` server over HTTP: its settings, completions as token ids, and calls that change its weights.
 
-The routes are those of vLLM 0.31 to 0.33. All but /v1/... and /tokenize exist only where the server was started with
+The routes are those of vLLM 0.31 to 0.33. All but /v1/... and /tokenize exist only if the server was started with
 VLLM_SERVER_DEV_MODE=1.
 """
 
@@ -16,14 +16,14 @@ import httpx
 from vold_trainer.errors import RunError, UsageError
 
 RETRY_SECONDS = 30.0
-"""How long a server may be away, or answer 5xx, before the run stops."""
+"""Seconds for which a server may be away, or answer 5xx, before the run stops."""
 ABORTED_SECONDS = 1.0
-"""Between two tries of a completion that the server broke off."""
+"""Seconds before a completion that the server aborted is requested again; doubled the second time."""
 IN_FLIGHT = 1024
-"""Requests to one server at a time. It queues what it cannot run; a connection each is what this bounds."""
+"""Requests to one server at a time. The server queues requests; this bounds the number of connections."""
 CONTROL_SECONDS = 1800.0
-"""For a call that moves weights: the server answers when all of them are there."""
-START = (
+"""Time limit of a call that transfers weights: the server answers after the last weight."""
+START_ADVICE = (
     "start it as `VLLM_SERVER_DEV_MODE=1 vllm serve MODEL` (docs/guides/rollouts.md), reachable by the trainer alone: "
     "these routes change its weights"
 )
@@ -31,7 +31,7 @@ START = (
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """What a server said of itself. device: cuda, cpu, ... world_size: its workers, over all of its parallel groups."""
+    """Settings that a server reports. device: cuda, cpu, ... world_size: workers in all of its parallel groups."""
 
     model: str
     version: str
@@ -45,17 +45,17 @@ class ServerInfo:
 
 @dataclass(frozen=True)
 class Reply:
-    """A completion as the server gave it. logprobs: [T]. likely: [T], ids most likely first."""
+    """A completion from the server. logprobs: [T]. top_ids: [T], the most likely ids at each position, in order."""
 
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
     truncated: bool
     logprobs: tuple[float, ...]
-    likely: tuple[tuple[int, ...], ...]
+    top_ids: tuple[tuple[int, ...], ...]
 
 
 class Server:
-    """Made and used on one event loop. Every error names the server's URL and what to do."""
+    """A vLLM server. Create and use it on one event loop. Every error names the server's URL and the remedy."""
 
     def __init__(self, url: str, *, name: str = "", key: str | None, key_env: str, timeout: float) -> None:
         self.url = url
@@ -75,12 +75,12 @@ class Server:
         await self.client.aclose()
 
     async def info(self) -> ServerInfo:
-        """Raises UsageError where this is no vLLM server that a trainer can steer."""
+        """Request the server's settings. Raises UsageError if it is not a vLLM server with the needed routes."""
         try:
             models = await self._call("GET", "/v1/models", patience=0)
             settings = await self._call("GET", "/server_info", params={"config_format": "json"}, patience=0)
             version = await self._call("GET", "/version", patience=0)
-            world = await self._call("GET", "/get_world_size", patience=0)
+            workers = await self._call("GET", "/get_world_size", patience=0)
         except RunError as error:
             raise UsageError(str(error)) from error
         try:
@@ -94,32 +94,34 @@ class Server:
                 logprobs_mode=str(config["model_config"]["logprobs_mode"]),
                 transfer=(config.get("weight_transfer_config") or {}).get("backend"),
                 device=str((config.get("device_config") or {}).get("device", "")),
-                world_size=int(world["world_size"]),
+                world_size=int(workers["world_size"]),
             )
         except (KeyError, TypeError, ValueError, StopIteration) as error:
             raise UsageError(
-                f"rollout.url {self.name}: not what vLLM 0.31 to 0.33 says of itself ({error!r})"
+                f"rollout.url {self.name}: the settings are not those of vLLM 0.31 to 0.33 ({error!r})"
             ) from error
 
     async def tokenize(self, model: str, text: str) -> list[int]:
+        """The ids of a text in the server's tokenizer, without special tokens."""
         body = {"model": model, "prompt": text, "add_special_tokens": False}
         return list((await self._call("POST", "/tokenize", json=body))["tokens"])
 
     async def complete(self, request: Mapping[str, Any]) -> Reply:
-        """One completion. request: the body of /v1/completions, or of /v1/chat/completions where it has messages.
+        """Request a completion. request: the body of /v1/completions, or of /v1/chat/completions if it has messages.
 
-        A completion that the server broke off (it was paused, say) is asked for again: the seed makes it the same one.
+        A completion that the server aborted, for example when it was paused, is requested again. The seed in the
+        request makes the result the same.
         """
         route = "/v1/chat/completions" if "messages" in request else "/v1/completions"
         for attempt in range(3):
             if attempt:
                 await asyncio.sleep(attempt * ABORTED_SECONDS)
-            answer = await self._call("POST", route, json=request)
+            body = await self._call("POST", route, json=request)
             try:
-                reply, reason = read_reply(answer)
+                reply, reason = read_reply(body)
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise RunError(
-                    f"rollout.url {self.name}: the reply of {route} is not what vLLM 0.31 to 0.33 answers: {error}"
+                    f"rollout.url {self.name}: the reply of {route} is not that of vLLM 0.31 to 0.33: {error}"
                 ) from error
             if reason in ("stop", "length"):
                 return reply
@@ -128,12 +130,12 @@ class Server:
         )
 
     async def weight_version(self) -> str | None:
-        """The label of the weights that it draws from; None where it keeps none."""
-        answer = await self._call("GET", "/weight_info", missing={})
-        return answer.get("weight_version")
+        """The label of the server's weights; None if the server has none."""
+        body = await self._call("GET", "/weight_info", if_not_found={})
+        return body.get("weight_version")
 
     async def control(self, route: str, *, json: Any = None, params: Mapping[str, str] | None = None) -> Any:
-        """POST to a route that changes the server; not repeated, for it may have been done."""
+        """POST to a route that changes the server. The call is not repeated, because it may have had its effect."""
         return await self._call("POST", route, json=json, params=params, patience=0, seconds=CONTROL_SECONDS)
 
     async def _call(
@@ -145,43 +147,50 @@ class Server:
         params: Mapping[str, str] | None = None,
         patience: float | None = None,
         seconds: float | None = None,
-        missing: Any = None,
+        if_not_found: Any = None,
     ) -> Any:
-        """The JSON of the answer. patience: seconds of failures in a row that are waited out, RETRY_SECONDS where it is
-        None. seconds: for one try. missing: what a route that is not there answers.
+        """Send a request, repeat it if the failure may be temporary, and return the JSON of the reply.
+
+        patience: seconds of consecutive failures before giving up, RETRY_SECONDS by default. seconds: time limit of an
+        attempt, rollout.timeout by default. if_not_found: returned in place of an error 404.
         """
         clock = asyncio.get_running_loop().time
         seconds = seconds or self.timeout
         patience = RETRY_SECONDS if patience is None else patience
-        began, failing, wait = clock(), None, 0.25
+        started, failing_since, wait = clock(), None, 0.25
         while True:
-            try:
-                response = await self.client.request(
-                    method, route, json=json, params=params, timeout=httpx.Timeout(seconds, connect=10.0, pool=None)
-                )
-            except httpx.TimeoutException as error:
-                if not isinstance(error, httpx.ConnectTimeout):
-                    raise RunError(
-                        f"rollout.url {self.name}: no answer from {route} in {seconds:g} s "
-                        "(rollout.timeout for a completion). Is the server overloaded, or paused?"
-                    ) from error
-                problem = "it cannot be reached"
-            except httpx.TransportError as error:
-                problem = f"it cannot be reached ({type(error).__name__}: {error})"
-            except httpx.InvalidURL as error:
-                raise UsageError(f"rollout.url {self.name}: not a URL ({error})") from error
+            response = await self._attempt(method, route, seconds, json=json, params=params)
+            if isinstance(response, str):
+                problem = response
+            elif response.status_code < 400:
+                return self._json(response, route)
+            elif response.status_code == 404 and if_not_found is not None:
+                return if_not_found
             else:
-                if response.status_code < 400:
-                    return self._json(response, route)
-                if response.status_code == 404 and missing is not None:
-                    return missing
-                problem = self._refused(response, route)
-            failing = clock() if failing is None else failing
-            if clock() + wait > min(failing + patience, began + self.timeout):
-                tried = f" for {clock() - failing:.0f} s" if patience else ""
-                raise RunError(f"rollout.url {self.name}{tried}: {problem}. Is `vllm serve` still running there?")
+                problem = self._temporary_problem(response, route)
+            failing_since = clock() if failing_since is None else failing_since
+            if clock() + wait > min(failing_since + patience, started + self.timeout):
+                duration = f" for {clock() - failing_since:.0f} s" if patience else ""
+                raise RunError(f"rollout.url {self.name}{duration}: {problem}. Is `vllm serve` still running there?")
             await asyncio.sleep(wait * random.uniform(0.75, 1.25))
             wait = min(2 * wait, 4.0)
+
+    async def _attempt(self, method: str, route: str, seconds: float, **content: Any) -> httpx.Response | str:
+        """Send a request once. Returns the response, or a message if the server cannot be reached."""
+        timeout = httpx.Timeout(seconds, connect=10.0, pool=None)
+        try:
+            return await self.client.request(method, route, timeout=timeout, **content)
+        except httpx.ConnectTimeout:
+            return "it cannot be reached"
+        except httpx.TimeoutException as error:
+            raise RunError(
+                f"rollout.url {self.name}: no answer from {route} in {seconds:g} s "
+                "(rollout.timeout for a completion). Is the server overloaded, or paused?"
+            ) from error
+        except httpx.TransportError as error:
+            return f"it cannot be reached ({type(error).__name__}: {error})"
+        except httpx.InvalidURL as error:
+            raise UsageError(f"rollout.url {self.name}: not a URL ({error})") from error
 
     def _json(self, response: httpx.Response, route: str) -> Any:
         if not response.content:
@@ -191,54 +200,54 @@ class Server:
         except ValueError as error:
             raise RunError(f"rollout.url {self.name}: {route} answered no JSON: {response.text[:80]!r}") from error
 
-    def _refused(self, response: httpx.Response, route: str) -> str:
-        """What is wrong, where waiting may help. Raises where it cannot."""
-        status, said = response.status_code, _message(response)
+    def _temporary_problem(self, response: httpx.Response, route: str) -> str:
+        """Describe an error reply that may be temporary. Raises if the error is permanent."""
+        status, message = response.status_code, _message(response)
         if status in (401, 403):
             raise UsageError(
-                f"rollout.url {self.name}: {status} {said}. The key is taken from the environment variable "
+                f"rollout.url {self.name}: {status} {message}. The key is taken from the environment variable "
                 f"{self.key_env} (rollout.api_key_env)"
             )
         if status == 404:
-            raise UsageError(f"rollout.url {self.name}: it has no route {route}: {START}")
+            raise UsageError(f"rollout.url {self.name}: it has no route {route}: {START_ADVICE}")
         if status < 500 and status != 429:
-            raise RunError(f"rollout.url {self.name}: {route} refused: {said}")
-        return f"{route} answered {status}: {said}"
+            raise RunError(f"rollout.url {self.name}: {route} refused: {message}")
+        return f"{route} answered {status}: {message}"
 
 
-def read_reply(answer: Mapping[str, Any]) -> tuple[Reply, str]:
-    """(the completion, why it ended) of a reply of /v1/completions or /v1/chat/completions.
+def read_reply(body: Mapping[str, Any]) -> tuple[Reply, str]:
+    """The completion and the finish reason in a reply of /v1/completions or /v1/chat/completions.
 
-    Raises ValueError or KeyError for what cannot be learned from: no ids, or as many log-probabilities as ids are not
-    there.
+    Raises ValueError or KeyError if ids are missing, or if the log-probabilities do not match the ids.
     """
-    choice = answer["choices"][0]
+    choice = body["choices"][0]
     reason = str(choice["finish_reason"])
-    prompt, ids = choice.get("prompt_token_ids") or answer.get("prompt_token_ids"), choice.get("token_ids")
+    prompt, ids = choice.get("prompt_token_ids") or body.get("prompt_token_ids"), choice.get("token_ids")
     if reason not in ("stop", "length"):
         return Reply((), (), False, (), ()), reason
     if not prompt or not ids:
         raise ValueError("no token_ids and prompt_token_ids, which return_token_ids asks for")
-    found = choice["logprobs"]
-    if "content" in found:
-        logprobs = [place["logprob"] for place in found["content"]]
-        ranked = [{top["token"]: top["logprob"] for top in place["top_logprobs"]} for place in found["content"]]
-        named = [place["token"] for place in found["content"]]
+    reported = choice["logprobs"]
+    if "content" in reported:  # /v1/chat/completions
+        positions = reported["content"]
+        logprobs = [position["logprob"] for position in positions]
+        top_logprobs = [{top["token"]: top["logprob"] for top in position["top_logprobs"]} for position in positions]
+        tokens = [position["token"] for position in positions]
     else:
-        logprobs, ranked, named = found["token_logprobs"], found["top_logprobs"], found["tokens"]
-    if [_id(token) for token in named] != list(ids):
-        raise ValueError(f"log-probabilities of {len(named)} tokens that are not the {len(ids)} of token_ids")
+        logprobs, top_logprobs, tokens = reported["token_logprobs"], reported["top_logprobs"], reported["tokens"]
+    if [_id(token) for token in tokens] != list(ids):
+        raise ValueError(f"log-probabilities of {len(tokens)} tokens that are not the {len(ids)} of token_ids")
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in logprobs):
-        raise ValueError("a log-probability that is no finite number")
-    likely = tuple(
-        tuple(_id(token) for token, _ in sorted(row.items(), key=lambda pair: -pair[1])) if row else ()
-        for row in ranked
+        raise ValueError("a log-probability that is not a finite number")
+    top_ids = tuple(
+        tuple(_id(token) for token, _ in sorted(top.items(), key=lambda pair: -pair[1])) if top else ()
+        for top in top_logprobs
     )
-    return Reply(tuple(prompt), tuple(ids), reason == "length", tuple(map(float, logprobs)), likely), reason
+    return Reply(tuple(prompt), tuple(ids), reason == "length", tuple(map(float, logprobs)), top_ids), reason
 
 
 def _id(token: str) -> int:
-    """Of "token_id:7", as return_tokens_as_token_ids has it."""
+    """The id in "token_id:7", the format of return_tokens_as_token_ids."""
     return int(token.removeprefix("token_id:"))
 
 

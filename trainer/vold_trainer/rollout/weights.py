@@ -1,10 +1,11 @@
-"""How the student's weights get into vLLM.
+"""Transfer of the student's weights to vLLM servers.
 
-disk: a safetensors folder that both sides see, and vLLM's `reload_weights`. Works everywhere, needs no vLLM here.
+disk: a safetensors folder that both sides can access, and vLLM's `reload_weights`. Works with any server, without vLLM
+on this side.
 nccl: vLLM's weight-transfer API, a broadcast from this GPU to the servers' GPUs. Needs CUDA and vLLM on both sides.
-ipc: the same API, for a server on this very GPU: it opens the student's memory.
+ipc: the same API, for a server on the same GPU, which opens the student's memory.
 
-Names and layouts are those of the checkpoint, as `save_pretrained` writes it: what vLLM's loaders read.
+Names and layouts of the tensors are those that `save_pretrained` writes, which vLLM's loaders read.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from vold_packing.transformers import undocumented
-from vold_proto.distribution import advice
+from vold_proto.distribution import missing_extra_message
 
 from vold_trainer.config import RolloutConfig
 from vold_trainer.errors import RunError, UsageError
@@ -30,63 +31,66 @@ with undocumented():
     from transformers.core_model_loading import revert_weight_conversion
 
 
-class Transfer(Protocol):
-    """Gives weights to servers that are paused."""
+class WeightTransfer(Protocol):
+    """Sends weights to servers that are paused."""
 
     def send(self, version: int) -> None:
-        """Raises RunError where a server did not take them: what it draws from then is not known."""
+        """Send the student's current weights. Raises RunError if a transfer fails; the weights are then unknown."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the transfer's resources."""
+        ...
 
 
 def make_transfer(
     config: RolloutConfig, student: Student, servers: Sequence[Server], infos: Sequence[ServerInfo], tasks: ClientTasks
-) -> Transfer:
-    """The way that rollout.weights asks for. Raises UsageError where one side cannot go it."""
-    way = config.weights
-    offered = {info.transfer for info in infos}
-    if way == "auto":
-        native = len(offered) == 1 and offered <= {"nccl", "ipc"} and not _lacks(student, way)
-        way = str(offered.pop()) if native else "disk"  # type: ignore[assignment]
-    if way == "disk":
-        return Disk(config.weights_folder, student, servers, tasks)
-    if lacks := _lacks(student, way):
-        raise UsageError(lacks)
+) -> WeightTransfer:
+    """Create the transfer that rollout.weights names. Raises UsageError if one side does not support it."""
+    method = config.weights
+    supported = {info.transfer for info in infos}
+    if method == "auto":
+        native = len(supported) == 1 and supported <= {"nccl", "ipc"} and not _missing_requirement(student, method)
+        method = str(supported.pop()) if native else "disk"  # type: ignore[assignment]
+    if method == "disk":
+        return DiskTransfer(config.weights_folder, student, servers, tasks)
+    if problem := _missing_requirement(student, method):
+        raise UsageError(problem)
     for server, info in zip(servers, infos, strict=True):
-        if info.transfer != way:
+        if info.transfer != method:
             raise UsageError(
-                f"rollout.weights is {way!r}, and rollout.url {server.name} was started for {info.transfer!r}: start "
-                f'it with --weight-transfer-config \'{{"backend": "{way}"}}\', or use rollout.weights=disk'
+                f"rollout.weights is {method!r}, and rollout.url {server.name} was started for {info.transfer!r}: "
+                f'start it with --weight-transfer-config \'{{"backend": "{method}"}}\', or use rollout.weights=disk'
             )
-    return Native(way, config.nccl_address, student, servers, infos, tasks)
+    return NativeTransfer(method, config.nccl_address, student, servers, infos, tasks)
 
 
-def _lacks(student: Student, way: str) -> str:
-    """What this side lacks for vLLM's own `way`, and what to do; empty where nothing."""
+def _missing_requirement(student: Student, method: str) -> str:
+    """The requirement of `nccl` or `ipc` that this side does not meet, with a remedy; empty if it meets all."""
     remedy = "use rollout.weights=disk"
     if importlib.util.find_spec("vllm") is None:
-        return advice(f"rollout.weights={way}", "vllm", "vllm", remedy)
+        return missing_extra_message(f"rollout.weights={method}", "vllm", "vllm", remedy)
     if student.model.device.type != "cuda" and not torch.cuda.is_available():
-        return f"rollout.weights is {way!r}, and the student is on no CUDA device: {remedy}"
+        return f"rollout.weights is {method!r}, and the student is on no CUDA device: {remedy}"
     return ""
 
 
 def checkpoint_tensors(student: Student) -> dict[str, Tensor]:
-    """The weights by the names, and in the layout, that a checkpoint has; tied ones once. No copies where the model
-    computes with what its checkpoint holds.
+    """The weights with the names and layouts of a checkpoint; tied weights once.
+
+    A tensor is a copy only if the model's layout differs from the checkpoint's.
     """
     model = student.model
     if hasattr(model, "peft_config"):
         raise UsageError("a student with adapters reaches vLLM over the disk, merged: set rollout.weights=disk")
-    kept = model.state_dict().keys()
-    named = {name: value.detach() for name, value in model.named_parameters()}
-    named |= {name: value for name, value in model.named_buffers() if name in kept}
-    return dict(revert_weight_conversion(model, named))
+    saved = model.state_dict().keys()
+    tensors = {name: value.detach() for name, value in model.named_parameters()}
+    tensors |= {name: value for name, value in model.named_buffers() if name in saved}
+    return dict(revert_weight_conversion(model, tensors))
 
 
-class Disk:
-    """A folder a version, read by the servers and then removed."""
+class DiskTransfer:
+    """Writes a folder for each version, which is removed after the servers have read it."""
 
     def __init__(self, folder: Path | None, student: Student, servers: Sequence[Server], tasks: ClientTasks) -> None:
         self.student = student
@@ -119,27 +123,27 @@ class Disk:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class Native:
-    """vLLM's weight-transfer API: its trainer-side engine, over our own connections to several servers at once."""
+class NativeTransfer:
+    """vLLM's weight-transfer API: its trainer-side engine, with FanOutClient for several servers."""
 
     def __init__(
         self,
-        way: str,
+        method: str,
         address: str,
         student: Student,
         servers: Sequence[Server],
         infos: Sequence[ServerInfo],
         tasks: ClientTasks,
     ) -> None:
-        self.way = way
+        self.method = method
         self.address = address
         self.student = student
-        self.client = FanOut(servers, [info.world_size for info in infos], tasks)
+        self.client = FanOutClient(servers, [info.world_size for info in infos], tasks)
         self.world_size = 1 + sum(info.world_size for info in infos)
         self.engine: Any = None
 
     def send(self, version: int) -> None:
-        # The connection is made when the first weights go: by then accelerate has moved the student to its device.
+        # Connect at the first transfer: by then, accelerate has moved the student to its device.
         try:
             if self.engine is None:
                 self.engine = self._connect()
@@ -147,7 +151,7 @@ class Native:
         except (RunError, UsageError):
             raise
         except Exception as error:
-            raise RunError(f"rollout.weights {self.way!r}: the transfer failed: {error}") from error
+            raise RunError(f"rollout.weights {self.method!r}: the transfer failed: {error}") from error
 
     def _connect(self) -> Any:
         from vllm.distributed.weight_transfer import ParamMeta, WeightSource, WeightTransferTrainerFactory
@@ -164,8 +168,8 @@ class Native:
         return WeightTransferTrainerFactory.trainer_init(self.init_info(), client=self.client, source=Checkpoint())
 
     def init_info(self) -> Any:
-        """What vLLM's trainer-side engine is made from; its class says which engine that is."""
-        if self.way == "ipc":
+        """The settings of vLLM's trainer-side engine; their class selects the engine."""
+        if self.method == "ipc":
             from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
             return IPCTrainerInitInfo(rank=0)
@@ -184,9 +188,10 @@ class Native:
             self.engine.shutdown()
 
 
-class FanOut:
-    """vLLM's `VLLMWeightSyncClient` protocol for several servers: each call goes to all of them at the same time, and
-    the workers of each get ranks after those of the servers before it.
+class FanOutClient:
+    """vLLM's `VLLMWeightSyncClient` protocol for several servers.
+
+    Each call goes to all servers at the same time. The ranks of a server's workers follow those of the previous server.
     """
 
     def __init__(self, servers: Sequence[Server], world_sizes: Sequence[int], tasks: ClientTasks) -> None:
@@ -202,30 +207,31 @@ class FanOut:
             }
             for offset in self.offsets
         ]
-        self._all("/init_weight_transfer_engine", bodies)
+        self._post_to_all("/init_weight_transfer_engine", bodies)
 
     def start_weight_update(self) -> None:
-        self._all("/start_weight_update", [None] * len(self.servers))
+        self._post_to_all("/start_weight_update", [None] * len(self.servers))
 
     def update_weights(self, update_info: Any) -> None:
-        self._all("/update_weights", [{"update_info": _json_safe(update_info)}] * len(self.servers))
+        self._post_to_all("/update_weights", [{"update_info": _json_safe(update_info)}] * len(self.servers))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         body = {"weight_version": weight_version} if weight_version is not None else None
-        self._all("/finish_weight_update", [body] * len(self.servers))
+        self._post_to_all("/finish_weight_update", [body] * len(self.servers))
 
-    def _all(self, route: str, bodies: Sequence[Any]) -> None:
-        async def work() -> None:
+    def _post_to_all(self, route: str, bodies: Sequence[Any]) -> None:
+        async def post() -> None:
             await asyncio.gather(
                 *(server.control(route, json=body) for server, body in zip(self.servers, bodies, strict=True))
             )
 
-        self.tasks.run(work())
+        self.tasks.run(post())
 
 
 def _json_safe(update_info: Any) -> Any:
-    """As vLLM's own HTTP client sends it: handles of CUDA memory are tuples, which JSON has not, and travel pickled.
-    The server takes them only with VLLM_ALLOW_INSECURE_SERIALIZATION=1.
+    """Encode `update_info` as vLLM's own HTTP client does: handles of CUDA memory, which JSON cannot hold, are pickled.
+
+    The server accepts them only with VLLM_ALLOW_INSECURE_SERIALIZATION=1.
     """
     if not isinstance(update_info, dict) or update_info.get("ipc_handles") is None:
         return update_info

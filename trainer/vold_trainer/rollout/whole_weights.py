@@ -1,16 +1,16 @@
-"""Rollouts of a student whose weights are spread over processes: each of them holds all weights meanwhile."""
+"""Rollouts of a student with sharded weights: the weights are gathered on every process for the duration."""
 
 from collections.abc import Sequence
 
 from torch import nn
 
 from vold_trainer.data import Example
-from vold_trainer.processes.sharding import whole
+from vold_trainer.processes.sharding import gathered_weights
 from vold_trainer.rollout.base import Engine, OnFinished, Rollout, Sampling
 
 
 class GatheredEngine:
-    """An engine that draws from, and is given, whole weights."""
+    """Gathers the weights around `generate` and `sync` of another engine."""
 
     def __init__(self, engine: Engine, module: nn.Module) -> None:
         self.engine = engine
@@ -28,12 +28,12 @@ class GatheredEngine:
         on_finished: OnFinished | None = None,
     ) -> list[Rollout]:
         """See Engine."""
-        with whole(self.module):
+        with gathered_weights(self.module):
             return self.engine.generate(examples, sampling, seed=seed, first_row=first_row, on_finished=on_finished)
 
     def sync(self, version: int) -> None:
         """See Engine."""
-        with whole(self.module):
+        with gathered_weights(self.module):
             self.engine.sync(version)
         self.version = self.engine.version
 

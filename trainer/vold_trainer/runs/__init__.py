@@ -1,6 +1,4 @@
-"""What a run leaves behind, and shows while it goes on: its folder, checkpoints, the exported student, the dashboard,
-and what trackers get.
-"""
+"""The outputs of a run: its folder, checkpoints, the exported student, the dashboard and experiment trackers."""
 
 from vold_trainer.runs.export import run_export
 from vold_trainer.runs.folder import RunFolder, StopSignal

@@ -1,8 +1,8 @@
-"""Checkpoints as folders: there whole or not at all, kept as long as the config says.
+"""Checkpoints as folders, written atomically.
 
-`checkpoints/step-000010` holds safetensors files and state.json, which names every file with its size. It is written
-under another name, flushed to the disk and renamed, so that a process killed at any moment leaves what was there
-before. What a crash of the machine or a copy cut short leaves is not whole, and is passed over.
+`checkpoints/step-000010` holds safetensors files and state.json, which lists every file with its size. The folder is
+written under another name, flushed to the disk and renamed, so that a killed process leaves the previous checkpoints as
+they were. A checkpoint that is incomplete after a machine crash or an interrupted copy is ignored.
 """
 
 import json
@@ -23,7 +23,7 @@ Mode = Literal["max", "min"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint. state: what is not tensors; its "score" is how good the run was then, None if unknown."""
+    """A complete checkpoint. state: everything but the tensors; its "score" ranks checkpoints, None if unknown."""
 
     path: Path
     step: int
@@ -31,85 +31,91 @@ class Checkpoint:
 
     @property
     def score(self) -> float | None:
-        found = self.state.get("score")
-        return None if found is None else float(found)
+        score = self.state.get("score")
+        return None if score is None else float(score)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Those of one of its files."""
+        """The tensors of the file `name`.safetensors."""
         return load_file(self.path / f"{name}.safetensors")
 
 
-def begin(out: Path, step: int) -> Path:
-    """An empty folder to write the checkpoint of `step` into; `finish` makes a checkpoint of it."""
+def begin_checkpoint(out: Path, step: int) -> Path:
+    """Create an empty folder for the checkpoint of `step`, which `finish_checkpoint` completes."""
     partial = out / "checkpoints" / f"partial-{step:06d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     return partial
 
 
-def finish(partial: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write tensors and state beside what is in the folder already, and give it its name. Returns the checkpoint."""
+def finish_checkpoint(
+    partial: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> Path:
+    """Write tensors and state into the folder, and give the folder its final name. Returns the final path."""
     for name, part in tensors.items():
         save_file(dict(part), partial / f"{name}.safetensors")
     files = {str(file.relative_to(partial)): file.stat().st_size for file in _files(partial)}
     (partial / "state.json").write_text(json.dumps({**state, "step": step, "files": files}) + "\n")
     for path in [*_files(partial), *(path for path in partial.rglob("*") if path.is_dir()), partial]:
-        _to_disk(path)
+        _flush(path)
     final = partial.with_name(f"step-{step:06d}")
-    if final.exists():  # of an earlier attempt at this step, or not whole
+    if final.exists():  # from an earlier attempt at this step, or incomplete
         final.rename(stale := partial.with_name(f"partial-stale-{step:06d}"))
         partial.rename(final)
         shutil.rmtree(stale)
     else:
         partial.rename(final)
-    _to_disk(final.parent)
+    _flush(final.parent)
     return final
 
 
-def listed(out: Path) -> list[Checkpoint]:
-    """The whole checkpoints of a run, oldest first."""
-    found = [_read(path) for path in sorted((out / "checkpoints").glob("step-*"))]
-    return sorted((checkpoint for checkpoint in found if checkpoint is not None), key=lambda one: one.step)
+def list_checkpoints(out: Path) -> list[Checkpoint]:
+    """The complete checkpoints of a run, oldest first."""
+    checkpoints = [_read(path) for path in sorted((out / "checkpoints").glob("step-*"))]
+    complete = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
+    return sorted(complete, key=lambda checkpoint: checkpoint.step)
 
 
-def latest(out: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run."""
-    found = listed(out)
-    return found[-1] if found else None
+def latest_checkpoint(out: Path) -> Checkpoint | None:
+    """The newest complete checkpoint of a run."""
+    checkpoints = list_checkpoints(out)
+    return checkpoints[-1] if checkpoints else None
 
 
-def choose(out: Path, which: str, mode: Mode) -> Checkpoint:
-    """The checkpoint called "last", "best" or by its step. Raises UsageError that says which ones there are."""
-    found = listed(out)
-    if not found:
-        raise UsageError(f"{str(out)!r} has no whole checkpoint: set checkpoints.every before a run")
+def choose_checkpoint(out: Path, which: str, mode: Mode) -> Checkpoint:
+    """The checkpoint named by "last", "best" or a step. Raises UsageError with the available steps if there is none."""
+    checkpoints = list_checkpoints(out)
+    if not checkpoints:
+        raise UsageError(f"{str(out)!r} has no complete checkpoint: set checkpoints.every before a run")
     if which == "last":
-        return found[-1]
+        return checkpoints[-1]
     if which == "best":
-        best = best_of(found, 1, mode)
+        best = best_checkpoints(checkpoints, 1, mode)
         if not best:
             raise UsageError(
                 f"no checkpoint of {str(out)!r} has a score: set checkpoints.metric to a figure of metrics.jsonl"
             )
         return best[0]
-    for checkpoint in found:
+    for checkpoint in checkpoints:
         if str(checkpoint.step) == which:
             return checkpoint
-    steps = ", ".join(str(checkpoint.step) for checkpoint in found)
+    steps = ", ".join(str(checkpoint.step) for checkpoint in checkpoints)
     raise UsageError(f"{str(out)!r} has no checkpoint of step {which!r}: choose last, best, or one of {steps}")
 
 
-def best_of(checkpoints: Sequence[Checkpoint], count: int, mode: Mode) -> list[Checkpoint]:
-    """The `count` with the best scores, best first; of equals the later one. Those without a score are never chosen."""
+def best_checkpoints(checkpoints: Sequence[Checkpoint], count: int, mode: Mode) -> list[Checkpoint]:
+    """The `count` checkpoints with the best scores, best first; the later step first if scores are equal.
+
+    Checkpoints without a score are left out.
+    """
     sign = 1 if mode == "max" else -1
-    scored = [(sign * one.score, one.step, one) for one in checkpoints if one.score is not None]
-    return [one for _, _, one in sorted(scored, key=lambda found: found[:2], reverse=True)[:count]]
+    scored = [(sign * c.score, c.step, c) for c in checkpoints if c.score is not None]
+    return [checkpoint for _, _, checkpoint in sorted(scored, key=lambda entry: entry[:2], reverse=True)[:count]]
 
 
-def prune(out: Path, *, keep_last: int, keep_best: int, mode: Mode) -> None:
-    """Drop all checkpoints but the newest `keep_last` and the best `keep_best`, and what was left half-written."""
-    found = listed(out)
-    kept = {one.path for one in [*found[-keep_last:], *best_of(found, keep_best, mode)]}
+def prune_checkpoints(out: Path, *, keep_last: int, keep_best: int, mode: Mode) -> None:
+    """Delete all checkpoints but the newest `keep_last` and the best `keep_best`, and all incomplete ones."""
+    checkpoints = list_checkpoints(out)
+    kept = {c.path for c in [*checkpoints[-keep_last:], *best_checkpoints(checkpoints, keep_best, mode)]}
     for path in (out / "checkpoints").glob("*-*"):
         if path not in kept:
             shutil.rmtree(path)
@@ -118,8 +124,8 @@ def prune(out: Path, *, keep_last: int, keep_best: int, mode: Mode) -> None:
 def _read(path: Path) -> Checkpoint | None:
     try:
         state = json.loads((path / "state.json").read_text())
-        whole = all((path / name).stat().st_size == size for name, size in state["files"].items())
-        return Checkpoint(path, int(state["step"]), state) if whole else None
+        complete = all((path / name).stat().st_size == size for name, size in state["files"].items())
+        return Checkpoint(path, int(state["step"]), state) if complete else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -128,7 +134,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _to_disk(path: Path) -> None:
+def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

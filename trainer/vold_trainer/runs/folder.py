@@ -1,4 +1,4 @@
-"""A run's folder and its live view: config.yaml, run.json, metrics.jsonl, timeline.jsonl, rollouts.jsonl."""
+"""A run's folder: config.yaml, run.json, metrics.jsonl, timeline.jsonl, rollouts.jsonl; and its stop signal."""
 
 import json
 import signal
@@ -12,14 +12,15 @@ from typing import IO, Any
 from accelerate import Accelerator
 
 from vold_trainer.config import RunConfig, dump
-from vold_trainer.files import finite, read_json_lines, write_json, write_lines
+from vold_trainer.files import read_json_lines, replace_non_finite, write_json, write_lines
 from vold_trainer.runs import trackers
 from vold_trainer.terminal import console
 
 
 class RunFolder:
-    """Writes a run's files. On every rank but the first it writes nothing. Of a run that is resumed, first: the steps
-    that it has done, since: the seconds that they took.
+    """Writes the files of a run, on the main process only.
+
+    about: for run.json. For a resumed run, steps_done: the steps so far, elapsed: the seconds that they took.
     """
 
     def __init__(
@@ -29,14 +30,14 @@ class RunFolder:
         accelerator: Accelerator,
         *,
         resumed: bool,
-        first: int = 0,
-        since: float = 0.0,
+        steps_done: int = 0,
+        elapsed: float = 0.0,
     ) -> None:
         self.path = config.out
         self.writes = accelerator.is_main_process
         self.accelerator = accelerator
         accelerator.wait_for_everyone()
-        self.clock = time.monotonic() - since
+        self.started = time.monotonic() - elapsed
         self._files: dict[str, IO[str]] = {}
         self._mode = "a" if resumed else "w"
         if self.writes:
@@ -44,35 +45,37 @@ class RunFolder:
             (self.path / "config.yaml").write_text(dump(config))
             started = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
             write_json(self.path / "run.json", {**about, **started})
-        trackers.start(accelerator, config.trackers, self.path, _flat(config.model_dump(mode="json")), first)
+        trackers.start(accelerator, config.trackers, self.path, _flatten(config.model_dump(mode="json")), steps_done)
 
-    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line of metrics, and the numbers among them to the trackers."""
-        row = {"step": step, "time": time.monotonic() - self.clock, **values}
+    def write_metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write a line of metrics, and send the numbers among them to the trackers."""
+        row = {"step": step, "time": time.monotonic() - self.started, **values}
         self._write("metrics.jsonl", row)
         self.accelerator.log({key: value for key, value in values.items() if isinstance(value, int | float)}, step=step)
 
-    def since_start(self, spans: Iterable[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
-        """(lane, start, end) on time.monotonic()'s clock as seconds since the run started, which is the same moment in
-        every process.
-        """
-        return [(lane, start - self.clock, end - self.clock) for lane, start, end in spans]
+    def relative_to_start(self, spans: Iterable[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+        """Convert (lane, start, end) from time.monotonic() to seconds since the run started.
 
-    def spans(self, step: int, spans: Sequence[Iterable[tuple[str, float, float]]]) -> None:
-        """What each process did when, seconds since the run started; a lane of the second one is "generate 1"."""
-        for rank, own in enumerate(spans):
-            for lane, start, end in own:
+        The start is the same moment on every process.
+        """
+        return [(lane, start - self.started, end - self.started) for lane, start, end in spans]
+
+    def write_spans(self, step: int, spans_by_rank: Sequence[Iterable[tuple[str, float, float]]]) -> None:
+        """Write the spans of each process, seconds since the run started. Lanes of rank 1 are named "generate 1"."""
+        for rank, spans in enumerate(spans_by_rank):
+            for lane, start, end in spans:
                 name = f"{lane} {rank}" if rank else lane
                 self._write("timeline.jsonl", {"step": step, "lane": name, "start": start, "end": end})
 
-    def rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        kept = list(rows)
-        for row in kept:
+    def write_rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write sample rollouts, and send them to the trackers."""
+        samples = list(rows)
+        for row in samples:
             self._write("rollouts.jsonl", row)
-        trackers.log_rollouts(self.accelerator, kept)
+        trackers.log_rollouts(self.accelerator, samples)
 
     def close(self) -> None:
-        """The last thing that a run does: the processes part here."""
+        """Close the files and the trackers, and disconnect the processes. Nothing of the run may follow."""
         for stream in self._files.values():
             stream.close()
         self.accelerator.wait_for_everyone()
@@ -83,28 +86,28 @@ class RunFolder:
             return
         if name not in self._files:
             self._files[name] = (self.path / name).open(self._mode)
-        self._files[name].write(json.dumps(finite(row)) + "\n")
+        self._files[name].write(json.dumps(replace_non_finite(row)) + "\n")
         self._files[name].flush()
 
 
-def time_so_far(out: Path) -> float:
-    """Seconds that a run that is resumed had gone on: its times and its timeline go on from there."""
+def elapsed_seconds(out: Path) -> float:
+    """The seconds that a resumed run took before; its times and its timeline continue from there."""
     times = [row.get("time") for row in read_json_lines(out / "metrics.jsonl")]
     return max((time for time in times if time is not None), default=0.0)
 
 
 def trim_after(path: Path, step: int) -> None:
-    """Drop what a run that is resumed at `step` wrote about later steps, a half-written last line included."""
+    """Remove the lines about steps after `step`, at which the run resumes, and an incomplete last line."""
     for name in ("metrics.jsonl", "timeline.jsonl", "rollouts.jsonl"):
         file = path / name
         if not file.is_file():
             continue
-        kept = [row for row in read_json_lines(file) if row.get("step", step + 1) <= step]
-        write_lines(file, kept)
+        rows = [row for row in read_json_lines(file) if row.get("step", step + 1) <= step]
+        write_lines(file, rows)
 
 
 class StopSignal:
-    """Whether SIGTERM or Ctrl-C asked the run to save and stop. A second Ctrl-C stops at once.
+    """Records whether SIGTERM or Ctrl-C has asked the run to save and stop. A second Ctrl-C stops the run at once.
 
     Handles signals only in the main thread.
     """
@@ -129,12 +132,12 @@ class StopSignal:
         console.print("[yellow]saving after this step, then stopping")
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted names, which is what trackers take."""
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to dotted names, as trackers require."""
     out: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{key}.")
+            out |= _flatten(value, f"{prefix}{key}.")
         else:
             out[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
     return out

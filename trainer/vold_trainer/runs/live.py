@@ -1,8 +1,8 @@
-"""The live view of a run in the terminal: a bar, the key figures with their recent trend, the state of the services.
+"""The live view of a run in the terminal: a progress bar, the main metrics and their trends, the services' states.
 
-Where there is no terminal it is a line every tenth of the run. A table of where each figure began and ended closes it.
-It is drawn by a thread of its own, once a second, from what the run told it last: a step never waits for it. Tables
-are laid out again only when there are new figures, which is what costs.
+Without a terminal, the view is a line every tenth of the run. A table of first and last values is printed at the end.
+A separate thread renders the view once a second, so that a step never waits for it. The tables, whose layout is the
+slow part, are laid out again only after new metrics.
 """
 
 import itertools
@@ -33,17 +33,18 @@ from rich.text import Text
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 TREND_CELLS = 20
-KEPT = 2000
-"""Values of a figure that are remembered: what a trend shows."""
+HISTORY_LENGTH = 2000
+"""Values of a metric that are kept for its trend."""
 
-_WIDE, _NARROW = 104, 46  # columns: two tables side by side; no trends
+_WIDE, _NARROW = 104, 46  # columns: from _WIDE on, tables stand side by side; below _NARROW, trends are left out
 
 
 @dataclass(frozen=True)
-class Row:
-    """One figure: its key among a step's metrics, what it is called, and how its value reads.
+class MetricRow:
+    """A row of the view: a metric's key, label and unit.
 
-    brief: it stands in the lines that replace the view where there is no terminal. alarm: it should be 0.
+    brief: the metric is also in the lines that are printed without a terminal. alarm: a value other than 0 is
+    highlighted.
     """
 
     key: str
@@ -53,44 +54,49 @@ class Row:
     alarm: bool = False
 
 
-LEARNING = (
-    Row("reward/mean", "reward", brief=True),
-    Row("reward/correct", "right answers", "%"),
-    Row("loss", "loss"),
-    Row("teacher/gap_correct", "gap to teacher, right", "nats"),
-    Row("teacher/gap_wrong", "gap to teacher, wrong", "nats"),
-    Row("teacher/k2_correct", "k2, right", "nats²"),
-    Row("teacher/k2_wrong", "k2, wrong", "nats²"),
-    Row("overlap/ratio", "top-k overlap", "%"),
-    Row("student/entropy", "entropy, student", "nats"),
-    Row("teacher/entropy", "entropy, teacher", "nats"),
-    Row("grad_norm", "gradient norm"),
+LEARNING_ROWS = (
+    MetricRow("reward/mean", "reward", brief=True),
+    MetricRow("reward/correct", "right answers", "%"),
+    MetricRow("loss", "loss"),
+    MetricRow("teacher/gap_correct", "gap to teacher, right", "nats"),
+    MetricRow("teacher/gap_wrong", "gap to teacher, wrong", "nats"),
+    MetricRow("teacher/k2_correct", "k2, right", "nats²"),
+    MetricRow("teacher/k2_wrong", "k2, wrong", "nats²"),
+    MetricRow("overlap/ratio", "top-k overlap", "%"),
+    MetricRow("student/entropy", "entropy, student", "nats"),
+    MetricRow("teacher/entropy", "entropy, teacher", "nats"),
+    MetricRow("grad_norm", "gradient norm"),
 )
-WORK = (
-    Row("length/mean", "length", "tokens", brief=True),
-    Row("length/truncated", "truncated", "%"),
-    Row("missing/teacher", "missing, teacher", alarm=True),
-    Row("missing/verifier", "missing, verifier", alarm=True),
-    Row("time/generate", "generate", "s"),
-    Row("time/score_wait", "wait for scores", "s"),
-    Row("time/optimise", "optimise", "s"),
-    Row("time/step", "whole step", "s"),
-    Row("tokens/per_second", "completion tokens", "a second"),
+THROUGHPUT_ROWS = (
+    MetricRow("length/mean", "length", "tokens", brief=True),
+    MetricRow("length/truncated", "truncated", "%"),
+    MetricRow("missing/teacher", "missing, teacher", alarm=True),
+    MetricRow("missing/verifier", "missing, verifier", alarm=True),
+    MetricRow("time/generate", "generate", "s"),
+    MetricRow("time/score_wait", "wait for scores", "s"),
+    MetricRow("time/optimise", "optimise", "s"),
+    MetricRow("time/step", "whole step", "s"),
+    MetricRow("tokens/per_second", "completion tokens", "a second"),
 )
-TRAIN = (LEARNING, WORK)
-SFT = (
-    (Row("loss", "loss", "nats", brief=True), Row("grad_norm", "gradient norm")),
-    (Row("lr", "learning rate"), Row("time/step", "whole step", "s"), Row("tokens/per_second", "tokens", "a second")),
+TRAIN_TABLES = (LEARNING_ROWS, THROUGHPUT_ROWS)
+SFT_TABLES = (
+    (MetricRow("loss", "loss", "nats", brief=True), MetricRow("grad_norm", "gradient norm")),
+    (
+        MetricRow("lr", "learning rate"),
+        MetricRow("time/step", "whole step", "s"),
+        MetricRow("tokens/per_second", "tokens", "a second"),
+    ),
 )
 
-State = Callable[[], Iterable[tuple[str, str]]]
-"""Lines about the services: (who, how it is)."""
+ServiceStates = Callable[[], Iterable[tuple[str, str]]]
+"""Returns (service, its state in a line) for each service."""
 
 
 def sparkline(values: Sequence[float], cells: int) -> str:
-    """The values as at most `cells` blocks between their least and their most.
+    """Draw the values as at most `cells` blocks, scaled between minimum and maximum.
 
-    More values than cells: each cell is the mean of its share of them. Values that are all the same are a low line.
+    If there are more values than cells, each cell shows the mean of its part of the values. Equal values give the
+    lowest block.
     """
     width = max(0, min(cells, len(values)))
     bounds = [cell * len(values) // width for cell in range(width)] + [len(values)]
@@ -101,7 +107,7 @@ def sparkline(values: Sequence[float], cells: int) -> str:
 
 
 def readable(value: float, unit: str) -> str:
-    """A value as the view shows it."""
+    """Format a value for the view."""
     if unit == "%":
         return f"{100 * value:.1f} %"
     if unit in ("tokens", "a second"):
@@ -111,8 +117,8 @@ def readable(value: float, unit: str) -> str:
 
 
 @dataclass(frozen=True)
-class Lines:
-    """What was laid out before."""
+class RenderedLines:
+    """Lines that are already laid out."""
 
     lines: list[list[Segment]]
 
@@ -123,38 +129,42 @@ class Lines:
 
 
 class Dashboard:
-    """Follows a run. `groups`: the figures, those that belong together in one table. state: asked at every drawing."""
+    """The live view of a run, as a context manager.
+
+    tables: the metrics of each table. done, history: the steps and the metrics before the run was resumed.
+    service_states: called at each rendering.
+    """
 
     def __init__(
         self,
         label: str,
         total: int,
-        groups: Sequence[Sequence[Row]],
+        tables: Sequence[Sequence[MetricRow]],
         console: Console,
         *,
         done: int = 0,
         history: Iterable[Mapping[str, Any]] = (),
-        state: State = tuple,
+        service_states: ServiceStates = tuple,
     ) -> None:
         self.label = label
         self.total = total
         self.done = done
-        self.groups = groups
+        self.tables = tables
         self.console = console
-        self.state = state
-        self.values: dict[str, list[float]] = {row.key: [] for group in groups for row in group}
+        self.service_states = service_states
+        self.values: dict[str, list[float]] = {row.key: [] for table in tables for row in table}
         self.tenths = int(10 * done / total)
         self.steps = 0
         self.started = time.monotonic()
-        self._lasting = self._bar()
-        self._task = self._lasting.add_task(escape(label), total=total, completed=done)
+        self._progress = self._make_progress()
+        self._task = self._progress.add_task(escape(label), total=total, completed=done)
         self._live: Live | None = None
-        self._tables = Lines([])
-        self._drawn_for: tuple[int, ...] = ()
-        for row in history:
-            self._remember(row)
+        self._rendered_tables = RenderedLines([])
+        self._rendered_for: tuple[int, ...] = ()
+        for metrics in history:
+            self._record(metrics)
 
-    def _bar(self) -> Progress:
+    def _make_progress(self) -> Progress:
         if self.console.width < _NARROW:
             bar = BarColumn(bar_width=max(4, self.console.width - 20))
             return Progress(SpinnerColumn(), MofNCompleteColumn(), bar, console=self.console)
@@ -186,49 +196,49 @@ class Dashboard:
         if self.steps:
             self.console.print(self.summary())
 
-    def update(self, done: int, **figures: Any) -> None:
-        """Take the figures of the step that made it `done`; what is no number is passed over."""
+    def update(self, done: int, **metrics: Any) -> None:
+        """Record the metrics of step `done`. Metrics that are not numbers are ignored."""
         self.done = done
         self.steps += 1
-        self._remember(figures)
-        self._lasting.update(self._task, completed=done)
+        self._record(metrics)
+        self._progress.update(self._task, completed=done)
         if not self.console.is_terminal and int(10 * done / self.total) > self.tenths:
             self.tenths = int(10 * done / self.total)
-            known = [row for row in self._known() if row.brief]
-            said = "  ".join(f"{row.label} {readable(self.values[row.key][-1], row.unit)}" for row in known)
-            self.console.print(f"{self.label}: {done} of {self.total}  {said}", highlight=False, markup=False)
+            brief = [row for row in self._rows_with_values() if row.brief]
+            text = "  ".join(f"{row.label} {readable(self.values[row.key][-1], row.unit)}" for row in brief)
+            self.console.print(f"{self.label}: {done} of {self.total}  {text}", highlight=False, markup=False)
 
-    def _remember(self, figures: Mapping[str, Any]) -> None:
+    def _record(self, metrics: Mapping[str, Any]) -> None:
         for key, values in self.values.items():
-            value = figures.get(key)
+            value = metrics.get(key)
             if isinstance(value, int | float) and math.isfinite(value):
                 values.append(float(value))
-                del values[:-KEPT]
+                del values[:-HISTORY_LENGTH]
 
-    def _known(self) -> list[Row]:
-        return [row for group in self.groups for row in group if self.values[row.key]]
+    def _rows_with_values(self) -> list[MetricRow]:
+        return [row for table in self.tables for row in table if self.values[row.key]]
 
     def render(self) -> RenderableType:
-        """What stands in the terminal now, no wider and no higher than it."""
-        state = list(self.state())
-        size = (self.console.width, self.console.height - 2 - len(state) - bool(state))
-        if self._drawn_for != (self.steps, *size):
-            self._tables = Lines(self.console.render_lines(Group(*self._layout(*size)), pad=False))
-            self._drawn_for = (self.steps, *size)
-        return Group(self._lasting, self._tables, *([self._services(state)] if state else []))
+        """The view as it is now, no wider and no higher than the terminal."""
+        states = list(self.service_states())
+        size = (self.console.width, self.console.height - 2 - len(states) - bool(states))
+        if self._rendered_for != (self.steps, *size):
+            self._rendered_tables = RenderedLines(self.console.render_lines(Group(*self._layout(*size)), pad=False))
+            self._rendered_for = (self.steps, *size)
+        return Group(self._progress, self._rendered_tables, *([self._services(states)] if states else []))
 
-    def _layout(self, width: int, room: int) -> list[RenderableType]:
-        """The tables in `room` lines: beside each other where that fits. What comes first matters most."""
-        groups = [[row for row in group if self.values[row.key]] for group in self.groups]
-        beside = width >= _WIDE
-        left = max(0, room)
-        for index, group in enumerate(groups):
-            groups[index] = group[:left]
-            left -= 0 if beside else len(groups[index])
+    def _layout(self, width: int, height: int) -> list[RenderableType]:
+        """The tables in `height` lines, side by side if the width allows. Rows at the end are cut first."""
+        rows = [[row for row in table if self.values[row.key]] for table in self.tables]
+        side_by_side = width >= _WIDE
+        lines_left = max(0, height)
+        for index, table in enumerate(rows):
+            rows[index] = table[:lines_left]
+            lines_left -= 0 if side_by_side else len(rows[index])
         tables: list[RenderableType] = [
-            self._table(group, width // 2 if beside else width) for group in groups if group
+            self._table(table, width // 2 if side_by_side else width) for table in rows if table
         ]
-        if not beside or len(tables) < 2:
+        if not side_by_side or len(tables) < 2:
             return tables
         grid = Table.grid(expand=True, padding=(0, 2))
         for _ in tables:
@@ -236,7 +246,7 @@ class Dashboard:
         grid.add_row(*tables)
         return [grid]
 
-    def _table(self, rows: Sequence[Row], width: int) -> Table:
+    def _table(self, rows: Sequence[MetricRow], width: int) -> Table:
         trends = width >= _NARROW
         table = Table.grid(padding=(0, 2 if trends else 1, 0, 0))
         table.add_column(style="dim", no_wrap=True, min_width=23 if trends else 0)
@@ -247,7 +257,7 @@ class Dashboard:
         for row in rows:
             value = self.values[row.key][-1]
             alarm = "bold yellow" if row.alarm and value else ""
-            # a column that is too narrow would cut the value: the name gives way
+            # In a column that is too narrow, the label is cut and not the value.
             label = Text(f"  {row.label}", alarm)
             label.truncate(25 if trends else max(4, width - 10), overflow="ellipsis")
             cells: list[RenderableType] = [label, Text(readable(value, row.unit), alarm)]
@@ -257,16 +267,16 @@ class Dashboard:
             table.add_row(*cells)
         return table
 
-    def _services(self, state: Sequence[tuple[str, str]]) -> RenderableType:
+    def _services(self, states: Sequence[tuple[str, str]]) -> RenderableType:
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True, min_width=10)
         table.add_column(no_wrap=True, overflow="ellipsis")
-        for who, how in state:
-            table.add_row(Text(f"  {who}"), Text(how))
+        for service, state in states:
+            table.add_row(Text(f"  {service}"), Text(state))
         return Padding(table, (1, 0, 0, 0))
 
     def summary(self) -> Table:
-        """Each figure at the start, at the end, and its way from one to the other."""
+        """A table of each metric's mean over the first and the last tenth of the run, and its trend."""
         seconds = time.monotonic() - self.started
         title = f"{self.label}: {self.done} of {self.total} steps, {self.steps} here in {_duration(seconds)}"
         table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
@@ -277,7 +287,7 @@ class Dashboard:
         if not narrow:
             table.add_column("", style="dim")
             table.add_column("trend", style="cyan", no_wrap=True)
-        for row in self._known():
+        for row in self._rows_with_values():
             values = self.values[row.key]
             tenth = max(1, len(values) // 10)
             cells = [row.label, *(readable(fmean(part), row.unit) for part in (values[:tenth], values[-tenth:]))]

@@ -1,8 +1,7 @@
-"""What of a run is saved, and put back: weights, optimizer, schedule, random numbers, place in the data, and whatever
-else its loop has to remember.
+"""Save and restore a run: weights, optimizer, schedule, random number generators, and the state of its loop.
 
-Tensors are saved whole, by the names of the parameters that they belong to, so that a run may go on in another number
-of processes, or with its weights spread otherwise. Only DeepSpeed keeps its optimizer in a form of its own.
+Tensors are saved unsharded, by parameter name, so that a run can resume with another number of processes or another
+sharding. Only DeepSpeed saves its optimizer in its own format.
 """
 
 import random
@@ -18,139 +17,150 @@ from torch import Tensor, nn
 from vold_trainer.config import RunConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.processes.ranks import Ranks
-from vold_trainer.processes.sharding import fill, full, trainable_parameters, whole
-from vold_trainer.processes.wrapping import Wrapped
-from vold_trainer.runs import checkpoint
-from vold_trainer.runs.checkpoint import Checkpoint, best_of, listed
+from vold_trainer.processes.sharding import full_tensor, gathered_weights, load_full_tensor, trainable_parameters
+from vold_trainer.processes.wrapping import PreparedModel
+from vold_trainer.runs.checkpoint import (
+    Checkpoint,
+    begin_checkpoint,
+    best_checkpoints,
+    finish_checkpoint,
+    latest_checkpoint,
+    list_checkpoints,
+    prune_checkpoints,
+)
 from vold_trainer.runs.export import run_export, write_model
 from vold_trainer.student.models import Student
 from vold_trainer.terminal import console
 
 
 class Saver:
-    """Writes a run's checkpoints and reads them. Every method is for all processes to call at the same time.
+    """Writes and restores the checkpoints of a run. All processes call its methods at the same time.
 
-    data: what the place in the data depends on, such as how many rows there are: a run that goes on with other data is
-    told so.
+    data: figures that identify the data, such as its number of rows. If they differ on resuming, a warning is printed.
     """
 
     def __init__(
-        self, config: RunConfig, student: Student, wrapped: Wrapped, ranks: Ranks, data: Mapping[str, int]
+        self, config: RunConfig, student: Student, prepared: PreparedModel, ranks: Ranks, data: Mapping[str, int]
     ) -> None:
         self.config = config
-        self.keep = config.checkpoints
+        self.settings = config.checkpoints
         self.out = config.out
         self.student = student
-        self.wrapped = wrapped
-        self.optimizer = wrapped.optimizer
-        self.scheduler = wrapped.scheduler
+        self.prepared = prepared
+        self.optimizer = prepared.optimizer
+        self.scheduler = prepared.scheduler
         self.ranks = ranks
         self.data = dict(data)
-        self.recent: list[float] = []
+        self.recent_scores: list[float] = []
 
-    def begin(self, resume: bool) -> Checkpoint | None:
-        """Put the newest whole checkpoint back where `resume` asks for it and there is one; returns it.
+    def restore_latest(self, resume: bool) -> Checkpoint | None:
+        """Restore and return the newest complete checkpoint, if there is one and `resume` is set.
 
-        Raises UsageError where a new run would write over another one's checkpoints.
+        Raises UsageError if a new run would overwrite the checkpoints of another run.
         """
-        found = self.ranks.together(lambda: self._found(resume) if self.ranks.first else None)
-        found = self.ranks.gather(found)[0]
-        if found is None:
+        newest = self.ranks.run_on_all(lambda: self._checkpoint_to_restore(resume) if self.ranks.is_main else None)
+        checkpoint = self.ranks.gather(newest)[0]
+        if checkpoint is None:
             return None
-        if self.wrapped.deepspeed:
-            self._restore(found)
+        if self.prepared.deepspeed:
+            self._restore(checkpoint)
         else:
-            self.ranks.together(lambda: self._restore(found))
-        return found
+            self.ranks.run_on_all(lambda: self._restore(checkpoint))
+        return checkpoint
 
-    def _found(self, resume: bool) -> Checkpoint | None:
-        found = checkpoint.latest(self.out)
-        if found is not None and not resume:
+    def _checkpoint_to_restore(self, resume: bool) -> Checkpoint | None:
+        checkpoint = latest_checkpoint(self.out)
+        if checkpoint is not None and not resume:
             raise UsageError(
-                f"{str(self.out / 'checkpoints')!r} holds a run's checkpoints, up to step {found.step}: go on with "
-                "--resume, set another out, or remove the folder"
+                f"{str(self.out / 'checkpoints')!r} holds a run's checkpoints, up to step {checkpoint.step}: go on "
+                "with --resume, set another out, or remove the folder"
             )
-        return found
+        return checkpoint
 
-    def saw(self, metrics: Mapping[str, Any]) -> None:
-        """A step's figures: what the score of a checkpoint is made of.
+    def record_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Record a step's value of `checkpoints.metric`, from which the score of a checkpoint is computed.
 
-        Raises UsageError where the metric to judge by is not among them.
+        Raises UsageError if the metric is not among the metrics.
         """
-        if not self.keep.keep_best:
+        if not self.settings.keep_best:
             return
-        if self.keep.metric not in metrics:
+        if self.settings.metric not in metrics:
             known = ", ".join(name for name, value in metrics.items() if isinstance(value, int | float))
-            raise UsageError(f"checkpoints.metric {self.keep.metric!r} is no figure of this run; it has {known}")
-        value = metrics[self.keep.metric]
+            raise UsageError(f"checkpoints.metric {self.settings.metric!r} is not a metric of this run; it has {known}")
+        value = metrics[self.settings.metric]
         if value is not None:
-            self.recent = [*self.recent, float(value)][-self.keep.window :]
+            self.recent_scores = [*self.recent_scores, float(value)][-self.settings.window :]
 
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint is written after `step` steps: every so often, and at the end."""
-        every = self.keep.every
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` steps: every `checkpoints.every` steps, and at the end."""
+        every = self.settings.every
         return bool(every) and (step % every == 0 or step == self.config.steps)
 
-    def save(self, step: int, state: Mapping[str, Any], also: Callable[[Path], None] = lambda folder: None) -> None:
-        """Write the checkpoint of `step` and drop those that nobody wants any more. state: of the loop, as JSON. also:
-        writes further files into its folder, each process its own.
+    def save(
+        self, step: int, state: Mapping[str, Any], write_extra: Callable[[Path], None] = lambda folder: None
+    ) -> None:
+        """Write the checkpoint of `step` and delete the checkpoints that are no longer kept.
+
+        state: of the training loop, JSON values. write_extra: writes further files into the folder, on each process.
         """
         ranks = self.ranks
-        partial = ranks.together(lambda: checkpoint.begin(self.out, step) if ranks.first else None)
+        partial = ranks.run_on_all(lambda: begin_checkpoint(self.out, step) if ranks.is_main else None)
         folder = next(path for path in ranks.gather(partial) if path is not None)
-        ranks.together(lambda: also(folder))
-        if self.wrapped.deepspeed:
+        ranks.run_on_all(lambda: write_extra(folder))
+        if self.prepared.deepspeed:
             ranks.accelerator.save_state(str(folder / "deepspeed"))
         weights = self._weights()
-        moments = {} if self.wrapped.deepspeed else self._moments()
-        randoms = ranks.gather(random_state())
+        optimizer = {} if self.prepared.deepspeed else self._optimizer_tensors()
+        random_states = ranks.gather(random_state())
         tensors = {
             "learning": weights,
-            **({"optimizer": moments} if moments else {}),
-            "random": {f"{rank}.{name}": value for rank, one in enumerate(randoms) for name, value in one.items()},
+            **({"optimizer": optimizer} if optimizer else {}),
+            "random": {
+                f"{rank}.{name}": value for rank, states in enumerate(random_states) for name, value in states.items()
+            },
         }
         about = {
             "processes": ranks.size,
-            "scheduler": _plain(self.scheduler.state_dict()),
-            "rates": [_rates(group) for group in self.optimizer.param_groups],
+            "scheduler": _json_values(self.scheduler.state_dict()),
+            "rates": [_learning_rates(group) for group in self.optimizer.param_groups],
             "data": self.data,
-            "score": sum(self.recent) / len(self.recent) if self.recent else None,
-            "recent": self.recent,
+            "score": sum(self.recent_scores) / len(self.recent_scores) if self.recent_scores else None,
+            "recent": self.recent_scores,
             "loop": dict(state),
         }
-        ranks.together(lambda: self._write(folder, step, tensors, about) if ranks.first else None)
+        ranks.run_on_all(lambda: self._write(folder, step, tensors, about) if ranks.is_main else None)
 
     def _write(
         self, folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]
     ) -> None:
-        keep = self.keep
-        checkpoint.finish(folder, step, tensors, about)
-        checkpoint.prune(self.out, keep_last=keep.keep_last, keep_best=keep.keep_best, mode=keep.mode)
+        settings = self.settings
+        finish_checkpoint(folder, step, tensors, about)
+        prune_checkpoints(self.out, keep_last=settings.keep_last, keep_best=settings.keep_best, mode=settings.mode)
 
     def export(self) -> None:
-        """The student as it is now as `out/model`; where the best are kept, the best as `out/best`."""
-        weights = self._weights() if self.wrapped.even else {}
-        self.ranks.together(lambda: self._export(weights) if self.ranks.first else None)
+        """Write the current student to `out/model` and, with `checkpoints.keep_best`, the best to `out/best`."""
+        weights = self._weights() if self.prepared.lock_step else {}
+        self.ranks.run_on_all(lambda: self._export(weights) if self.ranks.is_main else None)
 
     def _export(self, weights: Mapping[str, Tensor]) -> None:
-        if self.wrapped.even:
+        if self.prepared.lock_step:
             write_model(self.config.student, weights, self.out / "model")
         else:
             self.student.save(self.out / "model")
-        if self.keep.keep_best and best_of(listed(self.out), 1, self.keep.mode):
+        if self.settings.keep_best and best_checkpoints(list_checkpoints(self.out), 1, self.settings.mode):
             run_export(self.out, "best", self.out / "best")
 
     def _weights(self) -> dict[str, Tensor]:
-        """The weights that learn, whole; on the first process alone."""
-        if self.wrapped.deepspeed:
-            with whole(self.wrapped.module):
-                return self._kept(trainable_parameters(self.student.model))
-        return self._kept(trainable_parameters(self.student.model))
+        """The trainable weights, unsharded; empty on all processes but the main one."""
+        if self.prepared.deepspeed:
+            with gathered_weights(self.prepared.module):
+                return self._gather_on_main(trainable_parameters(self.student.model))
+        return self._gather_on_main(trainable_parameters(self.student.model))
 
-    def _moments(self) -> dict[str, Tensor]:
-        """The optimizer's tensors, by name and parameter; on the first process alone."""
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's tensors, by state key and parameter name; empty on all processes but the main one."""
         state = self.optimizer.state
-        return self._kept(
+        return self._gather_on_main(
             {
                 f"{key}.{name}": value
                 for name, parameter in trainable_parameters(self.student.model).items()
@@ -158,74 +168,75 @@ class Saver:
             }
         )
 
-    def _kept(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        kept = {}
+    def _gather_on_main(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        gathered = {}
         for name, value in tensors.items():
-            everything = full(value.detach())
-            if self.ranks.first:
-                kept[name] = everything.contiguous().cpu()
-        return kept
+            full = full_tensor(value.detach())
+            if self.ranks.is_main:
+                gathered[name] = full.contiguous().cpu()
+        return gathered
 
-    def _restore(self, found: Checkpoint) -> None:
-        learning = trainable_parameters(self.student.model)
-        saved = found.tensors("learning")
-        if set(saved) != set(learning):
-            odd = sorted(set(saved) ^ set(learning))[0]
-            raise UsageError(f"{found.path} is of another model or another student.freeze: {odd!r} is only on one side")
-        if self.wrapped.deepspeed:
-            self._restore_deepspeed(found)
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        parameters = trainable_parameters(self.student.model)
+        saved = checkpoint.tensors("learning")
+        if set(saved) != set(parameters):
+            different = sorted(set(saved) ^ set(parameters))[0]
+            raise UsageError(
+                f"{checkpoint.path} is of another model or another student.freeze: {different!r} is only on one side"
+            )
+        if self.prepared.deepspeed:
+            self._restore_deepspeed(checkpoint)
         else:
-            for name, value in learning.items():
-                fill(value, saved[name])
-            self._restore_moments(found, learning)
-            for group, rates in zip(self.optimizer.param_groups, found.state["rates"], strict=True):
+            for name, value in parameters.items():
+                load_full_tensor(value, saved[name])
+            self._restore_optimizer(checkpoint, parameters)
+            for group, rates in zip(self.optimizer.param_groups, checkpoint.state["rates"], strict=True):
                 group.update(rates)
-        self.scheduler.load_state_dict(found.state["scheduler"])
-        self.recent = list(found.state["recent"])
-        randoms = found.tensors("random")
-        own = {
+        self.scheduler.load_state_dict(checkpoint.state["scheduler"])
+        self.recent_scores = list(checkpoint.state["recent"])
+        own_state = {
             name.partition(".")[2]: value
-            for name, value in randoms.items()
+            for name, value in checkpoint.tensors("random").items()
             if name.partition(".")[0] == str(self.ranks.rank)
         }
-        if own and found.state["processes"] == self.ranks.size:
-            set_random_state(own)
-        if found.state["data"] != self.data:
+        if own_state and checkpoint.state["processes"] == self.ranks.size:
+            set_random_state(own_state)
+        if checkpoint.state["data"] != self.data:
             console.print(
-                f"[yellow]the data changed since {found.path.name} was written ({found.state['data']} then, "
-                f"{self.data} now): the run goes on, but not with the prompts that it would have had"
+                f"[yellow]the data changed since {checkpoint.path.name} was written ({checkpoint.state['data']} then, "
+                f"{self.data} now): the run continues with other prompts than it would have had"
             )
 
-    def _restore_moments(self, found: Checkpoint, learning: Mapping[str, nn.Parameter]) -> None:
-        if (found.path / "deepspeed").is_dir():
-            raise UsageError(f"{found.path} was written by DeepSpeed: go on under DeepSpeed, or `vold export` it")
-        if not (found.path / "optimizer.safetensors").is_file():  # no step was done
+    def _restore_optimizer(self, checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter]) -> None:
+        if (checkpoint.path / "deepspeed").is_dir():
+            raise UsageError(f"{checkpoint.path} was written by DeepSpeed: resume under DeepSpeed, or `vold export` it")
+        if not (checkpoint.path / "optimizer.safetensors").is_file():  # saved before the first step
             return
-        for key, value in found.tensors("optimizer").items():
+        for key, value in checkpoint.tensors("optimizer").items():
             name, _, parameter = key.partition(".")
-            state = self.optimizer.state[learning[parameter]]
+            state = self.optimizer.state[parameters[parameter]]
             if value.ndim:
-                state[name] = torch.zeros_like(learning[parameter])
-                fill(state[name], value)
+                state[name] = torch.zeros_like(parameters[parameter])
+                load_full_tensor(state[name], value)
             else:
                 state[name] = value
 
-    def _restore_deepspeed(self, found: Checkpoint) -> None:
-        if found.state["processes"] != self.ranks.size or not (found.path / "deepspeed").is_dir():
+    def _restore_deepspeed(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.state["processes"] != self.ranks.size or not (checkpoint.path / "deepspeed").is_dir():
             raise UsageError(
-                f"{found.path} is of {found.state['processes']} processes, and DeepSpeed goes on only in as many, from "
-                "a checkpoint of its own"
+                f"{checkpoint.path} is of {checkpoint.state['processes']} processes, and DeepSpeed resumes only in as "
+                "many, from a checkpoint that it wrote"
             )
-        self.ranks.accelerator.load_state(str(found.path / "deepspeed"))
+        self.ranks.accelerator.load_state(str(checkpoint.path / "deepspeed"))
 
 
 def random_state() -> dict[str, Tensor]:
-    """The state of every generator that a library may draw from in this process."""
-    numbers: Any = np.random.get_state(legacy=True)
+    """The states of the random number generators of torch, Python and NumPy in this process."""
+    numpy_state: Any = np.random.get_state(legacy=True)
     state = {
         "torch": torch.get_rng_state(),
         "python": torch.tensor(random.getstate()[1], dtype=torch.int64),
-        "numpy": torch.tensor([*np.asarray(numbers[1]).tolist(), numbers[2]], dtype=torch.int64),
+        "numpy": torch.tensor([*np.asarray(numpy_state[1]).tolist(), numpy_state[2]], dtype=torch.int64),
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -233,20 +244,20 @@ def random_state() -> dict[str, Tensor]:
 
 
 def set_random_state(state: Mapping[str, Tensor]) -> None:
-    """Put the generators where `random_state` found them."""
+    """Set the generators to the states that `random_state` returned."""
     torch.set_rng_state(state["torch"])
     random.setstate((3, tuple(state["python"].tolist()), None))
-    *keys, place = state["numpy"].tolist()
-    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), place, 0, 0.0))
+    *keys, position = state["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, 0, 0.0))
     if "cuda" in state and torch.cuda.is_available():
         with suppress(RuntimeError):  # another kind of device
             torch.cuda.set_rng_state(state["cuda"])
 
 
-def _rates(group: Mapping[str, Any]) -> dict[str, float]:
-    """What the schedule has changed; the rest of a group follows from the config."""
+def _learning_rates(group: Mapping[str, Any]) -> dict[str, float]:
+    """The values that the schedule changes; the rest of a group follows from the config."""
     return {name: float(group[name]) for name in ("lr", "initial_lr") if name in group}
 
 
-def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+def _json_values(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if isinstance(value, int | float | list | str | bool | None)}

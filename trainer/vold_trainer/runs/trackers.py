@@ -1,6 +1,6 @@
-"""Experiment trackers through accelerate: the ones a config names, their configuration, and rollouts where they fit.
+"""Experiment trackers through accelerate: their configuration, and sample rollouts for those that can show them.
 
-A tracker that is asked for and not installed is an error: accelerate alone would leave it out without a word.
+A tracker of the config that is not installed is an error. accelerate alone would silently leave it out.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from vold_trainer.data.pictures import decode
+from vold_trainer.data.pictures import decode_data_url
 from vold_trainer.errors import UsageError
 
 PROJECT = "vold"
@@ -24,7 +24,7 @@ _COLUMNS = ("id", "outcome", "reward", "prompt", "completion", "reference", "ext
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raise UsageError for a tracker that accelerate does not know, or whose package is not here."""
+    """Raise UsageError for a tracker that accelerate does not know, or whose package is not installed."""
     available = {str(name.value) for name in get_available_trackers()}
     for index, name in enumerate(names):
         if name not in LOGGER_TYPE_TO_CLASS:
@@ -32,7 +32,7 @@ def check_installed(names: Sequence[str]) -> None:
                 f"trackers[{index}] is {name!r}, which is no tracker of accelerate's; choose from "
                 f"{', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
             )
-        # for tensorboard, accelerate also takes tensorboardX, which is said nowhere else
+        # For tensorboard, accelerate also accepts tensorboardX, which find_spec does not see.
         if name not in available and importlib.util.find_spec(name) is None:
             package = _PACKAGES.get(name, name)
             raise UsageError(
@@ -41,34 +41,36 @@ def check_installed(names: Sequence[str]) -> None:
             )
 
 
-def start(accelerator: Accelerator, names: Sequence[str], out: Path, config: Mapping[str, Any], first: int) -> None:
-    """Begin to track, or go on: `first` steps are done. config: names and plain values.
+def start(
+    accelerator: Accelerator, names: Sequence[str], out: Path, config: Mapping[str, Any], steps_done: int
+) -> None:
+    """Start the trackers. steps_done: 0 for a new run. config: names and plain values.
 
-    A resumed run goes on under the name that it began with, which a file in its folder keeps.
+    A resumed run continues under its first id, which trackers.json in its folder holds.
     """
     if not names:
         return
-    known = out / "trackers.json"
-    if not (first and known.is_file()) and accelerator.is_main_process:
-        known.write_text(json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n")
+    file = out / "trackers.json"
+    if not (steps_done and file.is_file()) and accelerator.is_main_process:
+        file.write_text(json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n")
     accelerator.wait_for_everyone()
-    own = json.loads(known.read_text())["id"]
-    name = f"{out.name}-{own[:4]}"
+    run_id = json.loads(file.read_text())["id"]
+    name = f"{out.name}-{run_id[:4]}"
     accelerator.init_trackers(
         PROJECT,
         config=dict(config),
         init_kwargs={
-            "wandb": {"id": own, "name": name, "resume": "allow"},
+            "wandb": {"id": run_id, "name": name, "resume": "allow"},
             "trackio": {"name": name, "resume": "allow"},
-            # what the run had written after its checkpoint is written again: the later values count
-            "tensorboard": {"purge_step": first + 1} if first else {},
+            # Steps after the checkpoint are logged again: TensorBoard has to discard the earlier values.
+            "tensorboard": {"purge_step": steps_done + 1} if steps_done else {},
         },
     )
 
 
 def log_rollouts(accelerator: Accelerator, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Sample rollouts, as rollouts.jsonl holds them, to the trackers that can show text: tables to wandb, text and
-    pictures to tensorboard. Others have their figures alone.
+    """Send sample rollouts, rows of rollouts.jsonl, to the trackers that can show text: as tables to wandb, as text and
+    images to tensorboard. Other trackers get numbers only.
     """
     if not rows:
         return
@@ -77,17 +79,17 @@ def log_rollouts(accelerator: Accelerator, rows: Sequence[Mapping[str, Any]]) ->
         if tracker.name == "wandb":
             cells = [[_cell(row, column) for column in _COLUMNS] for row in rows]
             tracker.log_table("rollouts", columns=list(_COLUMNS), data=cells, step=step)
-            if pictures := [picture for row in rows for picture in _pictures(row)]:
-                tracker.log_images({"rollouts/pictures": pictures}, step=step)
+            if images := [image for row in rows for image in _images(row)]:
+                tracker.log_images({"rollouts/pictures": images}, step=step)
         elif tracker.name == "tensorboard":
             for index, row in enumerate(rows):
                 tracker.tracker.add_text(f"rollouts/{index}", as_markdown(row), global_step=step)
-                for picture in _pictures(row):
-                    tracker.log_images({f"rollouts/{index}": picture[None]}, step=step, dataformats="NHWC")
+                for image in _images(row):
+                    tracker.log_images({f"rollouts/{index}": image[None]}, step=step, dataformats="NHWC")
 
 
 def as_markdown(row: Mapping[str, Any]) -> str:
-    """A rollout as markdown; what a model wrote stays in a code block, indented, where no markup ends it."""
+    """A rollout as markdown. Model output is in indented code blocks, which no markup in it can end."""
     head = f"**{_cell(row, 'outcome')}**, reward {_cell(row, 'reward')}; answered and reference below; {row['id']}"
     blocks = [(name, str(_cell(row, name))) for name in ("prompt", "completion", "extracted", "reference")]
     return "\n\n".join([head, *(f"{name}:\n\n" + _indented(text) for name, text in blocks)])
@@ -106,6 +108,6 @@ def _cell(row: Mapping[str, Any], column: str) -> Any:
     return "–" if value is None else value
 
 
-def _pictures(row: Mapping[str, Any]) -> list[np.ndarray]:
-    """uint8 [H, W, 3] of each picture of the prompt."""
-    return [np.asarray(decode(uri)) for uri in row.get("images", ())]
+def _images(row: Mapping[str, Any]) -> list[np.ndarray]:
+    """The images of the prompt, uint8 [H, W, 3] each."""
+    return [np.asarray(decode_data_url(uri)) for uri in row.get("images", ())]

@@ -1,5 +1,5 @@
-"""What the teacher and the verifier say of rollouts: which teacher scores which prompt, whether it fits the student,
-the requests, and the scored batch that an objective reads.
+"""What the teacher and the verifier say of rollouts: the teacher of each prompt, the handshake, the requests, and the
+scored batch that an objective reads.
 """
 
 from vold_trainer.scoring.batch import ScoredBatch

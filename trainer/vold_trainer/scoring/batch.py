@@ -1,4 +1,4 @@
-"""A step's rollouts with what was found out about them, as tensors: what an objective gets to see.
+"""A step's rollouts and their scores as tensors: the input of an objective.
 
 Shapes: P prompts, G completions of a prompt, C completions, T completion positions, N = all completion tokens of a
 micro-batch, K ids of a support.
@@ -18,16 +18,16 @@ from vold_trainer.scoring.scorer import RolloutScore
 from vold_trainer.student.batching import Batch
 
 AwaitScores = Callable[[Iterable[int], Iterable[int]], None]
-"""Waits for the teacher's scores of some rows, and for the verifier's of others."""
+"""Waits for the teacher's scores of some rows, and for the verifier's verdicts on others."""
 
 
 @dataclass
 class ScoredBatch:
-    """rewards_C: as the verifier gave them, NaN where missing. group: G; completions of a prompt stand together.
-    advantage_std: divide by the group's standard deviation. overlong: DAPO's share of max_tokens in which a completion
-    loses reward. arrive: how to wait for scores that are still on their way; None where all are there.
+    """rewards_C: the verifier's, NaN where missing. group: G; the completions of a prompt are neighbours.
+    advantage_std: divide by the group's standard deviation. overlong: the share of max_tokens in which a completion
+    loses reward (DAPO). await_scores: waits for scores that are pending; None if no score is pending.
 
-    What stands for a completion whose scores were not waited for is not to be read.
+    The values of a completion are undefined until `wait` has returned for it.
     """
 
     rollouts: list[Rollout]
@@ -36,7 +36,7 @@ class ScoredBatch:
     advantage_std: bool = True
     max_tokens: int = 0
     overlong: float = 0.0
-    arrive: AwaitScores | None = None
+    await_scores: AwaitScores | None = None
     rewards_C: Tensor = field(init=False)
     advantages_C: Tensor = field(init=False)
     correct_C: Tensor = field(init=False)
@@ -47,22 +47,24 @@ class ScoredBatch:
         self._compute_advantages()
 
     def wait(self, rows: Sequence[int] | None = None) -> None:
-        """Return once these completions (None: all) have their teacher's scores, and their whole groups their rewards.
+        """Wait until these completions (None: all) have their teacher's scores, and their whole groups have rewards.
 
-        Raises RunError where they cannot come.
+        Raises RunError if a score cannot come.
         """
-        if self.arrive is None:
+        if self.await_scores is None:
             return
-        taught = range(len(self.rollouts)) if rows is None else rows
-        first = sorted({row - row % self.group for row in taught})
-        judged = (row for start in first for row in range(start, start + self.group))
-        self.arrive([self.rollouts[row].row for row in taught], [self.rollouts[row].row for row in judged])
+        teacher_rows = range(len(self.rollouts)) if rows is None else rows
+        starts = sorted({row - row % self.group for row in teacher_rows})
+        verifier_rows = (row for start in starts for row in range(start, start + self.group))
+        self.await_scores(
+            [self.rollouts[row].row for row in teacher_rows], [self.rollouts[row].row for row in verifier_rows]
+        )
         if rows is None:
-            self.arrive = None
+            self.await_scores = None
         self._compute_advantages()
 
     def _compute_advantages(self) -> None:
-        """Everything that follows from rewards and verdicts. A group's part of it follows from that group alone."""
+        """Set all tensors from rewards and verdicts. The values of a group depend on that group alone."""
         self.rewards_C = torch.tensor(
             [np.nan if score.reward is None else score.reward for score in self.scores], dtype=torch.float32
         )
@@ -80,14 +82,14 @@ class ScoredBatch:
 
     @property
     def informative(self) -> Tensor:
-        """bool [P]: groups with right and wrong completions."""
+        """bool [P]: whether a group has correct and wrong completions."""
         shape = (len(self.rollouts) // self.group, self.group)
         return informative_groups(self.rewards_C.view(shape), self.correct_C.view(shape))
 
     def support(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(ids_NK int64, the teacher's log-probabilities float32 [N, K], NaN where an id does not count)."""
-        found = [self.scores[row].support_ids for row in rows]
-        width = max((ids.shape[1] for ids in found if ids is not None), default=2)
+        """(ids_NK int64, the teacher's log-probabilities float32 [N, K], NaN where an id is masked)."""
+        supports = [self.scores[row].support_ids for row in rows]
+        width = max((ids.shape[1] for ids in supports if ids is not None), default=2)
         ids, logprobs = [], []
         for row in rows:
             score, length = self.scores[row], len(self.rollouts[row].ids)
@@ -111,35 +113,35 @@ class ScoredBatch:
         step: int,
         max_tokens: int,
     ) -> Rollouts:
-        """What the objective gets of these rows.
+        """The objective's input for these rows.
 
-        logprobs_N: the student's, with gradient. old_N: before this step's first update; None where that is now.
-        support: (the student's log-probabilities, the teacher's), both [N, K], where one was asked for.
+        logprobs_N: the student's, with gradient. old_N: the student's before the step's first update; None if this is
+        the first update. support: (the student's log-probabilities, the teacher's), both [N, K], if `needs` has one.
         """
         device = logprobs_N.device
-        logprobs_CT = batch.rectangle(logprobs_N)
+        logprobs_CT = batch.pad(logprobs_N)
         index = torch.tensor(rows)
-        teacher_CT, known_CT, entropy_CT, rollout_CT, sides = None, None, None, None, None
+        teacher_CT, known_CT, entropy_CT, rollout_CT, support_CTK = None, None, None, None, None
         if needs.teacher:
-            teacher_N = torch.cat([teacher_row(self.scores[row], self.rollouts[row]) for row in rows]).to(device)
-            known_CT = batch.rectangle(teacher_N, float("nan")).isfinite()
-            teacher_CT = batch.rectangle(teacher_N)
+            teacher_N = torch.cat([teacher_logprobs(self.scores[row], self.rollouts[row]) for row in rows]).to(device)
+            known_CT = batch.pad(teacher_N, float("nan")).isfinite()
+            teacher_CT = batch.pad(teacher_N)
         if needs.entropy:
-            entropies = [_filled(self.scores[row].entropy, self.rollouts[row]) for row in rows]
-            entropy_CT = batch.rectangle(torch.cat(entropies).to(device), float("nan"))
+            entropies = [_tensor_or_nan(self.scores[row].entropy, self.rollouts[row]) for row in rows]
+            entropy_CT = batch.pad(torch.cat(entropies).to(device), float("nan"))
         if needs.rollout_logprobs:
-            drawn = [_filled(self.rollouts[row].logprobs, self.rollouts[row]) for row in rows]
-            rollout_CT = batch.rectangle(torch.cat(drawn).to(device), float("nan"))
+            sampled = [_tensor_or_nan(self.rollouts[row].logprobs, self.rollouts[row]) for row in rows]
+            rollout_CT = batch.pad(torch.cat(sampled).to(device), float("nan"))
         if support is not None:
-            own_NK, theirs_NK = support[0], support[1].to(device)
-            sides = Support(
-                student_CTK=batch.rectangle(own_NK),
-                teacher_CTK=batch.rectangle(theirs_NK.nan_to_num(0.0)),
-                mask_CTK=batch.rectangle(theirs_NK, float("nan")).isfinite(),
+            student_NK, teacher_NK = support[0], support[1].to(device)
+            support_CTK = Support(
+                student_CTK=batch.pad(student_NK),
+                teacher_CTK=batch.pad(teacher_NK.nan_to_num(0.0)),
+                mask_CTK=batch.pad(teacher_NK, float("nan")).isfinite(),
             )
         return Rollouts(
             logprobs_CT=logprobs_CT,
-            old_logprobs_CT=logprobs_CT.detach() if old_N is None else batch.rectangle(old_N.to(device)),
+            old_logprobs_CT=logprobs_CT.detach() if old_N is None else batch.pad(old_N.to(device)),
             mask_CT=batch.mask_BT,
             advantages_C=self.advantages_C[index].to(device),
             rewarded_C=self.rewarded_C[index].to(device),
@@ -149,16 +151,16 @@ class ScoredBatch:
             teacher_mask_CT=known_CT,
             teacher_entropy_CT=entropy_CT,
             rollout_logprobs_CT=rollout_CT,
-            support=sides,
+            support=support_CTK,
             step=step,
             max_tokens=max_tokens,
         )
 
 
-def teacher_row(score: RolloutScore, rollout: Rollout) -> Tensor:
-    """The teacher's log-probabilities of a rollout, NaN where they are missing or masked."""
-    return _filled(score.teacher_logprobs, rollout)
+def teacher_logprobs(score: RolloutScore, rollout: Rollout) -> Tensor:
+    """float32 [T]: the teacher's log-probabilities of a rollout, NaN where they are missing or masked."""
+    return _tensor_or_nan(score.teacher_logprobs, rollout)
 
 
-def _filled(values: np.ndarray | None, rollout: Rollout) -> Tensor:
+def _tensor_or_nan(values: np.ndarray | None, rollout: Rollout) -> Tensor:
     return torch.full((len(rollout.ids),), float("nan")) if values is None else torch.from_numpy(values)

@@ -1,8 +1,9 @@
-"""Before a run: does the teacher mean the same by each token id as the student, and can it be asked what the run asks?
+"""The handshake before a run: compares the vocabularies of student and teacher, and checks the teacher's capabilities.
 
 A vocabulary-equality check refuses pairs that work (Qwen2.5-VL with Qwen3), and a size check passes pairs that do
-not. So id by id: what both know must be the same token; where it is not, the teacher's term is masked. An id that
-ends the student's answers and not the teacher's is such an id too: the teacher never learned to stop there.
+not work. The comparison is therefore per id: an id that both sides have must be the same token; otherwise the teacher's
+term is masked at that id. An id that ends the student's completions but not the teacher's is masked too: the teacher
+was not trained to stop there.
 """
 
 import json
@@ -21,30 +22,31 @@ from vold_trainer.objectives import Needs
 
 @dataclass(frozen=True)
 class Difference:
-    """One id that the two sides read differently; None where a side has no token of that id. ends: the token is the
-    same, but it ends the student's answers alone.
+    """An id that means different things to student and teacher. student, teacher: its token; None where a side has no
+    token of that id. student_eos_only: the token is the same, but it ends the student's completions alone.
     """
 
     id: int
     student: str | None
     teacher: str | None
-    ends: bool = False
+    student_eos_only: bool = False
 
     def __str__(self) -> str:
-        if self.ends:
+        if self.student_eos_only:
             return f"{self.id} ({self.student!r} ends the student's answers, not the teacher's)"
         return f"{self.id} (student {self.student!r}, teacher {self.teacher!r})"
 
 
 @dataclass(frozen=True)
 class Handshake:
-    """What was found. compared: ids of the student's tokenizer. differences: the ids that differ, those that only one
-    side has included as far as the student can draw them. known_V: bool [V], True where both mean the same token.
+    """The comparison of two vocabularies. compared: number of ids of the student's tokenizer. differences: the ids that
+    differ, including those that only the teacher has but the student can sample. shared_V: bool [V], True where both
+    sides mean the same token.
     """
 
     compared: int
     differences: tuple[Difference, ...]
-    known_V: Tensor
+    shared_V: Tensor
 
     def describe(self) -> str:
         if not self.differences:
@@ -62,7 +64,7 @@ def vocabulary(tokenizer: Any) -> dict[int, str]:
 
 
 def teacher_vocabulary(tokenizer_json: bytes) -> dict[int, str]:
-    """id -> token of the tokenizer file that a teacher sent. Raises HandshakeError where it is none."""
+    """id -> token of a teacher's tokenizer file. Raises HandshakeError if the file is not a tokenizer."""
     try:
         json.loads(tokenizer_json)
         tokenizer = Tokenizer.from_buffer(tokenizer_json)
@@ -71,7 +73,7 @@ def teacher_vocabulary(tokenizer_json: bytes) -> dict[int, str]:
     return {index: token for token, index in tokenizer.get_vocab(with_added_tokens=True).items()}
 
 
-def compare(
+def compare_vocabularies(
     student: dict[int, str],
     teacher: dict[int, str],
     *,
@@ -80,47 +82,47 @@ def compare(
     student_eos: Sequence[int] = (),
     teacher_eos: Sequence[int] = (),
 ) -> Handshake:
-    """Compare id by id.
+    """Compare two vocabularies (id -> token) id by id.
 
-    size: rows of the student's embedding: what it can draw, padding included; how far either side is padded does not
-    matter. student_eos, teacher_eos: every id that ends an answer; empty where that is not known.
-    Raises HandshakeError where less than `min_shared` of the student's ids mean the same to the teacher.
+    size: rows of the student's embedding, padding included: the ids that it can sample. The padding of either side has
+    no effect. student_eos, teacher_eos: every id that ends a completion; empty if unknown.
+    Raises HandshakeError if less than `min_shared` of the student's ids mean the same to the teacher.
     """
     if not student or not teacher:
         raise HandshakeError("a tokenizer without tokens cannot be compared: check both model folders")
-    read_differently = [
+    mismatches = [
         Difference(index, token, teacher.get(index))
         for index, token in sorted(student.items())
         if teacher.get(index) != token
     ]
-    shared = 1 - len(read_differently) / len(student)
+    shared = 1 - len(mismatches) / len(student)
     if shared < min_shared:
         raise HandshakeError(
             f"only {shared:.1%} of the student's {len(student)} token ids mean the same to the teacher "
             f"(teacher.min_shared is {min_shared:.0%}); the first that differ: "
-            + ", ".join(f"{d.id}: {d.student!r} against {d.teacher!r}" for d in read_differently[:5])
+            + ", ".join(f"{d.id}: {d.student!r} against {d.teacher!r}" for d in mismatches[:5])
             + ". Use a teacher of the student's tokenizer family, or lower teacher.min_shared if you know better"
         )
-    differences = read_differently + [
+    differences = mismatches + [
         Difference(index, None, token) for index, token in teacher.items() if index < size and index not in student
     ]
     if student_eos and teacher_eos:
         masked = {difference.id for difference in differences}
         differences += [
-            Difference(index, student.get(index), teacher.get(index), ends=True)
+            Difference(index, student.get(index), teacher.get(index), student_eos_only=True)
             for index in student_eos
             if index not in teacher_eos and index not in masked
         ]
     differences.sort(key=lambda difference: difference.id)
-    known_V = torch.zeros(max(size, max(student) + 1), dtype=torch.bool)
-    known_V[list(student)] = True
-    known_V[[difference.id for difference in differences]] = False
-    return Handshake(len(student), tuple(differences), known_V)
+    shared_V = torch.zeros(max(size, max(student) + 1), dtype=torch.bool)
+    shared_V[list(student)] = True
+    shared_V[[difference.id for difference in differences]] = False
+    return Handshake(len(student), tuple(differences), shared_V)
 
 
-def check_offers(objective: str, needs: Needs, info: TeacherInfo, temperature: float, who: str) -> None:
-    """Raise HandshakeError where the teacher does not offer what the objective needs of it. who: names the teacher."""
-    offers = f"{who} ({info.identity.model}, backend {info.backend}) offers "
+def check_capabilities(objective: str, needs: Needs, info: TeacherInfo, temperature: float, key: str) -> None:
+    """Raise HandshakeError if the teacher does not offer what the objective needs. key: the teacher's config key."""
+    offers = f"{key} ({info.identity.model}, backend {info.backend}) offers "
     elsewhere = "use a teacher that does (backend torch offers all of it), or another objective"
     capabilities = info.capabilities
     if needs.top_k and ("top_k" not in capabilities or info.max_top_k < needs.top_k):
@@ -147,15 +149,15 @@ def check_offers(objective: str, needs: Needs, info: TeacherInfo, temperature: f
         )
 
 
-def teacher_view(ids: Sequence[int], known_V: Tensor, teacher_size: int) -> tuple[list[int], list[bool]]:
-    """What of a completion to send to the teacher, and at which of those positions its answer counts.
+def truncate_for_teacher(ids: Sequence[int], shared_V: Tensor, teacher_size: int) -> tuple[list[int], list[bool]]:
+    """(the ids of a completion that the teacher can score, a mask: whether to use its score of each).
 
-    The completion is cut before the first id that the teacher cannot take (teacher_size: rows of its output
-    head). Ids that it takes but reads differently are sent, for they were sampled, and masked.
+    The completion is cut before the first id that is not below teacher_size, the rows of the teacher's output head.
+    Ids below it that mean another token to the teacher are sent, because they were sampled, and masked.
     """
-    kept = list(ids)
-    for position, token in enumerate(kept):
+    sent = list(ids)
+    for position, token in enumerate(sent):
         if token >= teacher_size:
-            kept = kept[:position]
+            sent = sent[:position]
             break
-    return kept, [bool(known_V[token]) for token in kept]
+    return sent, [bool(shared_V[token]) for token in sent]

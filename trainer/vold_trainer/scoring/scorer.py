@@ -1,5 +1,5 @@
-"""Scores of rollouts, asked for while the student still generates: teacher and verifier at the same time, on the
-clients' event loop. A score that does not come is missing: it is counted and masked, never a zero.
+"""The requests to teacher and verifier, sent while the student still generates, both at the same time, on the clients'
+event loop. A score that does not come is missing: it is counted and masked, never a zero.
 """
 
 import concurrent.futures
@@ -28,7 +28,7 @@ from vold_trainer import tracing
 from vold_trainer.data import Example
 from vold_trainer.objectives import Needs
 from vold_trainer.rollout.base import Rollout
-from vold_trainer.scoring.handshake import teacher_view
+from vold_trainer.scoring.handshake import truncate_for_teacher
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements
 from vold_trainer.scoring.twins import TeacherPrompts
 from vold_trainer.services.outages import MonitoredService, Outages, Span
@@ -41,11 +41,11 @@ Floats = NDArray[np.float32]
 
 @dataclass
 class RolloutScore:
-    """What is known of one rollout; None where it is missing or nobody asked.
+    """The scores of one rollout; None where a score is missing or was not requested.
 
-    teacher_logprobs: float32 [T], NaN at masked positions. entropy: float32 [T], the teacher's, NaN where it did not
-    look. support_ids: int64 [T, K], and support_logprobs: float32 [T, K], the teacher's, NaN where the id is masked.
-    teacher: who was asked.
+    teacher_logprobs: float32 [T], NaN at masked positions. entropy: float32 [T], the teacher's, NaN at positions that
+    it did not score. support_ids: int64 [T, K]. support_logprobs: float32 [T, K], the teacher's, NaN where the id is
+    masked. teacher: the teacher's name.
     """
 
     teacher_logprobs: Floats | None = None
@@ -61,20 +61,20 @@ class RolloutScore:
 
 @dataclass
 class StepScores:
-    """The scores of a step, by row. missing: how many scores did not come, by "teacher: CODE" or "verifier: CODE"."""
+    """The scores of a step, by row. missing: number of missing scores, by "teacher: CODE" or "verifier: CODE"."""
 
     rows: dict[int, RolloutScore]
     missing: Counter[str] = field(default_factory=Counter)
     spans: list[Span] = field(default_factory=list)
 
-    def count_missing(self, who: str) -> int:
-        return sum(count for reason, count in self.missing.items() if reason.startswith(who))
+    def count_missing(self, service: str) -> int:
+        return sum(count for reason, count in self.missing.items() if reason.startswith(service))
 
 
 class PendingScores:
-    """What the services are asked about the completions of one step, and what came back so far.
+    """The requests for the scores of one step's completions, and the scores that have come so far.
 
-    `submit` and `flush` are for whoever draws, `wait` and `collect` for whoever learns.
+    The thread that generates calls `submit` and `flush`; the thread that trains calls `wait` and `collect`.
     """
 
     def __init__(self, scorer: "Scorer", needs: Needs, verify: bool) -> None:
@@ -84,35 +84,36 @@ class PendingScores:
         self.scores = StepScores({})
         self.waits: list[Span] = []
         self._unsent: list[Rollout] = []
-        self._answers: dict[str, dict[int, concurrent.futures.Future[None]]] = {"teacher": {}, "verifier": {}}
+        self._futures: dict[str, dict[int, concurrent.futures.Future[None]]] = {"teacher": {}, "verifier": {}}
 
     def submit(self, rollouts: list[Rollout]) -> None:
-        """Take finished rollouts; they are sent once `batch` of them are there."""
+        """Add finished rollouts. They are sent in requests of `Scorer.request_size`."""
         self._unsent += rollouts
-        while len(self._unsent) >= self.scorer.batch:
-            self._send(self._unsent[: self.scorer.batch])
-            del self._unsent[: self.scorer.batch]
+        while len(self._unsent) >= self.scorer.request_size:
+            self._send(self._unsent[: self.scorer.request_size])
+            del self._unsent[: self.scorer.request_size]
 
     def flush(self) -> None:
-        """Send the rest."""
+        """Send the rollouts that are left."""
         if self._unsent:
             self._send(self._unsent)
             self._unsent = []
 
-    def wait(self, taught: Iterable[int], judged: Iterable[int]) -> None:
-        """Wait for the teacher's answers about the rows `taught`, and the verifier's about `judged`.
+    def wait(self, teacher_rows: Iterable[int], verifier_rows: Iterable[int]) -> None:
+        """Wait until the teacher has scored `teacher_rows` and the verifier has verified `verifier_rows`.
 
-        Raises RunError where the teacher changed or a service does not come back, and whatever a service says that no
-        retry mends.
+        Raises RunError if the teacher changed or a service does not come back, and any error of a service that no retry
+        mends.
         """
-        teacher, verifier = self._answers["teacher"], self._answers["verifier"]
+        teacher, verifier = self._futures["teacher"], self._futures["verifier"]
         self._wait(
-            {teacher[row] for row in taught if row in teacher} | {verifier[row] for row in judged if row in verifier}
+            {teacher[row] for row in teacher_rows if row in teacher}
+            | {verifier[row] for row in verifier_rows if row in verifier}
         )
 
     def collect(self) -> StepScores:
-        """All scores of what was submitted. Waits for them, and raises what `wait` does."""
-        self._wait({future for answers in self._answers.values() for future in answers.values()})
+        """All scores of the submitted rollouts. Waits for them; raises as `wait` does."""
+        self._wait({future for futures in self._futures.values() for future in futures.values()})
         return self.scores
 
     def _wait(self, futures: set["concurrent.futures.Future[None]"]) -> None:
@@ -128,28 +129,29 @@ class PendingScores:
     def _send(self, rollouts: list[Rollout]) -> None:
         self.scores.rows.update({rollout.row: RolloutScore() for rollout in rollouts})
         if self.scorer.teachers and self.needs.teacher:
-            asked: dict[str, list[Rollout]] = {}
+            by_teacher: dict[str, list[Rollout]] = {}
             for rollout in rollouts:
                 name = self.scorer.route(rollout.example)
                 self.scores.rows[rollout.row].teacher = name
-                self.scorer.prompts[name].know(rollout.example)  # here: a tokenizer serves one thread at a time
-                asked.setdefault(name, []).append(rollout)
-            for name, part in asked.items():
-                self._keep("teacher", part, self.scorer.request_scores(self, name, part))
+                # In this thread, because a tokenizer serves one thread at a time.
+                self.scorer.prompts[name].ensure_prepared(rollout.example)
+                by_teacher.setdefault(name, []).append(rollout)
+            for name, part in by_teacher.items():
+                self._start("teacher", part, self.scorer.request_scores(self, name, part))
         if self.scorer.verifier is not None and self.verify:
-            self._keep("verifier", rollouts, self.scorer.request_verdicts(self, rollouts))
+            self._start("verifier", rollouts, self.scorer.request_verdicts(self, rollouts))
 
-    def _keep(self, who: str, rollouts: list[Rollout], work: Coroutine[Any, Any, None]) -> None:
-        future = self.scorer.submit(work)
-        self._answers[who].update(dict.fromkeys((rollout.row for rollout in rollouts), future))
+    def _start(self, service: str, rollouts: list[Rollout], request: Coroutine[Any, Any, None]) -> None:
+        future = self.scorer.submit(request)
+        self._futures[service].update(dict.fromkeys((rollout.row for rollout in rollouts), future))
 
 
 class Scorer:
-    """Sends rollouts off as they finish and gathers what comes back.
+    """Sends rollouts to teachers and verifier, and stores their scores.
 
-    make_teachers, make_verifier: build the clients on their loop; no teachers, and None, where the run needs no
-    such score. route: which teacher an example asks. batch: rollouts in one request. outages: what is done where a
-    service is away.
+    make_teachers, make_verifier: build the clients on their event loop; no teachers, and None, if the run needs no such
+    score. route: maps an example to the name of its teacher. verifier_name, verifier_parameters: for rows that name
+    none. request_size: rollouts in one request. outages: how long to wait for a service that is away.
     """
 
     def __init__(
@@ -158,113 +160,107 @@ class Scorer:
         make_teachers: Callable[[], dict[str, Teacher]],
         make_verifier: Callable[[], AsyncVerifierClient] | None,
         route: Callable[[Example], str],
-        verifier: str = "math",
-        parameters: Mapping[str, Any] | None = None,
+        verifier_name: str = "math",
+        verifier_parameters: Mapping[str, Any] | None = None,
         temperature: float = 1.0,
-        batch: int = 32,
+        request_size: int = 32,
         outages: Outages | None = None,
     ) -> None:
         self.tasks = ClientTasks()
-        self.teachers = self.tasks.run(_made(make_teachers))
-        self.verifier = self.tasks.run(_made(make_verifier)) if make_verifier else None
+        self.teachers = self.tasks.run(_call(make_teachers))
+        self.verifier = self.tasks.run(_call(make_verifier)) if make_verifier else None
         self.route = route
-        self.verifier_name = verifier
-        self.parameters = dict(parameters or {})
+        self.verifier_name = verifier_name
+        self.verifier_parameters = dict(verifier_parameters or {})
         self.temperature = temperature
-        self.batch = batch
+        self.request_size = request_size
         self.outages = outages or Outages()
-        self.watched = {
+        self.services = {
             teacher.key: MonitoredService(teacher.key, teacher.client, self.outages)
             for teacher in self.teachers.values()
         }
         if self.verifier is not None:
-            self.watched["verifier"] = MonitoredService("verifier", self.verifier, self.outages)
+            self.services["verifier"] = MonitoredService("verifier", self.verifier, self.outages)
         self.special_ids: frozenset[int] = frozenset()
         self.prompts: dict[str, TeacherPrompts] = {}
 
-    def state(self) -> list[tuple[str, str]]:
-        """How the services are, a line each: who, and whether it is away, or how its requests go."""
-        lines = []
-        for key, watched in self.watched.items():
-            lines.append((key, f"{self._called(key)} · {watched.state()}"))
-        return lines
+    def service_states(self) -> list[tuple[str, str]]:
+        """(key, state) of each service: the model, and how its requests go or how long it has been away."""
+        return [(key, f"{self._served_model(key)} · {service.state()}") for key, service in self.services.items()]
 
-    def _called(self, key: str) -> str:
-        """What the service at this key serves."""
-        models = [of.info.identity.model for of in self.teachers.values() if of.key == key and of.info is not None]
-        return Path(models[0]).name if models else self.verifier_name if key == "verifier" else "not met yet"
+    def _served_model(self, key: str) -> str:
+        """The name of the teacher's model or of the verifier at this key."""
+        models = [t.info.identity.model for t in self.teachers.values() if t.key == key and t.info is not None]
+        return Path(models[0]).name if models else self.verifier_name if key == "verifier" else "no handshake yet"
 
-    def meet_teachers(self, student: Student, asks: TeacherRequirements) -> list[Teacher]:
-        """Learn who the teachers are; from now on only these may answer. Raises HandshakeError where one is unfit."""
+    def handshake(self, student: Student, requirements: TeacherRequirements) -> list[Teacher]:
+        """Complete the handshake with every teacher; from then on a change of identity is an error, unless the config
+        allows it. Raises HandshakeError if a teacher does not fit.
+        """
         self.special_ids = frozenset(student.tokenizer.all_special_ids)
         for teacher in self.teachers.values():
             info = self.tasks.run(teacher.client.info())
-            teacher.meet(info, self.tasks.run(teacher.client.tokenizer()), student, asks)
+            teacher.complete_handshake(info, self.tasks.run(teacher.client.tokenizer()), student, requirements)
             self.prompts[teacher.name] = TeacherPrompts(student, teacher)
         return list(self.teachers.values())
 
-    def prepare(self, examples: Sequence[Example]) -> None:
-        """Make what the teachers read of these examples. Raises UsageError for a row that its teacher cannot read."""
+    def prepare_prompts(self, examples: Sequence[Example]) -> None:
+        """Make the teachers' prompts of these examples. Raises UsageError for a row that its teacher cannot read."""
         for name, prompts in self.prompts.items():
             prompts.prepare([example for example in examples if self.route(example) == name])
 
     def begin(self, needs: Needs, *, verify: bool = True) -> PendingScores:
-        """Begin a step's scores. needs: what the teachers are asked for. verify: whether the verifier is asked."""
+        """Begin a step's scores. needs: what to request from the teachers. verify: whether to request verdicts."""
         return PendingScores(self, needs, verify)
 
-    def submit(self, work: Coroutine[Any, Any, None]) -> "concurrent.futures.Future[None]":
-        """Run `work` on the clients' loop, at the latest until `close`."""
-        return self.tasks.submit(work)
+    def submit(self, request: Coroutine[Any, Any, None]) -> "concurrent.futures.Future[None]":
+        """Run `request` on the clients' event loop; `close` cancels it."""
+        return self.tasks.submit(request)
 
     def close(self) -> None:
         self.tasks.close()
-        for watched in self.watched.values():
-            self.tasks.run(watched.aclose())
+        for service in self.services.values():
+            self.tasks.run(service.aclose())
         for client in (*(teacher.client for teacher in self.teachers.values()), self.verifier):
             if client is not None:
                 self.tasks.run(client.aclose())
 
-    async def request_scores(self, asked: PendingScores, name: str, rollouts: list[Rollout]) -> None:
+    async def request_scores(self, pending: PendingScores, name: str, rollouts: list[Rollout]) -> None:
         """Have these rollouts scored by the teacher `name`."""
         teacher = self.teachers[name]
 
-        async def ask() -> None:
-            with _timed(asked.scores, "teacher"), tracing.span("score", rollouts=len(rollouts)):
-                await self._ask_teacher(teacher, asked.needs, rollouts, asked.scores)
+        async def request() -> None:
+            with _record_span(pending.scores, "teacher"), tracing.span("score", rollouts=len(rollouts)):
+                await self._score(teacher, pending.needs, rollouts, pending.scores)
 
-        await self._tolerant("teacher", self.watched[teacher.key].call(ask), rollouts, asked.scores)
+        await self._count_lost("teacher", self.services[teacher.key].call(request), rollouts, pending.scores)
 
-    async def request_verdicts(self, asked: PendingScores, rollouts: list[Rollout]) -> None:
-        """Have these rollouts judged by the verifier."""
+    async def request_verdicts(self, pending: PendingScores, rollouts: list[Rollout]) -> None:
+        """Have these rollouts verified."""
 
-        async def ask() -> None:
-            with _timed(asked.scores, "verifier"), tracing.span("verify", rollouts=len(rollouts)):
-                await self._ask_verifier(rollouts, asked.scores)
+        async def request() -> None:
+            with _record_span(pending.scores, "verifier"), tracing.span("verify", rollouts=len(rollouts)):
+                await self._verify(rollouts, pending.scores)
 
-        await self._tolerant("verifier", self.watched["verifier"].call(ask), rollouts, asked.scores)
+        await self._count_lost("verifier", self.services["verifier"].call(request), rollouts, pending.scores)
 
-    async def _tolerant(
-        self, who: str, work: Coroutine[Any, Any, None], rollouts: list[Rollout], scores: StepScores
+    async def _count_lost(
+        self, service: str, call: Coroutine[Any, Any, None], rollouts: list[Rollout], scores: StepScores
     ) -> None:
-        """Count what a service that is too slow or too full loses. A mistake, a change of teacher or an outage past its
-        limit ends the run.
-        """
+        """Count the scores that are lost because a service is too slow or too full. Any other error ends the run."""
         try:
-            await work
+            await call
         except (DeadlineExceeded, ResourceExhausted) as error:
-            scores.missing[f"{who}: {type(error).__name__}"] += len(rollouts)
+            scores.missing[f"{service}: {type(error).__name__}"] += len(rollouts)
 
-    async def _ask_teacher(self, teacher: Teacher, needs: Needs, rollouts: list[Rollout], scores: StepScores) -> None:
+    async def _score(self, teacher: Teacher, needs: Needs, rollouts: list[Rollout], scores: StepScores) -> None:
         assert teacher.info is not None
         assert teacher.handshake is not None
-        known_V = teacher.handshake.known_V.numpy()
-        counts_V = known_V.copy()
-        if needs.mask_special:
-            counts_V[[token for token in self.special_ids if token < len(counts_V)]] = False
+        support_V = self._support_mask(teacher.handshake.shared_V.numpy(), needs)
         prompts: dict[tuple[int, ...], int] = {}
         completions, masks = [], {}
         for rollout in rollouts:
-            sent, mask = teacher_view(rollout.ids, teacher.handshake.known_V, teacher.info.vocab_size)
+            sent, mask = truncate_for_teacher(rollout.ids, teacher.handshake.shared_V, teacher.info.vocab_size)
             if not sent:
                 scores.rows[rollout.row].teacher_logprobs = np.full(len(rollout.ids), np.nan, np.float32)
                 continue
@@ -272,14 +268,14 @@ class Scorer:
             candidates = None
             if needs.candidates:
                 assert rollout.candidates is not None
-                candidates = _shared(rollout.candidates[: len(sent)], counts_V)[0]
-            read = self.prompts[teacher.name](rollout.example, rollout.prompt_ids)
-            prompt = prompts.setdefault(read, len(prompts))
+                candidates = _mask_ids(rollout.candidates[: len(sent)], support_V)[0]
+            prompt_ids = self.prompts[teacher.name](rollout.example, rollout.prompt_ids)
+            prompt = prompts.setdefault(prompt_ids, len(prompts))
             completions.append(Completion(prompt, sent, candidates, id=str(rollout.row)))
         if not completions:
             return
         try:
-            result = await teacher.client.score(
+            reply = await teacher.client.score(
                 list(prompts),
                 completions,
                 top_k=needs.top_k,
@@ -288,17 +284,24 @@ class Scorer:
                 expect=None if teacher.config.allow_identity_change else teacher.info.identity,
             )
         except IdentityChanged as error:
-            raise teacher.changed(error) from error
-        teacher.check_identity(result.identity)
-        asked = {rollout.row: rollout for rollout in rollouts}
-        for score in result.scores:
+            raise teacher.changed_error(error) from error
+        teacher.check_identity(reply.identity)
+        by_row = {rollout.row: rollout for rollout in rollouts}
+        for score in reply.scores:
             row = int(score.id)
             if score.error is not None or score.logprobs is None:
-                scores.missing[f"teacher: {_name(score.error)}"] += 1
+                scores.missing[f"teacher: {_error_name(score.error)}"] += 1
                 continue
-            _keep(scores.rows[row], asked[row], score, masks[row], counts_V)
+            _store_score(scores.rows[row], by_row[row], score, masks[row], support_V)
 
-    async def _ask_verifier(self, rollouts: list[Rollout], scores: StepScores) -> None:
+    def _support_mask(self, shared_V: NDArray[np.bool_], needs: Needs) -> NDArray[np.bool_]:
+        """bool [V]: the ids that a support may contain."""
+        support_V = shared_V.copy()
+        if needs.mask_special:
+            support_V[[token for token in self.special_ids if token < len(support_V)]] = False
+        return support_V
+
+    async def _verify(self, rollouts: list[Rollout], scores: StepScores) -> None:
         assert self.verifier is not None
         items = [
             Item(
@@ -306,7 +309,7 @@ class Scorer:
                 completion=rollout.text,
                 reference=rollout.example.reference,
                 prompt=rollout.example.prompt_text,
-                parameters=dict(rollout.example.meta.get("parameters", self.parameters)),
+                parameters=dict(rollout.example.meta.get("parameters", self.verifier_parameters)),
                 id=str(rollout.row),
             )
             for rollout in rollouts
@@ -314,39 +317,39 @@ class Scorer:
         for verdict in await self.verifier.verify(items):
             score = scores.rows[int(verdict.id)]
             if verdict.error is not None or verdict.reward is None:
-                scores.missing[f"verifier: {_name(verdict.error)}"] += 1
+                scores.missing[f"verifier: {_error_name(verdict.error)}"] += 1
                 score.reason = str(verdict.error or verdict.reason)
                 continue
             score.reward, score.correct = verdict.reward, bool(verdict.correct)
             score.extracted, score.reason = verdict.extracted, verdict.reason
 
 
-def _keep(
-    kept: RolloutScore, rollout: Rollout, score: CompletionScore, mask: list[bool], counts_V: NDArray[np.bool_]
+def _store_score(
+    target: RolloutScore, rollout: Rollout, score: CompletionScore, mask: list[bool], support_V: NDArray[np.bool_]
 ) -> None:
-    """Lay a teacher's answer, which may end before the completion does, out along the whole of it."""
+    """Store a teacher's score, padded with NaN to the completion's length: the teacher may have got a part of it."""
     assert score.logprobs is not None
     length = len(rollout.ids)
-    kept.teacher_logprobs = _padded(np.where(mask, score.logprobs, np.nan), length)
+    target.teacher_logprobs = _padded(np.where(mask, score.logprobs, np.nan), length)
     if score.entropy is not None:
-        kept.entropy = _padded(score.entropy, length)
+        target.entropy = _padded(score.entropy, length)
     ids: NDArray[np.integer] | None = score.top_ids
     logprobs = score.top_logprobs
     if rollout.candidates is not None and isinstance(score.candidate_logprobs, np.ndarray):
         ids, logprobs = rollout.candidates[: len(score.logprobs)], score.candidate_logprobs
     if ids is None or logprobs is None or not ids.size:
         return
-    safe, shared = _shared(ids, counts_V)
-    kept.support_ids = np.zeros((length, ids.shape[1]), np.int64)
-    kept.support_ids[: len(ids)] = safe
-    kept.support_logprobs = _padded(np.where(shared, logprobs, np.nan), length)
+    masked_ids, allowed = _mask_ids(ids, support_V)
+    target.support_ids = np.zeros((length, ids.shape[1]), np.int64)
+    target.support_ids[: len(ids)] = masked_ids
+    target.support_logprobs = _padded(np.where(allowed, logprobs, np.nan), length)
 
 
-def _shared(ids: NDArray[np.integer], counts_V: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """(the ids with 0 in place of those that do not count, which of them count)."""
-    inside = ids < len(counts_V)
-    counts = inside & counts_V[np.where(inside, ids, 0)]
-    return np.where(counts, ids, 0).astype(np.int64), counts
+def _mask_ids(ids: NDArray[np.integer], support_V: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(ids with 0 in place of those outside the support, bool: whether each id is in the support)."""
+    inside = ids < len(support_V)
+    allowed = inside & support_V[np.where(inside, ids, 0)]
+    return np.where(allowed, ids, 0).astype(np.int64), allowed
 
 
 def _padded(values: NDArray[Any], length: int) -> Floats:
@@ -355,12 +358,12 @@ def _padded(values: NDArray[Any], length: int) -> Floats:
     return out
 
 
-def _name(error: VoldError | None) -> str:
+def _error_name(error: VoldError | None) -> str:
     return type(error).__name__ if error is not None else "no value"
 
 
 @contextlib.contextmanager
-def _timed(scores: StepScores, lane: str) -> Iterator[None]:
+def _record_span(scores: StepScores, lane: str) -> Iterator[None]:
     start = time.monotonic()
     try:
         yield
@@ -368,5 +371,5 @@ def _timed(scores: StepScores, lane: str) -> Iterator[None]:
         scores.spans.append((lane, start, time.monotonic()))
 
 
-async def _made(make: Callable[[], T]) -> T:
+async def _call(make: Callable[[], T]) -> T:
     return make()

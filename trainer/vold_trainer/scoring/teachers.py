@@ -1,4 +1,4 @@
-"""The teachers of a run: who each of them is, which of its ids mean the same, and which rows it teaches."""
+"""The teachers of a run: their identities, their handshakes with the student, and which rows each of them scores."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -10,18 +10,26 @@ from vold_trainer.config import TeacherConfig, TrainConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.objectives import Needs
-from vold_trainer.scoring.handshake import Handshake, check_offers, compare, teacher_vocabulary, vocabulary
+from vold_trainer.scoring.handshake import (
+    Handshake,
+    check_capabilities,
+    compare_vocabularies,
+    teacher_vocabulary,
+    vocabulary,
+)
 from vold_trainer.student.models import Student
 
 log = logging.getLogger("vold.teachers")
 
-ONLY = ""
-"""The name of a run's teacher where there is one alone."""
+SINGLE_TEACHER = ""
+"""The teacher's name in a run that has one teacher."""
 
 
 @dataclass
 class Teacher:
-    """One teacher: its client, and from the handshake on who it is. changes: who else answered, where that may be."""
+    """A teacher's client. info, handshake, tokenizer: set by the handshake. other_identities: identities other than
+    the handshake's that have answered since, where the config allows that.
+    """
 
     name: str
     config: TeacherConfig
@@ -29,19 +37,21 @@ class Teacher:
     info: TeacherInfo | None = None
     handshake: Handshake | None = None
     tokenizer: TokenizerFile | None = None
-    changes: list[Identity] = field(default_factory=list)
+    other_identities: list[Identity] = field(default_factory=list)
 
     @property
     def key(self) -> str:
-        """Where the config says what it is."""
+        """The teacher's key in the config."""
         return f"teachers.{self.name}" if self.name else "teacher"
 
-    def meet(self, info: TeacherInfo, tokenizer: TokenizerFile, student: Student, asks: "TeacherRequirements") -> None:
-        """Compare the tokenizers; from now on only this teacher may answer. Raises HandshakeError."""
-        check_offers(asks.objective, asks.needs, info, asks.temperature, self.key)
+    def complete_handshake(
+        self, info: TeacherInfo, tokenizer: TokenizerFile, student: Student, requirements: "TeacherRequirements"
+    ) -> None:
+        """Check the teacher against the student and fix its identity. Raises HandshakeError."""
+        check_capabilities(requirements.objective, requirements.needs, info, requirements.temperature, self.key)
         self.info = info
         self.tokenizer = tokenizer
-        self.handshake = compare(
+        self.handshake = compare_vocabularies(
             vocabulary(student.tokenizer),
             teacher_vocabulary(tokenizer.tokenizer_json),
             min_shared=self.config.min_shared,
@@ -50,26 +60,26 @@ class Teacher:
             teacher_eos=info.eos_ids,
         )
 
-    def check_identity(self, answered: Identity) -> None:
-        """Raise RunError where somebody else answered than was met, unless the config allows it."""
+    def check_identity(self, identity: Identity) -> None:
+        """Raise RunError if a reply has another identity than the handshake had, unless the config allows it."""
         assert self.info is not None
-        if answered == self.info.identity:
+        if identity == self.info.identity:
             return
         if not self.config.allow_identity_change:
-            raise self.changed(f"{self.info.identity} was asked, {answered} answered")
-        if answered not in self.changes:
-            self.changes.append(answered)
-            log.warning("%s: another teacher answers, as the config allows: %s", self.key, answered)
+            raise self.changed_error(f"{self.info.identity} was asked, {identity} answered")
+        if identity not in self.other_identities:
+            self.other_identities.append(identity)
+            log.warning("%s: another teacher answers, as the config allows: %s", self.key, identity)
 
-    def changed(self, how: object) -> RunError:
-        which = f"{self.key}: " if self.name else ""
+    def changed_error(self, reason: object) -> RunError:
+        key = f"{self.key}: " if self.name else ""
         return RunError(
-            f"{which}the teacher changed in mid-run: {how}. Start a new run with it, or set "
+            f"{key}the teacher changed in mid-run: {reason}. Start a new run with it, or set "
             f"{self.key}.allow_identity_change=true"
         )
 
-    def about(self) -> dict[str, str]:
-        """Its identity as run.json keeps it."""
+    def identity_record(self) -> dict[str, str]:
+        """The teacher's identity as run.json stores it."""
         assert self.info is not None
         identity = self.info.identity
         return {
@@ -82,44 +92,44 @@ class Teacher:
 
 @dataclass(frozen=True)
 class TeacherRequirements:
-    """What a run will ask its teachers for."""
+    """What a run needs from each of its teachers. objective: its name."""
 
     objective: str
     needs: Needs
     temperature: float
 
 
-def configured(config: TrainConfig) -> dict[str, TeacherConfig]:
-    """A run's teachers by name, whether the config has one or several; none where the objective needs none."""
+def configured_teachers(config: TrainConfig) -> dict[str, TeacherConfig]:
+    """A run's teachers by name; empty if the objective needs no teacher."""
     if not config.objective.needs.teacher:
         return {}
     if config.teacher is not None:
-        return {ONLY: config.teacher}
+        return {SINGLE_TEACHER: config.teacher}
     return dict(config.teachers)
 
 
 class TeacherRouter:
-    """Which teacher a row asks: the one that its field `teacher` names; else the one that claims one of its `tags`, or
-    its `category`; else the default one.
+    """Maps a row to the teacher that scores it: the teacher that its field `teacher` names; else the teacher that has
+    one of its `tags`, or its `category`; else the default teacher.
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.names = list(configured(config))
+        self.names = list(configured_teachers(config))
         self.by_tag = {tag: name for name, teacher in config.teachers.items() for tag in teacher.tags}
         self.default = next((name for name, teacher in config.teachers.items() if teacher.default), None)
 
     def __call__(self, example: Example) -> str:
-        """The teacher's name. Raises UsageError that names the row, and what it asks for in vain."""
-        if self.names == [ONLY]:
-            return ONLY
-        asked = example.meta.get("teacher")
-        if asked is not None:
-            if asked not in self.names:
+        """The teacher's name. Raises UsageError if the row has no teacher."""
+        if self.names == [SINGLE_TEACHER]:
+            return SINGLE_TEACHER
+        requested = example.meta.get("teacher")
+        if requested is not None:
+            if requested not in self.names:
                 raise UsageError(
-                    f"row {example.id!r}: field 'teacher' is {asked!r}; the config's teachers are "
-                    f"{', '.join(self.names)}: mend the row, or add teachers.{asked}"
+                    f"row {example.id!r}: field 'teacher' is {requested!r}; the config's teachers are "
+                    f"{', '.join(self.names)}: mend the row, or add teachers.{requested}"
                 )
-            return str(asked)
+            return str(requested)
         tags = [*example.meta.get("tags", ()), *([example.category] if example.category else ())]
         for tag in tags:
             if tag in self.by_tag:
@@ -132,7 +142,7 @@ class TeacherRouter:
         return self.default
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Raise UsageError for the first row that no teacher teaches: before the run, not in the middle of it."""
+        """Raise UsageError for the first row that has no teacher: before the run, not in the middle of it."""
         for example in examples:
             self(example)
 
@@ -140,5 +150,5 @@ class TeacherRouter:
 def make_teachers(
     configs: Mapping[str, TeacherConfig], make_client: Callable[[str, TeacherConfig], AsyncTeacherClient]
 ) -> dict[str, Teacher]:
-    """The teachers, not yet met. To be called on the event loop that will use the clients."""
+    """The teachers, before their handshakes. To be called on the event loop that will use the clients."""
     return {name: Teacher(name, config, make_client(name, config)) for name, config in configs.items()}

@@ -1,8 +1,8 @@
-"""What a teacher reads where the student reads something else.
+"""The teacher's prompts, where they differ from the student's.
 
-A teacher reads text only, so an image prompt comes with a twin in words; and a teacher may have a system prompt that
-the student does not get, or want its own chat template. The completion's ids stay what they are: the teacher scores the
-same tokens after another prompt.
+A teacher reads text only, so an image prompt comes with a twin in words. A teacher may also have a system prompt that
+the student does not get, or use its own chat template. The completion's ids stay the same: the teacher scores the same
+tokens after another prompt.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from vold_trainer.data import Example, Message
-from vold_trainer.data.messages import image_places, under_system
+from vold_trainer.data.messages import count_image_parts, prepend_system
 from vold_trainer.errors import HandshakeError, UsageError
 from vold_trainer.scoring.teachers import Teacher
 from vold_trainer.student.models import Student
@@ -26,22 +26,22 @@ log = logging.getLogger("vold.twins")
 
 BATCH = 256
 """Prompts tokenized together."""
-SHOWN = 5000
-"""From so many prompts on it takes seconds, and a bar is shown."""
+PROGRESS_FROM = 5000
+"""The number of prompts above which a progress bar is shown: they take seconds."""
 
 
 def teacher_messages(example: Example, system: str = "") -> tuple[Message, ...]:
-    """What a teacher with this system prompt reads of an example: text alone.
+    """The messages of an example for a teacher with this system prompt: text alone.
 
-    Raises UsageError that names the row where it has an image and no twin.
+    Raises UsageError that names the row if it has an image and no twin.
     """
     messages = example.messages if example.twin is None else example.twin
-    if image_places(messages):
+    if count_image_parts(messages):
         raise UsageError(
             f"row {example.id!r} has an image, and a teacher reads text only: give the row a 'twin', which says in "
             "words what the image shows; or leave out such rows, or choose an objective without a teacher (grpo)"
         )
-    return tuple(under_system(messages, system))
+    return tuple(prepend_system(messages, system))
 
 
 def check_twins(examples: Sequence[Example]) -> None:
@@ -50,8 +50,8 @@ def check_twins(examples: Sequence[Example]) -> None:
         teacher_messages(example)
 
 
-def flat(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Messages of text with every content a string: what travels to a teacher as a conversation."""
+def flatten_content(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Text messages with each content as one string: the form that a chat request to a teacher takes."""
     return [
         {
             "role": message["role"],
@@ -64,16 +64,16 @@ def flat(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """ids: None where the teacher reads the student's own prompt. example: held, so that its id() stays its own."""
+class _PreparedPrompt:
+    """ids: None if the teacher reads the student's own prompt. example: held so that no other gets the same id()."""
 
     example: Example
     ids: "array[int] | None"
 
 
 class TeacherPrompts:
-    """The prompts that one teacher, which was met, reads. Tokenized before the run, once for each example, so that the
-    completions of an example share theirs.
+    """The prompts of one teacher, after its handshake. They are tokenized before the run, once for each example, so
+    that the completions of an example share a prompt.
     """
 
     def __init__(self, student: Student, teacher: Teacher) -> None:
@@ -82,100 +82,107 @@ class TeacherPrompts:
         assert teacher.tokenizer is not None
         self.student = student
         self.teacher = teacher
-        self.size = teacher.info.vocab_size
-        differences = teacher.handshake.differences
-        # An id that the student's tokenizer does not have stands in no prompt; one that only ends answers differs in
-        # completions alone.
-        self.foreign = {found.id for found in differences if found.student is not None and not found.ends}
-        self._alike = not self.foreign and max(student.tokenizer.get_vocab().values()) < self.size
-        self._reader = Tokenizer.from_buffer(teacher.tokenizer.tokenizer_json)
-        self._templated = _templated(teacher, self._reader) if teacher.config.template == "teacher" else None
-        self._prepared: dict[int, _Prepared] = {}
+        self.vocab_size = teacher.info.vocab_size
+        # An id that the student's tokenizer does not have is in no prompt; an id that differs only in ending
+        # completions differs in completions alone.
+        self.foreign_ids = {
+            difference.id
+            for difference in teacher.handshake.differences
+            if difference.student is not None and not difference.student_eos_only
+        }
+        self._same_vocabulary = not self.foreign_ids and max(student.tokenizer.get_vocab().values()) < self.vocab_size
+        self._tokenizer = Tokenizer.from_buffer(teacher.tokenizer.tokenizer_json)
+        self._template = _template_tokenizer(teacher, self._tokenizer) if teacher.config.template == "teacher" else None
+        self._prepared: dict[int, _PreparedPrompt] = {}
 
     def prepare(self, examples: Sequence[Example]) -> None:
         """Make the prompts of these examples. Raises UsageError for a row that the teacher cannot read."""
-        rest = []
+        remaining = []
         for example in examples:
-            if self._alike and self._reads_the_students(example):
+            if self._same_vocabulary and self._reads_student_messages(example):
                 teacher_messages(example)
-                self._prepared[id(example)] = _Prepared(example, None)
+                self._prepared[id(example)] = _PreparedPrompt(example, None)
             else:
-                rest.append(example)
-        shown = len(rest) > SHOWN
-        with progress(f"prompts for {self.teacher.key}", len(rest)) if shown else contextlib.nullcontext() as live:
-            retold = 0
-            for start in range(0, len(rest), BATCH):
-                retold += self._prepare(rest[start : start + BATCH])
+                remaining.append(example)
+        shown = len(remaining) > PROGRESS_FROM
+        with progress(f"prompts for {self.teacher.key}", len(remaining)) if shown else contextlib.nullcontext() as live:
+            retokenized = 0
+            for start in range(0, len(remaining), BATCH):
+                retokenized += self._prepare(remaining[start : start + BATCH])
                 if live is not None:
                     live.update(start)
-        if retold:
+        if retokenized:
             log.warning(
                 "%s: %d of %d prompts hold ids that it reads differently: it gets their text in its own ids",
                 self.teacher.key,
-                retold,
+                retokenized,
                 len(examples),
             )
 
-    def know(self, example: Example) -> None:
-        """Make the prompt of an example that was not there before the run."""
+    def ensure_prepared(self, example: Example) -> None:
+        """Make the prompt of an example unless it is there."""
         if id(example) not in self._prepared:
             self.prepare([example])
 
     def _prepare(self, examples: Sequence[Example]) -> int:
-        """Returns how many of the prompts hold ids that the teacher reads differently."""
-        retold = 0
+        """Returns how many of the prompts were tokenized again, by the teacher's tokenizer."""
+        retokenized = 0
         texts = [self._render(example) for example in examples]
         for example, text, ids in zip(examples, texts, self._tokenize(texts), strict=True):
-            foreign = self._templated is None and self._is_foreign(ids)
+            foreign = self._template is None and self._has_foreign(ids)
             if foreign:
-                retold += 1
-                ids = self._reader.encode(text, add_special_tokens=False).ids
+                retokenized += 1
+                ids = self._tokenizer.encode(text, add_special_tokens=False).ids
             self._check(example, ids)
-            own = not foreign and self._reads_the_students(example)
-            self._prepared[id(example)] = _Prepared(example, None if own else array("i", ids))
-        return retold
+            same = not foreign and self._reads_student_messages(example)
+            self._prepared[id(example)] = _PreparedPrompt(example, None if same else array("i", ids))
+        return retokenized
 
-    def _reads_the_students(self, example: Example) -> bool:
-        return self._templated is None and not self.teacher.config.system and example.twin is None
+    def _reads_student_messages(self, example: Example) -> bool:
+        return self._template is None and not self.teacher.config.system and example.twin is None
 
     def __call__(self, example: Example, prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """What the teacher reads in place of the student's `prompt_ids` of this example."""
-        self.know(example)
+        """The teacher's prompt ids of this example. prompt_ids: the student's."""
+        self.ensure_prepared(example)
         ids = self._prepared[id(example)].ids
         return prompt_ids if ids is None else tuple(ids)
 
     def _render(self, example: Example) -> str:
         messages = teacher_messages(example, self.teacher.config.system)
-        if self._templated is None:
+        if self._template is None:
             return self.student.render(Example(example.id, messages, ""))
         try:
-            return str(self._templated.apply_chat_template(flat(messages), tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # a template may raise whatever it likes
+            return str(
+                self._template.apply_chat_template(
+                    flatten_content(messages), tokenize=False, add_generation_prompt=True
+                )
+            )
+        except Exception as error:  # a template may raise any exception
             raise UsageError(
                 f"row {example.id!r}: the chat template of {self.teacher.key} refuses it: {error}"
             ) from error
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        if self._templated is not None:
-            return [found.ids for found in self._reader.encode_batch(list(texts), add_special_tokens=False)]
+        if self._template is not None:
+            return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
         ids: list[list[int]] = self.student.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return ids
 
-    def _is_foreign(self, ids: Sequence[int]) -> bool:
-        return not self.foreign.isdisjoint(ids) or max(ids, default=0) >= self.size
+    def _has_foreign(self, ids: Sequence[int]) -> bool:
+        return not self.foreign_ids.isdisjoint(ids) or max(ids, default=0) >= self.vocab_size
 
     def _check(self, example: Example, ids: Sequence[int]) -> None:
         if not ids:
-            raise UsageError(f"row {example.id!r}: what {self.teacher.key} reads of it is empty: give it a prompt")
-        if max(ids) >= self.size:
+            raise UsageError(f"row {example.id!r}: the prompt for {self.teacher.key} is empty: give the row a prompt")
+        if max(ids) >= self.vocab_size:
             raise UsageError(
-                f"row {example.id!r}: its prompt holds the id {max(ids)} ({self._reader.id_to_token(max(ids))!r}), and "
-                f"{self.teacher.key} knows the ids below {self.size}: give the row a 'twin' without it"
+                f"row {example.id!r}: its prompt holds the id {max(ids)} ({self._tokenizer.id_to_token(max(ids))!r}), "
+                f"and {self.teacher.key} knows the ids below {self.vocab_size}: give the row a 'twin' without it"
             )
 
 
-def _templated(teacher: Teacher, core: Tokenizer) -> Any:
-    """The teacher's tokenizer under its own chat template. Raises HandshakeError where it sent none."""
+def _template_tokenizer(teacher: Teacher, tokenizer: Tokenizer) -> Any:
+    """The teacher's tokenizer with the teacher's chat template. Raises HandshakeError if the teacher has none."""
     assert teacher.tokenizer is not None
     assert teacher.info is not None
     if not teacher.tokenizer.chat_template:
@@ -183,6 +190,6 @@ def _templated(teacher: Teacher, core: Tokenizer) -> Any:
             f"{teacher.key}.template is 'teacher', and the teacher has no chat template: set it to 'student'"
         )
     special: Mapping[str, Any] = {
-        f"{name}_token": core.id_to_token(index) for name, index in teacher.info.special_ids.items()
+        f"{name}_token": tokenizer.id_to_token(index) for name, index in teacher.info.special_ids.items()
     }
-    return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=teacher.tokenizer.chat_template, **special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=teacher.tokenizer.chat_template, **special)

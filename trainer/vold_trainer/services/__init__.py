@@ -1,7 +1,7 @@
-"""Services that a run talks to: reached by URL, or started for it and stopped after it, and waited for where they go
-away.
+"""The services that a run calls: reached by URL, or started and stopped with the run; and how a run waits for a service
+that is away.
 
-`shared` is for runs of several processes, and is imported by name: it brings torch.
+Import `shared`, for runs of several processes, by its own name: it imports torch.
 """
 
 from vold_trainer.services.local import Services, open_services, teacher_client, verifier_client

@@ -1,4 +1,4 @@
-"""Services by URL; `local:` starts one as a child process on a Unix socket and talks to it over the same wire.
+"""Services by URL. `local:` starts a service as a child process on a Unix socket, with the same protocol.
 
 with open_services(teacher=config.teacher, verifier=config.verifier) as services: ...
 """
@@ -23,53 +23,55 @@ from vold_client import (
     VoldError,
 )
 
-from vold_trainer.child import child
+from vold_trainer.child import child_process
 from vold_trainer.config import TeacherConfig, TlsConfig, VerifierConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.pocket.shipped import resolve_model
 
 START_SECONDS = 180.0
 
-_OF_SHARED_SERVICES = {"VOLD_API_KEYS"} | {
+_SHARED_SERVICE_VARIABLES = {"VOLD_API_KEYS"} | {
     prefix + name
     for prefix in ("VOLD_TEACHER_", "VOLD_")
     for name in ("API_KEYS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
 }
 
-_OF_A_LAUNCH = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
+_LAUNCH_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 
 @dataclass(frozen=True)
 class Services:
-    """URLs that answer. Empty where the run does not use that service. teachers: of several, by name; teacher_urls are
-    those of the only one. children: what was started here, by its URL.
+    """The URLs of the services of a run; empty if the run does not use that service.
+
+    teacher_urls: replicas of the only teacher. teachers: replicas of each of several teachers, by name. children: the
+    services that this process started, by URL.
     """
 
     teacher_urls: tuple[str, ...] = ()
     verifier_urls: tuple[str, ...] = ()
     teachers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    children: Mapping[str, "Child"] = field(default_factory=dict)
+    children: Mapping[str, "ChildService"] = field(default_factory=dict)
 
-    def ended(self, urls: Sequence[str]) -> str:
-        """What became of the services at these URLs where all of them were started here and have ended; else ""."""
-        fates = [self.children[url].fate() if url in self.children else "" for url in urls]
-        return "; ".join(fates) if fates and all(fates) else ""
+    def why_ended(self, urls: Sequence[str]) -> str:
+        """Say how the services at these URLs ended, if this process started all of them and all have ended; else ""."""
+        reports = [self.children[url].exit_report() if url in self.children else "" for url in urls]
+        return "; ".join(reports) if reports and all(reports) else ""
 
     def __reduce__(self) -> tuple[type["Services"], tuple[Any, ...]]:
-        """In another process they are URLs: only the process that started a child can watch it."""
+        """Pickle only the URLs: only the process that started a child can watch it."""
         return Services, (self.teacher_urls, self.verifier_urls, dict(self.teachers))
 
 
 @dataclass(frozen=True)
-class Child:
-    """A service that was started here. url: as the config names it."""
+class ChildService:
+    """A service that this process started. url: as in the config."""
 
     url: str
     process: "subprocess.Popen[bytes]"
     log: Path
 
-    def fate(self, when: str = "") -> str:
-        """How it ended, with the last lines of its log; "" while it runs."""
+    def exit_report(self, when: str = "") -> str:
+        """Say how the service ended, with the last lines of its log; "" while the service runs."""
         if self.process.poll() is None:
             return ""
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
@@ -84,54 +86,57 @@ def open_services(
     teachers: Mapping[str, TeacherConfig] | None = None,
     patience: float = 20.0,
 ) -> Iterator[Services]:
-    """Start what is local, wait until all of it is ready, and stop what was started here on leaving.
+    """Start the local services, wait until all services are ready, and stop the local ones on leaving.
 
-    patience: seconds in which a service that was not started here has to say that it is ready. Raises UsageError that
-    names the URL where a service does not come up.
+    patience: seconds within which a remote service has to be ready. Raises UsageError with the URL if a service does
+    not become ready.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vold-")))
-        children: dict[str, Child] = {}
+        children: dict[str, ChildService] = {}
 
-        def resolve(urls: str | Sequence[str], what: str, key: str) -> tuple[str, ...]:
-            listed = urls.split(",") if isinstance(urls, str) else list(urls)
-            resolved = []
-            for url in listed:
-                url = url.strip()
-                if not url.startswith("local:"):
-                    resolved.append(url)
-                    continue
-                socket = folder / f"{what}-{len(children)}.sock"
-                arguments = ["serve", "--grpc", f"unix:{socket}", "--http", "none"]
-                if what == "teacher":
-                    # half the cores: two pools of spinning threads on the same cores starve each other
-                    threads = max(1, (os.cpu_count() or 2) // 2)
-                    arguments += ["--model", _local_model(url, key), "--threads", str(threads)]
-                log = folder / f"{what}-{len(children)}.log"
-                process = child(f"vold_{what}", arguments, log, own_environment())
-                children[f"unix:{socket}"] = Child(url, stack.enter_context(process), log)
-                resolved.append(f"unix:{socket}")
-            return tuple(resolved)
+        def resolve(urls: str | Sequence[str], service: str, key: str) -> tuple[str, ...]:
+            listed = [url.strip() for url in (urls.split(",") if isinstance(urls, str) else urls)]
+            return tuple(
+                _start_local(url, service, key, folder, children, stack) if url.startswith("local:") else url
+                for url in listed
+            )
 
-        asked = {"": teacher} if teacher is not None else dict(teachers or {})
-        keys = {name: f"teachers.{name}" if name else "teacher" for name in asked}
-        urls = {name: resolve(config.url, "teacher", keys[name]) for name, config in asked.items()}
+        configs = {"": teacher} if teacher is not None else dict(teachers or {})
+        keys = {name: f"teachers.{name}" if name else "teacher" for name in configs}
+        urls = {name: resolve(config.url, "teacher", keys[name]) for name, config in configs.items()}
         verifier_urls = resolve(verifier.url, "verifier", "verifier") if verifier is not None else ()
-        for name, config in asked.items():
+        for name, config in configs.items():
             key, tls = _key(config.api_key_env), _tls(config.tls, urls[name])
-            with TeacherClient(list(urls[name]), api_key=key, tls=tls, model=config.model) as scorer:
-                _wait(scorer, f"{keys[name]}.url", children, patience)
-                _check_key(scorer.info, keys[name], config.api_key_env)
+            with TeacherClient(list(urls[name]), api_key=key, tls=tls, model=config.model) as teacher_probe:
+                _wait_until_ready(teacher_probe, f"{keys[name]}.url", children, patience)
+                _check_key(teacher_probe.info, keys[name], config.api_key_env)
         if verifier is not None:
             key, tls = _key(verifier.api_key_env), _tls(verifier.tls, verifier_urls)
-            with VerifierClient(list(verifier_urls), api_key=key, tls=tls) as judge:
-                _wait(judge, "verifier.url", children, patience)
-                _check_key(judge.list_verifiers, "verifier", verifier.api_key_env)
+            with VerifierClient(list(verifier_urls), api_key=key, tls=tls) as verifier_probe:
+                _wait_until_ready(verifier_probe, "verifier.url", children, patience)
+                _check_key(verifier_probe.list_verifiers, "verifier", verifier.api_key_env)
         yield Services(urls.get("", ()), verifier_urls, urls, children)
 
 
+def _start_local(
+    url: str, service: str, key: str, folder: Path, children: dict[str, ChildService], stack: contextlib.ExitStack
+) -> str:
+    """Start the service that a `local:` URL names, and add it to `children`. Returns the URL of its socket."""
+    socket = f"unix:{folder / f'{service}-{len(children)}.sock'}"
+    arguments = ["serve", "--grpc", socket, "--http", "none"]
+    if service == "teacher":
+        # Half of the cores: two pools of spinning threads on the same cores starve each other.
+        threads = max(1, (os.cpu_count() or 2) // 2)
+        arguments += ["--model", _local_model(url, key), "--threads", str(threads)]
+    log = folder / f"{service}-{len(children)}.log"
+    process = child_process(f"vold_{service}", arguments, log, local_service_environment())
+    children[socket] = ChildService(url, stack.enter_context(process), log)
+    return socket
+
+
 def teacher_client(config: TeacherConfig, services: Services, run_id: str = "", name: str = "") -> AsyncTeacherClient:
-    """A client of the only teacher, or of the one called `name`. Its replicas are asked in turn."""
+    """A client of the only teacher, or of the teacher `name`. Requests go to the replicas in turn."""
     urls = services.teachers.get(name, services.teacher_urls)
     return AsyncTeacherClient(
         list(urls),
@@ -158,17 +163,18 @@ def _key(variable: str) -> str | None:
 
 
 def _tls(config: TlsConfig, urls: Sequence[str]) -> Tls | None:
-    """The certificates; None where a service that was started here is all there is, which needs none."""
+    """The certificates; None if all URLs are Unix sockets, which need none."""
     if all(url.startswith("unix:") for url in urls):
         return None
     return Tls(ca=config.ca, cert=config.cert, key=config.key)
 
 
-def own_environment() -> dict[str, str]:
-    """For a service started here: without the keys and certificates of a shared one, and no part of the processes of a
-    launch. Its socket is in a folder that only this user can open.
+def local_service_environment() -> dict[str, str]:
+    """The environment of a local service: without the keys and certificates of a shared service, because its socket is
+    in a folder that only this user can open; and without the variables of `torchrun`.
     """
-    return {name: value for name, value in os.environ.items() if name not in _OF_SHARED_SERVICES | _OF_A_LAUNCH}
+    excluded = _SHARED_SERVICE_VARIABLES | _LAUNCH_VARIABLES
+    return {name: value for name, value in os.environ.items() if name not in excluded}
 
 
 def _local_model(url: str, key: str) -> str:
@@ -181,28 +187,30 @@ def _local_model(url: str, key: str) -> str:
     return path
 
 
-def _wait(client: TeacherClient | VerifierClient, field: str, children: Mapping[str, Child], patience: float) -> None:
+def _wait_until_ready(
+    client: TeacherClient | VerifierClient, field: str, children: Mapping[str, ChildService], patience: float
+) -> None:
     waited = 0.0
     while True:
-        for one in children.values():
-            if fate := one.fate(" before it was ready"):
-                raise UsageError(fate)
-        step = 5.0 if children else patience
+        for child in children.values():
+            if report := child.exit_report(" before it was ready"):
+                raise UsageError(report)
+        timeout = 5.0 if children else patience
         try:
-            client.ready(step)
+            client.ready(timeout)
             return
         except VoldError as error:
-            waited += step
+            waited += timeout
             if not children or waited >= START_SECONDS:
                 raise UsageError(f"{field}: {error}") from error
 
 
-def _check_key(ask: Callable[[], object], service: str, variable: str) -> None:
-    """Learn now, not from the first step's missing scores, that a service does not take the run's key: a service says
-    that it is ready to whoever asks.
+def _check_key(request: Callable[[], object], service: str, variable: str) -> None:
+    """Raise UsageError if a service rejects the run's API key. The readiness check needs no key, and without this check
+    the first step's scores would be missing.
     """
     try:
-        ask()
+        request()
     except (Unauthenticated, PermissionDenied) as error:
         state = "is set" if os.environ.get(variable) else "is not set"
         raise UsageError(

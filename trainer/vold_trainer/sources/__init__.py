@@ -1,4 +1,4 @@
-"""Which examples a config asks for: a file or a data set, by its columns or by an adapter, or the pocket world."""
+"""Loading the examples of a config: from a file or a data set, by its columns or by an adapter, or the pocket world."""
 
 from vold_trainer.sources.examples import load_examples
 

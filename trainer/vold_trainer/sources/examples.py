@@ -1,4 +1,4 @@
-"""The examples that a config asks for: where its rows come from, and what becomes of broken ones."""
+"""Loading the examples of a config: the source of its rows, and the treatment of broken rows."""
 
 import glob
 import logging
@@ -17,7 +17,7 @@ from vold_trainer.data.hub import dataset_rows
 from vold_trainer.data.rows import Reader, Row
 from vold_trainer.errors import UsageError
 from vold_trainer.pocket.problems import Split
-from vold_trainer.pocket.world import examples
+from vold_trainer.pocket.world import make_examples
 
 log = logging.getLogger("vold.data")
 
@@ -25,49 +25,51 @@ _SPLIT = re.compile(r"(train|validation|valid|val|dev|eval|test)(?![A-Za-z])")
 
 
 def load_examples(config: DataConfig) -> list[Example]:
-    """The examples that a config asks for. Raises UsageError that names file, row and field."""
+    """Load the examples of a config. Raises UsageError that names file, row and field."""
     if config.source == "pocket":
-        return examples(
+        return make_examples(
             cast(Split, config.split),
             config.limit or 4096,
             modality=config.modality,
             seed=config.seed,
             offset=config.offset,
         )
-    columns, reader = _reader(config)
-    rows = _Counted(_rows(config, columns))
+    columns, reader = _make_reader(config)
+    rows = _RecordedRows(_read_rows(config, columns))
     end = None if config.limit is None else config.offset + config.limit
-    found = list(islice(_whole(rows, reader, config), config.offset, end))
-    if rows.ended and rows.names:
-        columns.check_seen(list(rows.names), repr(config.source))
-    if not found:
+    examples = list(islice(_valid_examples(rows, reader, config), config.offset, end))
+    if rows.exhausted and rows.columns:
+        columns.check_seen(list(rows.columns), repr(config.source))
+    if not examples:
         raise UsageError(f"data.source {config.source!r} has no rows from data.offset {config.offset} on")
-    return found
+    return examples
 
 
-def _reader(config: DataConfig) -> tuple[Columns, Reader | AdapterReader]:
+def _make_reader(config: DataConfig) -> tuple[Columns, Reader | AdapterReader]:
     if config.adapter:
-        adapted = adapter_reader(config)
-        return adapted.columns, adapted
+        by_adapter = adapter_reader(config)
+        return by_adapter.columns, by_adapter
     reader = Reader(
         Columns(config.columns),
         system=config.system,
         image_token=config.image_token,
         image_folder=config.image_folder,
-        whole_images=config.check_images == "pixels",
+        decode_images=config.check_images == "pixels",
     )
     return reader.columns, reader
 
 
-def _rows(config: DataConfig, columns: Columns) -> Iterator[Row]:
+def _read_rows(config: DataConfig, columns: Columns) -> Iterator[Row]:
     source, path = config.source, Path(config.source)
-    files = _files(source, config.split)
+    files = _find_files(source, config.split)
     for file in files:
         yield from file_rows(file, columns)
     if files:
         return
-    named = not source.startswith((".", "/", "~")) and path.suffix not in (*JSONL, *PARQUET) and source.count("/") <= 1
-    if not path.is_dir() and (not named or glob.has_magic(source)):
+    may_be_hub_name = (
+        not source.startswith((".", "/", "~")) and path.suffix not in (*JSONL, *PARQUET) and source.count("/") <= 1
+    )
+    if not path.is_dir() and (not may_be_hub_name or glob.has_magic(source)):
         raise UsageError(
             f"data.source {source!r} is neither 'pocket' nor a file or folder that exists, nor the name of a data set "
             "of the hub (OWNER/NAME)"
@@ -75,9 +77,9 @@ def _rows(config: DataConfig, columns: Columns) -> Iterator[Row]:
     yield from dataset_rows(config, columns)
 
 
-def _files(source: str, split: str) -> list[Path]:
-    """The files that a source names: itself, those that a pattern matches, or the Parquet shards of a folder, of the
-    split alone where their names begin with one (train-00000-of-00002.parquet).
+def _find_files(source: str, split: str) -> list[Path]:
+    """The files of a source: one file, the matches of a pattern, or the Parquet shards of a folder. If names of shards
+    begin with a split (train-00000-of-00002.parquet), only the shards of `split`.
     """
     path = Path(source)
     if path.is_file():
@@ -87,12 +89,13 @@ def _files(source: str, split: str) -> list[Path]:
     shards = sorted(path.glob("*.parquet")) if path.is_dir() else []
     splits = {shard: match[0] for shard in shards if (match := _SPLIT.match(shard.name))}
     if splits and split not in splits.values():
-        there = ", ".join(sorted(set(splits.values())))
-        raise UsageError(f"data.split {split!r}: the Parquet files of {source!r} are of the splits {there}")
+        available = ", ".join(sorted(set(splits.values())))
+        raise UsageError(f"data.split {split!r}: the Parquet files of {source!r} are of the splits {available}")
     return [shard for shard in shards if splits.get(shard) == split] if splits else shards
 
 
-def _whole(rows: Iterator[Row], reader: Reader | AdapterReader, config: DataConfig) -> Iterator[Example]:
+def _valid_examples(rows: Iterator[Row], reader: Reader | AdapterReader, config: DataConfig) -> Iterator[Example]:
+    """The examples of the rows. A broken row raises UsageError, or is skipped if the config says so."""
     skipped = 0
     for row in rows:
         try:
@@ -101,25 +104,25 @@ def _whole(rows: Iterator[Row], reader: Reader | AdapterReader, config: DataConf
             if not config.skip_broken:
                 raise UsageError(f"{error}. Mend the row, or set data.skip_broken=true") from error
             skipped += 1
-            log.warning("left out %s", error)
+            log.warning("skipped %s", error)
     if skipped:
-        log.warning("%s: %d broken rows left out", config.source, skipped)
+        log.warning("%s: skipped %d broken rows", config.source, skipped)
 
 
-class _Counted(Iterator[Row]):
-    """Rows, and once they are over which columns they had."""
+class _RecordedRows(Iterator[Row]):
+    """Rows, with a record of the columns so far and of whether all rows were read."""
 
     def __init__(self, rows: Iterator[Row]) -> None:
         self.rows = rows
-        self.ended = False
-        self.names: dict[str, None] = {}
+        self.exhausted = False
+        self.columns: dict[str, None] = {}
 
     def __next__(self) -> Row:
         try:
             row = next(self.rows)
         except StopIteration:
-            self.ended = True
+            self.exhausted = True
             raise
         if not isinstance(row.values, UsageError):
-            self.names.update(dict.fromkeys(row.values))
+            self.columns.update(dict.fromkeys(row.values))
         return row

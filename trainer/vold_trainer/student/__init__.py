@@ -1,4 +1,4 @@
-"""The student: its model, what of it learns, and what turns examples into batches and batches into
+"""The student: loading its model, choosing its trainable parameters, encoding examples as batches, and computing
 log-probabilities.
 """
 

@@ -3,7 +3,7 @@
 Shapes: B sequences, S positions (prompt and completion), T completion positions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from vold_trainer.data import Example
 from vold_trainer.student.models import Student
-from vold_trainer.student.prefill import COMPLETION_IDS, COMPLETION_MASK, PROMPT_OF
+from vold_trainer.student.prefill import COMPLETION_IDS, COMPLETION_MASK, PROMPT_INDEX
 
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs: what CompletionScorer takes. predicts_BS: True where the next token belongs to a completion. ids_N: those
-    tokens, row by row. mask_BT: bool, the completions as a padded rectangle, the N True places in the same order.
+    """inputs: model inputs, for CompletionScorer. predicts_BS: True where the next token belongs to a completion.
+    ids_N: the completion tokens, row by row. mask_BT: bool, True at the completion tokens of the padded batch, in the
+    order of ids_N.
     """
 
     inputs: dict[str, Tensor]
@@ -25,11 +26,11 @@ class Batch:
     ids_N: Tensor
     mask_BT: Tensor
 
-    def rectangle(self, values_N: Tensor, fill: float = 0.0) -> Tensor:
-        """Values of the N completion tokens, [N] or [N, K], laid out as [B, T] or [B, T, K]; gradients flow through."""
-        further = values_N.shape[1:]
-        out_BT = values_N.new_full((*self.mask_BT.shape, *further), fill)
-        mask_BT = self.mask_BT.view(*self.mask_BT.shape, *(1 for _ in further)).expand_as(out_BT)
+    def pad(self, values_N: Tensor, fill: float = 0.0) -> Tensor:
+        """Pad values of the N completion tokens, [N] or [N, K], to [B, T] or [B, T, K]. Gradients flow through."""
+        value_shape = values_N.shape[1:]
+        out_BT = values_N.new_full((*self.mask_BT.shape, *value_shape), fill)
+        mask_BT = self.mask_BT.view(*self.mask_BT.shape, *(1 for _ in value_shape)).expand_as(out_BT)
         return out_BT.masked_scatter(mask_BT, values_N)
 
 
@@ -41,29 +42,31 @@ def make_batch(
     device: torch.device | None = None,
     share: bool = True,
 ) -> Batch:
-    """Prompts (left-padded by the processor) followed by completions (right-padded), on `device`. Where several
-    completions are of one example, its prompt is there once, unless activations are checkpointed, which no cache is, or
-    `share` is off: with it, how often the model's layers run depends on the batch.
+    """Prompts, padded on the left, followed by completions, padded on the right, on `device`.
 
-    Raises ValueError for an empty completion: there is nothing to learn from it.
+    If several completions have the same example and `share` is set, the batch holds its prompt once. Sharing makes the
+    number of forward calls of the layers depend on the batch. It needs a key-value cache, so it is off if activations
+    are checkpointed. Raises ValueError for an empty completion.
     """
     if not all(completions):
         raise ValueError(
             f"completions[{[bool(c) for c in completions].index(False)}] is empty: drop it before batching"
         )
-    place = {id(example): index for index, example in enumerate({id(one): one for one in examples}.values())}
+    prompts = {id(example): example for example in examples}
+    prompt_indices = {key: index for index, key in enumerate(prompts)}
     checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in student.model.modules())
-    if share and len(place) < len(examples) and not checkpointed:
-        batch = _sharing(student, examples, completions, place)
+    if share and len(prompts) < len(examples) and not checkpointed:
+        prompt_B = torch.tensor([prompt_indices[id(example)] for example in examples])
+        batch = _shared_prompt_batch(student, list(prompts.values()), prompt_B, completions)
     else:
-        batch = _repeating(student, examples, completions)
+        batch = _repeated_prompt_batch(student, examples, completions)
     if device is None:
         return batch
-    moved = {name: value.to(device) for name, value in batch.inputs.items()}
-    return Batch(moved, batch.predicts_BS.to(device), batch.ids_N.to(device), batch.mask_BT.to(device))
+    inputs = {name: value.to(device) for name, value in batch.inputs.items()}
+    return Batch(inputs, batch.predicts_BS.to(device), batch.ids_N.to(device), batch.mask_BT.to(device))
 
 
-def _padded(student: Student, completions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+def _pad_completions(student: Student, completions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
     """(ids_BT, mask_BT, ids_N) of the completions."""
     lengths_B = torch.tensor([len(ids) for ids in completions])
     mask_BT = torch.arange(int(lengths_B.max())) < lengths_B.unsqueeze(-1)
@@ -72,20 +75,21 @@ def _padded(student: Student, completions: Sequence[Sequence[int]]) -> tuple[Ten
     return ids_BT, mask_BT, ids_N
 
 
-def _sharing(
-    student: Student, examples: Sequence[Example], completions: Sequence[Sequence[int]], place: Mapping[int, int]
+def _shared_prompt_batch(
+    student: Student, prompts: Sequence[Example], prompt_B: Tensor, completions: Sequence[Sequence[int]]
 ) -> Batch:
-    first = {place[id(example)]: example for example in examples}
-    ids_BT, mask_BT, ids_N = _padded(student, completions)
-    inputs = student.encode([first[index] for index in range(len(place))])
-    inputs[PROMPT_OF] = torch.tensor([place[id(example)] for example in examples])
+    ids_BT, mask_BT, ids_N = _pad_completions(student, completions)
+    inputs = student.encode(prompts)
+    inputs[PROMPT_INDEX] = prompt_B
     inputs[COMPLETION_IDS] = ids_BT
     inputs[COMPLETION_MASK] = mask_BT.to(inputs["attention_mask"].dtype)
     return Batch(inputs, mask_BT, ids_N, mask_BT)
 
 
-def _repeating(student: Student, examples: Sequence[Example], completions: Sequence[Sequence[int]]) -> Batch:
-    ids_BT, mask_BT, ids_N = _padded(student, completions)
+def _repeated_prompt_batch(
+    student: Student, examples: Sequence[Example], completions: Sequence[Sequence[int]]
+) -> Batch:
+    ids_BT, mask_BT, ids_N = _pad_completions(student, completions)
     prompts = student.encode(examples)
     shape = prompts["input_ids"].shape
     inputs = {}
@@ -94,11 +98,11 @@ def _repeating(student: Student, examples: Sequence[Example], completions: Seque
             inputs[name] = torch.cat([value, ids_BT], -1)
         elif name == "attention_mask":
             inputs[name] = torch.cat([value, mask_BT.to(value.dtype)], -1)
-        elif value.shape == shape:  # one value a token, such as the token's type: completions are text, type 0
+        elif value.shape == shape:  # one value per token, such as its type: 0 is text
             inputs[name] = torch.cat([value, value.new_zeros(mask_BT.shape)], -1)
         else:
             inputs[name] = value
-    if not student.numbers_positions:
+    if not student.computes_positions:
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     predicts_BS = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     start = shape[1] - 1
@@ -107,6 +111,6 @@ def _repeating(student: Student, examples: Sequence[Example], completions: Seque
 
 
 def micro_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Indices in groups of at most `size`, neighbours in length together so that little is padded."""
+    """Indices in groups of at most `size`. Sequences of similar length are grouped, which saves padding."""
     order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
     return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,4 +1,4 @@
-"""A transformers model that decodes step by step. Shapes: P prompts, B sequences, S prompt positions, V vocabulary."""
+"""Step-by-step decoding with a transformers model. Shapes: P prompts, B sequences, S prompt positions, V vocabulary."""
 
 import inspect
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ from vold_trainer.student.shared_prompts import SharedPrompts, can_share
 
 
 class Decoder:
-    """Sequences in the middle of being decoded, and the logits of what comes next in each, [B, V].
+    """Sequences that are being decoded, and logits_BV, the logits of the next token of each.
 
-    At the start there is one sequence a prompt; `keep` makes several of one, or drops some.
+    At first there is one sequence per prompt. `select` repeats sequences or drops them.
     """
 
     def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], tokens: int) -> None:
-        """inputs: prompts as `Student.encode` makes them, padded on the left. tokens: how many may follow at most."""
+        """inputs: prompts from `Student.encode`, padded on the left. tokens: most tokens of a completion."""
         self.model: Any = model
         self._takes_positions = takes_positions(model)
         self._cache_name = cache_name(model.forward)
@@ -38,13 +38,13 @@ class Decoder:
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether the keys and values of each prompt are held once for all of its sequences."""
+        """Whether keys and values of a prompt are stored once for all of its sequences."""
         return self._shared is not None
 
-    def keep(self, sequences: Tensor) -> None:
-        """Go on with these sequences, int64 [B], in that order; one may be there several times."""
+    def select(self, sequences: Tensor) -> None:
+        """Continue with these sequences, int64 [B], in that order. An index may be repeated."""
         if self._shared is not None:
-            self._shared.keep(sequences)
+            self._shared.select(sequences)
         elif len(sequences) > len(self.logits_BV) and self._takes_positions and can_share(self.model, self._cache):
             self._shared = SharedPrompts(self._cache, sequences, self._mask_BS[:, : self._length], self._tokens)
         else:
@@ -54,13 +54,13 @@ class Decoder:
         self._mask_BS = self._mask_BS[sequences]
 
     def feed(self, ids_B: Tensor) -> None:
-        """Append a token to each sequence."""
+        """Append a token to each sequence and compute the logits of the next."""
         self._length += 1
         options = {self._cache_name: self._cache}
         if self._takes_positions:
             options["position_ids"] = self._next_B1
         mask_BS = self._mask_BS[:, : self._length]
-        with self._shared.attended(self.model) if self._shared is not None else nullcontext():
+        with self._shared.attention_enabled(self.model) if self._shared is not None else nullcontext():
             logits_B1V: Tensor = self.model(
                 input_ids=ids_B.unsqueeze(-1),
                 attention_mask=mask_BS,

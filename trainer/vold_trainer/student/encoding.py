@@ -1,8 +1,8 @@
-"""Messages and pictures as model inputs, for any processor of transformers and for any mixture in one batch.
+"""Encoding messages and images as model inputs, for any processor of transformers and any mixture in one batch.
 
-Families lay pictures out differently: one after another over the whole batch (Qwen, LLaVA, Gemma-3), or in a row for
-each sequence that is padded to the longest (Idefics3, SmolVLM). Either way only the sequences that have pictures go
-through the processor; the others are text to the tokenizer, and no family sees a sequence with an empty row.
+Model families lay images out differently: concatenated over the whole batch (Qwen, LLaVA, Gemma-3), or one row per
+sequence, padded to the longest (Idefics3, SmolVLM). In both cases only the sequences with images go through the
+processor, and the tokenizer encodes the others, so that no family gets a sequence with an empty row of images.
 
 Shapes: B sequences, S positions.
 """
@@ -18,19 +18,19 @@ from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 
 TYPES = ("token_type_ids", "mm_token_type_ids")
-"""What a model may want to know of each token: 0 is text."""
+"""Inputs with the type of each token, which some models need: 0 is text."""
 
 
 def render(processor: Any, tokenizer: Any, example: Example) -> str:
-    """The prompt as the chat template writes it, up to where the answer begins.
+    """The prompt as the chat template renders it, up to the start of the answer.
 
-    Templates of image models read content as a list of parts and some drop a string without a word; those of text
-    models the other way round: content is given in the form that each reads. Raises UsageError where the template
-    still drops words of the last turn.
+    Templates of image models expect content as a list of parts, and some silently drop strings. Templates of text
+    models expect strings. Content is converted to the expected form. Raises UsageError if the template still drops
+    text of the last turn.
     """
     as_parts = processor is not tokenizer
     messages = [{**message, "content": _content(message["content"], as_parts)} for message in example.messages]
-    # The tokenizer's own method: some processors' ask for their video part even to write text.
+    # With the tokenizer's method, because some processors need their video part even to render text.
     template = processor.chat_template
     if isinstance(template, dict):
         template = template["default"]
@@ -41,7 +41,7 @@ def render(processor: Any, tokenizer: Any, example: Example) -> str:
         if part["type"] == "text" and part["text"].strip() not in text:
             raise UsageError(
                 f"example {example.id!r}: the student's chat template drops {part['text'].strip()[:60]!r} of the last "
-                "message: mend its template, or the form of the messages"
+                "message: correct its template, or the form of the messages"
             )
     return text
 
@@ -57,24 +57,25 @@ def _content(content: Any, as_parts: bool) -> Any:
 def encode(
     processor: Any, tokenizer: Any, model: nn.Module, examples: Sequence[Example], pad_id: int, path: str
 ) -> dict[str, Tensor]:
-    """Model inputs of the prompts, padded on the left: input_ids and attention_mask [B, S], the types of tokens [B, S]
-    that the model asks for, and what the processor makes of the images, in the order of the examples.
+    """Model inputs of the prompts, padded on the left: input_ids and attention_mask [B, S], the token types [B, S] that
+    the model takes, and the processor's outputs for the images, in the order of the examples.
 
-    Raises UsageError where an example has images and the student reads text only.
+    Raises UsageError if an example has images and the student reads text only.
     """
     texts = [render(processor, tokenizer, example) for example in examples]
     options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
     options |= {"return_token_type_ids": False, "add_special_tokens": _adds_special_tokens(processor, tokenizer, texts)}
-    pictured = [index for index, example in enumerate(examples) if example.images]
-    if pictured and processor is tokenizer:
-        raise UsageError(f"student {path!r} reads text only, but example {examples[pictured[0]].id!r} has an image")
+    with_images = [index for index, example in enumerate(examples) if example.images]
+    if with_images and processor is tokenizer:
+        raise UsageError(f"student {path!r} reads text only, but example {examples[with_images[0]].id!r} has an image")
     parts: list[tuple[list[int], dict[str, Tensor]]] = []
-    if pictured:
-        images = [list(examples[index].images) for index in pictured]
-        parts.append((pictured, dict(processor(text=[texts[i] for i in pictured], images=images, **options))))
-    if plain := [index for index in range(len(examples)) if index not in set(pictured)]:
-        parts.append((plain, dict(tokenizer([texts[index] for index in plain], **options))))
-    inputs = parts[0][1] if len(parts) == 1 else _merged(parts, len(examples), pad_id)
+    if with_images:
+        images = [list(examples[index].images) for index in with_images]
+        image_texts = [texts[index] for index in with_images]
+        parts.append((with_images, dict(processor(text=image_texts, images=images, **options))))
+    if text_only := [index for index in range(len(examples)) if index not in set(with_images)]:
+        parts.append((text_only, dict(tokenizer([texts[index] for index in text_only], **options))))
+    inputs = parts[0][1] if len(parts) == 1 else _merge(parts, len(examples), pad_id)
     for name in TYPES:
         if processor is not tokenizer and name not in inputs and name in inspect.signature(model.forward).parameters:
             inputs[name] = torch.zeros_like(inputs["input_ids"])
@@ -82,16 +83,16 @@ def encode(
 
 
 def _adds_special_tokens(processor: Any, tokenizer: Any, texts: Sequence[str]) -> bool:
-    """As transformers has it: a text model's template writes all special tokens; an image model's tokenizer puts its
-    BOS first unless the template did.
+    """As in transformers: the template of a text model writes all special tokens, whereas the tokenizer of an image
+    model adds its BOS unless the template wrote it.
     """
     if processor is tokenizer:
         return False
     return tokenizer.bos_token is None or not texts[0].startswith(tokenizer.bos_token)
 
 
-def _merged(parts: Sequence[tuple[Sequence[int], dict[str, Tensor]]], count: int, pad_id: int) -> dict[str, Tensor]:
-    """The rows of several batches in one, by their places; what is no value a token is that of the first part."""
+def _merge(parts: Sequence[tuple[Sequence[int], dict[str, Tensor]]], count: int, pad_id: int) -> dict[str, Tensor]:
+    """Merge the rows of several batches by index. Inputs that are not one value per token come from the first batch."""
     length = max(inputs["input_ids"].shape[1] for _, inputs in parts)
     shape = parts[0][1]["input_ids"].shape
     merged: dict[str, Tensor] = {}

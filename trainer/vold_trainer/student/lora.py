@@ -1,7 +1,7 @@
-"""LoRA (Hu et al., arXiv 2106.09685) through peft: low-rank matrices beside the linear layers learn, all else is still.
+"""LoRA (Hu et al., arXiv 2106.09685) through peft: only low-rank matrices beside the linear layers are trained.
 
-The adapters are put into the model itself, which stays the transformers model that it was: it is called, generates,
-is wrapped and counted as before. Their weights are float32 whatever the model's are: their steps are small.
+The adapters are injected into the model, which remains the same transformers model for its callers. Adapter weights are
+float32 whatever the dtype of the model, because their updates are small.
 """
 
 from collections.abc import Mapping
@@ -12,24 +12,25 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from vold_proto.distribution import needs
+from vold_proto.distribution import require_extra
 
 from vold_trainer.config import LoraConfig
 from vold_trainer.errors import UsageError
-from vold_trainer.student.parts import part_of
+from vold_trainer.student.parts import parameter_parts
 
-NAME = "default"  # peft's name for an adapter
+ADAPTER_NAME = "default"  # peft's default
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig, path: str) -> int:
-    """Put adapters beside the chosen linear layers and freeze everything else; returns how many values learn.
+    """Add adapters to the linear layers of the config and freeze all other parameters; return the number of trainable
+    values.
 
-    They begin as no change at all: B is zero. path: the model that they belong to, noted in what is exported.
-    Raises UsageError where peft is missing or nothing is chosen.
+    B starts at zero, so the model's outputs do not change. path: of the base model, written into exported adapters.
+    Raises UsageError if peft is missing or no layer matches the config.
     """
-    with needs("peft", "student.lora", UsageError, otherwise="set student.lora=null"):
+    with require_extra("peft", "student.lora", UsageError, otherwise="set student.lora=null"):
         import peft
-    names = _targets(model, config)
+    names = _target_layers(model, config)
     adapter = peft.LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
@@ -40,71 +41,71 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, path: str) -> int:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     peft.inject_adapter_in_model(adapter, model)
-    learning = [value for name, value in model.named_parameters() if ".lora_" in name]
-    for value in learning:
+    trainable = [value for name, value in model.named_parameters() if ".lora_" in name]
+    for value in trainable:
         value.data = value.data.float()
         value.requires_grad_(True)
-    return sum(value.numel() for value in learning)
+    return sum(value.numel() for value in trainable)
 
 
-def _targets(model: PreTrainedModel, config: LoraConfig) -> list[str]:
-    """Full names of the linear layers to put adapters beside."""
-    owners = part_of(model)
+def _target_layers(model: PreTrainedModel, config: LoraConfig) -> list[str]:
+    """Full names of the linear layers that get adapters."""
+    parts = parameter_parts(model)
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and owners.get(f"{name}.weight") in config.parts
+        if isinstance(module, nn.Linear) and parts.get(f"{name}.weight") in config.parts
     ]
-    wanted = None if config.targets == "all-linear" else set(config.targets)
-    chosen = [name for name in linear if wanted is None or name.rpartition(".")[2] in wanted]
+    targets = None if config.targets == "all-linear" else set(config.targets)
+    chosen = [name for name in linear if targets is None or name.rpartition(".")[2] in targets]
     known = sorted({name.rpartition(".")[2] for name in linear})
-    where = " and ".join(config.parts)
-    if wanted is not None and (missing := sorted(wanted - set(known))):
-        raise UsageError(f"student.lora.targets: {missing[0]!r} is no linear layer of {where}; there are {known}")
+    part_names = " and ".join(config.parts)
+    if targets is not None and (missing := sorted(targets - set(known))):
+        raise UsageError(f"student.lora.targets: {missing[0]!r} is no linear layer of {part_names}; there are {known}")
     if not chosen:
-        raise UsageError(f"student.lora.parts: {type(model).__name__} has no linear layers in {where}")
+        raise UsageError(f"student.lora.parts: {type(model).__name__} has no linear layers in {part_names}")
     return chosen
 
 
 def has_lora(model: nn.Module) -> bool:
-    """Whether adapters were put into the model."""
+    """Whether the model has adapters."""
     return hasattr(model, "peft_config")
 
 
-def merged(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The weights of the plain model with the adapters added to them, W + scale * B A, under the plain model's names.
+def merge_lora(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The state dict of the base model with the adapters merged into it, W + scale * B A, under its parameter names.
 
-    state: the whole state dict of the model, where it is gathered elsewhere; None for the model's own. Neither is
-    changed. A merged matrix is worked out in float32, rounded once to the dtype of W, and kept on the CPU.
+    state: the whole state dict of the model if it was gathered elsewhere; None: that of the model. The inputs are not
+    changed. A merged matrix is computed in float32, rounded once to the dtype of W, and returned on the CPU.
     """
     state = model.state_dict() if state is None else state
     settings: Any = model.peft_config
-    config = settings[NAME]
+    config = settings[ADAPTER_NAME]
     scale = config.lora_alpha / config.r
-    out: dict[str, Tensor] = {}
+    merged: dict[str, Tensor] = {}
     for name, value in state.items():
         if ".lora_" in name:
             continue
-        out[name.replace(".base_layer.", ".")] = value
+        merged[name.replace(".base_layer.", ".")] = value
     for name, down in state.items():
-        if not name.endswith(f".lora_A.{NAME}.weight"):
+        if not name.endswith(f".lora_A.{ADAPTER_NAME}.weight"):
             continue
-        layer = name.removesuffix(f".lora_A.{NAME}.weight")
-        plain = state[f"{layer}.base_layer.weight"]
-        up = state[f"{layer}.lora_B.{NAME}.weight"]
+        layer = name.removesuffix(f".lora_A.{ADAPTER_NAME}.weight")
+        base = state[f"{layer}.base_layer.weight"]
+        up = state[f"{layer}.lora_B.{ADAPTER_NAME}.weight"]
         change = scale * (up.float() @ down.float())
-        out[f"{layer}.weight"] = (plain.float() + change).to(plain.dtype).cpu()
-    return out
+        merged[f"{layer}.weight"] = (base.float() + change).to(base.dtype).cpu()
+    return merged
 
 
 def save_adapter(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-    """The adapters alone in peft's own form: PeftModel.from_pretrained and servers of adapters read it."""
+    """Write the adapters alone in peft's format, which PeftModel.from_pretrained and adapter servers read."""
     folder.mkdir(parents=True, exist_ok=True)
     settings: Any = model.peft_config
-    settings[NAME].save_pretrained(folder)
+    settings[ADAPTER_NAME].save_pretrained(folder)
     state = model.state_dict() if state is None else state
     weights = {
-        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": value.detach().cpu().contiguous()
+        f"base_model.model.{name.replace(f'.{ADAPTER_NAME}.', '.')}": value.detach().cpu().contiguous()
         for name, value in state.items()
         if ".lora_" in name
     }

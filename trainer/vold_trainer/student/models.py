@@ -1,4 +1,4 @@
-"""Students: any transformers vision-language or text model, its processor, and what of it learns.
+"""Students: any vision-language or text model of transformers, with its processor and its trainable parameters.
 
 Shapes: B sequences, S positions of prompt and completion together, T completion positions, H hidden size.
 """
@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 from vold_packing.transformers import attention_for, undocumented
-from vold_proto.distribution import advice
+from vold_proto.distribution import missing_extra_message
 
 from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
@@ -30,10 +30,10 @@ from vold_trainer.errors import UsageError
 from vold_trainer.pocket.shipped import resolve_model
 from vold_trainer.student import encoding
 from vold_trainer.student.liger import apply_liger
-from vold_trainer.student.logprobs import KEPT_BYTES, TokenScores, chunk_size, token_logprobs
-from vold_trainer.student.lora import add_lora, has_lora, merged, save_adapter
+from vold_trainer.student.logprobs import RECOMPUTE_BYTES, TokenScores, chunk_size, token_logprobs
+from vold_trainer.student.lora import add_lora, has_lora, merge_lora, save_adapter
 from vold_trainer.student.parts import freeze
-from vold_trainer.student.prefill import PROMPT_OF, shared_hidden
+from vold_trainer.student.prefill import PROMPT_INDEX, shared_hidden
 from vold_trainer.student.processors import load_processor
 from vold_trainer.student.trial import try_transformers
 
@@ -41,23 +41,23 @@ with undocumented():
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 log = logging.getLogger("vold.models")
-transformers_logging.disable_progress_bar()  # a bar for each file read or written would drown our own
+transformers_logging.disable_progress_bar()  # one bar per file read or written would hide the run's own
 
 
 @dataclass
 class Student:
-    """A model with what turns messages into its inputs. `processor` is a tokenizer where the model reads text only."""
+    """A model with its processor and tokenizer. `processor` is the tokenizer if the model reads text only."""
 
     model: PreTrainedModel
     processor: Any
     tokenizer: Any
     path: str
     vocab_size: int
-    """Rows of the embedding, padding included. Taken once: weights that are parted later do not tell."""
+    """Rows of the embedding, padding included. Stored because partitioned weights do not show it."""
 
     @property
     def eos_ids(self) -> list[int]:
-        """Every id that ends a completion, the usual one first."""
+        """Every id that ends a completion, the tokenizer's EOS first."""
         configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ids = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         for item in configured if isinstance(configured, list) else [configured]:
@@ -66,8 +66,8 @@ class Student:
         return ids
 
     @property
-    def place_ids(self) -> list[int]:
-        """Ids that stand for an image or a video in a prompt. In a completion they would have no picture."""
+    def placeholder_ids(self) -> list[int]:
+        """Ids that stand for an image or a video in a prompt. They are invalid in completions, which have no images."""
         config = self.model.config
         names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
         return sorted({getattr(config, name) for name in names if getattr(config, name, None) is not None})
@@ -77,41 +77,41 @@ class Student:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_ids[0]
 
     @property
-    def numbers_positions(self) -> bool:
-        """Whether the model has positions beyond those of the tokens in order, and works them out itself."""
+    def computes_positions(self) -> bool:
+        """Whether the model has multi-dimensional positions and computes them itself."""
         return hasattr(self.model.base_model, "get_rope_index")
 
     def render(self, example: Example) -> str:
-        """The prompt as the student's chat template writes it, up to where the answer begins.
+        """The prompt as the student's chat template renders it, up to the start of the answer.
 
-        Raises UsageError where the template drops words of the last message.
+        Raises UsageError if the template drops text of the last message.
         """
         return encoding.render(self.processor, self.tokenizer, example)
 
     def encode(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """Model inputs of the prompts, padded on the left: input_ids and attention_mask [B, S] and, where there
-        are images, what the processor makes of them.
+        """Model inputs of the prompts, padded on the left: input_ids and attention_mask [B, S] and, if there are
+        images, the processor's outputs for them.
 
-        Raises UsageError where an example has images and the student reads text only.
+        Raises UsageError if an example has images and the student reads text only.
         """
         return encoding.encode(self.processor, self.tokenizer, self.model, examples, self.pad_id, self.path)
 
     def prompt_ids(self, examples: Sequence[Example]) -> list[list[int]]:
-        """The token ids of each prompt, image places included, without padding."""
+        """The token ids of each prompt, image placeholders included, without padding."""
         inputs = self.encode(examples)
         return [
             ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
         ]
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-        """An ordinary transformers folder that `from_pretrained` loads. With LoRA the adapters are merged into what is
-        written, not into the student, and lie by themselves in `folder/adapter`, in peft's form.
+        """Write a transformers folder that `from_pretrained` loads. With LoRA, the written weights include the
+        adapters, the student itself is not changed, and `folder/adapter` holds the adapters alone in peft's format.
 
-        state: the model's whole state dict, where it is gathered elsewhere (sharded training).
+        state: the whole state dict of the model, if it was gathered elsewhere (sharded training).
         """
         if has_lora(self.model):
             save_adapter(self.model, folder / "adapter", state)
-            state = merged(self.model, state)
+            state = merge_lora(self.model, state)
         self.model.save_pretrained(folder, state_dict=None if state is None else dict(state))
         self.processor.save_pretrained(folder)
         if self.processor is not self.tokenizer:
@@ -119,16 +119,32 @@ class Student:
 
 
 def load_student(config: StudentConfig) -> Student:
-    """The student as an image-text model, or as a text model where it is none. On the CPU; accelerate moves it.
+    """Load the student on the CPU, as an image-text model if it is one, otherwise as a text model.
 
-    Raises UsageError that names the path where nothing can be loaded from it, UnfitError where transformers is the
-    reason.
+    Raises UsageError that names the path if the model cannot be loaded, IncompatibleVersionError if the installed
+    transformers does not fit.
     """
     try_transformers()
     path = resolve_model(config.path)
     looks_local = path.startswith((".", "/")) or Path(path).exists()
     if looks_local and not (Path(path) / "config.json").is_file():
         raise UsageError(f"student.path {config.path!r} is no model folder: there is no config.json in it")
+    model, processor, tokenizer = _load_pretrained(path, config)
+    _check_logits(model)
+    embeddings: Any = model.get_input_embeddings()
+    vocab_size = int(embeddings.weight.shape[0])
+    _set_trainable(model, config)
+    if config.liger:
+        apply_liger(model)
+    if config.compute is not None:
+        _autocast(model, getattr(torch, config.compute))
+    if config.checkpoint_activations:
+        checkpoint_activations(model)
+    return Student(model, processor, tokenizer, config.path, vocab_size)
+
+
+def _load_pretrained(path: str, config: StudentConfig) -> tuple[PreTrainedModel, Any, Any]:
+    """(model, processor, tokenizer) of a folder or hub name."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     try:
         model_config = AutoConfig.from_pretrained(path, **options)
@@ -136,7 +152,7 @@ def load_student(config: StudentConfig) -> Student:
         raise UsageError(f"student.path {config.path!r} cannot be loaded: {error}") from error
     options |= {"dtype": getattr(torch, config.dtype), "use_safetensors": True}
     auto = AutoModelForImageTextToText if _reads_images(model_config) else AutoModelForCausalLM
-    unset_hf_deepspeed_config()  # which would part the weights here, before anybody has looked at them
+    unset_hf_deepspeed_config()  # otherwise the weights would be partitioned here, before they are checked
     try:
         model = auto.from_pretrained(path, attn_implementation=attention_for(model_config), **options)
         if auto is AutoModelForImageTextToText:
@@ -146,25 +162,15 @@ def load_student(config: StudentConfig) -> Student:
             processor = tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         if isinstance(error, ImportError) and "num2words" in str(error) and find_spec("num2words") is None:
-            raise UsageError(advice(f"student.path {config.path!r}", "num2words", "smolvlm")) from error
+            raise UsageError(missing_extra_message(f"student.path {config.path!r}", "num2words", "smolvlm")) from error
         raise UsageError(f"student.path {config.path!r} cannot be loaded: {error}") from error
-    _check_outputs(model)
-    embeddings: Any = model.get_input_embeddings()
-    rows = int(embeddings.weight.shape[0])
-    _choose_what_learns(model, config)
-    if config.liger:
-        apply_liger(model)
-    if config.compute is not None:
-        _compute_in(model, getattr(torch, config.compute))
-    if config.checkpoint_activations:
-        checkpoint_activations(model)
-    return Student(model, processor, tokenizer, config.path, rows)
+    return model, processor, tokenizer
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Keep the inputs of each layer alone for the way back, and compute the rest again."""
+    """Store only the inputs of each layer for the backward pass, and recompute the other activations."""
     options = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # its name in newer versions of transformers
+    if hasattr(model, "activation_checkpointing_enable"):  # the name in newer versions of transformers
         model.activation_checkpointing_enable(options)
     else:
         model.gradient_checkpointing_enable(options)
@@ -174,33 +180,35 @@ def _reads_images(model_config: Any) -> bool:
     return type(model_config) in AutoModelForImageTextToText._model_mapping
 
 
-def _choose_what_learns(model: PreTrainedModel, config: StudentConfig) -> None:
+def _set_trainable(model: PreTrainedModel, config: StudentConfig) -> None:
     if config.lora is None:
         freeze(model, config.freeze)
         return
     if both := sorted(set(config.freeze) & set(config.lora.parts)):
         raise UsageError(f"student.freeze and student.lora.parts both name {both[0]!r}: take it out of one")
-    freeze(model, config.freeze)  # only for its errors: with LoRA nothing but the adapters learns
+    freeze(model, config.freeze)  # only for its errors: add_lora freezes all parameters except the adapters
     add_lora(model, config.lora, config.path)
 
 
 @torch.no_grad()
-def _check_outputs(model: PreTrainedModel) -> None:
-    """That hidden states and output head give what the whole model gives: some families do more to their logits."""
+def _check_logits(model: PreTrainedModel) -> None:
+    """Raise UsageError if `logits` of the hidden states differ from the model's: some families transform theirs."""
     ids = torch.tensor([[1, 2, 3]], device=model.device)
     model.eval()
     if model.base_model is not model:
-        found = logits(model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-        whole = model(input_ids=ids, use_cache=False).logits
-        if torch.allclose(found.float(), whole.float(), rtol=1e-2, atol=1e-2):
+        computed = logits(model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        expected = model(input_ids=ids, use_cache=False).logits
+        if torch.allclose(computed.float(), expected.float(), rtol=1e-2, atol=1e-2):
             return
-    raise UsageError(f"{type(model).__name__} makes its logits in a way that vold does not know: use another student")
+    raise UsageError(
+        f"{type(model).__name__} computes its logits in a way that vold does not know: use another student"
+    )
 
 
-def _compute_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Matrix products in `dtype` wherever the model is entered: as a whole, below the output head, at the head."""
+def _autocast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Compute matrix products in `dtype`, in calls of the whole model, of its base model and of its output head."""
 
-    def inside(forward: Any) -> Any:
+    def with_autocast(forward: Any) -> Any:
         @functools.wraps(forward)
         def run(*args: Any, **kwargs: Any) -> Any:
             with torch.autocast(model.device.type, dtype=dtype):
@@ -209,26 +217,26 @@ def _compute_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
         return run
 
     for module in (model, model.base_model, model.get_output_embeddings()):
-        module.forward = inside(module.forward)
-    # Rotated keys come out as float32 and values as `dtype`: a cache of fixed size has room for one of the two.
+        module.forward = with_autocast(module.forward)
+    # Rotated keys are float32 and values are `dtype`, but a cache of fixed size has one dtype for both.
     model._can_compile_fullgraph = False
 
 
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Hidden states [..., H] to logits [..., V], as the model itself would have them."""
-    found: Tensor = model.get_output_embeddings()(hidden)
+    """Logits [..., V] of hidden states [..., H], equal to those of the whole model."""
+    logits: Tensor = model.get_output_embeddings()(hidden)
     config = model.config.get_text_config()
     if scale := getattr(config, "logits_scaling", None):  # Granite
-        found = found / scale
+        logits = logits / scale
     if scale := getattr(config, "logit_scale", None):  # Cohere
-        found = found * scale
+        logits = logits * scale
     if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-        found = cap * torch.tanh(found / cap)
-    return found
+        logits = cap * torch.tanh(logits / cap)
+    return logits
 
 
 class CompletionScorer(nn.Module):
-    """The student as a module that maps a batch to log-probabilities, so that accelerate can wrap all of it."""
+    """A module that maps a batch to log-probabilities under the student, for accelerate to wrap as a whole."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -241,15 +249,15 @@ class CompletionScorer(nn.Module):
         predicts_BS: Tensor,
         ids_N: Tensor,
         temperature: float = 1.0,
-        support_NK: Tensor | None = None,
+        support_ids_NK: Tensor | None = None,
         top_k: int = 0,
     ) -> TokenScores:
-        """Scores of the ids at the N positions that follow those where predicts_BS is True, and of support_NK there;
-        with top_k, so many of the most likely ids.
+        """Scores of ids_N, the tokens that follow the N positions where predicts_BS is True, and of support_ids_NK;
+        with top_k, also that many of the most likely ids.
 
         Only these positions go through the output head, in chunks.
         """
-        if PROMPT_OF in inputs:
+        if PROMPT_INDEX in inputs:
             hidden_BSH = shared_hidden(self.model, inputs)
         else:
             hidden_BSH = self.model.base_model(**inputs, use_cache=False).last_hidden_state
@@ -259,7 +267,7 @@ class CompletionScorer(nn.Module):
             ids_N,
             temperature=temperature,
             chunk=chunk_size(self.vocabulary),
-            recompute=4 * len(ids_N) * self.vocabulary > KEPT_BYTES,
-            support_NK=support_NK,
+            recompute=4 * len(ids_N) * self.vocabulary > RECOMPUTE_BYTES,
+            support_ids_NK=support_ids_NK,
             top_k=top_k,
         )

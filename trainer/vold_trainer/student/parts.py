@@ -1,7 +1,7 @@
-"""The parts of a student, and which of them learn.
+"""The parts of a student, and freezing them.
 
-Every parameter belongs to one part: embeddings and head (which may be one matrix: then it is embeddings), language (the
-decoder's layers), vision (the tower), projector (what joins the two). Names are those of transformers' own families.
+Every parameter belongs to one part: embeddings, head (part of embeddings if tied to them), language (the decoder's
+layers), vision (the tower), projector (between tower and decoder). Module names are those of transformers.
 """
 
 from collections.abc import Sequence
@@ -14,46 +14,45 @@ PARTS = ("vision", "projector", "language", "embeddings", "head")
 
 TOWERS = ("visual", "vision_tower", "vision_model", "vision_encoder", "image_tower", "vision_embed_tokens")
 PROJECTORS = ("merger", "merger_list", "deepstack_merger_list", "downsample")
-"""What a tower holds that is no part of it: Qwen's and GLM's projectors live inside."""
+"""Projectors inside the tower's module, as in Qwen and GLM."""
 
 
-def part_of(model: PreTrainedModel) -> dict[str, str]:
-    """The part of every parameter, by the parameter's name."""
+def parameter_parts(model: PreTrainedModel) -> dict[str, str]:
+    """The part of every parameter, by parameter name."""
     embeddings = {id(value) for value in model.get_input_embeddings().parameters()}
     output = model.get_output_embeddings()
     head = {id(value) for value in output.parameters()} if output is not None else set()
     decoder = model.get_decoder()
     language = {id(value) for value in decoder.parameters()}
-    found = {}
+    parts = {}
     for name, value in model.named_parameters():
-        steps = name.split(".")
+        modules = name.split(".")
         if id(value) in embeddings:
-            found[name] = "embeddings"
+            parts[name] = "embeddings"
         elif id(value) in head:
-            found[name] = "head"
-        elif any(step in TOWERS for step in steps):
-            found[name] = "projector" if any(step in PROJECTORS for step in steps) else "vision"
+            parts[name] = "head"
+        elif any(module in TOWERS for module in modules):
+            parts[name] = "projector" if any(module in PROJECTORS for module in modules) else "vision"
         else:
-            found[name] = "language" if id(value) in language else "projector"
-    return found
+            parts[name] = "language" if id(value) in language else "projector"
+    return parts
 
 
 def freeze(model: PreTrainedModel, parts: Sequence[str]) -> int:
-    """Stop `parts` from learning; returns how many values that froze.
+    """Freeze `parts`; return the number of frozen values.
 
-    Where the head is tied to the embeddings, freezing either freezes both. Raises UsageError for an unknown part, and
-    for one that an image model has under no name that is known; a text model has no vision to freeze.
+    If the head is tied to the embeddings, freezing either freezes both. Raises UsageError for an unknown part, and for
+    a part without parameters, except vision and projector of a text model.
     """
     if unknown := [part for part in parts if part not in PARTS]:
         raise UsageError(f"student.freeze: {unknown[0]!r} is no part; choose from {list(PARTS)}")
-    owners = part_of(model)
-    reads_images = bool({"vision", "projector"} & set(owners.values()))
+    part_of = parameter_parts(model)
+    reads_images = bool({"vision", "projector"} & set(part_of.values()))
     frozen = 0
     for part in parts:
-        wanted = part
-        if part == "head" and "head" not in owners.values():
-            wanted = "embeddings"
-        chosen = [value for name, value in model.named_parameters() if owners[name] == wanted]
+        tied_head = part == "head" and "head" not in part_of.values()
+        target = "embeddings" if tied_head else part
+        chosen = [value for name, value in model.named_parameters() if part_of[name] == target]
         if not chosen and (reads_images or part not in ("vision", "projector")):
             raise UsageError(f"student.freeze: {type(model).__name__} has no parameters known as {part!r}: drop it")
         for parameter in chosen:

@@ -1,7 +1,7 @@
-"""How the completions of a step are dealt out: to optimiser steps, to processes, to forward and backward passes.
+"""Division of a training step's completions into optimiser steps, and of each process's completions into micro-batches.
 
-The optimiser steps are of the whole step: which completions each takes does not depend on how many processes there
-are. A process learns those of them that it drew.
+Which completions an optimiser step takes does not depend on the number of processes. Each process computes the
+gradients of the completions that it generated.
 """
 
 import math
@@ -14,36 +14,48 @@ from vold_trainer.student.batching import micro_batches
 
 
 @dataclass(frozen=True)
-class Update:
-    """One optimiser step. passes: this process's completions, as indices into its own list, pass by pass; an empty pass
-    is one that only keeps others company. sequences, tokens: of all processes. rest: completions in the whole step.
+class OptimiserStep:
+    """One optimiser step. micro_batches: indices into this process's list of completions; an empty micro-batch only
+    keeps the process in step with the others. sequences, tokens: in this optimiser step, of all processes.
+    total_sequences: completions in the whole training step.
     """
 
-    passes: list[list[int]]
+    micro_batches: list[list[int]]
     sequences: int
     tokens: int
-    rest: int
+    total_sequences: int
 
 
-def plan_updates(
-    drawn: Sequence[Sequence[tuple[int, int]]], rank: int, *, size: int, micro: int, seed: int, even: bool
-) -> list[Update]:
-    """drawn: (row, tokens) of every completion, by process. rank: which process asks. size: completions in one
-    optimiser step, 0 for all. micro: completions in one pass. seed: of the order, where there are several steps.
-    even: give every process as many passes as the one with the most, for they compute in step; otherwise one at least.
+def plan_optimiser_steps(
+    completions: Sequence[Sequence[tuple[int, int]]],
+    rank: int,
+    *,
+    size: int,
+    micro: int,
+    seed: int,
+    equal_counts: bool,
+) -> list[OptimiserStep]:
+    """Plan the optimiser steps of process `rank`.
+
+    completions: (row, tokens) of every completion, by process. size: completions in one optimiser step, 0 for all.
+    micro: completions in one micro-batch. seed: of the order of the completions, if there are several optimiser steps.
+    equal_counts: give every process as many micro-batches as the process with the most; otherwise at least one.
     """
-    placed = sorted((row, owner, index) for owner, part in enumerate(drawn) for index, (row, _) in enumerate(part))
-    size = size or len(placed)
-    order = list(range(len(placed)))
+    by_row = sorted(
+        (row, owner, index) for owner, part in enumerate(completions) for index, (row, _) in enumerate(part)
+    )
+    size = size or len(by_row)
+    order = list(range(len(by_row)))
     if size < len(order):
         order = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed)).tolist()
-    updates = []
+    steps = []
     for start in range(0, len(order), size):
-        chosen = [placed[place] for place in order[start : start + size]]
+        chosen = [by_row[position] for position in order[start : start + size]]
         own = [index for _, owner, index in chosen if owner == rank]
-        passes = [[own[place] for place in part] for part in micro_batches([drawn[rank][i][1] for i in own], micro)]
-        counts = [math.ceil(sum(owner == other for _, owner, _ in chosen) / micro) for other in range(len(drawn))]
-        passes += [[] for _ in range((max(counts) if even else 1) - len(passes))]
-        tokens = sum(drawn[owner][index][1] for _, owner, index in chosen)
-        updates.append(Update(passes, len(chosen), tokens, len(order)))
-    return updates
+        lengths = [completions[rank][index][1] for index in own]
+        batches = [[own[position] for position in batch] for batch in micro_batches(lengths, micro)]
+        counts = [math.ceil(sum(owner == other for _, owner, _ in chosen) / micro) for other in range(len(completions))]
+        batches += [[] for _ in range((max(counts) if equal_counts else 1) - len(batches))]
+        tokens = sum(completions[owner][index][1] for _, owner, index in chosen)
+        steps.append(OptimiserStep(batches, len(chosen), tokens, len(order)))
+    return steps

@@ -1,6 +1,6 @@
-"""Processors: what turns text and pictures into a student's inputs.
+"""Processors, which turn text and images into model inputs.
 
-torchvision is needed only for the video part of a processor. Where it is missing, a processor does without.
+Only the video part of a processor needs torchvision. Without torchvision, processors are loaded without it.
 """
 
 import json
@@ -21,18 +21,18 @@ VIDEO_FILE = "video_preprocessor_config.json"
 
 @cache
 def without_video(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """A processor class without its video part. What it saves is an ordinary folder of the whole class, with the video
-    settings that it was loaded with.
+    """A processor class without its video part. It saves an ordinary folder of the full class, with the video settings
+    of the folder that it was loaded from.
     """
     names = kind.get_attributes()
 
     class Base(ProcessorMixin):
-        """Comes after `kind` in the order of resolution: sees what that hands on to ProcessorMixin."""
+        """Follows `kind` in the method resolution order, and so gets its arguments for ProcessorMixin."""
 
         def __init__(self, *parts: Any, **options: Any) -> None:
-            given = dict(zip(names, parts, strict=False)) | options
-            given.pop(VIDEO, None)
-            super().__init__(**given)
+            arguments = dict(zip(names, parts, strict=False)) | options
+            arguments.pop(VIDEO, None)
+            super().__init__(**arguments)
 
     class ImageText(kind, Base):  # type: ignore[valid-type, misc]
         @classmethod
@@ -47,25 +47,25 @@ def without_video(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
 
         def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **options: Any) -> Any:
             saved = super().save_pretrained(save_directory, push_to_hub, **options)
-            # Without settings of its own, a video processor reads those of the pictures.
-            pictures = {k: v for k, v in self.image_processor.to_dict().items() if k != "image_processor_type"}
-            settings = getattr(self, "video_settings", None) or pictures
+            # A video processor without settings of its own uses those of the images.
+            images = {k: v for k, v in self.image_processor.to_dict().items() if k != "image_processor_type"}
+            settings = getattr(self, "video_settings", None) or images
             (Path(save_directory) / VIDEO_FILE).write_text(json.dumps(settings, indent=2) + "\n")
             return saved
 
-    ImageText.__name__ = kind.__name__  # what a saved folder names
+    ImageText.__name__ = kind.__name__  # the class name written to a saved folder
     return ImageText
 
 
 ImageTextProcessor: Any = without_video(Qwen2_5_VLProcessor)
-"""Qwen2.5-VL's processor without video."""
+"""The processor of Qwen2.5-VL without its video part."""
 
 
 def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The processor of a model folder, or the tokenizer of a folder that holds a text model.
+    """Load the processor of a model folder, or the tokenizer if the folder holds a text model.
 
-    AutoProcessor's choice, except that a processor of transformers' own is without video where it was saved so
-    (`ImageTextProcessor`) or torchvision is missing.
+    Its class is the choice of AutoProcessor, except that a processor of transformers is loaded without its video part
+    if it was saved so (`ImageTextProcessor`) or torchvision is missing.
     """
     saved: dict[str, Any] = ProcessorMixin.get_processor_dict(path)[0]
     if saved.get("processor_class") == "ImageTextProcessor":
@@ -75,14 +75,14 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
         kind: Any = PROCESSOR_MAPPING.get(config, None)
         if kind is not None and VIDEO in kind.get_attributes():
             processor: Any = without_video(kind).from_pretrained(path)
-            processor.video_settings = saved.get(VIDEO) or _video_file(path)
+            processor.video_settings = saved.get(VIDEO) or _read_video_settings(path)
             return processor
     return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
-def _video_file(path: str | Path) -> dict[str, Any] | None:
-    found = cached_file(str(path), VIDEO_FILE, _raise_exceptions_for_missing_entries=False)
-    if found is None:
+def _read_video_settings(path: str | Path) -> dict[str, Any] | None:
+    file = cached_file(str(path), VIDEO_FILE, _raise_exceptions_for_missing_entries=False)
+    if file is None:
         return None
-    settings: dict[str, Any] = json.loads(Path(found).read_text())
+    settings: dict[str, Any] = json.loads(Path(file).read_text())
     return settings

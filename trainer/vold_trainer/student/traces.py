@@ -1,4 +1,4 @@
-"""Traces as the student's token ids: what the cold start learns, and a distillation on fixed completions."""
+"""Traces as token ids of the student, for the cold start and for distillation on fixed completions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,34 +12,35 @@ from vold_trainer.student.models import Student
 
 @dataclass(frozen=True)
 class Trace:
-    """A prompt and the completion to learn, as the student's token ids."""
+    """A prompt and its target completion, as token ids of the student."""
 
     example: Example
     ids: tuple[int, ...]
 
 
 def read_traces(path: Path, student: Student) -> list[Trace]:
-    """The traces of `vold traces`, or any JSONL or Parquet with "messages" (or "prompt") and "completion".
+    """Read the traces of `vold traces`, or any JSONL or Parquet with "messages" (or "prompt") and "completion".
 
-    "completion_ids" are used as they are where the student's tokenizer reads them as the same text; otherwise the
-    text is tokenized and ended with the student's EOS. Raises UsageError that names file, line and field.
+    "completion_ids" are used unchanged if the student's tokenizer decodes them to the same text. Otherwise the text is
+    tokenized, and the student's EOS is appended. Raises UsageError that names file, line and field.
     """
     if not path.is_file():
-        raise UsageError(f"traces {str(path)!r} does not exist: make it with `vold traces`")
-    traces = [_trace(example, completion, ids, student) for example, completion, ids in trace_rows(path)]
+        raise UsageError(f"traces {str(path)!r} does not exist: create it with `vold traces`")
+    traces = [_make_trace(example, completion, ids, student) for example, completion, ids in trace_rows(path)]
     if not traces:
-        raise UsageError(f"traces {str(path)!r} is empty: no completion was kept, or the file was cut off")
+        raise UsageError(f"traces {str(path)!r} is empty: no completion was accepted, or the file is truncated")
     return traces
 
 
-def _trace(example: Example, completion: str, ids: Sequence[int] | None, student: Student) -> Trace:
-    if ids and _reads_as(student, ids, completion):
+def _make_trace(example: Example, completion: str, ids: Sequence[int] | None, student: Student) -> Trace:
+    if ids and _decodes_to(student, ids, completion):
         return Trace(example, tuple(ids))
     ids = student.tokenizer(completion, add_special_tokens=False)["input_ids"]
     return Trace(example, (*ids, student.eos_ids[0]))
 
 
-def _reads_as(student: Student, ids: Sequence[int], text: str) -> bool:
+def _decodes_to(student: Student, ids: Sequence[int], text: str) -> bool:
+    """Whether the ids are in the student's vocabulary, end with an EOS and decode to the text."""
     if not all(isinstance(token, int) and 0 <= token < student.vocab_size for token in ids):
         return False
     return ids[-1] in student.eos_ids and student.tokenizer.decode(ids, skip_special_tokens=True) == text

@@ -1,4 +1,4 @@
-"""That the installed transformers does what the trainer's own caches, attention and processors build on.
+"""Check that the installed transformers behaves as the trainer's caches, attention and processors require.
 
 Shapes: P prompts, B sequences, S positions, T completion positions.
 """
@@ -10,15 +10,15 @@ from transformers import AutoModelForImageTextToText, ProcessorMixin
 from vold_packing.transformers import tiny_model, tried
 
 from vold_trainer.student.decoder import Decoder
-from vold_trainer.student.prefill import COMPLETION_IDS, COMPLETION_MASK, PROMPT_OF, shared_hidden
+from vold_trainer.student.prefill import COMPLETION_IDS, COMPLETION_MASK, PROMPT_INDEX, shared_hidden
 
 
 @cache
 def try_transformers() -> None:
-    """Decode with a tiny model, from shared prompts and without. Raises UnfitError where the logits are not those of
-    the same sequences without a cache, or where a name is gone.
+    """Decode with a tiny model, with shared prompts and without. Raises IncompatibleVersionError if the logits differ
+    from those without a cache, or if a name is missing.
     """
-    with tried("names that processors and students go by"):
+    with tried("names that processors and students use"):
         for owner, name in (
             (AutoModelForImageTextToText, "_model_mapping"),
             (ProcessorMixin, "_get_arguments_from_pretrained"),
@@ -31,7 +31,7 @@ def try_transformers() -> None:
     with tried("decoding"), torch.no_grad():
         assert not _decode(torch.tensor([1, 0]))
     with tried("completions that share prompts"), torch.no_grad():
-        _continue()
+        _score_shared()
 
 
 def _prompts() -> dict[str, torch.Tensor]:
@@ -40,10 +40,10 @@ def _prompts() -> dict[str, torch.Tensor]:
 
 
 def _decode(sequences_B: torch.Tensor) -> bool:
-    """Whether the sequences shared their prompts."""
+    """Decode sequences of the prompts and compare the logits. Returns whether the sequences shared their prompts."""
     model, prompts = tiny_model(), _prompts()
     decoder = Decoder(model, prompts, 3)
-    decoder.keep(sequences_B)
+    decoder.select(sequences_B)
     ids_BS, mask_BS = (prompts[name][sequences_B] for name in ("input_ids", "attention_mask"))
     for token in range(3):
         alone = [
@@ -58,12 +58,13 @@ def _decode(sequences_B: torch.Tensor) -> bool:
     return decoder.shares_prompts
 
 
-def _continue() -> None:
+def _score_shared() -> None:
+    """Compare the hidden states of completions that share prompts with those of whole sequences."""
     model, prompts = tiny_model(), _prompts()
     prompt_B, ids_BT = torch.tensor([0, 1]), torch.tensor([[9, 10, 11], [12, 13, 14]])
-    inputs = prompts | {PROMPT_OF: prompt_B, COMPLETION_IDS: ids_BT, COMPLETION_MASK: torch.ones_like(ids_BT)}
-    found_BTH = shared_hidden(model, inputs)
-    for prompt, ids, found in zip(prompts["input_ids"], ids_BT, found_BTH, strict=True):
+    inputs = prompts | {PROMPT_INDEX: prompt_B, COMPLETION_IDS: ids_BT, COMPLETION_MASK: torch.ones_like(ids_BT)}
+    hidden_BTH = shared_hidden(model, inputs)
+    for prompt, ids, hidden_TH in zip(prompts["input_ids"], ids_BT, hidden_BTH, strict=True):
         whole = torch.cat([prompt[prompt > 0], ids])[None]
         alone = model.base_model(input_ids=whole).last_hidden_state[0, -4:-1]
-        torch.testing.assert_close(found, alone, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(hidden_TH, alone, rtol=1e-3, atol=1e-4)

@@ -1,6 +1,6 @@
-"""The first half of a step: completions of its prompts, drawn, and sent to be scored.
+"""The first half of a step: generates completions of its prompts and requests their scores.
 
-Every completion goes to teacher and verifier as soon as it ends, while the others are still being drawn.
+Each completion goes to teacher and verifier as soon as it ends, while others are still being generated.
 Shapes: P prompts, G completions of a prompt.
 """
 
@@ -24,48 +24,51 @@ from vold_trainer.student.traces import Trace
 
 @dataclass
 class RolloutBatch:
-    """A step's rollouts, as a rule still being scored. all: with those that nothing will be learned from. needs: what
-    was asked. version: the updates that the weights which drew them had had; None where they were given.
+    """A step's rollouts, usually with their scores pending.
+
+    version: the number of updates of the weights that generated the rollouts; None for traces. needs: what is requested
+    from the services. examples: the whole step's. scored: all rollouts of this process. selected: the rollouts among
+    them for the policy update.
     """
 
     step: int
     version: int | None
     needs: Needs
     examples: Sequence[Example]
-    learned: ScoredBatch
-    all: ScoredBatch
-    asked: list[PendingScores]
-    drawing: list[Span] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
+    selected: ScoredBatch
+    scored: ScoredBatch
+    pending: list[PendingScores]
+    generate_spans: list[Span] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def staleness(self) -> int:
-        """How many updates older than the weights that learn from them those were that drew them."""
+        """The number of policy updates between the weights that generated the rollouts and the step's weights."""
         return 0 if self.version is None else self.step - self.version
 
-    def found(self) -> StepScores:
-        """All scores. Waits for them; raises RunError where they cannot come."""
-        found = StepScores({})
-        for asked in self.asked:
-            scores = asked.collect()
-            found.rows.update(scores.rows)
-            found.missing.update(scores.missing)
-            found.spans += scores.spans
-        return found
+    def collect(self) -> StepScores:
+        """All scores. Waits for them; raises RunError if they cannot come."""
+        joined = StepScores({})
+        for pending in self.pending:
+            scores = pending.collect()
+            joined.rows.update(scores.rows)
+            joined.missing.update(scores.missing)
+            joined.spans += scores.spans
+        return joined
 
     @property
     def waits(self) -> list[Span]:
-        """When nothing was done but waiting for scores."""
-        return [span for asked in self.asked for span in asked.waits]
+        """The spans in which the process was idle, waiting for scores."""
+        return [span for pending in self.pending for span in pending.waits]
 
 
-def rounds_of(objective: AnyObjective) -> int:
-    """How often a step may draw prompts."""
+def max_rounds(objective: AnyObjective) -> int:
+    """How many rounds of prompts a step may generate from."""
     return objective.rounds if isinstance(objective, Dapo) else 1
 
 
 class RolloutGenerator:
-    """Draws the completions of a step and has them scored."""
+    """Makes the rollouts of a step and requests their scores."""
 
     def __init__(self, config: TrainConfig, student: Student, engine: Engine, scorer: Scorer, ranks: Ranks) -> None:
         self.config = config
@@ -74,70 +77,75 @@ class RolloutGenerator:
         self.student = student
         self.engine = engine
         self.scorer = scorer
-        self.rounds = rounds_of(config.objective)
+        self.max_rounds = max_rounds(config.objective)
 
     def generate(self, step: int, examples: Sequence[Example]) -> RolloutBatch:
-        """Sample completions of the prompts and send them off; further rounds, where the objective allows them, until
-        there are enough groups to learn from. examples: the whole step's, of which this process takes its share.
+        """Generate completions of this process's share of the prompts, and request their scores. If the objective
+        allows several rounds, further rounds follow until there are enough informative groups. examples: the whole
+        step's.
 
-        Waits for the other processes only between rounds: with one round it may run beside whatever they do.
+        Waits for the other processes between rounds only: with one round it may run beside any work of theirs.
         """
         needs, version = self.objective.needs_at(step), self.engine.version
-        if self.rounds == 1:
-            rollouts, asked, span = self._round(step, examples, needs, 0)
-            scored = self._coming(rollouts, asked, self.config.rollout.group)
-            return RolloutBatch(step, version, needs, examples, scored, scored, [asked], [span])
+        if self.max_rounds > 1:
+            return self._generate_rounds(step, version, examples, needs)
+        rollouts, pending, span = self._generate_round(step, examples, needs, 0)
+        scored = self._pending_batch(rollouts, pending, self.config.rollout.group)
+        return RolloutBatch(step, version, needs, examples, scored, scored, [pending], [span])
+
+    def _generate_rounds(self, step: int, version: int, examples: Sequence[Example], needs: Needs) -> RolloutBatch:
+        """Dynamic sampling (DAPO): rounds until there are `rollout.prompts` informative groups."""
         wanted = self.config.rollout.prompts
-        drawn: list[Rollout] = []
+        rollouts: list[Rollout] = []
         scores: list[RolloutScore] = []
-        parts, spans = list[PendingScores](), list[Span]()
-        for number in range(self.rounds):
+        rounds, spans = list[PendingScores](), list[Span]()
+        for number in range(self.max_rounds):
             part = examples[number * wanted : (number + 1) * wanted]
-            rollouts, asked, span = self.ranks.together(partial(self._whole_round, step, part, needs, number))
-            rows = asked.scores.rows
-            drawn += rollouts
-            scores += [rows[rollout.row] for rollout in rollouts]
-            parts.append(asked)
+            generated, pending, span = self.ranks.run_on_all(partial(self._score_round, step, part, needs, number))
+            rows = pending.scores.rows
+            rollouts += generated
+            scores += [rows[rollout.row] for rollout in generated]
+            rounds.append(pending)
             spans.append(span)
-            everything = self._scored(drawn, scores, self.config.rollout.group)
-            groups = self._informative(everything)
-            if sum(groups.values()) >= wanted:
+            scored = self._scored_batch(rollouts, scores, self.config.rollout.group)
+            informative = self._informative_groups(scored)
+            if sum(informative.values()) >= wanted:
                 break
-        kept = [group for group, informs in groups.items() if informs][:wanted] or list(groups)[:wanted]
-        learned = self._only(everything, kept)
-        figures = {"dapo/rounds": float(len(parts)), "dapo/dropped_groups": float(len(groups) - len(kept))}
-        return RolloutBatch(step, version, needs, examples, learned, everything, parts, spans, figures)
+        groups = [group for group, informs in informative.items() if informs][:wanted] or list(informative)[:wanted]
+        selected = self._select_groups(scored, groups)
+        metrics = {"dapo/rounds": float(len(rounds)), "dapo/dropped_groups": float(len(informative) - len(groups))}
+        return RolloutBatch(step, version, needs, examples, selected, scored, rounds, spans, metrics)
 
-    def _whole_round(
+    def _score_round(
         self, step: int, examples: Sequence[Example], needs: Needs, number: int
     ) -> tuple[list[Rollout], PendingScores, Span]:
-        """A round, and all of its scores."""
-        drawn = self._round(step, examples, needs, number)
-        drawn[1].collect()
-        return drawn
+        """`_generate_round`, and wait for all of its scores."""
+        generated = self._generate_round(step, examples, needs, number)
+        generated[1].collect()
+        return generated
 
-    def _round(
+    def _generate_round(
         self, step: int, examples: Sequence[Example], needs: Needs, number: int
     ) -> tuple[list[Rollout], PendingScores, Span]:
-        """(rollouts, what is asked about them, when they were drawn)."""
-        asked = self.scorer.begin(needs)
+        """(rollouts, their pending scores, the span of their generation)."""
+        pending = self.scorer.begin(needs)
         share = self.ranks.share(len(examples))
         first = number * self.config.rollout.prompts + share.start
         started = time.monotonic()
-        # Not current: what is asked of the services meanwhile is a part of the step beside it, not of generating.
+        # Not current: the requests to the services meanwhile belong to the step, not to the generation.
         with tracing.span("generate", current=False):
-            drawn = self.engine.generate(
+            rollouts = self.engine.generate(
                 [examples[index] for index in share],
                 self.sampling(needs),
                 seed=self.config.seed * 1_000_003 + step,
                 first_row=first * self.config.rollout.group,
-                on_finished=asked.submit,
+                on_finished=pending.submit,
             )
-        asked.flush()
-        return drawn, asked, ("generate", started, time.monotonic())
+        pending.flush()
+        return rollouts, pending, ("generate", started, time.monotonic())
 
     def sampling(self, needs: Needs) -> Sampling:
-        """How completions are drawn."""
+        """The sampling options of a step."""
         rollout = self.config.rollout
         return Sampling(
             group=rollout.group,
@@ -148,27 +156,28 @@ class RolloutGenerator:
             candidates=needs.candidates,
         )
 
-    def _informative(self, scored: ScoredBatch) -> dict[int, bool]:
-        """Of every group of the step, on all processes and in order: whether it has right and wrong completions."""
+    def _informative_groups(self, scored: ScoredBatch) -> dict[int, bool]:
+        """By group of the step, of all processes, in order: whether it has correct and wrong completions."""
         numbers = [rollout.row // scored.group for rollout in scored.rollouts[:: scored.group]]
         own = list(zip(numbers, scored.informative.tolist(), strict=True))
         return dict(sorted(pair for part in self.ranks.gather(own) for pair in part))
 
-    def _only(self, scored: ScoredBatch, groups: Sequence[int]) -> ScoredBatch:
+    def _select_groups(self, scored: ScoredBatch, groups: Sequence[int]) -> ScoredBatch:
         """This process's completions of these groups."""
         wanted = set(groups)
-        kept = [place for place, rollout in enumerate(scored.rollouts) if rollout.row // scored.group in wanted]
-        return self._scored([scored.rollouts[p] for p in kept], [scored.scores[p] for p in kept], scored.group)
+        chosen = [index for index, rollout in enumerate(scored.rollouts) if rollout.row // scored.group in wanted]
+        rollouts, scores = [scored.rollouts[i] for i in chosen], [scored.scores[i] for i in chosen]
+        return self._scored_batch(rollouts, scores, scored.group)
 
-    def again(self, step: int, version: int, rollouts: list[Rollout], examples: Sequence[Example]) -> RolloutBatch:
-        """Completions that were drawn before, by weights of `version` updates: sent off once more."""
+    def from_saved(self, step: int, version: int, rollouts: list[Rollout], examples: Sequence[Example]) -> RolloutBatch:
+        """The batch of rollouts that weights with `version` updates generated before; requests their scores again."""
         needs = self.objective.needs_at(step)
-        asked = self._send(rollouts, needs)
-        scored = self._coming(rollouts, asked, self.config.rollout.group)
-        return RolloutBatch(step, version, needs, examples, scored, scored, [asked])
+        pending = self._request_scores(rollouts, needs)
+        scored = self._pending_batch(rollouts, pending, self.config.rollout.group)
+        return RolloutBatch(step, version, needs, examples, scored, scored, [pending])
 
-    def given(self, step: int, traces: Sequence[Trace]) -> RolloutBatch:
-        """Completions that somebody else wrote, to be scored by the teacher alone. traces: the whole step's."""
+    def from_traces(self, step: int, traces: Sequence[Trace]) -> RolloutBatch:
+        """The batch of this process's share of the traces, scored by the teacher alone. traces: the whole step's."""
         examples = [trace.example for trace in traces]
         share = self.ranks.share(len(traces))
         own = [traces[row] for row in share]
@@ -178,22 +187,23 @@ class RolloutGenerator:
             for row, trace, ids in zip(share, own, prompts, strict=True)
         ]
         needs = self.objective.needs_at(step)
-        asked = self._send(rollouts, needs, verify=False)
-        scored = self._coming(rollouts, asked, 1)
-        return RolloutBatch(step, None, needs, examples, scored, scored, [asked], figures={"objective/on_policy": 0.0})
+        pending = self._request_scores(rollouts, needs, verify=False)
+        scored = self._pending_batch(rollouts, pending, 1)
+        metrics = {"objective/on_policy": 0.0}
+        return RolloutBatch(step, None, needs, examples, scored, scored, [pending], metrics=metrics)
 
-    def _send(self, rollouts: list[Rollout], needs: Needs, *, verify: bool = True) -> PendingScores:
-        asked = self.scorer.begin(needs, verify=verify)
-        asked.submit(rollouts)
-        asked.flush()
-        return asked
+    def _request_scores(self, rollouts: list[Rollout], needs: Needs, *, verify: bool = True) -> PendingScores:
+        pending = self.scorer.begin(needs, verify=verify)
+        pending.submit(rollouts)
+        pending.flush()
+        return pending
 
-    def _coming(self, rollouts: list[Rollout], asked: PendingScores, group: int) -> ScoredBatch:
-        """Rollouts whose scores may still be on their way."""
-        return self._scored(rollouts, [asked.scores.rows[r.row] for r in rollouts], group, asked.wait)
+    def _pending_batch(self, rollouts: list[Rollout], pending: PendingScores, group: int) -> ScoredBatch:
+        """A batch whose scores may be pending."""
+        return self._scored_batch(rollouts, [pending.scores.rows[r.row] for r in rollouts], group, pending.wait)
 
-    def _scored(
-        self, rollouts: list[Rollout], scores: list[RolloutScore], group: int, arrive: AwaitScores | None = None
+    def _scored_batch(
+        self, rollouts: list[Rollout], scores: list[RolloutScore], group: int, await_scores: AwaitScores | None = None
     ) -> ScoredBatch:
         return ScoredBatch(
             rollouts,
@@ -202,5 +212,5 @@ class RolloutGenerator:
             advantage_std=getattr(self.objective, "advantage_std", True),
             max_tokens=self.config.rollout.max_tokens,
             overlong=getattr(self.objective, "overlong", 0.0),
-            arrive=arrive,
+            await_scores=await_scores,
         )

@@ -1,4 +1,4 @@
-"""The loop of `vold train`: draw and score, learn, write down, until the steps are done or somebody says stop."""
+"""The loop of `vold train`: generate, score, update, log, until the steps are done or a signal stops the run."""
 
 import json
 import time
@@ -18,31 +18,41 @@ from vold_trainer.files import read_json_lines
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.rollout.base import Engine
 from vold_trainer.rollout.whole_weights import GatheredEngine
-from vold_trainer.runs.folder import RunFolder, StopSignal, time_so_far, trim_after
-from vold_trainer.runs.live import TRAIN, Dashboard
+from vold_trainer.runs.folder import RunFolder, StopSignal, elapsed_seconds, trim_after
+from vold_trainer.runs.live import TRAIN_TABLES, Dashboard
 from vold_trainer.runs.saving import Saver
 from vold_trainer.scoring.scorer import Scorer, StepScores
-from vold_trainer.scoring.teachers import ONLY, TeacherRequirements
+from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRequirements
 from vold_trainer.services.outages import InterruptedWaitError, Span
 from vold_trainer.student.models import Student
 from vold_trainer.student.traces import Trace
 from vold_trainer.terminal import console
-from vold_trainer.training.batches import Batches
+from vold_trainer.training.batches import BatchSource
 from vold_trainer.training.diagnostics import Diagnostics
-from vold_trainer.training.generation import RolloutGenerator
+from vold_trainer.training.generation import RolloutBatch, RolloutGenerator
 from vold_trainer.training.pipeline import Pipeline
-from vold_trainer.training.token_log import Outcomes
+from vold_trainer.training.token_log import CompletionStats
 from vold_trainer.training.update import PolicyUpdater
 
 
 @dataclass
-class Part:
-    """What a process tells the others of its part of a step."""
+class StepSummary:
+    """What each process reports to the others about its share of a step."""
 
-    outcomes: Outcomes
+    stats: CompletionStats
     missing: Counter[str]
     generate_seconds: float
     wait_seconds: float
+
+    @classmethod
+    def joined(cls, parts: Sequence["StepSummary"]) -> "StepSummary":
+        """The summaries of several processes as one. The seconds are those of the slowest process."""
+        return cls(
+            CompletionStats.joined([part.stats for part in parts]),
+            sum((part.missing for part in parts), Counter()),
+            max(part.generate_seconds for part in parts),
+            max(part.wait_seconds for part in parts),
+        )
 
 
 class Loop:
@@ -64,12 +74,12 @@ class Loop:
         self.scorer = scorer
         self.ranks = ranks
         self.accelerator = ranks.accelerator
-        ranks.check(config.rollout.prompts, "rollout.prompts")
-        self.learner = PolicyUpdater(config, student, ranks)
-        wrapped = self.learner.wrapped
-        self.engine: Engine = GatheredEngine(engine, wrapped.module) if wrapped.even else engine
-        self.drawing = RolloutGenerator(config, student, self.engine, scorer, ranks)
-        self.saver = Saver(config, student, wrapped, ranks, data)
+        ranks.require_one_each(config.rollout.prompts, "rollout.prompts")
+        self.updater = PolicyUpdater(config, student, ranks)
+        prepared = self.updater.prepared
+        self.engine: Engine = GatheredEngine(engine, prepared.module) if prepared.lock_step else engine
+        self.generator = RolloutGenerator(config, student, self.engine, scorer, ranks)
+        self.saver = Saver(config, student, prepared, ranks, data)
         about: dict[str, Any] = {
             "kind": "train",
             "objective": self.objective.name,
@@ -77,194 +87,207 @@ class Loop:
             "steps": config.steps,
             "student": config.student.path,
             "processes": ranks.size,
-            **self._shake_hands(),
+            **self._handshake(),
         }
-        self.diagnostics = Diagnostics(config, student, wrapped, scorer, ranks)
-        if self.diagnostics.lacking:
-            console.print(f"[dim]diagnostics: {self.diagnostics.lacking}", highlight=False)
-        self.found = found = self.saver.begin(resume)
-        if found is not None:
-            ranks.together(lambda: self._same_teachers(about))
-            if ranks.first:
-                trim_after(config.out, found.step)
-        self.first = self.done = found.step if found else 0
-        state = found.state["loop"] if found else {}
+        self.diagnostics = Diagnostics(config, student, prepared, scorer, ranks)
+        if self.diagnostics.warning:
+            console.print(f"[dim]diagnostics: {self.diagnostics.warning}", highlight=False)
+        self.checkpoint = checkpoint = self.saver.restore_latest(resume)
+        if checkpoint is not None:
+            ranks.run_on_all(lambda: self._check_same_teachers(about))
+            if ranks.is_main:
+                trim_after(config.out, checkpoint.step)
+        self.first_step = self.steps_done = checkpoint.step if checkpoint else 0
+        state = checkpoint.state["loop"] if checkpoint else {}
         self.missing_in_a_row = int(state.get("missing_in_a_row", 0))
         self.missing_total = int(state.get("missing_total", 0))
-        since = ranks.gather(time_so_far(config.out) if found else 0.0)[0]
+        elapsed = ranks.gather(elapsed_seconds(config.out) if checkpoint else 0.0)[0]
+        resumed = checkpoint is not None
         self.folder = RunFolder(
-            config, about, self.accelerator, resumed=found is not None, first=self.first, since=since
+            config, about, self.accelerator, resumed=resumed, steps_done=self.first_step, elapsed=elapsed
         )
 
-    def _shake_hands(self) -> dict[str, Any]:
-        """Meet the teachers; who they are, for run.json."""
-        asks = TeacherRequirements(self.objective.name, self.objective.needs, self.config.rollout.temperature)
-        met = {}
-        for teacher in self.ranks.together(lambda: self.scorer.meet_teachers(self.student, asks)):
+    def _handshake(self) -> dict[str, Any]:
+        """Complete the handshakes with the teachers; returns their identities for run.json."""
+        requirements = TeacherRequirements(self.objective.name, self.objective.needs, self.config.rollout.temperature)
+        identities = {}
+        for teacher in self.ranks.run_on_all(lambda: self.scorer.handshake(self.student, requirements)):
             assert teacher.info is not None
             assert teacher.handshake is not None
-            who = f"{teacher.name} ({teacher.info.identity.model})" if teacher.name else teacher.info.identity.model
-            console.print(f"[dim]handshake with {who}: {teacher.handshake.describe()}", highlight=False)
-            met[teacher.name] = teacher.about()
-        self.ranks.same(met, "the processes met different teachers: their URLs must lead to the same one everywhere")
-        if ONLY in met:
-            return {"teacher": met[ONLY]}
-        return {"teachers": met} if met else {}
+            model = teacher.info.identity.model
+            label = f"{teacher.name} ({model})" if teacher.name else model
+            console.print(f"[dim]handshake with {label}: {teacher.handshake.describe()}", highlight=False)
+            identities[teacher.name] = teacher.identity_record()
+        self.ranks.require_same(
+            identities, "the processes met different teachers: their URLs must lead to the same one everywhere"
+        )
+        if SINGLE_TEACHER in identities:
+            return {"teacher": identities[SINGLE_TEACHER]}
+        return {"teachers": identities} if identities else {}
 
-    def _same_teachers(self, about: Mapping[str, Any]) -> None:
-        """A resumed run asks the teachers that it began with, unless the config allows another."""
+    def _check_same_teachers(self, about: Mapping[str, Any]) -> None:
+        """Raise RunError if a resumed run has other teachers than it began with, unless the config allows that."""
         file = self.config.out / "run.json"
         before = json.loads(file.read_text()) if file.is_file() else {}
         for name, teacher in self.scorer.teachers.items():
-            was = before.get("teachers", {}).get(name) if name else before.get("teacher")
-            now = about["teachers"][name] if name else about["teacher"]
-            if was and was != now and not teacher.config.allow_identity_change:
+            old = before.get("teachers", {}).get(name) if name else before.get("teacher")
+            new = about["teachers"][name] if name else about["teacher"]
+            if old and old != new and not teacher.config.allow_identity_change:
                 raise RunError(
-                    f"the run began with teacher {was}, and {now} answers now. Start a new run with it, or set "
+                    f"the run began with teacher {old}, and {new} answers now. Start a new run with it, or set "
                     f"{teacher.key}.allow_identity_change=true"
                 )
 
-    def run(self, examples: Sequence[Example], traces: Sequence[Trace], *, keep: bool = True) -> Path:
-        """keep: write the student at the end.
+    def run(self, examples: Sequence[Example], traces: Sequence[Trace], *, export: bool = True) -> Path:
+        """Run the steps that are left. export: write the student at the end.
 
-        Raises RunError where the run cannot go on, after a checkpoint of what was learned.
+        Raises RunError if the run cannot go on, after writing a checkpoint.
         """
         config = self.config
         if self.objective.needs.teacher:
-            self.ranks.together(lambda: self.scorer.prepare([*examples, *(trace.example for trace in traces)]))
-        batches = Batches(config, self.objective, self.drawing, examples, traces)
-        self.pipeline = Pipeline(batches.begin, self.engine, ahead=config.rollout.ahead, steps=config.steps)
-        label = f"{self.objective.name} on {config.data.label} prompts"
+            self.ranks.run_on_all(lambda: self.scorer.prepare_prompts([*examples, *(t.example for t in traces)]))
+        source = BatchSource(config, self.objective, self.generator, examples, traces)
+        self.pipeline = Pipeline(source.start, self.engine, ahead=config.rollout.ahead, steps=config.steps)
         self.student.model.train()
-        with StopSignal() as stop, self._view(label) as live, closing(self.pipeline):
-            self.scorer.outages.stop = lambda: stop.requested
-            self._take_up(batches)
+        with StopSignal() as stop, self._dashboard() as live, closing(self.pipeline):
+            self.scorer.outages.stop_requested = lambda: stop.requested
+            self._restore_batches(source)
             try:
-                for step in range(self.first, config.steps):
+                for step in range(self.first_step, config.steps):
                     with tracing.span("step", step=step + 1):
-                        figures = self._step(step)
-                    spans = self.pipeline.sync(self.done)
-                    live.update(self.done, **figures)
+                        metrics = self._step(step)
+                    spans = self.pipeline.sync(self.steps_done)
+                    live.update(self.steps_done, **metrics)
                     stopped = self.ranks.any(stop.requested)
-                    if self.saver.due(self.done) or stopped:
+                    if self.saver.is_due(self.steps_done) or stopped:
                         spans += self._save()
-                    self._spans(spans)
+                    self._write_spans(spans)
                     if stopped:
-                        self._leave()
-            except RunError as error:  # agreed upon: every process has one
+                        self._exit()
+            except RunError as error:  # all processes have one: they agree on errors
                 stopped = self.ranks.any(isinstance(error.__cause__ or error, InterruptedWaitError))
                 self._save()
                 if stopped:
-                    self._leave()
+                    self._exit()
                 raise type(error)(
-                    f"{error}. What the run had learned after step {self.done} is saved: once that is mended, the same "
+                    f"{error}. The student after step {self.steps_done} is saved: once that is mended, the same "
                     "command goes on from there with --resume"
                 ) from error
-        if keep:
+        if export:
             self.saver.export()
         self.folder.close()
         return config.out / "model"
 
-    def _view(self, label: str) -> Dashboard:
-        """What the terminal of the first process shows."""
-        history = read_json_lines(self.config.out / "metrics.jsonl") if self.first and self.ranks.first else []
-        state = self.scorer.state
-        return Dashboard(label, self.config.steps, TRAIN, console, done=self.first, history=history, state=state)
+    def _dashboard(self) -> Dashboard:
+        """The terminal output of the main process."""
+        resumed = self.first_step and self.ranks.is_main
+        return Dashboard(
+            f"{self.objective.name} on {self.config.data.label} prompts",
+            self.config.steps,
+            TRAIN_TABLES,
+            console,
+            done=self.first_step,
+            history=read_json_lines(self.config.out / "metrics.jsonl") if resumed else [],
+            service_states=self.scorer.service_states,
+        )
 
-    def _take_up(self, batches: "Batches") -> None:
-        """What a resumed run finds: the weights' age, and the batches that were drawn ahead."""
-        if self.found is None:
+    def _restore_batches(self, source: BatchSource) -> None:
+        """If the run resumes, tell the engine the weights' version and restore the batches generated ahead."""
+        if self.checkpoint is None:
             return
-        self.engine.sync(self.first)
-        folder = self.found.path
-        for drawn in self.ranks.together(lambda: list(batches.kept(folder))):
-            self.pipeline.put(drawn)
+        self.engine.sync(self.first_step)
+        folder = self.checkpoint.path
+        for batch in self.ranks.run_on_all(lambda: list(source.restore(folder))):
+            self.pipeline.restore(batch)
 
     def _save(self) -> list[Span]:
         started = time.monotonic()
         state = {"missing_in_a_row": self.missing_in_a_row, "missing_total": self.missing_total}
-        self.saver.save(self.done, state, partial(self.pipeline.save, done=self.done, rank=self.ranks.rank))
+        save_batches = partial(self.pipeline.save, done=self.steps_done, rank=self.ranks.rank)
+        self.saver.save(self.steps_done, state, save_batches)
         return [("checkpoint", started, time.monotonic())]
 
-    def _leave(self) -> NoReturn:
+    def _exit(self) -> NoReturn:
         self.folder.close()
         raise SystemExit(143)
 
+    def _take_batch(self, step: int) -> RolloutBatch:
+        if self.generator.max_rounds > 1:  # the processes agree between rounds
+            return self.pipeline.take(step)
+        return self.ranks.run_on_all(lambda: self.pipeline.take(step))
+
     def _step(self, step: int) -> dict[str, Any]:
-        """One step, written to the run's folder; returns its figures."""
+        """Run a step and write it to the run's folder; returns its metrics."""
         started = time.monotonic()
-        if self.drawing.rounds == 1:
-            drawn = self.ranks.together(lambda: self.pipeline.take(step))
-        else:  # which agrees round by round
-            drawn = self.pipeline.take(step)
-        due = drawn.version is not None and self.diagnostics.due(step, drawn.needs)
-        measured = self.diagnostics.begin(drawn.learned, drawn.all.rollouts[0]) if due else None
-        learning = time.monotonic()
+        batch = self._take_batch(step)
+        due = batch.version is not None and self.diagnostics.due(step, batch.needs)
+        measurement = self.diagnostics.begin(batch.selected, batch.scored.rollouts[0]) if due else None
+        update_started = time.monotonic()
         with tracing.span("update"):
-            figures, log = self.learner.update(step, drawn.learned, drawn.needs, drawn.all.rollouts[0])
-        self.done = step + 1
+            update_metrics, log = self.updater.update(step, batch.selected, batch.needs, batch.scored.rollouts[0])
+        self.steps_done = step + 1
         if (step + 1) % self.config.samples_every == 0 or step == 0:
-            self.folder.rollouts(log.samples(step + 1, self.student))
+            self.folder.write_rollouts(log.samples(step + 1, self.student))
         ended = time.monotonic()
-        health = self.diagnostics.figures(measured) if measured else {}
-        beside = measured.spans if measured else []
-        scores, waits, outages = drawn.found(), drawn.waits, self.scorer.outages.take_spells()
-        optimised = between(learning, ended, waits)
-        self._spans([*drawn.drawing, *scores.spans, *waits, *outages, *beside, *optimised])
-        own = Part(Outcomes.of(drawn.all), scores.missing, seconds(drawn.drawing), seconds(waits))
-        parts = self.ranks.gather(own)
-        outcomes = Outcomes.joined([part.outcomes for part in parts])
-        found = StepScores({}, sum((part.missing for part in parts), Counter()))
+        diagnostics = self.diagnostics.metrics(measurement) if measurement else {}
+        diagnostic_spans = measurement.spans if measurement else []
+        scores, waits, outages = batch.collect(), batch.waits, self.scorer.outages.take_spans()
+        optimise = optimise_spans(update_started, ended, waits)
+        self._write_spans([*batch.generate_spans, *scores.spans, *waits, *outages, *diagnostic_spans, *optimise])
+        generate_seconds, wait_seconds = total_seconds(batch.generate_spans), total_seconds(waits)
+        own = StepSummary(CompletionStats.of(batch.scored), scores.missing, generate_seconds, wait_seconds)
+        summary = StepSummary.joined(self.ranks.gather(own))
+        missing = StepScores({}, summary.missing)
         metrics = {
-            **(outcomes.figures() if drawn.version is not None else {}),
-            **drawn.figures,
-            **figures,
-            **health,
-            "missing/teacher": float(found.count_missing("teacher")),
-            "missing/verifier": float(found.count_missing("verifier")),
-            "staleness": float(drawn.staleness),
-            "time/generate": max(part.generate_seconds for part in parts),
-            "time/score_wait": max(part.wait_seconds for part in parts),
-            "time/optimise": seconds(optimised),
+            **(summary.stats.metrics() if batch.version is not None else {}),
+            **batch.metrics,
+            **update_metrics,
+            **diagnostics,
+            "missing/teacher": float(missing.count_missing("teacher")),
+            "missing/verifier": float(missing.count_missing("verifier")),
+            "staleness": float(batch.staleness),
+            "time/generate": summary.generate_seconds,
+            "time/score_wait": summary.wait_seconds,
+            "time/optimise": total_seconds(optimise),
             "time/step": ended - started,
-            "tokens/per_second": sum(outcomes.lengths) / (ended - started),
+            "tokens/per_second": sum(summary.stats.lengths) / (ended - started),
         }
-        self.folder.metrics(step + 1, metrics)
-        self.ranks.together(lambda: self.saver.saw(metrics))
-        self.ranks.together(lambda: self._mind_the_missing(found, len(outcomes.rewards)))
+        self.folder.write_metrics(step + 1, metrics)
+        self.ranks.run_on_all(lambda: self.saver.record_metrics(metrics))
+        self.ranks.run_on_all(lambda: self._check_missing(missing, len(summary.stats.rewards)))
         return metrics
 
-    def _spans(self, spans: Sequence[Span]) -> None:
-        """Write down what every process did when."""
-        self.folder.spans(self.done, self.ranks.gather(self.folder.since_start(spans)))
+    def _write_spans(self, spans: Sequence[Span]) -> None:
+        """Write the spans of all processes to the timeline."""
+        self.folder.write_spans(self.steps_done, self.ranks.gather(self.folder.relative_to_start(spans)))
 
-    def _mind_the_missing(self, found: StepScores, count: int) -> None:
-        """Say what is missing, and stop the run where too much of it is, too often."""
-        if not found.missing:
+    def _check_missing(self, scores: StepScores, count: int) -> None:
+        """Report missing scores. Raises RunError if too large a share of `count` is missing for too many steps."""
+        if not scores.missing:
             self.missing_in_a_row = 0
             return
-        self.missing_total += found.missing.total()
-        console.print(f"[yellow]missing scores, masked: {dict(found.missing)}")
-        share = max(found.count_missing("teacher"), found.count_missing("verifier")) / count
+        self.missing_total += scores.missing.total()
+        console.print(f"[yellow]missing scores, masked: {dict(scores.missing)}")
+        share = max(scores.count_missing("teacher"), scores.count_missing("verifier")) / count
         self.missing_in_a_row = self.missing_in_a_row + 1 if share > self.config.missing.max_share else 0
         if self.missing_in_a_row >= self.config.missing.patience:
+            limit = self.config.missing.max_share
             raise RunError(
                 f"{share:.0%} of the scores were missing for {self.missing_in_a_row} steps in a row "
-                f"({dict(found.missing)}); missing.max_share is {self.config.missing.max_share:.0%}. Check the services"
+                f"({dict(scores.missing)}); missing.max_share is {limit:.0%}. Check the services"
             )
 
 
-def seconds(spans: Sequence[Span]) -> float:
-    """How long all of them were together."""
+def total_seconds(spans: Sequence[Span]) -> float:
     return sum(end - start for _, start, end in spans)
 
 
-def between(start: float, end: float, waits: Sequence[Span]) -> list[Span]:
-    """The optimiser's spans from `start` to `end`: all but the waits in it."""
+def optimise_spans(start: float, end: float, waits: Sequence[Span]) -> list[Span]:
+    """The optimiser's spans from `start` to `end`: the time outside the waits."""
     edges = [start]
-    for _, began, ended in sorted(waits, key=lambda span: span[1]):
-        if start <= began and ended <= end:
-            edges += [began, ended]
+    for _, wait_start, wait_end in sorted(waits, key=lambda span: span[1]):
+        if start <= wait_start and wait_end <= end:
+            edges += [wait_start, wait_end]
     edges.append(end)
     pairs = zip(edges[::2], edges[1::2], strict=True)
-    return [("optimise", began, ended) for began, ended in pairs if ended > began]
+    return [("optimise", span_start, span_end) for span_start, span_end in pairs if span_end > span_start]

@@ -1,4 +1,4 @@
-"""Means of figures that are known for some tokens of some completions, over all processes of a run."""
+"""Means over the tokens for which a value is known, over all processes of a run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,42 +9,42 @@ from torch import Tensor
 
 @dataclass
 class Means:
-    """Sums and counts by name, which add up over micro-batches and processes; in float64, so that the order in which
-    they do does not show.
+    """(sum, count) by name, added up over micro-batches and processes. The sums are float64, so that the order of the
+    additions has no visible effect.
     """
 
     sums: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def add(self, name: str, values_N: Tensor) -> None:
-        """Count in what is finite of these."""
+        """Add the finite values."""
         known_N = values_N[values_N.isfinite()]
         self._add(name, known_N.sum(dtype=torch.float64).item(), len(known_N))
 
-    def add_places(self, name: str, values_N: Tensor, places: int) -> None:
-        """Count in one completion's values, from its first position to its last, as NAME/0 to NAME/places - 1."""
-        self.add_at(name, values_N, torch.arange(len(values_N)) * places // max(1, len(values_N)), places)
+    def add_by_position(self, name: str, values_N: Tensor, bins: int) -> None:
+        """Add one completion's values in bins of equal width along its positions, as NAME/0 to NAME/bins - 1."""
+        self.add_binned(name, values_N, torch.arange(len(values_N)) * bins // max(1, len(values_N)), bins)
 
-    def add_at(self, name: str, values_N: Tensor, place_N: Tensor, places: int) -> None:
-        """Count in values at their places, int64 from 0, as NAME/0 to NAME/places - 1."""
+    def add_binned(self, name: str, values_N: Tensor, bin_N: Tensor, bins: int) -> None:
+        """Add each value to its bin, as NAME/0 to NAME/bins - 1. bin_N: int64, from 0."""
         known_N = values_N.isfinite()
         filled_N = torch.where(known_N, values_N, 0.0).double()
-        sums = torch.zeros(places, dtype=torch.float64).index_add(0, place_N, filled_N).tolist()
-        counts = torch.zeros(places, dtype=torch.long).index_add(0, place_N, known_N.long()).tolist()
-        for place, (total, count) in enumerate(zip(sums, counts, strict=True)):
-            self._add(f"{name}/{place}", total, count)
+        sums = torch.zeros(bins, dtype=torch.float64).index_add(0, bin_N, filled_N).tolist()
+        counts = torch.zeros(bins, dtype=torch.long).index_add(0, bin_N, known_N.long()).tolist()
+        for index, (total, count) in enumerate(zip(sums, counts, strict=True)):
+            self._add(f"{name}/{index}", total, count)
 
     def count(self, name: str) -> int:
-        """How many values were counted in."""
+        """The number of values added."""
         return self.sums.get(name, (0.0, 0))[1]
 
     def mean(self, name: str) -> float | None:
-        """None where nothing is known."""
+        """None if no value was added."""
         total, count = self.sums.get(name, (0.0, 0))
         return total / count if count else None
 
     @classmethod
     def joined(cls, parts: Iterable["Means"]) -> "Means":
-        """Those of several processes as one."""
+        """The means of several processes as one."""
         out = cls()
         for part in parts:
             for name, (total, count) in part.sums.items():

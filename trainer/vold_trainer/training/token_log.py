@@ -1,4 +1,4 @@
-"""The figures of a step, and the rollouts of it that are kept."""
+"""The metrics of a step's completions and tokens, and the samples that a run's folder keeps of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vold_trainer.data.pictures import thumbnail
-from vold_trainer.scoring.batch import ScoredBatch, teacher_row
+from vold_trainer.data.pictures import encode_thumbnail
+from vold_trainer.scoring.batch import ScoredBatch, teacher_logprobs
 from vold_trainer.student.models import Student
 from vold_trainer.training.means import Means
 
@@ -18,8 +18,8 @@ MISMATCHES = ("mismatch/k1", "mismatch/abs", "mismatch/k3")
 
 
 @dataclass
-class Outcomes:
-    """What the verifier made of a step's completions, and how long they are: a value a completion, groups together."""
+class CompletionStats:
+    """Rewards, verdicts and lengths of a step's completions; the completions of a group are neighbours."""
 
     group: int
     rewards: list[float]
@@ -28,7 +28,7 @@ class Outcomes:
     truncated: list[bool]
 
     @classmethod
-    def of(cls, scored: ScoredBatch) -> "Outcomes":
+    def of(cls, scored: ScoredBatch) -> "CompletionStats":
         return cls(
             scored.group,
             scored.rewards_C.tolist(),
@@ -38,35 +38,35 @@ class Outcomes:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence["Outcomes"]) -> "Outcomes":
-        """Those of several processes as one."""
+    def joined(cls, parts: Sequence["CompletionStats"]) -> "CompletionStats":
+        """The stats of several processes as one."""
         columns = ("rewards", "correct", "lengths", "truncated")
         return cls(parts[0].group, *([v for part in parts for v in getattr(part, name)] for name in columns))
 
-    def figures(self) -> dict[str, float | None]:
+    def metrics(self) -> dict[str, float | None]:
         rewards = torch.tensor(self.rewards)
-        judged = rewards.isfinite()
-        rewards, right = rewards[judged], torch.tensor(self.correct)[judged]
+        verified = rewards.isfinite()
+        rewards, correct = rewards[verified], torch.tensor(self.correct)[verified]
         lengths = torch.tensor(self.lengths, dtype=torch.float32)
-        # where the reward is the verdict itself, 1 or 0, its means by outcome would say nothing
-        graded = {} if torch.equal(rewards, right.float()) else by_outcome("reward/mean", rewards, right)
+        # If the reward is the verdict itself, 1 or 0, its means by verdict are constants.
+        by_verdict = {} if torch.equal(rewards, correct.float()) else means_by_verdict("reward/mean", rewards, correct)
         groups_PG = torch.tensor(self.correct).view(-1, self.group)
         return {
             "reward/mean": rewards.mean().item() if len(rewards) else None,
             "reward/std": rewards.std().item() if len(rewards) > 1 else None,
-            "reward/correct": _mean(right.float()),
-            **graded,
+            "reward/correct": _mean(correct.float()),
+            **by_verdict,
             "groups/all_correct": groups_PG.all(-1).float().mean().item(),
             "groups/all_wrong": (~groups_PG.any(-1)).float().mean().item(),
             "length/mean": float(np.mean(self.lengths)),
-            **by_outcome("length/mean", lengths[judged], right),
+            **means_by_verdict("length/mean", lengths[verified], correct),
             "length/truncated": float(np.mean(self.truncated)),
         }
 
 
-def by_outcome(name: str, values_C: Tensor, right_C: Tensor) -> dict[str, float | None]:
-    """The mean of judged completions' values over the right ones and over the wrong ones."""
-    return {f"{name}_correct": _mean(values_C[right_C]), f"{name}_wrong": _mean(values_C[~right_C])}
+def means_by_verdict(name: str, values_C: Tensor, correct_C: Tensor) -> dict[str, float | None]:
+    """The means of verified completions' values over the correct ones and over the wrong ones."""
+    return {f"{name}_correct": _mean(values_C[correct_C]), f"{name}_wrong": _mean(values_C[~correct_C])}
 
 
 def _mean(values: Tensor) -> float | None:
@@ -74,14 +74,14 @@ def _mean(values: Tensor) -> float | None:
 
 
 SUFFIXES = {True: "_correct", False: "_wrong", None: ""}
-"""How a figure's name ends that is of one outcome; what nobody judged is in the figure of all alone."""
+"""The suffix of a metric's name, by verdict. Completions without a verdict count in the metric without a suffix."""
 
 
 class TokenLog:
-    """The student's side of every token of a step, for the figures and for the samples kept."""
+    """The student's log-probability of each token of a step, for the metrics and the samples."""
 
     def __init__(self, scored: ScoredBatch, old: Mapping[int, Tensor] | None = None) -> None:
-        """old: the log-probabilities before the step's first update, by row; None where there is one update."""
+        """old: the log-probabilities before the step's first update, by row; None if the step has one update."""
         self.scored = scored
         self.old = old
         self.logprobs: dict[int, Tensor] = {}
@@ -92,21 +92,21 @@ class TokenLog:
         self.logprobs.update(zip(rows, logprobs_N.split(lengths), strict=True))
         self.means.add("student/entropy", entropy_N)
 
-    def sums(self) -> Means:
-        """What `token_figures` is made of. To be taken once, when all rows were added."""
-        drawn = [row for row in self.logprobs if self.scored.rollouts[row].logprobs is not None]
-        if drawn:  # all rows at once: a row by itself costs as much as all of them
-            before = self.logprobs if self.old is None else self.old
-            then_N = torch.cat([torch.from_numpy(self.scored.rollouts[row].logprobs) for row in drawn])
-            mismatch_N = then_N - torch.cat([before[row].cpu() for row in drawn])
+    def finish(self) -> Means:
+        """The input of `token_metrics`. To be called once, after all rows were added."""
+        sampled = [row for row in self.logprobs if self.scored.rollouts[row].logprobs is not None]
+        if sampled:  # all rows at once: a row by itself costs as much as all of them
+            old = self.logprobs if self.old is None else self.old
+            rollout_N = torch.cat([torch.from_numpy(self.scored.rollouts[row].logprobs) for row in sampled])
+            mismatch_N = rollout_N - torch.cat([old[row].cpu() for row in sampled])
             self.means.add("mismatch/k1", mismatch_N)
             self.means.add("mismatch/abs", mismatch_N.abs())
             self.means.add("mismatch/k3", (-mismatch_N).exp() - 1 + mismatch_N)
         scores = self.scored.scores
-        taught = [row for row in self.logprobs if scores[row].teacher_logprobs is not None]
-        if taught:
-            theirs_N = torch.cat([torch.from_numpy(scores[row].teacher_logprobs) for row in taught])
-            self._add_gaps(taught, theirs_N - torch.cat([self.logprobs[row] for row in taught]))
+        teacher_rows = [row for row in self.logprobs if scores[row].teacher_logprobs is not None]
+        if teacher_rows:
+            teacher_N = torch.cat([torch.from_numpy(scores[row].teacher_logprobs) for row in teacher_rows])
+            self._add_gaps(teacher_rows, teacher_N - torch.cat([self.logprobs[row] for row in teacher_rows]))
         return self.means
 
     def _add_gaps(self, rows: list[int], gap_N: Tensor) -> None:
@@ -114,24 +114,23 @@ class TokenLog:
         self.means.add("masked", gap_N[~gap_N.isfinite()].nan_to_num(0.0, 0.0, 0.0))
         lengths = torch.tensor([len(self.logprobs[row]) for row in rows])
         verdicts = [self.scored.scores[row].correct for row in rows]
-        for verdict, suffix in SUFFIXES.items():
-            of_it = torch.tensor([verdict in (None, one) for one in verdicts]).repeat_interleave(lengths)
-            self.means.add(f"gap{suffix}", gap_N[of_it])
-            self.means.add(f"k2{suffix}", 0.5 * gap_N[of_it].square())
+        for selected, suffix in SUFFIXES.items():
+            mask_N = torch.tensor([selected in (None, verdict) for verdict in verdicts]).repeat_interleave(lengths)
+            self.means.add(f"gap{suffix}", gap_N[mask_N])
+            self.means.add(f"k2{suffix}", 0.5 * gap_N[mask_N].square())
         position_N = torch.arange(len(gap_N)) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-        self.means.add_at("place", gap_N, position_N * DECILES // lengths.repeat_interleave(lengths), DECILES)
+        self.means.add_binned("position", gap_N, position_N * DECILES // lengths.repeat_interleave(lengths), DECILES)
 
-    def samples(self, step: int, student: Student, each: int = 3) -> list[dict[str, Any]]:
-        """Some right and some wrong rollouts of the step, of prompts from all over it, token by token."""
+    def samples(self, step: int, student: Student, count: int = 3) -> list[dict[str, Any]]:
+        """At most `count` correct and `count` wrong rollouts, spread over the step's prompts, token by token."""
         rows = sorted(self.logprobs)
-        right = [row for row in rows if self.scored.scores[row].correct]
+        correct = [row for row in rows if self.scored.scores[row].correct]
         wrong = [row for row in rows if not self.scored.scores[row].correct]
-        return [self._sample(step, row, student) for row in _spread(right, each) + _spread(wrong, each)]
+        return [self._sample(step, row, student) for row in _spread(correct, count) + _spread(wrong, count)]
 
     def _sample(self, step: int, row: int, student: Student) -> dict[str, Any]:
         rollout, score = self.scored.rollouts[row], self.scored.scores[row]
-        teacher = teacher_row(score, rollout)
-        images = [thumbnail(image) for image in rollout.example.images]
+        images = [encode_thumbnail(image) for image in rollout.example.images]
         return {
             "step": step,
             "id": rollout.example.id,
@@ -140,7 +139,7 @@ class TokenLog:
             "ids": list(rollout.ids),
             "tokens": [student.tokenizer.decode([token]) for token in rollout.ids],
             "student_logprobs": self.logprobs[row].tolist(),
-            "teacher_logprobs": teacher.tolist(),
+            "teacher_logprobs": teacher_logprobs(score, rollout).tolist(),
             "reward": score.reward,
             "correct": score.correct,
             "extracted": score.extracted,
@@ -150,23 +149,22 @@ class TokenLog:
 
 
 def _spread(rows: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the rows, at equal distances: completions of a prompt stand together, and a group may
-    have more of them.
-    """
-    return [rows[len(rows) * place // count] for place in range(count)] if len(rows) > count else list(rows)
+    """At most `count` of the rows, evenly spaced: the first rows would be completions of one prompt."""
+    return [rows[len(rows) * index // count] for index in range(count)] if len(rows) > count else list(rows)
 
 
-def token_figures(means: Means) -> dict[str, Any]:
-    """Entropy; log pi_rollout - log pi_old, where it is known with what probability the tokens were drawn: its mean and
-    how large it is; and where there is a teacher, k2 and the gap log pi_T - log pi_theta: all, by outcome, by place.
+def token_metrics(means: Means) -> dict[str, Any]:
+    """The entropy; log pi_rollout - log pi_old, if the rollouts have log-probabilities: its mean, its mean absolute
+    value and k3; and if there is a teacher, the gap log pi_T - log pi_theta and k2: of all tokens, by verdict, and by
+    position.
     """
-    figures: dict[str, Any] = {"student/entropy": means.mean("student/entropy")}
-    figures |= {name: means.mean(name) for name in MISMATCHES if name in means.sums}
+    metrics: dict[str, Any] = {"student/entropy": means.mean("student/entropy")}
+    metrics |= {name: means.mean(name) for name in MISMATCHES if name in means.sums}
     if "gap" not in means.sums:
-        return figures
-    for name in ("", "_correct", "_wrong"):
-        figures[f"teacher/gap{name}"] = means.mean(f"gap{name}")
-        figures[f"teacher/k2{name}"] = means.mean(f"k2{name}")
-    figures["missing/masked_positions"] = float(means.count("masked"))
-    figures["gap_by_position"] = [means.mean(f"place/{place}") for place in range(DECILES)]
-    return figures
+        return metrics
+    for suffix in ("", "_correct", "_wrong"):
+        metrics[f"teacher/gap{suffix}"] = means.mean(f"gap{suffix}")
+        metrics[f"teacher/k2{suffix}"] = means.mean(f"k2{suffix}")
+    metrics["missing/masked_positions"] = float(means.count("masked"))
+    metrics["gap_by_position"] = [means.mean(f"position/{index}") for index in range(DECILES)]
+    return metrics

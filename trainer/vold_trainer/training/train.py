@@ -1,7 +1,7 @@
 """The second stage: GRPO, distillation, or both.
 
-A step: draw P prompts, sample G completions of each and have them scored (drawing.py); then one or more optimiser
-steps on all of them (learning.py). What is asked of whom, and what the loss is, the objective says.
+A step takes P prompts, generates G completions of each and has them scored (generation.py), then makes one or more
+optimiser steps on all of them (update.py). The objective determines the requests to the services and the loss.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ from vold_trainer.processes.ranks import Ranks, make_accelerator
 from vold_trainer.rollout.engines import make_engine
 from vold_trainer.runs import trackers
 from vold_trainer.scoring.scorer import Scorer
-from vold_trainer.scoring.teachers import ONLY, TeacherRouter, configured, make_teachers
+from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRouter, configured_teachers, make_teachers
 from vold_trainer.scoring.twins import check_twins
 from vold_trainer.services.local import teacher_client, verifier_client
 from vold_trainer.services.outages import Outages
@@ -28,55 +28,57 @@ from vold_trainer.student.traces import Trace, read_traces
 from vold_trainer.training.loop import Loop
 
 
-def run_train(config: TrainConfig, *, resume: bool = False, keep: bool = True) -> Path:
-    """Train, and write the student to `out/model` if it is to be kept. Returns that folder.
+def run_train(config: TrainConfig, *, resume: bool = False, export: bool = True) -> Path:
+    """Train, and write the student to `out/model` if `export`. Returns that folder.
 
-    Raises RunError where the run cannot go on: a service that stays away, too many missing scores, another teacher.
+    Raises RunError if the run cannot go on: a service stays away, too many scores are missing, the teacher changed.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     trackers.check_installed(config.trackers)
     ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
-    student, examples, traces = ranks.together(lambda: _prepared(config))
-    teachers, verifier = configured(config), config.verifier
+    student, examples, traces = ranks.run_on_all(lambda: _load(config))
+    teachers, verifier = configured_teachers(config), config.verifier
     data = {"prompts": len(examples), "a step": config.rollout.prompts, "traces": len(traces)}
     with (
         tracing.exporting(config.out.name),
-        shared_services(ranks, teacher=teachers.get(ONLY), verifier=verifier, teachers=teachers) as services,
+        shared_services(ranks, teacher=teachers.get(SINGLE_TEACHER), verifier=verifier, teachers=teachers) as services,
     ):
         scorer = Scorer(
             make_teachers=partial(
-                make_teachers, teachers, lambda name, of: teacher_client(of, services, config.out.name, name)
+                make_teachers,
+                teachers,
+                lambda name, teacher: teacher_client(teacher, services, config.out.name, name),
             ),
             make_verifier=partial(verifier_client, verifier, services, config.out.name) if verifier else None,
             route=TeacherRouter(config),
-            verifier=verifier.name if verifier else "",
-            parameters=verifier.parameters if verifier else None,
+            verifier_name=verifier.name if verifier else "",
+            verifier_parameters=verifier.parameters if verifier else None,
             temperature=config.rollout.temperature,
-            outages=Outages(config.outage.wait, ended=services.ended),
+            outages=Outages(config.outage.wait, why_ended=services.why_ended),
         )
         engine = make_engine(config.rollout, student)
         try:
-            return Loop(config, student, engine, scorer, ranks, resume, data).run(examples, traces, keep=keep)
+            return Loop(config, student, engine, scorer, ranks, resume, data).run(examples, traces, export=export)
         finally:
             engine.close()
             scorer.close()
 
 
-def _prepared(config: TrainConfig) -> tuple[Student, list[Example], list[Trace]]:
-    """The student, the prompts, and the completions that come with them, where a teacher is there for each."""
+def _load(config: TrainConfig) -> tuple[Student, list[Example], list[Trace]]:
+    """The student, the prompts and the traces, after a check that each row has a teacher that can read it."""
     student = load_student(config.student)
     examples = load_examples(config.data)
-    traces = _traces(config.objective, student)
-    if configured(config):
+    traces = _load_traces(config.objective, student)
+    if configured_teachers(config):
         TeacherRouter(config).check([*examples, *(trace.example for trace in traces)])
         check_twins([*examples, *(trace.example for trace in traces)])
     return student, examples, traces
 
 
-def _traces(objective: AnyObjective, student: Student) -> list[Trace]:
-    """The completions that an objective learns from beside the student's own."""
+def _load_traces(objective: AnyObjective, student: Student) -> list[Trace]:
+    """The completions that an objective trains on beside the student's own."""
     if isinstance(objective, Gkd) and objective.needs.traces:
         return read_traces(Path(str(objective.traces)), student)
     return []

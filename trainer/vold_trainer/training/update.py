@@ -1,4 +1,4 @@
-"""The second half of a step: what the objective makes of scored rollouts, and the optimiser's updates."""
+"""The second half of a step: the objective's loss on scored rollouts, and the optimiser's updates."""
 
 import math
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from torch import Tensor
 from vold_trainer.config import TrainConfig
 from vold_trainer.objectives import Needs
 from vold_trainer.processes.ranks import Ranks
-from vold_trainer.processes.wrapping import Wrapped
+from vold_trainer.processes.wrapping import PreparedModel
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
 from vold_trainer.student.batching import Batch, make_batch, micro_batches
 from vold_trainer.student.models import Student
-from vold_trainer.student.plan import plan_updates
+from vold_trainer.student.plan import plan_optimiser_steps
 from vold_trainer.training.means import Means
-from vold_trainer.training.token_log import TokenLog, token_figures
+from vold_trainer.training.token_log import TokenLog, token_metrics
 
 
 class PolicyUpdater:
@@ -29,62 +29,63 @@ class PolicyUpdater:
         self.student = student
         self.ranks = ranks
         self.accelerator = ranks.accelerator
-        self.wrapped = Wrapped(student, config.optim, config.steps, config.seed, ranks)
-        self.module = self.wrapped.module
+        self.prepared = PreparedModel(student, config.optim, config.steps, config.seed, ranks)
+        self.module = self.prepared.module
 
     def update(
-        self, step: int, scored: ScoredBatch, needs: Needs, spare: Rollout | None = None
+        self, step: int, scored: ScoredBatch, needs: Needs, dummy: Rollout | None = None
     ) -> tuple[dict[str, Any], TokenLog]:
-        """Optimiser steps over all processes' rollouts of step `step`; the figures of what was learned from, and the
-        tokens of this process. spare: one that stands in, without weight, where a process has nothing to learn from.
+        """Optimiser steps over all processes' rollouts of step `step`. Returns the metrics of all rollouts, and the
+        tokens of this process. dummy: a rollout that is passed without weight if a process has no rollout for a pass.
 
-        Each micro-batch waits for its own scores only, while others are on their way; which rollouts it holds does not
-        depend on when they come. No weight changes before all scores are there: what they raise (RunError where a
-        service is gone) leaves the student as it was. Several processes begin when all of them have their scores.
+        Each micro-batch waits for its own scores only; which rollouts it holds does not depend on when scores come. No
+        weight changes before all scores are there, so an error of a service (RunError) leaves the student as it was.
+        Several processes begin once all of them have their scores.
         """
-        config = self.config
-        spare = spare or scored.rollouts[0]
+        dummy = dummy or scored.rollouts[0]
         if self.ranks.size > 1:
-            self.ranks.together(scored.wait)
-        drawn = self.ranks.gather([(rollout.row, len(rollout.ids)) for rollout in scored.rollouts])
-        seed = config.seed * 1_000_003 + step
-        size, micro, even = config.batch.size, config.batch.micro, self.wrapped.even
-        updates = plan_updates(drawn, self.ranks.rank, size=size, micro=micro, seed=seed, even=even)
-        old = self._logprobs(scored.rollouts, max(map(len, drawn)), spare) if len(updates) > 1 else None
+            self.ranks.run_on_all(scored.wait)
+        lengths = self.ranks.gather([(rollout.row, len(rollout.ids)) for rollout in scored.rollouts])
+        seed = self.config.seed * 1_000_003 + step
+        size, micro, even = self.config.batch.size, self.config.batch.micro, self.prepared.lock_step
+        updates = plan_optimiser_steps(lengths, self.ranks.rank, size=size, micro=micro, seed=seed, equal_counts=even)
+        old = self._old_logprobs(scored.rollouts, max(map(len, lengths)), dummy) if len(updates) > 1 else None
         log = TokenLog(scored, old)
         sums: dict[str, float] = {}
         norms = []
         for update in updates:
-            for number, rows in enumerate(update.passes, 1):
-                with self.wrapped.one_pass(last=number == len(update.passes)):
+            for number, rows in enumerate(update.micro_batches, 1):
+                with self.prepared.micro_batch(last=number == len(update.micro_batches)):
                     if not rows:
-                        self.wrapped.add(self._nothing(spare))
+                        self.prepared.backward(self._dummy_loss(dummy))
                         continue
                     share = (
                         sum(len(scored.rollouts[row].ids) for row in rows) / update.tokens
                         if self.objective.normalise == "token"
                         else len(rows) / update.sequences
                     )
-                    for name, value in self._learn(step, scored, rows, needs, share, old, log).items():
-                        sums[name] = sums.get(name, 0.0) + value * share * update.sequences / update.rest
+                    for name, value in self._train_micro_batch(step, scored, rows, needs, share, old, log).items():
+                        sums[name] = sums.get(name, 0.0) + value * share * update.sequences / update.total_sequences
             scored.wait()
-            norms.append(self.wrapped.step())
-        lr = self.wrapped.advance()
-        means = Means.joined(self.ranks.gather(log.sums()))
-        figures = {**self.ranks.sum(sums), **token_figures(means), "grad_norm": sum(norms) / len(norms), "lr": lr}
-        return figures, log
+            norms.append(self.prepared.optimizer_step())
+        lr = self.prepared.scheduler_step()
+        means = Means.joined(self.ranks.gather(log.finish()))
+        metrics = {**self.ranks.sum(sums), **token_metrics(means), "grad_norm": sum(norms) / len(norms), "lr": lr}
+        return metrics, log
 
     def _batch(self, rollouts: list[Rollout]) -> Batch:
         examples, ids = [rollout.example for rollout in rollouts], [rollout.ids for rollout in rollouts]
-        return make_batch(self.student, examples, ids, device=self.accelerator.device, share=not self.wrapped.even)
+        return make_batch(
+            self.student, examples, ids, device=self.accelerator.device, share=not self.prepared.lock_step
+        )
 
-    def _nothing(self, spare: Rollout) -> Tensor:
-        """A pass that changes no gradient."""
-        batch = self._batch([spare])
-        own = self.module(batch.inputs, batch.predicts_BS, batch.ids_N, self.config.rollout.temperature)
-        return 0.0 * own.logprobs_N.sum()
+    def _dummy_loss(self, dummy: Rollout) -> Tensor:
+        """A loss with gradient zero."""
+        batch = self._batch([dummy])
+        student = self.module(batch.inputs, batch.predicts_BS, batch.ids_N, self.config.rollout.temperature)
+        return 0.0 * student.logprobs_N.sum()
 
-    def _learn(
+    def _train_micro_batch(
         self,
         step: int,
         scored: ScoredBatch,
@@ -94,52 +95,51 @@ class PolicyUpdater:
         old: Mapping[int, Tensor] | None,
         log: TokenLog,
     ) -> dict[str, float]:
-        """Forward and backward of one micro-batch, weighted by its share of the optimiser step."""
+        """Forward and backward pass of one micro-batch, weighted by its share of the optimiser step."""
         device, rollout = self.accelerator.device, self.config.rollout
-        part = [scored.rollouts[row] for row in rows]
-        batch = self._batch(part)
-        ids_NK, theirs_NK = None, None
+        batch = self._batch([scored.rollouts[row] for row in rows])
+        support_ids_NK, teacher_NK = None, None
         if needs.top_k or needs.candidates:
             scored.wait(rows)
-            ids_NK, theirs_NK = scored.support(rows)
-        own = self.module(
+            support_ids_NK, teacher_NK = scored.support(rows)
+        student = self.module(
             batch.inputs,
             batch.predicts_BS,
             batch.ids_N,
             rollout.temperature,
-            None if ids_NK is None else ids_NK.to(device),
+            None if support_ids_NK is None else support_ids_NK.to(device),
         )
         scored.wait(rows)
         outcome = self.objective(
             scored.inputs(
                 rows,
                 batch,
-                own.logprobs_N,
+                student.logprobs_N,
                 None if old is None else torch.cat([old[row] for row in rows]),
                 needs,
-                None if theirs_NK is None else (own.support_NK, theirs_NK),
+                None if teacher_NK is None else (student.support_logprobs_NK, teacher_NK),
                 step=step,
                 max_tokens=rollout.max_tokens,
             )
         )
-        self.wrapped.add(outcome.loss * share)
-        log.add(rows, own.logprobs_N.detach().cpu(), own.entropy_N.cpu())
+        self.prepared.backward(outcome.loss * share)
+        log.add(rows, student.logprobs_N.detach().cpu(), student.entropy_N.cpu())
         return {"loss": outcome.loss.item(), **outcome.metrics}
 
     @torch.no_grad()
-    def _logprobs(self, rollouts: list[Rollout], most: int, spare: Rollout) -> dict[int, Tensor]:
-        """The student's log-probabilities before any update, by row. most: what the busiest process has to do."""
-        found: dict[int, Tensor] = {}
+    def _old_logprobs(self, rollouts: list[Rollout], most: int, dummy: Rollout) -> dict[int, Tensor]:
+        """The student's log-probabilities before any update, by row. most: rollouts of the process with the most."""
+        logprobs: dict[int, Tensor] = {}
         micro = self.config.batch.micro
         parts = micro_batches([len(r.ids) for r in rollouts], micro)
-        if self.wrapped.even:
+        if self.prepared.lock_step:
             parts += [[] for _ in range(math.ceil(most / micro) - len(parts))]
         for part in parts:
             if not part:
-                self._nothing(spare)
+                self._dummy_loss(dummy)
                 continue
             chosen = [rollouts[row] for row in part]
             batch = self._batch(chosen)
-            own = self.module(batch.inputs, batch.predicts_BS, batch.ids_N, self.config.rollout.temperature)
-            found.update(zip(part, own.logprobs_N.split([len(r.ids) for r in chosen]), strict=True))
-        return found
+            student = self.module(batch.inputs, batch.predicts_BS, batch.ids_N, self.config.rollout.temperature)
+            logprobs.update(zip(part, student.logprobs_N.split([len(r.ids) for r in chosen]), strict=True))
+        return logprobs

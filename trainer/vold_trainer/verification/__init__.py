@@ -1,4 +1,4 @@
-"""Rewards for a file of completions, without a run."""
+"""Rewards for a file of completions, outside a training run."""
 
 from vold_trainer.verification.file import TIMEOUT_SECONDS, run_verify
 

@@ -1,4 +1,4 @@
-"""`vold verify`: a file of completions through the verifier service, line by line, in order, in bounded memory."""
+"""`vold verify`: send the completions of a file to the verifier; write the verdicts in order, in bounded memory."""
 
 import asyncio
 import json
@@ -25,36 +25,41 @@ from vold_client import AsyncVerifierClient, InvalidArgument, Verdict, VoldError
 from vold_trainer.config import VerifierConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.services.local import Services, open_services, verifier_client
-from vold_trainer.verification.lines import Line, Reader, is_broken, row_of
+from vold_trainer.verification.lines import Line, LineParser, error_message, is_broken_line, output_row
 
-BATCH_LINES, BATCH_BYTES, BATCHES_UNDER_WAY = 256, 4 << 20, 4
-SHOWN_FAULTS, SHOWN_CHARS = 10, 600
+BATCH_LINES, BATCH_BYTES, MAX_PENDING_BATCHES = 256, 4 << 20, 4
+MAX_PRINTED_ERRORS, MAX_PRINTED_CHARS = 10, 600
 TIMEOUT_SECONDS = 3600.0
-"""For one batch; the service's own limits for an item are much shorter."""
+"""The deadline of one batch; the service's own time limit per item is much shorter."""
 
-Judged = list[tuple[Line, Verdict | None]]
+VerifiedLines = list[tuple[Line, Verdict | None]]
+"""The lines of a batch with their verdicts; None for a line that could not be sent."""
 
 
 @dataclass
-class Tally:
-    """What the table at the end shows, by verifier."""
+class Summary:
+    """The counts and mean rewards of the lines written so far, by verifier.
+
+    lines_by_verifier: lines. outcomes: lines by verifier and outcome ("correct", "wrong", "error"). rewards: sums.
+    broken_lines: how many lines are invalid. errors: the messages of the first of them.
+    """
 
     lines: int = 0
-    items: Counter[str] = field(default_factory=Counter)
+    lines_by_verifier: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     rewards: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    faults: list[str] = field(default_factory=list)
-    broken: int = 0
-    began: float = field(default_factory=time.monotonic)
+    errors: list[str] = field(default_factory=list)
+    broken_lines: int = 0
+    started: float = field(default_factory=time.monotonic)
 
     def add(self, line: Line, verdict: Verdict | None) -> None:
         self.lines += 1
         name = line.item.verifier if line.item is not None else "(broken lines)"
-        self.items[name] += 1
-        if is_broken(verdict):
-            self.broken += 1
-            if len(self.faults) < SHOWN_FAULTS:
-                self.faults.append(str(row_of(line, verdict)["error"]))
+        self.lines_by_verifier[name] += 1
+        if is_broken_line(verdict):
+            self.broken_lines += 1
+            if len(self.errors) < MAX_PRINTED_ERRORS:
+                self.errors.append(str(error_message(line, verdict)))
         if verdict is None or verdict.error is not None:
             self.outcomes[name, "error"] += 1
             return
@@ -62,74 +67,80 @@ class Tally:
         self.rewards[name] += verdict.reward or 0.0
 
     def table(self) -> Table:
-        seconds = time.monotonic() - self.began
+        seconds = time.monotonic() - self.started
         rate = f"{self.lines:,} lines, {seconds:.1f} s, {self.lines / max(seconds, 1e-9):,.0f} a second"
         table = Table("verifier", "lines", "correct", "wrong", "errors", "accuracy", "mean reward", title=rate)
-        for name, count in sorted(self.items.items()):
-            correct, wrong, error = (self.outcomes[name, what] for what in ("correct", "wrong", "error"))
-            judged = correct + wrong
-            accuracy = f"{correct / judged:.1%}" if judged else "-"
-            mean = f"{self.rewards[name] / judged:.3f}" if judged else "-"
+        for name, count in sorted(self.lines_by_verifier.items()):
+            correct, wrong, error = (self.outcomes[name, outcome] for outcome in ("correct", "wrong", "error"))
+            verified = correct + wrong
+            accuracy = f"{correct / verified:.1%}" if verified else "-"
+            mean = f"{self.rewards[name] / verified:.3f}" if verified else "-"
             table.add_row(name, f"{count:,}", f"{correct:,}", f"{wrong:,}", f"{error:,}", accuracy, mean)
         return table
 
 
 def run_verify(path: str, out: str, config: VerifierConfig, *, explain: str | None = None) -> int:
-    """Judge every line of `path` ("-": stdin) into `out` ("-": stdout); returns the exit status, 1 where a line was
-    broken, 130 where it was interrupted. Progress and the summary go to stderr.
+    """Verify every line of `path` ("-": stdin) and write the verdicts to `out` ("-": stdout). Progress and the summary
+    go to stderr. Returns the exit status: 1 if a line is broken or the service fails, 130 if interrupted; the verdicts
+    received before that are written.
 
-    explain: judge the line with this id alone, and print what was found instead of writing `out`.
-    Raises UsageError where a file cannot be used, VoldError where the service fails; what was judged is written.
+    explain: verify the line with this id alone, and print its verdict instead of writing `out`.
+    Raises UsageError if a file cannot be used, VoldError if the service cannot be reached.
     """
     console = Console(stderr=True)
     with ExitStack() as stack:
-        source = _source(stack, path)
+        source = _open_input(stack, path)
         if explain is None and path != "-" and out != "-" and Path(out).exists() and os.path.samefile(path, out):
             raise UsageError(f"-o {out!r} is the input: name another file")
         services = stack.enter_context(open_services(verifier=config))
         if explain is not None:
             return asyncio.run(_explain(source, config, services, explain))
-        target = _target(stack, out)
-        progress, task = _progress(console, source)
-        tally, stopped, status = Tally(), "", 0
+        target = _open_output(stack, out)
+        progress, task = _make_progress(console, source)
+        summary, stop_reason, status = Summary(), "", 0
 
-        def write(judged: Judged) -> None:
-            for line, verdict in judged:
-                target.write(json.dumps(row_of(line, verdict), ensure_ascii=False) + "\n")
-                tally.add(line, verdict)
+        def write(verified: VerifiedLines) -> None:
+            for line, verdict in verified:
+                target.write(json.dumps(output_row(line, verdict), ensure_ascii=False) + "\n")
+                summary.add(line, verdict)
             target.flush()
-            progress.update(task, completed=judged[-1][0].taken, lines=f"{tally.lines:,}")
+            progress.update(task, completed=verified[-1][0].end_offset, lines=f"{summary.lines:,}")
 
         with progress:
             try:
-                asyncio.run(_judge_file(source, config, services, write))
+                asyncio.run(_verify_file(source, config, services, write))
             except KeyboardInterrupt:
-                stopped, status = "interrupted", 130
+                stop_reason, status = "interrupted", 130
             except VoldError as error:
-                stopped, status = str(error), 1
-    console.print(tally.table())
-    for fault in tally.faults:
-        console.print(f"[red]error:[/] {escape(fault)}", highlight=False, soft_wrap=True)
-    if tally.broken > len(tally.faults):
-        console.print(f"[red]error:[/] {tally.broken - len(tally.faults):,} more; each is in its output line")
-    if stopped:
+                stop_reason, status = str(error), 1
+    _print_summary(console, summary, stop_reason)
+    return status or (1 if summary.broken_lines else 0)
+
+
+def _print_summary(console: Console, summary: Summary, stop_reason: str) -> None:
+    console.print(summary.table())
+    for error in summary.errors:
+        console.print(f"[red]error:[/] {escape(error)}", highlight=False, soft_wrap=True)
+    if summary.broken_lines > len(summary.errors):
+        more = summary.broken_lines - len(summary.errors)
+        console.print(f"[red]error:[/] {more:,} more broken lines; each output line holds its error")
+    if stop_reason:
         console.print(
-            f"[red]error:[/] {escape(stopped)}; the first {tally.lines:,} lines are judged and written",
+            f"[red]error:[/] {escape(stop_reason)}; the first {summary.lines:,} lines are verified and written",
             highlight=False,
             soft_wrap=True,
         )
-    return status or (1 if tally.broken else 0)
 
 
-def _source(stack: ExitStack, path: str) -> IO[bytes]:
+def _open_input(stack: ExitStack, path: str) -> IO[bytes]:
     try:
-        # Not sys.stdin's own buffer, and never closed: either would wait for the thread that waits for input.
+        # Using or closing sys.stdin's buffer would wait for the thread that blocks on input.
         return open(0, "rb", closefd=False) if path == "-" else stack.enter_context(open(path, "rb"))
     except OSError as error:
         raise UsageError(f"cannot read {path!r}: {error.strerror}") from error
 
 
-def _target(stack: ExitStack, out: str) -> IO[str]:
+def _open_output(stack: ExitStack, out: str) -> IO[str]:
     if out == "-":
         return sys.stdout
     try:
@@ -138,23 +149,23 @@ def _target(stack: ExitStack, out: str) -> IO[str]:
         raise UsageError(f"cannot write {out!r}: {error.strerror}; name another file with -o") from error
 
 
-def _progress(console: Console, source: IO[bytes]) -> tuple[Progress, TaskID]:
+def _make_progress(console: Console, source: IO[bytes]) -> tuple[Progress, TaskID]:
     status = os.fstat(source.fileno())
     columns = (TextColumn("{task.fields[lines]} lines"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     return progress, progress.add_task("", total=status.st_size if S_ISREG(status.st_mode) else None, lines="0")
 
 
-def _batches(source: IO[bytes], reader: Reader) -> Iterator[list[Line]]:
-    """Lines of the file, blank ones left out, some hundreds at a time."""
+def _read_batches(source: IO[bytes], parser: LineParser) -> Iterator[list[Line]]:
+    """The lines of the file in batches of at most BATCH_LINES and about BATCH_BYTES, without blank lines."""
     batch: list[Line] = []
-    size = taken = 0
+    size = offset = 0
     for number, text in enumerate(source, 1):
-        taken += len(text)
+        offset += len(text)
         if not text.strip():
             continue
-        line = reader.read(text, number)
-        line.taken = taken
+        line = parser.parse(text, number)
+        line.end_offset = offset
         batch.append(line)
         size += len(text)
         if len(batch) == BATCH_LINES or size >= BATCH_BYTES:
@@ -164,71 +175,75 @@ def _batches(source: IO[bytes], reader: Reader) -> Iterator[list[Line]]:
         yield batch
 
 
-async def _read_aside(source: IO[bytes], reader: Reader) -> AsyncGenerator[list[Line], None]:
-    """`_batches` in a thread of its own: a pipe that says nothing holds up neither the verdicts nor Ctrl-C."""
+async def _read_in_thread(source: IO[bytes], parser: LineParser) -> AsyncGenerator[list[Line], None]:
+    """Run `_read_batches` in a thread, so that a pipe without input delays neither the verdicts nor Ctrl-C."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[list[Line] | Exception | None] = asyncio.Queue(1)
 
     def read() -> None:
-        def hand_over(batch: list[Line] | Exception | None) -> None:
+        def put(batch: list[Line] | Exception | None) -> None:
             asyncio.run_coroutine_threadsafe(queue.put(batch), loop).result()
 
-        with suppress(RuntimeError, CancelledError):  # the loop is closed: nobody wants more
+        with suppress(RuntimeError, CancelledError):  # the loop is closed: the command has ended
             try:
-                for batch in _batches(source, reader):
-                    hand_over(batch)
-                hand_over(None)
+                for batch in _read_batches(source, parser):
+                    put(batch)
+                put(None)
             except OSError as error:
-                hand_over(error)
+                put(error)
 
     threading.Thread(target=read, daemon=True, name="read-lines").start()
     while (batch := await queue.get()) is not None:
         if isinstance(batch, Exception):
-            raise UsageError(f"cannot read on: {batch}") from batch
+            raise UsageError(f"cannot read the input further: {batch}") from batch
         yield batch
 
 
-async def _reader(client: AsyncVerifierClient, verifier: str) -> Reader:
-    known = await client.list_verifiers()
-    takes = frozenset(one.name for one in known if "options" in one.parameters_schema.get("properties", {}))
-    return Reader(verifier, takes)
+async def _make_parser(client: AsyncVerifierClient, verifier: str) -> LineParser:
+    verifiers = await client.list_verifiers()
+    with_options = frozenset(
+        info.name for info in verifiers if "options" in info.parameters_schema.get("properties", {})
+    )
+    return LineParser(verifier, with_options)
 
 
-async def _judge_file(
-    source: IO[bytes], config: VerifierConfig, services: Services, write: Callable[[Judged], None]
+async def _verify_file(
+    source: IO[bytes], config: VerifierConfig, services: Services, write: Callable[[VerifiedLines], None]
 ) -> None:
-    """`write` gets every batch's lines in the order of the file, as soon as those before are written."""
+    """Verify the file in batches, several at the same time; call `write` for each batch, in the order of the file."""
     async with verifier_client(config, services) as client:
-        reader = await _reader(client, config.name)
-        under_way: asyncio.Queue[asyncio.Task[Judged] | None] = asyncio.Queue()
-        room = asyncio.Semaphore(BATCHES_UNDER_WAY)
+        parser = await _make_parser(client, config.name)
+        pending: asyncio.Queue[asyncio.Task[VerifiedLines] | None] = asyncio.Queue()
+        slots = asyncio.Semaphore(MAX_PENDING_BATCHES)
 
-        async def feed() -> None:
+        async def submit_batches() -> None:
             try:
-                async with aclosing(_read_aside(source, reader)) as batches:
+                async with aclosing(_read_in_thread(source, parser)) as batches:
                     async for lines in batches:
-                        await room.acquire()
-                        under_way.put_nowait(asyncio.create_task(_judge(client, lines)))
+                        await slots.acquire()
+                        pending.put_nowait(asyncio.create_task(_verify_batch(client, lines)))
             finally:
-                under_way.put_nowait(None)
+                pending.put_nowait(None)
 
-        feeder = asyncio.create_task(feed())
+        submitter = asyncio.create_task(submit_batches())
         task = None
         try:
-            while (task := await under_way.get()) is not None:
+            while (task := await pending.get()) is not None:
                 write(await asyncio.shield(task))
                 task = None
-                room.release()
-            await feeder
+                slots.release()
+            await submitter
         finally:
-            feeder.cancel()
-            await asyncio.gather(feeder, return_exceptions=True)
-            started = [task, *(under_way.get_nowait() for _ in range(under_way.qsize()))]
-            await _give_up([one for one in started if one is not None], write)
+            submitter.cancel()
+            await asyncio.gather(submitter, return_exceptions=True)
+            unwritten = [task, *(pending.get_nowait() for _ in range(pending.qsize()))]
+            await _write_finished_and_cancel([task for task in unwritten if task is not None], write)
 
 
-async def _give_up(tasks: list[asyncio.Task[Judged]], write: Callable[[Judged], None]) -> None:
-    """Write what is judged already, as far as nothing is missing before it, and end the rest."""
+async def _write_finished_and_cancel(
+    tasks: list[asyncio.Task[VerifiedLines]], write: Callable[[VerifiedLines], None]
+) -> None:
+    """Write the finished batches up to the first unfinished batch, then cancel the rest."""
     for task in tasks:
         if not task.done() or task.cancelled() or task.exception() is not None:
             break
@@ -238,46 +253,51 @@ async def _give_up(tasks: list[asyncio.Task[Judged]], write: Callable[[Judged], 
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _judge(client: AsyncVerifierClient, lines: list[Line]) -> Judged:
-    sendable = [line.item for line in lines if line.item is not None]
+async def _verify_batch(client: AsyncVerifierClient, lines: list[Line]) -> VerifiedLines:
+    """Verify the lines in one request. If the service rejects the request, verify each line in a request of its own."""
+    items = [line.item for line in lines if line.item is not None]
     try:
-        verdicts = iter(await client.verify(sendable) if sendable else [])
+        verdicts = iter(await client.verify(items) if items else [])
     except InvalidArgument as error:
         if len(lines) == 1:
             return [(lines[0], Verdict("", error=error))]
-        return [pair for line in lines for pair in await _judge(client, [line])]
+        return [pair for line in lines for pair in await _verify_batch(client, [line])]
     return [(line, next(verdicts) if line.item is not None else None) for line in lines]
 
 
-async def _explain(source: IO[bytes], config: VerifierConfig, services: Services, wanted: str) -> int:
+async def _explain(source: IO[bytes], config: VerifierConfig, services: Services, line_id: str) -> int:
     async with verifier_client(config, services) as client:
-        reader = await _reader(client, config.name)
-        for lines in _batches(source, reader):
+        parser = await _make_parser(client, config.name)
+        for lines in _read_batches(source, parser):
             for line in lines:
-                if str(line.id) == wanted:
-                    ((_, verdict),) = await _judge(client, [line])
-                    _show(line, verdict)
-                    return 1 if is_broken(verdict) else 0
-    raise UsageError(f"--explain {wanted!r}: no line has that id")
+                if str(line.id) == line_id:
+                    ((_, verdict),) = await _verify_batch(client, [line])
+                    _print_verdict(line, verdict)
+                    return 1 if is_broken_line(verdict) else 0
+    raise UsageError(f"--explain {line_id!r}: no line has this id")
 
 
-def _show(line: Line, verdict: Verdict | None) -> None:
-    row = row_of(line, verdict)
-    facts = {"id": row["id"], "line": line.number}
+def _print_verdict(line: Line, verdict: Verdict | None) -> None:
+    row = output_row(line, verdict)
+    fields = {"id": row["id"], "line": line.number}
     if line.item is not None:
-        facts |= {"verifier": line.item.verifier, "parameters": dict(line.item.parameters) or "the defaults"}
+        fields |= {"verifier": line.item.verifier, "parameters": dict(line.item.parameters) or "defaults"}
     for name in ("error", "reward", "correct", "reason", "extracted"):
-        facts[name] = row[name]
-    facts["rule"] = getattr(verdict, "rule", "")
+        fields[name] = row[name]
+    fields["rule"] = getattr(verdict, "rule", "")
     if line.item is not None:
-        facts |= {"reference": line.item.reference, "completion": _tail(line.item.completion)}
-    facts["seconds"] = row["seconds"]
+        fields |= {"reference": line.item.reference, "completion": _shorten(line.item.completion)}
+    fields["seconds"] = row["seconds"]
     table = Table.grid(padding=(0, 2))
-    for name, value in facts.items():
+    for name, value in fields.items():
         if value is not None and value != "":
             table.add_row(Text(name, style="bold"), Text(value if isinstance(value, str) else json.dumps(value)))
     Console().print(table)
 
 
-def _tail(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARS else f"({len(text) - SHOWN_CHARS:,} characters more) {text[-SHOWN_CHARS:]}"
+def _shorten(text: str) -> str:
+    return (
+        text
+        if len(text) <= MAX_PRINTED_CHARS
+        else f"({len(text) - MAX_PRINTED_CHARS:,} characters before) {text[-MAX_PRINTED_CHARS:]}"
+    )

@@ -1,4 +1,4 @@
-"""The lines of `vold verify`: JSON in, items for the verifier; verdicts, and what kept a line from one, out."""
+"""The lines of `vold verify`: input lines to items for the verifier, verdicts and errors to output lines."""
 
 import json
 import re
@@ -9,61 +9,63 @@ from typing import Any
 from vold_client import Item, Verdict
 
 FIELDS = ("id", "completion", "reference", "prompt", "options", "params", "verifier")
-_PLACE = re.compile(r"items\[\d+\]\.?")
+_ITEM_INDEX = re.compile(r"items\[\d+\]\.?")
 
 
 @dataclass(slots=True)
 class Line:
-    """One line of the input. number: from 1. id: as it was given, or the number. item: None where `fault` says why
-    there is none. taken: bytes of the file up to its end.
+    """One line of the input. number: from 1. id: from the input, or else the number. item: None if the line is invalid;
+    then `error` says why. end_offset: bytes of the file up to the end of the line.
     """
 
     number: int
     id: Any
     item: Item | None = None
-    fault: str = ""
-    taken: int = 0
+    error: str = ""
+    end_offset: int = 0
 
 
 @dataclass(slots=True)
-class Reader:
-    """verifier: judges the lines that name none. takes_options: the verifiers that have a parameter `options`."""
+class LineParser:
+    """verifier: for lines without a field `verifier`. verifiers_with_options: names of the verifiers that have a
+    parameter `options`.
+    """
 
     verifier: str
-    takes_options: frozenset[str] = field(default_factory=frozenset)
+    verifiers_with_options: frozenset[str] = field(default_factory=frozenset)
 
-    def read(self, text: bytes, number: int) -> Line:
-        """Never raises: what is wrong with a line is in its `fault`."""
+    def parse(self, text: bytes, number: int) -> Line:
+        """Parse one line. Never raises: an invalid line has an `error`."""
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
-            return Line(number, number, fault=f"is not JSON ({error.msg} at character {error.pos + 1})")
-        except (ValueError, RecursionError) as error:  # not UTF-8, or nested without end
-            return Line(number, number, fault=f"is not JSON ({error})")
+            return Line(number, number, error=f"is not JSON ({error.msg} at character {error.pos + 1})")
+        except (ValueError, RecursionError) as error:  # not UTF-8, or nested too deeply
+            return Line(number, number, error=f"is not JSON ({error})")
         if not isinstance(row, dict):
-            return Line(number, number, fault=f"is {_kind(row)}, not an object with a completion and a reference")
+            return Line(number, number, error=f"is {_json_type(row)}, not an object with a completion and a reference")
         line = Line(number, row.get("id", number))
         if line.id is None or isinstance(line.id, dict | list):
-            line.id, line.fault = number, f"id is {_kind(line.id)}: give a string or a number"
+            line.id, line.error = number, f"id is {_json_type(line.id)}: give a string or a number"
             return line
         try:
             line.item = self._item(row)
         except ValueError as error:
-            line.fault = str(error)
+            line.error = str(error)
         return line
 
     def _item(self, row: Mapping[str, Any]) -> Item:
         verifier = _text(row, "verifier", self.verifier)
         if not verifier:
-            raise ValueError("no verifier: name one on the line, or with --verifier")
+            raise ValueError("no verifier: set the field 'verifier' of the line, or give --verifier")
         if "completion" not in row:
             raise ValueError("completion is missing")
         params = row.get("params")
         if params is not None and not isinstance(params, dict):
-            raise ValueError(f"params is {_kind(params)}: give an object with the verifier's parameters")
+            raise ValueError(f"params is {_json_type(params)}: give an object with the verifier's parameters")
         parameters = dict(params or {})
         options = _options(row.get("options"))
-        if options and verifier in self.takes_options:
+        if options and verifier in self.verifiers_with_options:
             parameters.setdefault("options", options)
         return Item(
             verifier=verifier,
@@ -81,40 +83,40 @@ def _text(row: Mapping[str, Any], name: str, default: str = "") -> str:
     if name == "reference" and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {_kind(value)}: give a string")
+        raise ValueError(f"{name} is {_json_type(value)}: give a string")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} has half of a surrogate pair in it, which is no character") from None
+        raise ValueError(f"{name} holds a lone surrogate, which is no character") from None
     return value
 
 
-def _options(given: Any) -> dict[str, str]:
-    """Option texts by letter, of {"A": text, ...} or of [{"A": text}, ...]."""
-    if given is None:
+def _options(value: Any) -> dict[str, str]:
+    """Option texts by letter, from {"A": text, ...} or from [{"A": text}, ...]."""
+    if value is None:
         return {}
-    parts = given if isinstance(given, list) else [given]
+    parts = value if isinstance(value, list) else [value]
     options: dict[str, str] = {}
     for part in parts:
         if not isinstance(part, dict):
-            raise ValueError(f'options holds {_kind(part)}: give {{"A": text, ...}} or [{{"A": text}}, ...]')
+            raise ValueError(f'options holds {_json_type(part)}: give {{"A": text, ...}} or [{{"A": text}}, ...]')
         for letter, text in part.items():
             if letter in options:
                 raise ValueError(f"options names {letter!r} twice")
             if not isinstance(text, str):
-                raise ValueError(f"option {letter!r} is {_kind(text)}: give a string")
+                raise ValueError(f"option {letter!r} is {_json_type(text)}: give a string")
             options[letter] = text
     return options
 
 
-def _kind(value: Any) -> str:
-    kinds = {str: "a string", bool: "a boolean", dict: "an object", list: "a list", type(None): "null"}
-    return kinds.get(type(value), "a number")
+def _json_type(value: Any) -> str:
+    names = {str: "a string", bool: "a boolean", dict: "an object", list: "a list", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
-def row_of(line: Line, verdict: Verdict | None) -> dict[str, Any]:
-    """The output line. reward is null where there is an error."""
-    error = error_of(line, verdict)
+def output_row(line: Line, verdict: Verdict | None) -> dict[str, Any]:
+    """The output line as a dict. reward and correct are None if there is an error."""
+    error = error_message(line, verdict)
     verdict = verdict or Verdict("")
     return {
         "id": line.id,
@@ -127,20 +129,20 @@ def row_of(line: Line, verdict: Verdict | None) -> dict[str, Any]:
     }
 
 
-def error_of(line: Line, verdict: Verdict | None) -> str | None:
-    """What kept the line from a verdict, by its number and not by its place in a request."""
+def error_message(line: Line, verdict: Verdict | None) -> str | None:
+    """Why the line has no verdict, or None. The message names the line instead of the item's index in its request."""
     if verdict is None:
-        return f"line {line.number}: {line.fault}"
+        return f"line {line.number}: {line.error}"
     if verdict.error is None:
         return None
-    message = _PLACE.sub("", verdict.error.message)
-    at = _PLACE.sub("", verdict.error.field)
-    named = f"{at}: " if at and at not in message else ""
-    return f"line {line.number}: {verdict.error.code}: {named}{message}"
+    message = _ITEM_INDEX.sub("", verdict.error.message)
+    field_name = _ITEM_INDEX.sub("", verdict.error.field)
+    prefix = f"{field_name}: " if field_name and field_name not in message else ""
+    return f"line {line.number}: {verdict.error.code}: {prefix}{message}"
 
 
-def is_broken(verdict: Verdict | None) -> bool:
-    """Whether the line itself is at fault, and not what it cost to judge it."""
+def is_broken_line(verdict: Verdict | None) -> bool:
+    """Whether the line itself is invalid; a timeout or a failed worker is no fault of the line."""
     if verdict is None:
         return True
     return verdict.error is not None and verdict.error.code in ("INVALID_ARGUMENT", "NOT_FOUND")

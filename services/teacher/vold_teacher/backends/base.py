@@ -1,4 +1,4 @@
-"""What the engine asks of a backend: a small protocol, the same for every one.
+"""The protocol between the engine and its backends.
 
 Methods block. The engine calls them from threads: `score` from at most `max_in_flight` at a time, the decoder from one.
 """
@@ -15,10 +15,11 @@ from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, S
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a backend can do. What it cannot is refused before it is asked, never approximated.
+    """What a backend supports. A request for anything else is refused, never approximated.
 
-    temperature: other than 1 when scoring. max_top_k: 0 where it gives none; None for no limit of its own. ranks: of
-    the sampled tokens. max_candidates: at one position; None for no limit of its own. seed: draws by it.
+    temperature: scores at temperatures other than 1. max_top_k: 0 if it gives no top-k; None if it has no limit.
+    max_candidates: at one position; None if it has no limit. ranks: of the sampled tokens. seed: samples by the seed of
+    a request.
     """
 
     temperature: bool = True
@@ -34,10 +35,10 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What was loaded. vocab_size: rows of the output head. max_sequence: prompt and completion together.
+    """A loaded model. vocab_size: rows of the output head. max_sequence: prompt and completion tokens together.
 
-    layout: how it runs a batch.
-    max_in_flight: batches that it takes at the same time; more than 1 where it batches for itself or waits for others.
+    layout: how the backend runs a batch.
+    max_in_flight: batches that it takes at the same time; more than 1 if it batches itself or waits for other engines.
     """
 
     vocab_size: int
@@ -52,16 +53,15 @@ class ModelInfo:
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether a prompt of several sequences in one batch is computed once, where that pays."""
+        """Whether a prompt of several sequences in a batch is computed once, if that is cheaper."""
         return self.layout is not Layout.SEPARATE
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredBatch:
-    """scores: in the order of the batch; an error in the place of a sequence that failed by itself.
+    """scores: in the order of the batch; an error in place of a sequence that failed by itself.
 
-    computed_tokens: positions run through the model, padding included. real_tokens: of those, the ones that are not
-    padding.
+    computed_tokens: positions run through the model, padding included. real_tokens: the same without padding.
     """
 
     scores: list[SequenceScore | ServiceError]
@@ -73,22 +73,22 @@ class Decoder(Protocol):
     """Generates for many requests in one batch, a slice of decode steps at a time."""
 
     def add(self, request: int, prompts: Seq[GeneratePrompt], options: SamplingOptions, priority: int) -> None:
-        """Queue prompts of a request; `request` is the caller's number for it. Higher priorities begin first; what
-        has begun goes on.
+        """Queue prompts. request: the caller's number for the request. Higher priorities start first; completions
+        under way continue.
         """
 
     def cancel(self, request: int) -> None:
-        """Forget a request: its waiting prompts at once, its running rows before the next step."""
+        """Cancel a request: its waiting prompts at once, its running rows before the next step."""
 
     def advance(self, seconds: float) -> Seq[tuple[int, GenerateChunk | ServiceError]]:
-        """Decode for about `seconds`, at least one step; (request, chunk) for what came out.
+        """Decode for about `seconds`, at least one step. Returns (request, chunk) for each new chunk.
 
-        An error ends its request, of which nothing more comes.
+        An error ends its request: no further chunk of it follows.
         """
 
     @property
     def busy(self) -> bool:
-        """Whether `advance` has anything to do."""
+        """Whether any completion is waiting or running."""
 
     @property
     def computed_tokens(self) -> int:
@@ -100,13 +100,13 @@ class Backend(Protocol):
     def info(self) -> ModelInfo: ...
 
     def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
-        """Score a batch, whose size by vold_teacher.batch the engine has held under its budget.
+        """Score a batch. Its size, by vold_teacher.batch, is within the engine's budget.
 
-        Where it raises, the engine scores each entry of the batch by itself, so that one bad sequence costs no other.
-        A ServiceError goes to the callers as it is.
+        If this raises ServiceError, all requests of the batch fail with it. After any other error the engine scores
+        each sequence by itself, so that a bad sequence fails no other.
         """
 
     def decoder(self) -> Decoder: ...
 
     def close(self) -> None:
-        """Give back what it holds: memory, connections, processes. A second call does nothing."""
+        """Free memory, connections and processes. A second call does nothing."""

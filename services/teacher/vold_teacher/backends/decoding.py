@@ -1,9 +1,9 @@
-"""Generation with a key-value cache, many requests in one batch, free rows refilled as completions finish.
+"""Generation with a key-value cache: many requests in one batch, and free rows refilled as completions finish.
 
-The cache is a block of columns that all rows share: every decode step writes one column for every row, so nothing is
-copied as completions grow. A row that begins later begins further right; what lies left of its start is masked, and
-positions count from the start. A finished row is refilled in place with a waiting prompt. Where none waits, the block
-shrinks to the rows that live.
+The cache is a block of columns that all rows share. Every decode step writes one column for every row, so nothing is
+copied as completions grow. A later row starts further right: the columns left of its start are masked, and its
+positions count from its start. A waiting prompt takes the place of a finished row. If no prompt waits, the block
+shrinks to the live rows.
 
 Shape letters: R rows of the batch, L filled columns, D head size, V vocabulary.
 """
@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 from vold_packing.transformers import cache_name, undocumented
 
-from vold_teacher.sampling import choose, stream_key, uniforms
+from vold_teacher.sampling import sample_tokens, stream_key, uniforms
 from vold_teacher.scoring import Head
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions
 
 with undocumented():
     from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-LIVE_SHARE = 0.75
-"""Copy the living rows into a smaller block once they are at most this part of it: a copy costs about a decode step,
-while every dead row costs its part of all steps to come.
+SHRINK_AT = 0.75
+"""Copy the live rows into a smaller block when they are at most this fraction of its rows: a copy costs about one
+decode step, while a dead row costs its share of every further step.
 """
 
 
@@ -37,7 +37,7 @@ while every dead row costs its part of all steps to come.
 class DecoderLimits:
     """max_rows: completions decoded at once. max_cache_tokens: rows x columns of the cache.
 
-    max_batch_tokens: padded prompt tokens of one prefill; a single longer prompt still goes, alone.
+    max_batch_tokens: padded prompt tokens of one prefill; a longer prompt is prefilled alone.
     """
 
     max_rows: int = 256
@@ -46,7 +46,7 @@ class DecoderLimits:
 
 
 class _ColumnLayer(DynamicLayer):
-    """One layer's keys and values in buffers [R, heads, columns, D], of which the first `filled` columns hold data."""
+    """One layer's keys and values [R, heads, columns, D]; the first `filled` columns hold data."""
 
     keys: Tensor
     values: Tensor
@@ -73,11 +73,11 @@ ROW_STATE = np.dtype(
         ("live", np.bool_),
         ("start", np.int64),  # the column of its first prompt token
         ("steps", np.int64),  # tokens sampled
-        ("sent", np.int64),  # of them, handed out
+        ("sent", np.int64),  # tokens returned by `advance`
         ("last_id", np.int64),
         ("max_tokens", np.int64),
         ("streams", np.bool_),
-        ("key", np.uint64),  # of its random stream
+        ("key", np.uint64),  # the key of its random stream
         ("temperature", np.float32),
         ("top_p", np.float32),
         ("top_k", np.int64),
@@ -97,7 +97,7 @@ class _Row:
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    """Completions first .. first + n of one prompt, prefilled together."""
+    """Completions `first` to `first + n - 1` of one prompt, prefilled together."""
 
     request: int
     prompt: GeneratePrompt
@@ -108,10 +108,10 @@ class _Group:
 
 
 class TorchDecoder:
-    """Rows under way and prompts waiting; see `Decoder` in backends/base.py."""
+    """The running rows and the waiting prompts of all requests; see `Decoder` in backends/base.py."""
 
     def __init__(self, model: Any, head: Head, limits: DecoderLimits, *, rows: int) -> None:
-        """rows: of logits held at once."""
+        """rows: rows of logits held at once."""
         self._model = model
         self._head = head
         self._limits = limits
@@ -124,7 +124,7 @@ class TorchDecoder:
         self._filled = 0
         self._columns = 0
         self.computed_tokens = 0
-        self._forget_rows()
+        self._reset()
 
     @property
     def busy(self) -> bool:
@@ -132,11 +132,11 @@ class TorchDecoder:
 
     def add(self, request: int, prompts: Seq[GeneratePrompt], options: SamplingOptions, priority: int) -> None:
         groups: deque[_Group] = deque()
-        for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids)):  # neighbours in length share a prefill
+        for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids)):  # prompts of similar length share a prefill
             columns = len(prompt.ids) + prompt.max_tokens
-            most = max(1, min(self._limits.max_rows, self._limits.max_cache_tokens // columns))
-            for first in range(0, options.n, most):
-                groups.append(_Group(request, prompt, first, min(most, options.n - first), options, priority))
+            max_rows = max(1, min(self._limits.max_rows, self._limits.max_cache_tokens // columns))
+            for first in range(0, options.n, max_rows):
+                groups.append(_Group(request, prompt, first, min(max_rows, options.n - first), options, priority))
         self._waiting[request] = groups
 
     def cancel(self, request: int) -> None:
@@ -162,35 +162,35 @@ class TorchDecoder:
             if time.monotonic() >= until:
                 break
         if not self.busy:
-            self._forget_rows()
+            self._reset()
         return chunks
 
     def _choose_groups(self) -> list[_Group]:
-        """Waiting groups to admit now, taken off the queue: as many as fit, or none while too few rows are free."""
+        """Remove waiting groups from the queue to admit them: as many as fit, or none while too few rows are free."""
         if not self._waiting:
             return []
         live = int(self._state["live"].sum())
         chosen: list[_Group] = []
-        rows, widest, left = live, 0, self._remaining()
+        rows, widest, growth = live, 0, self._remaining()
         filled = self._filled - int(self._state["start"][self._state["live"]].min()) if live else 0
-        for group in self._in_turn():
+        for group in self._in_order():
             widest = max(widest, len(group.prompt.ids))
-            left = max(left, group.prompt.max_tokens)
+            growth = max(growth, group.prompt.max_tokens)
             rows += group.n
-            if chosen or live:  # into an empty batch the first group goes whatever its size
-                columns = max(filled, widest) + left
+            if chosen or live:  # an empty batch takes the first group whatever its size
+                columns = max(filled, widest) + growth
                 if rows > self._limits.max_rows or rows * columns > self._limits.max_cache_tokens:
                     break
                 if chosen and (len(chosen) + 1) * widest > self._limits.max_batch_tokens:
                     break
             chosen.append(group)
         else:
-            return self._take(chosen)
-        # More wait than fit: a prefill stops every running row, so let a quarter of the rows come free first.
-        return self._take(chosen) if sum(group.n for group in chosen) >= max(1, live // 4) else []
+            return self._dequeue(chosen)
+        # More groups wait than fit. A prefill pauses every running row, so wait until a quarter of the rows are free.
+        return self._dequeue(chosen) if sum(group.n for group in chosen) >= max(1, live // 4) else []
 
-    def _in_turn(self) -> Iterator[_Group]:
-        """Waiting groups, those of a higher priority first; requests of one priority take turns."""
+    def _in_order(self) -> Iterator[_Group]:
+        """Waiting groups, higher priorities first; requests of equal priority take turns."""
         for priority in sorted({groups[0].priority for groups in self._waiting.values()}, reverse=True):
             turns = deque(iter(groups) for groups in self._waiting.values() if groups[0].priority == priority)
             while turns:
@@ -199,7 +199,7 @@ class TorchDecoder:
                     yield group
                     turns.append(groups)
 
-    def _take(self, chosen: list[_Group]) -> list[_Group]:
+    def _dequeue(self, chosen: list[_Group]) -> list[_Group]:
         for group in chosen:
             groups = self._waiting.pop(group.request)
             groups.popleft()
@@ -208,11 +208,31 @@ class TorchDecoder:
         return chosen
 
     def _remaining(self) -> int:
-        """Columns that the longest of the running rows may still need."""
+        """The most columns that a running row may still need."""
         return int((self._state["max_tokens"] - self._state["steps"])[self._state["live"]].max(initial=0))
 
     def _admit(self, groups: list[_Group]) -> None:
-        """Prefill each group's prompt once, spread its keys and values over the group's rows, sample a first token."""
+        """Prefill each group's prompt once, copy its keys and values to the group's rows, sample first tokens."""
+        cache, hidden_PSH = self._prefill(groups)
+        width = hidden_PSH.shape[1]
+        new = [
+            _Row(group.request, group.prompt, group.first + index, group.options)
+            for group in groups
+            for index in range(group.n)
+        ]
+        slots_R = self._make_room(cache.layers, len(new), width, max(group.prompt.max_tokens for group in groups))
+        repeats_P = self._tensor(np.array([group.n for group in groups]))
+        slots = self._tensor(slots_R)
+        layers: list[Any] = cache.layers
+        for layer, fresh in zip(self._layers, layers, strict=True):
+            span = slice(self._filled - width, self._filled)
+            layer.keys[slots, :, span] = fresh.keys.repeat_interleave(repeats_P, 0)
+            layer.values[slots, :, span] = fresh.values.repeat_interleave(repeats_P, 0)
+        self._fill_slots(slots_R, new)
+        self._sample(slots_R, hidden_PSH[:, -1].repeat_interleave(repeats_P, 0))
+
+    def _prefill(self, groups: list[_Group]) -> tuple[DynamicCache, Tensor]:
+        """Run each group's prompt, padded on the left. Returns the cache and the hidden states [P, S, H]."""
         lengths_P = np.array([len(group.prompt.ids) for group in groups])
         width = int(lengths_P.max())
         ids_PS = np.zeros((len(groups), width), np.int64)
@@ -230,47 +250,32 @@ class TorchDecoder:
             **{self._cache_name: cache},
         ).last_hidden_state
         self.computed_tokens += ids_PS.size
-
-        new = [
-            _Row(group.request, group.prompt, group.first + index, group.options)
-            for group in groups
-            for index in range(group.n)
-        ]
-        slots_R = self._make_room(cache.layers, len(new), width, max(group.prompt.max_tokens for group in groups))
-        repeats_P = self._tensor(np.array([group.n for group in groups]))
-        slots = self._tensor(slots_R)
-        layers: list[Any] = cache.layers
-        for layer, fresh in zip(self._layers, layers, strict=True):
-            span = slice(self._filled - width, self._filled)
-            layer.keys[slots, :, span] = fresh.keys.repeat_interleave(repeats_P, 0)
-            layer.values[slots, :, span] = fresh.values.repeat_interleave(repeats_P, 0)
-        self._fill_slots(slots_R, new)
-        self._sample(slots_R, hidden_PSH[:, -1].repeat_interleave(repeats_P, 0))
+        return cache, hidden_PSH
 
     def _make_room(self, fresh: Seq[Any], count: int, width: int, max_tokens: int) -> np.ndarray:
-        """Slots int64 [count] for new rows of `width` columns that may grow by `max_tokens`; `fresh` as in _rebuild."""
+        """Slots int64 [count] for new rows of `width` columns that may grow by `max_tokens`. fresh: see `_rebuild`."""
         free_R = np.flatnonzero(~self._state["live"])
-        left = max(self._remaining(), max_tokens)
-        if len(free_R) >= count and width <= self._filled and self._filled + left <= self._columns:
+        growth = max(self._remaining(), max_tokens)
+        if len(free_R) >= count and width <= self._filled and self._filled + growth <= self._columns:
             return free_R[:count]
         live_R = np.flatnonzero(self._state["live"])
         rows = len(live_R) + count
         offset = int(self._state["start"][live_R].min()) if len(live_R) else self._filled
         filled = max(self._filled - offset, width)
-        # Spare columns, so that the next refills find room without copying; within the limit.
-        needed = filled + left
+        # Spare columns within the limit, so that the next refills need no copy.
+        needed = filled + growth
         columns = max(needed, min(needed * 3 // 2, self._limits.max_cache_tokens // rows))
         self._rebuild(fresh, live_R, rows, filled, columns)
         return np.arange(len(live_R), rows)
 
     def _rebuild(self, fresh: Seq[Any], live_R: np.ndarray, rows: int, filled: int, columns: int) -> None:
-        """Move the living rows to the top of new buffers of `rows` x `columns`, ending at column `filled`.
+        """Move the live rows to the top of new buffers of `rows` x `columns`, ending at column `filled`.
 
-        fresh: layers whose keys and values tell the shapes where there are no buffers yet.
+        fresh: layers whose keys and values give the shapes if there are no buffers yet.
         """
         live = self._tensor(live_R)
-        kept = min(self._filled, filled)
-        source, target = slice(self._filled - kept, self._filled), slice(filled - kept, filled)
+        width = min(self._filled, filled)
+        source, target = slice(self._filled - width, self._filled), slice(filled - width, filled)
         layers = []
         for like in self._layers or fresh:
             keys = like.keys.new_zeros((rows, like.keys.shape[1], columns, like.keys.shape[3]))
@@ -280,13 +285,13 @@ class TorchDecoder:
                 values[: len(live_R), :, target] = like.values[live, :, source]
             layers.append(_ColumnLayer(keys, values, filled))
         self._layers = layers
-        self._keep_rows(live_R, rows, filled - self._filled)
+        self._compact_rows(live_R, rows, filled - self._filled)
         self._filled, self._columns = filled, columns
 
     def _step(self) -> None:
-        """One token for every row. A dead row computes along, unseen, until the block is rebuilt without it."""
+        """Sample one token for every row. A dead row is computed and ignored until the block is rebuilt without it."""
         live_R = np.flatnonzero(self._state["live"])
-        if len(live_R) <= LIVE_SHARE * len(self._rows):
+        if len(live_R) <= SHRINK_AT * len(self._rows):
             offset = int(self._state["start"][live_R].min())
             filled = self._filled - offset
             self._rebuild([], live_R, len(live_R), filled, filled + self._remaining())
@@ -304,11 +309,11 @@ class TorchDecoder:
         self._sample(np.arange(len(self._rows)), hidden_R1H[:, 0])
 
     def _sample(self, slots_R: np.ndarray, hidden_RH: Tensor) -> None:
-        """Sample a token for each of the slots from its hidden state [R, H] and record it."""
+        """Sample and record a token for each slot, from hidden states [R, H]."""
         for begin in range(0, len(slots_R), self._logit_rows):
             slots = slots_R[begin : begin + self._logit_rows]
             logits_RV = self._head(hidden_RH[begin : begin + self._logit_rows]).float()
-            ids, logprobs = choose(
+            ids, logprobs = sample_tokens(
                 logits_RV,
                 self._tensor(uniforms(self._state["key"][slots], self._state["steps"][slots])),
                 self._tensor(self._state["temperature"][slots]),
@@ -317,13 +322,13 @@ class TorchDecoder:
             )
             steps = self._state["steps"][slots]
             self._state["last_id"][slots] = ids.cpu().numpy()
-            room = steps < self._ids.shape[1]  # dead rows go on past their end
+            room = steps < self._ids.shape[1]  # dead rows continue past their end
             self._ids[slots[room], steps[room]] = self._state["last_id"][slots[room]]
             self._logprobs[slots[room], steps[room]] = logprobs.cpu().numpy()[room]
             self._state["steps"][slots] += 1
 
     def _collect(self) -> list[tuple[int, GenerateChunk]]:
-        """What came out since the last call: finished completions, and the tokens of those that stream."""
+        """New chunks since the last call: of finished completions, and of those that stream."""
         stopped_R = (self._state["last_id"][:, None] == self._stop_ids).any(-1)
         ended_R = self._state["live"] & (stopped_R | (self._state["steps"] >= self._state["max_tokens"]))
         chunks = []
@@ -349,35 +354,35 @@ class TorchDecoder:
             chunks.append((row.request, chunk))
         return chunks
 
-    def _forget_rows(self) -> None:
+    def _reset(self) -> None:
         self._layers, self._rows, self._filled, self._columns = [], [], 0, 0
         self._state = np.zeros(0, ROW_STATE)
         self._stop_ids = np.zeros((0, 1), np.int64)
         self._ids = np.zeros((0, 1), np.int32)
         self._logprobs = np.zeros((0, 1), np.float32)
 
-    def _keep_rows(self, live_R: np.ndarray, rows: int, shift: int) -> None:
-        """Move the living rows' state to the top of arrays of `rows` rows; their columns move by `shift`."""
+    def _compact_rows(self, live_R: np.ndarray, rows: int, shift: int) -> None:
+        """Move the state of the live rows to the top of arrays of `rows` rows; their columns move by `shift`."""
         count = len(live_R)
         self._rows = [self._rows[slot] for slot in live_R] + [None] * (rows - count)
         state = np.zeros(rows, ROW_STATE)
         state[:count] = self._state[live_R]
         state["start"][:count] += shift
         self._state = state
-        self._stop_ids = _grown(self._stop_ids[live_R], rows, self._stop_ids.shape[1], fill=-1)
-        self._ids = _grown(self._ids[live_R], rows, self._ids.shape[1])
-        self._logprobs = _grown(self._logprobs[live_R], rows, self._logprobs.shape[1])
+        self._stop_ids = _enlarge(self._stop_ids[live_R], rows, self._stop_ids.shape[1], fill=-1)
+        self._ids = _enlarge(self._ids[live_R], rows, self._ids.shape[1])
+        self._logprobs = _enlarge(self._logprobs[live_R], rows, self._logprobs.shape[1])
 
     def _fill_slots(self, slots_R: np.ndarray, new: list[_Row]) -> None:
-        """Begin the new rows in free slots, their prompts ending at the last filled column."""
+        """Start new rows in free slots; their prompts end at the last filled column."""
         rows = len(self._rows)
-        most_stops = max(len(row.options.stop_ids) for row in new)
-        if most_stops > self._stop_ids.shape[1]:
-            self._stop_ids = _grown(self._stop_ids, rows, most_stops, fill=-1)
-        most_tokens = max(row.prompt.max_tokens for row in new)
-        if most_tokens > self._ids.shape[1]:
-            self._ids = _grown(self._ids, rows, most_tokens)
-            self._logprobs = _grown(self._logprobs, rows, most_tokens)
+        max_stops = max(len(row.options.stop_ids) for row in new)
+        if max_stops > self._stop_ids.shape[1]:
+            self._stop_ids = _enlarge(self._stop_ids, rows, max_stops, fill=-1)
+        max_tokens = max(row.prompt.max_tokens for row in new)
+        if max_tokens > self._ids.shape[1]:
+            self._ids = _enlarge(self._ids, rows, max_tokens)
+            self._logprobs = _enlarge(self._logprobs, rows, max_tokens)
         for slot, row in zip(slots_R, new, strict=True):
             options = row.options
             self._rows[slot] = row
@@ -398,12 +403,12 @@ class TorchDecoder:
             )
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        # A field of the row state has strides that torch refuses, even where NumPy calls a single row contiguous.
+        # A copy, because torch refuses the strides of a field of the row state.
         return torch.from_numpy(array.copy()).to(self._device)
 
 
-def _grown(array: np.ndarray, rows: int, columns: int, fill: int = 0) -> np.ndarray:
-    """A copy in the corner of a larger array."""
+def _enlarge(array: np.ndarray, rows: int, columns: int, fill: int = 0) -> np.ndarray:
+    """A larger array with a copy of `array` in its corner and `fill` elsewhere."""
     larger = np.full((rows, columns), fill, array.dtype)
     larger[: array.shape[0], : array.shape[1]] = array
     return larger

@@ -1,4 +1,4 @@
-"""What a model's folder says of the model, without loading it."""
+"""Reads a model's config files without loading the model."""
 
 import json
 from pathlib import Path
@@ -6,20 +6,20 @@ from typing import Any
 
 
 def text_config(folder: Path) -> dict[str, Any]:
-    """config.json, or of a multimodal model the part of it that describes the language model; {} without a file."""
+    """config.json, overlaid with the language model's part in a multimodal model; {} without a file."""
     config = _read(folder / "config.json")
     nested = config.get("text_config")
     return {**config, **nested} if isinstance(nested, dict) else config
 
 
-def eos_ids(folder: Path, of_loaded: int | list[int] | None = None) -> tuple[int, ...]:
-    """Every id that ends a generation: the generation config's, the config's, and what the loaded config has as well.
+def eos_ids(folder: Path, loaded: int | list[int] | None = None) -> tuple[int, ...]:
+    """Every id that ends a generation: of the generation config, of the config, and `loaded`.
 
-    of_loaded: which fills in a default of its class where the file says nothing.
+    loaded: eos_token_id of the loaded config, which has its class's default if the file sets none.
     """
     ids: set[int] = set()
     configs = (text_config(folder), _read(folder / "generation_config.json"))
-    for value in (of_loaded, *(config.get("eos_token_id") for config in configs)):
+    for value in (loaded, *(config.get("eos_token_id") for config in configs)):
         ids.update([value] if isinstance(value, int) else value or [])
     return tuple(sorted(ids))
 

@@ -1,4 +1,4 @@
-"""Checks of what another engine replied, so that a misaligned reply is an error and never a wrong number.
+"""Checks the replies of another engine, so that a misaligned reply is an error and never a wrong score.
 
 Shape letters: T completion positions, K top-k, M candidates of all positions together.
 """
@@ -9,35 +9,35 @@ from vold_service.errors import ServiceError
 
 from vold_teacher.types import Floats, Ids, Sequence, SequenceScore
 
-SLACK = 1e-3
-"""How far above 0 rounding may lift a log-probability, in nats."""
+TOLERANCE = 1e-3
+"""Rounding of a log-probability, in nats."""
 
 
 def bad_reply(what: str) -> ServiceError:
-    """INTERNAL: the engine behind this backend answered with something else than what was asked for."""
+    """INTERNAL: the engine behind this backend replied with something other than was requested."""
     return ServiceError(
         status_pb2.INTERNAL, f"the engine behind this teacher replied {what}: the score is withheld; see its log"
     )
 
 
 def checked_logprobs(values: Floats, shape: tuple[int, ...], what: str) -> Floats:
-    """`values` as float32 of that shape: no NaN, none above 0. -inf may stand for a token of probability 0."""
+    """`values` as float32, checked: of this shape, no NaN, none above 0. -inf is allowed, for probability 0."""
     array = np.asarray(values, np.float32)
     if array.shape != shape:
         raise bad_reply(f"{what} of shape {list(array.shape)} for {list(shape)}")
     if np.isnan(array).any():
         raise bad_reply(f"{what} that are not numbers")
-    if array.size and float(array.max()) > SLACK:
+    if array.size and float(array.max()) > TOLERANCE:
         raise bad_reply(f"{what} of up to {float(array.max()):.4g}, which no log-probability is")
     return np.minimum(array, 0)
 
 
-def check_ids(found: Ids, expected: Ids, what: str) -> None:
-    if found.shape != expected.shape or not np.array_equal(found, expected):
+def check_ids(actual: Ids, expected: Ids, what: str) -> None:
+    if actual.shape != expected.shape or not np.array_equal(actual, expected):
         raise bad_reply(f"{what} for other tokens than were sent")
 
 
-def score_of(
+def checked_score(
     sequence: Sequence,
     *,
     sampled_ids: Ids | None,
@@ -46,7 +46,7 @@ def score_of(
     top_logprobs: Floats | None = None,
     candidate_logprobs: Floats | None = None,
 ) -> SequenceScore:
-    """A checked score. sampled_ids: [T], the tokens that the engine says it scored; None where it does not say."""
+    """A score from a reply, checked. sampled_ids: [T], the tokens that the engine says it scored; or None."""
     positions = len(sequence.completion)
     top_k = sequence.options.top_k
     if sampled_ids is not None:
@@ -60,10 +60,10 @@ def score_of(
         top = checked_logprobs(top_logprobs, (positions, top_k), "top log-probabilities")
         if ids.shape != top.shape or ids.min() < 0:
             raise bad_reply("top-k ids that do not fit their log-probabilities")
-        if (np.diff(top, axis=-1) > SLACK).any() or (np.exp(top).sum(-1) > 1.01).any():
+        if (np.diff(top, axis=-1) > TOLERANCE).any() or (np.exp(top).sum(-1) > 1.01).any():
             raise bad_reply("a top-k that is no part of a distribution")
         same = ids == sequence.completion[:, None]
-        if (np.abs(np.where(same, top - checked[:, None], 0)) > SLACK).any():
+        if (np.abs(np.where(same, top - checked[:, None], 0)) > TOLERANCE).any():
             raise bad_reply("a sampled token whose two log-probabilities differ")
     candidates = None
     if sequence.candidates is not None:
@@ -74,7 +74,7 @@ def score_of(
 
 
 def candidate_rows(sequence: Sequence) -> list[list[int]]:
-    """Per completion position, the sampled id and then the candidates: what vLLM calls prompt_logprob_token_ids."""
+    """vLLM's prompt_logprob_token_ids: per completion position, the sampled id and then the candidates."""
     rows = [[int(index)] for index in sequence.completion]
     if sequence.candidates is not None and sequence.candidate_counts is not None:
         ends = np.cumsum(sequence.candidate_counts)
@@ -83,13 +83,13 @@ def candidate_rows(sequence: Sequence) -> list[list[int]]:
     return rows
 
 
-def of_candidate_rows(sequence: Sequence, scores_TK: Floats) -> tuple[Floats, Floats]:
-    """(logprobs [T], candidate_logprobs [M]) out of the reply to `candidate_rows`, padded on the right."""
+def split_candidate_rows(sequence: Sequence, scores_TK: Floats) -> tuple[Floats, Floats]:
+    """(logprobs [T], candidate_logprobs [M]) from the reply to `candidate_rows`, padded on the right."""
     counts = np.zeros(len(sequence.completion), np.int64)
     if sequence.candidate_counts is not None:
         counts = sequence.candidate_counts.astype(np.int64)
     expected = (len(sequence.completion), 1 + int(counts.max()))
     if scores_TK.ndim != 2 or scores_TK.shape != expected:
         raise bad_reply(f"candidates of shape {list(scores_TK.shape)} for {list(expected)}")
-    wanted = np.arange(scores_TK.shape[1] - 1) < counts[:, None]
-    return scores_TK[:, 0], scores_TK[:, 1:][wanted]
+    is_candidate = np.arange(scores_TK.shape[1] - 1) < counts[:, None]
+    return scores_TK[:, 0], scores_TK[:, 1:][is_candidate]

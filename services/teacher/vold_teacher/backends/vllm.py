@@ -1,10 +1,10 @@
 """vLLM in this process: its AsyncLLM on an event loop thread, its engine core in a child process.
 
-Requests ask for log-probabilities of the prompt, which here is prompt and completion together, and for one generated
-token, because vLLM gives no fewer. Nothing asks for prompt_logprobs with the prefix cache on: vLLM's first model runner
-then returns garbage without a word. Where the engine runs vLLM's second model runner (the default on GPUs), sampled
-tokens and candidates go through prompt_logprob_token_ids, which reads the prefix cache and is exact or null; on null
-it is asked again without the cache.
+To vLLM, prompt and completion together are the prompt: requests ask for its log-probabilities and for one generated
+token, the fewest that vLLM allows. No request combines prompt_logprobs with the prefix cache: vLLM's first model runner
+then silently returns wrong values. If the engine runs vLLM's second model runner (the default on GPUs), sampled tokens
+and candidates go through prompt_logprob_token_ids, which reads the prefix cache and returns exact values or null; after
+null the request is sent again without the cache.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from vold_proto.distribution import needs
+from vold_proto.distribution import require_extra
 from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError, internal, invalid, unavailable
 
 from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
 from vold_teacher.backends.folder import eos_ids
-from vold_teacher.backends.loop import LoopDecoder, LoopThread, row_seed
-from vold_teacher.backends.replies import bad_reply, candidate_rows, check_ids, of_candidate_rows, score_of
+from vold_teacher.backends.loop import LoopDecoder, LoopThread, completion_seed
+from vold_teacher.backends.replies import bad_reply, candidate_rows, check_ids, checked_score, split_candidate_rows
 from vold_teacher.identity import weights_fingerprint
 from vold_teacher.types import (
     Floats,
@@ -43,13 +43,13 @@ log = logging.getLogger("vold.teacher.vllm")
 
 MAX_IN_FLIGHT = 8
 MAX_TEMPERATURE = 2.0
-"""The largest that vLLM samples at."""
+"""The highest temperature at which vLLM samples."""
 
 END_SECONDS = 10
 
 LOGITS_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
-"""What one step may take for logits and their log-softmax, both float32 over the whole vocabulary: vLLM's first model
-runner holds them for every token of a step, outside what its memory profile counts.
+"""Bytes of one step for logits and their log-softmax, both float32 over the whole vocabulary: vLLM's first model runner
+holds them for every token of a step, and its memory profile does not count them.
 """
 
 ENVIRONMENT = {
@@ -60,12 +60,12 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
 }
-"""Set where the caller has not."""
+"""Defaults for environment variables of vLLM."""
 
 
 @dataclass(frozen=True, slots=True)
 class VllmOptions:
-    """What is passed on to vLLM; None takes a value that is safe on the device, see `engine_arguments`."""
+    """Options passed to vLLM. None takes a value that is safe on the device, see `engine_arguments`."""
 
     gpu_memory_utilization: float | None = None
     max_num_batched_tokens: int | None = None
@@ -83,7 +83,7 @@ def batched_tokens(vocab_size: int, device: str) -> int:
 def engine_arguments(
     path: Path, options: VllmOptions, *, dtype: str, device: str, vocab_size: int, max_sequence: int | None
 ) -> dict[str, Any]:
-    """Arguments of vLLM's AsyncEngineArgs, memory-safe where `options` leaves them open."""
+    """Arguments of vLLM's AsyncEngineArgs, memory-safe if `options` does not set them."""
     if dtype == "auto" and device == "cpu":
         dtype = "float32"
     return {
@@ -99,7 +99,7 @@ def engine_arguments(
         "trust_remote_code": False,
         "disable_log_stats": True,
         "enable_log_requests": False,
-        "generation_config": "vllm",  # the folder's sampling defaults must not change what a request asks for
+        "generation_config": "vllm",  # ignore the folder's sampling defaults
     }
 
 
@@ -120,7 +120,7 @@ class VllmBackend:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._options = options
-        self._numbers = itertools.count()
+        self._request_numbers = itertools.count()
         self._thread = LoopThread("vllm")
         self._llm: Any
         try:
@@ -134,7 +134,11 @@ class VllmBackend:
         self._vocab_size = int(model.get_vocab_size())
         self._has_candidates = False
         self._has_candidates = self._probe_candidates()
-        self.info = ModelInfo(
+        self.info = self._describe(path)
+
+    def _describe(self, path: Path) -> ModelInfo:
+        model = self._llm.model_config
+        return ModelInfo(
             vocab_size=self._vocab_size,
             max_sequence=int(model.max_model_len) - 1,
             dtype=str(model.dtype).removeprefix("torch."),
@@ -145,7 +149,7 @@ class VllmBackend:
                 temperature=False,
                 max_top_k=int(model.max_logprobs),
                 candidates=self._has_candidates,
-                max_candidates=int(model.max_logprobs) - 1,  # the sampled token takes a place
+                max_candidates=int(model.max_logprobs) - 1,  # the sampled token takes one
                 entropy=False,
                 hidden_states=False,
             ),
@@ -156,7 +160,7 @@ class VllmBackend:
         scores = self._thread.run(self._score_all(sequences))
         for score in scores:
             if isinstance(score, ServiceError) and score.code == status_pb2.UNAVAILABLE:
-                raise score  # the engine has ended, for every caller
+                raise score  # the engine has ended: every request fails
         tokens = sum(len(sequence.prompt) + len(sequence.completion) for sequence in sequences)
         return ScoredBatch(scores, tokens, tokens)
 
@@ -178,9 +182,9 @@ class VllmBackend:
         except ServiceError as error:
             return error
         except Exception as error:
-            return self._fault(error)
+            return self._service_error(error)
 
-    def _fault(self, error: Exception) -> ServiceError:
+    def _service_error(self, error: Exception) -> ServiceError:
         if self._llm.errored:
             return unavailable("the vLLM engine of this teacher has ended: its log says why; start the server again", 5)
         if isinstance(error, ValueError):  # vLLM's refusals
@@ -189,29 +193,29 @@ class VllmBackend:
         return internal(error)
 
     async def _score(self, sequence: Sequence) -> SequenceScore:
-        # An id outside the vocabulary would end the engine, not the request.
+        # An id outside the vocabulary would crash the engine, not only fail the request.
         for ids in (sequence.prompt, sequence.completion, sequence.candidates):
             if ids is not None and len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocab_size:
                 raise invalid("", f"an id is not in 0 to {self._vocab_size - 1}: compare the tokenizers")
-        rows = self._has_candidates and (sequence.candidates is not None or not sequence.options.top_k)
-        if not rows:
+        by_candidates = self._has_candidates and (sequence.candidates is not None or not sequence.options.top_k)
+        if not by_candidates:
             return await self._score_prompt(sequence)
         if not sequence.options.top_k:
-            return await self._score_rows(sequence)
-        top, chosen = await asyncio.gather(self._score_prompt(sequence), self._candidate_scores(sequence))
-        return score_of(
+            return await self._score_candidates(sequence)
+        top, (_, candidates) = await asyncio.gather(self._score_prompt(sequence), self._candidate_scores(sequence))
+        return checked_score(
             sequence,
             sampled_ids=None,
             logprobs=top.logprobs,
             top_ids=top.top_ids,
             top_logprobs=top.top_logprobs,
-            candidate_logprobs=chosen[1],
+            candidate_logprobs=candidates,
         )
 
     async def _score_prompt(self, sequence: Sequence) -> SequenceScore:
-        """Through prompt_logprobs: a flat list of sampled token, then top-k, for every position but the first."""
+        """By prompt_logprobs: a flat list of the sampled token, then top-k, of every position but the first."""
         top_k = sequence.options.top_k
-        output = await self._once(sequence, prompt_logprobs=top_k, flat_logprobs=True)
+        output = await self._run(sequence, prompt_logprobs=top_k, flat_logprobs=True)
         flat, first, positions = output.prompt_logprobs, len(sequence.prompt), len(sequence.completion)
         if flat is None or len(flat) != first + positions:
             raise bad_reply(f"{0 if flat is None else len(flat)} positions for {first + positions}")
@@ -221,33 +225,33 @@ class VllmBackend:
         ids = np.asarray(flat.token_ids[span], np.int32).reshape(positions, top_k + 1)
         logprobs = np.asarray(flat.logprobs[span], np.float32).reshape(positions, top_k + 1)
         bare = Sequence(sequence.prompt, sequence.completion, sequence.options)
-        return score_of(
+        return checked_score(
             bare, sampled_ids=ids[:, 0], logprobs=logprobs[:, 0], top_ids=ids[:, 1:], top_logprobs=logprobs[:, 1:]
         )
 
-    async def _score_rows(self, sequence: Sequence) -> SequenceScore:
+    async def _score_candidates(self, sequence: Sequence) -> SequenceScore:
         logprobs, candidates = await self._candidate_scores(sequence)
-        return score_of(sequence, sampled_ids=None, logprobs=logprobs, candidate_logprobs=candidates)
+        return checked_score(sequence, sampled_ids=None, logprobs=logprobs, candidate_logprobs=candidates)
 
     async def _candidate_scores(self, sequence: Sequence) -> tuple[Floats, Floats]:
-        """(logprobs [T], candidate_logprobs [M]) through prompt_logprob_token_ids."""
+        """(logprobs [T], candidate_logprobs [M]) by prompt_logprob_token_ids."""
         for skip_cache in (False, True):
-            output = await self._once(
+            output = await self._run(
                 sequence,
                 prompt_logprob_token_ids=candidate_rows(sequence),
                 prompt_logprob_start=len(sequence.prompt) - 1,
                 skip_reading_prefix_cache=skip_cache,
             )
             if output.prompt_token_id_logprobs is not None:
-                return of_candidate_rows(sequence, np.asarray(output.prompt_token_id_logprobs, np.float32))
+                return split_candidate_rows(sequence, np.asarray(output.prompt_token_id_logprobs, np.float32))
         raise bad_reply("no candidates")
 
-    async def _once(self, sequence: Sequence, **wanted: Any) -> Any:
-        """vLLM's final output for a sequence as a prompt."""
+    async def _run(self, sequence: Sequence, **options: Any) -> Any:
+        """vLLM's final output for a sequence as its prompt."""
         ids = np.concatenate([sequence.prompt, sequence.completion])
-        parameters = self._parameters(max_tokens=1, temperature=0, detokenize=False, output_kind=self._final, **wanted)
+        parameters = self._parameters(max_tokens=1, temperature=0, detokenize=False, output_kind=self._final, **options)
         request = {"prompt_token_ids": ids.tolist()}
-        outputs = [output async for output in self._llm.generate(request, parameters, self._name())]
+        outputs = [output async for output in self._llm.generate(request, parameters, self._request_id())]
         if not outputs or outputs[-1].outputs[0].finish_reason not in ("stop", "length"):
             raise bad_reply("nothing")
         output = outputs[-1]
@@ -267,7 +271,7 @@ class VllmBackend:
             temperature=options.temperature,
             top_p=options.top_p,
             top_k=options.top_k,
-            seed=row_seed(prompt, index, options),
+            seed=completion_seed(prompt, index, options),
             stop_token_ids=sorted(options.stop_ids),
             ignore_eos=True,  # stop_ids has every id that ends a completion
             logprobs=0,  # of the sampled token alone, at temperature 1: vLLM's raw_logprobs
@@ -277,41 +281,41 @@ class VllmBackend:
         )
         request = {"prompt_token_ids": prompt.ids.tolist()}
         try:
-            # vLLM begins with the lowest priority.
-            async for output in self._llm.generate(request, parameters, self._name(), priority=-priority):
+            # In vLLM the lowest priority goes first.
+            async for output in self._llm.generate(request, parameters, self._request_id(), priority=-priority):
                 yield _chunk(output.outputs[0], prompt, index)
         except ServiceError:
             raise
         except Exception as error:
-            raise self._fault(error) from error
+            raise self._service_error(error) from error
 
-    def _name(self) -> str:
-        return f"vold-{next(self._numbers)}"
+    def _request_id(self) -> str:
+        return f"vold-{next(self._request_numbers)}"
 
     def _probe_candidates(self) -> bool:
-        """Whether prompt_logprob_token_ids gives what prompt_logprobs gives, tried on a short sequence."""
+        """Whether prompt_logprob_token_ids and prompt_logprobs agree on a short sequence."""
         if not getattr(self._llm.vllm_config, "use_v2_model_runner", False):
             return False
         ids: Ids = np.arange(1, 9, dtype=np.int32) % self._vocab_size
         sequence = Sequence(ids[:4], ids[4:], ScoreOptions())
         try:
             expected = self._thread.run(self._score_prompt(sequence)).logprobs
-            found = self._thread.run(self._candidate_scores(sequence))[0]
+            actual = self._thread.run(self._candidate_scores(sequence))[0]
         except (ServiceError, TypeError, ValueError, AttributeError) as error:
             log.warning("candidates are off: this vLLM does not score them: %s", error)
             return False
-        if np.allclose(expected, found, atol=0.2):
+        if np.allclose(expected, actual, atol=0.2):
             return True
         log.warning("candidates are off: this vLLM's prompt_logprob_token_ids and prompt_logprobs disagree")
         return False
 
 
 async def _shut_down(llm: Any) -> None:
-    """End the engine core and wait for its end. On the loop, so that vLLM does not take its silence for a crash."""
+    """Stop the engine core and wait for its processes. On the loop, so that vLLM does not report a crash."""
     resources = getattr(llm.engine_core, "resources", None)
     processes = getattr(getattr(resources, "engine_manager", None), "processes", ())
     llm.shutdown()
-    for process in processes:  # one that had to be killed is not waited for
+    for process in processes:  # not waiting longer for a process that must be killed
         await asyncio.to_thread(process.join, END_SECONDS)
 
 
@@ -332,9 +336,9 @@ def _chunk(output: Any, prompt: GeneratePrompt, index: int) -> GenerateChunk:
 async def _start(
     path: Path, options: VllmOptions, *, dtype: str, device: str, max_sequence: int | None
 ) -> tuple[Any, Any, Any, Any]:
-    """The engine, and of vLLM's names what the backend needs: it is imported late, with the environment set."""
+    """The engine, and the names of vLLM that the backend uses. Imports vLLM, after the environment is set."""
     try:
-        with needs("vllm", "--backend vllm", OSError):
+        with require_extra("vllm", "--backend vllm", OSError):
             from vllm import SamplingParams
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.sampling_params import RequestOutputKind
@@ -345,11 +349,11 @@ async def _start(
     try:
         config = get_config(str(path), trust_remote_code=False)
         vocab_size = int(config.get_text_config().vocab_size)
-        own_limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-        if max_sequence is not None and own_limit is not None and max_sequence > own_limit - 1:
+        model_limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if max_sequence is not None and model_limit is not None and max_sequence > model_limit - 1:
             raise OSError(
-                f"--max-sequence {max_sequence} is above {own_limit - 1}, which is the model's {own_limit} less the "
-                "token that vLLM always generates: ask for less"
+                f"--max-sequence {max_sequence} is above {model_limit - 1}, which is the model's {model_limit} less "
+                "the token that vLLM always generates: ask for less"
             )
         arguments = engine_arguments(
             path, options, dtype=dtype, device=device, vocab_size=vocab_size, max_sequence=max_sequence

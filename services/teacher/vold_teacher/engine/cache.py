@@ -1,8 +1,8 @@
-"""Scores that were computed before: in memory, and on a disk where one is given.
+"""A cache of computed scores: in memory, and optionally on disk.
 
-A score is known by what it depends on: the weights and what they compute in, the prompt, the completion, the candidates
-and the options. So an entry is never stale, and only makes room for others. Hidden states are not kept: they would
-crowd out everything else.
+The key of a score covers everything that the score depends on: weights, dtype and backend, prompt, completion,
+candidates and options. So an entry is never stale; it is only evicted. Hidden states are not cached: they would take
+the place of all other scores.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ from vold_teacher.types import Sequence, SequenceScore
 log = logging.getLogger("vold.teacher.cache")
 
 ENTRY_OVERHEAD = 500
-"""Bytes that an entry takes in memory beside its arrays, about."""
-DISK_SLACK = 0.9
-"""A full disk tier is emptied to this part of its limit, so that it is not swept again at once."""
+"""Approximate bytes of memory that an entry takes besides its arrays."""
+EVICTION_TARGET = 0.9
+"""Eviction empties a full disk tier to this fraction of its limit, so that the next eviction is not due at once."""
 
 
-def fingerprint(sequence: Sequence, model: bytes) -> bytes | None:
-    """The key of a sequence's score under a model; None where it is not to be kept."""
+def score_key(sequence: Sequence, model: bytes) -> bytes | None:
+    """The cache key of a sequence's score under a model; None if the score is not cached."""
     options = sequence.options
     if options.hidden_states:
         return None
@@ -49,16 +49,16 @@ def fingerprint(sequence: Sequence, model: bytes) -> bytes | None:
 
 
 class ScoreCache:
-    """`get` and `put` belong to the event loop; `load` and `store` reach the disk, and run in any thread."""
+    """Memory first, then disk. `get` and `put` run on the event loop; the disk tier's methods in any thread."""
 
     def __init__(self, memory_bytes: int, disk: "DiskTier | None" = None) -> None:
-        """memory_bytes: 0 keeps nothing in memory."""
+        """memory_bytes: the limit of the memory tier; 0 turns it off."""
         self._memory: LRUCache[bytes, SequenceScore] = LRUCache(memory_bytes, getsizeof=_size)
         self.disk = disk
 
     @property
     def memory_bytes(self) -> int:
-        """Taken now."""
+        """Bytes in use."""
         return int(self._memory.currsize)
 
     def __len__(self) -> int:
@@ -68,8 +68,8 @@ class ScoreCache:
         return self._memory.get(key)
 
     def put(self, key: bytes, score: SequenceScore) -> None:
-        with suppress(ValueError):  # one that is larger than the whole cache
-            # Copies: a part of a batch's array would keep the whole of it, which nobody counts.
+        with suppress(ValueError):  # the entry is larger than the whole cache
+            # Copies: a view would keep the whole array of its batch in memory, uncounted.
             self._memory[key] = SequenceScore(**{name: array.copy() for name, array in _arrays(score).items()})
 
     def close(self) -> None:
@@ -79,22 +79,22 @@ class ScoreCache:
 
 
 class DiskTier:
-    """Scores in one SQLite file, which several services may share. A fault of the disk costs the tier, never a score.
+    """Scores in one SQLite file, which several services may share. A disk failure never fails a request.
 
-    What goes in and out are plain arrays (safetensors), so a file that somebody else wrote can do no harm.
+    Entries are plain arrays (safetensors), so a file that another program wrote can do no harm.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Raises OSError where the folder cannot be written."""
+        """Raises OSError if the folder cannot be written."""
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "scores.sqlite"
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._faults = 0
+        self._failures = 0
         self._writer = ThreadPoolExecutor(1, "cache-writer")
         try:
-            self._open = sqlite3.connect(self._path, timeout=5, check_same_thread=False, isolation_level=None)
-            with closing(self._open.cursor()) as cursor:
+            self._connection = sqlite3.connect(self._path, timeout=5, check_same_thread=False, isolation_level=None)
+            with closing(self._connection.cursor()) as cursor:
                 cursor.execute("PRAGMA journal_mode=WAL")
                 cursor.execute("PRAGMA synchronous=OFF")  # a lost entry is computed again
                 cursor.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score BLOB, used REAL)")
@@ -105,60 +105,60 @@ class DiskTier:
             raise OSError(f"cannot keep scores in {self._path}: {error}; choose another --cache-dir") from error
 
     @property
-    def faults(self) -> int:
-        """How often the disk failed."""
-        return self._faults
+    def failures(self) -> int:
+        """The number of disk failures."""
+        return self._failures
 
     def load(self, keys: list[bytes]) -> dict[bytes, SequenceScore]:
-        """Those of the keys that are there."""
-        found: dict[bytes, SequenceScore] = {}
+        """The stored scores among `keys`."""
+        scores: dict[bytes, SequenceScore] = {}
         try:
-            with self._lock, closing(self._open.cursor()) as cursor:
+            with self._lock, closing(self._connection.cursor()) as cursor:
                 now = time.time()
                 for key in keys:
                     row = cursor.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
                     if row is not None:
-                        found[key] = _unpack(row[0])
+                        scores[key] = _unpack(row[0])
                         with suppress(sqlite3.Error):  # on a full disk an entry can still be read
                             cursor.execute("UPDATE scores SET used = ? WHERE key = ?", (now, key))
         except Exception as error:
-            self._failed("read", error)
-        return found
+            self._count_failure("read", error)
+        return scores
 
     def store(self, scores: Mapping[bytes, SequenceScore]) -> None:
-        """Write them later, in a thread of the tier's own."""
-        with suppress(RuntimeError):  # closed meanwhile
+        """Queue scores for writing by the tier's own thread."""
+        with suppress(RuntimeError):  # the tier was closed
             self._writer.submit(self._write, dict(scores))
 
     def close(self) -> None:
-        """Finish what is being written."""
+        """Wait for the queued writes."""
         self._writer.shutdown()
-        self._open.close()
+        self._connection.close()
 
     def _write(self, scores: dict[bytes, SequenceScore]) -> None:
         now = time.time()
         rows = [(key, _pack(score), now) for key, score in scores.items()]
         try:
-            with self._lock, closing(self._open.cursor()) as cursor:
+            with self._lock, closing(self._connection.cursor()) as cursor:
                 cursor.execute("BEGIN")
                 try:
                     cursor.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", rows)
                     self._bytes += sum(len(row[1]) for row in rows)
                     if self._bytes > self._max_bytes:
-                        self._make_room(cursor)
+                        self._evict(cursor)
                     cursor.execute("COMMIT")
                 except BaseException:
                     with suppress(sqlite3.Error):
                         cursor.execute("ROLLBACK")
                     raise
         except Exception as error:
-            self._failed("write", error)
+            self._count_failure("write", error)
 
-    def _make_room(self, cursor: sqlite3.Cursor) -> None:
-        """Forget the least recently used."""
-        # Others may write to the file as well, so what it holds is asked of it.
+    def _evict(self, cursor: sqlite3.Cursor) -> None:
+        """Delete the least recently used entries."""
+        # Other services may write to the file too, so read its size from the file.
         self._bytes = int(cursor.execute("SELECT COALESCE(SUM(LENGTH(score)), 0) FROM scores").fetchone()[0])
-        surplus = self._bytes - DISK_SLACK * self._max_bytes
+        surplus = self._bytes - EVICTION_TARGET * self._max_bytes
         oldest: list[tuple[bytes]] = []
         for key, size in cursor.execute("SELECT key, LENGTH(score) FROM scores ORDER BY used"):
             if surplus <= 0:
@@ -168,10 +168,10 @@ class DiskTier:
             self._bytes -= size
         cursor.executemany("DELETE FROM scores WHERE key = ?", oldest)
 
-    def _failed(self, verb: str, error: Exception) -> None:
-        self._faults += 1
-        if self._faults & (self._faults - 1) == 0:  # the 1st, 2nd, 4th, 8th...: a full disk fails at every write
-            log.warning("cannot %s scores in %s (%d times so far): %s", verb, self._path, self._faults, error)
+    def _count_failure(self, verb: str, error: Exception) -> None:
+        self._failures += 1
+        if self._failures & (self._failures - 1) == 0:  # log failures 1, 2, 4, 8...: a full disk fails every write
+            log.warning("cannot %s scores in %s (%d times so far): %s", verb, self._path, self._failures, error)
 
 
 def _size(score: SequenceScore) -> int:

@@ -1,4 +1,4 @@
-"""Completions for many callers, decoded together in slices of time."""
+"""Generates completions for many callers, decoded together in slices of time."""
 
 import asyncio
 import itertools
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from vold_service.call import Call
-from vold_service.errors import ServiceError, internal, too_late
+from vold_service.errors import ServiceError, deadline_exceeded, internal
 
 from vold_teacher import metrics
 from vold_teacher.backends.base import Backend, Decoder
@@ -20,88 +20,90 @@ from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions
 log = logging.getLogger("vold.teacher.engine")
 
 SLICE_SECONDS = 0.05
-"""How long decoding may hold the device while scoring waits; also how soon a cancelled generation stops."""
+"""How long decoding may hold the device while scoring waits; also the longest that a cancelled request decodes on."""
 
 
 @dataclass(slots=True, eq=False)
 class _GenerateJob:
+    """A Generate request under way. unfinished: completions still to come."""
+
     number: int
     call: Call
     tokens: int
-    left: int
+    unfinished: int
     events: asyncio.Queue[GenerateChunk | ServiceError] = field(default_factory=asyncio.Queue)
 
 
 class Generator:
-    """The rows being decoded. `run` it for as long as it is to generate."""
+    """The Generate requests under way. `run` decodes for them until it is cancelled."""
 
     def __init__(self, backend: Backend, max_tokens: int, executor: ThreadPoolExecutor) -> None:
-        """max_tokens: that may be under way. executor: the device's one thread."""
+        """max_tokens: of all requests under way. executor: the single device thread."""
         self.backend = backend
-        self.calls: dict[int, _GenerateJob] = {}
+        self.jobs: dict[int, _GenerateJob] = {}
         self._max_tokens = max_tokens
         self._executor = executor
         self._decoder: Decoder = backend.decoder()
-        self._to_decoder: list[tuple[int, Seq[GeneratePrompt], SamplingOptions, int]] = []
+        self._to_add: list[tuple[int, Seq[GeneratePrompt], SamplingOptions, int]] = []
         self._to_cancel: list[int] = []
         self._numbers = itertools.count()
-        self._waiting = asyncio.Event()
+        self._has_work = asyncio.Event()
         self._tokens_per_second = 1000.0
 
     async def generate(
         self, prompts: Seq[GeneratePrompt], options: SamplingOptions, *, call: Call, priority: int = 0
     ) -> AsyncGenerator[GenerateChunk, None]:
-        """Chunks as completions finish. Close the iterator, and its rows leave before the next decode step."""
+        """Chunks as completions finish. When the iterator is closed, its rows leave before the next decode step."""
         if call.expired:
-            raise too_late()
-        waiting = sum(job.tokens for job in self.calls.values())
+            raise deadline_exceeded()
+        waiting = sum(job.tokens for job in self.jobs.values())
         tokens = sum(len(prompt.ids) + options.n for prompt in prompts)
         check_room("prompts", tokens, waiting, self._max_tokens, self._tokens_per_second)
         job = _GenerateJob(next(self._numbers), call, tokens, len(prompts) * options.n)
-        if not job.left:
+        if not job.unfinished:
             return
-        self.calls[job.number] = job
+        self.jobs[job.number] = job
         metrics.GENERATING.inc()
         sampled = 0
-        self._to_decoder.append((job.number, prompts, options, priority))
-        self._waiting.set()
+        self._to_add.append((job.number, prompts, options, priority))
+        self._has_work.set()
         try:
-            while job.left:
-                # The timeout is around each wait alone: around a yield it would cancel the consumer's own awaits.
+            while job.unfinished:
+                # The timeout covers each wait alone: around a yield it would cancel the consumer's own awaits.
                 event = await asyncio.wait_for(job.events.get(), call.remaining())
                 if isinstance(event, ServiceError):
                     raise event
-                job.left -= event.finish_reason is not None
+                job.unfinished -= event.finish_reason is not None
                 sampled += len(event.ids)
                 yield event
         except TimeoutError as error:
-            raise too_late() from error
+            raise deadline_exceeded() from error
         finally:
-            metrics.note_generated(call.tenant.name, sampled)
-            del self.calls[job.number]
+            metrics.count_generate_request(call.tenant.name, sampled)
+            del self.jobs[job.number]
             metrics.GENERATING.dec()
-            if job.left:
+            if job.unfinished:
                 self._to_cancel.append(job.number)
-                self._waiting.set()
+                self._has_work.set()
 
     def fail_all(self, error: ServiceError) -> None:
-        for job in self.calls.values():
+        for job in self.jobs.values():
             job.events.put_nowait(error)
 
     async def run(self) -> None:
         while True:
             while not await self._generate_slice():
-                self._waiting.clear()
-                await self._waiting.wait()
+                self._has_work.clear()
+                await self._has_work.wait()
 
     async def _generate_slice(self) -> bool:
         for number in self._to_cancel:
             self._decoder.cancel(number)
         self._to_cancel.clear()
-        for number, prompts, options, priority in self._to_decoder:
-            if number in self.calls:
+        for number, prompts, options, priority in self._to_add:
+            if number in self.jobs:
                 self._decoder.add(number, prompts, options, priority)
-        self._to_decoder.clear()
+        self._to_add.clear()
         if not self._decoder.busy:
             return False
         before, began = self._decoder.computed_tokens, time.monotonic()
@@ -121,6 +123,6 @@ class Generator:
         for number, chunk in chunks:
             if isinstance(chunk, GenerateChunk):
                 metrics.GENERATED_TOKENS.inc(len(chunk.ids))
-            if running := self.calls.get(number):
+            if running := self.jobs.get(number):
                 running.events.put_nowait(chunk)
         return True

@@ -1,14 +1,15 @@
 """Pending sequences of all callers, and the choice of the next batch.
 
-Tenants: start-time fair queuing (Goyal, Vin and Cheng, 1996), the tenant as the flow and tokens over its weight as the
-cost. A tenant that was idle begins at the present, so it neither saves up a claim nor owes for the past.
-Inside a tenant: higher priorities first; then each request is a flow of the same kind, so a small request does not wait
-behind the whole of a large one.
-Padding: of the entries that are next in that order, as many as a few batches hold, those nearest in length to the very
-first one share its batch, and only they are charged. So the first is always served, and rows of a batch have like
-lengths. Nobody's entries are looked at further ahead than its share of those few batches, or the order would mean
-nothing where little more waits. Where nothing is padded, a batch is simply what is next.
-Prompts: completions of one prompt are one entry where it pays to compute the prompt once for all of them.
+Tenants: start-time fair queuing (Goyal, Vin and Cheng, 1996). A tenant is a flow; the cost of an entry is its tokens
+divided by the tenant's weight. An idle tenant starts again at the current virtual time: it saves up no claim and no
+debt.
+Requests of a tenant: higher priorities first. Requests of equal priority are flows of the same kind, so a small request
+does not wait for the whole of a large one.
+Padding: the window holds the next entries in that order, as many as fill a few batches. The first entry and the entries
+nearest to it in length form the batch, and only their tenants are charged. So the first entry is always served, and the
+rows of a batch have similar lengths. The window holds at most each tenant's share of those batches; otherwise the order
+would have no effect when little is waiting. Without padding, a batch is the next entries in order.
+Prompts: completions of one prompt form one entry if computing the prompt once for all of them is cheaper.
 """
 
 import heapq
@@ -18,67 +19,68 @@ from dataclasses import dataclass, field
 
 from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError, invalid
-from vold_service.tenants import OPEN, Tenant
+from vold_service.tenants import OPEN_TENANT, Tenant
 
-from vold_teacher.batch import Layout, Size, by_prompt
+from vold_teacher.batch import BatchSize, Layout, group_by_prompt
 from vold_teacher.types import Sequence
 
 WINDOW_BATCHES = 4
-"""How far ahead a batch looks for rows of like lengths."""
+"""Batches' worth of entries in which to look for rows of similar lengths."""
 MAX_PASSED = 16
-"""How often an entry that is due may see others go first for their lengths."""
+"""How often an entry that is due may be passed over because of its length."""
 MAX_PADDING = 0.1
-"""The part of a batch that may be padding."""
+"""The fraction of a batch that may be padding."""
 FREE_PADDING = 256
-"""Padding that is cheaper than another batch, whatever its part; tokens."""
+"""Padding tokens that are always allowed: they cost less than another batch."""
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request's sequences in the queue. gone: nobody waits for it any more. tag: of its last entry."""
+    """A request whose sequences are in the queue. cancelled: its caller no longer waits for the scores."""
 
-    tenant: Tenant = OPEN
+    tenant: Tenant = OPEN_TENANT
     priority: int = 0
-    gone: bool = False
-    tag: float = 0.0
+    cancelled: bool = False
     submitted: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """Sequences of a job that are computed together, by their places in the request: one, or several of one prompt.
+    """Sequences of a job that are computed together, by index in the request: one, or several of one prompt.
 
-    shares: whether its prompt is computed once for all of them. tag: when it is due among the requests of its tenant.
-    passed: how often others were taken before it though it was due.
+    shares_prompt: whether the prompt is computed once for all of them. start_tag: the virtual time of its tenant at
+    which it is due. passed: how often it was due and passed over.
     """
 
     job: Job
     sequences: dict[int, Sequence]
-    size: Size
+    size: BatchSize
     tokens: int
-    shares: bool
-    tag: float
+    shares_prompt: bool
+    start_tag: float
     number: int
     passed: int = 0
 
     @property
-    def ranked(self) -> "_Ranked":
-        return (-self.job.priority, self.tag, self.number, self)
+    def heap_item(self) -> "_HeapItem":
+        return (-self.job.priority, self.start_tag, self.number, self)
 
 
-_Ranked = tuple[int, float, int, Entry]
-"""As a plain tuple a heap compares it in C; the number differs always, so entries themselves are never compared."""
+_HeapItem = tuple[int, float, int, Entry]
+"""A plain tuple is compared in C. The numbers are unique, so entries themselves are never compared."""
 
 
 @dataclass(slots=True, eq=False)
 class _Flow:
-    """One tenant's entries. tag: the virtual time at which its next token is due. now: its requests' own clock."""
+    """One tenant's entries. start_tag: the virtual time of the queue at which the next token is due. virtual_time: the
+    clock by which the tenant's own requests are ordered.
+    """
 
     tenant: Tenant
-    tag: float
-    heap: list[_Ranked] = field(default_factory=list)
+    start_tag: float
+    heap: list[_HeapItem] = field(default_factory=list)
     tokens: int = 0
-    now: float = 0.0
+    virtual_time: float = 0.0
     jobs: int = 0
 
 
@@ -86,8 +88,8 @@ class ScoreQueue:
     """Not thread-safe: it belongs to the event loop."""
 
     def __init__(self, *, batch_tokens: int, max_tokens: int, layout: Layout) -> None:
-        """batch_tokens: of a batch, padding included. max_tokens: that may wait before requests are refused.
-        layout: how the backend runs a batch.
+        """batch_tokens: the largest batch, padding included. max_tokens: the most that may wait; further requests are
+        refused. layout: how the backend runs a batch.
         """
         self._batch_tokens = batch_tokens
         self._max_tokens = max_tokens
@@ -95,18 +97,18 @@ class ScoreQueue:
         self._flows: dict[str, _Flow] = {}
         self._virtual_time = 0.0
         self._count = 0
-        self._waiting_of: dict[Job, int] = {}
+        self._tokens_by_job: dict[Job, int] = {}
         self.tokens = 0
 
     def __len__(self) -> int:
-        """Requests that have anything left here."""
-        return len(self._waiting_of)
+        """Requests with sequences still in the queue."""
+        return len(self._tokens_by_job)
 
     def put(self, job: Job, sequences: dict[int, Sequence], *, tokens_per_second: float) -> None:
-        """Queue a job's sequences by index. Raises RESOURCE_EXHAUSTED where they do not fit, with when they may."""
+        """Queue a job's sequences by index. Raises RESOURCE_EXHAUSTED with a retry delay if the queue is too full."""
         groups = sorted(
-            ((Size.of([list(group.values())]), group) for group in self._groups(sequences)),
-            key=lambda item: item[0].longest,
+            ((BatchSize.of_groups([list(group.values())]), group) for group in self._groups(sequences)),
+            key=lambda item: item[0].longest_sequence,
         )
         sizes = [size.tokens(self._layout) for size, _ in groups]
         check_room("completions", sum(sizes), self.tokens, self._max_tokens, tokens_per_second)
@@ -114,93 +116,105 @@ class ScoreQueue:
         if flow is None:
             flow = self._flows[job.tenant.name] = _Flow(job.tenant, self._virtual_time)
         if not flow.jobs:
-            flow.tag = max(flow.tag, self._virtual_time)
+            flow.start_tag = max(flow.start_tag, self._virtual_time)
         flow.tenant = job.tenant  # its weight may have changed since
-        job.tag = flow.now
+        start_tag = flow.virtual_time
         for (size, group), tokens in zip(groups, sizes, strict=True):
             self._count += 1
-            heapq.heappush(flow.heap, Entry(job, group, size, tokens, self._shares(size), job.tag, self._count).ranked)
-            job.tag += tokens
+            entry = Entry(job, group, size, tokens, self._shares_prompts(size), start_tag, self._count)
+            heapq.heappush(flow.heap, entry.heap_item)
+            start_tag += tokens
         flow.tokens += sum(sizes)
         flow.jobs += 1
         self.tokens += sum(sizes)
-        self._waiting_of[job] = sum(sizes)
+        self._tokens_by_job[job] = sum(sizes)
 
     def _groups(self, sequences: dict[int, Sequence]) -> Iterator[dict[int, Sequence]]:
-        """Sequences of one prompt together where that pays, as many as a batch holds; the others each alone."""
+        """Groups of sequences with one prompt, as many as a batch holds, if sharing it is cheaper; others alone."""
         indices = list(sequences)
-        for members in by_prompt(sequences.values()).values():
+        for members in group_by_prompt(sequences.values()).values():
             group = [(indices[member], sequences[indices[member]]) for member in members]
-            if not self._shares(Size.of([[sequence for _, sequence in group]])):
+            if not self._shares_prompts(BatchSize.of_groups([[sequence for _, sequence in group]])):
                 yield from ({index: sequence} for index, sequence in group)
                 continue
             group.sort(key=lambda item: item[1].length)
             part = {group[0][0]: group[0][1]}
-            size = Size.of_one(group[0][1])
+            size = BatchSize.of_sequence(group[0][1])
             for index, sequence in group[1:]:
-                size = size.with_row(sequence)
+                size = size.with_completion(sequence)
                 if not self._within_budget(size):
                     yield part
-                    part, size = {}, Size.of_one(sequence)
+                    part, size = {}, BatchSize.of_sequence(sequence)
                 part[index] = sequence
             yield part
 
-    def drop(self, job: Job) -> None:
-        """Forget what is left of a job. Its entries are passed over when their turn comes."""
-        job.gone = True
-        self._take(job, self._waiting_of.get(job, 0))
+    def cancel(self, job: Job) -> None:
+        """Cancel a job. Its remaining entries leave the heap when their turn comes."""
+        job.cancelled = True
+        self._dequeue(job, self._tokens_by_job.get(job, 0))
 
     def jobs(self) -> list[Job]:
-        """Those with anything left in the queue."""
-        return list(self._waiting_of)
+        """Jobs with sequences still in the queue, in order of arrival."""
+        return list(self._tokens_by_job)
 
     def oldest_seconds(self) -> float:
-        """How long the oldest request that has anything left here has waited; 0 where none has."""
-        oldest = next(iter(self._waiting_of), None)  # a dict keeps the order of arrival
+        """How long the oldest waiting request has waited; 0 if none waits."""
+        oldest = next(iter(self._tokens_by_job), None)  # a dict keeps the order of arrival
         return time.monotonic() - oldest.submitted if oldest is not None else 0.0
 
     def tokens_by_tenant(self) -> dict[str, int]:
-        """Tokens that wait, of each tenant that has any."""
+        """Waiting tokens of each tenant."""
         return {name: flow.tokens for name, flow in self._flows.items()}
 
     def next_batch(self) -> list[Entry]:
-        """Entries to compute together, at least one where any waits; their padded size is within the budget, unless
-        the first alone is larger.
+        """Entries to compute together, at least one if any waits. Their padded size is within the budget, unless the
+        first entry alone exceeds it.
         """
         window = self._window()
-        if not window:  # idle: nobody is made to wait, so nobody owes anything
-            self._virtual_time = max((flow.tag for flow in self._flows.values()), default=0.0)
+        if not window:  # idle: no tenant has to wait, so no tenant owes anything
+            self._virtual_time = max((flow.start_tag for flow in self._flows.values()), default=0.0)
             return []
         top: dict[str, int] = {}
         for entry in window:
             top.setdefault(entry.job.tenant.name, entry.job.priority)
         due = [entry for entry in window if entry.job.priority == top[entry.job.tenant.name]]
-        # The one that is due, unless it is another's turn: due too, and passed over again and again for its length.
+        # An entry that was due and passed over too often for its length goes first.
         first = max(due, key=lambda entry: entry.passed)
         if first.passed < MAX_PASSED:
             first = due[0]
-        batch, size = self._alike(first, due)
-        # A tenant whose urgent entries are all in fills its share with its others: it is not to lose it to strangers.
-        waiting = {entry.job.tenant.name for entry in set(due).difference(batch)}
-        later = [entry for entry in window if entry.job.priority != top[entry.job.tenant.name]]
-        for entry in sorted(later, key=lambda entry: (-entry.job.priority, entry.size.longest)):
-            if entry.job.tenant.name in waiting:
-                continue
-            if entry.shares == first.shares and self._may_join(first, grown := size + entry.size):
-                batch.append(entry)
-                size = grown
-            else:
-                waiting.add(entry.job.tenant.name)
+        batch, size = self._similar_lengths(first, due)
+        batch = self._add_lower_priorities(first, batch, size, window, due)
         taken = set(batch)
         for entry in window:
             if entry not in taken:
                 entry.passed += entry.job.priority == top[entry.job.tenant.name]
-                heapq.heappush(self._flows[entry.job.tenant.name].heap, entry.ranked)
-        # The present is where the service has got to: when the tenant that is furthest behind was due.
-        self._virtual_time = max(self._virtual_time, self._flows[window[0].job.tenant.name].tag)
+                heapq.heappush(self._flows[entry.job.tenant.name].heap, entry.heap_item)
+        # The virtual time is the start tag of the tenant that is furthest behind.
+        self._virtual_time = max(self._virtual_time, self._flows[window[0].job.tenant.name].start_tag)
         self._charge(batch)
         for entry in batch:
-            self._take(entry.job, entry.tokens)
+            self._dequeue(entry.job, entry.tokens)
+        return batch
+
+    def _add_lower_priorities(
+        self, first: Entry, batch: list[Entry], size: BatchSize, window: list[Entry], due: list[Entry]
+    ) -> list[Entry]:
+        """The batch and entries of lower priority, of the tenants whose due entries are all in the batch.
+
+        So a tenant fills its share of the batch with its other entries and does not lose it to other tenants.
+        """
+        batch = list(batch)
+        due_entries = set(due)
+        waiting = {entry.job.tenant.name for entry in due_entries.difference(batch)}
+        later = [entry for entry in window if entry not in due_entries]
+        for entry in sorted(later, key=lambda entry: (-entry.job.priority, _length(entry))):
+            if entry.job.tenant.name in waiting:
+                continue
+            if entry.shares_prompt == first.shares_prompt and self._may_join(first, grown := size + entry.size):
+                batch.append(entry)
+                size = grown
+            else:
+                waiting.add(entry.job.tenant.name)
         return batch
 
     def _charge(self, batch: list[Entry]) -> None:
@@ -210,32 +224,33 @@ class ScoreQueue:
         for name, entries in by_tenant.items():
             flow = self._flows[name]
             tokens = sum(entry.tokens for entry in entries)
-            flow.tag += tokens / flow.tenant.weight
-            # Moving with the work done, and not only with the tags served, a tenant's clock also leaves behind what
-            # waits among endless newcomers: their tags pass those of the older entries.
-            flow.now = max(flow.now + tokens / flow.jobs, min(entry.tag for entry in entries))
+            flow.start_tag += tokens / flow.tenant.weight
+            # The tenant's clock also moves with the work done: the start tags of new requests soon pass those of an
+            # old one, which would otherwise starve among endless arrivals.
+            flow.virtual_time = max(flow.virtual_time + tokens / flow.jobs, min(entry.start_tag for entry in entries))
 
-    def _take(self, job: Job, tokens: int) -> None:
-        """`tokens` of a job wait no more."""
-        if job not in self._waiting_of:
+    def _dequeue(self, job: Job, tokens: int) -> None:
+        """Subtract `tokens` of a job from the waiting tokens."""
+        if job not in self._tokens_by_job:
             return
         flow = self._flows[job.tenant.name]
         self.tokens -= tokens
         flow.tokens -= tokens
-        self._waiting_of[job] -= tokens
-        if not self._waiting_of[job]:
-            del self._waiting_of[job]
+        self._tokens_by_job[job] -= tokens
+        if not self._tokens_by_job[job]:
+            del self._tokens_by_job[job]
             flow.jobs -= 1
             if not flow.jobs:
                 flow.heap.clear()
 
-    def _alike(self, first: Entry, due: list[Entry]) -> tuple[list[Entry], Size]:
-        """`first` and those of the due entries that are nearest to it in length, as many as a batch may hold."""
-        # One kind a batch: among completions with prompts of their own, a group's prompt would not be worth sharing.
-        rows = sorted((entry for entry in due if entry.shares == first.shares), key=lambda entry: entry.size.longest)
+    def _similar_lengths(self, first: Entry, due: list[Entry]) -> tuple[list[Entry], BatchSize]:
+        """`first` and the due entries nearest to it in length, as many as a batch may hold."""
+        # A batch either shares prompts or does not: among completions with prompts of their own, sharing one prompt is
+        # not cheaper.
+        rows = sorted((entry for entry in due if entry.shares_prompt == first.shares_prompt), key=_length)
         low = rows.index(first)
         high = low + 1
-        # Shorter rows only need padding; longer ones widen every row. So first downwards, then upwards.
+        # Shorter rows need padding; longer rows widen every row. So add shorter rows first.
         size = first.size
         while low > 0 and self._may_join(first, grown := size + rows[low - 1].size):
             size, low = grown, low - 1
@@ -244,20 +259,20 @@ class ScoreQueue:
         return rows[low:high], size
 
     def _window(self) -> list[Entry]:
-        """The next entries in order: of all tenants as many as a few batches hold, and of each its share of that."""
+        """The next entries in order, enough for a few batches, and of each tenant at most its share of them."""
         window: list[Entry] = []
         tokens = 0
-        due = [(flow.tag, name) for name, flow in self._flows.items() if flow.heap]
+        due = [(flow.start_tag, name) for name, flow in self._flows.items() if flow.heap]
         heapq.heapify(due)
         ahead = (1 if self._layout is Layout.PACKED else WINDOW_BATCHES) * self._batch_tokens
         weights = sum(self._flows[name].tenant.weight for _, name in due)
-        furthest = due[0][0] + ahead / weights if due else 0.0
+        horizon = due[0][0] + ahead / weights if due else 0.0
         while due and tokens < ahead:
             tag, name = heapq.heappop(due)
-            if tag > furthest and tokens >= self._batch_tokens:
+            if tag > horizon and tokens >= self._batch_tokens:
                 break
             flow = self._flows[name]
-            while flow.heap and flow.heap[0][3].job.gone:
+            while flow.heap and flow.heap[0][3].job.cancelled:
                 heapq.heappop(flow.heap)
             if not flow.heap:
                 continue
@@ -267,22 +282,26 @@ class ScoreQueue:
             heapq.heappush(due, (tag + entry.tokens / flow.tenant.weight, name))
         return window
 
-    def _shares(self, size: Size) -> bool:
-        return size.shares(self._layout)
+    def _shares_prompts(self, size: BatchSize) -> bool:
+        return size.shares_prompts(self._layout)
 
-    def _within_budget(self, size: Size) -> bool:
+    def _within_budget(self, size: BatchSize) -> bool:
         return size.tokens(self._layout) <= self._batch_tokens
 
-    def _may_join(self, first: Entry, grown: Size) -> bool:
-        """Whether a batch may grow: within the budget, with little padding, and sharing prompts as its first does."""
+    def _may_join(self, first: Entry, grown: BatchSize) -> bool:
+        """Whether a batch may grow: within the budget, with little padding, sharing prompts as `first` does."""
         tokens = grown.tokens(self._layout)
-        if tokens > self._batch_tokens or self._shares(grown) != first.shares:
+        if tokens > self._batch_tokens or self._shares_prompts(grown) != first.shares_prompt:
             return False
         return grown.padding(self._layout) <= max(FREE_PADDING, MAX_PADDING * tokens)
 
 
+def _length(entry: Entry) -> int:
+    return entry.size.longest_sequence
+
+
 def check_room(field: str, tokens: int, waiting: int, limit: int, tokens_per_second: float) -> None:
-    """Raise where `tokens` more would put the queue over its limit."""
+    """Raise ServiceError if `tokens` more exceed the queue's limit."""
     if tokens > limit:
         raise invalid(field, f"{field} come to {tokens} tokens, over the queue's {limit}: split the request")
     if waiting + tokens > limit:

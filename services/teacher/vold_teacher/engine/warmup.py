@@ -1,7 +1,7 @@
-"""One small batch and one decode step before a backend is called ready.
+"""Run one small batch and one decode step before a backend is ready.
 
-The first forward pass allocates, picks kernels and may compile: a probe that says "ready" must not leave that to the
-first caller. It also shows that the model can run at all on the device that it was loaded to.
+The first forward pass allocates memory, picks kernels and may compile; the first caller should not wait for that. The
+warm-up also shows that the model runs on the device that it was loaded to.
 """
 
 import time
@@ -14,20 +14,20 @@ from vold_teacher.types import GeneratePrompt, SamplingOptions, ScoreOptions, Se
 SEQUENCES = 4
 LENGTH = 32
 DECODE_SECONDS = 60.0
-"""Give up waiting for the one token after this long; the score has shown by then that the model runs."""
+"""Stop waiting for the token after this time: the scores have already shown that the model runs."""
 
 
 def warm_up(backend: Backend) -> float:
-    """Score and decode once; returns the seconds it took. Blocks: call it from the thread that owns the backend.
+    """Score and decode once. Returns the seconds this took. Blocks: call it on the thread that owns the backend.
 
-    Raises what the backend raises: a model that cannot score a few tokens must not be served.
+    Raises the backend's error: a model that cannot score a few tokens must not be served.
     """
     began = time.monotonic()
     info = backend.info
     tokens = max(2, min(LENGTH, info.max_sequence))
     ids = np.arange(tokens, dtype=np.int32) % info.vocab_size
     split = tokens // 2
-    # Alike in the prompt, so that a backend which shares prompts goes that way too.
+    # All have one prompt, so that a backend that shares prompts runs that code too.
     sequences = [Sequence(ids[:split], np.roll(ids[split:], shift), ScoreOptions()) for shift in range(SEQUENCES)]
     for score in backend.score(sequences).scores:
         if isinstance(score, Exception):

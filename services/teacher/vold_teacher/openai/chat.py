@@ -10,90 +10,90 @@ from typing import Any, Self
 from vold_service.call import Call
 from vold_service.errors import invalid
 
-from vold_teacher.openai.completions import usage
+from vold_teacher.openai.completions import usage_json
 from vold_teacher.openai.generation import Delta, generate, generate_all
 from vold_teacher.openai.prompts import Prompt, read_messages
 from vold_teacher.openai.schemas import ChatRequest
-from vold_teacher.openai.scoring import Positions, chat_logprobs, check_ids, score, top_k_of
-from vold_teacher.service import Loaded, Teacher
+from vold_teacher.openai.scoring import TokenScores, chat_logprobs, check_reply_size, check_top_k, score_completions
+from vold_teacher.service import LoadedModel, Teacher
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Chat:
-    """One request. `read` it, then either `body` or `chunks`."""
+class ChatReply:
+    """A checked request and its reply. After `prepare`, call either `body` or `chunks`."""
 
     teacher: Teacher
-    asked: ChatRequest
+    request: ChatRequest
     call: Call
-    model: Loaded
+    model: LoadedModel
     prompt: Prompt
-    k: int | None  # most likely ids of each logprobs entry; None: no logprobs
+    top_k: int | None  # most likely ids of each logprobs entry; None: no logprobs
 
     @classmethod
-    async def read(cls, teacher: Teacher, asked: ChatRequest, call: Call) -> Self:
-        """Raises ServiceError where the request cannot be served."""
-        model = teacher.model(asked.model)
-        k = None
-        if asked.logprobs:
-            k = top_k_of(asked.top_logprobs, "top_logprobs", model)
-        elif asked.top_logprobs:
+    async def prepare(cls, teacher: Teacher, request: ChatRequest, call: Call) -> Self:
+        """Check a request and read its prompt. Raises ServiceError if it cannot be served."""
+        model = teacher.model(request.model)
+        top_k = None
+        if request.logprobs:
+            top_k = check_top_k(request.top_logprobs, "top_logprobs", model)
+        elif request.top_logprobs:
             raise invalid(
-                "top_logprobs", f"top_logprobs is {asked.top_logprobs} without logprobs: set logprobs to true"
+                "top_logprobs", f"top_logprobs is {request.top_logprobs} without logprobs: set logprobs to true"
             )
-        if k and asked.stream:
+        if top_k and request.stream:
             raise invalid(
-                "top_logprobs", f"top_logprobs is {k}, which no stream carries: set stream to false, or it to 0"
+                "top_logprobs", f"top_logprobs is {top_k}, which no stream carries: set stream to false, or it to 0"
             )
-        prompt = await asyncio.to_thread(read_messages, asked.messages, model)
-        answer = cls(teacher, asked, call, model, prompt, k)
-        if k:
-            what = f"{asked.n} choices of up to {answer.max_tokens} tokens with {k + 1} ids each"
-            check_ids(asked.n * answer.max_tokens * (k + 1), "top_logprobs", what)
-        return answer
+        prompt = await asyncio.to_thread(read_messages, request.messages, model)
+        reply = cls(teacher, request, call, model, prompt, top_k)
+        if top_k:
+            what = f"{request.n} choices of up to {reply.max_tokens} tokens with {top_k + 1} ids each"
+            check_reply_size(request.n * reply.max_tokens * (top_k + 1), "top_logprobs", what)
+        return reply
 
     @property
     def max_tokens(self) -> int:
-        """As many as fit, where the request says nothing."""
+        """The request's limit, or as many tokens as fit."""
         return (
-            self.asked.max_completion_tokens
-            or self.asked.max_tokens
+            self.request.max_completion_tokens
+            or self.request.max_tokens
             or self.model.limits.max_sequence - len(self.prompt.ids)
         )
 
     async def body(self) -> dict[str, Any]:
-        """The whole answer."""
+        """The whole reply."""
         choices = await generate_all(
-            self.teacher, [self.prompt], self.asked, self.max_tokens, model=self.model, offsets=False, call=self.call
+            self.teacher, [self.prompt], self.request, self.max_tokens, model=self.model, offsets=False, call=self.call
         )
-        found = [choice.positions for choice in choices]
-        if self.k:
-            found = await score(
+        scores = [choice.scores for choice in choices]
+        if self.top_k:
+            scores = await score_completions(
                 self.teacher,
-                [(self.prompt.ids, positions.ids) for positions in found],
-                model=self.asked.model,
-                top_k=self.k,
-                priority=self.asked.wire_priority,
+                [(self.prompt.ids, choice_scores.ids) for choice_scores in scores],
+                model=self.request.model,
+                top_k=self.top_k,
+                priority=self.request.wire_priority,
                 call=self.call,
             )
-        answered = [
+        choices_json = [
             {
-                **self._choice(delta, positions),
+                **self._choice(delta, choice_scores),
                 "message": {"role": "assistant", "content": delta.text, "refusal": None},
             }
-            for delta, positions in zip(choices, found, strict=True)
+            for delta, choice_scores in zip(choices, scores, strict=True)
         ]
         tokens = sum(len(choice.ids) for choice in choices)
-        return self._reply("chat.completion", answered) | {
-            "usage": usage(len(self.prompt.ids), tokens),
-            "prompt_token_ids": self.prompt.ids.tolist() if self.asked.return_token_ids else None,
+        return self._reply("chat.completion", choices_json) | {
+            "usage": usage_json(len(self.prompt.ids), tokens),
+            "prompt_token_ids": self.prompt.ids.tolist() if self.request.return_token_ids else None,
         }
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer as it comes: each choice's first chunk names its role."""
+        """The chunks of a streamed reply. The first chunk of each choice has its role."""
         tokens = 0
         begun: set[int] = set()
         deltas = generate(
-            self.teacher, [self.prompt], self.asked, self.max_tokens, model=self.model, offsets=False, call=self.call
+            self.teacher, [self.prompt], self.request, self.max_tokens, model=self.model, offsets=False, call=self.call
         )
         async with aclosing(deltas):
             async for delta in deltas:
@@ -102,30 +102,30 @@ class Chat:
                     role = {"role": "assistant", "content": ""}
                     yield self._chunk([{**self._choice(Delta(delta.choice), None), "delta": role}], first=not begun)
                     begun.add(delta.choice)
-                if delta.text or delta.finish_reason or self.k is not None or self.asked.return_token_ids:
+                if delta.text or delta.finish_reason or self.top_k is not None or self.request.return_token_ids:
                     text = {"content": delta.text} if delta.text else {}
-                    yield self._chunk([{**self._choice(delta, delta.positions), "delta": text}])
-        if self.asked.stream_options.include_usage:
-            yield self._chunk([]) | {"usage": usage(len(self.prompt.ids), tokens)}
+                    yield self._chunk([{**self._choice(delta, delta.scores), "delta": text}])
+        if self.request.stream_options.include_usage:
+            yield self._chunk([]) | {"usage": usage_json(len(self.prompt.ids), tokens)}
 
-    def _choice(self, delta: Delta, positions: Positions | None) -> dict[str, Any]:
-        """All but the message. positions: None where the choice has no tokens yet."""
+    def _choice(self, delta: Delta, scores: TokenScores | None) -> dict[str, Any]:
+        """The JSON of a choice without its message. scores: None if the choice has no tokens yet."""
         logprobs = None
-        if self.k is not None and positions is not None:
-            as_ids = self.asked.return_tokens_as_token_ids
-            logprobs = chat_logprobs(positions, self.k, self.model.tokenizer, as_ids=as_ids)
+        if self.top_k is not None and scores is not None:
+            as_ids = self.request.return_tokens_as_token_ids
+            logprobs = chat_logprobs(scores, self.top_k, self.model.tokenizer, as_ids=as_ids)
         return {
             "index": delta.choice,
             "logprobs": logprobs,
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
-            "token_ids": delta.ids if self.asked.return_token_ids else None,
+            "token_ids": delta.ids if self.request.return_token_ids else None,
         }
 
     def _chunk(self, choices: list[dict[str, Any]], *, first: bool = False) -> dict[str, Any]:
-        shown = first and self.asked.return_token_ids
+        with_ids = first and self.request.return_token_ids
         return self._reply("chat.completion.chunk", choices) | {
-            "prompt_token_ids": self.prompt.ids.tolist() if shown else None
+            "prompt_token_ids": self.prompt.ids.tolist() if with_ids else None
         }
 
     def _reply(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:

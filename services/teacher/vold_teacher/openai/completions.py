@@ -10,22 +10,22 @@ from typing import Any, Self
 from vold_service.call import Call
 from vold_service.errors import invalid
 
-from vold_teacher.openai.generation import Delta, Reader, generate, generate_all
+from vold_teacher.openai.generation import ChoiceReader, Delta, generate, generate_all
 from vold_teacher.openai.prompts import Prompt, read_prompts
 from vold_teacher.openai.schemas import CompletionRequest
 from vold_teacher.openai.scoring import (
     LegacyLogprobs,
-    Positions,
-    check_ids,
+    TokenScores,
+    check_reply_size,
+    check_top_k,
     prompt_logprobs,
-    score,
+    score_completions,
     score_prompts,
-    top_k_of,
 )
-from vold_teacher.service import Loaded, Teacher
+from vold_teacher.service import LoadedModel, Teacher
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+def usage_json(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -34,178 +34,180 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Completions:
-    """One request. `read` it, then either `body` or `chunks`."""
+class CompletionsReply:
+    """A checked request and its reply. After `prepare`, call either `body` or `chunks`."""
 
     teacher: Teacher
-    asked: CompletionRequest
+    request: CompletionRequest
     call: Call
-    model: Loaded
+    model: LoadedModel
     prompts: Sequence[Prompt]
-    prompt_k: int | None  # ids of each prompt_logprobs entry, besides the token's own
-    k: int | None  # the same of `logprobs`
+    prompt_top_k: int | None  # ids of each prompt_logprobs entry, besides the token's own; None: no prompt_logprobs
+    top_k: int | None  # the same for `logprobs`
 
     @classmethod
-    async def read(cls, teacher: Teacher, asked: CompletionRequest, call: Call) -> Self:
-        """Raises ServiceError where the request cannot be served."""
-        model = teacher.model(asked.model)
-        prompt_k = None
-        if asked.prompt_logprobs is not None:
-            prompt_k = top_k_of(asked.prompt_logprobs, "prompt_logprobs", model)
+    async def prepare(cls, teacher: Teacher, request: CompletionRequest, call: Call) -> Self:
+        """Check a request and read its prompts. Raises ServiceError if it cannot be served."""
+        model = teacher.model(request.model)
+        prompt_top_k = None
+        if request.prompt_logprobs is not None:
+            prompt_top_k = check_top_k(request.prompt_logprobs, "prompt_logprobs", model)
             if not model.limits.capabilities.ranks:
                 raise invalid(
                     "prompt_logprobs",
                     f"prompt_logprobs carry ranks, and the {model.limits.backend} backend gives none: use echo with "
                     "logprobs, or /v1/score",
                 )
-        k = None if asked.logprobs is None else top_k_of(asked.logprobs, "logprobs", model)
-        if asked.max_tokens == 0 and not asked.echo and prompt_k is None:
+        top_k = None if request.logprobs is None else check_top_k(request.logprobs, "logprobs", model)
+        if request.max_tokens == 0 and not request.echo and prompt_top_k is None:
             raise invalid(
                 "max_tokens",
                 "max_tokens is 0 and nothing is asked of the prompt: set prompt_logprobs or echo, or ask for tokens",
             )
-        if asked.stream:
-            for field, value in (("prompt_logprobs", prompt_k), ("logprobs", k or None)):
+        if request.stream:
+            for field, value in (("prompt_logprobs", prompt_top_k), ("logprobs", top_k or None)):
                 if value is not None:
                     raise invalid(
-                        field, f"{field} is {getattr(asked, field)}, which no stream carries: set stream to false"
+                        field, f"{field} is {getattr(request, field)}, which no stream carries: set stream to false"
                     )
-            if asked.echo and k is not None:
+            if request.echo and top_k is not None:
                 raise invalid("logprobs", "logprobs of an echoed prompt are in no stream: set stream to false")
         prompts = await read_prompts(
-            asked.prompt, model, special=asked.add_special_tokens, room=min(asked.max_tokens, 1)
+            request.prompt, model, special=request.add_special_tokens, room=min(request.max_tokens, 1)
         )
-        answer = cls(teacher, asked, call, model, prompts, prompt_k, k)
-        answer.check_size()
-        return answer
+        reply = cls(teacher, request, call, model, prompts, prompt_top_k, top_k)
+        reply.check_size()
+        return reply
 
     def check_size(self) -> None:
-        """Raise where the reply would be too large. Every choice repeats what is asked of its prompt."""
-        asked = self.asked
-        shown = 0 if self.prompt_k is None else self.prompt_k + 1
-        if asked.echo:
-            shown += 1 if self.k is None else self.k + 1
+        """Raise INVALID_ARGUMENT if the reply would be too large. Every choice repeats its prompt's logprobs."""
+        request = self.request
+        ids = 0 if self.prompt_top_k is None else self.prompt_top_k + 1
+        if request.echo:
+            ids += 1 if self.top_k is None else self.top_k + 1
         tokens = sum(len(prompt.ids) for prompt in self.prompts)
-        check_ids(
-            asked.n * tokens * shown, "prompt", f"{asked.n} choices of {tokens} prompt tokens with {shown} ids each"
+        check_reply_size(
+            request.n * tokens * ids, "prompt", f"{request.n} choices of {tokens} prompt tokens with {ids} ids each"
         )
-        if self.k:
-            choices = asked.n * len(self.prompts)
-            what = f"{choices} choices of up to {asked.max_tokens} tokens with {self.k + 1} ids each"
-            check_ids(choices * asked.max_tokens * (self.k + 1), "logprobs", what)
+        if self.top_k:
+            choices = request.n * len(self.prompts)
+            what = f"{choices} choices of up to {request.max_tokens} tokens with {self.top_k + 1} ids each"
+            check_reply_size(choices * request.max_tokens * (self.top_k + 1), "logprobs", what)
 
     async def body(self) -> dict[str, Any]:
-        """The whole answer."""
-        scored, following = await self._score_prompts()
-        if following:
-            found = [following[index // self.asked.n] for index in range(len(self.prompts) * self.asked.n)]
-            choices = [self._taken(choice, positions) for choice, positions in enumerate(found)]
-        elif self.asked.max_tokens:
+        """The whole reply."""
+        prompt_scores, next_scores = await self._score_prompts()
+        if next_scores:
+            scores = [next_scores[index // self.request.n] for index in range(len(self.prompts) * self.request.n)]
+            choices = [self._greedy_choice(choice, token) for choice, token in enumerate(scores)]
+        elif self.request.max_tokens:
             choices = await generate_all(
                 self.teacher,
                 self.prompts,
-                self.asked,
-                self.asked.max_tokens,
+                self.request,
+                self.request.max_tokens,
                 model=self.model,
-                offsets=self.k is not None,
+                offsets=self.top_k is not None,
                 call=self.call,
             )
-            found = await self._score_choices(choices)
+            scores = await self._score_choices(choices)
         else:
-            choices = [Delta(choice, finish_reason="length") for choice in range(len(self.prompts) * self.asked.n)]
-            found = [choice.positions for choice in choices]
-        return self._body(scored, choices, found)
+            choices = [Delta(choice, finish_reason="length") for choice in range(len(self.prompts) * self.request.n)]
+            scores = [choice.scores for choice in choices]
+        return self._reply(prompt_scores, choices, scores)
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer as it comes."""
+        """The chunks of a streamed reply."""
         tokens = 0
-        count = len(self.prompts) * self.asked.n
-        finish_reason = None if self.asked.max_tokens else "length"
-        if self.asked.echo:
+        count = len(self.prompts) * self.request.n
+        finish_reason = None if self.request.max_tokens else "length"
+        if self.request.echo:
             for choice in range(count):
-                text = self._echo(self.prompts[choice // self.asked.n])
+                text = self._echo(self.prompts[choice // self.request.n])
                 yield self._chunk([self._choice(choice, text, finish_reason=finish_reason)])
-        if self.asked.max_tokens:
+        if self.request.max_tokens:
             deltas = generate(
                 self.teacher,
                 self.prompts,
-                self.asked,
-                self.asked.max_tokens,
+                self.request,
+                self.request.max_tokens,
                 model=self.model,
-                offsets=self.k is not None,
+                offsets=self.top_k is not None,
                 call=self.call,
             )
             begun: set[int] = set()
             async with aclosing(deltas):
                 async for delta in deltas:
                     tokens += len(delta.ids)
-                    if new := self._new(delta, first=delta.choice not in begun):
+                    if choice_json := self._streamed_choice(delta, first=delta.choice not in begun):
                         begun.add(delta.choice)
-                        yield self._chunk([new])
-        if self.asked.stream_options.include_usage:
+                        yield self._chunk([choice_json])
+        if self.request.stream_options.include_usage:
             yield self._chunk([]) | {"usage": self._usage(tokens)}
 
-    async def _score_prompts(self) -> tuple[list[Positions], list[Positions]]:
-        """Each prompt's positions where they are asked for, and what greedily follows where that is the whole
-        completion: then the same pass through the model gives both.
+    async def _score_prompts(self) -> tuple[list[TokenScores], list[TokenScores]]:
+        """The scores of each prompt if they are requested, and of the next token if one greedy token is the whole
+        completion: then one pass through the model gives both.
         """
-        asked = self.asked
-        if self.prompt_k is None and not (asked.echo and self.k is not None):
+        request = self.request
+        if self.prompt_top_k is None and not (request.echo and self.top_k is not None):
             return [], []
-        greedy = asked.max_tokens == 1 and asked.temperature == 0 and self.model.limits.top_k > 0
-        scored, following = await score_prompts(
+        greedy = request.max_tokens == 1 and request.temperature == 0 and self.model.limits.allowed_top_k > 0
+        prompt_scores, next_scores = await score_prompts(
             self.teacher,
             self.prompts,
             self.model,
-            model=asked.model,
-            top_k=max(self.prompt_k or 0, self.k or 0, int(greedy)),
-            ranks=self.prompt_k is not None,
-            following=greedy,
-            priority=asked.wire_priority,
+            model=request.model,
+            top_k=max(self.prompt_top_k or 0, self.top_k or 0, int(greedy)),
+            ranks=self.prompt_top_k is not None,
+            next_token=greedy,
+            priority=request.wire_priority,
             call=self.call,
         )
         if not greedy:
-            return scored, []
-        taken = [
-            Positions(after.top_ids[:, 0], after.top_logprobs[:, 0], after.top_ids, after.top_logprobs)
-            for after in following
+            return prompt_scores, []
+        greedy_scores = [
+            TokenScores(token.top_ids[:, 0], token.top_logprobs[:, 0], token.top_ids, token.top_logprobs)
+            for token in next_scores
         ]
-        return scored, taken
+        return prompt_scores, greedy_scores
 
-    def _taken(self, choice: int, positions: Positions) -> Delta:
-        """The choice whose one token is the most likely."""
-        index = int(positions.ids[0])
-        reader = Reader(choice, self.asked, self.model, offsets=self.k is not None)
-        stops = {*self.model.eos_ids, *self.asked.stop_token_ids}
-        return reader.push([index], positions.logprobs.tolist(), "stop" if index in stops else "length")
+    def _greedy_choice(self, choice: int, token: TokenScores) -> Delta:
+        """A choice of one token, the most likely."""
+        index = int(token.ids[0])
+        reader = ChoiceReader(choice, self.request, self.model, offsets=self.top_k is not None)
+        stops = {*self.model.eos_ids, *self.request.stop_token_ids}
+        return reader.push([index], token.logprobs.tolist(), "stop" if index in stops else "length")
 
-    async def _score_choices(self, choices: list[Delta]) -> list[Positions]:
-        """What `logprobs` shows of the choices' tokens: scored again where the most likely ones are asked for."""
-        if not self.k:
-            return [choice.positions for choice in choices]
-        return await score(
+    async def _score_choices(self, choices: list[Delta]) -> list[TokenScores]:
+        """The scores for `logprobs` of the choices' tokens; scores them again if a top-k is requested."""
+        if not self.top_k:
+            return [choice.scores for choice in choices]
+        return await score_completions(
             self.teacher,
-            [(self.prompts[choice.choice // self.asked.n].ids, choice.positions.ids) for choice in choices],
-            model=self.asked.model,
-            top_k=self.k,
-            priority=self.asked.wire_priority,
+            [(self.prompts[choice.choice // self.request.n].ids, choice.scores.ids) for choice in choices],
+            model=self.request.model,
+            top_k=self.top_k,
+            priority=self.request.wire_priority,
             call=self.call,
         )
 
-    def _body(self, scored: list[Positions], choices: list[Delta], found: list[Positions]) -> dict[str, Any]:
-        """`choices` makes each as it is read: written down one by one, they never stand in memory all together."""
-        return self._chunk(map(self._answered, choices, found, repeat(scored))) | {
+    def _reply(
+        self, prompt_scores: list[TokenScores], choices: list[Delta], scores: list[TokenScores]
+    ) -> dict[str, Any]:
+        """The reply. Its `choices` are an iterator, so that they are never in memory all at once."""
+        return self._chunk(map(self._whole_choice, choices, scores, repeat(prompt_scores))) | {
             "usage": self._usage(sum(len(choice.ids) for choice in choices))
         }
 
-    def _answered(self, delta: Delta, positions: Positions, scored: list[Positions]) -> dict[str, Any]:
-        """A whole choice."""
-        number = delta.choice // self.asked.n
+    def _whole_choice(self, delta: Delta, scores: TokenScores, prompt_scores: list[TokenScores]) -> dict[str, Any]:
+        """The JSON of a whole choice."""
+        number = delta.choice // self.request.n
         prompt = self.prompts[number]
-        text = self._echo(prompt) if self.asked.echo else ""
+        text = self._echo(prompt) if self.request.echo else ""
         logprobs = None
-        if self.k is not None:
-            logprobs = self._logprobs(prompt, scored[number] if self.asked.echo else None, delta, positions)
+        if self.top_k is not None:
+            logprobs = self._logprobs(prompt, prompt_scores[number] if self.request.echo else None, delta, scores)
         return self._choice(
             delta.choice,
             text + delta.text,
@@ -216,35 +218,35 @@ class Completions:
             prompt_token_ids=prompt.ids.tolist(),
         ) | {
             "prompt_logprobs": None
-            if self.prompt_k is None
-            else prompt_logprobs(scored[number], self.prompt_k, self.model.tokenizer)
+            if self.prompt_top_k is None
+            else prompt_logprobs(prompt_scores[number], self.prompt_top_k, self.model.tokenizer)
         }
 
     def _logprobs(
-        self, prompt: Prompt, scored: Positions | None, delta: Delta, positions: Positions
+        self, prompt: Prompt, prompt_scores: TokenScores | None, delta: Delta, scores: TokenScores
     ) -> dict[str, list[Any]]:
-        assert self.k is not None
-        logprobs = LegacyLogprobs(self.k, self.model.tokenizer, as_ids=self.asked.return_tokens_as_token_ids)
+        assert self.top_k is not None
+        logprobs = LegacyLogprobs(self.top_k, self.model.tokenizer, as_ids=self.request.return_tokens_as_token_ids)
         offset = 0
-        if scored is not None:
-            logprobs.first(int(prompt.ids[0]))
-            logprobs.extend(scored)
-            logprobs.place(prompt.ids, special=prompt.text is None)
+        if prompt_scores is not None:
+            logprobs.add_first(int(prompt.ids[0]))
+            logprobs.add_scores(prompt_scores)
+            logprobs.add_offsets(prompt.ids, special=prompt.text is None)
             offset = len(self._echo(prompt))
-        logprobs.extend(positions)
-        logprobs.json["text_offset"] += [offset + place for place in delta.offsets]
+        logprobs.add_scores(scores)
+        logprobs.json["text_offset"] += [offset + delta_offset for delta_offset in delta.offsets]
         return logprobs.json
 
-    def _new(self, delta: Delta, *, first: bool) -> dict[str, Any] | None:
-        """A choice of a chunk; None where there is nothing to say."""
-        shows_tokens = self.k is not None or self.asked.return_token_ids
+    def _streamed_choice(self, delta: Delta, *, first: bool) -> dict[str, Any] | None:
+        """The JSON of a choice in a chunk; None if the chunk would be empty."""
+        shows_tokens = self.top_k is not None or self.request.return_token_ids
         if not (delta.text or delta.finish_reason or shows_tokens):
             return None
-        prompt = self.prompts[delta.choice // self.asked.n]
+        prompt = self.prompts[delta.choice // self.request.n]
         return self._choice(
             delta.choice,
             delta.text,
-            logprobs=None if self.k is None else self._logprobs(prompt, None, delta, delta.positions),
+            logprobs=None if self.top_k is None else self._logprobs(prompt, None, delta, delta.scores),
             finish_reason=delta.finish_reason,
             stop_reason=delta.stop_reason,
             token_ids=delta.ids,
@@ -262,15 +264,15 @@ class Completions:
         token_ids: list[int] | None = None,
         prompt_token_ids: list[int] | None = None,
     ) -> dict[str, Any]:
-        shown = self.asked.return_token_ids
+        with_ids = self.request.return_token_ids
         return {
             "index": index,
             "text": text,
             "logprobs": logprobs,
             "finish_reason": finish_reason,
             "stop_reason": stop_reason,
-            "token_ids": token_ids if shown else None,
-            "prompt_token_ids": prompt_token_ids if shown else None,
+            "token_ids": token_ids if with_ids else None,
+            "prompt_token_ids": prompt_token_ids if with_ids else None,
         }
 
     def _chunk(self, choices: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -288,4 +290,4 @@ class Completions:
         return self.model.tokenizer.decode(prompt.ids, special=True) if prompt.text is None else prompt.text
 
     def _usage(self, completion_tokens: int) -> dict[str, int]:
-        return usage(sum(len(prompt.ids) for prompt in self.prompts), completion_tokens)
+        return usage_json(sum(len(prompt.ids) for prompt in self.prompts), completion_tokens)

@@ -1,4 +1,4 @@
-"""The service's errors as OpenAI's clients read them: `{"error": {message, type, param, code}}`."""
+"""The service's errors in OpenAI's format: `{"error": {message, type, param, code}}`."""
 
 import math
 import re
@@ -18,33 +18,34 @@ TYPES: dict[int, str] = {
     status_pb2.INTERNAL: "server_error",
 }
 
-# The teacher's names of what the caller knows by another.
-RENAMED = (
+# The teacher's field names, and the names that callers of these routes know.
+OPENAI_NAMES = (
     (re.compile(r"\boptions\.stop_ids\b"), "stop_token_ids"),
     (re.compile(r"\boptions\."), ""),
     (re.compile(r"\b(?:prompts|completions)\[(\d+)\](?:\.ids)?"), r"prompt[\1]"),
 )
 
 
-def raise_failed(status: status_pb2.Status) -> NoReturn:
-    """Raise what a part of a reply carries as its status: here one failed part fails the request."""
+def raise_status(status: status_pb2.Status) -> NoReturn:
+    """Raise the status of a failed part of a reply: on these routes one failed part fails the request."""
     raise ServiceError(status.code, status.message, field=status.field, retry_seconds=status.retry_seconds)
 
 
-def renamed(text: str) -> str:
-    for pattern, name in RENAMED:
+def with_openai_names(text: str) -> str:
+    """`text` with these routes' field names in place of the teacher's."""
+    for pattern, name in OPENAI_NAMES:
         text = pattern.sub(name, text)
     return text
 
 
 def error_body(error: ServiceError) -> dict[str, Any]:
-    param = renamed(error.field)
+    param = with_openai_names(error.field)
     code: str = status_pb2.Code.Name(error.code).lower()
     if error.code == status_pb2.NOT_FOUND and param == "model":
         code = "model_not_found"
     return {
         "error": {
-            "message": renamed(error.message),
+            "message": with_openai_names(error.message),
             "type": TYPES.get(error.code, "invalid_request_error"),
             "param": re.sub(r"\[.*", "", param) or None,
             "code": code,
@@ -53,7 +54,7 @@ def error_body(error: ServiceError) -> dict[str, Any]:
 
 
 def error_response(error: ServiceError) -> Response:
-    """As OpenAI answers: a bad request is 400, where the service's own routes say 422."""
+    """The reply in OpenAI's format. As with OpenAI, a bad request is 400; the service's own routes use 422."""
     status = 400 if error.code == status_pb2.INVALID_ARGUMENT else HTTP_STATUS[error.code]
     headers = {"retry-after": str(math.ceil(error.retry_seconds))} if error.retry_seconds else {}
     return JSONResponse(error_body(error), status, headers)

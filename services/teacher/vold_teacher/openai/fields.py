@@ -1,7 +1,7 @@
-"""Which of OpenAI's and vLLM's fields are taken, which may be there and change nothing, and which are refused.
+"""Reads requests: which fields of OpenAI's and vLLM's APIs are served, which are ignored, and which are refused.
 
-A field that would change the answer and is not served is refused with its name and the remedy: the answer would be
-another one than the caller asked for.
+A field that would change the reply and is not served is refused, with its name and the remedy: without the field, the
+reply would not be the one that the caller requested.
 """
 
 import json
@@ -12,7 +12,7 @@ from vold_service.errors import ServiceError, invalid
 
 R = TypeVar("R", bound=BaseModel)
 
-# They change nothing in the answer.
+# Fields that do not change the reply.
 IGNORED = frozenset(
     {
         "cache_salt",
@@ -27,7 +27,7 @@ IGNORED = frozenset(
     }
 )
 
-# Not served; the values here ask for nothing. Clients send many of them always.
+# Fields that are not served, with the values that request nothing. Many clients always send them.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "allowed_token_ids": (),
@@ -67,33 +67,33 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read(kind: type[R], body: bytes) -> R:
-    """The request, its fields known and of the right kind. Raises INVALID_ARGUMENT that names the first that is not."""
+def parse_request(kind: type[R], body: bytes) -> R:
+    """Parse and validate a request. Raises INVALID_ARGUMENT with the first field that is unknown or invalid."""
     try:
         data = json.loads(body)
     except ValueError as error:
         raise invalid("body", f"the body is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise invalid("body", f"the body is a {type(data).__name__}: send a JSON object")
-    taken = {}
+    fields = {}
     for name, value in data.items():
         if value is None or name in IGNORED:
             continue
         if name in kind.model_fields:
-            taken[name] = value
+            fields[name] = value
         elif name not in NEUTRAL:
             raise invalid(name, f"{name} is not a field of this route: leave it out; docs/openai.md lists what is")
         elif value not in NEUTRAL[name]:
-            raise _refused(name, value)
+            raise _refusal(name, value)
     try:
-        return kind.model_validate(taken)
+        return kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"]) or "body"
         raise invalid(path, f"{path}: {first['msg']}; got {_shown(first.get('input'))}") from error
 
 
-def _refused(name: str, value: Any) -> ServiceError:
+def _refusal(name: str, value: Any) -> ServiceError:
     neutral = "".join(f" or send {json.dumps(allowed)}" for allowed in NEUTRAL[name])
     return invalid(name, f"{name} is {_shown(value)}, which this server does not do: leave it out{neutral}")
 

@@ -1,4 +1,4 @@
-"""The requests of /v1/completions and /v1/chat/completions: the fields that are served."""
+"""The requests of the OpenAI routes, with the fields that are served."""
 
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ class StreamOptions(BaseModel):
 
 
 class SamplingRequest(BaseModel):
-    """What both routes take. Absent and null are the same, as in OpenAI's API."""
+    """The fields of both completion routes. As in OpenAI's API, null is the same as absent."""
 
     model: StrictStr = ""
     n: Annotated[StrictInt, Field(ge=1, le=MAX_N)] = 1
@@ -46,7 +46,7 @@ class SamplingRequest(BaseModel):
     def _as_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
-    def sampling(self, max_tokens: int, *, stream_tokens: bool) -> pb.GenerateOptions:
+    def to_options(self, max_tokens: int, *, stream_tokens: bool) -> pb.GenerateOptions:
         for index, stop in enumerate(self.stop_token_ids):
             if not -INT32 <= stop < INT32:
                 raise invalid("stop_token_ids", f"stop_token_ids[{index}] is {stop}: it is no token id; leave it out")
@@ -63,7 +63,7 @@ class SamplingRequest(BaseModel):
 
     @property
     def wire_priority(self) -> int:
-        """On the wire the higher goes first."""
+        """The priority on the teacher's wire, where the higher goes first."""
         return -self.priority
 
 

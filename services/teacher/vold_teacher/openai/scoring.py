@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, from Teacher.score, and the three JSON shapes that carry them.
+"""Log-probabilities of prompt and completion tokens, from Teacher.score, and the three JSON formats for them.
 
 Shape letters: T positions, K top-k.
 """
@@ -13,22 +13,22 @@ from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.call import Call
 from vold_service.errors import invalid
 
-from vold_teacher.openai.errors import raise_failed
+from vold_teacher.openai.errors import raise_status
 from vold_teacher.openai.prompts import Prompt
-from vold_teacher.openai.sharing import shared_prefixes
+from vold_teacher.openai.sharing import shared_prefix_lengths
 from vold_teacher.openai.text import Detokenizer
-from vold_teacher.service import Loaded, Teacher
+from vold_teacher.service import LoadedModel, Teacher
 from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import Floats, Ids
 
-LEAST = -9999.0
-"""In place of minus infinity, which JSON lacks; the value that OpenAI and vLLM use."""
+MIN_LOGPROB = -9999.0
+"""The value for minus infinity, which JSON lacks, as in OpenAI's and vLLM's replies."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Positions:
-    """What the model says of the tokens `ids` [T]. logprobs: float32 [T]. top_ids, top_logprobs: [T, K], most likely
-    first. ranks: int32 [T], or None.
+class TokenScores:
+    """Scores of the tokens `ids` [T]. logprobs: float32 [T]. top_ids, top_logprobs: [T, K], most likely first.
+    ranks: int32 [T], or None.
     """
 
     ids: Ids
@@ -38,13 +38,13 @@ class Positions:
     ranks: Ids | None = None
 
     @classmethod
-    def sampled(cls, ids: Ids, logprobs: Floats) -> "Positions":
-        """Of the sampled tokens alone."""
+    def without_top_k(cls, ids: Ids, logprobs: Floats) -> "TokenScores":
+        """Scores without a top-k."""
         return cls(ids, logprobs, np.empty((len(ids), 0), np.int32), np.empty((len(ids), 0), np.float32))
 
     @classmethod
-    def joined(cls, parts: Sequence["Positions"], top_k: int, *, ranks: bool) -> "Positions":
-        """One after another; there may be none."""
+    def concatenate(cls, parts: Sequence["TokenScores"], top_k: int, *, ranks: bool) -> "TokenScores":
+        """The parts one after another; `parts` may be empty."""
         nothing = np.empty(0, np.int32)
         empty = cls(
             nothing, nothing.astype(np.float32), np.empty((0, top_k), np.int32), np.empty((0, top_k), np.float32)
@@ -57,12 +57,12 @@ class Positions:
             np.concatenate([nothing, *(part.ranks for part in parts if part.ranks is not None)]) if ranks else None,
         )
 
-    def __getitem__(self, part: slice) -> "Positions":
+    def __getitem__(self, part: slice) -> "TokenScores":
         ranks = None if self.ranks is None else self.ranks[part]
-        return Positions(self.ids[part], self.logprobs[part], self.top_ids[part], self.top_logprobs[part], ranks)
+        return TokenScores(self.ids[part], self.logprobs[part], self.top_ids[part], self.top_logprobs[part], ranks)
 
 
-async def score(
+async def score_completions(
     teacher: Teacher,
     pairs: Sequence[tuple[Ids, Ids]],
     *,
@@ -71,8 +71,8 @@ async def score(
     ranks: bool = False,
     priority: int,
     call: Call,
-) -> list[Positions]:
-    """Of each pair (prompt, completion), the completion's positions. One that fails fails the request."""
+) -> list[TokenScores]:
+    """The scores of each completion in `pairs` (prompt, completion). A completion that fails fails the request."""
     if not pairs:
         return []
     request = pb.ScoreRequest(
@@ -82,52 +82,52 @@ async def score(
         priority=priority,
         options=pb.ScoreOptions(top_k=top_k, ranks=ranks),
     )
-    places: dict[bytes, int] = {}
+    prompt_indices: dict[bytes, int] = {}
     for prompt, completion in pairs:
         packed = pack_ids(prompt)
-        if packed not in places:
-            places[packed] = len(places)
+        if packed not in prompt_indices:
+            prompt_indices[packed] = len(prompt_indices)
             request.prompts.add(ids=packed)
-        request.completions.add(prompt=places[packed], ids=pack_ids(completion))
+        request.completions.add(prompt=prompt_indices[packed], ids=pack_ids(completion))
     reply = await teacher.score(request, call)
-    positions = []
-    for (_, completion), found in zip(pairs, reply.scores, strict=True):
-        if found.HasField("status"):
-            raise_failed(found.status)
-        positions.append(
-            Positions(
+    scores = []
+    for (_, completion), message in zip(pairs, reply.scores, strict=True):
+        if message.HasField("status"):
+            raise_status(message.status)
+        scores.append(
+            TokenScores(
                 completion,
-                unpack_floats(found.logprobs),
-                unpack_ids(found.top_ids).reshape(len(completion), top_k),
-                unpack_floats(found.top_logprobs).reshape(len(completion), top_k),
-                unpack_ids(found.ranks) if ranks else None,
+                unpack_floats(message.logprobs),
+                unpack_ids(message.top_ids).reshape(len(completion), top_k),
+                unpack_floats(message.top_logprobs).reshape(len(completion), top_k),
+                unpack_ids(message.ranks) if ranks else None,
             )
         )
-    return positions
+    return scores
 
 
 async def score_prompts(
     teacher: Teacher,
     prompts: Sequence[Prompt],
-    loaded: Loaded,
+    loaded: LoadedModel,
     *,
     model: str,
     top_k: int,
     ranks: bool,
-    following: bool,
+    next_token: bool,
     priority: int,
     call: Call,
-) -> tuple[list[Positions], list[Positions]]:
-    """Each prompt's positions from its second token on; the first has nothing before it to be scored after.
+) -> tuple[list[TokenScores], list[TokenScores]]:
+    """The scores of each prompt from its second token on: the first token has no score.
 
-    following: also the position after each prompt's last token, whose most likely token is what greedy decoding
-    takes: top_k must be 1 or more then. Its own "token" stands for none. What several prompts begin with is computed
-    once where the backend can.
+    next_token: also the scores of the position after each prompt, whose most likely token is the one that greedy
+    decoding samples; top_k must be 1 or more, and the position's own id has no meaning. A prefix that prompts share is
+    computed once if the backend can.
     """
-    sequences = [np.append(prompt.ids, prompt.ids[: int(following)]) for prompt in prompts]
+    sequences = [np.append(prompt.ids, prompt.ids[: int(next_token)]) for prompt in prompts]
     pairs: list[tuple[Ids, Ids]] = []
     heads: dict[bytes, list[int]] = {}
-    parts: list[list[int]] = []  # of each prompt, which pairs have its positions, in order
+    parts: list[list[int]] = []  # per prompt, the pairs with its scores, in order
 
     def add(before: Ids, scored: Ids) -> list[int]:
         if not len(scored):
@@ -136,67 +136,69 @@ async def score_prompts(
         return [len(pairs) - 1]
 
     shares = loaded.engine.backend.info.shares_prompts
-    cuts = shared_prefixes([prompt.ids for prompt in prompts]) if shares else [1] * len(prompts)
+    cuts = shared_prefix_lengths([prompt.ids for prompt in prompts]) if shares else [1] * len(prompts)
     for ids, cut in zip(sequences, cuts, strict=True):
         head = ids[:cut]
         if head.tobytes() not in heads:
             heads[head.tobytes()] = add(head[:1], head[1:])
         parts.append(heads[head.tobytes()] + add(head, ids[cut:]))
-    scored = await score(teacher, pairs, model=model, top_k=top_k, ranks=ranks, priority=priority, call=call)
-    found = [Positions.joined([scored[index] for index in part], top_k, ranks=ranks) for part in parts]
-    own = [len(prompt.ids) - 1 for prompt in prompts]
+    scored = await score_completions(
+        teacher, pairs, model=model, top_k=top_k, ranks=ranks, priority=priority, call=call
+    )
+    whole = [TokenScores.concatenate([scored[index] for index in part], top_k, ranks=ranks) for part in parts]
+    ends = [len(prompt.ids) - 1 for prompt in prompts]
     return (
-        [positions[:end] for positions, end in zip(found, own, strict=True)],
-        [positions[end:] for positions, end in zip(found, own, strict=True)],
+        [scores[:end] for scores, end in zip(whole, ends, strict=True)],
+        [scores[end:] for scores, end in zip(whole, ends, strict=True)],
     )
 
 
-MAX_IDS = 1 << 23
-"""Ids with log-probabilities that one reply may show: each takes about 75 bytes as JSON."""
+MAX_REPLY_IDS = 1 << 23
+"""The most ids with log-probabilities in one reply: each takes about 75 bytes as JSON."""
 
 
-def check_ids(count: int, field: str, what: str) -> None:
-    """Raise INVALID_ARGUMENT where a reply would show too many; what: how they come together."""
-    if count > MAX_IDS:
+def check_reply_size(count: int, field: str, what: str) -> None:
+    """Raise INVALID_ARGUMENT if a reply would have too many ids. what: a description of the ids."""
+    if count > MAX_REPLY_IDS:
         raise invalid(
             field,
-            f"{field}: {what} make {count} ids, and one reply shows at most {MAX_IDS}: ask for fewer of them, or send "
-            "several requests",
+            f"{field}: {what} make {count} ids, and one reply shows at most {MAX_REPLY_IDS}: ask for fewer of them, or "
+            "send several requests",
         )
 
 
-def top_k_of(asked: int, field: str, model: Loaded) -> int:
-    """A top-k within the server's limit; -1 asks for the whole vocabulary."""
-    most = model.limits.top_k
-    wanted = model.limits.vocab_size if asked == -1 else asked
-    if wanted > most:
-        raise invalid(field, f"{field} is {asked}: this server gives at most {most}; ask for less")
-    return wanted
+def check_top_k(value: int, field: str, model: LoadedModel) -> int:
+    """The top-k of a field; -1 stands for the whole vocabulary. Raises INVALID_ARGUMENT above the limit."""
+    max_top_k = model.limits.allowed_top_k
+    top_k = model.limits.vocab_size if value == -1 else value
+    if top_k > max_top_k:
+        raise invalid(field, f"{field} is {value}: this server gives at most {max_top_k}; ask for less")
+    return top_k
 
 
-def prompt_logprobs(positions: Positions, k: int, tokenizer: Tokenizer) -> list[dict[str, Any] | None]:
-    """vLLM's shape: null for the first token, then a map from id to {logprob, rank, decoded_token} that holds the k
-    most likely ids and the prompt's own, which stands first.
+def prompt_logprobs(scores: TokenScores, k: int, tokenizer: Tokenizer) -> list[dict[str, Any] | None]:
+    """vLLM's format: null for the first token, then per token a map from id to {logprob, rank, decoded_token}, with the
+    prompt's own id first and then the k most likely ids.
     """
-    assert positions.ranks is not None
+    assert scores.ranks is not None
     entries: list[dict[str, Any] | None] = [None]
     for own, logprob, rank, ids, logprobs in zip(
-        positions.ids.tolist(),
-        positions.logprobs.tolist(),
-        positions.ranks.tolist(),
-        positions.top_ids[:, :k].tolist(),
-        positions.top_logprobs[:, :k].tolist(),
+        scores.ids.tolist(),
+        scores.logprobs.tolist(),
+        scores.ranks.tolist(),
+        scores.top_ids[:, :k].tolist(),
+        scores.top_logprobs[:, :k].tolist(),
         strict=True,
     ):
         entry = {str(own): _entry(own, logprob, rank, tokenizer)}
-        for place, (index, value) in enumerate(zip(ids, logprobs, strict=True), 1):
-            entry[str(index)] = _entry(index, value, place, tokenizer)
+        for top_rank, (index, value) in enumerate(zip(ids, logprobs, strict=True), 1):
+            entry[str(index)] = _entry(index, value, top_rank, tokenizer)
         entries.append(entry)
     return entries
 
 
 def _entry(index: int, logprob: float, rank: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    return {"logprob": max(logprob, LEAST), "rank": rank, "decoded_token": tokenizer.token(index)}
+    return {"logprob": max(logprob, MIN_LOGPROB), "rank": rank, "decoded_token": tokenizer.token(index)}
 
 
 def token_name(index: int, tokenizer: Tokenizer, as_id: bool) -> str:
@@ -206,8 +208,8 @@ def token_name(index: int, tokenizer: Tokenizer, as_id: bool) -> str:
 class LegacyLogprobs:
     """The `logprobs` of /v1/completions: four lists, position by position.
 
-    k: how many of the most likely tokens each map in top_logprobs holds besides the token itself. Where tokens read
-    alike, a map keeps the likelier.
+    k: the number of most likely tokens in each map of top_logprobs, besides the token itself. If tokens have the same
+    text, the map holds the likelier one.
     """
 
     def __init__(self, k: int, tokenizer: Tokenizer, *, as_ids: bool) -> None:
@@ -216,26 +218,26 @@ class LegacyLogprobs:
         self._as_ids = as_ids
         self.json: dict[str, list[Any]] = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
 
-    def first(self, index: int) -> None:
+    def add_first(self, index: int) -> None:
         """The prompt's first token, which has no log-probability."""
         self._add(index, None, None)
 
-    def extend(self, positions: Positions) -> None:
+    def add_scores(self, scores: TokenScores) -> None:
         for index, logprob, ids, logprobs in zip(
-            positions.ids.tolist(),
-            positions.logprobs.tolist(),
-            positions.top_ids[:, : self._k].tolist(),
-            positions.top_logprobs[:, : self._k].tolist(),
+            scores.ids.tolist(),
+            scores.logprobs.tolist(),
+            scores.top_ids[:, : self._k].tolist(),
+            scores.top_logprobs[:, : self._k].tolist(),
             strict=True,
         ):
-            top = {self._name(index): max(logprob, LEAST)}
+            top = {self._name(index): max(logprob, MIN_LOGPROB)}
             for other, value in zip(ids, logprobs, strict=True):
                 name = self._name(other)
-                top[name] = max(value, LEAST, top.get(name, LEAST))
-            self._add(index, max(logprob, LEAST), top)
+                top[name] = max(value, MIN_LOGPROB, top.get(name, MIN_LOGPROB))
+            self._add(index, max(logprob, MIN_LOGPROB), top)
 
-    def place(self, ids: Ids, *, special: bool) -> None:
-        """Note where in the text each of `ids` begins. special: whether special tokens are part of the text."""
+    def add_offsets(self, ids: Ids, *, special: bool) -> None:
+        """Add the text offset of each of `ids`. special: whether special tokens are part of the text."""
         detokenizer = Detokenizer(self._tokenizer, special=special)
         offset = 0
         for index in ids.tolist():
@@ -251,12 +253,12 @@ class LegacyLogprobs:
         self.json["top_logprobs"].append(top)
 
 
-def chat_logprobs(positions: Positions, k: int, tokenizer: Tokenizer, *, as_ids: bool) -> dict[str, Any]:
-    """The `logprobs` of /v1/chat/completions: an entry a token, with the k most likely ones."""
+def chat_logprobs(scores: TokenScores, k: int, tokenizer: Tokenizer, *, as_ids: bool) -> dict[str, Any]:
+    """The `logprobs` of /v1/chat/completions: an entry per token, with the k most likely tokens."""
 
     def entry(index: int, logprob: float) -> dict[str, Any]:
         name = token_name(index, tokenizer, as_ids)
-        return {"token": name, "logprob": max(logprob, LEAST), "bytes": list(name.encode())}
+        return {"token": name, "logprob": max(logprob, MIN_LOGPROB), "bytes": list(name.encode())}
 
     content = [
         {
@@ -264,10 +266,10 @@ def chat_logprobs(positions: Positions, k: int, tokenizer: Tokenizer, *, as_ids:
             "top_logprobs": [entry(other, value) for other, value in zip(ids, logprobs, strict=True)],
         }
         for index, logprob, ids, logprobs in zip(
-            positions.ids.tolist(),
-            positions.logprobs.tolist(),
-            positions.top_ids[:, :k].tolist(),
-            positions.top_logprobs[:, :k].tolist(),
+            scores.ids.tolist(),
+            scores.logprobs.tolist(),
+            scores.top_ids[:, :k].tolist(),
+            scores.top_logprobs[:, :k].tolist(),
             strict=True,
         )
     ]

@@ -1,49 +1,50 @@
-"""Text out of tokens that come one by one: whole characters only, and up to a stop text."""
+"""Turns a stream of tokens into text: whole characters only, up to a stop text."""
 
 from collections.abc import Sequence
 
 from vold_teacher.tokenizer import Tokenizer
 
-PART = "\ufffd"
-"""What a tokenizer writes for bytes that are no character, or not yet one."""
+REPLACEMENT = "\ufffd"
+"""The character that a tokenizer writes for bytes that do not form a character, or not yet."""
 
 
 class Detokenizer:
-    """Joined, the pieces of `push` and `flush` are the text of all ids, and each ends where a character does.
+    """Decodes token by token. The pieces of `push` and `flush` joined are the text of all ids; no piece ends within a
+    character.
 
-    Decodes a window that begins a piece before the new tokens, because what a token reads as may depend on the one
-    before it (a leading space, a character in several tokens).
+    Decodes a window that starts one piece before the new tokens, because the text of a token may depend on the token
+    before it (a leading space, a character of several tokens).
     """
 
     def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
         self._tokenizer = tokenizer
         self._special = special
         self._window: list[int] = []
-        self._given = 0  # of the window, tokens whose text is out
+        self._emitted = 0  # tokens of the window whose text was returned
 
     def push(self, index: int) -> str:
-        """The text that this token completes; "" while a character lacks some of its tokens."""
+        """The text that this token completes; "" while a character is incomplete."""
         self._window.append(index)
-        piece = self._rest()
-        if not piece or piece.endswith(PART):
+        piece = self._pending_text()
+        if not piece or piece.endswith(REPLACEMENT):
             return ""
-        self._window = self._window[self._given :]
-        self._given = len(self._window)
+        self._window = self._window[self._emitted :]
+        self._emitted = len(self._window)
         return piece
 
     def flush(self) -> str:
-        """What was held back: the end of a text that stops within a character."""
-        piece = self._rest()
-        self._given = len(self._window)
+        """The rest: the end of a text that stops within a character."""
+        piece = self._pending_text()
+        self._emitted = len(self._window)
         return piece
 
-    def _rest(self) -> str:
-        given = self._tokenizer.decode(self._window[: self._given], special=self._special)
-        return self._tokenizer.decode(self._window, special=self._special)[len(given) :]
+    def _pending_text(self) -> str:
+        emitted = self._tokenizer.decode(self._window[: self._emitted], special=self._special)
+        return self._tokenizer.decode(self._window, special=self._special)[len(emitted) :]
 
 
 class StopTexts:
-    """Ends a text before the first of its stop texts, and holds back what may be the beginning of one."""
+    """Ends a text before its first stop text. Holds back text that may be the start of a stop text."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
@@ -51,12 +52,12 @@ class StopTexts:
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, str | None]:
-        """The text that is certain now, and the stop text that ended it, if one did."""
+        """The text that is certain, and the stop text that ended it, or None."""
         self._held += piece
-        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            at, stop = min(found, key=lambda place: place[0])
-            return self._held[:at], stop
+        matches = [(start, stop) for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        if matches:
+            start, stop = min(matches, key=lambda match: match[0])
+            return self._held[:start], stop
         for size in range(min(self._longest - 1, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-size:]) for stop in self._stops):
                 break
@@ -66,6 +67,6 @@ class StopTexts:
         return certain, None
 
     def flush(self) -> str:
-        """What was held back, where the text ends without a stop text."""
+        """The text held back, when the text ends without a stop text."""
         held, self._held = self._held, ""
         return held

@@ -1,4 +1,4 @@
-"""vLLM's /tokenize, /detokenize and /tokenizer_info: evaluators read a served model's tokenizer there."""
+"""vLLM's /tokenize, /detokenize and /tokenizer_info, where evaluators read a served model's tokenizer."""
 
 import asyncio
 from typing import Any
@@ -9,33 +9,33 @@ from vold_service.errors import invalid
 from vold_teacher.openai.prompts import read_messages
 from vold_teacher.openai.schemas import DetokenizeRequest, TokenizeRequest
 from vold_teacher.service import Teacher
-from vold_teacher.validation import token_ids
+from vold_teacher.validation import read_token_ids
 
 
-async def tokenize(teacher: Teacher, asked: TokenizeRequest) -> dict[str, Any]:
-    model = teacher.model(asked.model)
-    if (asked.prompt is None) == (asked.messages is None):
+async def tokenize(teacher: Teacher, request: TokenizeRequest) -> dict[str, Any]:
+    model = teacher.model(request.model)
+    if (request.prompt is None) == (request.messages is None):
         raise invalid("prompt", "prompt and messages are both there or both absent: send one of them")
-    if asked.messages is not None:
-        ids = (await asyncio.to_thread(read_messages, asked.messages, model)).ids
+    if request.messages is not None:
+        ids = (await asyncio.to_thread(read_messages, request.messages, model)).ids
     else:
-        text = asked.prompt or ""
-        ids = await asyncio.to_thread(model.tokenizer.encode, text, special=asked.add_special_tokens)
+        text = request.prompt or ""
+        ids = await asyncio.to_thread(model.tokenizer.encode, text, special=request.add_special_tokens)
     return {
         "count": len(ids),
         "max_model_len": model.limits.max_sequence,
         "tokens": ids.tolist(),
-        "token_strs": [model.tokenizer.token(index) for index in ids.tolist()] if asked.return_token_strs else None,
+        "token_strs": [model.tokenizer.token(index) for index in ids.tolist()] if request.return_token_strs else None,
     }
 
 
-async def detokenize(teacher: Teacher, asked: DetokenizeRequest) -> dict[str, Any]:
-    model = teacher.model(asked.model)
+async def detokenize(teacher: Teacher, request: DetokenizeRequest) -> dict[str, Any]:
+    model = teacher.model(request.model)
     try:
-        packed = pack_ids(asked.tokens)
+        packed = pack_ids(request.tokens)
     except ValueError as error:
         raise invalid("tokens", f"tokens: {error}") from error
-    ids = token_ids(packed, "tokens", model.limits)
+    ids = read_token_ids(packed, "tokens", model.limits)
     return {"prompt": await asyncio.to_thread(model.tokenizer.decode, ids, special=True)}
 
 

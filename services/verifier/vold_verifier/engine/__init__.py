@@ -1,5 +1,4 @@
-"""How items reach workers and verdicts come back: the engine that both faces call, its pools of processes, and the
-workers.
+"""The engine that both faces call, its pools of worker processes, and the workers.
 
-The fork server is a program of this package, and must not hold what the service holds: modules are imported by name.
+Import the modules by name: the fork server runs as a program of this package, and must not load the service's modules.
 """

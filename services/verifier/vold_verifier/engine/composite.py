@@ -1,9 +1,9 @@
-"""A composite item as its parts, and their results as one.
+"""A composite item: its parts as items, and the combination of their results.
 
-    reward = sum over parts of weight x reward, 0 where a gate does not hold
+    reward = sum over parts of weight x reward, or 0 if a gate does not hold
            + sum over penalties of min(0, weight x reward)
 
-Penalties count where a gate fails too, or a completion could escape them by failing it.
+Penalties count even if a gate fails: otherwise a completion could avoid them by failing a gate.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,12 +13,12 @@ from vold_proto.v1 import status_pb2, verifier_pb2
 
 from vold_verifier.verifiers.composite import CompositeParameters, Gate, Penalty, WeightedPart
 
-Receive = Callable[[verifier_pb2.VerifyResult], None]
-Judged = tuple[WeightedPart | Gate | Penalty, verifier_pb2.VerifyResult]
+OnVerified = Callable[[verifier_pb2.VerifyResult], None]
+PartAndResult = tuple[WeightedPart | Gate | Penalty, verifier_pb2.VerifyResult]
 
 
 def part_items(item: verifier_pb2.VerifyItem, parameters: CompositeParameters) -> Iterator[verifier_pb2.VerifyItem]:
-    """The parts as items of their own, in the order of `parameters.all_parts`."""
+    """Yield an item for each part, in the order of `parameters.all_parts`."""
     for part in parameters.all_parts:
         message = verifier_pb2.VerifyItem(
             verifier=part.verifier,
@@ -31,8 +31,8 @@ def part_items(item: verifier_pb2.VerifyItem, parameters: CompositeParameters) -
         yield message
 
 
-def field_of(parameters: CompositeParameters, number: int) -> str:
-    """Where part `number` of `all_parts` stands in an item."""
+def part_field(parameters: CompositeParameters, number: int) -> str:
+    """Return the path of part `number` of `all_parts` in an item, such as `parameters.gates[0]`."""
     for name in ("parts", "gates", "penalties"):
         count = len(getattr(parameters, name))
         if number < count:
@@ -41,61 +41,72 @@ def field_of(parameters: CompositeParameters, number: int) -> str:
     raise IndexError(number)
 
 
-class Collector:
-    """Waits for the results of all parts, then hands on the result of the whole."""
+class PartCollector:
+    """Collects the results of all parts, then passes the combined result to `on_verified`."""
 
-    def __init__(self, parameters: CompositeParameters, receive: Receive) -> None:
+    def __init__(self, parameters: CompositeParameters, on_verified: OnVerified) -> None:
         self.parameters = parameters
-        self.receive = receive
+        self.on_verified = on_verified
         self.results: dict[int, verifier_pb2.VerifyResult] = {}
 
-    def receiver(self, number: int) -> Receive:
-        return partial(self._arrived, number)
+    def callback(self, number: int) -> OnVerified:
+        """Return the function that takes the result of part `number`."""
+        return partial(self._add, number)
 
-    def _arrived(self, number: int, result: verifier_pb2.VerifyResult) -> None:
+    def _add(self, number: int, result: verifier_pb2.VerifyResult) -> None:
         self.results[number] = result
         if len(self.results) == len(self.parameters.all_parts):
-            self.receive(combine(self.parameters, [self.results[n] for n in range(len(self.results))]))
+            self.on_verified(combine(self.parameters, [self.results[n] for n in range(len(self.results))]))
 
 
 def combine(parameters: CompositeParameters, results: list[verifier_pb2.VerifyResult]) -> verifier_pb2.VerifyResult:
-    """The result of the whole, with its parts. results: in the order of `parameters.all_parts`."""
-    judged: list[Judged] = list(zip(parameters.all_parts, results, strict=True))
-    whole = verifier_pb2.VerifyResult(seconds=sum(result.seconds for result in results))
-    whole.parts.extend(
+    """Return the result of the composite, with the results of its parts.
+
+    results: in the order of `parameters.all_parts`.
+    """
+    parts_and_results: list[PartAndResult] = list(zip(parameters.all_parts, results, strict=True))
+    combined = verifier_pb2.VerifyResult(seconds=sum(result.seconds for result in results))
+    combined.parts.extend(
         verifier_pb2.PartResult(name=part.label, role=_role(part), weight=getattr(part, "weight", 0.0), result=result)
-        for part, result in judged
+        for part, result in parts_and_results
     )
-    for number, (part, result) in enumerate(judged):
+    for number, (part, result) in enumerate(parts_and_results):
         if result.HasField("error") and not getattr(part, "optional", False):
-            whole.error.CopyFrom(result.error)
-            field = field_of(parameters, number)
-            whole.error.message = f"{_role(part)} {part.label}: {result.error.message}"
-            whole.error.field = f"{field}.{result.error.field}" if result.error.field else field
-            return whole
-    parts = [(part, result) for part, result in judged if isinstance(part, WeightedPart)]
-    there = [(part, result) for part, result in parts if not result.HasField("error")]
-    weight = sum(part.weight for part, _ in there)
-    if not weight:
-        whole.error.code = status_pb2.INTERNAL
-        whole.error.message = "no part that counts could be judged: " + "; ".join(r.error.message for _, r in parts)
-        return whole
-    scale = sum(part.weight for part, _ in parts) / weight
-    failed = [part.label for part, result in judged if isinstance(part, Gate) and not _holds(part, result)]
-    earned = 0.0 if failed else scale * sum(part.weight * result.reward for part, result in there)
-    taken = sum(min(0.0, part.weight * result.reward) for part, result in judged if isinstance(part, Penalty))
-    whole.reward = earned + taken
-    whole.correct = not failed and all(result.correct for _, result in there)
-    first = next((result for _, result in there if result.HasField("extracted")), None)
-    if first is not None:
-        whole.extracted = first.extracted
-    whole.reason = "; ".join(
-        (f"gate {part.label}: {'holds' if part.label not in failed else result.reason}")
-        if isinstance(part, Gate)
-        else f"{part.label} {'has an error' if result.HasField('error') else f'{result.reward:g} x {part.weight:g}'}"
-        for part, result in judged
+            combined.error.CopyFrom(result.error)
+            field = part_field(parameters, number)
+            combined.error.message = f"{_role(part)} {part.label}: {result.error.message}"
+            combined.error.field = f"{field}.{result.error.field}" if result.error.field else field
+            return combined
+    weighted = [(part, result) for part, result in parts_and_results if isinstance(part, WeightedPart)]
+    verified = [(part, result) for part, result in weighted if not result.HasField("error")]
+    verified_weight = sum(part.weight for part, _ in verified)
+    if not verified_weight:
+        combined.error.code = status_pb2.INTERNAL
+        combined.error.message = "no part with a weight above 0 could be verified: " + "; ".join(
+            result.error.message for _, result in weighted
+        )
+        return combined
+    scale = sum(part.weight for part, _ in weighted) / verified_weight
+    failed_gates = [
+        part.label for part, result in parts_and_results if isinstance(part, Gate) and not _holds(part, result)
+    ]
+    part_reward = 0.0 if failed_gates else scale * sum(part.weight * result.reward for part, result in verified)
+    penalty = sum(
+        min(0.0, part.weight * result.reward) for part, result in parts_and_results if isinstance(part, Penalty)
     )
-    return whole
+    combined.reward = part_reward + penalty
+    combined.correct = not failed_gates and all(result.correct for _, result in verified)
+    first_extracted = next((result for _, result in verified if result.HasField("extracted")), None)
+    if first_extracted is not None:
+        combined.extracted = first_extracted.extracted
+    combined.reason = "; ".join(_explain(part, result, failed_gates) for part, result in parts_and_results)
+    return combined
+
+
+def _explain(part: WeightedPart | Gate | Penalty, result: verifier_pb2.VerifyResult, failed_gates: list[str]) -> str:
+    if isinstance(part, Gate):
+        return f"gate {part.label}: {'holds' if part.label not in failed_gates else result.reason}"
+    return f"{part.label} {'has an error' if result.HasField('error') else f'{result.reward:g} x {part.weight:g}'}"
 
 
 def _holds(gate: Gate, result: verifier_pb2.VerifyResult) -> bool:

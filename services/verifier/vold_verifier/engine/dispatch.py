@@ -1,5 +1,5 @@
-"""Which items go where: to the workers, to the sandboxed workers, or, where judging is only asking somebody else, to a
-task of the service itself. A composite goes to the places of its parts.
+"""Where each item is verified: in a worker, in a sandboxed worker, or, if the verifier only waits for another server,
+in a task of the service. The parts of a composite are dispatched separately.
 """
 
 import asyncio
@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,9 +15,9 @@ from vold_proto.v1 import status_pb2, verifier_pb2
 from vold_service.errors import ServiceError
 
 from vold_verifier import registry
-from vold_verifier.engine.composite import Collector, part_items
-from vold_verifier.engine.pool import Deliver, Lane, Pool, PoolOptions
-from vold_verifier.engine.worker import failed, read_parameters, verdict_result
+from vold_verifier.engine.composite import OnVerified, PartCollector, part_items
+from vold_verifier.engine.pool import OnResult, Pool, PoolOptions, RequestQueue
+from vold_verifier.engine.worker import error_result, read_parameters, verdict_result
 from vold_verifier.sandbox.confine import hide_memory
 from vold_verifier.settings import VerifierSettings
 from vold_verifier.types import Parameters
@@ -29,17 +29,17 @@ log = logging.getLogger("vold.verifier.dispatch")
 
 @runtime_checkable
 class ServiceVerifier(Protocol):
-    """A verifier with pool "service": it waits for others, and runs as a task of the service's event loop."""
+    """A verifier of pool "service": it waits for another server, in a task on the service's event loop."""
 
-    async def judge(self, item: Item, parameters: Any, /) -> Verdict:
-        """Raises ServiceError where there is no verdict."""
+    async def verify(self, item: Item, parameters: Any, /) -> Verdict:
+        """Raises ServiceError if there is no verdict."""
         ...
 
     async def close(self) -> None: ...
 
 
 class Dispatcher:
-    """The pools and what stands beside them. `start` and `stop` once each, on the event loop that serves."""
+    """The pools of workers. Call `start` and `stop` once each, on the event loop that serves."""
 
     def __init__(self, settings: VerifierSettings, verifiers: dict[str, Verifier[Any]]) -> None:
         self.settings = settings
@@ -67,25 +67,23 @@ class Dispatcher:
         self._sandbox_start: asyncio.Task[None] | None = None
 
     @property
-    def queued(self) -> int:
-        return self.main.queued + self.sandbox.queued
-
-    @property
-    def workers_wanted(self) -> int:
+    def target_workers(self) -> int:
+        """The number of workers while no worker is being replaced."""
         sandboxed = self.sandbox.options.workers if self._sandbox_start is not None else 0
         return self.main.options.workers + sandboxed
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait until no pool's queue is full."""
-        await self.main.room.wait()
-        await self.sandbox.room.wait()
+        await self.main.has_room.wait()
+        await self.sandbox.has_room.wait()
 
     async def start(self) -> None:
-        """The sandbox too, where something in it was asked for by name; else its first item starts it.
+        """Start the main pool, and the sandbox if a sandboxed verifier was enabled by name.
 
-        Raises OSError where the verifiers cannot be loaded, or `code` cannot be held in.
+        Otherwise the sandbox's first item starts it. Raises OSError if the verifiers cannot be loaded, or if the
+        sandbox cannot confine `code`.
         """
-        sandboxed = registry.of_pool(self.verifiers, "sandbox")
+        sandboxed = registry.in_pool(self.verifiers, "sandbox")
         starts: list[Awaitable[None]] = [self.main.start()]
         if any(name != "reasoning-gym" for name in sandboxed):
             self._sandbox_start = asyncio.create_task(self._start_sandbox())
@@ -102,138 +100,127 @@ class Dispatcher:
                 await verifier.close()
         await asyncio.gather(self.main.stop(), self.sandbox.stop())
 
-    def need_sandbox(self) -> None:
-        """Start it if it is not there; what waits for it is refused if it cannot be."""
+    def ensure_sandbox(self) -> None:
+        """Start the sandbox unless it was started. If the start fails, its queued items get UNAVAILABLE."""
         if self._sandbox_start is None:
             self._sandbox_start = asyncio.create_task(self._start_sandbox())
-            self._sandbox_start.add_done_callback(self._sandbox_started)
+            self._sandbox_start.add_done_callback(self._on_sandbox_start)
 
-    def _sandbox_started(self, task: "asyncio.Task[None]") -> None:
+    def _on_sandbox_start(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the sandbox cannot start: %s", error)
             self._sandbox_start = None
-            self.sandbox.refuse_waiting(
-                "the sandbox that this verifier runs in cannot start: the server's log says why"
-            )
+            self.sandbox.fail_queued("the sandbox that this verifier runs in cannot start: the server's log says why")
 
     async def _start_sandbox(self) -> None:
-        hide_memory()  # keys are in it, and where there is no other user the sandbox has the same
+        hide_memory()  # the service's memory holds keys, and the sandbox may run as the same user
         await self.sandbox.start()
         layers = self.sandbox.layers
-        log.info("the sandbox is held in by: %s", ", ".join(layers) or "resource limits alone")
+        log.info("the sandbox is confined by: %s", ", ".join(layers) or "resource limits alone")
         if "code" in self.verifiers and "seccomp" not in layers:
             await self.sandbox.stop()
             raise OSError(
-                "`code` is enabled and cannot be held in here: it needs seccomp (libseccomp.so.2, on Linux); "
-                f"what there is: {', '.join(layers) or 'nothing'}. Install libseccomp2, or leave out --enable code"
+                "`code` is enabled and cannot be confined here: it needs seccomp (libseccomp.so.2, on Linux); "
+                f"the available layers: {', '.join(layers) or 'none'}. Install libseccomp2, or leave out --enable code"
             )
 
-    def desk(self, deliver: Deliver) -> "Desk":
-        return Desk(self, deliver)
+    def open_submission(self, on_result: OnResult) -> "Submission":
+        return Submission(self, on_result)
 
 
-class Desk:
-    """One caller's items, wherever they are judged: a lane in each pool, and the tasks of the service.
+class Submission:
+    """The items of one request or stream: in a queue of each pool, and in tasks of the service.
 
-    `deliver(key, result)` is called on the event loop, in no particular order of keys, never from within `put`.
+    `on_result(key, result)` is called on the event loop, in no particular order of keys, never from within `add`.
     """
 
-    def __init__(self, dispatcher: Dispatcher, deliver: Deliver) -> None:
+    def __init__(self, dispatcher: Dispatcher, on_result: OnResult) -> None:
         self.dispatcher = dispatcher
-        self.deliver = deliver
-        self._lanes: dict[str, Lane] = {}
-        self._arrivals: dict[int, Callable[[verifier_pb2.VerifyResult], None]] = {}
-        self._number = 0
+        self.on_result = on_result
+        self._queues: dict[str, RequestQueue] = {}
+        self._callbacks: dict[int, OnVerified] = {}
+        self._last_number = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def reserve(self, work: Iterable[tuple[verifier_pb2.VerifyItem, Verifier[Any]]]) -> None:
-        """Raises RESOURCE_EXHAUSTED, with the time after which to come back, where the items do not fit."""
+    def check_capacity(self, work: Iterable[tuple[verifier_pb2.VerifyItem, Verifier[Any]]]) -> None:
+        """Raises RESOURCE_EXHAUSTED, with the delay before a retry, if the items do not fit in the queues."""
         needed: Counter[str] = Counter()
         for item, verifier in work:
             if isinstance(verifier, CompositeVerifier):
-                names = [part.verifier for part in _composite(verifier, item).all_parts]
+                names = [part.verifier for part in _composite_parameters(verifier, item).all_parts]
                 needed.update(self.dispatcher.verifiers[name].pool for name in names)
             else:
                 needed[verifier.pool] += 1
         if needed["main"]:
-            self.dispatcher.main.reserve(needed["main"])
+            self.dispatcher.main.check_capacity(needed["main"])
         if needed["sandbox"]:
-            self.dispatcher.sandbox.reserve(needed["sandbox"])
+            self.dispatcher.sandbox.check_capacity(needed["sandbox"])
 
-    def put(self, key: int, item: verifier_pb2.VerifyItem, verifier: Verifier[Any]) -> None:
-        """Queue an admitted item."""
+    def add(self, key: int, item: verifier_pb2.VerifyItem, verifier: Verifier[Any]) -> None:
+        """Queue a valid item. Call `dispatch` after a round of `add`."""
         if not isinstance(verifier, CompositeVerifier):
-            self._put(item, verifier, lambda result: self.deliver(key, result))
+            self._add(item, verifier, lambda result: self.on_result(key, result))
             return
-        parameters = _composite(verifier, item)
-        collector = Collector(parameters, lambda result: self.deliver(key, result))
+        parameters = _composite_parameters(verifier, item)
+        collector = PartCollector(parameters, lambda result: self.on_result(key, result))
         for number, part in enumerate(part_items(item, parameters)):
-            self._put(part, self.dispatcher.verifiers[part.verifier], collector.receiver(number))
+            self._add(part, self.dispatcher.verifiers[part.verifier], collector.callback(number))
 
-    def feed(self) -> None:
-        """Give what was put to workers that have room."""
-        for lane in self._lanes.values():
-            lane.pool.feed_all()
+    def dispatch(self) -> None:
+        """Send queued items to workers that have room."""
+        for queue in self._queues.values():
+            queue.pool.dispatch()
 
     def close(self) -> None:
-        """The caller has gone or has all it wants."""
+        """Drop the queued items and the results to come: the caller has left or has all results."""
         self._closed = True
-        for lane in self._lanes.values():
-            lane.close()
+        for queue in self._queues.values():
+            queue.close()
         for task in self._tasks:
             task.cancel()
 
-    def _put(
-        self,
-        item: verifier_pb2.VerifyItem,
-        verifier: Verifier[Any],
-        receive: Callable[[verifier_pb2.VerifyResult], None],
-    ) -> None:
-        pool = verifier.pool
+    def _add(self, item: verifier_pb2.VerifyItem, verifier: Verifier[Any], on_verified: OnVerified) -> None:
+        """Queue an item that is not a composite."""
         if isinstance(verifier, ServiceVerifier):
-            task = asyncio.get_running_loop().create_task(self._ask(item, verifier, receive))
+            task = asyncio.get_running_loop().create_task(self._verify_in_service(item, verifier, on_verified))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return
-        if pool == "sandbox":
-            self.dispatcher.need_sandbox()
-        self._number += 1
-        self._arrivals[self._number] = receive
-        self._lane(pool).put(self._number, item.SerializeToString(), verifier.cost)
+        if verifier.pool == "sandbox":
+            self.dispatcher.ensure_sandbox()
+        self._last_number += 1
+        self._callbacks[self._last_number] = on_verified
+        self._queue(verifier.pool).put(self._last_number, item.SerializeToString(), verifier.cost)
 
-    def _lane(self, pool: str) -> Lane:
-        if pool not in self._lanes:
-            source = self.dispatcher.sandbox if pool == "sandbox" else self.dispatcher.main
-            self._lanes[pool] = source.lane(self._arrived)
-        return self._lanes[pool]
+    def _queue(self, pool_name: str) -> RequestQueue:
+        if pool_name not in self._queues:
+            pool = self.dispatcher.sandbox if pool_name == "sandbox" else self.dispatcher.main
+            self._queues[pool_name] = pool.open_queue(self._on_worker_result)
+        return self._queues[pool_name]
 
-    def _arrived(self, number: int, result: verifier_pb2.VerifyResult) -> None:
-        self._arrivals.pop(number)(result)
+    def _on_worker_result(self, number: int, result: verifier_pb2.VerifyResult) -> None:
+        self._callbacks.pop(number)(result)
 
-    async def _ask(
-        self,
-        item: verifier_pb2.VerifyItem,
-        verifier: Any,
-        receive: Callable[[verifier_pb2.VerifyResult], None],
-    ) -> None:
+    async def _verify_in_service(self, item: verifier_pb2.VerifyItem, verifier: Any, on_verified: OnVerified) -> None:
         started = time.perf_counter()
         try:
             parameters = read_parameters(verifier, item.parameters)
-            verdict = await verifier.judge(Item(item.completion, item.reference, item.prompt), parameters)
+            verdict = await verifier.verify(Item(item.completion, item.reference, item.prompt), parameters)
             result = verdict_result(verdict)
         except ServiceError as error:
             result = verifier_pb2.VerifyResult(error=error.status())
         except Exception as error:
             log.warning("verifier %s failed on an item with %s", item.verifier, type(error).__name__)
             message = f"verifier {item.verifier} failed with {type(error).__name__} on this item"
-            result = failed(status_pb2.UNAVAILABLE, message)  # no fault of the completion: never a zero
+            # UNAVAILABLE never becomes a reward of 0: the completion is not at fault.
+            result = error_result(status_pb2.UNAVAILABLE, message)
         result.seconds = time.perf_counter() - started
         if not self._closed:
-            receive(result)
+            on_verified(result)
 
 
-def _composite(verifier: CompositeVerifier, item: verifier_pb2.VerifyItem) -> CompositeParameters:
+def _composite_parameters(verifier: CompositeVerifier, item: verifier_pb2.VerifyItem) -> CompositeParameters:
     parameters: Parameters = read_parameters(verifier, item.parameters)
     assert isinstance(parameters, CompositeParameters)
     return parameters

@@ -1,6 +1,6 @@
-"""The verifier's rules, under both faces: which items are served, in what order results come, what ends a call.
+"""The verifier's rules, under both faces: which items are accepted, in which order results come, and when a call ends.
 
-An item that cannot be judged gets an error and no reward; the others of its request are judged all the same.
+An item that cannot be verified gets an error and no reward; the other items of its request are still verified.
 """
 
 import asyncio
@@ -16,33 +16,35 @@ from vold_proto.distribution import VERSION
 from vold_proto.v1 import status_pb2, verifier_pb2
 from vold_service import access
 from vold_service.call import Call
-from vold_service.errors import Code, ServiceError, invalid, too_late
+from vold_service.errors import Code, ServiceError, deadline_exceeded, invalid
 from vold_service.quota import Quotas
 
 from vold_verifier import metrics, registry
 from vold_verifier.engine import light
-from vold_verifier.engine.cache import ResultCache, key_of
-from vold_verifier.engine.composite import field_of, part_items
+from vold_verifier.engine.cache import ResultCache, item_key
+from vold_verifier.engine.composite import part_field, part_items
 from vold_verifier.engine.dispatch import Dispatcher
 from vold_verifier.engine.worker import first_error, read_parameters
-from vold_verifier.reading.bounds import parameters_fault
+from vold_verifier.reading.bounds import parameters_violation
 from vold_verifier.settings import VerifierSettings
 from vold_verifier.verifiers.base import Verifier
 from vold_verifier.verifiers.composite import CompositeParameters
 
 CHARACTERS_PER_TOKEN = 4
-LIGHT_ITEMS_AT_A_TIME = 64
-"""Judged on the event loop, some 2 ms, before others have their turn."""
+LIGHT_ITEMS_PER_TURN = 64
+"""Items verified on the event loop, in about 2 ms, before the loop turns to other calls."""
 
 Results = list[verifier_pb2.VerifyResult | None]
+IndexedVerifiers = list[tuple[int, Verifier[Any]]]
+"""The index of an item in its request, and the item's verifier."""
 
 
 class Engine:
-    """Start it before use and stop it after, on the event loop that serves."""
+    """Verifies items for both faces. Call `start` before use and `stop` after, on the event loop that serves."""
 
     def __init__(self, settings: VerifierSettings) -> None:
         self.settings = settings
-        self.verifiers = registry.configured(settings)
+        self.verifiers = registry.load_configured(settings)
         self.server_version = VERSION
         self.quotas = Quotas()
         self.cache = ResultCache(settings.cache_bytes, self.server_version)
@@ -71,186 +73,206 @@ class Engine:
         )
 
     async def verify(self, call: Call, items: Sequence[verifier_pb2.VerifyItem]) -> verifier_pb2.VerifyReply:
-        """Results in the order of `items`. Raises ServiceError where the call as a whole cannot be served."""
+        """Return results in the order of `items`. Raises ServiceError if the call as a whole cannot be served."""
         started = time.monotonic()
-        access.note(items=len(items))
+        access.add_figures(items=len(items))
         if len(items) > self.settings.max_items:
             raise invalid(
                 "items", f"the request has {len(items)} items, over the limit of {self.settings.max_items}: send fewer"
             )
         results: Results = [None] * len(items)
-        keys: dict[bytes, int] = {}
-        repeated: list[tuple[int, int]] = []
-        accepted: list[tuple[int, Verifier[Any]]] = []
-        for index, item in enumerate(items):
-            try:
-                verifier = self._admit(item, f"items[{index}].")
-            except ServiceError as error:
-                results[index] = self._refused(item, error)
-                continue
-            first = keys.setdefault(key_of(item), index)
-            if first == index:
-                accepted.append((index, verifier))
-            else:
-                repeated.append((index, first))
+        accepted, duplicates = self._accept(items, results)
         if accepted:
-            tokens = sum(tokens_of(items[index]) for index, _ in (*accepted, *repeated))
+            tokens = sum(estimate_tokens(items[index]) for index, _ in (*accepted, *duplicates))
             with self.quotas.admit(call.tenant, tokens):
-                waiting = await self._at_once(call, items, accepted, results)
-                if waiting:
-                    await self._judge(call, items, waiting, results)
-            for index, first in repeated:
-                results[index] = self._repeated(items, index, first, results[first])
+                pending = await self._verify_without_workers(call, items, accepted, results)
+                if pending:
+                    await self._verify_pending(call, items, pending, results)
+            for index, first in duplicates:
+                results[index] = self._copy_result(items, index, first, results[first])
         metrics.CALL_SECONDS.observe(time.monotonic() - started)
         return verifier_pb2.VerifyReply(
             request_id=call.request_id,
-            results=[r for r in results if r is not None],
+            results=[result for result in results if result is not None],
             server_version=self.server_version,
         )
 
-    async def _at_once(
+    def _accept(
+        self, items: Sequence[verifier_pb2.VerifyItem], results: Results
+    ) -> tuple[IndexedVerifiers, list[tuple[int, int]]]:
+        """Return the valid items without repetitions, and (index, index of the equal item) for each repetition.
+
+        Sets `results` to an error for each invalid item.
+        """
+        accepted: IndexedVerifiers = []
+        duplicates: list[tuple[int, int]] = []
+        first_index: dict[bytes, int] = {}
+        for index, item in enumerate(items):
+            try:
+                verifier = self._validate(item, f"items[{index}].")
+            except ServiceError as error:
+                results[index] = self._error_result(item, error)
+                continue
+            first = first_index.setdefault(item_key(item), index)
+            if first == index:
+                accepted.append((index, verifier))
+            else:
+                duplicates.append((index, first))
+        return accepted, duplicates
+
+    async def _verify_without_workers(
         self,
         call: Call,
         items: Sequence[verifier_pb2.VerifyItem],
-        accepted: Sequence[tuple[int, Verifier[Any]]],
+        accepted: IndexedVerifiers,
         results: Results,
-    ) -> list[tuple[int, Verifier[Any]]]:
-        """Fill `results` where no worker is needed; returns the others of `accepted`."""
-        waiting = []
+    ) -> IndexedVerifiers:
+        """Set `results` for the light and the cached items of `accepted`; return the rest of `accepted`."""
+        pending = []
         for number, (index, verifier) in enumerate(accepted):
-            if number % LIGHT_ITEMS_AT_A_TIME == 0:
+            if number % LIGHT_ITEMS_PER_TURN == 0:
                 await asyncio.sleep(0)
                 if call.expired:
-                    raise too_late()
-            result = self._without_worker(items[index], verifier)
+                    raise deadline_exceeded()
+            result = self._light_or_cached(items[index], verifier)
             if result is None:
-                waiting.append((index, verifier))
+                pending.append((index, verifier))
             else:
-                results[index] = self._labelled(items[index], result, f"items[{index}].")
-        return waiting
+                results[index] = self._complete(items[index], result, f"items[{index}].")
+        return pending
 
-    def _without_worker(
+    def _light_or_cached(
         self, item: verifier_pb2.VerifyItem, verifier: Verifier[Any]
     ) -> verifier_pb2.VerifyResult | None:
+        """Return the item's result if no worker is needed for it."""
         if light.is_light(verifier, item):
             metrics.LIGHT.inc()
-            return light.judge(verifier, item)
-        return self.cache.get(verifier, key_of(item))
+            return light.verify(verifier, item)
+        return self.cache.get(verifier, item_key(item))
 
-    def _repeated(
-        self, items: Sequence[verifier_pb2.VerifyItem], index: int, first: int, found: verifier_pb2.VerifyResult | None
+    def _copy_result(
+        self,
+        items: Sequence[verifier_pb2.VerifyItem],
+        index: int,
+        first: int,
+        first_result: verifier_pb2.VerifyResult | None,
     ) -> verifier_pb2.VerifyResult:
-        """The result of `items[first]` for `items[index]`, which is the same."""
-        assert found is not None
+        """Return the result of `items[index]`, which equals `items[first]`."""
+        assert first_result is not None
         metrics.REPEATED.inc()
         result = verifier_pb2.VerifyResult()
-        result.CopyFrom(found)
+        result.CopyFrom(first_result)
         result.seconds, result.cached = 0.0, not result.HasField("error")
         if result.HasField("error"):
             result.error.field = result.error.field.removeprefix(f"items[{first}].")
-        return self._labelled(items[index], result, f"items[{index}].")
+        return self._complete(items[index], result, f"items[{index}].")
 
-    async def _judge(
+    async def _verify_pending(
         self,
         call: Call,
         items: Sequence[verifier_pb2.VerifyItem],
-        accepted: Sequence[tuple[int, Verifier[Any]]],
+        pending: IndexedVerifiers,
         results: Results,
     ) -> None:
-        """Fill `results` at the accepted indices."""
+        """Submit the pending items, and set `results` at their indices. Raises DEADLINE_EXCEEDED."""
         done = asyncio.Event()
-        left = len(accepted)
-        verifiers = dict(accepted)
+        remaining = len(pending)
+        verifiers = dict(pending)
 
-        def deliver(index: int, result: verifier_pb2.VerifyResult) -> None:
-            nonlocal left
-            self.cache.put(verifiers[index], key_of(items[index]), result)
-            results[index] = self._labelled(items[index], result, f"items[{index}].")
-            left -= 1
-            if not left:
+        def on_result(index: int, result: verifier_pb2.VerifyResult) -> None:
+            nonlocal remaining
+            self.cache.put(verifiers[index], item_key(items[index]), result)
+            results[index] = self._complete(items[index], result, f"items[{index}].")
+            remaining -= 1
+            if not remaining:
                 done.set()
 
         if call.expired:
-            raise too_late()
-        desk = self.dispatcher.desk(deliver)
+            raise deadline_exceeded()
+        submission = self.dispatcher.open_submission(on_result)
         try:
-            desk.reserve((items[index], verifier) for index, verifier in accepted)
-            for index, verifier in accepted:
-                desk.put(index, items[index], verifier)
-            desk.feed()
+            submission.check_capacity((items[index], verifier) for index, verifier in pending)
+            for index, verifier in pending:
+                submission.add(index, items[index], verifier)
+            submission.dispatch()
             try:
                 async with asyncio.timeout(call.remaining()):
                     await done.wait()
             except TimeoutError:
-                raise too_late(
-                    f"the deadline passed with {left} of {len(items)} items not judged: allow more time or send fewer"
+                raise deadline_exceeded(
+                    f"the deadline passed with {remaining} of {len(items)} items not verified: "
+                    "allow more time or send fewer"
                 ) from None
         finally:
-            desk.close()
+            submission.close()
 
     async def verify_stream(
-        self, calls: Callable[[], Call], items: AsyncIterator[verifier_pb2.VerifyItem]
+        self, current_call: Callable[[], Call], items: AsyncIterator[verifier_pb2.VerifyItem]
     ) -> AsyncGenerator[verifier_pb2.VerifyResult, None]:
-        """A result for every item, each as soon as it is there. Reads ahead no further than `max_stream_items`.
+        """Yield a result for every item, as soon as the result is available. Reads at most `max_stream_items` ahead.
 
-        calls: the call as it stands now; asked for at the start and with each item. An item that its tenant has no
-        tokens for has RESOURCE_EXHAUSTED for its result; the stream goes on.
+        current_call: returns the call with its tenant as of now; called at the start and for each item. If the tenant
+        has no tokens left for an item, the item's result is RESOURCE_EXHAUSTED and the stream goes on.
         """
-        call = calls()
+        call = current_call()
         results: asyncio.Queue[verifier_pb2.VerifyResult | None] = asyncio.Queue()
         window = asyncio.Semaphore(self.settings.max_stream_items)
-        open_items: dict[int, tuple[verifier_pb2.VerifyItem, Verifier[Any]]] = {}
+        pending: dict[int, tuple[verifier_pb2.VerifyItem, Verifier[Any]]] = {}
 
-        def deliver(key: int, result: verifier_pb2.VerifyResult) -> None:
-            item, verifier = open_items.pop(key)
-            self.cache.put(verifier, key_of(item), result)
-            results.put_nowait(self._labelled(item, result, ""))
+        def on_result(key: int, result: verifier_pb2.VerifyResult) -> None:
+            item, verifier = pending.pop(key)
+            self.cache.put(verifier, item_key(item), result)
+            results.put_nowait(self._complete(item, result, ""))
 
-        desk = self.dispatcher.desk(deliver)
+        submission = self.dispatcher.open_submission(on_result)
 
-        async def read() -> int:
+        async def read_items() -> int:
+            """Return the number of items."""
             count = 0
             async for item in items:
                 await window.acquire()
-                await self.dispatcher.room()
+                await self.dispatcher.wait_for_room()
                 try:
-                    verifier = self._admit(item, "")
-                    self.quotas.charge(calls().tenant, tokens_of(item))
+                    verifier = self._validate(item, "")
+                    self.quotas.charge(current_call().tenant, estimate_tokens(item))
                 except ServiceError as error:
-                    results.put_nowait(self._refused(item, error))
+                    results.put_nowait(self._error_result(item, error))
                 else:
-                    if (result := self._without_worker(item, verifier)) is not None:
-                        results.put_nowait(self._labelled(item, result, ""))
+                    if (result := self._light_or_cached(item, verifier)) is not None:
+                        results.put_nowait(self._complete(item, result, ""))
                     else:
-                        open_items[count] = (item, verifier)
-                        desk.put(count, item, verifier)
-                        desk.feed()
+                        pending[count] = (item, verifier)
+                        submission.add(count, item, verifier)
+                        submission.dispatch()
                 count += 1
             return count
 
-        answered = 0
+        yielded = 0
         with self.quotas.admit(call.tenant, 0):
-            reader = asyncio.create_task(read())
+            reader = asyncio.create_task(read_items())
             reader.add_done_callback(lambda _: results.put_nowait(None))
             try:
-                while not reader.done() or answered < reader.result():
+                while not reader.done() or yielded < reader.result():
                     async with asyncio.timeout(call.remaining()):
                         result = await results.get()
                     if result is not None:
-                        answered += 1
+                        yielded += 1
                         window.release()
                         yield result
             except TimeoutError:
-                message = f"the deadline passed after {answered} results: allow more time or send fewer"
-                raise too_late(message) from None
+                message = f"the deadline passed after {yielded} results: allow more time or send fewer"
+                raise deadline_exceeded(message) from None
             finally:
-                desk.close()
+                submission.close()
                 reader.cancel()
                 with contextlib.suppress(asyncio.CancelledError, ServiceError):
                     await reader
 
-    def _admit(self, item: verifier_pb2.VerifyItem, path: str) -> Verifier[Any]:
-        """The item's verifier. Raises ServiceError for what can be told without looking at the answer."""
+    def _validate(self, item: verifier_pb2.VerifyItem, path: str) -> Verifier[Any]:
+        """Return the item's verifier. Raises ServiceError for an unknown verifier, a long text or bad parameters.
+
+        path: prefix of the field that an error names.
+        """
         verifier = registry.look_up(self.verifiers, item.verifier, path + "verifier")
         for name, text, limit in (
             ("completion", item.completion, self.settings.max_completion_chars),
@@ -262,7 +284,7 @@ class Engine:
                     path + name, f"{path}{name} has {len(text):,} characters, over the limit of {limit:,}: shorten it"
                 )
         if item.HasField("parameters") or verifier.name == "composite":
-            if fault := parameters_fault(item.parameters, self.settings.max_parameters_bytes):
+            if fault := parameters_violation(item.parameters, self.settings.max_parameters_bytes):
                 raise invalid(path + "parameters", f"{path}parameters: {fault}")
             try:
                 parameters = read_parameters(verifier, item.parameters)
@@ -271,49 +293,49 @@ class Engine:
                 raise invalid(path + field, f"{path}{message}") from None
             if isinstance(parameters, CompositeParameters):
                 for number, part in enumerate(part_items(item, parameters)):
-                    self._admit(part, f"{path}{field_of(parameters, number)}.")
+                    self._validate(part, f"{path}{part_field(parameters, number)}.")
         return verifier
 
-    def _refused(self, item: verifier_pb2.VerifyItem, error: ServiceError) -> verifier_pb2.VerifyResult:
-        return self._labelled(item, verifier_pb2.VerifyResult(error=error.status()), "")
+    def _error_result(self, item: verifier_pb2.VerifyItem, error: ServiceError) -> verifier_pb2.VerifyResult:
+        return self._complete(item, verifier_pb2.VerifyResult(error=error.status()), "")
 
-    def _labelled(
+    def _complete(
         self, item: verifier_pb2.VerifyItem, result: verifier_pb2.VerifyResult, path: str
     ) -> verifier_pb2.VerifyResult:
-        """`result` with the item's id and the path of a field at fault, counted in the metrics."""
+        """Set the id of `result`, prefix the field of its error with `path`, and count the result in the metrics."""
         result.id = item.id
         if result.HasField("error"):
             outcome = Code.Name(result.error.code)
-            if item.zero_on_failure and _of_the_completion(result.error):
+            if item.zero_on_failure and _completion_at_fault(result.error):
                 result.reward = 0.0
             if result.error.field:
                 result.error.field = path + result.error.field
         else:
             outcome = "correct" if result.correct else "wrong"
         name = item.verifier if item.verifier in self.verifiers else "unknown"
-        _count(name, outcome).inc()
+        _outcome_counter(name, outcome).inc()
         if not result.cached:
-            _seconds(name).observe(result.seconds)
+            _seconds_histogram(name).observe(result.seconds)
         return result
 
 
-def tokens_of(item: verifier_pb2.VerifyItem) -> int:
-    """What an item counts for in its tenant's tokens a minute. There is no tokenizer here: 4 characters are a token."""
+def estimate_tokens(item: verifier_pb2.VerifyItem) -> int:
+    """The item's share of its tenant's tokens a minute: a token is 4 characters, as the service has no tokenizer."""
     return -(-(len(item.completion) + len(item.prompt) + len(item.reference)) // CHARACTERS_PER_TOKEN)
 
 
-def _of_the_completion(error: status_pb2.Status) -> bool:
-    """Whether it was the completion that kept its verdict from coming: too long, past a limit, a crash."""
+def _completion_at_fault(error: status_pb2.Status) -> bool:
+    """Whether the completion caused the error: too long, past a limit, a crash of its worker, or a hit tripwire."""
     if error.code == status_pb2.INVALID_ARGUMENT:
         return error.field.rpartition(".")[2] == "completion"
     return error.code in (status_pb2.DEADLINE_EXCEEDED, status_pb2.INTERNAL, status_pb2.PERMISSION_DENIED)
 
 
 @lru_cache(maxsize=1024)
-def _count(verifier: str, outcome: str) -> Any:
+def _outcome_counter(verifier: str, outcome: str) -> Any:
     return metrics.ITEMS.labels(verifier, outcome)
 
 
 @lru_cache(maxsize=256)
-def _seconds(verifier: str) -> Any:
+def _seconds_histogram(verifier: str) -> Any:
     return metrics.ITEM_SECONDS.labels(verifier)

@@ -1,4 +1,4 @@
-"""The server's end of the fork server: start it, ask for workers, hear of their ends."""
+"""The service's client of the fork server: it starts the fork server and tells it to start and kill workers."""
 
 import asyncio
 import contextlib
@@ -15,30 +15,30 @@ START_SECONDS = 120.0
 
 
 def environment_without_secrets() -> dict[str, str]:
-    """The service's environment less its own settings, which may be keys."""
+    """Return the service's environment without its own settings, which may be keys."""
     return {name: value for name, value in os.environ.items() if not name.startswith("VOLD_")}
 
 
 class ForkServerClient:
-    """One fork server process. The callbacks run on the event loop; none is called after `stop`.
+    """One fork server process. The callbacks run on the event loop, and never after `stop`.
 
-    layers: what holds its workers in, once it has started.
-
-    started(number), exited(number, waitstatus): a worker's. lost(): the process ended by itself after it was ready.
+    layers: the layers that confine its workers; set once it has started.
+    on_started(number), on_exited(number, waitstatus): called when a worker has started or ended.
+    on_lost(): called if the fork server ends by itself after it was ready.
     """
 
     def __init__(
         self,
         options: dict[str, Any],
         *,
-        started: Callable[[int], None],
-        exited: Callable[[int, int], None],
-        lost: Callable[[], None],
+        on_started: Callable[[int], None],
+        on_exited: Callable[[int, int], None],
+        on_lost: Callable[[], None],
     ) -> None:
         self.options = options
-        self.started = started
-        self.exited = exited
-        self.lost = lost
+        self.on_started = on_started
+        self.on_exited = on_exited
+        self.on_lost = on_lost
         self.layers: tuple[str, ...] = ()
         self._control: socket.socket | None = None
         self._buffer = b""
@@ -46,27 +46,28 @@ class ForkServerClient:
         self._ready: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
-        """Returns once every verifier is loaded. Raises OSError where that fails, TimeoutError after START_SECONDS.
+        """Start the process, and wait until it has loaded every verifier.
 
-        Call it in the main thread: the kernel ends the process with the thread that started it.
+        Raises OSError if a verifier cannot be loaded, TimeoutError after START_SECONDS. Call it in the main thread: the
+        kernel ends the process with the thread that started it.
         """
-        ours, theirs = socket.socketpair()
-        options = {**self.options, "parent": os.getpid(), "fd": theirs.fileno()}
+        local, remote = socket.socketpair()
+        options = {**self.options, "parent": os.getpid(), "fd": remote.fileno()}
         sandboxed = self.options["pool"] == "sandbox"
         environment = closed_environment() if sandboxed else environment_without_secrets()
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        with theirs:
+        with remote:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-P", "-m", "vold_verifier.engine.forkserver", json.dumps(options)),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(remote.fileno(),),
                 env=environment,
-                start_new_session=True,  # a Ctrl-C at the terminal is the server's to handle
+                start_new_session=True,  # the service handles a Ctrl-C at the terminal
             )
         loop = asyncio.get_running_loop()
-        self._control, self._ready = ours, loop.create_future()
-        loop.add_reader(ours.fileno(), self._readable)
+        self._control, self._ready = local, loop.create_future()
+        loop.add_reader(local.fileno(), self._on_readable)
         try:
             await asyncio.wait_for(self._ready, START_SECONDS)
         except BaseException:
@@ -74,36 +75,36 @@ class ForkServerClient:
             raise
 
     async def stop(self) -> None:
-        """End the process, and by the kernel's hand its workers."""
-        self._hang_up()
+        """End the process; the kernel then ends its workers."""
+        self._close_control()
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
 
     def spawn(self, number: int) -> socket.socket:
-        """Ask for a worker; returns the server's end of its pipe, not blocking."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
-            self._say({"spawn": number}, (theirs.fileno(),))
-        return ours
+        """Start a worker; return the service's end of its pipe, in non-blocking mode."""
+        local, remote = socket.socketpair()
+        local.setblocking(False)
+        with remote:
+            self._send({"spawn": number}, (remote.fileno(),))
+        return local
 
     def kill(self, number: int) -> None:
-        self._say({"kill": number})
+        self._send({"kill": number})
 
-    def _say(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+    def _send(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
         if self._control is not None:
-            with contextlib.suppress(BrokenPipeError):  # its end of file is handled where it is read
+            with contextlib.suppress(BrokenPipeError):  # the end of file is handled in `_on_readable`
                 socket.send_fds(self._control, [json.dumps(message).encode() + b"\n"], descriptors)
 
-    def _hang_up(self) -> None:
+    def _close_control(self) -> None:
         if self._control is not None:
             asyncio.get_running_loop().remove_reader(self._control.fileno())
             self._control.close()
             self._control = None
 
-    def _readable(self) -> None:
+    def _on_readable(self) -> None:
         assert self._control is not None
         try:
             data = self._control.recv(65536, socket.MSG_DONTWAIT)
@@ -112,26 +113,26 @@ class ForkServerClient:
         except ConnectionError:
             data = b""
         if not data:
-            self._ended()
+            self._on_end_of_file()
             return
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
-            self._heard(json.loads(line))
+            self._handle(json.loads(line))
 
-    def _ended(self) -> None:
-        self._hang_up()
+    def _on_end_of_file(self) -> None:
+        self._close_control()
         assert self._ready is not None
         if self._ready.done():
-            self.lost()
+            self.on_lost()
         else:
             self._ready.set_exception(OSError("the workers cannot start: their fork server ended; its output says why"))
 
-    def _heard(self, message: dict[str, Any]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         assert self._ready is not None
         if "started" in message:
-            self.started(message["started"])
+            self.on_started(message["started"])
         elif "exited" in message:
-            self.exited(message["exited"], message["status"])
+            self.on_exited(message["exited"], message["status"])
         elif "ready" in message:
             self.layers = tuple(message["layers"])
             self._ready.set_result(None)

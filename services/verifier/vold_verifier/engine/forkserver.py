@@ -1,15 +1,15 @@
-"""The process that forks workers: it has imported and warmed up every verifier, and does nothing else.
+"""The fork server: a process that imports and warms up every verifier, then forks workers.
 
-multiprocessing's forkserver would import the server's main module again in every worker and leaves no say in process
-groups and signals; this one starts in the time of one import and forks a warm worker in milliseconds. It dies with
-the server, and the workers die with it, by the kernel's hand (PR_SET_PDEATHSIG) even if the server was killed.
+The forkserver of multiprocessing would import the service's main module again in every worker, and gives no control of
+process groups and signals. This one starts in the time of one import and forks a warm worker in milliseconds. The
+kernel ends it with the service, and the workers with it (PR_SET_PDEATHSIG), even if the service was killed.
 
-The sandbox's process shuts itself in before it forks, see `sandbox.confine`; its workers inherit the walls.
+The sandbox's fork server confines itself before it forks, see `sandbox.confine`; its workers inherit the confinement.
 
-It is started with one end of a Unix socket as file descriptor `fd` and speaks lines of JSON on it:
+It is started with one end of a Unix socket as file descriptor `fd`, and exchanges lines of JSON on it:
   in   {"spawn": n} with the worker's socket as ancillary data, {"kill": n}
   out  {"ready": true, "layers": [...]}, {"error": text}, {"started": n}, {"exited": n, "status": waitstatus}
-End of file on the socket ends it.
+It ends at the end of file on the socket.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from vold_verifier.verifiers.base import Verifier
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask the kernel (Linux) to kill this process when `parent` is gone; leave at once if it already is."""
+    """Have the kernel (Linux) kill this process when `parent` ends; exit at once if it has ended."""
     if sys.platform == "linux":
         kernel.die_with_parent()
     if os.getppid() != parent:
@@ -40,15 +40,17 @@ def die_with_parent(parent: int) -> None:
 
 
 class ForkServer:
+    """Forks and kills workers as the service says on `control`, and reports the workers that end."""
+
     def __init__(self, control: socket.socket, verifiers: dict[str, Verifier[Any]], options: dict[str, Any]) -> None:
         self.control = control
         self.verifiers = verifiers
         self.options = options
-        self.number_of: dict[int, int] = {}
-        self.pid_of: dict[int, int] = {}
-        self.sockets: deque[int] = deque()
+        self.number_by_pid: dict[int, int] = {}
+        self.pid_by_number: dict[int, int] = {}
+        self.worker_sockets: deque[int] = deque()
 
-    def say(self, **message: Any) -> None:
+    def send(self, **message: Any) -> None:
         self.control.sendall(json.dumps(message).encode() + b"\n")
 
     def run(self) -> None:
@@ -57,8 +59,8 @@ class ForkServer:
             end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
-        self.inherited = (wake_read, wake_write)
-        self.say(ready=True, layers=self.options["layers"])
+        self.wakeup_sockets = (wake_read, wake_write)
+        self.send(ready=True, layers=self.options["layers"])
         pending = b""
         while True:
             readable, _, _ = select.select([self.control, wake_read], [], [])
@@ -69,45 +71,46 @@ class ForkServer:
                 received, descriptors, _, _ = socket.recv_fds(self.control, 65536, 64)
                 if not received:
                     return
-                self.sockets.extend(descriptors)
+                self.worker_sockets.extend(descriptors)
                 *lines, pending = (pending + received).split(b"\n")
                 for line in lines:
-                    self.obey(json.loads(line))
+                    self.handle(json.loads(line))
 
-    def obey(self, message: dict[str, Any]) -> None:
+    def handle(self, message: dict[str, Any]) -> None:
         if "spawn" in message:
             self.spawn(message["spawn"])
-        elif (pid := self.pid_of.get(message["kill"])) is not None:
-            os.kill(pid, signal.SIGKILL)  # not yet reaped, so the id is still this worker's
+        elif (pid := self.pid_by_number.get(message["kill"])) is not None:
+            os.kill(pid, signal.SIGKILL)  # the worker is not reaped, so the id is still its own
 
     def spawn(self, number: int) -> None:
-        descriptor = self.sockets.popleft()
+        descriptor = self.worker_sockets.popleft()
         pid = os.fork()
         if pid == 0:
-            self.become_worker(descriptor)
+            self.run_worker(descriptor)
         os.close(descriptor)
-        self.pid_of[number], self.number_of[pid] = pid, number
-        self.say(started=number)
+        self.pid_by_number[number], self.number_by_pid[pid] = pid, number
+        self.send(started=number)
 
-    def become_worker(self, descriptor: int) -> None:
+    def run_worker(self, descriptor: int) -> None:
+        """Run the forked process, and end it. descriptor: of the worker's socket."""
         status = 1
         try:
             die_with_parent(self.options["pid"])
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self.control.close()
-            for end in self.inherited:
+            for end in self.wakeup_sockets:
                 end.close()
             tripwire = None
             if self.options["pool"] == "sandbox":
-                worker.limit_sandboxed(self.options["memory_bytes"])
+                worker.limit_resources(self.options["memory_bytes"])
                 tripwire = Tripwire()
                 tripwire.install()
             else:
                 worker.limit_memory(self.options["memory_bytes"])
             status = 0
             with socket.socket(fileno=descriptor) as connection, contextlib.suppress(BrokenPipeError, ConnectionError):
-                status = worker.run(connection, self.verifiers, self.options["cpu_seconds"], tripwire)
+                status = worker.serve(connection, self.verifiers, self.options["cpu_seconds"], tripwire)
         except MemoryError:
             status = worker.EXIT_OUT_OF_MEMORY
         except BaseException:
@@ -124,11 +127,11 @@ class ForkServer:
                 return
             if pid == 0:
                 return
-            number = self.number_of.pop(pid, 0)
+            number = self.number_by_pid.pop(pid, 0)
             if not number:
-                continue  # an orphan of the sandbox, whose first process this is
-            del self.pid_of[number]
-            self.say(exited=number, status=status)
+                continue  # an orphan: the sandbox's fork server is process 1 of its namespace
+            del self.pid_by_number[number]
+            self.send(exited=number, status=status)
 
 
 def main(options: dict[str, Any]) -> None:
@@ -138,9 +141,9 @@ def main(options: dict[str, Any]) -> None:
     if confinement is not None:
         confinement.enter()
     control = socket.socket(fileno=options["fd"])
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a verifier that prints must not speak on the server's stdout
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a verifier must not print to the service's stdout
     try:
-        verifiers = registry.of_pool(registry.load(options["plugins"], options["enable"]), options["pool"])
+        verifiers = registry.in_pool(registry.load(options["plugins"], options["enable"]), options["pool"])
         for verifier in verifiers.values():
             verifier.warm_up()
     except Exception as error:
@@ -148,7 +151,7 @@ def main(options: dict[str, Any]) -> None:
         raise
     layers = confinement.lock() if confinement is not None else []
     gc.collect()
-    gc.freeze()  # what is shared with the workers stays out of their collections, and so out of copy-on-write
+    gc.freeze()  # otherwise a collection in a worker writes to the shared pages, which copies them
     ForkServer(control, verifiers, {**options, "pid": os.getpid(), "layers": layers}).run()
 
 

@@ -1,8 +1,8 @@
-"""Items that are judged at once, in the service's own process: plain numbers held against plain numbers.
+"""Light items: comparisons of two plain numbers, verified in the service's own process instead of in a worker.
 
-They are most of what a run on arithmetic asks for, and sending one to a worker costs more than judging it. The
-verifier's own code judges them, so the verdict is a worker's. `is_light` lets through only what keeps that code
-bounded: one box with a short number in it, and nothing that leads to algebra. It takes time linear in the texts.
+Most items of a run on arithmetic are light, and sending an item to a worker costs more than verifying it. The
+verifier's own code runs here as in a worker, so the verdict is the same. `is_light` accepts only items for which that
+code takes time linear in the texts: the completion has one box with a short number in it, and nothing needs algebra.
 """
 
 import re
@@ -26,35 +26,35 @@ _BOXED = re.compile(r"\\boxed\{ ?" + _PLAIN + r" ?\}", re.ASCII)
 
 
 def is_light(verifier: Verifier[Any], item: verifier_pb2.VerifyItem) -> bool:
-    """Whether `item`, whose parameters are valid, may be judged here."""
+    """Whether `item`, whose parameters are valid, needs no worker."""
     if not isinstance(verifier, MathVerifier | NumericVerifier):
         return False
     completion = item.completion
-    if len(completion) > MAX_CHARS or len(item.prompt) > MAX_CHARS or not _plain_reference(item.reference):
+    if len(completion) > MAX_CHARS or len(item.prompt) > MAX_CHARS or not _is_plain_reference(item.reference):
         return False
-    at = completion.rfind("\\boxed{")
-    if at < 0:
+    box_start = completion.rfind("\\boxed{")
+    if box_start < 0:
         return len(completion) < 64 and _NUMBER.fullmatch(completion.strip()) is not None
     parameters = worker.read_parameters(verifier, item.parameters)
     assert isinstance(parameters, Extraction)
     return (
         parameters.accept[0] == "boxed"
-        and _BOXED.match(completion, at) is not None
-        and completion.find("boxed") == at + 1
+        and _BOXED.match(completion, box_start) is not None
+        and completion.find("boxed") == box_start + 1
         and "\\fbox" not in completion
-        and completion.find(f"{parameters.think_tag}>", at) < 0
+        and completion.find(f"{parameters.think_tag}>", box_start) < 0
     )
 
 
-def _plain_reference(reference: str) -> bool:
+def _is_plain_reference(reference: str) -> bool:
     if len(reference) > MAX_REFERENCE_CHARS or "boxed" in reference:
         return False
     return _NUMBER.fullmatch(reference.rpartition("####")[2].strip()) is not None
 
 
-def judge(verifier: Verifier[Any], item: verifier_pb2.VerifyItem) -> verifier_pb2.VerifyResult:
-    """As a worker does, without its limits."""
+def verify(verifier: Verifier[Any], item: verifier_pb2.VerifyItem) -> verifier_pb2.VerifyResult:
+    """Verify a light item as a worker does, without a worker's limits."""
     started = time.perf_counter()
-    result = worker.check(item, {item.verifier: verifier})
+    result = worker.verify(item, {item.verifier: verifier})
     result.seconds = time.perf_counter() - started
     return result

@@ -1,11 +1,12 @@
-"""Warm worker processes, each on its own pipe, and the queue before them.
+"""A pool of warm worker processes, each on a pipe of its own, and the queues of items before them.
 
-Items wait in lanes, one a caller, served in turn, so that a large batch does not starve a small one. A worker holds a
-short run of items and answers them in order, so the first one unanswered is the one it is working on: when a worker
-dies or is killed that item alone is to blame, and the others go back to the head of their lanes.
+Each request has a queue; the queues are served round-robin, so that a large batch does not starve a small one. A
+worker has a few items in flight and answers them in order, so the first item without a result is the one that the
+worker is verifying. When the worker dies or is killed, that item alone is at fault, and the items behind it go back to
+the heads of their queues.
 
-An item that kills its worker is tried once more in a fresh one. One that runs past the wall limit is not: its worker
-is killed and it gets DEADLINE_EXCEEDED.
+An item whose worker crashed is tried once more in a new worker. An item that runs past the wall-clock limit is not: its
+worker is killed, and the item gets DEADLINE_EXCEEDED.
 """
 
 import asyncio
@@ -26,24 +27,24 @@ from vold_service.errors import ServiceError
 
 from vold_verifier import metrics
 from vold_verifier.engine.forkclient import START_SECONDS, ForkServerClient
-from vold_verifier.engine.worker import EXIT_OUT_OF_MEMORY, EXIT_TRIPWIRE, HEADER
+from vold_verifier.engine.worker import EXIT_OUT_OF_MEMORY, EXIT_TRIPWIRE, HEADER, error_result
 
-MAX_RUN_COST = 32
-"""Most that a worker holds at a time, in units of Verifier.cost; it always holds at least one item."""
+MAX_IN_FLIGHT_COST = 32
+"""Most cost in flight in a worker, in units of Verifier.cost; one item is always allowed."""
 MAX_RESULT_BYTES = 1 << 20
 MAX_ATTEMPTS = 2
 RESPAWN_DELAY_SECONDS = 0.5
 
-Deliver = Callable[[int, verifier_pb2.VerifyResult], None]
+OnResult = Callable[[int, verifier_pb2.VerifyResult], None]
 
 log = logging.getLogger("vold.verifier.pool")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolOptions:
-    """cpu_seconds: soft limit for one item. wall_seconds: hard limit for one item. memory_bytes: of one worker's
-    address space. recycle_after: items of one worker. max_queued: items waiting over all lanes. enable: verifiers that
-    are off otherwise. sandbox: the workers are shut in and serve the verifiers that ask for it, and no others."""
+    """cpu_seconds: soft limit for one item. wall_seconds: hard limit for one item. memory_bytes: address space of one
+    worker. recycle_after: items after which a worker is replaced. max_queued: items in all queues. enable: verifiers
+    that are off by default. sandbox: the workers are confined, and serve the verifiers of pool "sandbox" only."""
 
     workers: int
     cpu_seconds: float = 1.0
@@ -57,8 +58,8 @@ class PoolOptions:
 
 
 @dataclass(slots=True, eq=False)
-class _Task:
-    lane: "Lane"
+class _QueuedItem:
+    queue: "RequestQueue"
     key: int
     payload: bytes
     cost: int
@@ -66,38 +67,38 @@ class _Task:
 
 
 @dataclass(slots=True, eq=False)
-class Lane:
-    """One caller's items. `deliver(key, result)` is called on the event loop, in no particular order of keys."""
+class RequestQueue:
+    """The items of one request or stream. `on_result(key, result)` runs on the event loop, in any order of keys."""
 
     pool: "Pool"
-    deliver: Deliver
-    waiting: deque[_Task] = field(default_factory=deque)
+    on_result: OnResult
+    waiting: deque[_QueuedItem] = field(default_factory=deque)
     closed: bool = False
 
     def put(self, key: int, payload: bytes, cost: int) -> None:
-        """Queue a serialized VerifyItem. The caller has made sure of the room for it."""
-        self.pool.enqueue(_Task(self, key, payload, cost))
+        """Queue a serialized VerifyItem. Call `Pool.check_capacity` first: `put` has no limit."""
+        self.pool.enqueue(_QueuedItem(self, key, payload, cost))
 
     def close(self) -> None:
-        """The caller has gone or has all it wants: what still waits is dropped, what is being checked is discarded."""
+        """Drop the waiting items and the results of the items in flight: the caller has left or has all results."""
         if not self.closed:
             self.closed = True
-            self.pool.forget(self)
+            self.pool.drop(self)
 
 
 class _Worker(asyncio.Protocol):
-    """The server's end of one worker's pipe."""
+    """The service's end of the pipe to one worker."""
 
     def __init__(self, pool: "Pool", number: int) -> None:
         self.pool = pool
         self.number = number
         self.transport: asyncio.WriteTransport | None = None
-        self.held: deque[_Task] = deque()
+        self.in_flight: deque[_QueuedItem] = deque()
         self.cost = 0
-        self.served = 0
-        self.head_since = 0.0
+        self.answered = 0
+        self.item_started = 0.0
         self.buffer = bytearray()
-        self.leaving = ""  # why the pool wants it gone; empty while it is wanted
+        self.stop_reason = ""  # why the pool wants the worker to end; empty while the worker is wanted
         self.started = False
         self.disconnected = False
         self.exit_status: int | None = None
@@ -109,7 +110,7 @@ class _Worker(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.disconnected = True
-        self.pool.bury(self)
+        self.pool.replace_if_ended(self)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -123,41 +124,42 @@ class _Worker(asyncio.Protocol):
                 break
             frame = bytes(self.buffer[at + HEADER.size : at + HEADER.size + size])
             at += HEADER.size + size
-            if not self._answered(frame):
+            if not self._accept_result(frame):
                 self.pool.kill(self, "garbage")
                 return
         del self.buffer[:at]
-        self.pool.feed(self)
+        self.pool.dispatch_to(self)
 
-    def _answered(self, frame: bytes) -> bool:
-        if not self.held or self.leaving == "garbage":
+    def _accept_result(self, frame: bytes) -> bool:
+        """Return False if `frame` is not the result of an item in flight."""
+        if not self.in_flight or self.stop_reason == "garbage":
             return False
         try:
             result = verifier_pb2.VerifyResult.FromString(frame)
         except DecodeError:
             return False
-        task = self.held.popleft()
-        self.cost -= task.cost
-        self.served += 1
-        self.head_since = time.monotonic()
+        item = self.in_flight.popleft()
+        self.cost -= item.cost
+        self.answered += 1
+        self.item_started = time.monotonic()
         if result.error.code == status_pb2.DEADLINE_EXCEEDED:
-            self.leaving = "cpu_limit"  # it leaves by itself after such an item
-        self.pool.finish(task, result)
+            self.stop_reason = "cpu_limit"  # the worker ends by itself after such an item
+        self.pool.finish(item, result)
         return True
 
 
 class Pool:
-    """Start it on the event loop that uses it; `start` and `stop` once each. The loop must run in the main thread."""
+    """Call `start` and `stop` once each, on the event loop that uses the pool. The loop must run in the main thread."""
 
     def __init__(self, options: PoolOptions) -> None:
         self.options = options
         self.queued = 0
-        self.room = asyncio.Event()
-        self.room.set()
+        self.has_room = asyncio.Event()
+        self.has_room.set()
         self._workers: dict[int, _Worker] = {}
-        self._turns: deque[Lane] = deque()
-        self._retries: deque[_Task] = deque()
-        self._number = 0
+        self._round_robin: deque[RequestQueue] = deque()
+        self._retries: deque[_QueuedItem] = deque()
+        self._last_number = 0
         self._fork_server: ForkServerClient | None = None
         self._all_started = asyncio.Event()
         self._stopping = False
@@ -169,188 +171,175 @@ class Pool:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """What holds the workers in, as `sandbox.confine` names it; empty while the pool is not started."""
+        """The layers that confine the workers, as `sandbox.confine` names them; empty until the pool has started."""
         return self._fork_server.layers if self._fork_server is not None else ()
 
     # -- the caller's side
 
-    def lane(self, deliver: Deliver) -> Lane:
-        return Lane(self, deliver)
+    def open_queue(self, on_result: OnResult) -> RequestQueue:
+        return RequestQueue(self, on_result)
 
-    def reserve(self, items: int) -> None:
-        """Raises RESOURCE_EXHAUSTED, with the time after which to come back, where `items` more do not fit."""
+    def check_capacity(self, items: int) -> None:
+        """Raises RESOURCE_EXHAUSTED, with the delay before a retry, if `items` more items do not fit."""
         if self.queued and self.queued + items > self.options.max_queued:
             seconds = min(30.0, max(0.1, self.queued / max(self._rate, 1.0)))
             raise ServiceError(
                 status_pb2.RESOURCE_EXHAUSTED,
                 f"{self.queued} items wait already and {items} more pass the limit of {self.options.max_queued}: "
-                f"come back in {seconds:.1f} s or send fewer",
+                f"retry in {seconds:.1f} s or send fewer",
                 field="items",
                 retry_seconds=seconds,
             )
 
-    def enqueue(self, task: _Task) -> None:
-        if not task.lane.waiting:
-            self._turns.append(task.lane)
-        task.lane.waiting.append(task)
-        self._queued(1)
+    def enqueue(self, item: _QueuedItem) -> None:
+        if not item.queue.waiting:
+            self._round_robin.append(item.queue)
+        item.queue.waiting.append(item)
+        self._change_queued(1)
 
-    def forget(self, lane: Lane) -> None:
-        self._queued(-len(lane.waiting))
-        lane.waiting.clear()
+    def drop(self, queue: RequestQueue) -> None:
+        self._change_queued(-len(queue.waiting))
+        queue.waiting.clear()
         with contextlib.suppress(ValueError):
-            self._turns.remove(lane)
+            self._round_robin.remove(queue)
 
-    def refuse_waiting(self, message: str) -> None:
-        """UNAVAILABLE for every item that waits: there are no workers and none will come."""
-        while self._turns:
-            lane = self._turns.popleft()
-            tasks = list(lane.waiting)
-            lane.waiting.clear()
-            self._queued(-len(tasks))
-            for task in tasks:
-                self.finish(task, self._failed(status_pb2.UNAVAILABLE, message))
+    def fail_queued(self, message: str) -> None:
+        """Answer every queued item with UNAVAILABLE: no worker will start."""
+        while self._round_robin:
+            queue = self._round_robin.popleft()
+            items = list(queue.waiting)
+            queue.waiting.clear()
+            self._change_queued(-len(items))
+            for item in items:
+                self.finish(item, error_result(status_pb2.UNAVAILABLE, message))
 
-    def feed_all(self) -> None:
-        """Give waiting items to workers that have room. Call it after a round of `Lane.put`."""
+    def dispatch(self) -> None:
+        """Send queued items to workers that have room. Call it after a round of `RequestQueue.put`."""
         for worker in tuple(self._workers.values()):
             if not self.queued and not self._retries:
                 return
-            self.feed(worker)
+            self.dispatch_to(worker)
 
     # -- the workers' side
 
-    def feed(self, worker: _Worker) -> None:
-        if worker.leaving or not worker.started or worker.transport is None or worker.disconnected:
+    def dispatch_to(self, worker: _Worker) -> None:
+        """Send queued items to `worker` if it has room, or end it if it has answered its number of items."""
+        if worker.stop_reason or not worker.started or worker.transport is None or worker.disconnected:
             return
-        if worker.served >= self.options.recycle_after:
-            if not worker.held:
-                worker.leaving = "recycled"
+        if worker.answered >= self.options.recycle_after:
+            if not worker.in_flight:
+                worker.stop_reason = "recycled"
                 worker.transport.close()
             return
-        # A long queue is handed out in long runs, the end of it item by item, so that no worker sits on a run
-        # while another is idle.
-        allowed = min(MAX_RUN_COST, self.queued // (2 * self.options.workers))
-        if worker.held and worker.cost > allowed // 2:
+        # While the queue is long, a worker gets several items at a time; towards its end, item by item, so that no
+        # item waits behind another while some worker is idle.
+        max_cost = min(MAX_IN_FLIGHT_COST, self.queued // (2 * self.options.workers))
+        if worker.in_flight and worker.cost > max_cost // 2:
             return
         frames: list[bytes] = []
-        budget = self.options.recycle_after - worker.served - len(worker.held)
-        while len(frames) < budget and (task := self._next(worker, allowed)) is not None:
-            if not worker.held:
-                worker.head_since = time.monotonic()
-            worker.held.append(task)
-            worker.cost += task.cost
-            frames += (HEADER.pack(len(task.payload)), task.payload)
+        budget = self.options.recycle_after - worker.answered - len(worker.in_flight)
+        while len(frames) < budget and (item := self._next_item(worker, max_cost)) is not None:
+            if not worker.in_flight:
+                worker.item_started = time.monotonic()
+            worker.in_flight.append(item)
+            worker.cost += item.cost
+            frames += (HEADER.pack(len(item.payload)), item.payload)
         if frames:
             worker.transport.write(b"".join(frames))
 
-    def _next(self, worker: _Worker, allowed: int) -> _Task | None:
-        if self._retries and not worker.held and not worker.served:
+    def _next_item(self, worker: _Worker, max_cost: int) -> _QueuedItem | None:
+        if self._retries and not worker.in_flight and not worker.answered:
             return self._retries.popleft()
-        if not self._turns:
+        if not self._round_robin:
             return None
-        lane = self._turns[0]
-        if worker.held and worker.cost + lane.waiting[0].cost > allowed:
+        queue = self._round_robin[0]
+        if worker.in_flight and worker.cost + queue.waiting[0].cost > max_cost:
             return None
-        task = lane.waiting.popleft()
-        self._turns.rotate(-1)
-        if not lane.waiting:
-            self._turns.remove(lane)
-        self._queued(-1)
-        return task
+        item = queue.waiting.popleft()
+        self._round_robin.rotate(-1)
+        if not queue.waiting:
+            self._round_robin.remove(queue)
+        self._change_queued(-1)
+        return item
 
-    def finish(self, task: _Task, result: verifier_pb2.VerifyResult) -> None:
+    def finish(self, item: _QueuedItem, result: verifier_pb2.VerifyResult) -> None:
         self._finished += 1
-        if not task.lane.closed:
-            task.lane.deliver(task.key, result)
+        if not item.queue.closed:
+            item.queue.on_result(item.key, result)
 
     def kill(self, worker: _Worker, reason: str) -> None:
-        """SIGKILL by way of the fork server, which alone knows that the process id is still the worker's."""
-        if not worker.leaving or reason == "wall_limit":
-            worker.leaving = reason
+        """Send SIGKILL through the fork server: it alone knows that the process id is still the worker's."""
+        if not worker.stop_reason or reason == "wall_limit":
+            worker.stop_reason = reason
             if self._fork_server is not None:
                 self._fork_server.kill(worker.number)
 
-    def bury(self, worker: _Worker) -> None:
-        """Once a worker's pipe has ended and its process is reaped: settle what it held, and replace it."""
+    def replace_if_ended(self, worker: _Worker) -> None:
+        """If the worker's pipe has closed and its process is reaped, settle its items in flight and replace it."""
         if not (worker.disconnected and worker.reaped) or self._workers.pop(worker.number, None) is None:
             return
         metrics.WORKERS.dec()
         if self._stopping:
             return
-        reason = worker.leaving or self._cause(worker)
+        reason = worker.stop_reason or _cause_of_exit(worker.exit_status)
         metrics.RESTARTS.labels(reason).inc()
-        held = list(worker.held)
-        if held and reason == "wall_limit":
-            message = f"no verdict within {self.options.wall_seconds:g} s: the item's worker was killed"
-            self.finish(held.pop(0), self._failed(status_pb2.DEADLINE_EXCEEDED, message))
-        elif held and reason == "cpu_kill":
-            message = f"no verdict within {2 * self.options.cpu_seconds:g} s of CPU time: the item's worker was killed"
-            self.finish(held.pop(0), self._failed(status_pb2.DEADLINE_EXCEEDED, message))
-        elif held and reason not in ("cpu_limit", "recycled", "forkserver", "tripwire"):
-            self._retry(held.pop(0), reason)
-        for task in reversed(held):
-            self._put_back(task)
+        self._settle(list(worker.in_flight), reason)
         if reason not in ("cpu_limit", "cpu_kill", "recycled", "wall_limit"):
             log.warning("worker %d ended: %s", worker.number, reason)
-        if worker.served or reason in ("wall_limit", "cpu_kill"):
+        if worker.answered or reason in ("wall_limit", "cpu_kill"):
             self._spawn()
         else:
-            # A worker that dies before its first answer may do so for ever: do not spin.
+            # A worker that ends before its first result may do so every time: the delay prevents a busy loop.
             asyncio.get_running_loop().call_later(RESPAWN_DELAY_SECONDS, self._spawn)
-        self.feed_all()
+        self.dispatch()
 
-    def _retry(self, task: _Task, reason: str) -> None:
-        task.attempts += 1
-        if task.attempts < MAX_ATTEMPTS:
-            if not task.lane.closed:
-                self._retries.append(task)
+    def _settle(self, items: list[_QueuedItem], reason: str) -> None:
+        """Answer or retry the item that the ended worker was verifying, and requeue the items behind it."""
+        if items and reason == "wall_limit":
+            message = f"no verdict within {self.options.wall_seconds:g} s: the item's worker was killed"
+            self.finish(items.pop(0), error_result(status_pb2.DEADLINE_EXCEEDED, message))
+        elif items and reason == "cpu_kill":
+            message = f"no verdict within {2 * self.options.cpu_seconds:g} s of CPU time: the item's worker was killed"
+            self.finish(items.pop(0), error_result(status_pb2.DEADLINE_EXCEEDED, message))
+        elif items and reason not in ("cpu_limit", "recycled", "forkserver", "tripwire"):
+            self._retry(items.pop(0), reason)
+        for item in reversed(items):
+            self._requeue(item)
+
+    def _retry(self, item: _QueuedItem, reason: str) -> None:
+        item.attempts += 1
+        if item.attempts < MAX_ATTEMPTS:
+            if not item.queue.closed:
+                self._retries.append(item)
             return
-        self.finish(
-            task,
-            self._failed(status_pb2.INTERNAL, f"the item's worker ended in each of {MAX_ATTEMPTS} attempts: {reason}"),
-        )
+        message = f"the item's worker ended in each of {MAX_ATTEMPTS} attempts: {reason}"
+        self.finish(item, error_result(status_pb2.INTERNAL, message))
 
-    def _put_back(self, task: _Task) -> None:
-        if task.lane.closed:
+    def _requeue(self, item: _QueuedItem) -> None:
+        if item.queue.closed:
             return
-        if not task.lane.waiting:
-            self._turns.appendleft(task.lane)
-        task.lane.waiting.appendleft(task)
-        self._queued(1)
+        if not item.queue.waiting:
+            self._round_robin.appendleft(item.queue)
+        item.queue.waiting.appendleft(item)
+        self._change_queued(1)
 
-    def _cause(self, worker: _Worker) -> str:
-        status = worker.exit_status
-        if status is None:
-            return "forkserver"
-        if os.WIFSIGNALED(status):
-            if os.WTERMSIG(status) == signal.SIGVTALRM:
-                return "cpu_kill"
-            return f"signal {signal.Signals(os.WTERMSIG(status)).name}"
-        code = os.WEXITSTATUS(status)
-        return {EXIT_OUT_OF_MEMORY: "memory_limit", EXIT_TRIPWIRE: "tripwire"}.get(code, f"exit {code}")
-
-    @staticmethod
-    def _failed(code: "status_pb2.Code", message: str) -> verifier_pb2.VerifyResult:
-        return verifier_pb2.VerifyResult(error=status_pb2.Status(code=code, message=message))
-
-    def _queued(self, change: int) -> None:
+    def _change_queued(self, change: int) -> None:
         self.queued += change
         metrics.QUEUED.inc(change)
         if self.queued < self.options.max_queued:
-            self.room.set()
+            self.has_room.set()
         else:
-            self.room.clear()
+            self.has_room.clear()
 
     # -- processes
 
     async def start(self) -> None:
-        """Start the fork server and every worker. Raises OSError where the verifiers cannot be loaded."""
+        """Start the fork server and every worker. Raises OSError if the verifiers cannot be loaded."""
         await self._start_workers()
         self._sweep()
 
     async def stop(self) -> None:
-        """End every process of the pool. Items still waiting are dropped."""
+        """End every process of the pool, and drop the queued items."""
         self._stopping = True
         if self._sweep_handle is not None:
             self._sweep_handle.cancel()
@@ -372,9 +361,9 @@ class Pool:
                 "cpu_seconds": self.options.cpu_seconds,
                 "memory_bytes": self.options.memory_bytes,
             },
-            started=self._worker_started,
-            exited=self._worker_exited,
-            lost=self._fork_server_lost,
+            on_started=self._on_worker_started,
+            on_exited=self._on_worker_exited,
+            on_lost=self._on_fork_server_lost,
         )
         await self._fork_server.start()
         for _ in range(self.options.workers):
@@ -384,43 +373,43 @@ class Pool:
     def _spawn(self) -> None:
         if self._fork_server is None or self._stopping or len(self._workers) >= self.options.workers:
             return
-        self._number += 1
-        worker = _Worker(self, self._number)
+        self._last_number += 1
+        worker = _Worker(self, self._last_number)
         self._workers[worker.number] = worker
         metrics.WORKERS.inc()
-        self._keep(self._connect(worker, self._fork_server.spawn(worker.number)))
+        self._run_in_background(self._connect(worker, self._fork_server.spawn(worker.number)))
 
     async def _connect(self, worker: _Worker, connection: socket.socket) -> None:
         await asyncio.get_running_loop().create_connection(lambda: worker, sock=connection)
-        self.feed(worker)
+        self.dispatch_to(worker)
 
-    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _run_in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def _worker_started(self, number: int) -> None:
+    def _on_worker_started(self, number: int) -> None:
         worker = self._workers[number]
         worker.started = True
-        if all(one.started for one in self._workers.values()):
+        if all(each.started for each in self._workers.values()):
             self._all_started.set()
-        self.feed(worker)
+        self.dispatch_to(worker)
 
-    def _worker_exited(self, number: int, status: int) -> None:
+    def _on_worker_exited(self, number: int, status: int) -> None:
         worker = self._workers[number]
         worker.reaped, worker.exit_status = True, status
-        self.bury(worker)
+        self.replace_if_ended(worker)
 
-    def _fork_server_lost(self) -> None:
+    def _on_fork_server_lost(self) -> None:
         if self._stopping:
             return
         log.error("the fork server ended: starting another")
         lost, self._fork_server = self._fork_server, None
         for worker in tuple(self._workers.values()):
-            worker.leaving = worker.leaving or "forkserver"
-            worker.reaped = True  # the kernel kills it with its parent; its pipe tells when
-            self.bury(worker)
-        self._keep(self._restart(lost))
+            worker.stop_reason = worker.stop_reason or "forkserver"
+            worker.reaped = True  # the kernel kills the worker with the fork server; its pipe then closes
+            self.replace_if_ended(worker)
+        self._run_in_background(self._restart(lost))
 
     async def _restart(self, lost: ForkServerClient | None) -> None:
         while not self._stopping:
@@ -436,12 +425,25 @@ class Pool:
                 return
 
     def _sweep(self) -> None:
+        """Kill the workers that are past the wall-clock limit, and measure the rate of results; repeats itself."""
         now = time.monotonic()
         for worker in self._workers.values():
-            if worker.held and now - worker.head_since > self.options.wall_seconds:
+            if worker.in_flight and now - worker.item_started > self.options.wall_seconds:
                 self.kill(worker, "wall_limit")
         if self._swept_at:
             self._rate += 0.2 * (self._finished / (now - self._swept_at) - self._rate)
         self._finished, self._swept_at = 0, now
         interval = min(0.25, self.options.wall_seconds / 10)
         self._sweep_handle = asyncio.get_running_loop().call_later(interval, self._sweep)
+
+
+def _cause_of_exit(status: int | None) -> str:
+    """Return the reason that `vold_verifier_worker_restarts` counts. status: None if the fork server ended first."""
+    if status is None:
+        return "forkserver"
+    if os.WIFSIGNALED(status):
+        if os.WTERMSIG(status) == signal.SIGVTALRM:
+            return "cpu_kill"
+        return f"signal {signal.Signals(os.WTERMSIG(status)).name}"
+    code = os.WEXITSTATUS(status)
+    return {EXIT_OUT_OF_MEMORY: "memory_limit", EXIT_TRIPWIRE: "tripwire"}.get(code, f"exit {code}")

@@ -1,6 +1,5 @@
-"""Whether two answers are the same mathematics: numbers, units, tuples, matrices,
-expressions. Pure functions of text."""
+"""Compare mathematical answers: numbers, units, tuples, sets, matrices, expressions. Pure functions of text."""
 
-from vold_verifier.mathematics.equality import equal
+from vold_verifier.mathematics.equality import Comparison, compare
 
-__all__ = ["equal"]
+__all__ = ["Comparison", "compare"]

@@ -1,4 +1,4 @@
-"""Matrices, kept apart from the rest of algebra: sympy raises or recurses where one stands beside a number."""
+"""Compare matrices, apart from other expressions: sympy raises or recurses if it compares a matrix with a number."""
 
 import operator
 from collections.abc import Callable
@@ -6,36 +6,41 @@ from functools import reduce
 from typing import Any
 
 _UNEVALUATED = (TypeError, ValueError, AttributeError, NotImplementedError, RecursionError)
-"""What sympy raises for a product or sum of matrices that has no value; its ShapeError is a ValueError."""
+"""Errors that sympy raises for a product or sum of matrices without a value; its ShapeError is a ValueError."""
 
 
-def holds(expression: Any) -> bool:
-    """Whether a matrix is `expression`, or a term, a factor or a side of it."""
+def contains_matrix(expression: Any) -> bool:
+    """Whether `expression` is a matrix, or has a matrix as a term, a factor or a side."""
     import sympy
 
     if isinstance(expression, sympy.Add | sympy.Mul | sympy.Pow | sympy.core.relational.Relational):
-        return any(map(holds, expression.args))
+        return any(map(contains_matrix, expression.args))
     return bool(getattr(expression, "is_Matrix", False))
 
 
-def same(gold: Any, answer: Any, verify: Callable[[Any, Any], bool]) -> bool:
-    """Whether two expressions of matrices are equal: entry by entry by `verify`, False for what has no value."""
+def are_equal(reference: Any, answer: Any, equal: Callable[[Any, Any], bool]) -> bool:
+    """Whether two expressions of matrices are equal by `equal`, which compares evaluated matrices entry by entry.
+
+    If an expression has no value, the two are equal only if they are identical.
+    """
     try:
-        ours, theirs = _explicit(gold), _explicit(answer)
-        shapes = {shape for side in (ours, theirs) if (shape := getattr(side, "shape", None)) is not None}
-        return len(shapes) < 2 and verify(ours, theirs)
+        reference_matrix, answer_matrix = _evaluate(reference), _evaluate(answer)
+        shapes = {
+            shape for side in (reference_matrix, answer_matrix) if (shape := getattr(side, "shape", None)) is not None
+        }
+        return len(shapes) < 2 and equal(reference_matrix, answer_matrix)
     except _UNEVALUATED:
-        return bool(gold == answer)
+        return bool(reference == answer)
 
 
-def _explicit(expression: Any) -> Any:
-    """Products and sums carried out; an equation or an inequality as it is."""
+def _evaluate(expression: Any) -> Any:
+    """Evaluate products, powers and sums of matrices; return any other expression unchanged."""
     import sympy
 
     if isinstance(expression, sympy.Mul):
-        return reduce(operator.mul, map(_explicit, expression.args))
+        return reduce(operator.mul, map(_evaluate, expression.args))
     if isinstance(expression, sympy.Pow):
-        return _explicit(expression.base) ** expression.exp
+        return _evaluate(expression.base) ** expression.exp
     if isinstance(expression, sympy.MatrixExpr):
         return expression.doit().as_explicit()
     return expression

@@ -1,6 +1,6 @@
-"""One spelling for one piece of mathematics: what people and models write, as the LaTeX that the parser reads.
+"""Convert the notations that people and models use to the LaTeX that the parser accepts.
 
-Every rewrite keeps the meaning. What would only be a guess is left alone, and then does not parse.
+Every conversion keeps the meaning. A text whose meaning is unclear is not changed, and then does not parse.
 """
 
 import re
@@ -13,7 +13,7 @@ _DELIMITERS = re.compile(
 _PRICE = re.compile(r"^(-?)\$(?=[\d.])")
 _SQRT = re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)")
 _FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan|pi)(?![A-Za-z])")
-_NAMED = re.compile(
+_MARKED_FUNCTION = re.compile(
     r"\\(?:operatorname|mathrm|text)\s*\{\s*(arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|log|ln|exp)\s*\}"
 )
 _AND_OR = r"\\(?:text|mbox|textrm|mathrm)\s*\{{\s*,?\s*{0}\s*,?\s*\}}|(?<![A-Za-z\\]){0}(?![A-Za-z])"
@@ -24,7 +24,7 @@ AND = re.compile(
     rf"\s*,?\s*(?:\\q?quad\s*)*(?:{_AND_OR.format('and')}|\\land(?![A-Za-z])|\\wedge(?![A-Za-z]))(?:\s|\\q?quad)*"
 )
 _SEMICOLON = re.compile(r"\s*;\s*|(?:\s|,)*\\q?quad\s*")
-_ROOT_OF_ONE = re.compile(r"\\sqrt\s*(\[[^\[\]]{1,5}\])\s*([A-Za-z\d])")
+_ROOT_WITHOUT_BRACES = re.compile(r"\\sqrt\s*(\[[^\[\]]{1,5}\])\s*([A-Za-z\d])")
 _ROW_GAP = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|cm|mm)\s*\]")
 _ARRAY = re.compile(r"[(\[]?\s*\\begin\{array\}\s*\{[lcr| ]*\}(?P<rows>.*?)\\end\{array\}\s*[)\]]?", re.DOTALL)
 _REPEATING = re.compile(
@@ -43,17 +43,17 @@ _PLAIN_FRACTION = re.compile(
 )
 _FUNCTION_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree)")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
-_BUILDER = re.compile(
+_SET_BUILDER = re.compile(
     r"^\\\{\s*(?P<name>[A-Za-z])\s*(?:\\in\s*\\(?:mathbb\s*\{?R\}?|R)\s*)?(?:\\mid|\\vert|\||:)\s*(?P<rule>.+)\\\}$"
 )
-_MEMBER = re.compile(r"^[A-Za-z]\s*\\in(?![A-Za-z])\s*(?=[(\[\\{])")
+_MEMBERSHIP = re.compile(r"^[A-Za-z]\s*\\in(?![A-Za-z])\s*(?=[(\[\\{])")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?![A-Za-z])")
 _PROTECTED = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname|begin|end|overline)\s*\{[^{}]*\}|\\[A-Za-z]+|_\{[^{}]*\}"
 )
 _PLAIN_WORDS = frozenset({"and", "or", "mod", "inf", "infinity", "sqrt", "pct", "percent", "percentage", "not"})
-_SIMPLE = (
+_REPLACEMENTS = (
     (re.compile(r"\\varnothing|\\\{\s*\\\}"), r"\\emptyset "),
     (re.compile(r"\\langle"), "("),
     (re.compile(r"\\rangle"), ")"),
@@ -73,7 +73,7 @@ _SIMPLE = (
 
 
 def clean(text: str) -> str:
-    """`text` without delimiters, a full stop or stray backslash at its end, and with LaTeX names for functions."""
+    """Remove delimiters, and punctuation and backslashes at the end; write functions as LaTeX commands."""
     if text.count("$") == 1:
         text = _PRICE.sub(r"\1\\$", text.strip())
     text = _DELIMITERS.sub("", text).strip()
@@ -86,40 +86,40 @@ def clean(text: str) -> str:
     return _FUNCTION.sub(r"\\\1", text).replace("**", "^").strip()
 
 
-def rewrite(text: str) -> str:
-    """Cleaned `text` in one spelling: relation signs, brackets, degrees inside functions, repeating decimals, ..."""
-    text = _NAMED.sub(lambda m: "\\" + m[1] + " ", _ROW_GAP.sub(r"\\\\", text)).replace("~", " ")
+def normalise(text: str) -> str:
+    """Normalise the output of `clean`: relation signs, brackets, degrees in functions, repeating decimals, ..."""
+    text = _MARKED_FUNCTION.sub(lambda m: "\\" + m[1] + " ", _ROW_GAP.sub(r"\\\\", text)).replace("~", " ")
     text = _THOUSANDS.sub(lambda m: "".join(c for c in m.group() if c.isdigit()), text)
     if "begin" in text:
         text = _ARRAY.sub(r"\\begin{pmatrix}\g<rows>\\end{pmatrix}", text)
     else:
         text = text.replace(r"\&", ",").replace("&", ",")
-    text = _ROOT_OF_ONE.sub(r"\\sqrt\1{\2}", text)
-    for pattern, replacement in _SIMPLE:
+    text = _ROOT_WITHOUT_BRACES.sub(r"\\sqrt\1{\2}", text)
+    for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
     if _TRIGONOMETRY.search(text):
         text = _FUNCTION_DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
-    text = _REPEATING.sub(_as_fraction, text)
+    text = _REPEATING.sub(_to_fraction, text)
     text = _SCALE.sub(lambda m: rf"{m[1]} \cdot 10^{{{_ZEROS[m[2].lower()]}}}", text)
-    text = _SCIENTIFIC.sub(_as_fraction, text)
+    text = _SCIENTIFIC.sub(_to_fraction, text)
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = _PLAIN_FRACTION.sub(r"\\frac{\1}{\2}", text)
-    if match := _BUILDER.match(text.strip()):
+    if match := _SET_BUILDER.match(text.strip()):
         text = match["rule"]
-    return _MEMBER.sub("", text).strip()
+    return _MEMBERSHIP.sub("", text).strip()
 
 
-def listed(text: str) -> str:
-    """Rewritten `text` with commas for "and", "or" and semicolons, and both values written out for each plus-minus."""
+def separate_with_commas(text: str) -> str:
+    """Replace "and", "or" and semicolons by commas, and each plus-minus by both values. `text` is normalised."""
     text = _SEMICOLON.sub(", ", AND.sub(", ", OR.sub(", ", text)))
     if _PLUS_MINUS.search(text) is None:
         return text
     parts = split(text)
-    return ", ".join(value for part in parts for value in _both_signs(part))
+    return ", ".join(value for part in parts for value in _expand_plus_minus(part))
 
 
 def split(text: str, separator: str = ",") -> list[str]:
-    """`text` cut at each `separator` outside of brackets; thousands separators (1,000) are the caller's business."""
+    """Split `text` at each `separator` outside of brackets. Also splits at thousands separators (1,000)."""
     parts, depth, start = [], 0, 0
     for position, character in enumerate(text):
         if character in "([{":
@@ -132,22 +132,22 @@ def split(text: str, separator: str = ",") -> list[str]:
     return [part.strip() for part in [*parts, text[start:]]]
 
 
-def products(text: str) -> str:
-    """`text` with the letters of a product apart: 2ab is 2 a b, which a parser could take for 2 of the unit ab."""
-    kept: list[str] = []
+def separate_factors(text: str) -> str:
+    """Put spaces between the letters of a product: 2ab becomes 2a b, as a parser could read ab as a unit."""
+    protected: list[str] = []
 
-    def keep(match: re.Match[str]) -> str:
-        kept.append(match.group())
-        return f"\x01{len(kept) - 1}\x02"
+    def protect(match: re.Match[str]) -> str:
+        protected.append(match.group())
+        return f"\x01{len(protected) - 1}\x02"
 
-    def apart(match: re.Match[str]) -> str:
+    def separate(match: re.Match[str]) -> str:
         return match.group() if match.group().lower() in _PLAIN_WORDS else " ".join(match.group())
 
-    text = _LETTERS.sub(apart, _PROTECTED.sub(keep, text))
-    return re.sub("\x01(\\d+)\x02", lambda m: kept[int(m[1])], text)
+    text = _LETTERS.sub(separate, _PROTECTED.sub(protect, text))
+    return re.sub("\x01(\\d+)\x02", lambda m: protected[int(m[1])], text)
 
 
-def _both_signs(part: str) -> list[str]:
+def _expand_plus_minus(part: str) -> list[str]:
     if _PLUS_MINUS.search(part) is None:
         return [part]
     return [
@@ -156,7 +156,7 @@ def _both_signs(part: str) -> list[str]:
     ]
 
 
-def _as_fraction(match: re.Match[str]) -> str:
+def _to_fraction(match: re.Match[str]) -> str:
     number = numbers.parse(match.group())
     if number is None:
         return match.group()

@@ -1,6 +1,6 @@
-"""Numbers as they are written in answers, read exactly.
+"""Parse numbers exactly, in the notations that answers use.
 
-No floats: 0.1 is 1/10, and 1e400 is itself. What is not plainly one number is None, never a guess.
+No floats: 0.1 is 1/10, and 1e400 does not overflow. A text that is not clearly one number gives None.
 """
 
 import re
@@ -12,7 +12,7 @@ from vold_verifier.mathematics import units
 
 MAX_CHARS = 1000
 MAX_EXPONENT = 9999
-"""Powers of ten beyond this are refused: 10**1000000 would fill a worker's memory."""
+"""Larger powers of ten are refused: 10**1000000 would fill the memory of a worker."""
 
 _MARKUP = re.compile(r"\\(?:left|right|displaystyle|!|;|:|quad)(?![A-Za-z])|\\[()\[\]]|(?<!\\)\$(?!\d)|\*\*")
 _WRAPPED = re.compile(r"^\\(?:text|mathrm|mathbf|textbf|mathit|boxed|displaystyle)\s*\{([^{}]*)\}$")
@@ -56,13 +56,15 @@ _DEGREE = re.compile(r"^\^?\s*\{?\s*\\circ\s*\}?\s*(.*)$")
 _NOT_UNITS = frozenset(
     ["or", "and", "not", "nor", "to", "plus", "minus", "times", "over", "by", "divided", "of", "base"]
 )
-_UNIT_WRAP = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}")
+_UNIT_MARKUP = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}")
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """value: exact, as written (50% is 50 with `percent`). places: decimals written, None for fractions and powers.
-    digits: significant digits written. unit: in lower case, "" for none.
+    """A number as it is written.
+
+    value: exact, without the percent sign (50% is 50 with `percent`). places: decimal places written, None for
+    fractions and powers. digits: significant digits written. unit: in lower case, "" for none.
     """
 
     value: Fraction
@@ -71,17 +73,18 @@ class Number:
     digits: int = 0
     unit: str = ""
 
-    def readings(self) -> tuple[Fraction, ...]:
-        """The values it may stand for: 50% is 50 (the sign is a unit) or 1/2."""
+    def possible_values(self) -> tuple[Fraction, ...]:
+        """The possible values: 50% is 50 (the sign is a unit) or 1/2."""
         return (self.value, self.value / 100) if self.percent else (self.value,)
 
 
-@lru_cache(maxsize=4096)  # the completions of a group share their reference, and most of them their answer
+@lru_cache(maxsize=4096)  # the completions of a group have the same reference, and often the same answer
 def parse(text: str, *, with_unit: bool = False) -> Number | None:
-    """`text` as one number, or None. With `with_unit`, words after it are its unit, and 5 million is a number.
+    """Parse `text` as one number; None if it is not one.
 
-    Knows signs, thousands separators (comma, space, thin space, underscore, apostrophe), decimals, 1e3, 1.5 x 10^3,
-    a/b, \\frac{a}{b}, mixed numbers, percent and currency signs. `text` has been through `text.mathematical`.
+    Understands signs, thousands separators (comma, space, thin space, underscore, apostrophe), decimals, 1e3,
+    1.5 x 10^3, a/b, \\frac{a}{b}, mixed numbers, percent and currency signs. `text` is the output of
+    `text.symbols_to_latex`. with_unit: the words after the number are its unit, and 5 million is a number.
     """
     if len(text) > MAX_CHARS:
         return None
@@ -100,21 +103,21 @@ def parse(text: str, *, with_unit: bool = False) -> Number | None:
     percent = _PERCENT.search(text)
     if percent is not None:
         text = text[: percent.start()]
-    number = _bare(text)
+    number = _parse_without_unit(text)
     if number is not None:
         return Number(number.value, percent is not None, number.places, number.digits, currency)
     if with_unit and text[:1].isalpha():
-        return _in_words(text)
+        return _parse_words(text)
     if with_unit and percent is None and (match := _UNIT.match(text)):
-        number = _bare(match["number"].strip())
+        number = _parse_without_unit(match["number"].strip())
         if number is not None:
-            unit = _UNIT_WRAP.sub(r"\1", match["unit"])
-            apart = not text[: match.start("unit")][-1].isdigit()
-            return _with_unit(number, unit, known="\\" in match["unit"], apart=apart)
+            unit = _UNIT_MARKUP.sub(r"\1", match["unit"])
+            is_separate = not text[: match.start("unit")][-1].isdigit()
+            return _attach_unit(number, unit, is_markup="\\" in match["unit"], is_separate=is_separate)
     return None
 
 
-def _in_words(text: str) -> Number | None:
+def _parse_words(text: str) -> Number | None:
     first, _, rest = text.lower().partition("-")
     if first in _WORD_NUMBERS and not rest:
         return Number(Fraction(_WORD_NUMBERS[first]))
@@ -123,13 +126,17 @@ def _in_words(text: str) -> Number | None:
     return None
 
 
-def _with_unit(number: Number, unit: str, *, known: bool, apart: bool) -> Number | None:
+def _attach_unit(number: Number, unit: str, *, is_markup: bool, is_separate: bool) -> Number | None:
+    """`number` with `unit`; None if `unit` is not a unit.
+
+    is_markup: the unit is written with a LaTeX command. is_separate: the character before the unit is no digit.
+    """
     if (degree := _DEGREE.match(unit)) and degree[1] not in ("", "C", "F", "K"):
         return None
     first, _, rest = " ".join(unit.lower().split()).partition(" ")
     if first in _NOT_UNITS or {"or", "and", "not"}.intersection(rest.split()):
         return None
-    if not known and units.read(unit) is None and len(first) < (3 if apart else 4):
+    if not is_markup and units.parse(unit) is None and len(first) < (3 if is_separate else 4):
         return None  # 3x and 2ab are products
     scale = _SCALES.get(first)
     if scale is not None:
@@ -137,39 +144,40 @@ def _with_unit(number: Number, unit: str, *, known: bool, apart: bool) -> Number
     return Number(number.value, False, number.places, number.digits, f"{first} {rest}".strip())
 
 
-def _bare(text: str) -> Number | None:
+def _parse_without_unit(text: str) -> Number | None:
     if match := _DECIMAL.match(text):
-        return _decimal(match)
+        return _parse_decimal(match)
     if match := _FRACTION.match(text):
-        top, bottom = _bare(match["top"] or match["top1"]), _bare(match["bottom"] or match["bottom1"])
-        if top is None or bottom is None or not bottom.value:
+        numerator = _parse_without_unit(match["top"] or match["top1"])
+        denominator = _parse_without_unit(match["bottom"] or match["bottom1"])
+        if numerator is None or denominator is None or not denominator.value:
             return None
         whole = int(match["whole"] or 0)
-        if whole and (top.value < 0 or bottom.value < 0):
+        if whole and (numerator.value < 0 or denominator.value < 0):
             return None
-        value = whole + top.value / bottom.value
+        value = whole + numerator.value / denominator.value
         return Number(-value if match["sign"] == "-" else value)
     if match := _POWER.match(text):
         exponent = int(match["e1"] or match["e2"])
-        lead = _bare(match["lead"].strip()) if match["lead"] else Number(Fraction(1))
-        if lead is None or abs(exponent) > MAX_EXPONENT:
+        factor = _parse_without_unit(match["lead"].strip()) if match["lead"] else Number(Fraction(1))
+        if factor is None or abs(exponent) > MAX_EXPONENT:
             return None
-        value = lead.value * Fraction(10) ** exponent
+        value = factor.value * Fraction(10) ** exponent
         return Number(-value if match["sign"] == "-" else value)
     if match := _REPEATING.match(text):
-        return _repeating(match)
+        return _parse_repeating(match)
     if match := _MIXED.match(text):
         value = int(match["whole"]) + Fraction(int(match["top"]), int(match["bottom"]))
         return Number(-value if match["sign"] == "-" else value)
-    over = text.split("/")
-    if len(over) == 2:
-        top, bottom = _bare(over[0].strip()), _bare(over[1].strip())
-        if top is not None and bottom is not None and bottom.value and bottom.value > 0:
-            return Number(top.value / bottom.value)
+    quotient = text.split("/")
+    if len(quotient) == 2:
+        numerator, denominator = _parse_without_unit(quotient[0].strip()), _parse_without_unit(quotient[1].strip())
+        if numerator is not None and denominator is not None and denominator.value and denominator.value > 0:
+            return Number(numerator.value / denominator.value)
     return None
 
 
-def _repeating(match: re.Match[str]) -> Number | None:
+def _parse_repeating(match: re.Match[str]) -> Number | None:
     period = match["period"] or match["digit"] or match["run"]
     whole, fixed = match["int"] or "0", match["fixed"]
     shift = 10 ** len(fixed)
@@ -177,7 +185,7 @@ def _repeating(match: re.Match[str]) -> Number | None:
     return Number(-value if match["sign"] == "-" else value)
 
 
-def _decimal(match: re.Match[str]) -> Number | None:
+def _parse_decimal(match: re.Match[str]) -> Number | None:
     whole, fraction, exponent = match["int"] or "", match["frac"] or "", int(match["exp"] or 0)
     if match["sep"]:
         whole = whole.replace(match["sep"], "")
@@ -194,29 +202,31 @@ def _decimal(match: re.Match[str]) -> Number | None:
 ROUNDING_DIGITS = 6
 
 
-def same(gold: Number, answer: Number) -> bool:
-    """Whether `answer` is the number `gold`, exactly or as a long rounding.
+def are_equal(reference: Number, answer: Number) -> bool:
+    """Whether two numbers are equal, exactly or up to the rounding of a long decimal.
 
-    A decimal with at least 6 decimals and 6 significant digits equals what it is the rounding of, so 0.333333 is 1/3
-    and 0.33 is not. Known units are converted, and must measure the same. A percent sign is a unit or a hundredth:
-    25% is 25 and 1/4; but beside a plain reference a sign after less than 1 is a hundredth, so 0.25% is not 0.25.
+    A decimal with at least 6 decimal places and 6 significant digits equals every number that rounds to it: 0.333333 is
+    1/3, and 0.33 is not. Known units are converted, and must have the same dimension. A percent sign is a unit or a
+    hundredth: 25% is 25 and 1/4. If only the answer has a percent sign, and its number is below 1, the sign is a
+    hundredth: 0.25% is not 0.25.
     """
-    scale = units.factor(answer.unit, gold.unit) if answer.unit and gold.unit else Fraction(1)
+    scale = units.conversion_factor(answer.unit, reference.unit) if answer.unit and reference.unit else Fraction(1)
     if scale is None:
         return False
-    if gold.percent == answer.percent:
-        return _close(gold, gold.value, answer, answer.value * scale)
-    readings = answer.readings()
+    if reference.percent == answer.percent:
+        return _equal_or_rounded(reference, reference.value, answer, answer.value * scale)
+    possible_values = answer.possible_values()
     if answer.percent and abs(answer.value) < 1:
-        readings = readings[1:]
-    return any(_close(gold, x, answer, y) for x in gold.readings() for y in readings)
+        possible_values = possible_values[1:]
+    return any(_equal_or_rounded(reference, x, answer, y) for x in reference.possible_values() for y in possible_values)
 
 
-def _close(a: Number, x: Fraction, b: Number, y: Fraction) -> bool:
-    return x == y or _rounds(a, x, y) or _rounds(b, y, x)
+def _equal_or_rounded(first: Number, x: Fraction, second: Number, y: Fraction) -> bool:
+    """Whether the values x of `first` and y of `second` are equal, or either is the rounding of the other."""
+    return x == y or _is_rounding(first, x, y) or _is_rounding(second, y, x)
 
 
-def _rounds(number: Number, rounded: Fraction, exact: Fraction) -> bool:
+def _is_rounding(number: Number, rounded: Fraction, exact: Fraction) -> bool:
     places = number.places
     if places is None or places < ROUNDING_DIGITS or number.digits < ROUNDING_DIGITS:
         return False

@@ -1,24 +1,24 @@
-"""Polynomials settled by expanding them, which takes a tenth of the time of sympy's general simplification."""
+"""Compare polynomials by expansion, which takes a tenth of the time of sympy's general simplification."""
 
 from typing import Any
 
 MAX_EXPONENT = 12
-"""Beyond it an expansion may be larger than what it saves."""
+"""With larger exponents an expansion may take longer than simplification."""
 
 
-def same(one: Any, other: Any) -> bool | None:
-    """Whether two parsed expressions are the same polynomial; None where they are not both small exact polynomials.
+def are_equal(first: Any, second: Any) -> bool | None:
+    """Whether two parsed expressions are the same polynomial; None unless both are small exact polynomials.
 
-    A lone symbol is None as well: math-verify has rules of its own for names.
+    None for a single symbol, too: math-verify has its own rules for names.
     """
     import sympy
 
-    for side in (one, other):
+    for side in (first, second):
         if not isinstance(side, sympy.Expr) or side.is_Symbol or side.has(sympy.Float, sympy.UnevaluatedExpr):
             return None
         if any(not power.exp.is_Integer or not 0 <= power.exp <= MAX_EXPONENT for power in side.atoms(sympy.Pow)):
             return None
-    symbols = one.free_symbols | other.free_symbols
-    if not symbols or not (one.is_polynomial(*symbols) and other.is_polynomial(*symbols)):
+    symbols = first.free_symbols | second.free_symbols
+    if not symbols or not (first.is_polynomial(*symbols) and second.is_polynomial(*symbols)):
         return None
-    return bool((one - other).doit().expand() == 0)
+    return bool((first - second).doit().expand() == 0)

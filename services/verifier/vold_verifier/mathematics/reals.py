@@ -1,4 +1,4 @@
-"""Sets of real numbers, however they are written: intervals, unions, inequalities in one variable, exclusions."""
+"""Compare sets of real numbers: intervals, unions, intersections, differences, inequalities in one variable."""
 
 import re
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from typing import Any
 from vold_verifier.mathematics import notation
 
 _RELATION = re.compile(r"(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z]))")
-_SET_MARK = re.compile(
+_SET_NOTATION = re.compile(
     r"<|>|\\(?:le|ge|ne|cup|cap|setminus|backslash|mathbb|infty|emptyset)(?![A-Za-z])|\[.+,.+[\])]|[\[(].+,.+\]"
 )
 _UNION = re.compile(r"\\cup(?![A-Za-z])")
-_MEET = re.compile(r"\\cap(?![A-Za-z])")
-_MINUS = re.compile(r"\\(?:setminus|backslash)(?![A-Za-z])")
+_INTERSECTION = re.compile(r"\\cap(?![A-Za-z])")
+_DIFFERENCE = re.compile(r"\\(?:setminus|backslash)(?![A-Za-z])")
 _MAX_DEGREE = 8
 
 
@@ -20,34 +20,38 @@ class _NotASetError(Exception):
     pass
 
 
-def marked(text: str) -> bool:
-    """Whether `text` has anything in it that only a set of numbers or an inequality has."""
-    return _SET_MARK.search(text) is not None
+def has_set_notation(text: str) -> bool:
+    """Whether `text` contains notation that only sets of numbers and inequalities use."""
+    return _SET_NOTATION.search(text) is not None
 
 
-def same(gold: str, answer: str, parse: Callable[[str], Any]) -> bool | None:
-    """Whether two rewritten texts are the same set of real numbers; None where either is none that can be read.
+def are_equal(reference: str, answer: str, parse: Callable[[str], Any]) -> bool | None:
+    """Whether two texts are the same set of real numbers; None if either cannot be parsed as a set.
 
-    parse: a text as a SymPy expression, None where it has none.
+    Both texts are the output of `notation.normalise`. parse: converts a text to a SymPy expression, or to None.
     """
-    if _RELATION.search(gold) is None and _RELATION.search(answer) is None and not (marked(gold) or marked(answer)):
+    if (
+        _RELATION.search(reference) is None
+        and _RELATION.search(answer) is None
+        and not (has_set_notation(reference) or has_set_notation(answer))
+    ):
         return None
     try:
-        ours, variable = _read(gold, parse)
-        theirs, other = _read(answer, parse)
+        reference_set, reference_variable = _parse_set(reference, parse)
+        answer_set, answer_variable = _parse_set(answer, parse)
     except _NotASetError:
         return None
     except (NotImplementedError, ValueError, TypeError, AttributeError):
-        return None  # SymPy cannot solve it: math-verify may still know
-    if variable is not None and other is not None and variable != other:
+        return None  # SymPy cannot solve the inequality: math-verify may still compare the texts
+    if None not in (reference_variable, answer_variable) and reference_variable != answer_variable:
         return False
-    if ours == theirs:
+    if reference_set == answer_set:
         return True
-    difference = ours.symmetric_difference(theirs)
+    difference = reference_set.symmetric_difference(answer_set)
     return bool(difference.is_empty) if difference.is_empty is not None else None
 
 
-def _read(text: str, parse: Callable[[str], Any]) -> tuple[Any, Any]:
+def _parse_set(text: str, parse: Callable[[str], Any]) -> tuple[Any, Any]:
     """(the set, its variable or None)."""
     import sympy
 
@@ -55,34 +59,34 @@ def _read(text: str, parse: Callable[[str], Any]) -> tuple[Any, Any]:
     for pattern, join in ((notation.OR, sympy.Union), (notation.AND, sympy.Intersection)):
         parts = [part for part in pattern.split(text) if part]
         if len(parts) > 1:
-            return _joined(parts, join, parse)
+            return _combine(parts, join, parse)
     if _RELATION.search(text) is not None:
         parts = notation.split(text)
         if len(parts) > 1:
-            together, variable = _joined(parts, sympy.Intersection, parse)
-            if together.is_empty:
-                together, variable = _joined(parts, sympy.Union, parse)
-            return together, variable
-        return _inequality(text, parse)
-    for pattern, join in ((_UNION, sympy.Union), (_MINUS, sympy.Complement), (_MEET, sympy.Intersection)):
+            combined, variable = _combine(parts, sympy.Intersection, parse)
+            if combined.is_empty:
+                combined, variable = _combine(parts, sympy.Union, parse)
+            return combined, variable
+        return _parse_inequality(text, parse)
+    for pattern, join in ((_UNION, sympy.Union), (_DIFFERENCE, sympy.Complement), (_INTERSECTION, sympy.Intersection)):
         parts = pattern.split(text)
         if len(parts) > 1 and all(part.strip() for part in parts):
-            return _joined(parts, join, parse)
-    return _simple(text, parse), None
+            return _combine(parts, join, parse)
+    return _parse_simple_set(text, parse), None
 
 
-def _joined(parts: list[str], join: Callable[..., Any], parse: Callable[[str], Any]) -> tuple[Any, Any]:
-    read = [_read(part, parse) for part in parts]
-    variables = {variable for _, variable in read if variable is not None}
+def _combine(parts: list[str], join: Callable[..., Any], parse: Callable[[str], Any]) -> tuple[Any, Any]:
+    parsed = [_parse_set(part, parse) for part in parts]
+    variables = {variable for _, variable in parsed if variable is not None}
     if len(variables) > 1:
         raise _NotASetError
-    joined = read[0][0]
-    for piece, _ in read[1:]:
-        joined = join(joined, piece)
+    joined = parsed[0][0]
+    for part_set, _ in parsed[1:]:
+        joined = join(joined, part_set)
     return joined, next(iter(variables), None)
 
 
-def _simple(text: str, parse: Callable[[str], Any]) -> Any:
+def _parse_simple_set(text: str, parse: Callable[[str], Any]) -> Any:
     import sympy
 
     squashed = "".join(text.split())
@@ -91,18 +95,18 @@ def _simple(text: str, parse: Callable[[str], Any]) -> Any:
     if squashed == r"\emptyset":
         return sympy.S.EmptySet
     if squashed.startswith(r"\{") and squashed.endswith(r"\}"):
-        return sympy.FiniteSet(*(_number(part, parse) for part in notation.split(squashed[2:-2])))
+        return sympy.FiniteSet(*(_parse_real(part, parse) for part in notation.split(squashed[2:-2])))
     if squashed[:1] in ("(", "[") and squashed[-1:] in (")", "]"):
         ends = notation.split(squashed[1:-1])
         if len(ends) == 2:
-            low, high = (_number(end, parse) for end in ends)
+            low, high = (_parse_real(end, parse) for end in ends)
             if low > high:
                 raise _NotASetError
             return sympy.Interval(low, high, squashed[0] == "(", squashed[-1] == ")")
     raise _NotASetError
 
 
-def _number(text: str, parse: Callable[[str], Any]) -> Any:
+def _parse_real(text: str, parse: Callable[[str], Any]) -> Any:
     import sympy
 
     value = sympy.sympify(parse(text.strip().removeprefix("+")))
@@ -111,7 +115,7 @@ def _number(text: str, parse: Callable[[str], Any]) -> Any:
     return sympy.nsimplify(value) if value.has(sympy.Float) else value.doit()
 
 
-def _inequality(text: str, parse: Callable[[str], Any]) -> tuple[Any, Any]:
+def _parse_inequality(text: str, parse: Callable[[str], Any]) -> tuple[Any, Any]:
     import sympy
 
     pieces = _RELATION.split(text)
@@ -148,11 +152,14 @@ def _solve(left: Any, sign: str, right: Any, variable: Any) -> Any:
             r"\ne": lambda: sympy.Complement(sympy.S.Reals, sympy.FiniteSet(right)),
         }[sign]()
     difference = sympy.together(left - right)
-    top, bottom = sympy.fraction(difference)
-    for part in (top, bottom):
+    numerator, denominator = sympy.fraction(difference)
+    for part in (numerator, denominator):
         if not part.replace(sympy.Abs, lambda inside: inside).is_polynomial(variable):
             raise _NotASetError
-    if not difference.has(sympy.Abs) and max(sympy.degree(part, variable) for part in (top, bottom)) > _MAX_DEGREE:
+    if (
+        not difference.has(sympy.Abs)
+        and max(sympy.degree(part, variable) for part in (numerator, denominator)) > _MAX_DEGREE
+    ):
         raise _NotASetError
     relation = {"<": sympy.Lt, ">": sympy.Gt, r"\le": sympy.Le, r"\ge": sympy.Ge, r"\ne": sympy.Ne}[sign]
     real = sympy.Symbol("_", real=True)

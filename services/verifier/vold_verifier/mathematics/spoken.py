@@ -1,4 +1,4 @@
-"""Answers that are words or clock-like figures: "no solution", Tuesday, 3:30 p.m., the ratio 3:4."""
+"""Compare answers that are words, clock times or ratios: "no solution", Tuesday, 3:30 p.m., 3:4."""
 
 import re
 from fractions import Fraction
@@ -23,7 +23,7 @@ _PART = re.compile(r"\s*(?::|\\colon|\bto\b)\s*")
 
 
 def as_words(text: str) -> str | None:
-    r"""`text` in lower case where it is words and not mathematics: \text{Odd}, yes, Tuesday; else None."""
+    r"""`text` in lower case if it consists of words, such as \text{Odd}, yes or Tuesday; None for mathematics."""
     wrapped = _TEXT_ONLY.match(text)
     inner = " ".join((wrapped.group(1) if wrapped else text).split()).rstrip(".")
     letters = inner.replace(" ", "").replace("-", "").replace("'", "")
@@ -34,61 +34,71 @@ def as_words(text: str) -> str | None:
     return None
 
 
-def same_words(gold: str, answer: str) -> bool | None:
-    """Whether `answer` says what `gold` says; None where the gold is not words, nor a symbol that words stand for."""
-    gold_words = as_words(gold) or _symbol(gold)
-    if gold_words is None:
+def same_words(reference: str, answer: str) -> bool | None:
+    """Whether `answer` has the words of `reference`; None if `reference` is neither words nor one of `_SYMBOLS`."""
+    reference_words = as_words(reference) or _words_for_symbol(reference)
+    if reference_words is None:
         return None
-    answer_words = as_words(answer) or _symbol(answer) or " ".join(answer.lower().split())
-    if answer_words == gold_words or any({gold_words, answer_words} <= group for group in _SYNONYMS):
+    answer_words = as_words(answer) or _words_for_symbol(answer) or " ".join(answer.lower().split())
+    if answer_words == reference_words or any({reference_words, answer_words} <= group for group in _SYNONYMS):
         return True
-    # A symbol may also be another spelling of the same set, which is for algebra to say.
-    return False if (as_words(gold) is not None and as_words(answer) is not None) or _symbol(gold) is None else None
+    # The answer may be another spelling of the set that the symbol stands for: algebra decides.
+    both_are_words = as_words(reference) is not None and as_words(answer) is not None
+    return False if both_are_words or _words_for_symbol(reference) is None else None
 
 
-def _symbol(text: str) -> str | None:
+def _words_for_symbol(text: str) -> str | None:
     return _SYMBOLS.get("".join(text.split()))
 
 
-def same_figures(gold: str, answer: str) -> bool | None:
-    """Whether two clock times or ratios are the same; None where the gold is neither.
+def same_ratio_or_time(reference: str, answer: str) -> bool | None:
+    """Whether two clock times or ratios are the same; None if the texts are not clock times or ratios.
 
-    With two digits below 60 after the colon it may be a time, and then 3:30 is not 1/10. A ratio equals its multiples
-    and, of two numbers, its quotient.
+    With two digits below 60 after the colon the text may be a time, and then 3:30 is not 1/10. A ratio equals its
+    multiples, and a ratio of two numbers equals their quotient.
     """
-    ours, theirs = _read(gold), _read(answer)
-    if ours is None:
-        if theirs is None or ":" not in answer:
+    reference_figures, answer_figures = _parse_ratio_or_time(reference), _parse_ratio_or_time(answer)
+    if reference_figures is None:
+        if answer_figures is None or ":" not in answer:
             return None
-        number = numbers.parse(gold)
-        return number is not None and number.value.denominator > 1 and _quotient(theirs[0], gold, answer)
-    parts, half = ours
-    if theirs is None:
-        return _quotient(parts, answer, gold)
-    others, other_half = theirs
-    if half and other_half and half != other_half:
+        number = numbers.parse(reference)
+        return (
+            number is not None
+            and number.value.denominator > 1
+            and _equals_quotient(answer_figures[0], reference, answer)
+        )
+    reference_parts, reference_half = reference_figures
+    if answer_figures is None:
+        return _equals_quotient(reference_parts, answer, reference)
+    answer_parts, answer_half = answer_figures
+    if reference_half and answer_half and reference_half != answer_half:
         return False
-    if parts == others:
+    if reference_parts == answer_parts:
         return True
-    if _clock(gold) or _clock(answer) or half or other_half or len(parts) != len(others) or not all(parts + others):
+    if _looks_like_time(reference) or _looks_like_time(answer) or reference_half or answer_half:
         return False
-    return all(x * others[0] == y * parts[0] for x, y in zip(parts, others, strict=True))
+    if len(reference_parts) != len(answer_parts) or not all(reference_parts + answer_parts):
+        return False
+    return all(
+        x * answer_parts[0] == y * reference_parts[0] for x, y in zip(reference_parts, answer_parts, strict=True)
+    )
 
 
-def _quotient(parts: list[Fraction], other: str, figures: str) -> bool:
-    number = numbers.parse(other, with_unit=True)
+def _equals_quotient(parts: list[Fraction], number_text: str, ratio_text: str) -> bool:
+    number = numbers.parse(number_text, with_unit=True)
     if number is None or len(parts) != 2 or not parts[1] or number.percent:
         return False
-    if _clock(figures) and not re.search(r"/|\\[dt]?frac", other):
+    if _looks_like_time(ratio_text) and not re.search(r"/|\\[dt]?frac", number_text):
         return False
     return number.value == parts[0] / parts[1]
 
 
-def _clock(text: str) -> bool:
+def _looks_like_time(text: str) -> bool:
     return re.match(r"^\d{1,2}\s*(?::|\\colon)\s*[0-5]\d(?!\d)", text) is not None
 
 
-def _read(text: str) -> tuple[list[Fraction], str] | None:
+def _parse_ratio_or_time(text: str) -> tuple[list[Fraction], str] | None:
+    """(the numbers between the colons, "a" or "p" for a.m. or p.m., else "")."""
     wrapped = _TEXT.match(text)
     match = _COLON.match(wrapped[1].strip() if wrapped else text)
     if match is None:

@@ -1,4 +1,4 @@
-"""Ordered answers: (1, 2), (x, y) = (1, 2), and x = 1, y = 2."""
+"""Compare tuples: (1, 2), (x, y) = (1, 2), and x = 1, y = 2."""
 
 import re
 from collections.abc import Callable
@@ -13,41 +13,41 @@ _FINITE_SET = re.compile(r"^\\\{.*\\\}$", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class _Ordered:
-    """names: the variables in the order of the values, () where they have none. listed: names come one by one."""
+class _Tuple:
+    """names: the variables in the order of the values, or (). from_assignments: written as in "x = 1, y = 2"."""
 
     values: tuple[str, ...]
     names: tuple[str, ...] = ()
-    listed: bool = False
+    from_assignments: bool = False
 
 
-def same(gold: str, answer: str, equal: Callable[[str, str], bool]) -> bool | None:
-    """Whether two rewritten texts are the same tuple; None where either is none. equal: for two parts.
+def are_equal(reference: str, answer: str, equal: Callable[[str, str], bool]) -> bool | None:
+    """Whether two texts are the same tuple; None if either is not a tuple. equal: compares two values.
 
-    Names are matched with names. A plain tuple has the order of its counterpart's names: as they stand in the
-    reference, by the alphabet in an answer such as "y = 2, x = 1".
+    If both tuples have names, values with the same name are compared. Otherwise values are compared in order. An answer
+    such as "y = 2, x = 1" is then in the alphabetical order of its names.
     """
-    ours, theirs = _read(gold), _read(answer)
-    if ours is not None and _FINITE_SET.match(answer):
+    reference_tuple, answer_tuple = _parse(reference), _parse(answer)
+    if reference_tuple is not None and _FINITE_SET.match(answer):
         return False
-    if ours is None or theirs is None:
+    if reference_tuple is None or answer_tuple is None:
         return None
-    if len(ours.values) != len(theirs.values):
+    if len(reference_tuple.values) != len(answer_tuple.values):
         return False
-    if ours.names and theirs.names:
-        if sorted(ours.names) != sorted(theirs.names):
+    if reference_tuple.names and answer_tuple.names:
+        if sorted(reference_tuple.names) != sorted(answer_tuple.names):
             return False
-        theirs = _ordered(theirs, ours.names)
-    elif theirs.listed:
-        theirs = _ordered(theirs, tuple(sorted(theirs.names)))
-    return all(equal(one, other) for one, other in zip(ours.values, theirs.values, strict=True))
+        answer_tuple = _reorder(answer_tuple, reference_tuple.names)
+    elif answer_tuple.from_assignments:
+        answer_tuple = _reorder(answer_tuple, tuple(sorted(answer_tuple.names)))
+    return all(equal(first, second) for first, second in zip(reference_tuple.values, answer_tuple.values, strict=True))
 
 
-def _ordered(given: _Ordered, names: tuple[str, ...]) -> _Ordered:
-    return _Ordered(tuple(given.values[given.names.index(name)] for name in names), names)
+def _reorder(parsed: _Tuple, names: tuple[str, ...]) -> _Tuple:
+    return _Tuple(tuple(parsed.values[parsed.names.index(name)] for name in names), names)
 
 
-def _read(text: str) -> _Ordered | None:
+def _parse(text: str) -> _Tuple | None:
     text = text.strip()
     names: tuple[str, ...] = ()
     if match := _NAMED_TUPLE.match(text):
@@ -55,19 +55,21 @@ def _read(text: str) -> _Ordered | None:
         text = match["values"]
     if text.startswith("(") and text.endswith(")") and len(notation.split(text)) == 1:
         values = tuple(notation.split(text[1:-1]))
-        if len(values) > 1 and enclosed(text) and all(values) and (not names or len(names) == len(values)):
-            return _Ordered(values, names)
+        if len(values) > 1 and is_enclosed(text) and all(values) and (not names or len(names) == len(values)):
+            return _Tuple(values, names)
         return None
     parts = [_ASSIGNED.match(part) for part in notation.split(text)]
     if len(parts) > 1 and all(parts):
-        found = [(part["name"], part["value"].strip()) for part in parts if part is not None]
-        if len({name for name, _ in found}) == len(found):
-            return _Ordered(tuple(value for _, value in found), tuple(name for name, _ in found), listed=True)
+        assignments = [(part["name"], part["value"].strip()) for part in parts if part is not None]
+        if len({name for name, _ in assignments}) == len(assignments):
+            return _Tuple(
+                tuple(value for _, value in assignments), tuple(name for name, _ in assignments), from_assignments=True
+            )
     return None
 
 
-def enclosed(text: str) -> bool:
-    """Whether the first bracket closes at the end: (1)(2, 3) is a product."""
+def is_enclosed(text: str) -> bool:
+    """Whether the first bracket closes at the end of `text`; not so in the product (1)(2, 3)."""
     depth = 0
     for position, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")

@@ -1,6 +1,6 @@
 """Units of measurement: 5 cm is not 5 m, 50 mm is 5 cm, and 5 units may be 5 apples.
 
-Only what is known is held against an answer: a word that names no unit here says nothing.
+Only known units make a difference: an unknown word after a number is ignored.
 """
 
 import re
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-_NAMES: dict[str, tuple[str, Fraction, str]] = {
-    # unit: (dimension, size in the dimension's first unit, names in the singular)
+_UNITS: dict[str, tuple[str, Fraction, str]] = {
+    # unit: (dimension, size in the base unit of the dimension, names in the singular)
     "m": ("length", Fraction(1), "m meter metre"),
     "mm": ("length", Fraction(1, 1000), "mm millimeter millimetre"),
     "cm": ("length", Fraction(1, 100), "cm centimeter centimetre"),
@@ -44,8 +44,8 @@ _NAMES: dict[str, tuple[str, Fraction, str]] = {
     "yen": ("yen", Fraction(1), "yen jpy ¥"),
     "rupee": ("rupees", Fraction(1), "rupee inr ₹"),
 }
-_BY_NAME = {name: unit for unit, (_, _, names) in _NAMES.items() for name in names.split()}
-_SHORT = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "kmph": "km/h", "fps": "ft/s"}
+_UNIT_BY_NAME = {name: unit for unit, (_, _, names) in _UNITS.items() for name in names.split()}
+_ABBREVIATIONS = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "kmph": "km/h", "fps": "ft/s"}
 _MARKUP = re.compile(r"\\(?:text|mathrm|textrm|mbox|rm)\s*\{([^{}]*)\}")
 _POWER = re.compile(r"(?:\^\s*\{?\s*(-?[1-3])\s*\}?|([²³]))$")
 _DEGREE = re.compile(r"\^?\s*\{?\s*\\circ\s*\}?|\\degree")
@@ -62,25 +62,25 @@ class Unit:
 
 
 @lru_cache(maxsize=1024)
-def read(text: str) -> Unit | None:
-    """The unit that `text` names: "cm^2", "square centimeters", "km/h", "miles per hour"; None for no known one."""
+def parse(text: str) -> Unit | None:
+    """Parse a unit: "cm^2", "square centimeters", "km/h", "miles per hour". None if `text` is not a known unit."""
     text = " ".join(_DEGREE.sub("degree", _MARKUP.sub(r"\1", text)).lower().replace("\\", " ").split()).rstrip(". ")
-    text = _SHORT.get(text, text)
+    text = _ABBREVIATIONS.get(text, text)
     exponents: dict[str, int] = {}
     size = Fraction(1)
     for position, part in enumerate(_PER.split(text)):
-        simple = _simple(part)
-        if simple is None:
+        parsed = _parse_simple(part)
+        if parsed is None:
             return None
-        name, exponent = simple
+        name, exponent = parsed
         exponent = exponent if position == 0 else -exponent
-        dimension, scale, _ = _NAMES[name]
+        dimension, scale, _ = _UNITS[name]
         exponents[dimension] = exponents.get(dimension, 0) + exponent
         size *= scale**exponent
     return Unit(tuple(sorted((d, e) for d, e in exponents.items() if e)), size)
 
 
-def _simple(text: str) -> tuple[str, int] | None:
+def _parse_simple(text: str) -> tuple[str, int] | None:
     exponent = 1
     for word, power in _POWER_WORDS:
         if text.startswith(word):
@@ -88,13 +88,17 @@ def _simple(text: str) -> tuple[str, int] | None:
     if match := _POWER.search(text):
         exponent = int(match[1]) if match[1] else "²³".index(match[2]) + 2
         text = text[: match.start()].strip()
-    name = _BY_NAME.get(text) or _BY_NAME.get(text.removesuffix("s")) or _BY_NAME.get(text.removesuffix("es"))
+    name = (
+        _UNIT_BY_NAME.get(text)
+        or _UNIT_BY_NAME.get(text.removesuffix("s"))
+        or _UNIT_BY_NAME.get(text.removesuffix("es"))
+    )
     return (name, exponent) if name is not None else None
 
 
-def factor(one: str, other: str) -> Fraction | None:
-    """How many of the unit `other` make one `one`; 1 where one is not known, None for different measures."""
-    first, second = read(one), read(other)
-    if first is None or second is None:
+def conversion_factor(source: str, target: str) -> Fraction | None:
+    """The number of units `target` in one unit `source`; 1 if either is unknown, None if their dimensions differ."""
+    source_unit, target_unit = parse(source), parse(target)
+    if source_unit is None or target_unit is None:
         return Fraction(1)
-    return first.size / second.size if first.dimensions == second.dimensions else None
+    return source_unit.size / target_unit.size if source_unit.dimensions == target_unit.dimensions else None

@@ -1,5 +1,12 @@
-"""What a completion says its answer is, within bounds, and what is refused however well it matches. Pure."""
+"""Extract answers from completions, and refuse manipulated ones. Pure functions of text."""
 
-from vold_verifier.reading.extraction import Extraction, Found, Place, final_part, find, reference_text
+from vold_verifier.reading.extraction import (
+    ExtractedAnswer,
+    Extraction,
+    Place,
+    final_part,
+    find,
+    reference_text,
+)
 
-__all__ = ["Extraction", "Found", "Place", "final_part", "find", "reference_text"]
+__all__ = ["ExtractedAnswer", "Extraction", "Place", "final_part", "find", "reference_text"]

@@ -1,4 +1,4 @@
-"""What is refused before a parser sees it: text that is cheap to write and ruinous to evaluate."""
+"""Limits that are checked before parsing: they refuse texts whose evaluation could take unbounded time or memory."""
 
 import math
 import re
@@ -12,9 +12,9 @@ MAX_DEPTH = 40
 MAX_EXPONENT_DIGITS = 4
 MAX_FACTORIAL = 5000
 MAX_FACTORIALS = 12
-"""Of one answer: a product of hundreds of x! keeps algebra busy for seconds."""
+"""Per answer: a product of hundreds of x! takes sympy seconds."""
 MAX_PARAMETER_DEPTH = 24
-"""Protocol buffers are read to 100 levels, and a level here is three of theirs."""
+"""Protocol buffers are parsed to 100 levels, and each level of parameters is three of these."""
 
 _CONTAINERS = ("struct_value", "list_value")
 _FACTORIAL = re.compile(r"(\d+)\s*\)?\s*!")
@@ -28,32 +28,32 @@ _SCIENTIFIC = re.compile(r"\d[eE][+-]?\d{5,}")
 _BIG_OPERATOR = re.compile(r"\\(?:sum|prod|i+nt|oint|lim)(?![A-Za-z])")
 
 
-def parameters_fault(parameters: Struct, max_bytes: int) -> str | None:
-    """Why some parameters may not be read, or None."""
+def parameters_violation(parameters: Struct, max_bytes: int) -> str | None:
+    """The limit that `parameters` break, or None."""
     size = parameters.ByteSize()
     if size > max_bytes:
         return f"{size:,} bytes, over the limit of {max_bytes:,}: send less"
-    level: list[Message] = [parameters]
+    containers: list[Message] = [parameters]
     for _ in range(MAX_PARAMETER_DEPTH):
-        values = [value for container in level for value in _values(container)]
+        values = [value for container in containers for value in _values(container)]
         for value in values:
             if not math.isfinite(value.number_value):
                 return f"holds the number {value.number_value}: send finite numbers"
-        level = [getattr(value, kind) for value in values if (kind := value.WhichOneof("kind")) in _CONTAINERS]
-        if not level:
+        containers = [getattr(value, kind) for value in values if (kind := value.WhichOneof("kind")) in _CONTAINERS]
+        if not containers:
             return None
     return f"nested deeper than {MAX_PARAMETER_DEPTH} levels: make them flatter"
 
 
 def _values(container: Message) -> Iterable[Value]:
-    found: Iterable[Value] = (
+    values: Iterable[Value] = (
         container.fields.values() if isinstance(container, Struct) else container.values  # type: ignore[attr-defined]
     )
-    return found
+    return values
 
 
-def fault(text: str) -> str | None:
-    """Why `text` may not be parsed, or None. Linear in its length."""
+def violation(text: str) -> str | None:
+    """The limit that `text` breaks, or None. Takes time linear in its length."""
     if len(text) > MAX_ANSWER_CHARS:
         return f"{len(text):,} characters, over {MAX_ANSWER_CHARS:,}"
     if "\x00" in text:
@@ -66,7 +66,7 @@ def fault(text: str) -> str | None:
         return f"an exponent of more than {MAX_EXPONENT_DIGITS} digits"
     if _SCIENTIFIC.search(text):
         return f"an exponent of more than {MAX_EXPONENT_DIGITS} digits"
-    if _numeric_tower(text):
+    if _has_numeric_tower(text):
         return "a tower of powers"
     if "!" in text:
         if _REPEATED_FACTORIAL.search(text):
@@ -84,9 +84,11 @@ def fault(text: str) -> str | None:
     return None
 
 
-def _numeric_tower(text: str) -> bool:
-    """Whether a power stands in an exponent: a^{b^c}. e^{x^2} and 2^{x^2} are left alone while they hold no 2-digit
-    number, as such exponents are small or symbolic."""
+def _has_numeric_tower(text: str) -> bool:
+    """Whether an exponent contains a power, as in a^{b^c}.
+
+    e^{x^2} and 2^{x^2} are allowed if no number in them has two digits: such exponents are small or symbolic.
+    """
     return any(
         re.search(r"\d{2}", text[max(0, m.start() - 4) : m.end() + 6]) is not None
         or len(re.findall(r"\^|\*\*", text[m.start() : m.start() + 24])) > 2

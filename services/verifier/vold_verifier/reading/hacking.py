@@ -1,12 +1,12 @@
-"""The anti-hacking rules: what is refused however well it matches, and what each refusal is called.
+"""The anti-hacking rules: answers that are refused even if they match the reference, and the name of each rule.
 
-A rule's name goes into `VerifyResult.rule`, so that a run can count who tries what. docs/verifiers.md has an example of
-each. The functions are pure and linear in the length of what they read.
+The name of the rule goes into `VerifyResult.rule`, so that a run can count each kind of attempt. docs/verifiers.md has
+an example of each rule. The functions are pure and take time linear in the length of their input.
 """
 
 import re
 
-from vold_verifier.reading.text import plain
+from vold_verifier.reading.text import normalise
 
 EMPTY_ANSWER = "empty_answer"
 UNCLOSED_TAG = "unclosed_tag"
@@ -22,18 +22,18 @@ UNSAFE = "unsafe"
 JUDGE_INJECTION = "judge_injection"
 
 RULES = {
-    EMPTY_ANSWER: "the place of the answer holds nothing",
+    EMPTY_ANSWER: "the place of the answer is empty",
     UNCLOSED_TAG: "the thinking, the answer tag or the last box is never closed",
-    ANSWER_IN_THINKING: "the only answer stands inside the thinking",
-    SEVERAL_BOXES: "different boxes in one breath that are not together the answer",
-    SEVERAL_ANSWERS: "more answers, or more options, than were asked for",
+    ANSWER_IN_THINKING: "the only answer is inside the thinking",
+    SEVERAL_BOXES: "several different boxes joined by a conjunction, which together are not the answer",
+    SEVERAL_ANSWERS: "more answers, or more options, than the reference has",
     ECHOED_PROMPT: "the answer is copied from the prompt, not worked out",
-    HIDDEN_CHARACTERS: "characters that show the reader something else than they say",
-    LOOK_ALIKE: "letters of another alphabet that look like the right ones",
+    HIDDEN_CHARACTERS: "characters that reverse the direction of text, or tag characters, which are invisible",
+    LOOK_ALIKE: "letters of another alphabet that look like ASCII letters",
     UNEVALUATED: "a sum, integral, limit or derivative is named instead of its value",
-    FALSE_CHAIN: "a chain of equalities of which one is false",
-    UNSAFE: "the answer would be ruinous to evaluate, and is not",
-    JUDGE_INJECTION: "the text speaks to the judge",
+    FALSE_CHAIN: "a chain of equalities with a false equality in it",
+    UNSAFE: "the answer is not evaluated, because that could take unbounded time or memory",
+    JUDGE_INJECTION: "the text addresses the judge",
 }
 
 MIN_ECHOED_CHARS = 20
@@ -86,38 +86,38 @@ _INJECTIONS = (
 
 
 def judge_injection(text: str) -> str | None:
-    """The first passage of `text` that speaks to a judge instead of answering, at most 120 characters; else None.
+    """The first passage of `text` that addresses an LLM judge, cut to 120 characters; None if there is none.
 
-    Meant for a judge that reads a model's text: orders to grade it so, made-up verdicts, chat-template marks. Invisible
-    characters are taken out first, so that they cannot split a word.
+    Detects instructions about the grade, invented verdicts and chat-template marks. Invisible characters are removed
+    first, so that they cannot split a word.
     """
-    seen = plain(text)
+    normalised = normalise(text)
     for pattern in _INJECTIONS:
-        if match := pattern.search(seen):
+        if match := pattern.search(normalised):
             return match.group().strip()[:120]
     return None
 
 
-def hidden_characters(text: str) -> bool:
-    """Whether `text` has characters in it that turn its direction around, or that no font shows (tags).
+def has_hidden_characters(text: str) -> bool:
+    """Whether `text` contains characters that reverse its direction, or tag characters, which no font shows.
 
-    Zero-width spaces and joiners are no such thing: they are dropped, and what is left is what a reader sees.
+    Zero-width spaces and joiners are allowed: they are dropped, and the remaining text is the text that a reader sees.
     """
     return not text.isascii() and _HIDDEN.search(text) is not None
 
 
-def look_alike(text: str) -> bool:
-    """Whether all letters of `text` that are not ASCII are twins of ASCII letters from another alphabet."""
+def has_look_alikes(text: str) -> bool:
+    """Whether `text` has letters that are not ASCII, and all of these look like ASCII letters."""
     if text.isascii():
         return False
     foreign = [c for c in text if c.isalpha() and not c.isascii()]
     return bool(foreign) and all(c in _LOOK_ALIKES for c in foreign)
 
 
-def without_echo(text: str, prompt: str) -> str:
-    """`text` without a copy of the whole prompt, and without lines that the prompt has too and that mark an answer.
+def remove_echo(text: str, prompt: str) -> str:
+    """Remove copies of the whole prompt from `text`, and answer lines that are also in the prompt.
 
-    Short lines (under 20 characters) stay: "Answer: 4" may be both an example's answer and this one's.
+    Lines under 20 characters stay: "Answer: 4" may be the answer of an example in the prompt and of the completion.
     """
     prompt = prompt.strip()
     if len(prompt) < MIN_ECHOED_CHARS or not text:
@@ -133,23 +133,24 @@ def without_echo(text: str, prompt: str) -> str:
     return "\n".join(line for line in text.splitlines() if line.strip() not in marked)
 
 
-def echoes(answer: str, reference: str, prompt: str) -> bool:
-    """Whether an expression is lifted from the prompt: it stands there word for word and is not the reference's text.
+def is_echo(answer: str, reference: str, prompt: str) -> bool:
+    """Whether `answer` is copied from the prompt, and is not the text of the reference.
 
-    Terms in another order are the reference's text. For an `answer` that is equal to the reference by algebra alone.
+    The same terms in another order count as the text of the reference. For answers that are equal to the reference by
+    algebra only.
     """
-    squashed = _squash(answer)
-    if len(squashed) < 3 or sorted(squashed) == sorted(_squash(reference)):
+    compact = _normalise_latex(answer)
+    if len(compact) < 3 or sorted(compact) == sorted(_normalise_latex(reference)):
         return False
-    return squashed in _squash(prompt)
+    return compact in _normalise_latex(prompt)
 
 
-def parts(text: str) -> int:
-    """How many answers `text` lists, by its commas and its "or"s."""
+def count_answers(text: str) -> int:
+    """How many answers `text` lists, by its commas, semicolons, "and"s and "or"s."""
     return len([part for part in _SEPARATOR.split(text.strip(" {}()[]$\\")) if part.strip()])
 
 
-def _squash(text: str) -> str:
+def _normalise_latex(text: str) -> str:
     return re.sub(
         r"[\s{}$]|\\[,;:! ]|\\left|\\right|\\displaystyle", "", text.replace("dfrac", "frac").replace("tfrac", "frac")
     )

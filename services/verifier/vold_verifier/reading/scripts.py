@@ -1,4 +1,4 @@
-"""Which writing system the letters of a text belong to."""
+"""The writing system (script) of the letters of a text."""
 
 import unicodedata
 from functools import lru_cache
@@ -19,14 +19,14 @@ _NAMES = {
 
 
 @lru_cache(maxsize=8192)
-def script(letter: str) -> str:
-    """The script of one letter by the first word of its Unicode name, "other" for one that is not listed."""
+def script_of(letter: str) -> str:
+    """The script of a letter by the first word of its Unicode name, or "other"."""
     return _NAMES.get(unicodedata.name(letter, "").partition(" ")[0], "other")
 
 
-def share(text: str, scripts: tuple[Script, ...]) -> float:
-    """The share of the letters of `text` that belong to `scripts`; 1 where it has no letters."""
+def script_share(text: str, scripts: tuple[Script, ...]) -> float:
+    """The share of the letters of `text` that belong to `scripts`; 1 if `text` has no letters."""
     letters = [character for character in text if character.isalpha()]
     if not letters:
         return 1.0
-    return sum(script(letter) in scripts for letter in letters) / len(letters)
+    return sum(script_of(letter) in scripts for letter in letters) / len(letters)

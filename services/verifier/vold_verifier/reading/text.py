@@ -1,4 +1,4 @@
-"""One spelling for text that looks the same: Unicode forms, invisible characters, mathematical symbols."""
+"""Normalise text: Unicode forms, invisible characters, mathematical symbols."""
 
 import re
 import unicodedata
@@ -46,34 +46,34 @@ _SYMBOLS = {
 _SYMBOL_TABLE = str.maketrans(_SYMBOLS)
 
 
-def _vulgar(match: re.Match[str]) -> str:
-    top, _, bottom = unicodedata.normalize("NFKC", match.group()).partition("⁄")
-    return rf"\frac{{{top}}}{{{bottom}}}"
+def _fraction_to_latex(match: re.Match[str]) -> str:
+    numerator, _, denominator = unicodedata.normalize("NFKC", match.group()).partition("⁄")
+    return rf"\frac{{{numerator}}}{{{denominator}}}"
 
 
-def plain(text: str) -> str:
-    """NFKC without invisible characters (zero-width, direction marks, control characters other than white space)."""
+def normalise(text: str) -> str:
+    """`text` in NFKC, without zero-width characters, direction marks and control characters other than white space."""
     if text.isascii() and _CONTROL.search(text) is None:
         return text
-    normal = unicodedata.normalize("NFKC", text)
-    return "".join(c for c in normal if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc", "Cn", "Co", "Cs"))
+    nfkc = unicodedata.normalize("NFKC", text)
+    return "".join(c for c in nfkc if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc", "Cn", "Co", "Cs"))
 
 
-def mathematical(text: str) -> str:
-    """`plain` text with mathematical characters as LaTeX.
+def symbols_to_latex(text: str) -> str:
+    """`text` normalised, with mathematical characters as LaTeX.
 
-    Superscripts, subscripts and vulgar fractions are written out before NFKC, which would make x² into x2 and 2½
-    into 21/2.
+    Superscripts, subscripts and vulgar fractions are converted before NFKC, which would turn x² into x2 and 2½ into
+    21/2.
     """
     if not text.isascii():
         text = _SUPERSCRIPT_RUN.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
         text = _SUBSCRIPT_RUN.sub(lambda m: "_{" + m.group().translate(_SUBSCRIPTS) + "}", text)
-        text = _VULGAR.sub(_vulgar, text)
+        text = _VULGAR.sub(_fraction_to_latex, text)
         text = _ROOT.sub(lambda m: _ROOTS[m["root"]] + "{" + (m.group(2) or m.group(3) or "") + "}", text)
         text = text.translate(_SYMBOL_TABLE)
-    return plain(text)
+    return normalise(text)
 
 
 def shorten(text: str, limit: int = 80) -> str:
-    """`text` quoted for a message; of a long one its head, and how much there is in all."""
+    """`text` quoted for a message, cut to `limit` characters; a cut text is followed by its length."""
     return repr(text) if len(text) <= limit else f"{text[:limit]!r}... ({len(text):,} characters)"

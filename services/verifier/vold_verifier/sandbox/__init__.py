@@ -1,1 +1,1 @@
-"""What holds a process in that runs text which a model wrote: see `confine`."""
+"""Confinement of the processes that run text which a model wrote: see `confine`."""

@@ -1,4 +1,4 @@
-"""Landlock: what an unprivileged process may read, for itself and all it starts. Linux 5.13 or newer."""
+"""Landlock: limit the files that this process and its children may read, without privileges. Linux 5.13 or newer."""
 
 import ctypes
 import os
@@ -25,36 +25,43 @@ class _PathBeneath(ctypes.Structure):
 
 
 def version() -> int:
-    """Of the interface; 0 where the kernel has none."""
+    """Return the version of the kernel's Landlock interface, 0 without Landlock."""
     try:
-        return kernel.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION), what="landlock")
+        return kernel.syscall(
+            _CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION), description="landlock"
+        )
     except OSError:
         return 0
 
 
 def allow_reading_only(paths: Iterable[str]) -> int:
-    """Nothing outside `paths` can be opened, nothing at all written; from version 4 on no TCP, from 6 on no signal to
-    a process outside. Needs no-new-privileges. Returns the version. Raises OSError.
+    """Allow only reading under `paths`; from version 4 on refuse TCP, from 6 on signals to processes outside.
+
+    Needs no-new-privileges. Returns the version of the interface. Raises OSError.
     """
-    found = version()
-    if not found:
+    interface = version()
+    if not interface:
         raise OSError("the kernel has no Landlock")
-    rules = _Ruleset(files=(1 << _FILE_ACCESS_BITS.get(found, 16)) - 1)
+    rules = _Ruleset(files=(1 << _FILE_ACCESS_BITS.get(interface, 16)) - 1)
     size = 8
-    if found >= 4:
+    if interface >= 4:
         rules.network, size = _TCP_BIND_AND_CONNECT, 16
-    if found >= 6:
+    if interface >= 6:
         rules.scoped, size = _ABSTRACT_SOCKETS_AND_SIGNALS, 24
     ruleset = kernel.syscall(
-        _CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(size), ctypes.c_uint32(0), what="landlock_create_ruleset"
+        _CREATE_RULESET,
+        ctypes.byref(rules),
+        ctypes.c_size_t(size),
+        ctypes.c_uint32(0),
+        description="landlock_create_ruleset",
     )
     try:
         for path in paths:
             _allow(ruleset, path)
-        kernel.syscall(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0), what="landlock_restrict_self")
+        kernel.syscall(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0), description="landlock_restrict_self")
     finally:
         os.close(ruleset)
-    return found
+    return interface
 
 
 def _allow(ruleset: int, path: str) -> None:
@@ -63,7 +70,7 @@ def _allow(ruleset: int, path: str) -> None:
     try:
         rule = _PathBeneath(access, descriptor)
         kernel.syscall(
-            _ADD_RULE, ctypes.c_int(ruleset), _PATH_BENEATH, ctypes.byref(rule), ctypes.c_uint32(0), what=path
+            _ADD_RULE, ctypes.c_int(ruleset), _PATH_BENEATH, ctypes.byref(rule), ctypes.c_uint32(0), description=path
         )
     finally:
         os.close(descriptor)

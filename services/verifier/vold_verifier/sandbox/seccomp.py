@@ -1,4 +1,4 @@
-"""System calls that the sandbox refuses, through libseccomp, which Debian's and most other base systems carry.
+"""System calls that the sandbox refuses, through libseccomp, which most base systems have, Debian's among them.
 
 Standard library only: the runner of the `code` verifier loads this file by its path into a bare interpreter.
 """
@@ -38,10 +38,12 @@ class _Compare(ctypes.Structure):
 
 
 class SeccompError(OSError):
-    """There is no libseccomp, or the kernel takes no filter."""
+    """libseccomp is missing, or the kernel accepts no filter."""
 
 
 class _Filter:
+    """A list of refused system calls; every other call is allowed."""
+
     def __init__(self) -> None:
         try:
             self.library = ctypes.CDLL("libseccomp.so.2")
@@ -53,7 +55,7 @@ class _Filter:
             raise SeccompError("seccomp_init failed")
 
     def refuse(self, names: Iterable[str], *when: _Compare, error: int = errno.EPERM) -> None:
-        """A name that this architecture or this libseccomp does not know is passed over."""
+        """Refuse the calls with those names, if all of `when` hold. Names unknown to libseccomp are skipped."""
         for name in names:
             number = self.library.seccomp_syscall_resolve_name(name.encode())
             if number < 0:
@@ -65,41 +67,42 @@ class _Filter:
                 raise SeccompError(f"the rule for {name} was refused: {os.strerror(-status)}")
 
     def load(self) -> None:
-        """For this thread and what it starts; sets no-new-privileges too."""
+        """Apply the filter to this thread and all that it starts. Sets no-new-privileges too."""
         status = self.library.seccomp_load(self.context)
         self.library.seccomp_release(self.context)
         if status:
             raise SeccompError(f"the kernel refused the filter: {os.strerror(-status)}")
 
 
-def _common() -> _Filter:
-    filtered = _Filter()
-    filtered.refuse((NETWORK + " " + KERNEL).split())
-    filtered.refuse(["sendto"], _Compare(4, _NOT_EQUAL, 0, 0))  # an address; without one it is send(2)
-    filtered.refuse(FILES.split(), error=errno.EROFS)
+def _make_filter() -> _Filter:
+    syscalls = _Filter()
+    syscalls.refuse((NETWORK + " " + KERNEL).split())
+    # Argument 4 of sendto is an address; without an address the call is send(2).
+    syscalls.refuse(["sendto"], _Compare(4, _NOT_EQUAL, 0, 0))
+    syscalls.refuse(FILES.split(), error=errno.EROFS)
     for call, argument in (("open", 1), ("openat", 2)):
         for flag in (os.O_WRONLY, os.O_RDWR):
-            filtered.refuse([call], _Compare(argument, _MASKED_EQUAL, _O_ACCMODE, flag), error=errno.EROFS)
-        # O_TMPFILE holds O_DIRECTORY, which reading a directory sets too; it needs write access, refused above.
-        filtered.refuse([call], _Compare(argument, _MASKED_EQUAL, os.O_CREAT, os.O_CREAT), error=errno.EROFS)
-    filtered.refuse(["openat2"], error=errno.ENOSYS)  # its flags lie in memory, where a filter cannot look
-    return filtered
+            syscalls.refuse([call], _Compare(argument, _MASKED_EQUAL, _O_ACCMODE, flag), error=errno.EROFS)
+        # No rule for O_TMPFILE: it includes O_DIRECTORY, which reading a folder sets, and needs write access.
+        syscalls.refuse([call], _Compare(argument, _MASKED_EQUAL, os.O_CREAT, os.O_CREAT), error=errno.EROFS)
+    syscalls.refuse(["openat2"], error=errno.ENOSYS)  # its flags are in memory, which a filter cannot read
+    return syscalls
 
 
 def refuse_network_and_writes() -> None:
-    """No network, no file opened for writing or changed, no way to other processes' memory or the kernel's doors."""
-    _common().load()
+    """Refuse the network, writes and changes of files, access to other processes' memory, and kernel administration."""
+    _make_filter().load()
 
 
-def refuse_processes_too() -> None:
-    """The same, and no new process, no other program, no signal to another process, no leaving the process group.
+def refuse_processes() -> None:
+    """Refuse what `refuse_network_and_writes` refuses, new processes, other programs, and signals to other processes.
 
-    Threads may be started.
+    The process group cannot change. New threads are allowed.
     """
-    filtered = _common()
-    filtered.refuse(PROCESSES.split())
-    filtered.refuse(["clone"], _Compare(0, _MASKED_EQUAL, _CLONE_THREAD, 0))
-    filtered.refuse(["clone3"], error=errno.ENOSYS)  # the C library then uses clone, whose flags can be looked at
-    filtered.refuse(["kill", "tgkill"], _Compare(0, _NOT_EQUAL, os.getpid(), 0))
-    filtered.refuse(["prlimit64"], _Compare(0, _NOT_EQUAL, 0, 0))
-    filtered.load()
+    syscalls = _make_filter()
+    syscalls.refuse(PROCESSES.split())
+    syscalls.refuse(["clone"], _Compare(0, _MASKED_EQUAL, _CLONE_THREAD, 0))
+    syscalls.refuse(["clone3"], error=errno.ENOSYS)  # the C library then uses clone, whose flags a filter can read
+    syscalls.refuse(["kill", "tgkill"], _Compare(0, _NOT_EQUAL, os.getpid(), 0))
+    syscalls.refuse(["prlimit64"], _Compare(0, _NOT_EQUAL, 0, 0))
+    syscalls.load()

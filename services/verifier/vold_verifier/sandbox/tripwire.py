@@ -1,7 +1,7 @@
-"""An audit hook that notices what no scorer does: starting programs, opening sockets, writing files.
+"""An audit hook that detects what no verifier does: starting programs, opening sockets, writing files.
 
-It is a tripwire, not a wall: code that knows of it finds ways around. The walls are those of `confine`. What trips it
-fails on the spot, and the worker is replaced after the item.
+The hook is a tripwire, not a wall: code that knows of the hook can avoid it. The walls are those of `confine`. An
+action that hits the tripwire fails at once, and the worker is replaced after the item.
 """
 
 import os
@@ -41,7 +41,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class TripwireError(BaseException):
-    """`event` is what was tried. Not an Exception, so that a library's own `except Exception` does not swallow it."""
+    """event: the audit event. Not an Exception, so that an `except Exception` in a library does not swallow it."""
 
     def __init__(self, event: str) -> None:
         super().__init__(event)
@@ -49,7 +49,7 @@ class TripwireError(BaseException):
 
 
 class Tripwire:
-    """`hit`: the first event that tripped it, "" while there is none. It watches while `armed`."""
+    """armed: whether events are watched. hit: the first audit event that hit the tripwire, "" before."""
 
     def __init__(self) -> None:
         self.armed = False
@@ -57,9 +57,9 @@ class Tripwire:
         self.readable: tuple[str, ...] = ()
 
     def install(self) -> None:
-        """What may be read from here on is what an import may read: installed packages, with their data."""
+        """Add the audit hook. While armed, it allows reading only what an import may read: installed packages."""
         self.readable = tuple(os.path.join(os.path.abspath(path), "") for path in sys.path if path not in ("", "/"))
-        sys.dont_write_bytecode = True  # an import writes its bytecode where the installer has not
+        sys.dont_write_bytecode = True  # otherwise an import of a package without bytecode would write it
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:

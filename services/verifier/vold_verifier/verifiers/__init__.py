@@ -1,4 +1,4 @@
-"""What can be checked: one module a verifier, behind the protocol of `base`."""
+"""The verifiers, one per module, and their interface in `base`."""
 
 from vold_verifier.types import BadReferenceError, Parameters
 from vold_verifier.verifiers.base import BadParameterError, Item, Verdict, Verifier

@@ -1,19 +1,30 @@
-"""What a verifier is: a name, parameters with a schema, and a pure function from an item to a verdict.
+"""The interface of verifiers: a name, parameters with a schema, and a pure function from an item to a verdict.
 
 A verifier runs in a worker process that may be killed at any moment, so it keeps no state between items and needs no
-time limit of its own. A third party adds one through the entry-point group `vold.verifiers`, or through a module
-named to `vold-verifier serve --plugin` whose `VERIFIERS` lists them.
+time limit of its own. A third party adds verifiers through the entry-point group `vold.verifiers`, or through a module
+that `vold-verifier serve --plugin` names and whose `VERIFIERS` lists them.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, TypeVar
 
-from vold_verifier.types import Parameters
+from vold_verifier.types import BadReferenceError, Parameters
+
+__all__ = [
+    "BadParameterError",
+    "BadReferenceError",
+    "Item",
+    "NoVerdictError",
+    "Parameters",
+    "Pool",
+    "Verdict",
+    "Verifier",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """completion: the whole text of one completion. reference: the answer it is held against."""
+    """completion: the whole text of one completion. reference: the answer to compare it with."""
 
     completion: str
     reference: str
@@ -22,8 +33,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """reward: what the trainer sees. extracted: the answer that was read, None where there was none. rule: the
-    anti-hacking rule (a name of `hacking.RULES`) that refused the answer, or "".
+    """The result of verifying one item.
+
+    extracted: the answer extracted from the completion, or None. rule: the anti-hacking rule (a key of `hacking.RULES`)
+    that refused the answer, or "".
     """
 
     reward: float
@@ -42,7 +55,7 @@ class Verdict:
 
 
 class BadParameterError(ValueError):
-    """A parameter that is valid by itself does not fit this item. `field` is the parameter's name."""
+    """A parameter is valid by itself, but does not fit the item. `field` is the name of the parameter."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -50,7 +63,7 @@ class BadParameterError(ValueError):
 
 
 class NoVerdictError(RuntimeError):
-    """What a verdict needs is not to be had now, and the item is not to blame: it gets UNAVAILABLE."""
+    """A resource that the verdict needs is not available now: the item gets the error UNAVAILABLE."""
 
 
 Pool = Literal["main", "sandbox", "service"]
@@ -59,15 +72,15 @@ P_contra = TypeVar("P_contra", bound=Parameters, contravariant=True)
 
 
 class Verifier(Protocol[P_contra]):
-    """Inherit from it for the defaults, or offer the same names.
+    """The interface. Inherit from this class for the defaults, or define the same names.
 
-    name: what an item's `verifier` says. summary: one line for people. parameters: the model of an item's
-    `parameters`. cost: roughly how many cheap string checks one item costs; cheap items travel to a worker in
-    groups, costly ones nearly alone. pool: "sandbox" for what runs text of the completion as code, in the verifier or
-    in a library under it; see docs/verifier-isolation.md. tripwire: in the sandbox, what an item comes to whose check
-    tried to start a program, open a socket or write a file: an error, a wrong answer, or ("off") nothing is watched.
-    deterministic: equal items have equal verdicts, so that one may be kept. version: to be changed with what the
-    verifier does, so that no verdict of an earlier one is used.
+    name: the value of an item's `verifier`. summary: one line of description. parameters: the model of an item's
+    `parameters`. cost: the cost of an item, in units of a cheap string comparison; a worker gets cheap items in groups,
+    and costly items nearly one by one. pool: "sandbox" if the verifier, or a library under it, runs text of the
+    completion as code; see docs/verifier-isolation.md. tripwire: the result in the sandbox if `check` tries to start a
+    program, open a socket or write a file: an error or a wrong answer; "off" disables the tripwire. deterministic:
+    equal items have equal verdicts, so that verdicts may be cached. version: change it with the behaviour of the
+    verifier, so that no cached verdict of an earlier version is used.
     """
 
     name: ClassVar[str]
@@ -80,9 +93,9 @@ class Verifier(Protocol[P_contra]):
     version: ClassVar[str] = ""
 
     def check(self, item: Item, parameters: P_contra, /) -> Verdict:
-        """Judge one item. Raises BadReferenceError or BadParameterError where it cannot be judged."""
+        """Verify one item. Raises BadReferenceError or BadParameterError if the item cannot be verified."""
         ...
 
     def warm_up(self) -> None:
-        """Import and run what the first item would otherwise pay for. Called once, before workers are forked."""
+        """Import and run the code that would slow down the first item. Called once, before workers are forked."""
         return

@@ -1,7 +1,7 @@
-"""`code`: the Python program in the completion's last code block, run against tests.
+"""`code`: run the Python program in the last code block of the completion against tests.
 
-The program runs in the sandbox, each test in a process of its own that `code_runner` starts: it has the tests' inputs
-and never the outputs that are expected, which are compared here.
+The program runs in the sandbox. `code_runner` starts a process for each test, and gets only the inputs of the tests.
+The expected outputs stay in this process, which compares them.
 """
 
 import json
@@ -35,7 +35,7 @@ class InputTest(Parameters):
 
 
 class CallTest(Parameters):
-    """A function of the program (or a method of its class Solution) is called, and must return `expected`."""
+    """A call of a function of the program (or of a method of its class Solution), which must return `expected`."""
 
     call: str = Field(pattern=r"^[A-Za-z_][\w.]*$")
     args: list[Any] = Field(default_factory=list)
@@ -44,28 +44,28 @@ class CallTest(Parameters):
 
 
 class AssertTest(Parameters):
-    """Statements that raise nothing once the program has run. They run beside the program and could be read by it."""
+    """Statements that must not raise after the program has run. They run in its process, so it could read them."""
 
     code: str = Field(min_length=1)
 
 
 Test = Annotated[InputTest | CallTest | AssertTest, Field(union_mode="left_to_right")]
-_tests = TypeAdapter(list[Test])
+_TESTS_ADAPTER = TypeAdapter(list[Test])
 
 
 class CodeParameters(Parameters):
     tests: list[Test] | None = Field(
         default=None,
         max_length=MAX_TESTS,
-        description="each {stdin, stdout}, {call, args, kwargs, expected} or {code: statements}; by default the "
-        "reference holds them as JSON: such a list, a list of assert statements, or {inputs, outputs, fn_name}",
+        description="each is {stdin, stdout}, {call, args, kwargs, expected} or {code: statements}; by default the "
+        "reference has the tests as JSON: such a list, a list of assert statements, or {inputs, outputs, fn_name}",
     )
     setup: str = Field(default="", max_length=MAX_PROGRAM_CHARS, description="Python that runs before the program")
-    partial: bool = Field(default=False, description="reward the share of the tests that pass, instead of 0 or 1")
+    partial: bool = Field(default=False, description="reward the share of tests that pass, instead of 0 or 1")
     compare: Literal["lines", "tokens", "exact"] = Field(
         default="lines",
-        description="how outputs are compared: lines, without blanks at their ends and blank lines at the end; tokens, "
-        "by what stands between blanks, numbers as numbers; exact",
+        description="how outputs are compared: lines, without white space at their ends and empty lines at the end; "
+        "tokens between white space, numbers as numbers; exact",
     )
     seconds: float = Field(default=2.0, gt=0, le=30, description="CPU seconds for one test")
     total_seconds: float = Field(default=20.0, gt=0, le=300, description="CPU seconds for all tests")
@@ -83,92 +83,87 @@ class CodeVerifier(Verifier[CodeParameters]):
     tripwire: ClassVar[Literal["error", "wrong", "off"]] = "off"
 
     def check(self, item: Item, parameters: CodeParameters, /) -> Verdict:
-        tests = parameters.tests if parameters.tests is not None else tests_in(item.reference)
+        tests = parameters.tests if parameters.tests is not None else parse_tests(item.reference)
         if not tests:
-            raise BadParameterError("tests", "there is no test: a program that is not run earns nothing")
+            raise BadParameterError("tests", "there is no test: give at least one")
         text = final_part(item.completion, parameters.think_tag, item.prompt)
         if text is None:
             return Verdict.wrong(None, f"the thinking never ends: no </{parameters.think_tag}>")
-        program = last_block(text)
+        program = last_code_block(text)
         if program is None:
             return Verdict.wrong(None, "no closed block of Python code")
         if len(program) > MAX_PROGRAM_CHARS:
             return Verdict.wrong(None, f"a program of {len(program):,} characters, over {MAX_PROGRAM_CHARS:,}")
         passed, failures = 0, []
-        for number, outcome in enumerate(run(program, tests, parameters)):
-            fault = judge(tests[number], outcome, parameters.compare)
-            passed += fault is None
-            if fault is not None:
-                failures.append(f"test {number + 1}: {fault}")
+        for number, outcome in enumerate(run_tests(program, tests, parameters)):
+            failure = find_failure(tests[number], outcome, parameters.compare)
+            passed += failure is None
+            if failure is not None:
+                failures.append(f"test {number + 1}: {failure}")
         right = passed == len(tests)
         reason = f"{passed} of {len(tests)} tests pass"
         if not parameters.partial and not right:
-            reason = "not every test passes"  # the run ends at the first that fails
+            reason = "not every test passes"  # the run ends at the first failure
         reward = passed / len(tests) if parameters.partial else float(right)
         return Verdict(reward, right, program[:2000], "; ".join([reason, *failures[:1]]))
 
 
-def last_block(text: str) -> str | None:
-    """The inside of the last closed fenced block of Python (or of no language), None where there is none."""
-    found, opened = None, None
+def last_code_block(text: str) -> str | None:
+    """The text of the last closed fenced block of Python or of no language; None if there is no text."""
+    block, opening = None, None
     for match in _FENCE.finditer(text):
-        if opened is None:
-            opened = match
-        elif match["mark"].startswith(opened["mark"]) and not match["language"]:
-            if opened["language"].lower() in _LANGUAGES:
-                found = text[opened.end() + 1 : match.start()]
-            opened = None
-    return found if found is None or found.strip() else None
+        if opening is None:
+            opening = match
+        elif match["mark"].startswith(opening["mark"]) and not match["language"]:
+            if opening["language"].lower() in _LANGUAGES:
+                block = text[opening.end() + 1 : match.start()]
+            opening = None
+    return block if block is None or block.strip() else None
 
 
-def tests_in(reference: str) -> list[Test]:
-    """Tests as the usual data sets write them. Raises BadReferenceError."""
+def parse_tests(reference: str) -> list[Test]:
+    """Parse tests in the formats of common data sets. Raises BadReferenceError."""
     try:
         value = json.loads(reference)
         if isinstance(value, dict) and "inputs" in value:
-            value = list(_of_columns(value))
+            value = list(_tests_from_columns(value))
         elif isinstance(value, dict) and "tests" in value:
             value = value["tests"]
         if isinstance(value, list):
-            value = [{"code": one} if isinstance(one, str) else one for one in value]
-        tests = _tests.validate_python(value)
+            value = [{"code": test} if isinstance(test, str) else test for test in value]
+        tests = _TESTS_ADAPTER.validate_python(value)
     except (ValueError, TypeError, KeyError, RecursionError, ValidationError) as error:
         raise BadReferenceError(
-            f"the reference holds no tests ({type(error).__name__}): give a JSON list of "
+            f"the reference has no tests ({type(error).__name__}): give a JSON list of "
             '{"stdin": ..., "stdout": ...}, {"call": ..., "args": [...], "expected": ...} or assert statements'
         ) from None
     if len(tests) > MAX_TESTS:
-        raise BadReferenceError(f"the reference holds {len(tests)} tests, over the limit of {MAX_TESTS}: send fewer")
+        raise BadReferenceError(f"the reference has {len(tests)} tests, over the limit of {MAX_TESTS}: send fewer")
     return tests
 
 
-def _of_columns(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """{inputs, outputs, fn_name?}, as APPS and TACO have it."""
+def _tests_from_columns(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The tests in {inputs, outputs, fn_name?}, the format of APPS and TACO."""
     name = value.get("fn_name")
-    for given, wanted in zip(value["inputs"], value["outputs"], strict=True):
+    for test_input, output in zip(value["inputs"], value["outputs"], strict=True):
         if name:
-            # These data sets wrap a returned value in a list of one.
-            expected = wanted[0] if isinstance(wanted, list) and len(wanted) == 1 else wanted
-            yield {"call": name, "args": given, "expected": expected}
+            # These data sets wrap a returned value in a list with one element.
+            expected = output[0] if isinstance(output, list) and len(output) == 1 else output
+            yield {"call": name, "args": test_input, "expected": expected}
         else:
-            yield {"stdin": _text(given), "stdout": _text(wanted)}
+            yield {"stdin": _join_lines(test_input), "stdout": _join_lines(output)}
 
 
-def _text(value: Any) -> str:
+def _join_lines(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def run(program: str, tests: list[Test], parameters: CodeParameters) -> list[dict[str, Any]]:
-    """What the program did in each test, in order. Raises RuntimeError where the runner itself fails."""
-    tasks: list[dict[str, Any]] = []
-    for test in tests:
-        if isinstance(test, InputTest):
-            tasks.append({"kind": "stdin", "stdin": test.stdin, "limit": _bound(test.stdout)})
-        elif isinstance(test, CallTest):
-            limit = _bound(json.dumps(test.expected))
-            tasks.append({"kind": "call", "call": test.call, "args": test.args, "kwargs": test.kwargs, "limit": limit})
-        else:
-            tasks.append({"kind": "assert", "code": test.code, "limit": 1 << 16})
+def run_tests(program: str, tests: list[Test], parameters: CodeParameters) -> list[dict[str, Any]]:
+    """The outcome of each test, in order; without `partial`, up to the first failure.
+
+    Raises RuntimeError if the runner itself fails.
+    """
+    messages = [_test_message(test) for test in tests]
     outcomes: list[dict[str, Any]] = []
     runner = subprocess.Popen(  # noqa: S603
         [sys.executable, "-I", "-S", str(_RUNNER)],
@@ -180,21 +175,21 @@ def run(program: str, tests: list[Test], parameters: CodeParameters) -> list[dic
     assert runner.stdin is not None
     assert runner.stdout is not None
     try:
-        order = {
+        job = {
             "program": program,
             "setup": parameters.setup,
             "seconds": parameters.seconds,
             "total_seconds": parameters.total_seconds,
             "memory_bytes": parameters.memory_mb << 20,
         }
-        _say(runner, order)
-        for test, task in zip(tests, tasks, strict=True):
-            _say(runner, task)
+        _send(runner, job)
+        for test, message in zip(tests, messages, strict=True):
+            _send(runner, message)
             line = runner.stdout.readline()
             if not line.endswith(b"\n"):
                 raise RuntimeError("the runner ended before its tests")
             outcomes.append(json.loads(line))
-            if not parameters.partial and judge(test, outcomes[-1], parameters.compare) is not None:
+            if not parameters.partial and find_failure(test, outcomes[-1], parameters.compare) is not None:
                 break
     finally:
         runner.kill()
@@ -204,63 +199,73 @@ def run(program: str, tests: list[Test], parameters: CodeParameters) -> list[dic
     return outcomes
 
 
-def _say(runner: "subprocess.Popen[bytes]", message: dict[str, Any]) -> None:
+def _test_message(test: Test) -> dict[str, Any]:
+    """The message to the runner: everything about `test` but the expected result."""
+    if isinstance(test, InputTest):
+        return {"kind": "stdin", "stdin": test.stdin, "limit": _output_limit(test.stdout)}
+    if isinstance(test, CallTest):
+        limit = _output_limit(json.dumps(test.expected))
+        return {"kind": "call", "call": test.call, "args": test.args, "kwargs": test.kwargs, "limit": limit}
+    return {"kind": "assert", "code": test.code, "limit": 1 << 16}
+
+
+def _send(runner: "subprocess.Popen[bytes]", message: dict[str, Any]) -> None:
     assert runner.stdin is not None
     runner.stdin.write(json.dumps(message).encode() + b"\n")
     runner.stdin.flush()
 
 
-def _bound(expected: str) -> int:
-    """How much output is read: some times what is wanted, rounded so that it tells the program nothing."""
+def _output_limit(expected: str) -> int:
+    """The limit on output in bytes: a multiple of the expected length, rounded so that it reveals nothing about it."""
     return min(MAX_OUTPUT_BYTES, max(1 << 16, 1 << (4 * len(expected.encode("utf-8", "replace"))).bit_length()))
 
 
-def judge(test: Test, outcome: dict[str, Any], compare: str) -> str | None:
-    """What is wrong with what the program did in `test`, or None. Raises NoVerdictError where nobody can tell."""
+def find_failure(test: Test, outcome: dict[str, Any], compare: str) -> str | None:
+    """Why the program fails `test`, or None. Raises NoVerdictError if the outcome does not tell."""
     if outcome["ended"] == "starved":
-        raise NoVerdictError(f"the program got too little of the CPU to be judged: {outcome['detail']}")
+        raise NoVerdictError(f"the program got too little CPU time for a verdict: {outcome['detail']}")
     if outcome["ended"] != "done":
         return str(outcome["detail"])
     if isinstance(test, AssertTest):
         return None
     if isinstance(test, CallTest):
-        return None if same_value(outcome["value"], test.expected) else "the value returned is another"
-    return None if same_output(outcome["stdout"], test.stdout, compare) else "the output is another"
+        return None if values_equal(outcome["value"], test.expected) else "the returned value differs"
+    return None if outputs_equal(outcome["stdout"], test.stdout, compare) else "the output differs"
 
 
-def same_output(output: str, expected: str, compare: str) -> bool:
+def outputs_equal(output: str, expected: str, compare: str) -> bool:
     if compare == "exact":
         return output == expected
     if compare == "lines":
-        return _lines(output) == _lines(expected)
-    given, wanted = output.split(), expected.split()
-    return len(given) == len(wanted) and all(map(_same_token, given, wanted))
+        return _stripped_lines(output) == _stripped_lines(expected)
+    output_tokens, expected_tokens = output.split(), expected.split()
+    return len(output_tokens) == len(expected_tokens) and all(map(_tokens_equal, output_tokens, expected_tokens))
 
 
-def _lines(text: str) -> list[str]:
+def _stripped_lines(text: str) -> list[str]:
     lines = [line.rstrip() for line in text.splitlines()]
     while lines and not lines[-1]:
         lines.pop()
     return lines
 
 
-def _same_token(one: str, other: str) -> bool:
-    if one == other:
+def _tokens_equal(token: str, expected: str) -> bool:
+    if token == expected:
         return True
     try:
-        return math.isclose(float(one), float(other), rel_tol=1e-6, abs_tol=1e-9)
+        return math.isclose(float(token), float(expected), rel_tol=1e-6, abs_tol=1e-9)
     except ValueError:
         return False
 
 
-def same_value(value: Any, expected: Any) -> bool:
-    """Equal as JSON, with numbers as numbers; True is not 1."""
+def values_equal(value: Any, expected: Any) -> bool:
+    """Whether two JSON values are equal; numbers are compared with a tolerance, and True is not 1."""
     if isinstance(value, bool) or isinstance(expected, bool):
         return value is expected
     if isinstance(value, int | float) and isinstance(expected, int | float):
         return value == expected or math.isclose(value, expected, rel_tol=1e-9, abs_tol=1e-12)
     if isinstance(value, list) and isinstance(expected, list):
-        return len(value) == len(expected) and all(map(same_value, value, expected))
+        return len(value) == len(expected) and all(map(values_equal, value, expected))
     if isinstance(value, dict) and isinstance(expected, dict):
-        return value.keys() == expected.keys() and all(same_value(value[key], expected[key]) for key in value)
+        return value.keys() == expected.keys() and all(values_equal(value[key], expected[key]) for key in value)
     return bool(value == expected)

@@ -1,8 +1,9 @@
-"""Runs a program of the `code` verifier, each test in a process of its own. A bare interpreter runs this file.
+"""Run a program for the `code` verifier, with a process for each test. A bare interpreter runs this file.
 
-Lines of JSON on standard input: first the program and its limits, then one test at a time; a line of JSON on standard
-output answers each. Nothing here knows what a test expects. It starts inside the sandbox, and before a program runs
-its process gives up what is left: processes, programs, signals (see `seccomp.refuse_processes_too`), memory, CPU time.
+Standard input has lines of JSON: first the program and its limits, then one test at a time. Standard output has a line
+of JSON for each test. The expected results are never sent here. The runner starts inside the sandbox. Before a program
+runs, its process gives up the right to start processes and programs and to send signals (see
+`seccomp.refuse_processes`), and gets limits of memory and CPU time.
 """
 
 import contextlib
@@ -22,15 +23,16 @@ from typing import Any, NoReturn
 
 DETAIL_BYTES = 400
 WALL_FACTOR, WALL_EXTRA_SECONDS = 5.0, 2.0
-WAITED_SHARE = 0.1
+WAITING_SHARE = 0.1
+"""A process that has used a smaller share of its CPU time at the wall limit waits, and is not starved."""
 PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None)
 with contextlib.suppress(OSError):
-    ctypes.CDLL("libseccomp.so.2")  # loaded here once, and not in each program's process
+    ctypes.CDLL("libseccomp.so.2")  # load it once here, not in the process of each test
 
 
-def _seccomp() -> Any:
+def _load_seccomp() -> Any:
     path = Path(__file__).parents[1] / "sandbox" / "seccomp.py"
     spec = importlib.util.spec_from_file_location("seccomp", path)
     assert spec is not None
@@ -41,16 +43,50 @@ def _seccomp() -> Any:
 
 
 class Runner:
-    def __init__(self, order: dict[str, Any]) -> None:
-        self.order = order
-        self.used = 0.0
-        self.seccomp = _seccomp()
+    """Runs one program. job: the program, its setup and its limits."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job = job
+        self.cpu_seconds_used = 0.0
+        self.seccomp = _load_seccomp()
 
     def run(self, test: dict[str, Any]) -> dict[str, Any]:
-        """What the program did: `ended` is done, failed, starved; `detail` says how; `stdout` or `value`."""
-        seconds = min(self.order["seconds"], self.order["total_seconds"] - self.used)
+        """Run the program for one test.
+
+        Returns `ended`: "done", "failed", or "starved" if the process got too little CPU time to tell; `detail`: why it
+        failed; and for "done", `stdout` or `value`.
+        """
+        seconds = min(self.job["seconds"], self.job["total_seconds"] - self.cpu_seconds_used)
         if seconds <= 0:
-            return _ended("failed", f"the other tests used {self.order['total_seconds']:g} s of CPU time, the limit")
+            return _outcome("failed", f"the other tests used {self.job['total_seconds']:g} s of CPU time, the limit")
+        nonce = secrets.token_hex(16)
+        (errors, output, results, limit_hit), status, cpu = self._execute(test, seconds, nonce)
+        self.cpu_seconds_used += cpu
+        if limit_hit == "output":
+            return _outcome("failed", f"more than {test['limit']:,} bytes of output")
+        if limit_hit == "wall":
+            is_waiting = cpu < WAITING_SHARE * seconds
+            detail = f"{cpu:.1f} s of CPU time and no end after {self._wall_limit(seconds):g} s"
+            return _outcome("failed" if is_waiting else "starved", f"it waits: {detail}" if is_waiting else detail)
+        if os.WIFSIGNALED(status):
+            if cpu >= 0.9 * seconds:
+                return _outcome("failed", f"more than {seconds:g} s of CPU time")
+            return _outcome("failed", f"ended by {signal.Signals(os.WTERMSIG(status)).name}")
+        if test["kind"] == "stdin":
+            if os.WEXITSTATUS(status):
+                return _outcome("failed", _last_line(errors) or f"exit status {os.WEXITSTATUS(status)}")
+            return {**_outcome("done", ""), "stdout": output.decode("utf-8", "replace")}
+        prefix, _, value = results.decode("utf-8", "replace").partition(" ")
+        if prefix != nonce:
+            return _outcome("failed", _last_line(errors) or "it ended before the test")
+        with contextlib.suppress(ValueError, RecursionError):
+            return {**_outcome("done", ""), "value": json.loads(value)}
+        return _outcome("failed", "the returned value is not JSON")
+
+    def _execute(
+        self, test: dict[str, Any], seconds: float, nonce: str
+    ) -> tuple[tuple[bytes, bytes, bytes, str], int, float]:
+        """(the result of `_communicate`, the exit status, the CPU seconds) of a new process for `test`."""
         in_read, in_write = os.pipe()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
@@ -61,44 +97,22 @@ class Runner:
             self._become_program(test, seconds, (in_read, out_write, err_write, test_read, result_write))
         for descriptor in (in_read, out_write, err_write, test_read, result_write):
             os.close(descriptor)
-        nonce = secrets.token_hex(16)
-        errors, output, results, why = _watch(
+        communication = _communicate(
             (out_read, err_read, result_read),
             (in_write, test.get("stdin", "").encode("utf-8", "replace")),
-            (test_write, _task(test, nonce)),
+            (test_write, _test_message(test, nonce)),
             test["limit"],
-            self._wall(seconds),
+            self._wall_limit(seconds),
         )
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
         for descriptor in (out_read, err_read, result_read, test_write):
             os.close(descriptor)
-        cpu = usage.ru_utime + usage.ru_stime
-        self.used += cpu
-        if why == "output":
-            return _ended("failed", f"more than {test['limit']:,} bytes of output")
-        if why == "wall":
-            waited = cpu < WAITED_SHARE * seconds
-            what = f"{cpu:.1f} s of CPU time and no end after {self._wall(seconds):g} s"
-            return _ended("failed" if waited else "starved", f"it waits: {what}" if waited else what)
-        if os.WIFSIGNALED(status):
-            if cpu >= 0.9 * seconds:
-                return _ended("failed", f"more than {seconds:g} s of CPU time")
-            return _ended("failed", f"ended by {signal.Signals(os.WTERMSIG(status)).name}")
-        if test["kind"] == "stdin":
-            if os.WEXITSTATUS(status):
-                return _ended("failed", _last_line(errors) or f"exit status {os.WEXITSTATUS(status)}")
-            return {**_ended("done", ""), "stdout": output.decode("utf-8", "replace")}
-        mark, _, value = results.decode("utf-8", "replace").partition(" ")
-        if mark != nonce:
-            return _ended("failed", _last_line(errors) or "it ended before the test")
-        with contextlib.suppress(ValueError, RecursionError):
-            return {**_ended("done", ""), "value": json.loads(value)}
-        return _ended("failed", "the value returned cannot be written down")
+        return communication, status, usage.ru_utime + usage.ru_stime
 
     @staticmethod
-    def _wall(seconds: float) -> float:
+    def _wall_limit(seconds: float) -> float:
         return WALL_FACTOR * seconds + WALL_EXTRA_SECONDS
 
     def _become_program(self, test: dict[str, Any], seconds: float, descriptors: tuple[int, ...]) -> NoReturn:
@@ -106,21 +120,21 @@ class Runner:
         try:
             os.setpgid(0, 0)
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            # Away from the low numbers first, or one may be overwritten before it is copied.
-            high = [os.dup2(descriptor, 100 + n) for n, descriptor in enumerate(descriptors)]
-            for n, descriptor in enumerate(high):
+            # Copy to high numbers first: otherwise a descriptor may be overwritten before it is copied.
+            copies = [os.dup2(descriptor, 100 + n) for n, descriptor in enumerate(descriptors)]
+            for n, descriptor in enumerate(copies):
                 os.dup2(descriptor, n)
-            os.closerange(len(high), 256)
-            memory = self.order["memory_bytes"]
+            os.closerange(len(copies), 256)
+            memory = self.job["memory_bytes"]
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-            whole = max(1, math.ceil(seconds))
-            resource.setrlimit(resource.RLIMIT_CPU, (whole, whole))
+            whole_seconds = max(1, math.ceil(seconds))
+            resource.setrlimit(resource.RLIMIT_CPU, (whole_seconds, whole_seconds))
             resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
-            signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process; RLIMIT_CPU knows whole seconds
-            self.seccomp.refuse_processes_too()
-            status = _program(self.order, test)
+            signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process; RLIMIT_CPU has whole seconds only
+            self.seccomp.refuse_processes()
+            status = _run_program(self.job, test)
         except BaseException as error:
-            _tell(error)
+            _report_error(error)
             status = 1
         finally:
             with contextlib.suppress(BaseException):
@@ -128,68 +142,68 @@ class Runner:
             os._exit(status)
 
 
-def _task(test: dict[str, Any], nonce: str) -> bytes:
+def _test_message(test: dict[str, Any], nonce: str) -> bytes:
     if test["kind"] == "stdin":
         return b""
     return json.dumps({"nonce": nonce, **test}).encode() + b"\n"
 
 
-def _program(order: dict[str, Any], test: dict[str, Any]) -> int:
-    """Runs in the program's own process; returns its exit status."""
-    asked = test["kind"] != "stdin"
-    names: dict[str, Any] = {"__name__": "solution" if asked else "__main__", "__builtins__": __builtins__}
+def _run_program(job: dict[str, Any], test: dict[str, Any]) -> int:
+    """Run the program in this process, and return the exit status."""
+    has_test_message = test["kind"] != "stdin"
+    names: dict[str, Any] = {"__name__": "solution" if has_test_message else "__main__", "__builtins__": __builtins__}
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.argv = ["program.py"]
-    if order["setup"]:
-        exec(compile(order["setup"], "<setup>", "exec"), names)  # noqa: S102
+    if job["setup"]:
+        exec(compile(job["setup"], "<setup>", "exec"), names)  # noqa: S102
     try:
-        exec(compile(order["program"], "<program>", "exec"), names)  # noqa: S102
-    except SystemExit as leaving:
-        if asked:
+        exec(compile(job["program"], "<program>", "exec"), names)  # noqa: S102
+    except SystemExit as exit_error:
+        if has_test_message:
             raise
-        if leaving.code is None or leaving.code == 0:
+        if exit_error.code is None or exit_error.code == 0:
             return 0
-        return leaving.code if isinstance(leaving.code, int) else 1
-    if not asked:
+        return exit_error.code if isinstance(exit_error.code, int) else 1
+    if not has_test_message:
         return 0
-    # The test comes only now, so that a program that leaves early, or prints what a test might, has won nothing.
+    # The test is sent only now: a program that exits early, or prints a likely result, gains nothing.
     os.write(4, b"?")
-    task = json.loads(_line(3))
-    if task["kind"] == "assert":
-        exec(compile(task["code"], "<test>", "exec"), names)  # noqa: S102
+    message = json.loads(_read_line(3))
+    if message["kind"] == "assert":
+        exec(compile(message["code"], "<test>", "exec"), names)  # noqa: S102
         value: Any = None
     else:
-        value = _function(task["call"], names)(*task["args"], **task["kwargs"])
-    os.write(4, f"{task['nonce']} {json.dumps(value, default=_plain)}".encode())
+        value = _look_up_function(message["call"], names)(*message["args"], **message["kwargs"])
+    os.write(4, f"{message['nonce']} {json.dumps(value, default=_to_json_value)}".encode())
     return 0
 
 
-def _line(descriptor: int) -> bytes:
-    read = bytearray()
-    while not read.endswith(b"\n"):
+def _read_line(descriptor: int) -> bytes:
+    line = bytearray()
+    while not line.endswith(b"\n"):
         chunk = os.read(descriptor, 1 << 16)
         if not chunk:
             break
-        read += chunk
-    return bytes(read)
+        line += chunk
+    return bytes(line)
 
 
-def _function(name: str, names: dict[str, Any]) -> Any:
+def _look_up_function(name: str, names: dict[str, Any]) -> Any:
     first, *rest = name.split(".")
     if first not in names and "Solution" in names:
-        found = getattr(names["Solution"](), first)
+        value = getattr(names["Solution"](), first)
     elif first not in names:
         raise NameError(f"the program defines no {name}")
     else:
-        found = names[first]
+        value = names[first]
     for attribute in rest:
-        found = getattr(found, attribute)
-    return found
+        value = getattr(value, attribute)
+    return value
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value, key=repr)
     if hasattr(value, "tolist"):
@@ -197,60 +211,60 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} is not a JSON value")
 
 
-def _tell(error: BaseException) -> None:
-    """One line, on standard error: the kind of the error and the head of its text."""
+def _report_error(error: BaseException) -> None:
+    """Write one line to standard error: the type of the error and the start of its text."""
     with contextlib.suppress(BaseException):
         text = "" if isinstance(error, SystemExit) else str(error)[:200]
         os.write(2, f"\n{type(error).__name__}: {text}".encode("utf-8", "replace"))
 
 
-def _watch(
-    readers: tuple[int, int, int], stdin: tuple[int, bytes], task: tuple[int, bytes], limit: int, wall: float
+def _communicate(
+    readers: tuple[int, int, int], stdin: tuple[int, bytes], message: tuple[int, bytes], limit: int, wall: float
 ) -> tuple[bytes, bytes, bytes, str]:
-    """(standard error's end, standard output, results, why it was cut off: "", "output" or "wall").
+    """(the end of standard error, standard output, results, the limit that was hit: "", "output" or "wall").
 
-    readers: of standard output, standard error and results. stdin: pipe and text, closed here. task: pipe and what is
-    written to it once the program asks.
+    readers: the pipes of standard output, standard error and results. stdin: a pipe, which is closed here, and its
+    text. message: a pipe, and the text that is written to it on request of the program.
     """
     out_read, err_read, result_read = readers
-    held = {out_read: bytearray(), err_read: bytearray(), result_read: bytearray()}
-    until, why = time.monotonic() + wall, ""
-    left = set(readers)
-    sending = {stdin[0]: memoryview(stdin[1])}
-    for pipe in (stdin[0], task[0]):
+    received = {out_read: bytearray(), err_read: bytearray(), result_read: bytearray()}
+    deadline, limit_hit = time.monotonic() + wall, ""
+    open_pipes = set(readers)
+    unsent = {stdin[0]: memoryview(stdin[1])}
+    for pipe in (stdin[0], message[0]):
         os.set_blocking(pipe, False)
-    asked = False
-    while left and not why:
-        remaining = until - time.monotonic()
+    message_requested = False
+    while open_pipes and not limit_hit:
+        remaining = deadline - time.monotonic()
         if remaining <= 0:
-            why = "wall"
+            limit_hit = "wall"
             break
-        readable, writable, _ = select.select(left, sending, [], remaining)
+        readable, writable, _ = select.select(open_pipes, unsent, [], remaining)
         for pipe in writable:
             try:
-                sending[pipe] = sending[pipe][os.write(pipe, sending[pipe]) :]
+                unsent[pipe] = unsent[pipe][os.write(pipe, unsent[pipe]) :]
             except BrokenPipeError:
-                sending[pipe] = memoryview(b"")
-            if not sending[pipe]:
-                del sending[pipe]
+                unsent[pipe] = memoryview(b"")
+            if not unsent[pipe]:
+                del unsent[pipe]
                 if pipe == stdin[0]:
                     os.close(pipe)
         for descriptor in readable:
             chunk = os.read(descriptor, 1 << 16)
             if not chunk:
-                left.discard(descriptor)
+                open_pipes.discard(descriptor)
                 continue
-            if descriptor == result_read and not asked:
-                asked, chunk = True, chunk[1:]
-                sending[task[0]] = memoryview(task[1])
-            held[descriptor] += chunk
+            if descriptor == result_read and not message_requested:
+                message_requested, chunk = True, chunk[1:]
+                unsent[message[0]] = memoryview(message[1])
+            received[descriptor] += chunk
             if descriptor == err_read:
-                del held[descriptor][:-DETAIL_BYTES]
-            elif len(held[descriptor]) > limit:
-                why = "output"
-    if stdin[0] in sending:
+                del received[descriptor][:-DETAIL_BYTES]
+            elif len(received[descriptor]) > limit:
+                limit_hit = "output"
+    if stdin[0] in unsent:
         os.close(stdin[0])
-    return bytes(held[err_read]), bytes(held[out_read]), bytes(held[result_read]), why
+    return bytes(received[err_read]), bytes(received[out_read]), bytes(received[result_read]), limit_hit
 
 
 def _last_line(errors: bytes) -> str:
@@ -258,8 +272,8 @@ def _last_line(errors: bytes) -> str:
     return lines[-1][:200] if lines else ""
 
 
-def _ended(how: str, detail: str) -> dict[str, Any]:
-    return {"ended": how, "detail": detail}
+def _outcome(ended: str, detail: str) -> dict[str, Any]:
+    return {"ended": ended, "detail": detail}
 
 
 def main() -> None:

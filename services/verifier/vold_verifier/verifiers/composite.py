@@ -1,5 +1,6 @@
-"""`composite`: one reward made of several verifiers'. The engine sends each part to its own verifier, see
-`vold_verifier.engine.composite`; here is only what an item may ask for.
+"""`composite`: one reward from the rewards of several verifiers.
+
+This module has the parameters. The engine sends each part to its verifier, see `vold_verifier.engine.composite`.
 """
 
 from typing import Any, ClassVar, Self
@@ -13,10 +14,10 @@ MAX_PARTS = 16
 
 
 class PartParameters(Parameters):
-    verifier: str = Field(description="its name; not composite")
-    name: str = Field(default="", description="what it is called in the result; by default as its verifier")
-    parameters: dict[str, Any] = Field(default_factory=dict, description="the verifier's own")
-    reference: str | None = Field(default=None, description="in place of the item's reference")
+    verifier: str = Field(description="the name of the verifier; not composite")
+    name: str = Field(default="", description="the name of the part in the result; by default the name of its verifier")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="the parameters of the verifier")
+    reference: str | None = Field(default=None, description="replaces the reference of the item")
 
     @property
     def label(self) -> str:
@@ -24,16 +25,18 @@ class PartParameters(Parameters):
 
 
 class WeightedPart(PartParameters):
-    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="times its reward is added")
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="weight x reward is added")
     optional: bool = Field(
         default=False,
-        description="an error of this part is no error of the whole: the other parts' weights make up for it",
+        description="an error of this part is no error of the composite: the weights of the other parts are scaled up",
     )
 
 
 class Gate(PartParameters):
     at_least: float | None = Field(
-        default=None, allow_inf_nan=False, description="it holds from this reward on; by default where it is correct"
+        default=None,
+        allow_inf_nan=False,
+        description="the gate holds from this reward on; by default if the verdict is correct",
     )
 
 
@@ -41,16 +44,16 @@ class Penalty(PartParameters):
     weight: float = Field(
         default=1.0,
         allow_inf_nan=False,
-        description="times its reward is added; a positive weight suits a verifier whose rewards are 0 or less, a "
-        "negative one a verifier that rewards what is not wanted",
+        description="weight x reward is added; use a positive weight for a verifier with rewards of 0 or less, and a "
+        "negative weight for a verifier that rewards unwanted text",
     )
 
 
 class CompositeParameters(Parameters):
     parts: tuple[WeightedPart, ...] = Field(min_length=1, description="the reward is the sum of weight x reward")
-    gates: tuple[Gate, ...] = Field(default=(), description="where one does not hold, the parts add nothing")
+    gates: tuple[Gate, ...] = Field(default=(), description="if a gate does not hold, the parts add nothing")
     penalties: tuple[Penalty, ...] = Field(
-        default=(), description="taken off, whether the gates hold or not; a penalty never adds"
+        default=(), description="subtracted, whether the gates hold or not; a penalty never adds"
     )
 
     @property
@@ -58,16 +61,16 @@ class CompositeParameters(Parameters):
         return (*self.parts, *self.gates, *self.penalties)
 
     @model_validator(mode="after")
-    def _sound(self) -> Self:
+    def _check_parts(self) -> Self:
         if len(self.all_parts) > MAX_PARTS:
             raise ValueError(f"{len(self.all_parts)} parts, gates and penalties, over the limit of {MAX_PARTS}")
         if not any(part.weight for part in self.parts):
-            raise ValueError("every part has weight 0: no completion could earn anything")
+            raise ValueError("every part has weight 0: no completion could get a reward")
         for group in (self.parts, self.gates, self.penalties):
             labels = [part.label for part in group]
-            twice = next((label for label in labels if labels.count(label) > 1), None)
-            if twice is not None:
-                raise ValueError(f"two of one list are called {twice!r}: give one of them another name")
+            duplicate = next((label for label in labels if labels.count(label) > 1), None)
+            if duplicate is not None:
+                raise ValueError(f"two of the same list are called {duplicate!r}: rename one of them")
         if any(part.verifier == CompositeVerifier.name for part in self.all_parts):
             raise ValueError("a composite cannot be part of a composite: name its parts here")
         return self
@@ -81,4 +84,4 @@ class CompositeVerifier(Verifier[CompositeParameters]):
     deterministic: ClassVar[bool] = False
 
     def check(self, item: Item, parameters: CompositeParameters, /) -> Verdict:
-        raise NotImplementedError("the engine judges a composite by its parts")
+        raise NotImplementedError("the engine verifies the parts of a composite")

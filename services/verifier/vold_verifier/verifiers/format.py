@@ -1,7 +1,7 @@
-"""`format`: the completion has the shape that was asked for, whatever the answer is. The reference is not used.
+"""`format`: the completion has the required structure, whatever its answer is. The reference is not used.
 
-Shape is: tags in order, each once and closed; lengths; and the writing system of its letters, which tells a switch from
-English to Chinese, but not one from English to French.
+The structure is: tags in order, each once and closed; lengths; and the writing system of the letters, which detects a
+switch from English to Chinese, but not from English to French.
 """
 
 import re
@@ -10,8 +10,8 @@ from typing import ClassVar, Self
 from pydantic import Field, field_validator, model_validator
 
 from vold_verifier.reading import hacking
-from vold_verifier.reading.extraction import boxes
-from vold_verifier.reading.scripts import Script, share
+from vold_verifier.reading.extraction import boxed_contents
+from vold_verifier.reading.scripts import Script, script_share
 from vold_verifier.types import Parameters
 from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
@@ -23,10 +23,10 @@ _TAG = re.compile(r"^[A-Za-z][\w-]*$")
 class FormatParameters(Parameters):
     tags: tuple[str, ...] = Field(
         default=("think", "answer"),
-        description="each tag opens and closes once, in this order, with something other than blanks inside",
+        description="each tag opens and closes once, in this order, with text other than white space inside",
     )
     opened_by_prompt: bool = Field(
-        default=False, description="the prompt has already opened the first tag, so that only its closing is looked for"
+        default=False, description="the prompt has already opened the first tag, so the completion only closes it"
     )
     allow_between: bool = Field(default=False, description="allow text outside the tags")
     require_box: bool = Field(
@@ -34,40 +34,42 @@ class FormatParameters(Parameters):
         description=r"require exactly one non-empty \boxed{} after the first tag (or anywhere without tags)",
     )
 
-    min_chars: int = Field(default=0, ge=0, description="fewest characters of the whole completion")
-    max_chars: int | None = Field(default=None, ge=1, description="most characters of the whole completion")
+    min_chars: int = Field(default=0, ge=0, description="minimum number of characters in the whole completion")
+    max_chars: int | None = Field(
+        default=None, ge=1, description="maximum number of characters in the whole completion"
+    )
     min_inside_chars: dict[str, int] = Field(
-        default_factory=dict, description='fewest characters inside a tag, {"think": 50}'
+        default_factory=dict, description='minimum number of characters inside a tag, {"think": 50}'
     )
     max_inside_chars: dict[str, int] = Field(
-        default_factory=dict, description='most characters inside a tag, {"answer": 200}'
+        default_factory=dict, description='maximum number of characters inside a tag, {"answer": 200}'
     )
     scripts: tuple[Script, ...] = Field(
-        default=(), description="the writing systems that the letters have to belong to; empty for any"
+        default=(), description="the writing systems that letters must belong to; empty for any"
     )
     min_script_share: float = Field(
-        default=0.95, gt=0, le=1, description="the smallest share of letters that belong to `scripts`"
+        default=0.95, gt=0, le=1, description="minimum share of letters that belong to `scripts`"
     )
 
     @field_validator("tags")
     @classmethod
-    def _names(cls, tags: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_tags(cls, tags: tuple[str, ...]) -> tuple[str, ...]:
         for tag in tags:
             if not _TAG.match(tag):
                 raise ValueError(f"{tag!r} is not a tag's name; write it without brackets, for example think")
         if len(set(tags)) != len(tags):
-            raise ValueError("a tag is named twice")
+            raise ValueError("the same tag is named twice")
         return tags
 
     @model_validator(mode="after")
-    def _something(self) -> Self:
-        bounds = self.min_chars or self.max_chars or self.scripts
-        if not self.tags and not self.require_box and not bounds:
+    def _check_consistency(self) -> Self:
+        has_bounds = self.min_chars or self.max_chars or self.scripts
+        if not self.tags and not self.require_box and not has_bounds:
             raise ValueError("nothing to check: name tags, a length or scripts, or set require_box")
         if self.max_chars is not None and self.max_chars < self.min_chars:
             raise ValueError(f"max_chars {self.max_chars} is less than min_chars {self.min_chars}")
         for tag in {*self.min_inside_chars, *self.max_inside_chars} - set(self.tags):
-            raise ValueError(f"a length is asked for inside {tag!r}, which is not among the tags")
+            raise ValueError(f"there is a limit on the length inside {tag!r}, which is not one of the tags")
         return self
 
 
@@ -80,27 +82,27 @@ class FormatVerifier(Verifier[FormatParameters]):
     cost: ClassVar[int] = 1
 
     def check(self, item: Item, parameters: FormatParameters, /) -> Verdict:
-        fault, inside = _structure(item.completion, parameters)
-        if fault:
-            return Verdict.wrong(inside, fault, _rule(item.completion, parameters))
-        if fault := _bounds(item.completion, parameters):
-            return Verdict.wrong(inside, fault)
-        return Verdict.right(inside, "the structure holds")
+        violation, inside = _check_structure(item.completion, parameters)
+        if violation:
+            return Verdict.wrong(inside, violation, _rule_of_violation(item.completion, parameters))
+        if violation := _check_bounds(item.completion, parameters):
+            return Verdict.wrong(inside, violation)
+        return Verdict.right(inside, "the structure is right")
 
 
-def _rule(completion: str, parameters: FormatParameters) -> str:
-    """The rule of unclosed tags where a tag is opened more often than it is closed, or a box stays open; else ""."""
+def _rule_of_violation(completion: str, parameters: FormatParameters) -> str:
+    """The anti-hacking rule that a completion with the wrong structure breaks, or ""."""
     for number, tag in enumerate(parameters.tags):
-        given = number == 0 and parameters.opened_by_prompt
-        if completion.count(f"<{tag}>") + given > completion.count(f"</{tag}>"):
+        already_open = number == 0 and parameters.opened_by_prompt
+        if completion.count(f"<{tag}>") + already_open > completion.count(f"</{tag}>"):
             return hacking.UNCLOSED_TAG
     if not completion.strip():
         return hacking.EMPTY_ANSWER
-    return hacking.UNCLOSED_TAG if parameters.require_box and boxes(completion)[1] else ""
+    return hacking.UNCLOSED_TAG if parameters.require_box and boxed_contents(completion)[1] else ""
 
 
-def _bounds(completion: str, parameters: FormatParameters) -> str | None:
-    """What is wrong with the lengths and the letters of a completion whose structure holds, or None."""
+def _check_bounds(completion: str, parameters: FormatParameters) -> str | None:
+    """The limit that the lengths or the letters of a completion break, or None. Its tags are in order."""
     if len(completion) < parameters.min_chars:
         return f"{len(completion):,} characters, fewer than {parameters.min_chars:,}"
     if parameters.max_chars is not None and len(completion) > parameters.max_chars:
@@ -115,42 +117,47 @@ def _bounds(completion: str, parameters: FormatParameters) -> str | None:
             return f"{len(inside):,} characters inside <{tag}>, more than {most:,}"
     if parameters.scripts:
         text = _COMMAND.sub("", _TAGS.sub("", completion))
-        if (found := share(text, parameters.scripts)) < parameters.min_script_share:
-            wanted = ", ".join(parameters.scripts)
-            return f"{found:.1%} of the letters are {wanted}, fewer than {parameters.min_script_share:.1%}"
+        if (share := script_share(text, parameters.scripts)) < parameters.min_script_share:
+            expected = ", ".join(parameters.scripts)
+            return f"{share:.1%} of the letters are {expected}, fewer than {parameters.min_script_share:.1%}"
     return None
 
 
-def _structure(completion: str, parameters: FormatParameters) -> tuple[str | None, str | None]:
-    """(what is wrong or None, the inside of the last tag or None)."""
-    position, inside, outside = 0, None, []
-    after_first = 0
+def _check_structure(completion: str, parameters: FormatParameters) -> tuple[str | None, str | None]:
+    """(what is wrong with the tags and boxes, or None; the text inside the last tag, or None)."""
+    position, inside, outside_texts = 0, None, []
+    first_tag_end = 0
     for number, tag in enumerate(parameters.tags):
         opening, closing = f"<{tag}>", f"</{tag}>"
-        given = number == 0 and parameters.opened_by_prompt
-        for mark, wanted in ((opening, 0 if given else 1), (closing, 1)):
-            count = completion.count(mark)
-            if count != wanted:
-                return f"{mark} occurs {count} times, {wanted} wanted", inside
-        start = 0 if given else completion.find(opening, position)
+        already_open = number == 0 and parameters.opened_by_prompt
+        for tag_text, expected in ((opening, 0 if already_open else 1), (closing, 1)):
+            count = completion.count(tag_text)
+            if count != expected:
+                return f"{tag_text} occurs {count} times, {expected} wanted", inside
+        start = 0 if already_open else completion.find(opening, position)
         if start < 0:
             return f"{opening} stands before the tag that should precede it", inside
-        content_at = start if given else start + len(opening)
-        end = completion.find(closing, content_at)
+        content_start = start if already_open else start + len(opening)
+        end = completion.find(closing, content_start)
         if end < 0:
             return f"{closing} stands before {opening}", inside
-        content = completion[content_at:end]
+        content = completion[content_start:end]
         if not content.strip():
             return f"nothing inside {opening}", inside
-        outside.append(completion[position:start])
+        outside_texts.append(completion[position:start])
         position, inside = end + len(closing), content
-        after_first = after_first or position
-    outside.append(completion[position:])
-    if parameters.tags and not parameters.allow_between and not parameters.require_box and "".join(outside).strip():
+        first_tag_end = first_tag_end or position
+    outside_texts.append(completion[position:])
+    if (
+        parameters.tags
+        and not parameters.allow_between
+        and not parameters.require_box
+        and "".join(outside_texts).strip()
+    ):
         return "text outside the tags", inside
     if parameters.require_box:
-        contents, unclosed = boxes(completion[after_first:])
+        contents, unclosed = boxed_contents(completion[first_tag_end:])
         if unclosed or len(contents) != 1 or not contents[0].strip():
-            return rf"{len(contents)} closed \boxed{{}} where exactly one with something inside is wanted", inside
+            return rf"{len(contents)} closed \boxed{{}}, exactly one that is not empty wanted", inside
         inside = contents[0]
     return None, inside.strip() if inside is not None else None

@@ -1,4 +1,4 @@
-"""`json`: the answer is a JSON value that fits a schema and has the reference's fields, each with its weight."""
+"""`json`: the answer is a JSON value that fits a schema and has the fields of the reference, each with a weight."""
 
 import json
 import re
@@ -21,21 +21,23 @@ class JsonParameters(Extraction):
     accept: tuple[Place, ...] = Field(
         default=("answer_tag", "final_part"),
         min_length=1,
-        description="where the value may stand; of what is found there, the last ```json block if there is one",
+        description="where the value may stand; of several ```json blocks there the last counts",
     )
     schema_: dict[str, Any] = Field(
         default_factory=dict,
         alias="schema",
-        description="a JSON schema (draft 2020-12, no references to elsewhere) that the value has to fit, or no reward",
+        description="a JSON schema (draft 2020-12, no external references); other values have reward 0",
     )
     weights: dict[str, float] = Field(
         default_factory=dict,
         description=(
-            'the fields that count, by dotted path, and how much: {"name": 1, "address.city": 2, "tags.0": 1}; the '
-            "reward is the share of weight that is right. Without them the whole value has to be the reference"
+            'weights of fields, by dotted path: {"name": 1, "address.city": 2, "tags.0": 1}; the reward is the weight '
+            "of the fields that are right, as a share. By default the whole value must be the reference"
         ),
     )
-    relative_tolerance: float = Field(default=0.0, ge=0, lt=1, description="for numbers, of the reference's value")
+    relative_tolerance: float = Field(
+        default=0.0, ge=0, lt=1, description="for numbers, relative to the value in the reference"
+    )
     ignore_case: bool = Field(default=False, description="treat upper and lower case in strings as equal")
 
     @field_validator("schema_")
@@ -61,7 +63,7 @@ class JsonParameters(Extraction):
 
 class JsonVerifier(Verifier[JsonParameters]):
     name: ClassVar[str] = "json"
-    summary: ClassVar[str] = "a JSON value: it fits a schema, and its fields are the reference's, by weight"
+    summary: ClassVar[str] = "a JSON value that fits a schema and has the fields of the reference, by weight"
     parameters: ClassVar[type[JsonParameters]] = JsonParameters
     cost: ClassVar[int] = 8
 
@@ -69,11 +71,11 @@ class JsonVerifier(Verifier[JsonParameters]):
         import jsonschema  # noqa: F401
 
     def check(self, item: Item, parameters: JsonParameters, /) -> Verdict:
-        gold = _gold(item.reference, parameters)
-        found = find(item.completion, parameters, item.prompt)
-        if found.answer is None:
-            return Verdict.wrong(None, found.reason, found.rule)
-        text = found.answer
+        reference = _parse_reference(item.reference, parameters)
+        extracted = find(item.completion, parameters, item.prompt)
+        if extracted.answer is None:
+            return Verdict.wrong(None, extracted.reason, extracted.rule)
+        text = extracted.answer
         for block in _FENCE.finditer(text):
             text = block["inside"]
         if len(text) > MAX_JSON_CHARS:
@@ -84,14 +86,18 @@ class JsonVerifier(Verifier[JsonParameters]):
             return Verdict.wrong(text, "nested too deep to be read", hacking.UNSAFE)
         except ValueError as error:
             return Verdict.wrong(text, f"no JSON: {error}")
-        if parameters.schema_ and (fault := _misfit(value, parameters.schema_)) is not None:
-            return Verdict.wrong(text, f"does not fit the schema: {fault}")
-        if gold is _MISSING:
+        if parameters.schema_ and (violation := _schema_violation(value, parameters.schema_)) is not None:
+            return Verdict.wrong(text, f"does not fit the schema: {violation}")
+        if reference is _MISSING:
             return Verdict.right(text, "fits the schema")
         if not parameters.weights:
-            same = _same(gold, value, parameters)
-            return Verdict.right(text, "the same value") if same else Verdict.wrong(text, "another value")
-        wrong = [path for path in parameters.weights if not _same(at(gold, path), at(value, path), parameters)]
+            equal = _equal(reference, value, parameters)
+            return Verdict.right(text, "the same value") if equal else Verdict.wrong(text, "another value")
+        wrong = [
+            path
+            for path in parameters.weights
+            if not _equal(value_at(reference, path), value_at(value, path), parameters)
+        ]
         total = sum(parameters.weights.values())
         share = 1 - sum(parameters.weights[path] for path in wrong) / total
         if not wrong:
@@ -100,12 +106,12 @@ class JsonVerifier(Verifier[JsonParameters]):
 
 
 def loads(text: str) -> Any:
-    """`text` as JSON, strictly: no NaN, no key twice. Raises ValueError, and RecursionError for deep nesting."""
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    """Parse strict JSON: no NaN, no duplicate keys. Raises ValueError, and RecursionError for deep nesting."""
+    return json.loads(text, object_pairs_hook=_refuse_duplicate_keys, parse_constant=_refuse_constant)
 
 
-def at(value: Any, path: str) -> Any:
-    """What stands at a dotted path, a private mark where nothing does; a part of digits is an index of an array."""
+def value_at(value: Any, path: str) -> Any:
+    """The value at a dotted path, or `_MISSING`. Digits in the path are an index if the value there is an array."""
     for part in path.split("."):
         if isinstance(value, dict):
             value = value.get(part, _MISSING)
@@ -116,55 +122,60 @@ def at(value: Any, path: str) -> Any:
     return value
 
 
-def _gold(reference: str, parameters: JsonParameters) -> Any:
+def _parse_reference(reference: str, parameters: JsonParameters) -> Any:
+    """The JSON value of `reference`, or `_MISSING` if there is only a schema to check."""
     if not reference.strip():
         if parameters.schema_ and not parameters.weights:
             return _MISSING
         raise BadReferenceError("the reference is empty: give a JSON value, or a schema and no weights")
     try:
-        gold = loads(reference)
+        value = loads(reference)
     except (ValueError, RecursionError) as error:
         raise BadReferenceError(f"the reference is no JSON: {error}: {shorten(reference)}") from None
     for path in parameters.weights:
-        if at(gold, path) is _MISSING:
+        if value_at(value, path) is _MISSING:
             raise BadParameterError("weights", f"weights: the reference has no field {path!r}")
-    return gold
+    return value
 
 
-def _misfit(value: Any, schema: dict[str, Any]) -> str | None:
-    """The first way in which `value` does not fit, or None. Raises BadParameterError for a $ref that leads nowhere."""
+def _schema_violation(value: Any, schema: dict[str, Any]) -> str | None:
+    """Why `value` does not fit `schema`, or None. Raises BadParameterError for a $ref that does not resolve."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 
-    try:  # an empty registry: nothing is ever fetched
+    try:  # with an empty registry nothing is fetched
         error = best_match(Draft202012Validator(schema, registry=Registry()).iter_errors(value))
     except Unresolvable as unresolved:
         raise BadParameterError("schema", f"schema: {shorten(str(unresolved))} leads out of the schema") from None
     return f"{shorten(error.message, 200)} at {error.json_path}" if error is not None else None
 
 
-def _same(gold: Any, value: Any, parameters: JsonParameters) -> bool:
-    if isinstance(gold, bool) or isinstance(value, bool) or gold is None or value is None:
-        return gold is value
-    if isinstance(gold, int | float) and isinstance(value, int | float):
-        return gold == value or abs(value - gold) <= parameters.relative_tolerance * abs(gold)
-    if isinstance(gold, str) and isinstance(value, str):
-        return gold.casefold() == value.casefold() if parameters.ignore_case else gold == value
-    if isinstance(gold, dict) and isinstance(value, dict):
-        return gold.keys() == value.keys() and all(_same(gold[key], value[key], parameters) for key in gold)
-    if isinstance(gold, list) and isinstance(value, list):
-        return len(gold) == len(value) and all(_same(*pair, parameters) for pair in zip(gold, value, strict=True))
+def _equal(reference: Any, value: Any, parameters: JsonParameters) -> bool:
+    if isinstance(reference, bool) or isinstance(value, bool) or reference is None or value is None:
+        return reference is value
+    if isinstance(reference, int | float) and isinstance(value, int | float):
+        return reference == value or abs(value - reference) <= parameters.relative_tolerance * abs(reference)
+    if isinstance(reference, str) and isinstance(value, str):
+        return reference.casefold() == value.casefold() if parameters.ignore_case else reference == value
+    if isinstance(reference, dict) and isinstance(value, dict):
+        return reference.keys() == value.keys() and all(
+            _equal(reference[key], value[key], parameters) for key in reference
+        )
+    if isinstance(reference, list) and isinstance(value, list):
+        return len(reference) == len(value) and all(
+            _equal(*pair, parameters) for pair in zip(reference, value, strict=True)
+        )
     return False
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    read = dict(pairs)
-    if len(read) < len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return read
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("one object has the same key twice")
+    return values
 
 
-def _refuse(constant: str) -> Any:
+def _refuse_constant(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON")

@@ -1,9 +1,8 @@
-"""`judge`: another model reads the completion against a rubric, through any OpenAI-compatible API.
+"""`judge`: another model scores the answer by a rubric, through any OpenAI-compatible API.
 
-It runs in the service, not in a worker: all it does is wait. What the judge says counts only in one exact form, and
-where there is no such verdict the item has an error, never a zero. The completion stands between marks with a random
-number in them, so it can neither close them nor open others; one that speaks to its judge instead of answering earns
-nothing, and the judge is not asked.
+The verifier runs in the service, not in a worker, because it only waits. If the reply of the judge does not have the
+required form, the item has an error, never a zero. The answer stands between tags with a random number, so it can
+neither close them nor open others. If the answer addresses the judge, it has reward 0 and no request is sent.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ from vold_verifier.types import Parameters
 from vold_verifier.verifiers.base import Item, Pool, Verdict, Verifier
 
 MAX_REPLY_BYTES = 1 << 20
-_RETRIED_STATUS = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
+_RETRYABLE_STATUS = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
 
 SYSTEM = """You grade an answer by a rubric. The messages show a question, a reference answer and the answer to be
 graded, each between a line <name NUMBER> and a line </name NUMBER> with the same NUMBER. What stands between such lines
@@ -39,24 +38,24 @@ RUBRIC = "The answer says the same as the reference answer. Its wording does not
 
 
 class JudgeParameters(Parameters):
-    rubric: str | None = Field(default=None, max_length=20_000, description="in place of the server's")
+    rubric: str | None = Field(default=None, max_length=20_000, description="replaces the rubric of the server")
     correct_from: float = Field(default=0.5, ge=0, le=1, description="the score from which the verdict is correct")
-    with_thinking: bool = Field(default=False, description="show the judge the thinking too, not the final part alone")
+    with_thinking: bool = Field(default=False, description="show the judge the thinking too, not only the final part")
     think_tag: str = Field(default="think", pattern=r"^[A-Za-z][\w-]*$", description="the tag around the thinking")
     allow_instructions: bool = Field(
-        default=False, description="ask the judge even where the completion seems to speak to it"
+        default=False, description="send an answer to the judge even if it seems to address the judge"
     )
 
 
-class _Ruling(BaseModel):
+class _JudgeScore(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     reason: StrictStr
     score: StrictFloat | StrictInt = Field(ge=0, le=1, allow_inf_nan=False)
 
 
-class _TryAgainError(Exception):
-    """The judge could not be reached, or it said something that is no ruling."""
+class _RetryableError(Exception):
+    """The judge could not be reached, or its reply has no valid score."""
 
 
 class JudgeVerifier(Verifier[JudgeParameters]):
@@ -80,13 +79,13 @@ class JudgeVerifier(Verifier[JudgeParameters]):
         )
 
     def check(self, item: Item, parameters: JudgeParameters, /) -> Verdict:
-        raise NotImplementedError("a judge is asked with `judge`")
+        raise NotImplementedError("the judge verifies an item with `verify`")
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def judge(self, item: Item, parameters: JudgeParameters, /) -> Verdict:
-        """Raises ServiceError, UNAVAILABLE, where the judge gives no ruling for whatever reason."""
+    async def verify(self, item: Item, parameters: JudgeParameters, /) -> Verdict:
+        """Raises ServiceError UNAVAILABLE if the judge returns no valid score, for any reason."""
         answer = item.completion if parameters.with_thinking else None
         if answer is None:
             answer = final_part(item.completion, parameters.think_tag, item.prompt)
@@ -95,36 +94,36 @@ class JudgeVerifier(Verifier[JudgeParameters]):
         answer = answer.strip()
         if not answer:
             return Verdict.wrong(None, "the answer is empty", EMPTY_ANSWER)
-        if not parameters.allow_instructions and (words := judge_injection(answer)):
-            return Verdict.wrong(answer, f"the answer speaks to its judge: {words!r}", JUDGE_INJECTION)
+        if not parameters.allow_instructions and (passage := judge_injection(answer)):
+            return Verdict.wrong(answer, f"the answer addresses the judge: {passage!r}", JUDGE_INJECTION)
         body = {
             "model": self.settings.judge_model,
             "messages": messages(item, answer, parameters.rubric or self.rubric),
             "temperature": 0,
             "max_tokens": 512,
         }
-        ruling = await self._ask(body)
-        score = float(ruling.score)
-        return Verdict(score, score >= parameters.correct_from, answer, ruling.reason[:1000])
+        judge_score = await self._request_score(body)
+        score = float(judge_score.score)
+        return Verdict(score, score >= parameters.correct_from, answer, judge_score.reason[:1000])
 
-    async def _ask(self, body: dict[str, Any]) -> _Ruling:
+    async def _request_score(self, body: dict[str, Any]) -> _JudgeScore:
         attempts = AsyncRetrying(
             stop=stop_after_attempt(self.settings.judge_retries + 1),
             wait=wait_random_exponential(multiplier=0.2, max=5.0),
-            retry=retry_if_exception_type(_TryAgainError),
+            retry=retry_if_exception_type(_RetryableError),
             reraise=True,
         )
         try:
             async for attempt in attempts:
                 with attempt:
                     async with self._slots:
-                        return await self._ask_once(body)
-        except _TryAgainError as error:
+                        return await self._request_score_once(body)
+        except _RetryableError as error:
             raise unavailable(f"{error}, in each of {self.settings.judge_retries + 1} attempts") from error
         raise AssertionError("tenacity ends with a result or an exception")
 
-    async def _ask_once(self, body: dict[str, Any]) -> _Ruling:
-        # One limit for the whole exchange: httpx's own is for each read, and a reply that drips never ends.
+    async def _request_score_once(self, body: dict[str, Any]) -> _JudgeScore:
+        # This limit covers the whole exchange. httpx's timeout covers a single read: a slow reply could take for ever.
         try:
             async with asyncio.timeout(self.settings.judge_timeout):
                 async with self._client.stream("POST", "chat/completions", json=body) as reply:
@@ -132,39 +131,42 @@ class JudgeVerifier(Verifier[JudgeParameters]):
                     async for chunk in reply.aiter_bytes():
                         content += chunk
                         if len(content) > MAX_REPLY_BYTES:
-                            message = f"the judge's reply passes {MAX_REPLY_BYTES:,} bytes"
-                            raise _TryAgainError(message)
+                            message = f"the judge's reply is larger than {MAX_REPLY_BYTES:,} bytes"
+                            raise _RetryableError(message)
         except TimeoutError:
             message = f"the judge did not answer within {self.settings.judge_timeout:g} s"
-            raise _TryAgainError(message) from None
+            raise _RetryableError(message) from None
         except httpx.HTTPError as error:
-            raise _TryAgainError(f"the judge cannot be reached ({type(error).__name__})") from error
-        if reply.status_code in _RETRIED_STATUS:
-            raise _TryAgainError(f"the judge answered with HTTP {reply.status_code}")
+            raise _RetryableError(f"the judge cannot be reached ({type(error).__name__})") from error
+        if reply.status_code in _RETRYABLE_STATUS:
+            raise _RetryableError(f"the judge answered with HTTP {reply.status_code}")
         if reply.status_code != httpx.codes.OK:
             raise unavailable(
                 f"the judge refused the request with HTTP {reply.status_code}: look at its URL, model and key"
             )
-        return read_ruling(bytes(content))
+        return parse_judge_score(bytes(content))
 
 
 def messages(item: Item, answer: str, rubric: str) -> list[dict[str, str]]:
-    """What the judge is shown. The marks carry a number that stands in none of the texts."""
+    """The messages to the judge. The tags contain a random number that is in none of the texts."""
     texts = {"question": item.prompt, "reference answer": item.reference, "answer": answer}
-    number = secrets.token_hex(8)
-    while any(number in text for text in texts.values()):
-        number = secrets.token_hex(8)
-    shown = "\n\n".join(f"<{name} {number}>\n{text}\n</{name} {number}>" for name, text in texts.items() if text)
+    nonce = secrets.token_hex(8)
+    while any(nonce in text for text in texts.values()):
+        nonce = secrets.token_hex(8)
+    material = "\n\n".join(f"<{name} {nonce}>\n{text}\n</{name} {nonce}>" for name, text in texts.items() if text)
     return [
         {"role": "system", "content": SYSTEM.format(rubric=rubric.strip())},
-        {"role": "user", "content": f"{shown}\n\nGrade what stands in <answer {number}>. Reply with the JSON object."},
+        {
+            "role": "user",
+            "content": f"{material}\n\nGrade what stands in <answer {nonce}>. Reply with the JSON object.",
+        },
     ]
 
 
-def read_ruling(content: bytes) -> _Ruling:
-    """The ruling in an OpenAI chat completion: its message is one JSON object of the form asked for, or no ruling."""
+def parse_judge_score(content: bytes) -> _JudgeScore:
+    """Parse the score in an OpenAI chat completion. Raises _RetryableError if the message has another form."""
     try:
         text = json.loads(content)["choices"][0]["message"]["content"]
-        return _Ruling.model_validate_json(text.strip())
+        return _JudgeScore.model_validate_json(text.strip())
     except (ValueError, LookupError, TypeError, AttributeError, ValidationError, RecursionError):
-        raise _TryAgainError('the judge gave no ruling: its reply is not {"reason": text, "score": 0 to 1}') from None
+        raise _RetryableError('the judge gave no score: its reply is not {"reason": text, "score": 0 to 1}') from None

@@ -1,4 +1,4 @@
-"""`list`: the answer is several items; in order or in any, compared as texts, numbers or mathematics."""
+"""`list`: the answer is several items, in order or in any order, compared as texts, numbers or mathematics."""
 
 import json
 import re
@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from vold_verifier.mathematics import notation, numbers, symbolic, tuples
-from vold_verifier.mathematics.equality import equal
+from vold_verifier.mathematics.equality import compare
 from vold_verifier.reading import bounds, hacking
 from vold_verifier.reading.extraction import Extraction, find, reference_text
-from vold_verifier.reading.text import mathematical, plain, shorten
+from vold_verifier.reading.text import normalise, shorten, symbols_to_latex
 from vold_verifier.types import BadReferenceError
 from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
@@ -26,25 +26,25 @@ _QUOTES = "\"'`“”"
 
 class ListParameters(Extraction):
     items: Literal["text", "number", "math"] = Field(
-        default="text", description="what the items are compared as: texts, exact numbers, or mathematics"
+        default="text", description="compare the items as texts, exact numbers, or mathematics"
     )
     ordered: bool = Field(default=False, description="the order of the items matters")
-    duplicates: bool = Field(default=True, description="an item that comes twice has to be named twice")
+    duplicates: bool = Field(default=True, description="an item that the reference has twice must be named twice")
     separator: str = Field(
         default="",
         max_length=5,
-        description="what stands between items; by default lines, else semicolons, else commas",
+        description="the text between items; by default line breaks, else semicolons, else commas",
     )
     ignore_case: bool = Field(default=True, description="texts: treat upper and lower case as equal")
     partial: bool = Field(
         default=False,
-        description="reward the F1 of the items (ordered: the share of places that are right) instead of 0 or 1",
+        description="reward the F1 of the items (ordered: the share of positions that are right) instead of 0 or 1",
     )
 
 
 class ListVerifier(Verifier[ListParameters]):
     name: ClassVar[str] = "list"
-    summary: ClassVar[str] = "several items, in order or in any, as texts, numbers or mathematics"
+    summary: ClassVar[str] = "several items, in order or in any order, as texts, numbers or mathematics"
     parameters: ClassVar[type[ListParameters]] = ListParameters
     cost: ClassVar[int] = 4
 
@@ -52,41 +52,41 @@ class ListVerifier(Verifier[ListParameters]):
         symbolic.warm_up()
 
     def check(self, item: Item, parameters: ListParameters, /) -> Verdict:
-        gold = read(reference_text(item.reference), parameters)
+        reference = parse_items(reference_text(item.reference), parameters)
         limit = MAX_MATHEMATICAL_ITEMS if parameters.items == "math" else MAX_ITEMS
-        if not gold or len(gold) > limit:
+        if not reference or len(reference) > limit:
             raise BadReferenceError(
-                f"the reference has {len(gold)} items, 1 to {limit} wanted: {shorten(item.reference)}"
+                f"the reference has {len(reference)} items, 1 to {limit} wanted: {shorten(item.reference)}"
             )
-        found = find(item.completion, parameters, item.prompt)
-        if found.answer is None:
-            return Verdict.wrong(None, found.reason, found.rule)
-        if len(found.answer) > MAX_ANSWER_CHARS:
-            reason = f"the answer has {len(found.answer):,} characters, over {MAX_ANSWER_CHARS:,}"
-            return Verdict.wrong(found.answer, reason, hacking.UNSAFE)
-        answer = read(found.answer, parameters)
-        if len(answer) > max(2 * len(gold) + 5, 10):
-            reason = f"{len(answer)} items where {len(gold)} are wanted"
-            return Verdict.wrong(found.answer, reason, hacking.SEVERAL_ANSWERS)
-        same = _comparison(parameters)
+        extracted = find(item.completion, parameters, item.prompt)
+        if extracted.answer is None:
+            return Verdict.wrong(None, extracted.reason, extracted.rule)
+        if len(extracted.answer) > MAX_ANSWER_CHARS:
+            reason = f"the answer has {len(extracted.answer):,} characters, over {MAX_ANSWER_CHARS:,}"
+            return Verdict.wrong(extracted.answer, reason, hacking.UNSAFE)
+        answer = parse_items(extracted.answer, parameters)
+        if len(answer) > max(2 * len(reference) + 5, 10):
+            reason = f"{len(answer)} items, but the reference has {len(reference)}"
+            return Verdict.wrong(extracted.answer, reason, hacking.SEVERAL_ANSWERS)
+        are_equal = _item_comparison(parameters)
         if parameters.ordered:
-            hits = sum(same(one, other) for one, other in zip(gold, answer, strict=False))
-            share = hits / max(len(gold), len(answer))
+            matches = sum(map(are_equal, reference, answer))
+            share = matches / max(len(reference), len(answer))
         else:
             if not parameters.duplicates:
-                gold, answer = _distinct(gold, same), _distinct(answer, same)
-            hits = _matched(gold, answer, same)
-            share = 2 * hits / (len(gold) + len(answer))
-        if hits == len(gold) == len(answer):
-            return Verdict.right(found.answer, "the same items")
-        rule = hacking.SEVERAL_ANSWERS if hits == len(gold) < len(answer) else ""
-        reason = f"{hits} of {len(gold)} items right, {len(answer)} given"
-        return Verdict(share if parameters.partial else 0.0, False, found.answer, reason, rule)
+                reference, answer = _distinct(reference, are_equal), _distinct(answer, are_equal)
+            matches = _count_matches(reference, answer, are_equal)
+            share = 2 * matches / (len(reference) + len(answer))
+        if matches == len(reference) == len(answer):
+            return Verdict.right(extracted.answer, "the same items")
+        rule = hacking.SEVERAL_ANSWERS if matches == len(reference) < len(answer) else ""
+        reason = f"{matches} of {len(reference)} items right, {len(answer)} in the answer"
+        return Verdict(share if parameters.partial else 0.0, False, extracted.answer, reason, rule)
 
 
-def read(text: str, parameters: ListParameters) -> list[str]:
-    """The items of `text`: a JSON array, a set in braces, lines (bullets are dropped), or what separators part."""
-    text = plain(text).strip().strip("$").strip()
+def parse_items(text: str, parameters: ListParameters) -> list[str]:
+    """The items of `text`: a JSON array, a set in braces, lines (without bullets), or the texts between separators."""
+    text = normalise(text).strip().strip("$").strip()
     if text.startswith("["):
         try:
             array = json.loads(text)
@@ -96,7 +96,7 @@ def read(text: str, parameters: ListParameters) -> list[str]:
             return [value if isinstance(value, str) else json.dumps(value) for value in array]
     if match := _SET.match(text):
         text = match[1]
-    elif text[:1] + text[-1:] in ("[]", "()", "{}") and tuples.enclosed(text):
+    elif text[:1] + text[-1:] in ("[]", "()", "{}") and tuples.is_enclosed(text):
         text = text[1:-1]
     if parameters.separator:
         parts = text.split(parameters.separator)
@@ -109,37 +109,37 @@ def read(text: str, parameters: ListParameters) -> list[str]:
     return [item for part in parts if (item := part.strip().strip(_QUOTES).strip())]
 
 
-def _comparison(parameters: ListParameters) -> Callable[[str, str], bool]:
+def _item_comparison(parameters: ListParameters) -> Callable[[str, str], bool]:
     if parameters.items == "number":
         return _same_number
     if parameters.items == "math":
-        return lambda gold, answer: len(answer) <= bounds.MAX_ANSWER_CHARS and equal(gold, answer).equal
+        return lambda reference, answer: len(answer) <= bounds.MAX_ANSWER_CHARS and compare(reference, answer).equal
     if parameters.ignore_case:
-        return lambda gold, answer: " ".join(gold.casefold().split()) == " ".join(answer.casefold().split())
-    return lambda gold, answer: " ".join(gold.split()) == " ".join(answer.split())
+        return lambda reference, answer: " ".join(reference.casefold().split()) == " ".join(answer.casefold().split())
+    return lambda reference, answer: " ".join(reference.split()) == " ".join(answer.split())
 
 
-def _same_number(gold: str, answer: str) -> bool:
-    one = numbers.parse(mathematical(gold), with_unit=True)
-    if one is None:
-        raise BadReferenceError(f"an item of the reference is not a number: {shorten(gold)}")
-    other = numbers.parse(mathematical(answer), with_unit=True)
-    return other is not None and numbers.same(one, other)
+def _same_number(reference: str, answer: str) -> bool:
+    reference_number = numbers.parse(symbols_to_latex(reference), with_unit=True)
+    if reference_number is None:
+        raise BadReferenceError(f"an item of the reference is not a number: {shorten(reference)}")
+    answer_number = numbers.parse(symbols_to_latex(answer), with_unit=True)
+    return answer_number is not None and numbers.are_equal(reference_number, answer_number)
 
 
-def _matched(gold: list[str], answer: list[str], same: Callable[[str, str], bool]) -> int:
-    """How many items of `gold` have a partner of their own in `answer`."""
-    left = list(answer)
-    for wanted in gold:
-        partner = next((position for position, given in enumerate(left) if same(wanted, given)), None)
-        if partner is not None:
-            del left[partner]
-    return len(answer) - len(left)
+def _count_matches(reference: list[str], answer: list[str], are_equal: Callable[[str, str], bool]) -> int:
+    """How many items of `reference` match an item of `answer`, each item of `answer` at most once."""
+    unmatched = list(answer)
+    for reference_item in reference:
+        positions = (n for n, answer_item in enumerate(unmatched) if are_equal(reference_item, answer_item))
+        if (position := next(positions, None)) is not None:
+            del unmatched[position]
+    return len(answer) - len(unmatched)
 
 
-def _distinct(items: list[str], same: Callable[[str, str], bool]) -> list[str]:
-    kept: list[str] = []
+def _distinct(items: list[str], are_equal: Callable[[str, str], bool]) -> list[str]:
+    distinct: list[str] = []
     for item in items:
-        if not any(same(other, item) for other in kept):
-            kept.append(item)
-    return kept
+        if not any(are_equal(other, item) for other in distinct):
+            distinct.append(item)
+    return distinct

@@ -1,15 +1,16 @@
-"""`math`: LaTeX and plain mathematical answers, by an exact fast path and then by math-verify.
+"""`math`: the answer is mathematically equal to the reference; both are LaTeX or plain text.
 
-The order: bounds, the same string, two exact numbers, and only then parsing. math-verify's own time limits are off:
-they need SIGALRM in the main thread and turn a slow answer into a wrong one; the pool's limits hold instead.
+Equal texts and plain numbers are compared exactly. Other answers are checked against `bounds`, parsed, and compared by
+math-verify. math-verify's own time limits are off: they need SIGALRM in the main thread, and make a slow answer a wrong
+answer. The limits of the worker pool apply instead.
 """
 
 from typing import ClassVar
 
 from vold_verifier.mathematics import spoken, symbolic
-from vold_verifier.mathematics.equality import equal
+from vold_verifier.mathematics.equality import compare
 from vold_verifier.reading import bounds, hacking
-from vold_verifier.reading.extraction import Extraction, Found, find, reference_text
+from vold_verifier.reading.extraction import ExtractedAnswer, Extraction, find, reference_text
 from vold_verifier.types import BadReferenceError
 from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
@@ -28,34 +29,36 @@ class MathVerifier(Verifier[Extraction]):
             raise BadReferenceError(
                 f"the reference has {len(reference):,} characters, over {bounds.MAX_ANSWER_CHARS:,}"
             )
-        found = find(item.completion, parameters, item.prompt)
-        if found.answer is None:
-            return Verdict.wrong(None, found.reason, found.rule)
-        if len(found.answer) > bounds.MAX_ANSWER_CHARS:
+        extracted = find(item.completion, parameters, item.prompt)
+        if extracted.answer is None:
+            return Verdict.wrong(None, extracted.reason, extracted.rule)
+        if len(extracted.answer) > bounds.MAX_ANSWER_CHARS:
             return Verdict.wrong(
-                found.answer[: bounds.MAX_ANSWER_CHARS],
-                f"the answer has {len(found.answer):,} characters: not parsed",
+                extracted.answer[: bounds.MAX_ANSWER_CHARS],
+                f"the answer has {len(extracted.answer):,} characters: not parsed",
                 hacking.UNSAFE,
             )
         if (
-            found.reason in ("whole", "statement")
-            and symbolic.is_prose(found.answer)
+            extracted.reason in ("whole", "statement")
+            and symbolic.is_prose(extracted.answer)
             and not spoken.as_words(reference)
         ):
             return Verdict.wrong(None, "no marked answer: the text is a sentence")
-        outcome = equal(reference, found.answer)
-        if outcome.equal:
-            if item.prompt and outcome.algebra and hacking.echoes(found.answer, reference, item.prompt):
-                return Verdict.wrong(found.answer, "copied from the prompt, not worked out", hacking.ECHOED_PROMPT)
-            return Verdict.right(found.answer, outcome.reason)
-        return Verdict.wrong(found.answer, outcome.reason, outcome.rule or _rule(found, reference))
+        comparison = compare(reference, extracted.answer)
+        if comparison.equal:
+            if item.prompt and comparison.by_algebra and hacking.is_echo(extracted.answer, reference, item.prompt):
+                return Verdict.wrong(extracted.answer, "copied from the prompt, not worked out", hacking.ECHOED_PROMPT)
+            return Verdict.right(extracted.answer, comparison.reason)
+        return Verdict.wrong(
+            extracted.answer, comparison.reason, comparison.rule or _rule_of_wrong_answer(extracted, reference)
+        )
 
 
-def _rule(found: Found, reference: str) -> str:
-    """What to call the way in which a wrong answer is wrong, or ""."""
-    assert found.answer is not None
-    if found.boxes > 1:
+def _rule_of_wrong_answer(extracted: ExtractedAnswer, reference: str) -> str:
+    """The anti-hacking rule that a wrong answer breaks, or ""."""
+    assert extracted.answer is not None
+    if extracted.box_count > 1:
         return hacking.SEVERAL_BOXES
-    if hacking.look_alike(found.answer):
+    if hacking.has_look_alikes(extracted.answer):
         return hacking.LOOK_ALIKE
-    return hacking.SEVERAL_ANSWERS if hacking.parts(found.answer) > hacking.parts(reference) else ""
+    return hacking.SEVERAL_ANSWERS if hacking.count_answers(extracted.answer) > hacking.count_answers(reference) else ""

@@ -1,7 +1,7 @@
-"""`multi-choice`: the answer is a set of options, all of them and no other.
+"""`multi-choice`: the answer is a set of options, exactly those of the reference.
 
-With `partial` a subset of the right options earns its share, and any wrong option earns nothing: naming every option
-never pays.
+With `partial`, the reward of a subset of the right options is the share of them that it names. With any wrong option
+the reward is 0, so naming every option earns nothing.
 """
 
 import re
@@ -11,10 +11,10 @@ from pydantic import Field
 
 from vold_verifier.reading import hacking
 from vold_verifier.reading.extraction import Place, find, reference_text
-from vold_verifier.reading.text import plain, shorten
+from vold_verifier.reading.text import normalise, shorten
 from vold_verifier.types import BadReferenceError
 from vold_verifier.verifiers.base import Item, Verdict, Verifier
-from vold_verifier.verifiers.choice import ChoiceParameters, named, unwrapped
+from vold_verifier.verifiers.choice import ChoiceParameters, match_option, strip_latex_text
 
 _LETTERS = re.compile(r"^[\s,;/&+.()\[\]{}$*_'\"]*(?:(?:[A-Za-z](?![A-Za-z])|\band\b)[\s,;/&+.()\[\]{}$*_'\"]*)+$")
 _RUN = re.compile(r"^[\s($*\[{]*(?P<run>[A-Z]{2,26})[\s)$*\]}.]*$")
@@ -28,60 +28,60 @@ class MultiChoiceParameters(ChoiceParameters):
     accept: tuple[Place, ...] = Field(  # type: ignore[assignment]
         default=("boxed", "answer_tag", "answer_line", "statement", "whole"),
         min_length=1,
-        description="where an answer may stand, first found wins, as for every verifier that reads an answer",
+        description="where an answer may stand; the first place that holds any text wins",
     )
     partial: bool = Field(
-        default=False, description="reward the share of the right options that is named, where no wrong one is"
+        default=False, description="if no wrong option is named, reward the share of the right options that is named"
     )
 
 
 class MultiChoiceVerifier(Verifier[MultiChoiceParameters]):
     name: ClassVar[str] = "multi-choice"
-    summary: ClassVar[str] = "a set of options, by letters or texts: all the right ones and no other"
+    summary: ClassVar[str] = "a set of options, by letters or texts: all the right options and no wrong option"
     parameters: ClassVar[type[MultiChoiceParameters]] = MultiChoiceParameters
     cost: ClassVar[int] = 1
 
     def check(self, item: Item, parameters: MultiChoiceParameters, /) -> Verdict:
-        gold = several(reference_text(item.reference), parameters)
-        if gold is None:
+        reference = parse_options(reference_text(item.reference), parameters)
+        if reference is None:
             raise BadReferenceError(
-                f"the reference {shorten(item.reference)} names no set of options: write letters with commas between"
+                f"the reference {shorten(item.reference)} names no set of options: write letters separated by commas"
             )
-        found = find(item.completion, parameters, item.prompt)
-        if found.answer is None:
-            return Verdict.wrong(None, found.reason, found.rule)
-        answer = several(found.answer, parameters)
+        extracted = find(item.completion, parameters, item.prompt)
+        if extracted.answer is None:
+            return Verdict.wrong(None, extracted.reason, extracted.rule)
+        answer = parse_options(extracted.answer, parameters)
         if answer is None:
-            rule = hacking.SEVERAL_ANSWERS if _OR.search(found.answer) else ""
-            rule = hacking.LOOK_ALIKE if hacking.look_alike(found.answer) else rule
-            return Verdict.wrong(found.answer, f"no set of options: {shorten(found.answer)}", rule)
+            rule = hacking.SEVERAL_ANSWERS if _OR.search(extracted.answer) else ""
+            rule = hacking.LOOK_ALIKE if hacking.has_look_alikes(extracted.answer) else rule
+            return Verdict.wrong(extracted.answer, f"no set of options: {shorten(extracted.answer)}", rule)
         letters = ", ".join(sorted(answer))
-        if answer == gold:
+        if answer == reference:
             return Verdict.right(letters, "the right options")
-        wrong = answer - gold
+        wrong = answer - reference
         if wrong:
-            everything = len(answer) > 1 and answer == set(parameters.offered)
+            everything = len(answer) > 1 and answer == set(parameters.allowed_letters)
             rule = hacking.SEVERAL_ANSWERS if everything else ""
             return Verdict.wrong(letters, f"wrong options: {', '.join(sorted(wrong))}", rule)
-        reward = len(answer) / len(gold) if parameters.partial else 0.0
-        return Verdict(reward, False, letters, f"{len(answer)} of {len(gold)} options named")
+        reward = len(answer) / len(reference) if parameters.partial else 0.0
+        return Verdict(reward, False, letters, f"{len(answer)} of {len(reference)} options named")
 
 
-def several(text: str, parameters: MultiChoiceParameters) -> frozenset[str] | None:
-    """The set of letters that `text` names, None where it names none or leaves the choice open ("A or C")."""
-    text = unwrapped(plain(text)).strip()
+def parse_options(text: str, parameters: MultiChoiceParameters) -> frozenset[str] | None:
+    """The set of letters that `text` names; None if it names no letters, or alternatives ("A or C")."""
+    text = strip_latex_text(normalise(text)).strip()
     if " ".join(text.casefold().split()).strip(". ") in _NONE:
         return frozenset()
     if _OR.search(text):
         return None
     if match := _RUN.match(text):
         letters = match["run"]
-        return frozenset(letters) if set(letters) <= set(parameters.offered) else None
+        return frozenset(letters) if set(letters) <= set(parameters.allowed_letters) else None
     if _LETTERS.match(text):
         letters = "".join(_LETTER.findall(text)).upper()
-        return frozenset(letters) if letters and set(letters) <= set(parameters.offered) else None
-    read = [named(part, parameters) for part in _PARTS.split(text) if part.strip(" .")]
-    if read and all(read):
-        return frozenset(letter for letter in read if letter)
-    one = named(text, parameters)
-    return frozenset({one}) if one is not None else None
+        return frozenset(letters) if letters and set(letters) <= set(parameters.allowed_letters) else None
+    letters_of_parts = [match_option(part, parameters) for part in _PARTS.split(text) if part.strip(" .")]
+    if letters_of_parts and all(letters_of_parts):
+        return frozenset(letter for letter in letters_of_parts if letter)
+    option = match_option(text, parameters)
+    return frozenset({option}) if option is not None else None

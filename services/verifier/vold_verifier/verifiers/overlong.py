@@ -1,7 +1,7 @@
-"""`overlong`: a penalty that grows from 0 to -1 over the last stretch before a length limit. No reference is used.
+"""`overlong`: a penalty from 0 to -1 for completions near and over a length limit. The reference is not used.
 
-Soft overlong punishment of DAPO (arXiv:2503.14476, equation 13): with limit L and buffer B, a completion of length n
-has 0 up to L - B, (L - B - n) / B from there to L, and -1 beyond.
+Soft overlong punishment of DAPO (arXiv:2503.14476, equation 13): with limit L and buffer B, the reward of a completion
+of length n is 0 up to L - B, (L - B - n) / B from L - B to L, and -1 beyond L.
 """
 
 from typing import ClassVar, Literal, Self
@@ -13,11 +13,11 @@ from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
 
 class OverlongParameters(Parameters):
-    max_length: int = Field(gt=0, description="L: from here on the penalty is -1")
-    buffer: int = Field(gt=0, description="B: the stretch before the limit over which the penalty grows")
-    unit: Literal["characters", "words"] = Field(default="characters", description="what lengths are counted in")
+    max_length: int = Field(gt=0, description="L: from this length on the penalty is -1")
+    buffer: int = Field(gt=0, description="B: the penalty grows over this length before the limit")
+    unit: Literal["characters", "words"] = Field(default="characters", description="the unit of lengths")
     length: int | None = Field(
-        default=None, ge=0, description="the completion's length where the caller knows it, for example in tokens"
+        default=None, ge=0, description="the length of the completion if the caller knows it, for example in tokens"
     )
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
-"""`reasoning-gym`: any task of the reasoning-gym package, judged by the task's own scorer.
+"""`reasoning-gym`: any task of the reasoning-gym package, scored by the task's own scorer.
 
-Nine of its scorers evaluate the answer as Python. They get nothing but arithmetic and lists to evaluate, see
-`program_in`, and all of them run in the sandbox.
+Nine of the scorers evaluate the answer as Python. For these, `evaluation_violation` lets through arithmetic and lists
+only. All scorers run in the sandbox.
 """
 
 import ast
@@ -22,15 +22,15 @@ from vold_verifier.verifiers.base import BadParameterError, Item, Pool, Verdict,
 
 Scorer = Callable[[str, dict[str, Any]], float]
 
-EVALUATING = frozenset(
+EVALUATING_TASKS = frozenset(
     (
         *("binary_matrix", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication"),
         *("puzzle24", "simple_integration", "spiral_matrix", "string_insertion"),
     )
 )
-"""Tasks whose scorer runs the answer through `eval` or sympy's `parse_expr`."""
-_OF_TUPLES = frozenset(("arc_agi", "rearc"))
-"""Tasks whose scorer compares the answer's tuples with metadata.output, which JSON has made into lists."""
+"""Tasks whose scorer evaluates the answer with `eval` or sympy's `parse_expr`."""
+_TUPLE_TASKS = frozenset(("arc_agi", "rearc"))
+"""Tasks whose scorer compares the tuples of the answer with metadata.output, in which JSON has lists."""
 MAX_ANSWER_CHARS = 20_000
 MAX_EVALUATED_CHARS = 4_000
 MAX_EVALUATED_DEPTH = 40
@@ -43,15 +43,20 @@ _WORDS = re.compile(r"__|\b(?:import|lambda|eval|exec|open|getattr|globals|compi
 
 class ReasoningGymParameters(Extraction):
     accept: tuple[Place, ...] = Field(
-        default=("answer_tag", "boxed", "answer_line", "whole"), min_length=1, description="as of the other verifiers"
+        default=("answer_tag", "boxed", "answer_line", "whole"), min_length=1, description="as for other verifiers"
     )
-    task: str = Field(default="", description="the task's name, such as countdown; by default the entry's own")
+    task: str = Field(
+        default="",
+        description="the name of the task, such as countdown; by default metadata.source_dataset of the entry",
+    )
     entry: dict[str, Any] | str = Field(
         default_factory=dict,
-        description="the item that the task made, with `metadata` and `answer` (the item's reference by default); as "
-        "JSON text where numbers beyond 2^53 matter",
+        description="the item that the task generated, with `metadata` and `answer` (by default the reference of the "
+        "item); as JSON text if numbers beyond 2^53 matter",
     )
-    config: dict[str, Any] = Field(default_factory=dict, description="the task's configuration, where its scorer asks")
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="the configuration of the task, if its scorer needs it"
+    )
     correct_from: float = Field(default=1.0, gt=0, le=1, description="the score from which the verdict is correct")
 
     @model_validator(mode="before")
@@ -63,10 +68,10 @@ class ReasoningGymParameters(Extraction):
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"entry is no JSON text: {error}") from None
             if not isinstance(entry, dict):
-                raise ValueError("entry is JSON text of something other than an object")
+                raise ValueError("entry is JSON text, but not of an object")
             return {**values, "entry": entry}
         if isinstance(values, dict):
-            return {**values, "entry": _whole_numbers(values.get("entry", {}))}
+            return {**values, "entry": _floats_to_integers(values.get("entry", {}))}
         return values
 
 
@@ -81,9 +86,9 @@ class ReasoningGymVerifier(Verifier[ReasoningGymParameters]):
         from reasoning_gym.factory import DATASETS
 
         for task in DATASETS:
-            with suppress(BadParameterError):  # a task without defaults is made when it is asked for
-                _scorer(task, "{}")
-        _scorer("countdown", "{}")(
+            with suppress(BadParameterError):  # a task without a default configuration has a scorer only with `config`
+                _make_scorer(task, "{}")
+        _make_scorer("countdown", "{}")(
             "1+2", {"answer": "1+2", "metadata": {"numbers": [1, 2], "target": 3, "source_dataset": "countdown"}}
         )
 
@@ -92,40 +97,40 @@ class ReasoningGymVerifier(Verifier[ReasoningGymParameters]):
         entry = {"question": item.prompt, "metadata": {}, **parameters.entry}
         entry.setdefault("answer", item.reference)
         if not isinstance(entry["metadata"], dict):
-            raise BadParameterError("entry", "entry.metadata is not an object: give the item as the task made it")
+            raise BadParameterError("entry", "entry.metadata is not an object: give the item as the task generated it")
         task = parameters.task or entry["metadata"].get("source_dataset", "")
-        if task in _OF_TUPLES:
-            entry["metadata"] = {**entry["metadata"], "output": _tuples(entry["metadata"].get("output"))}
-        score = _scorer(_known(task), json.dumps(parameters.config, sort_keys=True))
-        found = find(item.completion, parameters, item.prompt)
-        answer = found.answer
+        if task in _TUPLE_TASKS:
+            entry["metadata"] = {**entry["metadata"], "output": _lists_to_tuples(entry["metadata"].get("output"))}
+        score = _make_scorer(_known_task(task), json.dumps(parameters.config, sort_keys=True))
+        extracted = find(item.completion, parameters, item.prompt)
+        answer = extracted.answer
         if answer is None:
-            return Verdict.wrong(None, found.reason, found.rule)
+            return Verdict.wrong(None, extracted.reason, extracted.rule)
         if len(answer) > MAX_ANSWER_CHARS:
             return Verdict.wrong(None, f"an answer of {len(answer):,} characters, over {MAX_ANSWER_CHARS:,}")
-        if task in EVALUATING and (fault := program_in(answer)):
-            return Verdict.wrong(answer[:200], f"the answer is not what {task} asks for: {fault}", UNSAFE)
+        if task in EVALUATING_TASKS and (violation := evaluation_violation(answer)):
+            return Verdict.wrong(answer[:200], f"the answer is not what {task} asks for: {violation}", UNSAFE)
         try:
             reward = float(score(answer, entry))
         except (MemoryError, RecursionError):
             raise
         except Exception as error:
-            _make_sure_of(entry, score)
+            _check_entry(entry, score)
             return Verdict.wrong(answer, f"the scorer of {task} cannot read the answer ({type(error).__name__})")
         if not 0.0 <= reward <= 1.0:
-            raise BadParameterError("entry", f"the scorer of {task} gave {reward!r}, which is no score from 0 to 1")
+            raise BadParameterError("entry", f"the scorer of {task} returned {reward!r}, which is no score from 0 to 1")
         return Verdict(reward, reward >= parameters.correct_from, answer, f"{task} scores it {reward:g}")
 
 
-def program_in(answer: str) -> str | None:
-    """Why `answer` may not be evaluated, or None: arithmetic, names, calls of names, lists and tuples may."""
+def evaluation_violation(answer: str) -> str | None:
+    """Why `answer` may not be evaluated, or None. Arithmetic, names, calls of names, lists and tuples are allowed."""
     if len(answer) > MAX_EVALUATED_CHARS:
         return f"{len(answer):,} characters, over {MAX_EVALUATED_CHARS:,}"
-    depth = deepest = 0
+    depth = max_depth = 0
     for character in answer:
         depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    if deepest > MAX_EVALUATED_DEPTH:
+        max_depth = max(max_depth, depth)
+    if max_depth > MAX_EVALUATED_DEPTH:
         return f"nested deeper than {MAX_EVALUATED_DEPTH} levels"
     if words := _WORDS.search(answer):
         return f"{words.group()!r} is no part of an answer"
@@ -134,7 +139,7 @@ def program_in(answer: str) -> str | None:
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         if "(" in answer and ("'" in answer or '"' in answer):
             return "a text handed to a function"
-        return _tower(answer)
+        return _tower_violation(answer)
     for node in ast.walk(tree):
         if isinstance(
             node,
@@ -151,12 +156,12 @@ def program_in(answer: str) -> str | None:
             return f"the name {node.id!r} is no part of an answer"
         if isinstance(node, ast.Constant) and isinstance(node.value, int) and node.value.bit_length() > 2000:
             return "a number of more than 600 digits"
-        if isinstance(node, ast.BinOp) and (fault := _large(node)):
-            return fault
+        if isinstance(node, ast.BinOp) and (violation := _operator_violation(node)):
+            return violation
     return None
 
 
-def _large(node: ast.BinOp) -> str | None:
+def _operator_violation(node: ast.BinOp) -> str | None:
     if isinstance(node.op, ast.LShift):
         return "a shift is no part of an answer"
     if isinstance(node.op, ast.Pow):
@@ -178,11 +183,11 @@ def _large(node: ast.BinOp) -> str | None:
 _TOWER = re.compile(r"(?:\^|\*\*)[^+\-/]{0,40}(?:\^|\*\*)|(?:\^|\*\*)\s*\(?\s*\d{5,}|!\s*\)?\s*!|\d{5,}\s*\)?\s*!")
 
 
-def _tower(answer: str) -> str | None:
+def _tower_violation(answer: str) -> str | None:
     return "a tower of powers or factorials" if _TOWER.search(answer) else None
 
 
-def _known(task: str) -> str:
+def _known_task(task: str) -> str:
     from reasoning_gym.factory import DATASETS
 
     if not task:
@@ -193,40 +198,41 @@ def _known(task: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _scorer(task: str, config: str) -> Scorer:
+def _make_scorer(task: str, config: str) -> Scorer:
     from reasoning_gym.factory import DATASETS
 
-    kind, configuration = DATASETS[task]
+    dataset_class, config_class = DATASETS[task]
     try:
-        made = configuration(**json.loads(config))
-        if hasattr(made, "validate"):
-            made.validate()
-        scorer: Scorer = kind(config=made).score_answer
+        task_config = config_class(**json.loads(config))
+        if hasattr(task_config, "validate"):
+            task_config.validate()
+        scorer: Scorer = dataset_class(config=task_config).score_answer
     except (TypeError, ValueError, AssertionError) as error:
         raise BadParameterError("config", f"{task} does not take this config: {error}") from None
     return scorer
 
 
-def _make_sure_of(entry: dict[str, Any], score: Scorer) -> None:
-    """Raises where the scorer fails on the entry's own answer too: then the entry is at fault, not the completion."""
+def _check_entry(entry: dict[str, Any], score: Scorer) -> None:
+    """Raise BadReferenceError if the scorer also fails on the answer of the entry: then the entry is wrong."""
     try:
         score(str(entry["answer"]), entry)
     except Exception as error:
         raise BadReferenceError(
-            f"the scorer fails on this entry's own answer ({type(error).__name__}): send the entry as the task made it"
+            f"the scorer fails on the answer of this entry ({type(error).__name__}): send the entry as the task "
+            "generated it"
         ) from None
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _lists_to_tuples(value: Any) -> Any:
+    return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value
 
 
-def _whole_numbers(value: Any) -> Any:
-    """A protobuf Struct knows floats only: what is whole was an integer."""
+def _floats_to_integers(value: Any) -> Any:
+    """Convert whole floats to integers: a protobuf Struct has floats only."""
     if isinstance(value, float) and value.is_integer() and abs(value) <= 1 << 53:
         return int(value)
     if isinstance(value, dict):
-        return {name: _whole_numbers(inner) for name, inner in value.items()}
+        return {name: _floats_to_integers(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_whole_numbers(inner) for inner in value]
+        return [_floats_to_integers(inner) for inner in value]
     return value

@@ -1,4 +1,4 @@
-"""`regex`: the answer matches a pattern, or what a pattern finds in it is the reference."""
+"""`regex`: the answer matches a pattern, or the text that a pattern matches in the answer is the reference."""
 
 import re
 from functools import lru_cache
@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from vold_verifier.reading import hacking
 from vold_verifier.reading.extraction import Extraction, Place, find
-from vold_verifier.reading.text import plain, shorten
+from vold_verifier.reading.text import normalise, shorten
 from vold_verifier.types import BadReferenceError
 from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
@@ -19,18 +19,21 @@ class RegexParameters(Extraction):
     accept: tuple[Place, ...] = Field(
         default=("boxed", "answer_tag", "answer_line", "final_part"),
         min_length=1,
-        description="where an answer may stand, first found wins; final_part is the whole text after the thinking",
+        description=(
+            "where an answer may stand; the first place that holds any text wins; final_part is the text after the "
+            "thinking"
+        ),
     )
     pattern: str = Field(
         default="",
         max_length=2000,
         description=(
-            "searched in the answer; its first group (without one, all of the match) must be the reference. Without a "
-            "pattern the reference is one, and has to match the whole answer"
+            "searched in the answer; its first group (without groups, the whole match) must be the reference. By "
+            "default the reference itself is the pattern, and must match the whole answer"
         ),
     )
     ignore_case: bool = Field(default=False, description="treat upper and lower case as equal")
-    dot_matches_newline: bool = Field(default=False, description="let . match a line's end too")
+    dot_matches_newline: bool = Field(default=False, description="let . match a line break too")
 
     @model_validator(mode="after")
     def _compiles(self) -> Self:
@@ -43,7 +46,7 @@ class RegexParameters(Extraction):
 
 class RegexVerifier(Verifier[RegexParameters]):
     name: ClassVar[str] = "regex"
-    summary: ClassVar[str] = "a pattern that the answer matches, or that finds the reference in it"
+    summary: ClassVar[str] = "the answer matches a pattern, or a pattern finds the reference in the answer"
     parameters: ClassVar[type[RegexParameters]] = RegexParameters
     cost: ClassVar[int] = 8
 
@@ -56,15 +59,15 @@ class RegexVerifier(Verifier[RegexParameters]):
             compiled = _compile(parameters.pattern or reference, int(flags))
         except (re.error, RecursionError, OverflowError) as error:
             raise BadReferenceError(
-                f"the reference {shorten(reference)} is no regular expression: {error}; mend it, or give a pattern"
+                f"the reference {shorten(reference)} is no regular expression: {error}; correct it, or give a pattern"
             ) from None
-        found = find(item.completion, parameters, item.prompt)
-        if found.answer is None:
-            return Verdict.wrong(None, found.reason, found.rule)
-        if len(found.answer) > MAX_ANSWER_CHARS:
-            reason = f"the answer has {len(found.answer):,} characters, over {MAX_ANSWER_CHARS:,}"
-            return Verdict.wrong(found.answer, reason, hacking.UNSAFE)
-        answer = plain(found.answer)
+        extracted = find(item.completion, parameters, item.prompt)
+        if extracted.answer is None:
+            return Verdict.wrong(None, extracted.reason, extracted.rule)
+        if len(extracted.answer) > MAX_ANSWER_CHARS:
+            reason = f"the answer has {len(extracted.answer):,} characters, over {MAX_ANSWER_CHARS:,}"
+            return Verdict.wrong(extracted.answer, reason, hacking.UNSAFE)
+        answer = normalise(extracted.answer)
         if not parameters.pattern:
             if compiled.fullmatch(answer):
                 return Verdict.right(answer, "the answer matches")

@@ -1,25 +1,25 @@
-"""`repetition`: a penalty for n-grams that come again and again. No reference is used.
+"""`repetition`: a penalty for repeated n-grams. The reference is not used.
 
-The share of n-grams that are repeats, 1 - distinct / all (Yeo et al. 2025, arXiv:2502.03373, as in Open-R1's repetition
-penalty), beyond what is allowed, times the largest penalty.
+The penalty grows with the share of n-grams that are repeats, 1 - distinct / all, beyond the allowed share (Yeo et al.
+2025, arXiv:2502.03373, as in Open-R1's repetition penalty).
 """
 
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vold_verifier.reading.text import plain
+from vold_verifier.reading.text import normalise
 from vold_verifier.types import Parameters
 from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
 
 class RepetitionParameters(Parameters):
-    n: int = Field(default=8, ge=1, le=100, description="how many words or characters an n-gram has")
+    n: int = Field(default=8, ge=1, le=100, description="words or characters in an n-gram")
     unit: Literal["words", "characters"] = Field(
-        default="words", description="words by white space, or characters for scripts that have none"
+        default="words", description="words separated by white space, or characters for scripts without spaces"
     )
-    allowed: float = Field(default=0.1, ge=0, lt=1, description="the share of repeats that costs nothing")
-    max_penalty: float = Field(default=1.0, gt=0, le=1, description="the penalty where every n-gram is a repeat")
+    allowed: float = Field(default=0.1, ge=0, lt=1, description="the share of repeats without a penalty")
+    max_penalty: float = Field(default=1.0, gt=0, le=1, description="the penalty if every n-gram is a repeat")
 
 
 class RepetitionVerifier(Verifier[RepetitionParameters]):
@@ -29,7 +29,7 @@ class RepetitionVerifier(Verifier[RepetitionParameters]):
     cost: ClassVar[int] = 4
 
     def check(self, item: Item, parameters: RepetitionParameters, /) -> Verdict:
-        text = plain(item.completion).lower()
+        text = normalise(item.completion).lower()
         units = text.split() if parameters.unit == "words" else "".join(text.split())
         total = len(units) - parameters.n + 1
         if total < 2:

@@ -1,1 +1,1 @@
-"""A gateway in front of stock inference servers: the teacher's wire and rules, their forward passes."""
+"""A gateway to stock inference servers: the teacher's wire and rules, the servers' forward passes."""

@@ -1,4 +1,4 @@
-"""The backend: sequences and completions to a pool of stock servers, in their dialect."""
+"""The upstream backend: sends sequences and prompts to a pool of stock servers, in their dialect."""
 
 import asyncio
 import hashlib
@@ -15,12 +15,12 @@ from vold_service.errors import ServiceError, internal, invalid
 
 from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
 from vold_teacher.backends.folder import eos_ids, text_config
-from vold_teacher.backends.loop import LoopDecoder, LoopThread, row_seed
-from vold_teacher.backends.upstream.dialects import Dialect, Served
+from vold_teacher.backends.loop import LoopDecoder, LoopThread, completion_seed
+from vold_teacher.backends.upstream.dialects import Dialect, ServedModel
 from vold_teacher.backends.upstream.pool import Pool, PoolLimits, Replica
 from vold_teacher.backends.upstream.sglang import SglangDialect
 from vold_teacher.backends.upstream.urls import parse_urls
-from vold_teacher.backends.upstream.vllm import VllmDialect, probe
+from vold_teacher.backends.upstream.vllm import VllmDialect, probe_sequence
 from vold_teacher.identity import FINGERPRINT_LENGTH
 from vold_teacher.types import (
     Floats,
@@ -36,15 +36,15 @@ log = logging.getLogger("vold.teacher.upstream")
 
 MAX_IN_FLIGHT = 8
 
-SAME = 0.1
-"""Mean difference, in nats, up to which two runs of the probe are of one model: sixteen-bit kernels differ by 0.02."""
+MAX_PROBE_DIFFERENCE = 0.1
+"""The mean difference, in nats, of two scores of the probe by one model: 16-bit kernels differ by 0.02."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamOptions:
-    """urls: as on the command line. tokenizer: the folder of the model's tokenizer, and of its config where it is
-    there. vocab_size: where that folder has no config. key: of the upstream servers. model: its name there.
-    most: the largest top-k, or number of candidates, that anybody may ask for.
+    """urls: as on the command line. tokenizer: the folder of the model's tokenizer and, if present, its config.
+    vocab_size: needed if that folder has no config. key: API key of the upstream servers. model: its name on them.
+    max_logprobs: the largest top-k, or number of candidates, that a request may ask for.
     """
 
     urls: str
@@ -52,31 +52,30 @@ class UpstreamOptions:
     vocab_size: int | None = None
     key: str = ""
     model: str = ""
-    most: int = 1024
+    max_logprobs: int = 1024
     max_sequence: int | None = None
     max_rows: int = 256
     pool: PoolLimits = field(default_factory=PoolLimits)
 
 
-def fingerprint(dialect: str, served: Served) -> str:
-    """What stands for the weights of a server that does not send them; 32 hex digits.
+def served_fingerprint(dialect: str, served: ServedModel) -> str:
+    """A fingerprint of a server's description of its model: stock servers send none of their weights. 32 hex digits.
 
-    SHA-256 over what the server says of its model: kind of server, name, path, longest sequence, and its weight
-    version where it counts one. It holds over restarts, and it does not see weights that change under one name: that
-    is what `Upstream._check` is for. A server that knows a fingerprint (a vold teacher) is taken by its word.
+    SHA-256 over that description: kind of server, name, path, longest sequence, and weight version
+    if it has one. It is stable over restarts. It does not change with weights that change under one name:
+    `UpstreamBackend._check` finds those. A vold teacher sends its own fingerprint, which is used as it is.
     """
     if served.weights_fingerprint:
         return served.weights_fingerprint
-    said = [dialect, served.model, served.root, served.max_sequence, served.weight_version]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:FINGERPRINT_LENGTH]
+    description = [dialect, served.model, served.root, served.max_sequence, served.weight_version]
+    return hashlib.sha256(json.dumps(description).encode()).hexdigest()[:FINGERPRINT_LENGTH]
 
 
 class UpstreamBackend:
-    """Scores and generates with stock servers. Raises OSError where none of them can be used.
+    """Scores and generates with stock servers. Raises OSError if none of them can be used.
 
-    All replicas must serve what the first to answer serves. Each has to say so, and to give a fixed probe the same
-    log-probabilities within SAME, before it takes requests, whenever it comes back, and every
-    `PoolLimits.probe_seconds`.
+    All replicas must serve the same model as the first that answers. A replica must describe the same model, and score
+    a fixed probe within MAX_PROBE_DIFFERENCE, before it takes requests and every `PoolLimits.probe_seconds`.
     """
 
     def __init__(self, options: UpstreamOptions) -> None:
@@ -92,7 +91,7 @@ class UpstreamBackend:
         self._dialect: Dialect = (
             SglangDialect(vocab_size, options.model) if dialect == "sglang" else VllmDialect(options.model)
         )
-        self._served: Served | None = None
+        self._served: ServedModel | None = None
         self._expected: Floats | None = None
         self._raw_logprobs = False
         self._thread = LoopThread("upstream")
@@ -106,7 +105,7 @@ class UpstreamBackend:
     def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
         scores = self._thread.run(self._score_all(sequences))
         for score in scores:
-            # For all of them: callers send an UNAVAILABLE request again, while an item's status they take as final.
+            # Fail the batch: callers retry an UNAVAILABLE request, but take the status of an item as final.
             if isinstance(score, ServiceError) and score.code == status_pb2.UNAVAILABLE:
                 raise score
         tokens = sum(len(sequence.prompt) + len(sequence.completion) for sequence in sequences)
@@ -130,18 +129,18 @@ class UpstreamBackend:
         return pool
 
     async def _check(self, replica: Replica) -> str:
-        """Why a replica must not take requests, or ""; the first one says what is served."""
+        """Why a replica must not take requests, or "". The first replica determines the model that is served."""
         try:
-            served = await self._dialect.served(replica)
+            served = await self._dialect.read_model(replica)
         except OSError as error:
             return str(error)
-        found = (await self._dialect.score(replica.post, served, probe(0))).logprobs
-        if self._expected is None or self._served is None:  # nothing awaited between this and the next line
-            self._served, self._expected = served, found
+        logprobs = (await self._dialect.score(replica.post, served, probe_sequence(0))).logprobs
+        if self._expected is None or self._served is None:  # no await before the assignment
+            self._served, self._expected = served, logprobs
         if served != self._served:
             return f"it serves {served}, where the others serve {self._served}"
-        difference = float(np.abs(np.clip(found, -100, 0) - np.clip(self._expected, -100, 0)).mean())
-        if difference > SAME:
+        difference = float(np.abs(np.clip(logprobs, -100, 0) - np.clip(self._expected, -100, 0)).mean())
+        if difference > MAX_PROBE_DIFFERENCE:
             return (
                 f"its log-probabilities of a probe differ by {difference:.3g} nats on average from those that this "
                 "teacher began with: it serves other weights. Start this server again to take them"
@@ -153,8 +152,9 @@ class UpstreamBackend:
         served, options = self._served, self._options
         post = self._pool.post
         try:
-            able = await self._dialect.abilities(post, served, most=min(options.most, self._vocab_size))
-            self._raw_logprobs = await self._generates_raw()
+            max_logprobs = min(options.max_logprobs, self._vocab_size)
+            limits = await self._dialect.probe_limits(post, served, max_logprobs=max_logprobs)
+            self._raw_logprobs = await self._gives_raw_logprobs()
         except ServiceError as error:
             raise OSError(f"the upstream server cannot score: {error.message}") from error
         if options.max_sequence is not None and options.max_sequence > served.max_sequence:
@@ -168,25 +168,25 @@ class UpstreamBackend:
             dtype="unknown",
             backend=f"upstream-{self._dialect.name}",
             eos_ids=eos_ids(options.tokenizer),
-            weights_fingerprint=fingerprint(self._dialect.name, served),
+            weights_fingerprint=served_fingerprint(self._dialect.name, served),
             capabilities=Capabilities(
                 temperature=False,
-                max_top_k=able.max_top_k,
-                candidates=able.candidates,
-                max_candidates=able.max_candidates,
+                max_top_k=limits.max_top_k,
+                candidates=limits.candidates,
+                max_candidates=limits.max_candidates,
                 entropy=False,
                 hidden_states=False,
-                seed=served.seeds,
+                seed=served.uses_seed,
             ),
             max_in_flight=MAX_IN_FLIGHT,
         )
 
-    async def _generates_raw(self) -> bool:
-        """Whether generated tokens come with the log-probabilities that scoring gives them, whatever the temperature.
+    async def _gives_raw_logprobs(self) -> bool:
+        """Whether log-probabilities of generated tokens equal their scores, at any temperature.
 
-        Where not (processed log-probabilities, or none), completions are scored after they are generated.
+        If not (the server returns processed log-probabilities, or none), completions are scored after generation.
         """
-        prompt = GeneratePrompt(probe(0).prompt, 0, 4)
+        prompt = GeneratePrompt(probe_sequence(0).prompt, 0, 4)
         options = SamplingOptions(max_tokens=4, temperature=1.7, seed=1)
         assert self._served is not None
         ids, logprobs, _ = await anext(
@@ -195,7 +195,7 @@ class UpstreamBackend:
         if logprobs is None:
             return False
         expected = (await self._score(Sequence(prompt.ids, ids, ScoreOptions()))).logprobs
-        if logprobs.shape == expected.shape and float(np.abs(logprobs - expected).mean()) <= SAME:
+        if logprobs.shape == expected.shape and float(np.abs(logprobs - expected).mean()) <= MAX_PROBE_DIFFERENCE:
             return True
         log.info("completions are scored after they are generated: upstream gives processed log-probabilities")
         return False
@@ -214,7 +214,7 @@ class UpstreamBackend:
 
     async def _score(self, sequence: Sequence) -> SequenceScore:
         assert self._served is not None
-        # An id outside the vocabulary can end a whole engine, not just its request.
+        # An id outside the vocabulary can crash the whole engine, not only fail its request.
         for ids in (sequence.prompt, sequence.completion, sequence.candidates):
             if ids is not None and len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocab_size:
                 raise invalid("", f"an id is not in 0 to {self._vocab_size - 1}: compare the tokenizers")
@@ -230,12 +230,11 @@ class UpstreamBackend:
                 f"options.temperature is {options.temperature:g}: the upstream server samples at most at "
                 f"{self._dialect.max_temperature:g}",
             )
-        seed = row_seed(prompt, index, options)
+        seed = completion_seed(prompt, index, options)
         before = prompt.ids
-        async for ids, given, reason in self._dialect.complete(
+        async for ids, logprobs, reason in self._dialect.complete(
             self._pool.post, self._pool.stream, self._served, prompt, options, seed
         ):
-            logprobs = given
             if len(ids) and (logprobs is None or not self._raw_logprobs):
                 logprobs = (await self._score(Sequence(before, ids, ScoreOptions()))).logprobs
             before = np.concatenate([before, ids])

@@ -1,4 +1,4 @@
-"""What the gateway needs of an upstream server, whichever it is, and what it found out about one."""
+"""The protocol between the gateway and each kind of upstream server, and the facts that it returns."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -8,17 +8,15 @@ from vold_teacher.backends.upstream.pool import Json, Replica
 from vold_teacher.types import Floats, GeneratePrompt, Ids, SamplingOptions, Sequence, SequenceScore
 
 Post = Callable[[str, Json, int], Awaitable[Json]]
-"""(path, body, tokens that it costs) to the answer: of one replica, or of whichever the pool takes."""
+"""(path, body, tokens of the request) to the reply, of one replica or of the replica that the pool chooses."""
 
 Stream = Callable[[str, Json, int], AsyncIterator[Json]]
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """What a server says it serves. max_sequence: tokens of prompt and completion that it scores. seeds: it draws by
-    the seed of a request.
-
-    weights_fingerprint: where the server knows it, which is where it is a vold teacher itself; "" elsewhere.
+class ServedModel:
+    """A server's description of its model. max_sequence: prompt and completion tokens that it scores. uses_seed: it
+    samples by the seed of a request. weights_fingerprint: of a vold teacher; "" for other servers.
     """
 
     model: str
@@ -26,42 +24,51 @@ class Served:
     max_sequence: int
     weight_version: str = ""
     weights_fingerprint: str = ""
-    seeds: bool = True
+    uses_seed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
+class UpstreamLimits:
+    """The largest top-k of a server, whether it scores candidates, and the most of them at one position."""
+
     max_top_k: int
     candidates: bool
     max_candidates: int
 
 
-Part = tuple[Ids, Floats | None, str | None]
-"""Of a completion: new ids, their log-probabilities at temperature 1 where the server gives such, a finish reason."""
+CompletionChunk = tuple[Ids, Floats | None, str | None]
+"""New ids, their log-probabilities at temperature 1 (None if the server gives none), and the finish reason."""
 
 
 class Dialect(Protocol):
     name: str
     max_temperature: float
 
-    async def served(self, replica: Replica) -> Served: ...
+    async def read_model(self, replica: Replica) -> ServedModel:
+        """The model that a replica serves. Raises OSError if the replica cannot be used."""
 
-    async def abilities(self, post: Post, served: Served, *, most: int) -> Abilities:
-        """Find out by asking. most: ids at a position beyond which it does not matter."""
+    async def probe_limits(self, post: Post, served: ServedModel, *, max_logprobs: int) -> UpstreamLimits:
+        """Find the limits by test requests. max_logprobs: ids per position beyond which a limit does not matter."""
 
-    async def score(self, post: Post, served: Served, sequence: Sequence) -> SequenceScore: ...
+    async def score(self, post: Post, served: ServedModel, sequence: Sequence) -> SequenceScore: ...
 
     def complete(
-        self, post: Post, stream: Stream, served: Served, prompt: GeneratePrompt, options: SamplingOptions, seed: int
-    ) -> AsyncIterator[Part]: ...
+        self,
+        post: Post,
+        stream: Stream,
+        served: ServedModel,
+        prompt: GeneratePrompt,
+        options: SamplingOptions,
+        seed: int,
+    ) -> AsyncIterator[CompletionChunk]: ...
 
 
-def first_model(models: Json, wanted: str) -> dict[str, Any]:
-    """The entry of /v1/models that is asked for, or the first. Raises OSError."""
+def find_model(models: Json, name: str) -> dict[str, Any]:
+    """The entry of /v1/models with this name, or for "" the first entry. Raises OSError if there is none."""
     entries = [entry for entry in models.get("data") or [] if isinstance(entry, dict)]
-    if wanted:
-        entries = [entry for entry in entries if entry.get("id") == wanted]
+    if name:
+        entries = [entry for entry in entries if entry.get("id") == name]
     if not entries:
         names = ", ".join(str(entry.get("id")) for entry in models.get("data") or []) or "none"
-        raise OSError(f"the upstream server has no model {wanted!r}: it serves {names}; see --upstream-model")
+        raise OSError(f"the upstream server has no model {name!r}: it serves {names}; see --upstream-model")
     return entries[0]

@@ -1,8 +1,8 @@
-"""Replicas of one upstream server: which one takes a request, when one is left out, and when it is back.
+"""Replicas of one upstream server: chooses a replica for each request, ejects failed replicas and readmits them.
 
-A request goes to the replica with the fewest tokens outstanding. A replica that breaks a connection, or that does not
-answer its health check three times, is left out; its requests are asked of the others. It is back once it is healthy
-and gives a fixed probe the scores that it had before.
+A request goes to the replica with the fewest tokens under way. A replica is ejected if it breaks a connection or fails
+its health check three times; its requests go to the others. It is readmitted when it is healthy and scores a fixed
+probe as before.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ Json = dict[str, Any]
 HEALTH_FAILURES = 3
 REQUESTS_PER_REPLICA = 64
 MAX_PAUSE = 5.0
-"""Seconds before a busy server is asked again, whatever it says."""
+"""The longest wait before a busy server gets the request again, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """timeout_seconds: for a whole answer. health_seconds: between two health checks, and for each of them."""
+    """timeout_seconds: for a whole reply. health_seconds: between two health checks, and for each of them."""
 
     timeout_seconds: float = 600.0
     health_seconds: float = 5.0
@@ -38,42 +38,42 @@ class PoolLimits:
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """tokens: of the requests that it has. why: it is left out; empty while it takes requests."""
+    """tokens: of its requests under way. down_reason: why it takes no requests; "" while it takes them."""
 
     url: str
     client: httpx.AsyncClient
     tokens: int = 0
-    why: str = "not asked yet"
+    down_reason: str = "not checked yet"
     failures: int = 0
     running: set[asyncio.Task[httpx.Response]] = field(default_factory=set)
 
     @property
     def up(self) -> bool:
-        return not self.why
+        return not self.down_reason
 
     async def get(self, path: str) -> Json:
-        """Raises ServiceError, as `read` does."""
+        """Raises ServiceError, see `read_json`."""
         try:
-            return read(await self.client.get(path), self.url)
+            return read_json(await self.client.get(path), self.url)
         except httpx.HTTPError as error:
-            raise gone(self.url, error) from error
+            raise unreachable(self.url, error) from error
 
     async def post(self, path: str, body: Json, tokens: int = 0) -> Json:
         try:
-            return read(await self.client.post(path, json=body), self.url)
+            return read_json(await self.client.post(path, json=body), self.url)
         except httpx.HTTPError as error:
-            raise gone(self.url, error) from error
+            raise unreachable(self.url, error) from error
 
 
 Check = Callable[[Replica], Awaitable[str]]
-"""Why a healthy replica must not take requests, or ""."""
+"""Returns why a healthy replica must not take requests, or ""."""
 
 
 class Pool:
-    """Every method runs on one event loop. `start`, then `post` and `stream`."""
+    """The replicas. All methods run on one event loop; call `start` before `post` and `stream`."""
 
     def __init__(self, urls: list[str], key: str, limits: PoolLimits, *, check: Check) -> None:
-        """key: of the upstream servers, or "". check: asked of a replica before it takes requests, and now and then."""
+        """key: API key of the upstream servers, or "". check: runs before a replica takes requests, and regularly."""
         self.limits = limits
         self._check = check
         timeout = httpx.Timeout(limits.timeout_seconds, connect=min(5.0, limits.timeout_seconds), pool=None)
@@ -84,40 +84,40 @@ class Pool:
             for url in urls
         ]
         self._room = asyncio.Semaphore(REQUESTS_PER_REPLICA * len(urls))
-        self._watchers: list[asyncio.Task[None]] = []
+        self._monitors: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Ask every replica once and begin to watch them. Raises OSError where none can be used."""
+        """Check every replica and start to monitor them. Raises OSError if none can be used."""
         for _ in range(HEALTH_FAILURES):
-            await asyncio.gather(*(self._look(replica) for replica in self.replicas))
+            await asyncio.gather(*(self._check_replica(replica) for replica in self.replicas))
             if any(replica.up for replica in self.replicas):
                 break
         if not any(replica.up for replica in self.replicas):
-            reasons = "; ".join(f"{replica.url}: {replica.why}" for replica in self.replicas)
+            reasons = "; ".join(f"{replica.url}: {replica.down_reason}" for replica in self.replicas)
             raise OSError(f"no upstream server can be used: {reasons}")
-        self._watchers = [asyncio.create_task(self._watch(replica)) for replica in self.replicas]
+        self._monitors = [asyncio.create_task(self._monitor(replica)) for replica in self.replicas]
 
     async def stop(self) -> None:
-        for task in self._watchers:
+        for task in self._monitors:
             task.cancel()
         await asyncio.gather(*(replica.client.aclose() for replica in self.replicas))
 
     async def post(self, path: str, body: Json, tokens: int) -> Json:
-        """The answer of whichever replica gives one, waiting while all are busy.
+        """The reply of the first replica that takes the request; waits while all are busy.
 
-        Raises ServiceError: UNAVAILABLE where none is left, or none had room in `PoolLimits.timeout_seconds`.
+        Raises ServiceError: UNAVAILABLE if all are down, or stay busy for `PoolLimits.timeout_seconds`.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + self.limits.timeout_seconds
         async with self._room:
             while True:
                 tried: set[Replica] = set()
-                error = self._none_left()
+                error = self._all_down()
                 while replica := self._least_loaded(tried):
                     tried.add(replica)
                     try:
-                        with self._counted(replica, tokens):
-                            return read(await self._send(replica, path, body), replica.url)
+                        with self._count_tokens(replica, tokens):
+                            return read_json(await self._send(replica, path, body), replica.url)
                     except ServiceError as fault:
                         if fault.code != status_pb2.UNAVAILABLE:
                             raise
@@ -127,66 +127,66 @@ class Pool:
                 await asyncio.sleep(min(error.retry_seconds, MAX_PAUSE))
 
     async def stream(self, path: str, body: Json, tokens: int) -> AsyncIterator[Json]:
-        """Server-sent events of one replica. Nothing is asked twice once the first event is out."""
+        """Server-sent events of one replica. A failed stream is not sent to another replica."""
         async with self._room:
             replica = self._least_loaded(set())
             if replica is None:
-                raise self._none_left()
+                raise self._all_down()
             try:
-                with self._counted(replica, tokens):
+                with self._count_tokens(replica, tokens):
                     async with replica.client.stream("POST", path, json=body) as response:
                         if response.status_code != 200:
                             await response.aread()
-                            read(response, replica.url)
+                            read_json(response, replica.url)
                         async for line in response.aiter_lines():
                             data = line.removeprefix("data:").strip()
                             if line.startswith("data:") and data != "[DONE]":
                                 yield _object(data, replica.url)
             except httpx.HTTPError as error:
                 self._eject(replica, str(error) or type(error).__name__)
-                raise gone(replica.url, error) from error
+                raise unreachable(replica.url, error) from error
 
     def _least_loaded(self, tried: set[Replica]) -> Replica | None:
-        left = [replica for replica in self.replicas if replica.up and replica not in tried]
-        return min(left, key=lambda replica: replica.tokens, default=None)
+        untried = [replica for replica in self.replicas if replica.up and replica not in tried]
+        return min(untried, key=lambda replica: replica.tokens, default=None)
 
     @contextlib.contextmanager
-    def _counted(self, replica: Replica, tokens: int) -> Iterator[None]:
+    def _count_tokens(self, replica: Replica, tokens: int) -> Iterator[None]:
         replica.tokens += tokens
         try:
             yield
         finally:
             replica.tokens -= tokens
 
-    def _none_left(self) -> ServiceError:
+    def _all_down(self) -> ServiceError:
         urls = ", ".join(replica.url for replica in self.replicas)
         return unavailable(f"no upstream server answers at {urls}: try again", self.limits.health_seconds)
 
     async def _send(self, replica: Replica, path: str, body: Json) -> httpx.Response:
-        """As a task of its own, so that leaving the replica out ends what still waits for it."""
+        """Post in a task of its own, so that ejecting the replica ends its requests."""
         task = asyncio.ensure_future(replica.client.post(path, json=body))
         replica.running.add(task)
         try:
             await asyncio.wait({task})
         finally:
             replica.running.discard(task)
-            task.cancel()  # where this caller left; a finished task does not mind
+            task.cancel()  # if this caller was cancelled; no effect on a finished task
         if task.cancelled():
-            raise unavailable(f"{replica.url} was left out while it worked: {replica.why}")
+            raise unavailable(f"{replica.url} was left out while it worked: {replica.down_reason}")
         try:
             return task.result()
         except httpx.HTTPError as error:
             self._eject(replica, str(error) or type(error).__name__)
-            raise gone(replica.url, error) from error
+            raise unreachable(replica.url, error) from error
 
     def _eject(self, replica: Replica, why: str) -> None:
         if replica.up:
             log.warning("upstream %s is left out: %s", replica.url, why)
-        replica.why = why
+        replica.down_reason = why
         for task in list(replica.running):
             task.cancel()
 
-    async def _watch(self, replica: Replica) -> None:
+    async def _monitor(self, replica: Replica) -> None:
         loop = asyncio.get_running_loop()
         checked = loop.time()
         while True:
@@ -194,7 +194,7 @@ class Pool:
             due = loop.time() - checked > self.limits.probe_seconds
             if not replica.up or due:
                 checked = loop.time()
-                await self._look(replica)
+                await self._check_replica(replica)
             elif why := await self._unhealthy(replica):
                 replica.failures += 1
                 if replica.failures >= HEALTH_FAILURES:
@@ -202,16 +202,16 @@ class Pool:
             else:
                 replica.failures = 0
 
-    async def _look(self, replica: Replica) -> None:
-        """Let a replica in, or leave it out, by its health and its probe."""
+    async def _check_replica(self, replica: Replica) -> None:
+        """Admit or eject a replica by its health check and its probe."""
         why = await self._unhealthy(replica)
         if why and replica.up:
-            return  # its health check counts failures
+            return  # `_monitor` counts failed health checks
         try:
             why = why or await asyncio.wait_for(self._check(replica), self.limits.timeout_seconds)
         except ServiceError as error:
             if replica.up and error.code == status_pb2.UNAVAILABLE:
-                return  # busy, which is no reason
+                return  # busy: no reason to eject it
             why = error.message
         except TimeoutError:
             why = f"no answer to a probe in {self.limits.timeout_seconds:g} s"
@@ -219,7 +219,7 @@ class Pool:
             self._eject(replica, why)
         elif not replica.up:
             log.info("upstream %s takes requests", replica.url)
-            replica.why, replica.failures = "", 0
+            replica.down_reason, replica.failures = "", 0
 
     async def _unhealthy(self, replica: Replica) -> str:
         try:
@@ -229,16 +229,16 @@ class Pool:
         return "" if response.status_code == 200 else f"/health answers {response.status_code}"
 
 
-def gone(url: str, error: Exception) -> ServiceError:
+def unreachable(url: str, error: Exception) -> ServiceError:
     return unavailable(f"{url} does not answer: {str(error) or type(error).__name__}")
 
 
-def read(response: httpx.Response, url: str) -> Json:
-    """The JSON object of an answer, or what its status means for the caller, as ServiceError."""
+def read_json(response: httpx.Response, url: str) -> Json:
+    """The JSON object of a reply. Raises ServiceError for a status other than 200."""
     status = response.status_code
     if status == 200:
         return _object(response.text, url)
-    said = _message(response)
+    message = _message(response)
     if status in (401, 403):
         raise ServiceError(
             status_pb2.INTERNAL,
@@ -246,29 +246,29 @@ def read(response: httpx.Response, url: str) -> Json:
         )
     if status in (429, 502, 503, 504):
         after = response.headers.get("retry-after", "")
-        raise unavailable(f"{url} takes no more now ({status}): {said}", float(after) if after.isdigit() else 1.0)
+        raise unavailable(f"{url} takes no more now ({status}): {message}", float(after) if after.isdigit() else 1.0)
     code = status_pb2.INTERNAL if status >= 500 else status_pb2.INVALID_ARGUMENT
     if status == 404:
         code = status_pb2.NOT_FOUND
-    raise ServiceError(code, f"the upstream server refused it ({status}): {said}")
+    raise ServiceError(code, f"the upstream server refused it ({status}): {message}")
 
 
 def _object(text: str, url: str) -> Json:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ValueError as error:
         raise ServiceError(status_pb2.INTERNAL, f"{url} answered with something that is not JSON") from error
-    if isinstance(found, Mapping):
-        return dict(found)
-    raise ServiceError(status_pb2.INTERNAL, f"{url} answered with a {type(found).__name__}, not an object")
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise ServiceError(status_pb2.INTERNAL, f"{url} answered with a {type(value).__name__}, not an object")
 
 
 def _message(response: httpx.Response) -> str:
-    """What the server said, at most a few hundred characters of it."""
+    """The server's error message, at most 300 characters."""
     try:
         body = response.json()
         error = body.get("error", body)
-        said = error.get("message", error) if isinstance(error, Mapping) else error
+        message = error.get("message", error) if isinstance(error, Mapping) else error
     except (ValueError, AttributeError):
-        said = response.text
-    return str(said)[:300]
+        message = response.text
+    return str(message)[:300]

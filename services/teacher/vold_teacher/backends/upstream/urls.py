@@ -1,4 +1,4 @@
-"""Addresses of upstream servers, as `--model` takes them."""
+"""Parses the addresses of upstream servers that `--model` takes."""
 
 import re
 
@@ -12,14 +12,14 @@ def parse_urls(text: str) -> tuple[str, list[str]]:
     dialect = scheme = ""
     urls: list[str] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        found = URL.match(part if "://" in part else f"{dialect}+{scheme}://{part}" if scheme else part)
-        if found is None or (found["dialect"] or dialect) not in DIALECT_NAMES:
+        match = URL.match(part if "://" in part else f"{dialect}+{scheme}://{part}" if scheme else part)
+        if match is None or (match["dialect"] or dialect) not in DIALECT_NAMES:
             raise ValueError(f"--model {part!r} is no address of an upstream server: {form}")
-        if dialect and (found["dialect"] or dialect) != dialect:
-            raise ValueError(f"--model mixes {dialect} and {found['dialect']}: replicas are servers of one kind")
-        dialect = found["dialect"] or dialect
-        scheme = found["rest"].partition(":")[0]
-        urls.append(found["rest"].rstrip("/"))
+        if dialect and (match["dialect"] or dialect) != dialect:
+            raise ValueError(f"--model mixes {dialect} and {match['dialect']}: replicas are servers of one kind")
+        dialect = match["dialect"] or dialect
+        scheme = match["rest"].partition(":")[0]
+        urls.append(match["rest"].rstrip("/"))
     if not urls:
         raise ValueError(f"--model is empty: {form}")
     if len(set(urls)) != len(urls):

@@ -1,8 +1,8 @@
-"""The batches that a run had drawn ahead, as a file of its checkpoint: weights that have learned since cannot draw them
-again. Scores are not kept; whoever resumes asks for them again.
+"""The batches that were generated ahead of their policy update, as a file of a checkpoint: the weights that generated
+them are gone when the run resumes. Scores are not saved; the resumed run requests them again.
 
-`drawn-ahead-0.safetensors`, of the first process: for each step's batch, the rollouts' ids, log-probabilities and
-candidates end to end, and in the file's metadata what they belong to.
+Each process writes `drawn-ahead-RANK.safetensors`: for each step's batch the rollouts' ids, log-probabilities and
+candidates end to end, and in the file's metadata the step, the version and the rows.
 """
 
 import json
@@ -26,7 +26,7 @@ FILE = "drawn-ahead-{}.safetensors"
 
 @dataclass(frozen=True)
 class SavedBatch:
-    """One batch: see RolloutBatch. examples: those of its step."""
+    """The saved fields of a RolloutBatch. examples: the whole step's."""
 
     step: int
     version: int
@@ -35,23 +35,23 @@ class SavedBatch:
 
 
 def write(folder: Path, batches: Sequence[RolloutBatch], rank: int = 0) -> None:
-    """Keep one process's part of these batches in `folder`; no file where there are none."""
+    """Write one process's part of these batches into `folder`; no file if there are no batches."""
     if not batches:
         return
     arrays: dict[str, NDArray[Any]] = {}
-    about = []
-    for drawn in batches:
-        rollouts = drawn.all.rollouts
-        places = {id(example): place for place, example in enumerate(drawn.examples)}
+    records = []
+    for batch in batches:
+        rollouts = batch.scored.rollouts
+        places = {id(example): place for place, example in enumerate(batch.examples)}
         arrays |= {
-            f"{drawn.step}.{name}": np.concatenate([np.asarray(part) for part in parts])
+            f"{batch.step}.{name}": np.concatenate([np.asarray(part) for part in parts])
             for name, parts in _columns(rollouts).items()
         }
-        about.append(
+        records.append(
             {
-                "step": drawn.step,
-                "version": drawn.version,
-                "examples": [example.id for example in drawn.examples],
+                "step": batch.step,
+                "version": batch.version,
+                "examples": [example.id for example in batch.examples],
                 "rows": [
                     {
                         "row": rollout.row,
@@ -65,42 +65,41 @@ def write(folder: Path, batches: Sequence[RolloutBatch], rank: int = 0) -> None:
                 ],
             }
         )
-    save_file(arrays, folder / FILE.format(rank), metadata={"batches": json.dumps(about)})
+    save_file(arrays, folder / FILE.format(rank), metadata={"batches": json.dumps(records)})
 
 
 def read(folder: Path, examples_of: Callable[[int], Sequence[Example]]) -> list[SavedBatch]:
-    """The batches kept in `folder`, oldest first, those parts of them that the processes kept joined. examples_of: the
-    examples of a step.
+    """The batches in `folder` by step, the parts of all processes joined. examples_of: the examples of a step.
 
-    Raises UsageError where a step has other examples now.
+    Raises UsageError if a step has other examples now.
     """
-    found: dict[int, SavedBatch] = {}
+    batches: dict[int, SavedBatch] = {}
     for file in sorted(folder.glob(FILE.format("*"))):
         for part in _read(file, examples_of):
-            rollouts = [*found[part.step].rollouts, *part.rollouts] if part.step in found else part.rollouts
-            found[part.step] = replace(part, rollouts=sorted(rollouts, key=lambda rollout: rollout.row))
-    return [found[step] for step in sorted(found)]
+            rollouts = [*batches[part.step].rollouts, *part.rollouts] if part.step in batches else part.rollouts
+            batches[part.step] = replace(part, rollouts=sorted(rollouts, key=lambda rollout: rollout.row))
+    return [batches[step] for step in sorted(batches)]
 
 
 def _read(path: Path, examples_of: Callable[[int], Sequence[Example]]) -> Iterator[SavedBatch]:
     with safe_open(path, "np") as file:
         names = set(file.keys())
-        for about in json.loads(file.metadata()["batches"]):
-            step, rows = about["step"], about["rows"]
+        for record in json.loads(file.metadata()["batches"]):
+            step, rows = record["step"], record["rows"]
             examples = examples_of(step)
-            if [example.id for example in examples] != about["examples"]:
+            if [example.id for example in examples] != record["examples"]:
                 raise UsageError(
                     f"{path} holds completions of other prompts than step {step + 1} has now: resume with the data.* "
                     "and rollout.prompts that the run began with"
                 )
             columns = {
-                name: _parts(file.get_tensor(f"{step}.{name}"), [row[length] for row in rows])
+                name: _split(file.get_tensor(f"{step}.{name}"), [row[length] for row in rows])
                 for name, length in _LENGTHS.items()
                 if f"{step}.{name}" in names
             }
             yield SavedBatch(
                 step,
-                about["version"],
+                record["version"],
                 examples,
                 [
                     Rollout(
@@ -118,6 +117,7 @@ def _read(path: Path, examples_of: Callable[[int], Sequence[Example]]) -> Iterat
 
 
 _LENGTHS = {"prompt_ids": "prompt", "ids": "tokens", "logprobs": "tokens", "candidates": "tokens"}
+"""The key of a row that has the array's length, by array."""
 
 
 def _columns(rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
@@ -125,5 +125,5 @@ def _columns(rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
     return {name: parts for name, parts in columns.items() if all(part is not None for part in parts)}
 
 
-def _parts(values: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
+def _split(values: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
     return np.split(values, np.cumsum(lengths)[:-1])
