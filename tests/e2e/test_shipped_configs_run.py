@@ -12,11 +12,11 @@ from paths import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 from servers import serving
-from tiny_students import SHIPPED, VISION_FAMILIES, tiny_student
+from tiny_students import CONFIG_FAMILIES, VISION_FAMILIES, tiny_student
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from vold_trainer.config import StudentConfig, TrainConfig, load
 from vold_trainer.files import read_json_lines, write_lines
-from vold_trainer.runs.checkpoint import latest
+from vold_trainer.runs.checkpoint import latest_checkpoint
 from vold_trainer.student.models import load_student
 from vold_trainer.training.train import run_train
 
@@ -29,7 +29,7 @@ READS = {"qwen2.5-vl": "qwen", "qwen3-vl": "qwen", "qwen3": "qwen", "llava-onevi
 @pytest.fixture(scope="module")
 def students(tmp_path_factory):
     root = tmp_path_factory.mktemp("students")
-    return {family: tiny_student(family, root / family) for family in SHIPPED.values()}
+    return {family: tiny_student(family, root / family) for family in CONFIG_FAMILIES.values()}
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,9 @@ def data(tmp_path_factory):
     return {False: folder / "text.jsonl", True: folder / "pictures.jsonl"}
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", CONFIG_FAMILIES)
 def test_a_shipped_config_trains_two_steps_and_exports(name, tmp_path, students, teacher, verifier, data):
-    family, out = SHIPPED[name], tmp_path / "run"
+    family, out = CONFIG_FAMILIES[name], tmp_path / "run"
     shipped = load(TrainConfig, CONFIGS / f"{name}.yaml")
     overrides = [f"out={out}", f"student.path={students[family]}", f"data.source={data[family in VISION_FAMILIES]}"]
     overrides += [f"verifier.url={verifier.grpc}"]
@@ -97,7 +97,7 @@ def test_a_shipped_config_trains_two_steps_and_exports(name, tmp_path, students,
     about = json.loads((out / "run.json").read_text())
     assert (about["objective"], "teacher" in about) == (shipped.objective.name, shipped.teacher is not None)
     assert load(TrainConfig, out / "config.yaml") == config
-    assert latest(out).step == 2
+    assert latest_checkpoint(out).step == 2
 
     exported(config, out, family)
 
@@ -110,7 +110,7 @@ def exported(config, out, family):
     assert model.dtype == getattr(torch, config.student.dtype)
     again = load_student(StudentConfig(path=str(out / "model"), dtype=config.student.dtype))
     assert again.processor is again.tokenizer or again.processor.image_processor is not None
-    learned = latest(out).tensors("learning")
+    learned = latest_checkpoint(out).tensors("learning")
     if config.student.lora is None:
         before = dict(auto.from_pretrained(config.student.path).named_parameters())
         after = dict(model.named_parameters())

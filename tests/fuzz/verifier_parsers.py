@@ -1,13 +1,13 @@
-"""A long fuzz of what reads untrusted text in the verifier: extraction, numbers, choice, and algebra with its bounds.
+"""Fuzz the code of the verifier that parses untrusted text: extraction, numbers, choice, and algebra with its bounds.
 
-It looks for a crash (any exception but those a verifier is documented to raise), a hang (an input over its limit of
-CPU time), and a false positive: an answer that differs numerically from the reference by construction, and is paid.
+A finding is a crash (an exception that verifiers are not documented to raise), a hang (an input over the limit of CPU
+time), or a false positive: an answer that differs from the reference by construction, and gets a reward.
 
     python tests/fuzz/verifier_parsers.py --seconds 600 [--seed 1]
     python tests/fuzz/verifier_parsers.py --atheris --seconds 600      (coverage-guided; pip install atheris)
 
-Prints how many inputs were tried, by kind, and ends with status 1 where something was found. tests/unit/
-test_verifier_fuzz.py is the short form, in `make test`.
+Prints the number of inputs of each kind; the exit status is 1 if there are findings.
+tests/unit/verifier/reading/test_verifier_fuzz.py is the short form, in `make test`.
 """
 
 import argparse
@@ -35,22 +35,22 @@ PIECES = (
 
 
 class HangError(BaseException):
-    """Not an Exception, so that a library does not swallow it."""
+    """Not an Exception, so that no library catches it."""
 
 
-def _hang(number: int, frame: FrameType | None) -> None:
+def _raise_hang(signal_number: int, frame: FrameType | None) -> None:
     raise HangError
 
 
 def random_text(rng: random.Random) -> str:
-    """Pieces of answers put together; one in ten is one piece many times over, for what backtracks."""
+    """A random sequence of pieces; one text in ten repeats a few pieces often, to find slow regular expressions."""
     if rng.random() < 0.1:
-        few = [rng.choice(PIECES) for _ in range(rng.randrange(1, 3))]
-        return "".join(few * rng.choice([50, 400, 2000])) + rng.choice(PIECES)
+        repeated = [rng.choice(PIECES) for _ in range(rng.randrange(1, 3))]
+        return "".join(repeated * rng.choice([50, 400, 2000])) + rng.choice(PIECES)
     return "".join(rng.choice(PIECES) for _ in range(rng.randrange(1, 25)))
 
 
-def number(rng: random.Random) -> Fraction:
+def random_number(rng: random.Random) -> Fraction:
     kind = rng.randrange(4)
     if kind == 0:
         return Fraction(rng.randrange(-(10**4), 10**4))
@@ -61,26 +61,26 @@ def number(rng: random.Random) -> Fraction:
     return Fraction(rng.randrange(1, 10**9))
 
 
-def written(value: Fraction, rng: random.Random) -> str:
-    """`value` in one of the ways in which people write it, exactly."""
+def spelling(value: Fraction, rng: random.Random) -> str:
+    """`value` in a random exact spelling."""
     top, bottom = value.numerator, value.denominator
-    ways = [f"\\frac{{{top}}}{{{bottom}}}", f"{top}/{bottom}", f"\\frac{{{3 * top}}}{{{3 * bottom}}}"]
+    spellings = [f"\\frac{{{top}}}{{{bottom}}}", f"{top}/{bottom}", f"\\frac{{{3 * top}}}{{{3 * bottom}}}"]
     if bottom == 1:
-        ways += [str(top), f"{top:,}", f"{top}.0", f"{top - 7} + 7", f"{top} \\cdot 1", f"x = {top}"]
-        ways += [f"{top + 3} - 3", f"2^{{3}} + {top - 8}", f"\\sqrt{{{top * top}}}"] if top >= 8 else []
+        spellings += [str(top), f"{top:,}", f"{top}.0", f"{top - 7} + 7", f"{top} \\cdot 1", f"x = {top}"]
+        spellings += [f"{top + 3} - 3", f"2^{{3}} + {top - 8}", f"\\sqrt{{{top * top}}}"] if top >= 8 else []
     places = next((n for n in range(8) if 10**n % bottom == 0), None)
     if places:
-        ways += [f"{float(value):.{places}f}", f"{float(value):.{places}f}0"]
-    return rng.choice(ways)
+        spellings += [f"{float(value):.{places}f}", f"{float(value):.{places}f}0"]
+    return rng.choice(spellings)
 
 
-def differing(rng: random.Random) -> tuple[str, str]:
-    """(reference, answer) that differ by more than any rounding forgives."""
-    value = number(rng)
-    other = rng.choice([-value, value + 1, value * 10, value + Fraction(1, 100), value * 2, number(rng)])
+def different_pair(rng: random.Random) -> tuple[str, str]:
+    """(reference, answer) that differ by more than a rounding."""
+    value = random_number(rng)
+    other = rng.choice([-value, value + 1, value * 10, value + Fraction(1, 100), value * 2, random_number(rng)])
     if abs(value - other) <= abs(value) / 1000:
         other = value + abs(value) + 1
-    return written(value, rng), written(other, rng)
+    return spelling(value, rng), spelling(other, rng)
 
 
 class Fuzz:
@@ -96,18 +96,18 @@ class Fuzz:
         self.cheap = [NumericVerifier(), ChoiceVerifier(), ExactVerifier(), FormatVerifier()]
         self.options = ChoiceParameters(options={"A": "Paris", "B": "Rome", "C": "a dog", "D": "10 km"})
         self.tried: Counter[str] = Counter()
-        self.found: list[str] = []
+        self.findings: list[str] = []
         self.slowest: Counter[str] = Counter()
-        signal.signal(signal.SIGPROF, _hang)
+        signal.signal(signal.SIGPROF, _raise_hang)
 
     def check(self, verifier: object, completion: str, reference: str, parameters: object = None) -> bool | None:
-        """The verdict; None where the item is refused. What must not happen goes to `found`."""
+        """The verdict, or None if the verifier refuses the item. Crashes and hangs go to `findings`."""
         from vold_verifier.types import BadReferenceError
         from vold_verifier.verifiers.base import BadParameterError, Item
 
         name = verifier.name
         self.tried[name] += 1
-        began = time.process_time()
+        started = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, LIMIT_SECONDS)
         try:
             verdict = verifier.check(Item(completion, reference), parameters or verifier.parameters())
@@ -115,56 +115,56 @@ class Fuzz:
         except (BadReferenceError, BadParameterError):
             return None
         except HangError:
-            self._find(f"{name} ran past {LIMIT_SECONDS:g} s", completion, reference)
+            self._report_finding(f"{name} ran past {LIMIT_SECONDS:g} s", completion, reference)
         except Exception as error:
-            self._find(f"{name} raised {type(error).__name__}", completion, reference)
+            self._report_finding(f"{name} raised {type(error).__name__}", completion, reference)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-            self.slowest[name] = max(self.slowest[name], time.process_time() - began)
+            self.slowest[name] = max(self.slowest[name], time.process_time() - started)
         return None
 
-    def _find(self, what: str, completion: str, reference: str) -> None:
-        if len(self.found) < 50:
-            self.found.append(f"{what}: completion {completion[:300]!r}, reference {reference[:300]!r}")
+    def _report_finding(self, problem: str, completion: str, reference: str) -> None:
+        if len(self.findings) < 50:
+            self.findings.append(f"{problem}: completion {completion[:300]!r}, reference {reference[:300]!r}")
 
-    def one(self, rng: random.Random) -> None:
-        text, reference = random_text(rng), rng.choice([random_text(rng), written(number(rng), rng), "B"])
+    def try_input(self, rng: random.Random) -> None:
+        text, reference = random_text(rng), rng.choice([random_text(rng), spelling(random_number(rng), rng), "B"])
         for verifier in self.cheap:
             self.check(verifier, text, reference)
         self.check(self.cheap[1], text, rng.choice("ABCD"), self.options)
         self.check(self.math, text, reference)
         self.check(self.math, rf"so \boxed{{{text}}}", reference)
-        gold, answer = differing(rng)
+        reference, answer = different_pair(rng)
         for verifier in (self.math, self.cheap[0]):
-            if self.check(verifier, rf"so \boxed{{{answer}}}", gold):
-                self._find(f"{verifier.name} paid for another number", answer, gold)
+            if self.check(verifier, rf"so \boxed{{{answer}}}", reference):
+                self._report_finding(f"{verifier.name} rewarded another number", answer, reference)
         self.tried["pairs of different numbers"] += 1
 
     def report(self, seconds: float) -> int:
         for name, count in self.tried.items():
-            slow = f", slowest {self.slowest[name]:.2f} s of CPU" if name in self.slowest else ""
-            print(f"{name}: {count:,} inputs{slow}")
-        print(f"{sum(self.tried.values()):,} inputs in {seconds:.0f} s, {len(self.found)} findings")
-        for finding in self.found:
+            slowest = f", slowest {self.slowest[name]:.2f} s of CPU" if name in self.slowest else ""
+            print(f"{name}: {count:,} inputs{slowest}")
+        print(f"{sum(self.tried.values()):,} inputs in {seconds:.0f} s, {len(self.findings)} findings")
+        for finding in self.findings:
             print(f"  {finding}")
-        return 1 if self.found else 0
+        return 1 if self.findings else 0
 
 
-def by_chance(seconds: float, seed: int) -> int:
-    fuzz, rng, began = Fuzz(), random.Random(seed), time.monotonic()
-    while time.monotonic() - began < seconds:
-        fuzz.one(rng)
-    return fuzz.report(time.monotonic() - began)
+def fuzz_at_random(seconds: float, seed: int) -> int:
+    fuzz, rng, started = Fuzz(), random.Random(seed), time.monotonic()
+    while time.monotonic() - started < seconds:
+        fuzz.try_input(rng)
+    return fuzz.report(time.monotonic() - started)
 
 
-def by_coverage(seconds: float, seed: int) -> int:
+def fuzz_by_coverage(seconds: float, seed: int) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["vold_verifier"]):
         fuzz = Fuzz()
-    began = time.monotonic()
+    started = time.monotonic()
 
-    def one(data: bytes) -> None:
+    def try_bytes(data: bytes) -> None:
         provider = atheris.FuzzedDataProvider(data)
         chosen = [PIECES[provider.ConsumeIntInRange(0, len(PIECES) - 1)] for _ in range(len(data) // 4)]
         text = "".join(chosen) + provider.ConsumeUnicodeNoSurrogates(200)
@@ -173,15 +173,15 @@ def by_coverage(seconds: float, seed: int) -> int:
             fuzz.check(verifier, text, reference)
         fuzz.check(fuzz.cheap[1], text, "B", fuzz.options)
         fuzz.check(fuzz.math, text, reference)
-        if time.monotonic() - began > seconds or len(fuzz.found) >= 20:
+        if time.monotonic() - started > seconds or len(fuzz.findings) >= 20:
             sys.stdout.flush()
             import os
 
-            status = fuzz.report(time.monotonic() - began)
+            status = fuzz.report(time.monotonic() - started)
             sys.stdout.flush()
-            os._exit(status)  # libFuzzer has no other way to be told that it is enough
+            os._exit(status)  # libFuzzer cannot be stopped in another way
 
-    atheris.Setup([sys.argv[0], f"-seed={seed}", "-rss_limit_mb=4096"], one)
+    atheris.Setup([sys.argv[0], f"-seed={seed}", "-rss_limit_mb=4096"], try_bytes)
     atheris.Fuzz()
     return 0
 
@@ -191,5 +191,5 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--atheris", action="store_true", help="coverage-guided")
-    given = parser.parse_args()
-    sys.exit((by_coverage if given.atheris else by_chance)(given.seconds, given.seed))
+    arguments = parser.parse_args()
+    sys.exit((fuzz_by_coverage if arguments.atheris else fuzz_at_random)(arguments.seconds, arguments.seed))

@@ -1,4 +1,5 @@
-"""A headless Chromium spoken to over its DevTools protocol: opens a page, notes errors and requests, runs scripts."""
+"""A headless Chromium, controlled over its DevTools protocol: opens pages, records errors and requests, runs
+scripts."""
 
 import base64
 import json
@@ -32,7 +33,7 @@ _FLAGS = (
 
 
 class Page:
-    """One tab. `errors` holds uncaught exceptions and logged errors, `requests` every URL the page asked for."""
+    """One tab. errors: uncaught exceptions and logged errors. requests: the URLs that the page requested."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
@@ -44,25 +45,25 @@ class Page:
             self.call(f"{domain}.enable")
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
 
-    def open(self, where: Path | str, *, width: int = 1400, height: int = 1000, scheme: str = "light") -> None:
+    def open(self, location: Path | str, *, width: int = 1400, height: int = 1000, scheme: str = "light") -> None:
         """Load a file or a URL and wait for its load event."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **metrics)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self._loaded = False
-        self.call("Page.navigate", url=where if isinstance(where, str) else where.resolve().as_uri())
+        self.call("Page.navigate", url=location if isinstance(location, str) else location.resolve().as_uri())
         while not self._loaded:
-            self._take(json.loads(self._socket.recv(timeout=60)))
+            self._handle_event(json.loads(self._socket.recv(timeout=60)))
 
     def evaluate(self, script: str) -> Any:
-        """The value of a JavaScript expression; a promise is awaited."""
+        """The value of a JavaScript expression. Waits for a promise."""
         reply = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in reply:
             raise AssertionError(json.dumps(reply["exceptionDetails"]))
         return reply["result"].get("value")
 
     def wait_for(self, script: str, seconds: float = 60) -> None:
-        """Until the expression is true."""
+        """Wait until the expression is true."""
         end = time.monotonic() + seconds
         while not self.evaluate(script):
             assert time.monotonic() < end, f"never true: {script}; errors: {self.errors}"
@@ -79,9 +80,9 @@ class Page:
             if message.get("id") == self._id:
                 assert "error" not in message, f"{method}: {message['error']}"
                 return message["result"]
-            self._take(message)
+            self._handle_event(message)
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _handle_event(self, message: dict[str, Any]) -> None:
         method, params = message.get("method"), message.get("params", {})
         if method == "Page.loadEventFired":
             self._loaded = True
@@ -95,7 +96,7 @@ class Page:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """A page of a fresh Chromium whose profile is the empty folder `profile`; the process ends with the block."""
+    """A page of a new Chromium process with the empty folder `profile` as its profile. The block ends the process."""
     assert BINARY is not None
     process = subprocess.Popen(
         [BINARY, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],

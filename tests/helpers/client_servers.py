@@ -1,4 +1,4 @@
-"""Teachers that answer by a closed formula, over the real gRPC stubs and over HTTP, and that can be told to fail."""
+"""Teachers that score by a closed formula, over the real gRPC stubs and over HTTP, and that fail on demand."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from vold_proto.v1 import teacher_pb2 as pb
 
 IDENTITY = pb.Identity(model="formula", revision="1", weights_fingerprint="w1", tokenizer_fingerprint="t1")
 BAD_ID = 999_999
-"""A completion that holds it gets a status of its own."""
+"""A completion that contains this id gets an error status."""
 
 
 def free_port() -> int:
@@ -72,7 +72,10 @@ def score_reply(request: pb.ScoreRequest, identity: pb.Identity = IDENTITY) -> p
 
 @dataclass
 class Behaviour:
-    """What a server does before it answers. status: of call number 1, 2, ..., None to serve it."""
+    """How a server behaves, and the calls that it received.
+
+    status: the status of call number 1, 2, ...; None to serve the call.
+    """
 
     identity: pb.Identity = field(default_factory=lambda: IDENTITY)
     status: Callable[[int], status_pb2.Status | None] = lambda number: None
@@ -91,7 +94,7 @@ class FormulaTeacher(teacher_pb2_grpc.TeacherServiceServicer):
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
 
-    async def _enter(self, context: grpc.aio.ServicerContext) -> None:
+    async def _begin_call(self, context: grpc.aio.ServicerContext) -> None:
         behaviour = self.behaviour
         behaviour.metadata.append(dict(context.invocation_metadata()))
         behaviour.calls += 1
@@ -108,7 +111,7 @@ class FormulaTeacher(teacher_pb2_grpc.TeacherServiceServicer):
             await context.abort(code, status.message, (("vold-status-bin", status.SerializeToString()),))
 
     async def GetInfo(self, request, context):  # noqa: N802
-        await self._enter(context)
+        await self._begin_call(context)
         return pb.TeacherInfo(
             identity=self.behaviour.identity,
             vocab_size=8,
@@ -118,24 +121,24 @@ class FormulaTeacher(teacher_pb2_grpc.TeacherServiceServicer):
         )
 
     async def Score(self, request, context):  # noqa: N802
-        await self._enter(context)
+        await self._begin_call(context)
         self.behaviour.requests.append(request)
         await asyncio.sleep(self.behaviour.delay(request))
         return score_reply(request, self.behaviour.identity)
 
     async def ScoreStream(self, requests, context):  # noqa: N802
-        await self._enter(context)
+        await self._begin_call(context)
         replies: asyncio.Queue = asyncio.Queue()
         tasks = []
 
-        async def answer(request):
+        async def reply_to(request):
             await asyncio.sleep(self.behaviour.delay(request))
             await replies.put(score_reply(request, self.behaviour.identity))
 
         async def read():
             async for request in requests:
                 self.behaviour.requests.append(request)
-                tasks.append(asyncio.create_task(answer(request)))
+                tasks.append(asyncio.create_task(reply_to(request)))
 
         reader = asyncio.create_task(read())
         try:
@@ -151,7 +154,7 @@ class FormulaTeacher(teacher_pb2_grpc.TeacherServiceServicer):
                 task.cancel()
 
     async def Generate(self, request, context):  # noqa: N802
-        await self._enter(context)
+        await self._begin_call(context)
         for sent, event in enumerate(generate_events(request)):
             if sent == self.behaviour.generate_breaks_after:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "going down")
@@ -165,7 +168,7 @@ def delimited(event: pb.GenerateEvent) -> bytes:
 
 
 def generate_events(request: pb.GenerateRequest) -> list[pb.GenerateEvent]:
-    """Last prompt first; a prompt without ids fails."""
+    """The events of a request, last prompt first. A prompt without ids and messages gets an error."""
     events = []
     for prompt in reversed(request.prompts):
         if not prompt.ids and not prompt.messages:
@@ -195,7 +198,7 @@ def generate_events(request: pb.GenerateRequest) -> list[pb.GenerateEvent]:
 async def grpc_teacher(
     behaviour: Behaviour | None = None, *, port: int = 0, serving: bool = True
 ) -> AsyncIterator[str]:
-    """Yields the URL. The server is killed at the end, not drained."""
+    """Yields the URL. At the end the server stops at once, without draining."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20)])
     teacher_pb2_grpc.add_TeacherServiceServicer_to_server(FormulaTeacher(behaviour or Behaviour()), server)
     state = health.aio.HealthServicer()
@@ -218,15 +221,15 @@ class _Uvicorn(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def http_teacher(behaviour: Behaviour | None = None) -> AsyncIterator[str]:
-    """The same over HTTP."""
-    known = behaviour or Behaviour()
+    """The same teacher over HTTP."""
+    behaviour = behaviour or Behaviour()
     app = FastAPI()
     protobuf = "application/x-protobuf"
 
-    def enter(request: Request) -> Response | None:
-        known.calls += 1
-        known.metadata.append(dict(request.headers))
-        status = known.status(known.calls)
+    def begin_call(request: Request) -> Response | None:
+        behaviour.calls += 1
+        behaviour.metadata.append(dict(request.headers))
+        status = behaviour.status(behaviour.calls)
         return None if status is None else Response(status.SerializeToString(), 503, media_type=protobuf)
 
     @app.get("/readyz")
@@ -235,25 +238,25 @@ async def http_teacher(behaviour: Behaviour | None = None) -> AsyncIterator[str]
 
     @app.post("/v1/score")
     async def score(request: Request):
-        if (failure := enter(request)) is not None:
+        if (failure := begin_call(request)) is not None:
             return failure
         message = pb.ScoreRequest.FromString(await request.body())
-        known.requests.append(message)
-        if known.hang:
+        behaviour.requests.append(message)
+        if behaviour.hang:
             await asyncio.sleep(60)
-        await asyncio.sleep(known.delay(message))
-        return Response(score_reply(message, known.identity).SerializeToString(), media_type=protobuf)
+        await asyncio.sleep(behaviour.delay(message))
+        return Response(score_reply(message, behaviour.identity).SerializeToString(), media_type=protobuf)
 
     @app.post("/v1/generate")
     async def generate(request: Request):
-        if (failure := enter(request)) is not None:
+        if (failure := begin_call(request)) is not None:
             return failure
         message = pb.GenerateRequest.FromString(await request.body())
 
         async def body():
-            if known.generate_breaks_after is not None:
+            if behaviour.generate_breaks_after is not None:
                 status = status_pb2.Status(code=status_pb2.UNAVAILABLE, message="going down")
-                events = generate_events(message)[: known.generate_breaks_after]
+                events = generate_events(message)[: behaviour.generate_breaks_after]
                 yield b"".join(map(delimited, [*events, pb.GenerateEvent(finished=True, status=status)]))
                 return
             data = b"".join(delimited(event) for event in generate_events(message))

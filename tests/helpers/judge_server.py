@@ -1,4 +1,4 @@
-"""A little HTTP server of the OpenAI shape, whose model is a Python function."""
+"""A small OpenAI-compatible HTTP server, whose model is a Python function."""
 
 import contextlib
 import json
@@ -11,33 +11,33 @@ from typing import Any
 
 @dataclass
 class JudgeServer:
-    """`answer(user message)` gives (HTTP status, what the model says). requests: bodies; keys: their headers."""
+    """reply(user message) returns (HTTP status, text of the model). requests: bodies; keys: Authorization headers."""
 
-    answer: Callable[[str], tuple[int, str]]
+    reply: Callable[[str], tuple[int, str]]
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
 
 
 @contextlib.contextmanager
-def judging(answer: Callable[[str], tuple[int, str]]) -> Iterator[JudgeServer]:
-    server = JudgeServer(answer)
+def judge_server(reply: Callable[[str], tuple[int, str]]) -> Iterator[JudgeServer]:
+    server = JudgeServer(reply)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             server.requests.append(body)
             server.keys.append(self.headers["authorization"])
-            status, text = server.answer(body["messages"][-1]["content"])
+            status, text = server.reply(body["messages"][-1]["content"])
             message = {"role": "assistant", "content": text}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            reply = json.dumps({"object": "chat.completion", "model": body["model"], "choices": [choice]}).encode()
+            content = json.dumps({"object": "chat.completion", "model": body["model"], "choices": [choice]}).encode()
             self.send_response(status if self.path == "/v1/chat/completions" else 404)
             self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(reply)))
+            self.send_header("content-length", str(len(content)))
             self.end_headers()
             with contextlib.suppress(BrokenPipeError):
-                self.wfile.write(reply)
+                self.wfile.write(content)
 
         def log_request(self, *arguments: object) -> None:
             return

@@ -50,7 +50,7 @@ def runs(file: Path) -> None:
             raise UsageError("data.source is not there")
 
     try:
-        ranks.together(work)
+        ranks.run_on_all(work)
     except Exception as error:
         file.with_name(f"said-{ranks.rank}").write_text(f"{type(error).__name__}: {error}")
 

@@ -1,4 +1,4 @@
-"""A tiny teacher that has learnt one sentence, in a tokenizer of bytes: its characters come in several tokens."""
+"""A tiny teacher trained on one sentence, with a byte tokenizer: some characters are several tokens."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ CHAT_TEMPLATE = (
 
 
 def save_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Bytes, in the letters that stand for them, and nothing merged."""
+    """A byte-level tokenizer without merges."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *letters])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
@@ -34,7 +34,7 @@ def save_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def save_teacher(folder: Path) -> Path:
-    """It says SENTENCE to "Say: ", and in a conversation to "Say it", and ends there."""
+    """Train a model that completes "Say: ", and in a conversation "Say it", with SENTENCE, and then ends."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = save_tokenizer(folder)
     torch.manual_seed(0)
@@ -65,6 +65,6 @@ def save_teacher(folder: Path) -> Path:
         optimizer.step()
         if loss.item() < 0.05:
             break
-    assert loss.item() < 0.1, "it has not learnt its sentence"
+    assert loss.item() < 0.1, "the model was not trained to say its sentence"
     model.save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""Where the tests find what they run and read."""
+"""Paths of the repository that the tests use."""
 
 from pathlib import Path
 

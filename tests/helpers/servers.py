@@ -1,4 +1,4 @@
-"""`vold-teacher serve` and `vold-verifier serve` as processes, ready, for any room's tests."""
+"""Runs `vold-teacher serve` and `vold-verifier serve` as processes, for tests of all packages."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ import programs
 
 @dataclass
 class Server:
-    """A service that said it is ready. http, grpc: its URLs as a client takes them."""
+    """A service that is ready. http, grpc: its URLs for a client."""
 
     process: subprocess.Popen
     http: str | None
@@ -27,7 +27,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(service: str, *arguments: str) -> Iterator[Server]:
-    """`vold-teacher serve` or `vold-verifier serve` on free ports, ended on leaving."""
+    """`vold-teacher serve` or `vold-verifier serve` on free ports. The process is killed when the block ends."""
     ports = [] if "--grpc" in arguments else ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
     process = programs.start(
         [sys.executable, "-m", f"vold_{service}", "serve", *ports, *arguments],

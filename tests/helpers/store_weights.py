@@ -53,13 +53,13 @@ def register_in_server() -> None:
 
 
 def store_transfer(engine: Any) -> Any:
-    """The engine's weights.Native, whose trainer-side engine of vLLM broadcasts over the store."""
+    """The engine's weights.NativeTransfer, whose trainer-side engine of vLLM broadcasts over the store."""
     from dataclasses import dataclass
     from typing import ClassVar
 
     from vllm.distributed.weight_transfer import WeightTransferTrainerFactory, nccl_engine
     from vllm.utils.network_utils import get_open_port
-    from vold_trainer.rollout.weights import Native
+    from vold_trainer.rollout.weights import NativeTransfer
 
     @dataclass
     class StoreInfo(nccl_engine.NCCLTrainerInitInfo):
@@ -82,7 +82,7 @@ def store_transfer(engine: Any) -> Any:
         def shutdown(self) -> None:
             self.model_update_group = None
 
-    class StoreNative(Native):
+    class StoreNative(NativeTransfer):
         def init_info(self) -> Any:
             return StoreInfo("127.0.0.1", get_open_port(), self.world_size, packed=False, rank=0)
 

@@ -1,4 +1,4 @@
-"""Tiny teachers of real architectures, made on the spot, and `vold-teacher serve` as a real process."""
+"""Tiny teachers of real architectures with random weights, and `vold-teacher serve` as a process."""
 
 import json
 import os
@@ -54,9 +54,9 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def make_model(family: str, seed: int = 0, head_dim: int = 16) -> PreTrainedModel:
-    """float32, with weights large enough that its distributions are far from uniform.
+    """A float32 model whose weights are large enough that its distributions are far from uniform.
 
-    head_dim: vLLM on a CPU wants 32 or 64.
+    head_dim: vLLM on a CPU needs 32 or 64.
     """
     torch.manual_seed(seed)
     common = {

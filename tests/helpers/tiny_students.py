@@ -1,11 +1,11 @@
-"""Tiny random checkpoints of the student families, in the form in which the families are published.
+"""Tiny random checkpoints of the student families, in the format of the published checkpoints.
 
     folder = tiny_student("qwen3-vl", tmp_path / "student")
     student = load_student(StudentConfig(path=str(folder)))
 
-Real model classes, real image processors, real processor settings, a chat template of the family's form; two layers, a
-hidden size of 32, weights drawn from `seed`. No file of torchvision's is needed to write one. As in a published
-folder, the video settings of the families that read videos are there, though nothing reads them without torchvision.
+Real model classes, image processors and processor settings, and a chat template like the family's; two layers, a hidden
+size of 32, random weights from `seed`. Writing a checkpoint does not need torchvision. As in published checkpoints, the
+families with video have video settings, which are not read without torchvision.
 """
 
 import json
@@ -89,11 +89,13 @@ QWEN_TEXT_TEMPLATE = (
     "{%- if message.content is string -%}{{- message.content -}}{%- endif -%}{{- '<|im_end|>\n' -}}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
-"""Like Qwen3's own, it drops content that is no string."""
+"""Like Qwen3's own template, it drops content that is not a string."""
 
 
-class Parts(NamedTuple):
-    """What a family's folder is made of. settings: those of processor_config.json. eos: what else ends an answer."""
+class CheckpointParts(NamedTuple):
+    """The parts of a family's checkpoint. settings: of processor_config.json. video: the video processor's type, or "".
+    eos: additional end tokens.
+    """
 
     config: Any
     image_processor: Any = None
@@ -105,13 +107,13 @@ class Parts(NamedTuple):
 def tiny_student(
     family: str, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, *, seed: int = 0, **text: Any
 ) -> Path:
-    """Write a checkpoint of the family (one of FAMILIES) to `folder`, float32; returns the folder.
+    """Write a float32 checkpoint of the family (one of FAMILIES) to `folder`. Returns the folder.
 
-    tokenizer: one that knows the family's special tokens, with a chat template; None for a small one of characters.
-    text: further settings of the text config. Raises KeyError for an unknown family.
+    tokenizer: with the family's special tokens and a chat template; None for a small character tokenizer.
+    text: more settings of the text config. Raises KeyError for an unknown family.
     """
     build, tokens, template = _BUILDERS[family]
-    tokenizer = tokenizer or _characters(tokens, template)
+    tokenizer = tokenizer or _character_tokenizer(tokens, template)
     ids = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -124,7 +126,7 @@ def tiny_student(
     model = auto.from_config(parts.config, dtype=torch.float32)
     with torch.no_grad():
         for value in model.parameters():
-            if not value.any():  # zero when new: whether anything reads it would go unnoticed
+            if not value.any():  # initialised to zero: a test could not see whether the model uses it
                 value.normal_(0, 0.02)
     ends = [tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(token) for token in parts.eos)]
     model.generation_config = GenerationConfig(
@@ -144,24 +146,24 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def _characters(tokens: dict[str, Any], template: str) -> PreTrainedTokenizerFast:
-    """The pocket world's tokenizer of characters with the family's special tokens added to it."""
+def _character_tokenizer(tokens: dict[str, Any], template: str) -> PreTrainedTokenizerFast:
+    """The pocket world's character tokenizer with the family's special tokens added."""
     base = build_tokenizer()
     core = base.backend_tokenizer
-    named = {name: token for name, token in tokens.items() if name not in ("also", "bos_first")}
-    new = [*named.values(), *tokens.get("also", ())]
+    special = {name: token for name, token in tokens.items() if name not in ("also", "bos_first")}
+    new = [*special.values(), *tokens.get("also", ())]
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in new])
     if tokens.get("bos_first"):
         bos = tokens["bos_token"]
         core.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, core.token_to_id(bos))]
         )
-    usual = {"pad_token": base.pad_token, "eos_token": base.eos_token, "unk_token": base.unk_token}
-    standard = {name: token for name, token in named.items() if name in ("bos_token", "eos_token", "pad_token")}
-    extra = {name: token for name, token in named.items() if name not in standard}
+    defaults = {"pad_token": base.pad_token, "eos_token": base.eos_token, "unk_token": base.unk_token}
+    standard = {name: token for name, token in special.items() if name in ("bos_token", "eos_token", "pad_token")}
+    extra = {name: token for name, token in special.items() if name not in standard}
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
-        **(usual | standard),
+        **(defaults | standard),
         extra_special_tokens=extra or dict(base.init_kwargs["extra_special_tokens"]),
         chat_template=template,
         padding_side="left",
@@ -175,7 +177,7 @@ def _vision_ids(tokenizer: Any) -> dict[str, int]:
     return {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
 
 
-def _qwen_pictures(patch: int) -> Any:
+def _qwen_image_processor(patch: int) -> Any:
     return Qwen2VLImageProcessorPil(
         patch_size=patch,
         merge_size=2,
@@ -184,7 +186,7 @@ def _qwen_pictures(patch: int) -> Any:
     )
 
 
-def _qwen2_5_vl(tokenizer: Any, text: dict[str, Any]) -> Parts:
+def _qwen2_5_vl(tokenizer: Any, text: dict[str, Any]) -> CheckpointParts:
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
     vision = {
         "depth": 2,
@@ -204,10 +206,10 @@ def _qwen2_5_vl(tokenizer: Any, text: dict[str, Any]) -> Parts:
         **_vision_ids(tokenizer),
     )
     settings = {"processor_class": "Qwen2_5_VLProcessor"}
-    return Parts(config, _qwen_pictures(PATCH), settings, "Qwen2VLVideoProcessor", ("<|endoftext|>",))
+    return CheckpointParts(config, _qwen_image_processor(PATCH), settings, "Qwen2VLVideoProcessor", ("<|endoftext|>",))
 
 
-def _qwen3_vl(tokenizer: Any, text: dict[str, Any]) -> Parts:
+def _qwen3_vl(tokenizer: Any, text: dict[str, Any]) -> CheckpointParts:
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
     vision = {
         "depth": 2,
@@ -226,14 +228,16 @@ def _qwen3_vl(tokenizer: Any, text: dict[str, Any]) -> Parts:
         **_vision_ids(tokenizer),
     )
     settings = {"processor_class": "Qwen3VLProcessor"}
-    return Parts(config, _qwen_pictures(16), settings, "Qwen3VLVideoProcessor", ("<|endoftext|>",))
+    return CheckpointParts(config, _qwen_image_processor(16), settings, "Qwen3VLVideoProcessor", ("<|endoftext|>",))
 
 
-def _idefics(config: Any, image_processor: Any, name: str, video: str) -> Callable[[Any, dict[str, Any]], Parts]:
-    """Idefics3 or SmolVLM: pictures are cut into squares of 56 pixels, each 4 tokens, and a small whole."""
+def _idefics(
+    config: Any, image_processor: Any, name: str, video: str
+) -> Callable[[Any, dict[str, Any]], CheckpointParts]:
+    """Idefics3 or SmolVLM: an image is split into squares of 56 pixels, 4 tokens each, and a small whole."""
 
-    def build(tokenizer: Any, text: dict[str, Any]) -> Parts:
-        made = config(
+    def build(tokenizer: Any, text: dict[str, Any]) -> CheckpointParts:
+        model_config = config(
             text_config={"model_type": "llama", **text},
             vision_config=VISION,
             scale_factor=2,
@@ -241,14 +245,14 @@ def _idefics(config: Any, image_processor: Any, name: str, video: str) -> Callab
             tie_word_embeddings=False,
             pad_token_id=tokenizer.pad_token_id,
         )
-        pictures = image_processor(size={"longest_edge": 8 * PATCH}, max_image_size={"longest_edge": 4 * PATCH})
+        processor = image_processor(size={"longest_edge": 8 * PATCH}, max_image_size={"longest_edge": 4 * PATCH})
         settings = {"processor_class": name, "image_seq_len": 4}
-        return Parts(made, pictures, settings, video)
+        return CheckpointParts(model_config, processor, settings, video)
 
     return build
 
 
-def _llava(tokenizer: Any, text: dict[str, Any]) -> Parts:
+def _llava(tokenizer: Any, text: dict[str, Any]) -> CheckpointParts:
     config = LlavaConfig(
         text_config={"model_type": "llama", **text},
         vision_config={"model_type": "clip_vision_model", "projection_dim": HIDDEN, **VISION},
@@ -256,17 +260,17 @@ def _llava(tokenizer: Any, text: dict[str, Any]) -> Parts:
         image_seq_length=16,
     )
     side = {"height": 4 * PATCH, "width": 4 * PATCH}
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": 4 * PATCH}, crop_size=side)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 4 * PATCH}, crop_size=side)
     settings = {
         "processor_class": "LlavaProcessor",
         "patch_size": PATCH,
         "vision_feature_select_strategy": "default",
         "num_additional_image_tokens": 1,
     }
-    return Parts(config, pictures, settings)
+    return CheckpointParts(config, processor, settings)
 
 
-def _llava_onevision(tokenizer: Any, text: dict[str, Any]) -> Parts:
+def _llava_onevision(tokenizer: Any, text: dict[str, Any]) -> CheckpointParts:
     side = 4 * PATCH
     grid = [[side, side], [side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
     config = LlavaOnevisionConfig(
@@ -276,16 +280,16 @@ def _llava_onevision(tokenizer: Any, text: dict[str, Any]) -> Parts:
         video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=grid,
     )
-    pictures = LlavaOnevisionImageProcessorPil(size={"height": side, "width": side}, image_grid_pinpoints=grid)
+    processor = LlavaOnevisionImageProcessorPil(size={"height": side, "width": side}, image_grid_pinpoints=grid)
     settings = {
         "processor_class": "LlavaOnevisionProcessor",
         "num_image_tokens": 16,
         "vision_feature_select_strategy": "full",
     }
-    return Parts(config, pictures, settings, "LlavaOnevisionVideoProcessor")
+    return CheckpointParts(config, processor, settings, "LlavaOnevisionVideoProcessor")
 
 
-def _gemma3(tokenizer: Any, text: dict[str, Any]) -> Parts:
+def _gemma3(tokenizer: Any, text: dict[str, Any]) -> CheckpointParts:
     layers = ["sliding_attention", "full_attention"]
     config = Gemma3Config(
         text_config=text | {"head_dim": 16, "sliding_window": 16, "layer_types": layers, "query_pre_attn_scalar": 16},
@@ -295,13 +299,13 @@ def _gemma3(tokenizer: Any, text: dict[str, Any]) -> Parts:
         eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
         image_token_index=tokenizer.convert_tokens_to_ids("<image_soft_token>"),
     )
-    pictures = Gemma3ImageProcessorPil(size={"height": 4 * PATCH, "width": 4 * PATCH})
+    processor = Gemma3ImageProcessorPil(size={"height": 4 * PATCH, "width": 4 * PATCH})
     settings = {"processor_class": "Gemma3Processor", "image_seq_length": 4}
-    return Parts(config, pictures, settings, eos=("<end_of_turn>",))
+    return CheckpointParts(config, processor, settings, eos=("<end_of_turn>",))
 
 
-def _qwen3(tokenizer: Any, text: dict[str, Any]) -> Parts:
-    return Parts(Qwen3Config(**text | {"head_dim": 16, "tie_word_embeddings": True}), eos=("<|endoftext|>",))
+def _qwen3(tokenizer: Any, text: dict[str, Any]) -> CheckpointParts:
+    return CheckpointParts(Qwen3Config(**text | {"head_dim": 16, "tie_word_embeddings": True}), eos=("<|endoftext|>",))
 
 
 _ROWS = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
@@ -323,7 +327,7 @@ _GEMMA_TOKENS = {
     "also": ("<start_of_turn>", "<end_of_turn>"),
     "bos_first": True,
 }
-_BUILDERS: dict[str, tuple[Callable[[Any, dict[str, Any]], Parts], dict[str, Any], str]] = {
+_BUILDERS: dict[str, tuple[Callable[[Any, dict[str, Any]], CheckpointParts], dict[str, Any], str]] = {
     "qwen2.5-vl": (_qwen2_5_vl, {}, QWEN_TEMPLATE),
     "qwen3-vl": (_qwen3_vl, {}, QWEN_TEMPLATE),
     "smolvlm": (
@@ -343,7 +347,7 @@ _BUILDERS: dict[str, tuple[Callable[[Any, dict[str, Any]], Parts], dict[str, Any
 }
 FAMILIES = tuple(_BUILDERS)
 VISION_FAMILIES = tuple(name for name in FAMILIES if name != "qwen3")
-SHIPPED = {
+CONFIG_FAMILIES = {
     "vold_qwen2.5vl_3b": "qwen2.5-vl",
     "vold_qwen3vl_2b": "qwen3-vl",
     "vold_llava_onevision_7b": "llava-onevision",
@@ -351,4 +355,4 @@ SHIPPED = {
     "grpo_smolvlm2_2.2b": "smolvlm",
     "vold_qwen3_1.7b": "qwen3",
 }
-"""The family of the student of each second stage under configs/."""
+"""The student family of each second-stage config under configs/."""

@@ -1,4 +1,4 @@
-"""A small OpenTelemetry collector: takes OTLP over HTTP and keeps the spans."""
+"""A small OpenTelemetry collector: receives OTLP over HTTP and keeps the spans."""
 
 import threading
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass(frozen=True)
 class Span:
-    """ids: as bytes. links: (trace id, span id) of each."""
+    """Ids are bytes. links: (trace id, span id) of each link."""
 
     service: str
     name: str
@@ -31,7 +31,7 @@ class Collector:
     def named(self, name: str, service: str = "") -> list[Span]:
         return [span for span in self.spans if span.name == name and service in ("", span.service)]
 
-    def take(self, request: ExportTraceServiceRequest) -> None:
+    def add(self, request: ExportTraceServiceRequest) -> None:
         for resource in request.resource_spans:
             service = values(resource.resource.attributes)["service.name"]
             for scope in resource.scope_spans:
@@ -56,12 +56,12 @@ def values(attributes) -> dict[str, object]:
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """Listens on a free port of the loopback."""
+    """A collector that listens on a free port of the loopback interface."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            collector.take(ExportTraceServiceRequest.FromString(body))
+            collector.add(ExportTraceServiceRequest.FromString(body))
             self.send_response(200)
             self.send_header("content-length", "0")
             self.end_headers()

@@ -22,7 +22,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def process(command: list[str], port: int, seconds: float = 240, **environment: str):
-    """A server as a process, up when it answers /health."""
+    """A server as a process; waits until /health replies."""
     child = programs.start(command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stdout=sys.stderr)
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}")
     try:
@@ -46,7 +46,7 @@ def process(command: list[str], port: int, seconds: float = 240, **environment: 
 
 
 def stand_in(folder: Path, port: int, *options: str):
-    """upstream_servers.py, which speaks everything: see there for its paths."""
+    """upstream_servers.py as a process; its docstring lists the paths."""
     script = str(Path(__file__).with_name("upstream_servers.py"))
     return process([sys.executable, script, str(folder), "--port", str(port), *options], port)
 
@@ -54,4 +54,4 @@ def stand_in(folder: Path, port: int, *options: str):
 def gateway(folder: Path, dialect: str, *addresses: str | int, **options) -> UpstreamBackend:
     """addresses: PORT, or PORT/PATH, on this machine."""
     urls = f"{dialect}+" + ",".join(f"http://127.0.0.1:{address}" for address in addresses)
-    return UpstreamBackend(UpstreamOptions(urls, tokenizer=folder, most=64, **options))
+    return UpstreamBackend(UpstreamOptions(urls, tokenizer=folder, max_logprobs=64, **options))

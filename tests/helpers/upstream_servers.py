@@ -1,17 +1,17 @@
-"""A stand-in for an inference server, as a process: transformers' numbers in the reply shapes of vLLM and of SGLang.
+"""A stand-in for an inference server, as a process: transformers' scores in the reply formats of vLLM and SGLang.
 
-It stands for the wire alone, where no real server is at hand: what is proved against it is that the gateway sends what
-their documentation and sources describe, reads such replies, and survives faults. The same suite runs against a real
-vLLM, with candidates and without, and a real SGLang (test_backend_conformance).
+It replaces a real server on the wire only. Tests against it show that the gateway sends what the servers' documentation
+and sources describe, reads such replies, and survives faults. The same suite runs against a real vLLM, with candidates
+and without, and a real SGLang (test_backend_conformance).
 
     python upstream_servers.py MODEL --port 8001 [--other MODEL]
 
-One process speaks everything, each under a path of its own: /vllm, /vllm-rows (with candidates) and /sglang, and with a
+One process speaks every dialect, each under its own path: /vllm, /vllm-rows (with candidates) and /sglang, and with a
 fault /vllm-short (a position too few), /vllm-other-ids, /vllm-positive, /vllm-processed (log-probabilities of what was
 sampled at the temperature), /vllm-rows-null-cache (candidates are null with the prefix cache, as vLLM's may be),
 /vllm-refuse-long (400 past 100 tokens), /vllm-key (wants the key "secret"), /vllm-busy (refuses every other
 request with 503), /vllm-other (the other model under the same name), and so on for the other two; /sglang-unseeded
-draws without regard to a seed. POST /swap exchanges the two models.
+ignores the seed of a request. POST /swap exchanges the two models.
 """
 
 import argparse
@@ -58,21 +58,21 @@ class Model:
         self,
         request: Request,
         ids: list[int],
-        most: int,
+        max_tokens: int,
         temperature: float,
         seed: int,
         stops: set[int],
         processed: bool,
     ):
-        """(id, log-probability) one by one, while the caller is there."""
-        chance = torch.Generator().manual_seed(seed)
+        """(id, log-probability) token by token, until the caller disconnects."""
+        rng = torch.Generator().manual_seed(seed)
         ids = list(ids)
-        for _ in range(most):
+        for _ in range(max_tokens):
             if await request.is_disconnected():
                 return
             row = self.logprobs(ids)[-1]
             scaled = (row / temperature).log_softmax(-1) if temperature else row
-            chosen = int(torch.multinomial(scaled.exp(), 1, generator=chance)) if temperature else int(row.argmax())
+            chosen = int(torch.multinomial(scaled.exp(), 1, generator=rng)) if temperature else int(row.argmax())
             yield chosen, float((scaled if processed else row)[chosen])
             ids.append(chosen)
             if chosen in stops:
@@ -85,7 +85,7 @@ def refuse(message: str, status: int = 400) -> JSONResponse:
 
 def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
     app = FastAPI()
-    asked = itertools.count()
+    requests = itertools.count()
     rows_offered = speaks == "vllm-rows"
 
     @app.middleware("http")
@@ -93,7 +93,7 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
         guarded = fault == "key" and not request.url.path.endswith("/health")
         if guarded and request.headers.get("authorization") != "Bearer secret":
             return JSONResponse({"error": "Unauthorized"}, 401)
-        if fault == "busy" and request.method == "POST" and next(asked) % 2 == 0:
+        if fault == "busy" and request.method == "POST" and next(requests) % 2 == 0:
             return JSONResponse({"error": "Server overloaded"}, 503, {"retry-after": "0"})
         return await call_next(request)
 
@@ -106,7 +106,7 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
         return {"object": "list", "data": [{"id": "tiny", "root": "/models/tiny", "max_model_len": MAX_LENGTH}]}
 
     def spoil(ids: list[int], logprobs: list[float]) -> tuple[list[int], list[float]]:
-        """ids and log-probabilities from the second position on, with the fault in them."""
+        """ids and log-probabilities from the second position on, changed by the fault."""
         if fault == "short":
             return ids[:-1], logprobs[:-1]
         if fault == "other-ids":
@@ -128,7 +128,7 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
                 if wanted > MAX_LOGPROBS:
                     return refuse(f"Requested prompt logprobs of {wanted}, greater than max allowed: {MAX_LOGPROBS}")
                 return {"choices": [{"index": 0, "prompt_logprobs": prompt_logprobs(ids, wanted)}]}
-            drawn = model.generate(
+            generated = model.generate(
                 request,
                 ids,
                 body["max_tokens"],
@@ -138,24 +138,24 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
                 fault == "processed",
             )
             if body.get("stream"):
-                return StreamingResponse(events(drawn, body), media_type="text/event-stream")
-            return choice([one async for one in drawn], body, last=True)
+                return StreamingResponse(events(generated, body), media_type="text/event-stream")
+            return choice([token async for token in generated], body, last=True)
 
-        def choice(drawn: list[tuple[int, float]], body: dict, last: bool) -> dict:
-            if not drawn:  # the caller left
+        def choice(generated: list[tuple[int, float]], body: dict, last: bool) -> dict:
+            if not generated:  # the caller left
                 return {}
-            reason = ("stop" if drawn[-1][0] in body["stop_token_ids"] else "length") if last else None
+            reason = ("stop" if generated[-1][0] in body["stop_token_ids"] else "length") if last else None
             logprobs = {
-                "tokens": [f"token_id:{index}" for index, _ in drawn],
-                "token_logprobs": [value for _, value in drawn],
+                "tokens": [f"token_id:{index}" for index, _ in generated],
+                "token_logprobs": [value for _, value in generated],
             }
-            ids = [index for index, _ in drawn]
+            ids = [index for index, _ in generated]
             return {"choices": [{"index": 0, "token_ids": ids, "logprobs": logprobs, "finish_reason": reason}]}
 
-        async def events(drawn, body: dict):
-            done = [one async for one in drawn]
-            for position, one in enumerate(done):
-                yield f"data: {json.dumps(choice([one], body, position == len(done) - 1))}\n\n"
+        async def events(generated, body: dict):
+            tokens = [token async for token in generated]
+            for position, token in enumerate(tokens):
+                yield f"data: {json.dumps(choice([token], body, position == len(tokens) - 1))}\n\n"
             yield "data: [DONE]\n\n"
 
         def prompt_logprobs(ids: list[int], top_k: int) -> list[dict | None]:
@@ -220,35 +220,40 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
                 own = {model.model.config.eos_token_id}
                 stops = set() if sampling["ignore_eos"] else own | set(sampling["stop_token_ids"])
                 seed = secrets.randbits(31) if fault == "unseeded" else sampling["sampling_seed"]
-                most, temperature = sampling["max_new_tokens"], sampling["temperature"]
-                drawn = [one async for one in model.generate(request, ids, most, temperature, seed, stops, True)]
-                if not drawn:
+                max_tokens, temperature = sampling["max_new_tokens"], sampling["temperature"]
+                generated = [
+                    token async for token in model.generate(request, ids, max_tokens, temperature, seed, stops, True)
+                ]
+                if not generated:
                     return refuse("the caller left", 499)
-                reason = "stop" if drawn[-1][0] in stops else "length"
-                return {"output_ids": [index for index, _ in drawn], "meta_info": {"finish_reason": {"type": reason}}}
+                reason = "stop" if generated[-1][0] in stops else "length"
+                return {
+                    "output_ids": [index for index, _ in generated],
+                    "meta_info": {"finish_reason": {"type": reason}},
+                }
             start = body["logprob_start_len"]
             rows = model.logprobs(ids)[start:-1]
             sampled, values = spoil(
                 ids[start + 1 :], [float(rows[at, index]) for at, index in enumerate(ids[start + 1 :])]
             )
-            about = {
+            meta = {
                 "input_token_logprobs": [
                     [None, reported(ids[start]), None],
                     *([value, reported(index), None] for value, index in zip(values, sampled, strict=True)),
                 ]
             }
             if top_k := body["top_logprobs_num"]:
-                about["input_top_logprobs"] = [None]
+                meta["input_top_logprobs"] = [None]
                 for row in rows:
                     best, which = row.topk(top_k)
                     pairs = zip(best.tolist(), which.tolist(), strict=True)
-                    about["input_top_logprobs"].append([[value, index, None] for value, index in pairs])
+                    meta["input_top_logprobs"].append([[value, index, None] for value, index in pairs])
             if chosen := body.get("token_ids_logprob"):
-                about["input_token_ids_logprobs"] = [
+                meta["input_token_ids_logprobs"] = [
                     None,
                     *([[float(row[index]), index, None] for index in reversed(chosen)] for row in rows),
                 ]
-            return {"output_ids": [0], "meta_info": {**about, "finish_reason": {"type": "length"}}}
+            return {"output_ids": [0], "meta_info": {**meta, "finish_reason": {"type": "length"}}}
 
     return app
 
@@ -258,10 +263,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--other", default="")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    model = Model(given.model)
-    other = Model(given.other) if given.other else model
+    model = Model(arguments.model)
+    other = Model(arguments.other) if arguments.other else model
     app = FastAPI()
 
     @app.get("/health")
@@ -276,7 +281,7 @@ def main() -> None:
         for fault in FAULTS:
             computes = other if fault == "other" else model
             app.mount(f"/{speaks}-{fault}" if fault else f"/{speaks}", make_app(computes, speaks, fault))
-    uvicorn.run(app, host="127.0.0.1", port=given.port, log_level="warning")
+    uvicorn.run(app, host="127.0.0.1", port=arguments.port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A plugin as a third party would write one: verifiers that misbehave, for the tests of the pool."""
+"""A plugin of verifiers that misbehave, for the tests of the pool."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from vold_verifier.verifiers import Item, Parameters, Verdict, Verifier
 
 
 class SpinVerifier(Verifier[Parameters]):
-    """Burns CPU time for ever."""
+    """Uses CPU time without end."""
 
     name: ClassVar[str] = "spin"
     summary: ClassVar[str] = "never ends"
@@ -22,20 +22,20 @@ class SpinVerifier(Verifier[Parameters]):
 
 
 class NativeVerifier(Verifier[Parameters]):
-    """Spends its time inside one C call, where no Python signal handler runs."""
+    """Spends its time in one C call, during which no Python signal handler runs."""
 
     name: ClassVar[str] = "native"
-    summary: ClassVar[str] = "never ends, deaf to the soft limit"
+    summary: ClassVar[str] = "never ends, and the soft limit does not interrupt it"
 
     def check(self, item: Item, parameters: Parameters, /) -> Verdict:
         return Verdict.right(None, hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9).hex())
 
 
 class StubbornVerifier(Verifier[Parameters]):
-    """Swallows the soft limit, so that only a kill ends it."""
+    """Ignores the signal of the soft limit, so that only SIGKILL ends it."""
 
     name: ClassVar[str] = "stubborn"
-    summary: ClassVar[str] = "never ends, and ignores being told to"
+    summary: ClassVar[str] = "never ends, and ignores the soft limit"
 
     def check(self, item: Item, parameters: Parameters, /) -> Verdict:
         signal.signal(signal.SIGPROF, signal.SIG_IGN)
@@ -44,10 +44,10 @@ class StubbornVerifier(Verifier[Parameters]):
 
 
 class CrashVerifier(Verifier[Parameters]):
-    """Kills its own process. A completion that names a file does so only until that file exists."""
+    """Kills its own process; if the completion names a file, only until the file exists."""
 
     name: ClassVar[str] = "crash"
-    summary: ClassVar[str] = "takes its worker with it"
+    summary: ClassVar[str] = "kills its worker"
 
     def check(self, item: Item, parameters: Parameters, /) -> Verdict:
         mark = Path(item.completion) if item.completion else None
@@ -60,7 +60,7 @@ class CrashVerifier(Verifier[Parameters]):
 
 class HogVerifier(Verifier[Parameters]):
     name: ClassVar[str] = "hog"
-    summary: ClassVar[str] = "asks for more memory than there is"
+    summary: ClassVar[str] = "allocates more memory than its limit"
 
     def check(self, item: Item, parameters: Parameters, /) -> Verdict:
         return Verdict.right(None, str(len(bytearray(8 << 30))))

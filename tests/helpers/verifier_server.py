@@ -40,7 +40,7 @@ def running(
     log: IO[str] | None = None,
     environment: dict[str, str] | None = None,
 ) -> Iterator[Server]:
-    """A server on free ports with the misbehaving plugin; killed at the end if it still runs. log: for its stderr."""
+    """Start a server with verifier_plugin on free ports; kill it at the end if it still runs. log: for its stderr."""
     command = [sys.executable, "-m", "vold_verifier", "serve", "--http", "127.0.0.1:0", "--grpc", grpc_address]
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     process = programs.start(

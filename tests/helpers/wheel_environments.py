@@ -1,6 +1,6 @@
-"""The wheel, and environments that hold it beside the dependencies of some of its extras, and nothing else.
+"""The wheel, and virtual environments with the wheel and the dependencies of some of its extras only.
 
-What is installed here is linked into them, a distribution at a time, so that nothing is downloaded.
+The dependencies are linked from the packages of the tests' own environment, so that nothing is downloaded.
 """
 
 import functools
@@ -16,12 +16,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from paths import ROOT
 
-KEPT = ("PYTHONWARNINGS",)
-SOURCES = ("proto", "client", "services", "trainer")
+KEPT_VARIABLES = ("PYTHONWARNINGS",)
+SOURCES = ("proto", "packing", "client", "services", "trainer")
 
 
 def build(folder: Path) -> Path:
-    """The wheel as `make wheel` builds it, from a copy of the tree."""
+    """Build the wheel as `make wheel` does, from a copy of the sources."""
     tree = folder / "tree"
     for name in SOURCES:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
@@ -33,7 +33,7 @@ def build(folder: Path) -> Path:
 
 
 class Environment:
-    """A virtual environment without pip, and with nothing in it until it is put there."""
+    """A virtual environment without pip, empty at first."""
 
     def __init__(self, folder: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
@@ -42,33 +42,33 @@ class Environment:
 
     @property
     def vold(self) -> metadata.Distribution:
-        (found,) = metadata.distributions(name="vold", path=[str(self.packages)])
-        return found
+        (distribution,) = metadata.distributions(name="vold", path=[str(self.packages)])
+        return distribution
 
     def install(self, wheel: Path) -> None:
-        """The wheel alone, with its programs."""
+        """Install the wheel and its programs, without its dependencies."""
         pip("--python", self.bin / "python", "install", "--no-deps", "--no-index", "--no-compile", wheel)
 
     def share(self, other: "Environment") -> None:
-        """Link what another environment has, but for its programs."""
+        """Link the packages of another environment, without its programs."""
         for path in other.packages.iterdir():
             (self.packages / path.name).symlink_to(path)
 
     def add(self, *extras: str) -> None:
-        """Link what the package and these extras depend on."""
-        wanted = {name: metadata.distribution(name) for name in closure(self.vold, extras)}
+        """Link the dependencies of the package and of these extras."""
+        dependencies = {name: metadata.distribution(name) for name in closure(self.vold, extras)}
         owners = _owners()
-        for one in wanted.values():
-            for top in _tops(one):
-                shared = owners[top] - wanted.keys()  # a namespace, of which others own a part
-                for path in [file for file in one.files if file.parts[0] == top] if shared else [Path(top)]:
+        for distribution in dependencies.values():
+            for top in _top_names(distribution):
+                shared = owners[top] - dependencies.keys()  # a namespace package with parts in other distributions
+                for path in [file for file in distribution.files if file.parts[0] == top] if shared else [Path(top)]:
                     target = self.packages / path
                     if not target.exists():
                         target.parent.mkdir(parents=True, exist_ok=True)
-                        target.symlink_to(one.locate_file(path))
+                        target.symlink_to(distribution.locate_file(path))
 
     def run(self, *command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-        """A program of the environment, from a folder that is not the tree."""
+        """Run a program of the environment, outside the repository."""
         return subprocess.run(
             [self.bin / command[0], *command[1:]],
             cwd=self.packages,
@@ -80,49 +80,52 @@ class Environment:
 
 
 def environment() -> dict[str, str]:
-    """The variables of a program in an environment: none that lead Python elsewhere, and the tests' warnings."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") or name in KEPT}
+    """The variables for a program of an environment: without PYTHON*, but with the tests' warning filters."""
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTHON") or name in KEPT_VARIABLES
+    }
 
 
 def pip(*arguments: str | Path) -> None:
-    """pip warns of itself: the tests' filters of warnings are not for it."""
-    variables = {name: value for name, value in environment().items() if name not in KEPT}
+    """Run pip without the tests' warning filters: pip itself causes warnings."""
+    variables = {name: value for name, value in environment().items() if name not in KEPT_VARIABLES}
     subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments], env=variables, check=True)
 
 
 def closure(vold: metadata.Distribution, extras: Iterable[str] = ()) -> set[str]:
-    """Names of the distributions that `vold[extras]` asks for, and of what those of them that are here ask for."""
-    found: dict[str, set[str]] = {}
-    waiting = [("vold", {"", *extras})]
-    while waiting:
-        name, wanted = waiting.pop()
-        new = wanted - found.setdefault(name, set())
-        found[name] |= new
+    """Names of the distributions that `vold[extras]` requires, directly or through installed distributions."""
+    resolved: dict[str, set[str]] = {}
+    pending = [("vold", {"", *extras})]
+    while pending:
+        name, wanted = pending.pop()
+        new = wanted - resolved.setdefault(name, set())
+        resolved[name] |= new
         for requirement in _requirements(vold if name == "vold" else name) if new else ():
             if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in new):
-                waiting.append((canonicalize_name(requirement.name), {"", *requirement.extras}))
-    return found.keys() - {"vold"}
+                pending.append((canonicalize_name(requirement.name), {"", *requirement.extras}))
+    return resolved.keys() - {"vold"}
 
 
 @functools.cache
-def _requirements(of: metadata.Distribution | str) -> list[Requirement]:
+def _requirements(distribution: metadata.Distribution | str) -> list[Requirement]:
     try:
-        one = metadata.distribution(of) if isinstance(of, str) else of
+        if isinstance(distribution, str):
+            distribution = metadata.distribution(distribution)
     except metadata.PackageNotFoundError:
         return []
-    return [Requirement(text) for text in one.requires or []]
+    return [Requirement(text) for text in distribution.requires or []]
 
 
 @functools.cache
 def _owners() -> dict[str, set[str]]:
-    """Which distributions have a part of a folder of site-packages."""
+    """The distributions with files under each top name of site-packages."""
     owners: dict[str, set[str]] = {}
-    for one in metadata.distributions():
-        for top in _tops(one):
-            owners.setdefault(top, set()).add(canonicalize_name(one.name))
+    for distribution in metadata.distributions():
+        for top in _top_names(distribution):
+            owners.setdefault(top, set()).add(canonicalize_name(distribution.name))
     return owners
 
 
-def _tops(one: metadata.Distribution) -> set[str]:
-    """What a distribution has in site-packages: folders, and modules of one file."""
-    return {file.parts[0] for file in one.files or []} - {"..", "__pycache__"}
+def _top_names(distribution: metadata.Distribution) -> set[str]:
+    """The folders and single-file modules of a distribution in site-packages."""
+    return {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}

@@ -1,4 +1,4 @@
-"""Clients of one process, sync and the trainer's, that come and go in any order."""
+"""Sync clients and the trainer's clients of one process, opened and closed in any order."""
 
 import asyncio
 import concurrent.futures
@@ -11,32 +11,32 @@ from paths import HELPERS
 from vold_client import AsyncVerifierClient, Item, VerifierClient
 from vold_trainer.tasks import ClientTasks
 
-RIGHT = [Item("numeric", "so 4", "4")]
+ITEMS = [Item("numeric", "so 4", "4")]
 
 
-async def _ask(url):
+async def _verify(url):
     client = AsyncVerifierClient(url)
     try:
-        return await client.verify(RIGHT * 8)
+        return await client.verify(ITEMS * 8)
     finally:
         await client.aclose()
 
 
-def test_a_closed_client_leaves_nothing_behind_that_others_stumble_over(verifier, caplog):
+def test_closing_a_client_does_not_disturb_other_clients(verifier, caplog):
     with caplog.at_level(logging.ERROR, "asyncio"), VerifierClient(verifier.grpc) as client:
         for _ in range(30):
             tasks = ClientTasks()
-            tasks.submit(_ask(verifier.grpc))  # under way when its loop's owner goes
+            tasks.submit(_verify(verifier.grpc))  # in flight when its tasks are closed
             try:
-                verdicts = tasks.run(_ask(verifier.grpc))
+                verdicts = tasks.run(_verify(verifier.grpc))
             finally:
                 tasks.close()
             assert [verdict.error for verdict in verdicts] == [None] * 8
-            assert client.verify(RIGHT)[0].error is None
+            assert client.verify(ITEMS)[0].error is None
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
-def test_what_is_asked_ends_with_whoever_asked(verifier):
+def test_closing_the_tasks_cancels_their_calls(verifier):
     tasks = ClientTasks()
     future = tasks.submit(asyncio.sleep(600))
     tasks.close()
@@ -45,7 +45,7 @@ def test_what_is_asked_ends_with_whoever_asked(verifier):
 
 
 @pytest.mark.parametrize("face", ["grpc", "http"])
-def test_clients_on_many_loops_end_with_their_process_and_leave_no_word(verifier, face):
+def test_a_process_with_clients_on_many_loops_exits_without_output(verifier, face):
     script = HELPERS / "many_clients.py"
     command = [sys.executable, str(script), getattr(verifier, face)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)

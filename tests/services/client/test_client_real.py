@@ -94,14 +94,14 @@ def test_scores_of_a_real_teacher_whole_split_and_streamed(teacher, face):
         streamed = {int(result.request_id): result for result in client.score_stream(iter(requests))}
         assert whole.identity == client.info().identity == split.identity
     for index, completion in enumerate(completions):
-        one = whole.scores[index]
-        assert one.error is None
-        assert one.logprobs.shape == one.entropy.shape == (len(completion.ids),)
-        assert one.top_ids.shape == (len(completion.ids), 3)
+        score = whole.scores[index]
+        assert score.error is None
+        assert score.logprobs.shape == score.entropy.shape == (len(completion.ids),)
+        assert score.top_ids.shape == (len(completion.ids), 3)
         for other in (split.scores[index], streamed[index].scores[0]):
-            np.testing.assert_allclose(other.logprobs, one.logprobs, atol=2e-5)
-            np.testing.assert_allclose(other.top_logprobs, one.top_logprobs, atol=2e-5)
-            np.testing.assert_allclose(other.entropy, one.entropy, atol=2e-5)
+            np.testing.assert_allclose(other.logprobs, score.logprobs, atol=2e-5)
+            np.testing.assert_allclose(other.top_logprobs, score.top_logprobs, atol=2e-5)
+            np.testing.assert_allclose(other.entropy, score.entropy, atol=2e-5)
     assert whole.scores[4].candidate_logprobs.shape == (6, 3)
     assert [len(values) for values in whole.scores[5].candidate_logprobs] == [0, 1, 2, 0, 1, 2, 0]
 
@@ -136,17 +136,17 @@ def test_a_real_teachers_tokenizer_and_generation(teacher, face):
             np.testing.assert_allclose(scores[0].logprobs, generation.logprobs, atol=2e-4)
 
 
-def test_sync_clients_in_many_threads_and_beside_an_async_one(teacher, verifier, capfd):
+def test_sync_clients_in_many_threads_beside_an_async_client(teacher, verifier, capfd):
     prompts, completions = batch()
 
     def work(client: TeacherClient) -> float:
         return float(client.score(prompts, completions).scores[0].logprobs[0])
 
     async def beside(client: TeacherClient) -> None:
-        async with AsyncTeacherClient(teacher.grpc) as other, AsyncVerifierClient(verifier.grpc) as judge:
+        async with AsyncTeacherClient(teacher.grpc) as other, AsyncVerifierClient(verifier.grpc) as verifier_client:
             calls = [other.score(prompts, completions) for _ in range(4)]
             threads = [asyncio.to_thread(work, client) for _ in range(4)]
-            await asyncio.gather(*calls, *threads, judge.verify([Item("exact", "1", "1")]))
+            await asyncio.gather(*calls, *threads, verifier_client.verify([Item("exact", "1", "1")]))
 
     with TeacherClient(teacher.grpc) as client, ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(work, [client] * 12))) >= 1
@@ -171,25 +171,25 @@ def test_verdicts_in_order_whole_split_and_streamed(verifier, face):
         assert all(verdict.error is None and verdict.reward is not None for verdict in whole)
         split = splitting.verify(ITEMS)
         streamed = {verdict.id: verdict for verdict in client.verify_stream(iter(ITEMS))}
-        for one, other in zip(whole, split, strict=True):
-            assert (one.id, one.reward, one.extracted) == (other.id, other.reward, other.extracted)
-            assert streamed[one.id].reward == one.reward
+        for verdict, other in zip(whole, split, strict=True):
+            assert (verdict.id, verdict.reward, verdict.extracted) == (other.id, other.reward, other.extracted)
+            assert streamed[verdict.id].reward == verdict.reward
 
 
 @FACES
-def test_an_item_that_cannot_be_judged_has_no_reward(verifier, face):
+def test_an_item_that_cannot_be_verified_has_no_reward(verifier, face):
     items = [Item("exact", "1", "1"), Item("no-such-verifier", "1", "1"), Item("exact", "1", "1", parameters={"x": 1})]
     with VerifierClient(getattr(verifier, face)) as client:
         verdicts = client.verify(items)
         streamed = sorted(client.verify_stream(items), key=lambda verdict: verdict.id)
-    for got in (verdicts, streamed):
-        assert [verdict.id for verdict in got] == ["0", "1", "2"]
-        assert got[0].error is None
-        assert [type(verdict.error) for verdict in got[1:]] == [NotFound, InvalidArgument]
-        assert [verdict.reward for verdict in got[1:]] == [None, None]
+    for results in (verdicts, streamed):
+        assert [verdict.id for verdict in results] == ["0", "1", "2"]
+        assert results[0].error is None
+        assert [type(verdict.error) for verdict in results[1:]] == [NotFound, InvalidArgument]
+        assert [verdict.reward for verdict in results[1:]] == [None, None]
 
 
-def test_every_face_says_the_version(teacher, verifier):
+def test_every_face_reports_the_version(teacher, verifier):
     for url in (teacher.grpc, teacher.http):
         with TeacherClient(url) as client:
             assert client.info().server_version == VERSION

@@ -1,4 +1,4 @@
-"""The teacher's client against servers that answer by a formula, over gRPC and over HTTP."""
+"""The teacher's client against servers that score by a formula, over gRPC and over HTTP."""
 
 import asyncio
 import re
@@ -31,7 +31,7 @@ SERVERS = pytest.mark.parametrize("teacher", [grpc_teacher, http_teacher], ids=[
 
 
 def batch(prompts: int = 5, group: int = 4, seed: int = 0):
-    """Prompts and their completions in an order that is not by prompt, with every kind of candidates."""
+    """Prompts, and their completions in an order that is not by prompt, with every kind of candidates."""
     rng = np.random.default_rng(seed)
     prompt_ids = [rng.integers(0, 100, rng.integers(1, 9)) for _ in range(prompts)]
     completions = []
@@ -56,14 +56,14 @@ def check(prompts, completions, scores, atol: float = 0.0) -> None:
         if candidates is None:
             assert score.candidate_logprobs is None
         elif isinstance(candidates, list):
-            for got, value, ids in zip(score.candidate_logprobs, expected, candidates, strict=True):
-                np.testing.assert_allclose(got, value - np.asarray(ids) / 4, atol=atol)
+            for actual, value, ids in zip(score.candidate_logprobs, expected, candidates, strict=True):
+                np.testing.assert_allclose(actual, value - np.asarray(ids) / 4, atol=atol)
         else:
             np.testing.assert_allclose(score.candidate_logprobs, expected[:, None] - candidates / 4, atol=atol)
 
 
 @SERVERS
-def test_scores_come_back_in_order_with_everything_asked_for(teacher):
+def test_scores_are_in_order_with_all_requested_fields(teacher):
     async def main():
         prompts, completions = batch()
         async with teacher() as url, AsyncTeacherClient(url) as client:
@@ -104,7 +104,7 @@ def test_a_split_request_equals_a_whole_one(teacher, budget):
     asyncio.run(main())
 
 
-def test_a_bad_completion_keeps_its_own_index_and_loses_nobody():
+def test_a_bad_completion_has_an_error_with_its_index_and_the_others_have_scores():
     async def main():
         prompts, completions = batch()
         completions[7] = Completion(0, [1, BAD_ID], id="bad")
@@ -134,33 +134,33 @@ def test_a_bad_completion_keeps_its_own_index_and_loses_nobody():
         ([[1]], Completion(0, [1], [[0.5]]), "completions[0].candidates"),
     ],
 )
-def test_what_cannot_be_sent_names_its_field(prompts, completion, field):
+def test_an_error_of_packing_names_the_field(prompts, completion, field):
     with TeacherClient("grpc://127.0.0.1:1") as client, pytest.raises(InvalidArgument) as caught:
         client.score(prompts, [completion])
     assert caught.value.field == field
 
 
 @pytest.mark.parametrize("options", [{"dtype": "f64"}, {"top_k": -1}, {"timeout": 0}, {"timeout": float("nan")}])
-def test_an_option_out_of_range_is_refused_here(options):
+def test_an_option_out_of_range_is_refused_by_the_client(options):
     with TeacherClient("grpc://127.0.0.1:1") as client, pytest.raises(InvalidArgument):
         client.score([[1]], [Completion(0, [1])], **options)
 
 
 @SERVERS
-def test_metadata_and_deadline_travel(teacher):
+def test_metadata_and_deadline_are_sent(teacher):
     async def main():
         behaviour = Behaviour()
         options = {"api_key": "secret", "run_id": "run-1", "timeout": 7}
         async with teacher(behaviour) as url, AsyncTeacherClient(url, **options) as client:
             await client.score([[1]], [Completion(0, [1])], request_id="request-1", expect="w1", priority=3)
-        sent, request = behaviour.metadata[0], behaviour.requests[0]
-        assert sent["authorization"] == "Bearer secret"
-        assert re.match(rf"vold-client/{re.escape(VERSION)}( |$)", sent["user-agent"])
-        assert sent["x-request-id"] == "request-1"
-        assert sent["x-vold-run-id"] == request.run_id == "run-1"
+        metadata, request = behaviour.metadata[0], behaviour.requests[0]
+        assert metadata["authorization"] == "Bearer secret"
+        assert re.match(rf"vold-client/{re.escape(VERSION)}( |$)", metadata["user-agent"])
+        assert metadata["x-request-id"] == "request-1"
+        assert metadata["x-vold-run-id"] == request.run_id == "run-1"
         assert (request.request_id, request.priority, request.expect_weights_fingerprint) == ("request-1", 3, "w1")
         if teacher is http_teacher:
-            assert 0 < float(sent["x-vold-timeout-seconds"]) <= 7
+            assert 0 < float(metadata["x-vold-timeout-seconds"]) <= 7
 
     asyncio.run(main())
 
@@ -172,7 +172,7 @@ def busy_twice(number: int) -> status_pb2.Status | None:
 
 
 @SERVERS
-def test_a_full_service_is_asked_again(teacher):
+def test_a_full_service_is_retried(teacher):
     async def main():
         behaviour = Behaviour(status=busy_twice)
         async with teacher(behaviour) as url, AsyncTeacherClient(url) as client:
@@ -189,7 +189,7 @@ def test_a_full_service_is_asked_again(teacher):
 
 
 @SERVERS
-def test_what_no_retry_mends_is_raised_at_once(teacher):
+def test_an_error_that_is_not_retryable_is_raised_at_once(teacher):
     async def main():
         status = status_pb2.Status(code=status_pb2.UNAUTHENTICATED, message="unknown key", field="authorization")
         behaviour = Behaviour(status=lambda number: status)
@@ -203,7 +203,7 @@ def test_what_no_retry_mends_is_raised_at_once(teacher):
 
 
 @SERVERS
-def test_a_service_that_never_answers_costs_the_deadline_and_is_told(teacher):
+def test_a_service_that_never_replies_ends_the_call_at_its_deadline(teacher):
     async def main():
         behaviour = Behaviour(hang=True)
         async with teacher(behaviour) as url, AsyncTeacherClient(url) as client:
@@ -239,7 +239,7 @@ def test_a_cancelled_call_is_cancelled_at_the_service():
     asyncio.run(main())
 
 
-def test_a_server_that_is_down_and_comes_up_later():
+def test_a_call_waits_for_a_server_that_starts_later():
     async def main():
         port = free_port()
         url = f"grpc://127.0.0.1:{port}"
@@ -254,7 +254,7 @@ def test_a_server_that_is_down_and_comes_up_later():
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_nobody_there_says_so_with_the_url(scheme):
+def test_the_error_of_an_unreachable_service_names_its_url(scheme):
     url = f"{scheme}://127.0.0.1:{free_port()}"
     with TeacherClient(url, retries=1) as client:
         with pytest.raises(Unavailable, match="is the service running there") as caught:
@@ -295,7 +295,7 @@ def test_a_service_of_another_kind():
     asyncio.run(main())
 
 
-def test_a_message_over_the_services_limit_is_not_sent_again():
+def test_a_message_over_the_services_limit_is_not_retried():
     async def main():
         behaviour = Behaviour()
         async with grpc_teacher(behaviour) as url, AsyncTeacherClient(url) as client:
@@ -305,7 +305,7 @@ def test_a_message_over_the_services_limit_is_not_sent_again():
     asyncio.run(main())
 
 
-def test_replicas_take_turns_and_a_dead_one_is_passed_over():
+def test_calls_go_round_robin_and_skip_an_unreachable_replica():
     async def main():
         first, second = Behaviour(), Behaviour()
         async with grpc_teacher(first) as a, grpc_teacher(second) as b:
@@ -323,7 +323,7 @@ def test_replicas_take_turns_and_a_dead_one_is_passed_over():
     asyncio.run(main())
 
 
-def test_a_replica_that_dies_is_replaced_and_taken_back():
+def test_a_replica_that_stops_is_skipped_and_used_again_when_it_is_back():
     async def main():
         first, second = Behaviour(), Behaviour()
         port = free_port()
@@ -343,7 +343,7 @@ def test_a_replica_that_dies_is_replaced_and_taken_back():
     asyncio.run(main())
 
 
-def test_replicas_that_are_not_the_same_teacher():
+def test_replicas_with_different_teachers_are_an_error():
     async def main():
         other = Behaviour(identity=pb.Identity(model="other", weights_fingerprint="w2", tokenizer_fingerprint="t1"))
         async with grpc_teacher() as a, grpc_teacher(other) as b:
@@ -374,7 +374,7 @@ def check_stream(results, count: int) -> None:
 
 @SERVERS
 @pytest.mark.parametrize("kind", ["list", "generator", "async"])
-def test_a_stream_answers_out_of_order(teacher, kind):
+def test_a_stream_returns_results_in_order_of_completion(teacher, kind):
     async def source():
         for request in requests(40):
             yield request
@@ -382,15 +382,15 @@ def test_a_stream_answers_out_of_order(teacher, kind):
     async def main():
         slow = Behaviour(delay=lambda request: 0.3 if request.request_id == "r0" else 0.0)
         async with teacher(slow) as url, AsyncTeacherClient(url, max_in_flight=8) as client:
-            given = {"list": requests(40), "generator": (r for r in requests(40)), "async": source()}[kind]
-            results = [result async for result in client.score_stream(given)]
+            source_of_kind = {"list": requests(40), "generator": (r for r in requests(40)), "async": source()}[kind]
+            results = [result async for result in client.score_stream(source_of_kind)]
             check_stream(results, 40)
             assert results[0].request_id != "r0"
 
     asyncio.run(main())
 
 
-def test_a_stream_that_breaks_goes_on_at_the_same_or_another_replica():
+def test_a_stream_that_breaks_continues_on_the_same_or_another_replica():
     async def main():
         breaking = Behaviour(break_stream_after=5)
         async with grpc_teacher(breaking) as a:
@@ -404,7 +404,7 @@ def test_a_stream_that_breaks_goes_on_at_the_same_or_another_replica():
     asyncio.run(main())
 
 
-def test_a_stream_whose_server_is_gone_gives_each_request_an_error():
+def test_on_a_stream_to_an_unreachable_server_each_request_has_an_error():
     async def main():
         async with AsyncTeacherClient(f"grpc://127.0.0.1:{free_port()}", retries=1) as client:
             results = [result async for result in client.score_stream(requests(3))]
@@ -414,12 +414,12 @@ def test_a_stream_whose_server_is_gone_gives_each_request_an_error():
     asyncio.run(main())
 
 
-def test_on_a_stream_each_request_has_its_own_time_and_its_own_error():
+def test_on_a_stream_each_request_has_its_own_timeout_and_error():
     async def main():
         slow = Behaviour(delay=lambda request: 30.0 if request.request_id == "r1" else 0.0)
         async with grpc_teacher(slow) as url, AsyncTeacherClient(url) as client:
-            given = [*requests(3, timeout=1.0), ScoreRequest([[1]], [Completion(9, [1])], request_id="wrong")]
-            results = {result.request_id: result async for result in client.score_stream(given)}
+            sent = [*requests(3, timeout=1.0), ScoreRequest([[1]], [Completion(9, [1])], request_id="wrong")]
+            results = {result.request_id: result async for result in client.score_stream(sent)}
         assert isinstance(results["r1"].error, DeadlineExceeded)
         assert isinstance(results["wrong"].error, InvalidArgument)
         assert results["r0"].error is results["r2"].error is None
@@ -428,12 +428,12 @@ def test_on_a_stream_each_request_has_its_own_time_and_its_own_error():
     asyncio.run(main())
 
 
-def test_a_stream_with_one_request_id_twice_and_none_at_all():
+def test_a_stream_with_a_repeated_and_a_missing_request_id():
     async def main():
         async with grpc_teacher() as url, AsyncTeacherClient(url) as client:
-            given = [ScoreRequest([[n]], [Completion(0, [n])], request_id=name) for n, name in enumerate("aab")]
-            given.append(ScoreRequest([[7]], [Completion(0, [7])]))
-            results = [result async for result in client.score_stream(given)]
+            sent = [ScoreRequest([[n]], [Completion(0, [n])], request_id=name) for n, name in enumerate("aab")]
+            sent.append(ScoreRequest([[7]], [Completion(0, [7])]))
+            results = [result async for result in client.score_stream(sent)]
         assert len({result.request_id for result in results} - {"a", "b"}) == 1
         assert sorted(float(result.scores[0].logprobs[0]) for result in results) == sorted(
             float(formula(np.array([n]), np.array([n]))[0]) for n in (0, 1, 2, 7)
@@ -442,7 +442,7 @@ def test_a_stream_with_one_request_id_twice_and_none_at_all():
     asyncio.run(main())
 
 
-def test_a_stream_left_early_stops_at_the_service():
+def test_closing_a_stream_early_stops_it_at_the_service():
     async def main():
         behaviour = Behaviour()
         async with grpc_teacher(behaviour) as url, AsyncTeacherClient(url, max_in_flight=2) as client:
@@ -454,7 +454,7 @@ def test_a_stream_left_early_stops_at_the_service():
     asyncio.run(main())
 
 
-def test_the_exception_of_a_source_comes_through():
+def test_an_exception_of_the_request_iterator_is_raised():
     def source():
         yield from requests(2)
         raise KeyError("rollout")

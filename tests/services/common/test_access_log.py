@@ -1,4 +1,4 @@
-"""What the services say of each request: its id on the reply, a line in the log, and a count of what they refuse."""
+"""The access record of each request: its id on the reply, a line in the log, and the count of refusals."""
 
 import json
 
@@ -38,12 +38,14 @@ def test_every_request_has_an_id_a_line_and_a_count(folder, tmp_path):
     ):
         stub = teacher_pb2_grpc.TeacherServiceStub(grpc.insecure_channel(server.grpc))
         key = {"authorization": f"Bearer {SECRET}", "x-vold-run-id": "run-7"}
-        made_up = httpx.post(f"{server.http}/v1/score", json=JSON, headers=key).headers["x-request-id"]
-        assert made_up
+        generated_id = httpx.post(f"{server.http}/v1/score", json=JSON, headers=key).headers["x-request-id"]
+        assert generated_id
         named = httpx.post(
             f"{server.http}/v1/score", json=JSON | {"request_id": "é mine"}, headers={"x-request-id": "x"}
         )
-        assert named.headers["x-request-id"] == "? mine", "the message's id wins, as a header can carry it"
+        assert named.headers["x-request-id"] == "? mine", (
+            "the message's id wins, with the characters that a header allows"
+        )
         assert named.json()["request_id"] == "é mine"
         assert httpx.get(f"{server.http}/healthz").headers["x-request-id"]
         missing = httpx.get(f"{server.http}/nowhere", headers={"x-request-id": "lost"})
@@ -74,7 +76,7 @@ def test_every_request_has_an_id_a_line_and_a_count(folder, tmp_path):
     assert SECRET not in text
     lines = [json.loads(line) for line in text.splitlines()]
     access = {line["request_id"]: line for line in lines if line["logger"] == "vold.access"}
-    http = access[made_up]
+    http = access[generated_id]
     assert (http["face"], http["method"], http["code"]) == ("http", "POST /v1/score", "OK")
     assert (http["tenant"], http["run_id"], http["tokens"], http["level"]) == ("open", "run-7", 3, "debug")
     assert 0 < http["compute_seconds"] <= http["seconds"]
@@ -99,7 +101,7 @@ def test_every_request_has_an_id_a_line_and_a_count(folder, tmp_path):
         stage: count(metrics, f'vold_teacher_stage_seconds_count{{stage="{stage}"}}')
         for stage in ("parse", "queue", "compute", "serialize", "total")
     }
-    assert stages.pop("parse") in (5, 6)  # the call that was late from the start may have come as far as that
+    assert stages.pop("parse") in (5, 6)  # the call with the expired deadline may have reached this stage
     assert set(stages.values()) == {5}, stages
 
 
@@ -110,6 +112,6 @@ def test_text_lines_keep_a_callers_id_in_one_field(folder, tmp_path):
         assert httpx.post(f"{server.http}/v1/score", json=bad).status_code == 422
         assert httpx.post(f"{server.http}/v1/score", json=JSON).status_code == 200
     lines = [line for line in (tmp_path / "log").read_text().splitlines() if "vold.access" in line]
-    assert len(lines) == 1, "what ends well is not worth a line at level info"
+    assert len(lines) == 1, "a successful request has no line at level info"
     assert "request_id=" + json.dumps(bad["request_id"]) in lines[0]
     assert " code=INVALID_ARGUMENT reason=invalid field=options.top_k " in lines[0]

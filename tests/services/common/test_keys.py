@@ -1,4 +1,4 @@
-"""API keys, quotas and accounts at real servers: who is let in, on both faces, and what each may take."""
+"""API keys, quotas and usage at real servers, on both faces."""
 
 import base64
 import os
@@ -42,7 +42,7 @@ from vold_trainer.config import VerifierConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.services.local import open_services, verifier_client
 from vold_verifier.engine.engine import Engine
-from vold_verifier.http import make
+from vold_verifier.http import create_app
 from vold_verifier.settings import VerifierSettings
 
 NAMES = ("ops", "maths", "bound", "slow", "single", "short", "expired", "mortal", "later")
@@ -117,7 +117,7 @@ def verifier(tmp_path_factory):
 
 
 def check_log(log: Path) -> None:
-    """A log at its most talkative, of everything that this module did, holds no key."""
+    """The debug log of all requests of this module contains no key."""
     text = log.read_text()
     assert "vold" in text
     for key in [*KEY.values(), WRONG]:
@@ -145,7 +145,7 @@ def until(condition) -> None:
         time.sleep(0.05)
 
 
-def test_the_right_key_is_let_in(url):
+def test_a_valid_key_is_accepted(url):
     score(url, KEY["maths"])
 
 
@@ -157,7 +157,7 @@ def test_the_right_key_is_let_in(url):
         (KEY["expired"], ["expired on 2020-01-01"]),
     ],
 )
-def test_no_key_a_wrong_one_and_an_expired_one_are_refused(url, key, words):
+def test_a_missing_a_wrong_and_an_expired_key_are_refused(url, key, words):
     with pytest.raises(Unauthenticated) as caught:
         score(url, key)
     for word in words:
@@ -173,23 +173,23 @@ def test_a_wrong_key_shows_while_a_caller_waits_for_the_service(url):
 
 
 def routes(app) -> set[tuple[str, str]]:
-    """(method, path) of everything that an app answers, the schema's operations and what the schema leaves out."""
-    found = {
+    """(method, path) of all routes of an app, including those that are not in the schema."""
+    method_paths = {
         (method, route.path)
         for route in app.routes
         if hasattr(route, "path")
         for method in getattr(route, "methods", None) or {"GET"}
     }
-    found |= {(method.upper(), path) for path, item in app.openapi()["paths"].items() for method in item}
-    return {(method, path.replace("{", "").replace("}", "")) for method, path in found}
+    method_paths |= {(method.upper(), path) for path, item in app.openapi()["paths"].items() for method in item}
+    return {(method, path.replace("{", "").replace("}", "")) for method, path in method_paths}
 
 
 def check_routes(service: Service, app) -> None:
-    found = routes(app)
-    assert {path for _, path in found} >= {"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"}
-    assert len(found) >= 10
+    method_paths = routes(app)
+    assert {path for _, path in method_paths} >= {"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"}
+    assert len(method_paths) >= 10
     with httpx.Client(base_url=service.http) as client:
-        for method, path in [*found, ("GET", "/nothing"), ("POST", "/healthz/../metrics")]:
+        for method, path in [*method_paths, ("GET", "/nothing"), ("POST", "/healthz/../metrics")]:
             for headers in ({}, bearer(WRONG), {"authorization": KEY["maths"]}):
                 if path == "/healthz" or (path == "/readyz" and not headers):
                     assert client.request(method, path, headers=headers).status_code == 200
@@ -211,7 +211,7 @@ def test_every_route_of_the_teacher_is_guarded(teacher, folder):
 
 def test_every_route_of_the_verifier_is_guarded(verifier):
     engine = Engine(VerifierSettings(workers=1))
-    check_routes(verifier, make(engine, max_body_bytes=1024, ready=lambda: True, keys=Keys()))
+    check_routes(verifier, create_app(engine, max_body_bytes=1024, ready=lambda: True, keys=Keys()))
 
 
 @pytest.mark.parametrize(("name", "module"), [("teacher", pb), ("verifier", verifier_pb2)])
@@ -223,7 +223,7 @@ def test_every_method_is_guarded_but_health(request, name, module):
         paths = [f"/{described.full_name}/{method.name}" for method in described.methods]
         for path in [*paths, f"/{described.full_name}/Nothing"]:
             for metadata in (None, [("authorization", f"Bearer {WRONG}")]):
-                # A stream on which nothing is sent: the refusal does not wait for a message.
+                # A stream without messages: the refusal does not wait for one.
                 silent = threading.Event()
                 call = channel.stream_stream(path)(iter(silent.wait, True), metadata=metadata, timeout=30)
                 with pytest.raises(grpc.RpcError) as caught:
@@ -237,7 +237,7 @@ def test_every_method_is_guarded_but_health(request, name, module):
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_a_browser_gives_the_key_as_a_password_and_only_to_look(teacher):
+def test_basic_authentication_is_accepted_on_get_only(teacher):
     with httpx.Client(base_url=teacher.http, auth=("me", KEY["maths"])) as client:
         assert client.get("/metrics").status_code == 200
         body = {"prompts": [{"ids": PROMPT}], "completions": [{"ids": [7]}]}
@@ -253,8 +253,8 @@ def test_the_file_is_read_again_while_the_server_runs(teacher):
             score(teacher.grpc, KEY["later"])
         write(teacher.file, [*listed[:-1], {"name": "later", "keys": [entry("later")]}])
         for address in (teacher.http, teacher.grpc):
-            until(lambda address=address: lets_in(address, KEY["later"]))
-            assert not lets_in(address, KEY["mortal"])
+            until(lambda address=address: accepts(address, KEY["later"]))
+            assert not accepts(address, KEY["mortal"])
         teacher.file.write_text(f"tenants: [{KEY['maths']}]")
         os.kill(teacher.pid, signal.SIGHUP)
         until(lambda: "stay as they were" in teacher.log.read_text())
@@ -262,11 +262,11 @@ def test_the_file_is_read_again_while_the_server_runs(teacher):
     finally:
         write(teacher.file, listed)
         os.kill(teacher.pid, signal.SIGHUP)
-    until(lambda: not lets_in(teacher.http, KEY["later"]))
+    until(lambda: not accepts(teacher.http, KEY["later"]))
     score(teacher.http, KEY["mortal"])
 
 
-def lets_in(url: str, key: str) -> bool:
+def accepts(url: str, key: str) -> bool:
     try:
         score(url, key)
     except Unauthenticated:
@@ -274,7 +274,7 @@ def lets_in(url: str, key: str) -> bool:
     return True
 
 
-def test_a_key_that_is_taken_away_ends_with_the_next_request_of_its_stream(teacher):
+def test_a_removed_key_fails_the_next_request_of_its_stream(teacher):
     listed = tenants()
 
     def requests():
@@ -282,7 +282,7 @@ def test_a_key_that_is_taken_away_ends_with_the_next_request_of_its_stream(teach
         served.wait(30)
         write(teacher.file, listed[:-1])
         os.kill(teacher.pid, signal.SIGHUP)
-        until(lambda: not lets_in(teacher.http, KEY["mortal"]))
+        until(lambda: not accepts(teacher.http, KEY["mortal"]))
         yield ScoreRequest([PROMPT], [COMPLETION], request_id="after")
 
     served = threading.Event()
@@ -297,7 +297,7 @@ def test_a_key_that_is_taken_away_ends_with_the_next_request_of_its_stream(teach
         os.kill(teacher.pid, signal.SIGHUP)
     assert results["before"] is None
     assert isinstance(results["after"], Unauthenticated)
-    until(lambda: lets_in(teacher.http, KEY["mortal"]))
+    until(lambda: accepts(teacher.http, KEY["mortal"]))
 
 
 def usage(url: str, key: str) -> dict[tuple[str, str], object]:
@@ -342,7 +342,7 @@ def test_usage_as_json(teacher):
     assert 0 < time.time() - reply["since"] < 3600
 
 
-def test_tokens_a_minute_and_the_client_comes_back_when_told(teacher):
+def test_tokens_a_minute_and_the_clients_retry_at_the_suggested_time(teacher):
     """1,200 tokens a minute: 20 a second. A prompt that completions share counts once."""
     work = [[5] * 100], [Completion(0, [7] * 100), Completion(0, [8] * 100)]
     with TeacherClient(teacher.grpc, api_key=KEY["slow"], retries=0) as client:
@@ -358,7 +358,7 @@ def test_tokens_a_minute_and_the_client_comes_back_when_told(teacher):
     )
     assert reply.status_code == 429
     assert int(reply.headers["retry-after"]) >= 1
-    # One retry is enough, so it came no earlier than it was told.
+    # One retry is enough, so the client did not retry too early.
     with TeacherClient(teacher.grpc, api_key=KEY["slow"], retries=1) as client:
         client.score([[5] * 20], [Completion(0, [7] * 20)])
 
@@ -375,7 +375,7 @@ def test_requests_at_a_time(teacher):
         with pytest.raises(ResourceExhausted, match="1 requests under way") as caught:
             score(teacher.http, KEY["single"])
         assert caught.value.retry_seconds > 0
-        score(teacher.http, KEY["maths"])  # another tenant does not notice
+        score(teacher.http, KEY["maths"])  # other tenants are not affected
         long.cancel()
     with TeacherClient(teacher.grpc, api_key=KEY["single"], retries=10) as client:
         client.score([PROMPT], [COMPLETION])
@@ -401,7 +401,7 @@ def test_a_request_with_too_many_sequences(teacher, url):
 
 
 @pytest.mark.parametrize("face", ["http", "grpc"])
-def test_the_verifier_asks_for_keys_too(verifier, face):
+def test_the_verifier_requires_keys_too(verifier, face):
     address = getattr(verifier, face)
     item = Item("exact", "so \\boxed{7}", "7")
     with VerifierClient(address, api_key=KEY["maths"]) as client:
@@ -414,13 +414,13 @@ def test_the_verifier_asks_for_keys_too(verifier, face):
             assert isinstance(next(client.verify_stream([item])).error, Unauthenticated)
 
 
-def test_a_key_that_is_taken_away_ends_the_verifiers_stream_too(verifier):
+def test_a_removed_key_fails_the_next_item_of_the_verifiers_stream(verifier):
     listed = tenants()
-    judged = threading.Event()
+    verified = threading.Event()
 
     def items():
         yield Item("exact", "7", "7", id="before")
-        judged.wait(30)
+        verified.wait(30)
         write(verifier.file, listed[:-1])
         os.kill(verifier.pid, signal.SIGHUP)
         with VerifierClient(verifier.http, api_key=KEY["mortal"], retries=0) as other:
@@ -432,7 +432,7 @@ def test_a_key_that_is_taken_away_ends_the_verifiers_stream_too(verifier):
         with VerifierClient(verifier.grpc, api_key=KEY["mortal"], retries=0, max_in_flight=1) as client:
             for verdict in client.verify_stream(items()):
                 errors[verdict.id] = verdict.error
-                judged.set()
+                verified.set()
     finally:
         write(verifier.file, listed)
         os.kill(verifier.pid, signal.SIGHUP)
@@ -440,7 +440,7 @@ def test_a_key_that_is_taken_away_ends_the_verifiers_stream_too(verifier):
     assert isinstance(errors["after"], Unauthenticated)
 
 
-def test_the_verifiers_tokens_are_characters_by_4_and_a_stream_comes_back_when_told(verifier):
+def test_the_verifiers_tokens_are_characters_by_4_and_a_stream_retries_at_the_suggested_time(verifier):
     """1,200 tokens a minute, which are 4,800 characters; then 20 tokens a second."""
     with VerifierClient(verifier.grpc, api_key=KEY["slow"], retries=0) as client:
         assert client.verify([Item("exact", "7" * 4_600, "7" * 200)])[0].error is None
@@ -462,7 +462,7 @@ def test_keys_from_the_environment(monkeypatch):
             client.list_verifiers()
 
 
-def test_a_service_that_the_trainer_starts_asks_for_no_key(monkeypatch):
+def test_a_service_that_the_trainer_starts_needs_no_key(monkeypatch):
     monkeypatch.setenv("VOLD_API_KEYS", f"maths:{KEY['maths']}")
     monkeypatch.setenv("VOLD_TLS_CERT", "/nowhere.pem")
     config = VerifierConfig(url="local:")
@@ -472,7 +472,7 @@ def test_a_service_that_the_trainer_starts_asks_for_no_key(monkeypatch):
 
 
 def test_a_service_is_started_without_a_fork():
-    """A fork of a process that talks gRPC may abort before it is another program."""
+    """A fork of a process that uses gRPC may abort before it executes another program."""
     forks = []
     os.register_at_fork(before=lambda: forks.append(1))
     with open_services(verifier=VerifierConfig(url="local:")) as services, VerifierClient(services.verifier_urls[0]):
@@ -480,7 +480,7 @@ def test_a_service_is_started_without_a_fork():
     assert forks == []
 
 
-def test_the_trainer_learns_at_once_that_its_key_is_not_taken(verifier, monkeypatch):
+def test_the_trainer_fails_at_once_if_its_key_is_refused(verifier, monkeypatch):
     config = VerifierConfig(url=verifier.grpc)
     monkeypatch.delenv("VOLD_VERIFIER_API_KEY", raising=False)
     with pytest.raises(UsageError, match=r"wants an API key.* VOLD_VERIFIER_API_KEY .*which is not set"):

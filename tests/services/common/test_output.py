@@ -1,4 +1,4 @@
-"""What the services print from their start to their end: nothing that a user can do nothing about."""
+"""The output of the services from start to exit: no warnings that a user cannot act on."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from vold_trainer.pocket.shipped import checkpoint_path
 ITEMS = [Item("numeric", "so 4", "4", id=str(number)) for number in range(20)]
 
 
-def _ask_teacher(url):
+def _call_teacher(url):
     with TeacherClient(url) as client:
         assert client.score([[1, 2]], [Completion(0, [3, 4])], top_k=2).scores[0].error is None
         assert len(list(client.generate([[1, 2]], n=2, max_tokens=4))) == 2
@@ -29,7 +29,7 @@ def _ask_teacher(url):
     asyncio.run(leave_early())
 
 
-def _ask_verifier(url):
+def _call_verifier(url):
     with VerifierClient(url) as client:
         assert all(verdict.error is None for verdict in client.verify(ITEMS))
 
@@ -50,7 +50,7 @@ def _ask_verifier(url):
     ids=["torn weights", "no upstream"],
 )
 @pytest.mark.parametrize("grpc", ["127.0.0.1:0", "unix:teacher.sock"])
-def test_a_teacher_that_cannot_start_says_why_and_nothing_else(options, grpc, tmp_path, monkeypatch):
+def test_a_teacher_that_cannot_start_prints_one_error_line(options, grpc, tmp_path, monkeypatch):
     shutil.copytree(checkpoint_path("teacher"), tmp_path / "torn")
     os.truncate(tmp_path / "torn" / "model.safetensors", 1000)
     monkeypatch.chdir(tmp_path)
@@ -64,13 +64,13 @@ def test_a_teacher_that_cannot_start_says_why_and_nothing_else(options, grpc, tm
 
 
 @pytest.mark.parametrize(
-    ("service", "ask", "options"),
+    ("service", "call", "options"),
     [
-        ("teacher", _ask_teacher, ["--model", str(checkpoint_path("teacher"))]),
-        ("verifier", _ask_verifier, ["--workers", "1"]),
+        ("teacher", _call_teacher, ["--model", str(checkpoint_path("teacher"))]),
+        ("verifier", _call_verifier, ["--workers", "1"]),
     ],
 )
-def test_a_service_prints_its_addresses_and_no_warning_from_start_to_end(service, ask, options, tmp_path):
+def test_a_service_prints_its_addresses_and_no_warning_from_start_to_exit(service, call, options, tmp_path):
     command = [sys.executable, "-m", f"vold_{service}", "serve", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
     command += [*options, "--log-format", "json", "--log-level", "info"]
     with (tmp_path / "log").open("w") as log:
@@ -78,7 +78,7 @@ def test_a_service_prints_its_addresses_and_no_warning_from_start_to_end(service
         try:
             ready = json.loads(process.stdout.readline())
             for url in (f"grpc://{ready['grpc']}", ready["http"]):
-                ask(url)
+                call(url)
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
         finally:

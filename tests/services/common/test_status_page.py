@@ -1,5 +1,5 @@
-"""The status pages in a real browser, under load from the real client: no errors, nothing from elsewhere, and the
-numbers that the server has.
+"""The status pages in a real browser, under load from the real client: no errors, no requests to other hosts, and the
+server's own numbers.
 """
 
 import asyncio
@@ -25,24 +25,24 @@ def sample(text: str, name: str) -> float:
     )
 
 
-KEEP_NOTHING = ("--cache-bytes", "0")
-"""So that every token that is answered is also computed."""
+NO_CACHE = ("--cache-bytes", "0")
+"""Every scored token is then also computed."""
 
 
 def test_the_teachers_page_shows_what_the_server_counts(tmp_path):
     with (
         teacher_server(
-            save_model(tmp_path / "tiny"), "--name", "tiny <b>teacher</b>", "--max-batch-tokens", "512", *KEEP_NOTHING
+            save_model(tmp_path / "tiny"), "--name", "tiny <b>teacher</b>", "--max-batch-tokens", "512", *NO_CACHE
         ) as server,
         browser(tmp_path / "profile") as page,
     ):
-        enough = threading.Event()
+        stop_load = threading.Event()
 
         async def load() -> None:
             async with AsyncTeacherClient(f"grpc://{server.grpc}", timeout=120) as client:
 
                 async def run(index: int) -> None:
-                    while not enough.is_set():
+                    while not stop_load.is_set():
                         completions = [Completion(0, [7] * (20 + 3 * row)) for row in range(8)]
                         await client.score([[5, index]], completions)
 
@@ -59,7 +59,7 @@ def test_the_teachers_page_shows_what_the_server_counts(tmp_path):
             page.wait_for("document.getElementById('throughput').textContent !== '0'")
             assert page.evaluate("document.documentElement.scrollWidth") == 400
         finally:
-            enough.set()
+            stop_load.set()
             worker.join()
         with TeacherClient(server.http) as client:
             sampled = list(client.generate([[5, 6]], max_tokens=5, n=2))
@@ -70,7 +70,7 @@ def test_the_teachers_page_shows_what_the_server_counts(tmp_path):
         page.wait_for("Object.keys(window.shown.rejected).length > 0")
         scored, generated = (sample(metrics, f"vold_teacher_{work}_tokens_total") for work in ("scored", "generated"))
         assert number(page, "total-scored") == scored > 0
-        assert number(page, "total-generated") == generated == sum(len(one.ids) for one in sampled)
+        assert number(page, "total-generated") == generated == sum(len(generation.ids) for generation in sampled)
         assert number(page, "total-requests") == sample(metrics, "vold_teacher_requests_total")
         assert number(page, "total-batches") == sample(metrics, "vold_teacher_batch_tokens_count")
         assert number(page, "queue-tokens") == number(page, "queue-requests") == 0

@@ -1,4 +1,4 @@
-"""TLS and mutual TLS on both faces, with certificates made here; and what a caller reads when they do not fit."""
+"""TLS and mutual TLS on both faces with generated certificates, and the errors if they do not match."""
 
 import datetime
 import socket
@@ -29,7 +29,7 @@ from vold_trainer.errors import UsageError
 from vold_trainer.services.local import open_services, verifier_client
 from vold_verifier.cli import app as verifier_cli
 
-THEN = {"not_before": datetime.datetime(2020, 1, 1), "not_after": datetime.datetime(2021, 1, 1)}
+EXPIRED = {"not_before": datetime.datetime(2020, 1, 1), "not_after": datetime.datetime(2021, 1, 1)}
 ITEM = Item("exact", "7", "7")
 
 
@@ -50,10 +50,10 @@ class Authority:
         self._ca.cert_pem.write_to_path(self.file)
 
     def issue(self, name: str, *hosts: str, **options: object) -> Pair:
-        made = self._ca.issue_cert(*(hosts or ("127.0.0.1",)), **options)
+        certificate = self._ca.issue_cert(*(hosts or ("127.0.0.1",)), **options)
         pair = Pair(self.folder / f"{name}.pem", self.folder / f"{name}.key")
-        pair.key.write_bytes(made.private_key_pem.bytes())
-        pair.cert.write_bytes(b"".join(part.bytes() for part in made.cert_chain_pems))
+        pair.key.write_bytes(certificate.private_key_pem.bytes())
+        pair.cert.write_bytes(b"".join(part.bytes() for part in certificate.cert_chain_pems))
         return pair
 
 
@@ -118,7 +118,7 @@ def test_a_certificate_of_an_unknown_ca_is_refused_at_once(tls, other, face, tru
 
 def test_a_certificate_that_has_expired_or_is_for_another_host_is_refused_at_once(ca):
     for pair, words in (
-        (ca.issue("old", **THEN), "it has expired; ask the operator to renew it"),
+        (ca.issue("old", **EXPIRED), "it has expired; ask the operator to renew it"),
         (ca.issue("elsewhere", "elsewhere.example"), "it is for another host"),
     ):
         with running(*options(pair)) as server:
@@ -127,13 +127,13 @@ def test_a_certificate_that_has_expired_or_is_for_another_host_is_refused_at_onc
                     verify(url, Tls(ca=ca.file), retries=4)
 
 
-def test_a_plain_client_reads_what_to_write(tls, face):
+def test_the_error_of_a_plain_text_client_suggests_tls_urls(tls, face):
     url = tls[face].replace("https:", "http:").replace("grpcs:", "grpc:")
     with pytest.raises(Unavailable, match="If it speaks TLS, write grpcs:// or https://"):
         verify(url, None)
 
 
-def test_a_client_that_expects_tls_reads_that_there_is_none(plain, ca, face):
+def test_the_error_of_a_tls_client_says_that_the_service_has_no_tls(plain, ca, face):
     url = plain[face].replace("http:", "https:")
     with pytest.raises(Unavailable, match="it does not speak TLS"):
         verify(url, Tls(ca=ca.file))
@@ -145,14 +145,14 @@ def test_a_client_with_a_certificate_of_the_right_ca_is_served(mutual, ca, face)
 
 
 @pytest.mark.parametrize("kind", ["none", "another", "expired"])
-def test_a_client_without_a_good_certificate_is_not(mutual, ca, other, face, kind):
-    pair = {"another": other.issue("client"), "expired": ca.issue("expired-client", **THEN)}.get(kind)
+def test_a_client_without_a_valid_certificate_is_refused(mutual, ca, other, face, kind):
+    pair = {"another": other.issue("client"), "expired": ca.issue("expired-client", **EXPIRED)}.get(kind)
     mine = Tls(ca=ca.file) if pair is None else Tls(ca=ca.file, cert=pair.cert, key=pair.key)
     with pytest.raises(Unavailable, match=r"If it asks for a client certificate, give tls\.cert and tls\.key"):
         verify(mutual[face], mine)
 
 
-def test_probes_need_no_certificate_and_see_nothing_else(ca):
+def test_probes_need_no_certificate_and_have_no_other_routes(ca):
     mutual = options(ca.issue("probed"), "--tls-client-ca", str(ca.file))
     with running(*mutual, "--probes", "127.0.0.1:0") as server:
         url = server.ready["probes"]
@@ -165,7 +165,7 @@ def test_probes_need_no_certificate_and_see_nothing_else(ca):
             httpx.get(f"{server.url}/readyz", verify=False)
 
 
-def test_a_caller_that_falls_silent_behind_tls_is_cut_off(ca):
+def test_an_idle_caller_over_tls_is_disconnected(ca):
     with running(*options(ca.issue("silent"), "--idle-seconds", "0.5")) as server:
         address = httpx.URL(server.url)
         context = ssl.create_default_context(cafile=str(ca.file))
@@ -180,7 +180,7 @@ def test_a_caller_that_falls_silent_behind_tls_is_cut_off(ca):
 
 
 def test_a_renewed_certificate_is_shown_without_a_restart(ca):
-    pair = ca.issue("renewed", **THEN)
+    pair = ca.issue("renewed", **EXPIRED)
     with running(*options(pair)) as server:
         for url in urls(server).values():
             with pytest.raises(Unauthenticated):
@@ -267,6 +267,6 @@ def test_a_server_does_not_start_with_files_that_do_not_fit(ca, other, tmp_path,
     options = ["serve", "--http", "127.0.0.1:0", "--grpc", "none", *arguments]
     result = CliRunner(env={"COLUMNS": "400", "TERM": "dumb"}).invoke(verifier_cli, options)
     assert result.exit_code == 2
-    said = " ".join(result.output.replace("│", " ").split())
+    output = " ".join(result.output.replace("│", " ").split())
     for word in words:
-        assert word in said
+        assert word in output

@@ -23,7 +23,7 @@ def collector(monkeypatch):
         yield collector
 
 
-def test_a_callers_trace_leads_to_the_batch_on_both_faces(tmp_path, collector):
+def test_a_callers_span_is_linked_to_the_batch_on_both_faces(tmp_path, collector):
     tracer = TracerProvider().get_tracer("caller")
     ids = {}
 
@@ -40,7 +40,7 @@ def test_a_callers_trace_leads_to_the_batch_on_both_faces(tmp_path, collector):
                 with tracer.start_as_current_span(f"{face} wrong"), pytest.raises(InvalidArgument):
                     await client.score([[5, 6]], [Completion(0, [7, 8])], top_k=10**6)
 
-    # Nothing is kept, so that every request has a batch.
+    # Without a cache, so that every request has a batch.
     with teacher_server(save_model(tmp_path / "tiny"), "--cache-bytes", "0") as server:
         asyncio.run(call({"grpc": f"grpc://{server.grpc}", "http": server.http}))
 
@@ -58,7 +58,7 @@ def test_a_callers_trace_leads_to_the_batch_on_both_faces(tmp_path, collector):
             assert span.attributes["vold.tokens"] == (2 if "stream" in face else 3)
             batch = linked[span.span_id]
             assert (trace_id, span.span_id) in batch.links
-            assert (batch.trace_id, batch.span_id) in span.links, "the way back"
+            assert (batch.trace_id, batch.span_id) in span.links, "the request's span links to the batch"
     assert sum(batch.attributes["vold.sequences"] for batch in batches) == 8
     assert sum(batch.attributes["vold.requests"] for batch in batches) == len(linked) == 8
     assert sum(batch.attributes["vold.tokens"] for batch in batches) == 2 * (2 + 3 - 1) + 6 * (2 + 2 - 1)
@@ -86,7 +86,7 @@ def test_a_step_of_the_trainer_is_one_trace_through_both_services(tmp_path, coll
             ),
         ]
         run_train(load(TrainConfig, Path("pocket:vold"), overrides))
-        assert (teacher.stop(), verifier.stop()) == (0, 0)  # the last spans are exported on the way out
+        assert (teacher.stop(), verifier.stop()) == (0, 0)  # the last spans are exported at shutdown
 
     steps = collector.named("step", "vold-trainer")
     assert [step.attributes["vold.step"] for step in steps] == [1, 2]
@@ -104,7 +104,7 @@ def test_a_step_of_the_trainer_is_one_trace_through_both_services(tmp_path, coll
         assert verify.attributes["vold.items"] == 4
 
 
-def test_a_collector_that_is_away_costs_no_answer(tmp_path, monkeypatch):
+def test_an_unreachable_collector_does_not_fail_requests(tmp_path, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     with serving("verifier", "--workers", "1") as server:

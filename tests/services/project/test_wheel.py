@@ -31,7 +31,7 @@ ASKED_FIRST = {
     "vold_trainer/rollout/weights.py": "vllm",
     "vold_verifier/verifiers/reasoning_gym.py": "reasoning-gym",
 }
-"""Modules that do without an extra, or are not called without it, and import from it with no `needs`."""
+"""Modules that do without an extra, or are not called without it, and import from it without `require_extra`."""
 BROUGHT_BY_THE_USER = {"deepspeed"}
 """What a configuration of accelerate names, and no extra brings."""
 
@@ -90,7 +90,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
 
 @pytest.mark.skipif(find_spec("torch") is None, reason="not all extras are installed here, to ask for their modules")
 def test_an_extra_brings_what_its_code_imports(bare):
-    """Also what is imported late; inside `with needs(EXTRA, ...)` that extra's packages may be imported too."""
+    """Also what is imported late; inside `with require_extra(EXTRA, ...)` that extra's packages may be imported too."""
     providers = metadata.packages_distributions()
     brought = functools.cache(lambda *extras: closure(bare.vold, extras))
     for package, (folder, extras) in PACKAGES.items():
@@ -110,7 +110,9 @@ def tree(path):
 
 
 def imports(node, needed=None):
-    """The first name of every absolute import below a node, its line, and the extra of the `with needs` around it."""
+    """The first name of every absolute import below a node, its line, and the extra of the `with require_extra` around
+    it.
+    """
     if isinstance(node, ast.Import):
         yield from ((alias.name.split(".")[0], node.lineno, needed) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -124,11 +126,12 @@ def imports(node, needed=None):
 
 
 def extras_named(node):
-    """The extras that calls of `needs`, `program` and `advice` name, in an expression or below."""
+    """The extras in an expression's calls of `require_extra`, `exit_without_extra` and `missing_extra_message`."""
     for call in ast.walk(node):
-        where = {"needs": 0, "program": 1, "advice": 2}.get(getattr(getattr(call, "func", None), "id", ""))
-        if where is not None and isinstance(call.args[where], ast.Constant):
-            yield call.args[where].value
+        function = getattr(getattr(call, "func", None), "id", "")
+        position = {"require_extra": 0, "exit_without_extra": 1, "missing_extra_message": 2}.get(function)
+        if position is not None and isinstance(call.args[position], ast.Constant):
+            yield call.args[position].value
 
 
 def test_every_extra_that_code_names_exists(bare):

@@ -26,7 +26,7 @@ from vold_service.errors import ServiceError
 from vold_teacher.backends.decoding import DecoderLimits
 from vold_teacher.backends.torch import TorchBackend
 from vold_teacher.types import GeneratePrompt, SamplingOptions, ScoreOptions, Sequence
-from vold_teacher.validation import Limits, sampling_options, score_options, score_sequences
+from vold_teacher.validation import Limits, read_sampling_options, read_score_options, read_sequences
 
 TOLERANCE = 1e-4  # float32 everywhere; vLLM's own kernels differ by up to 4e-5
 HEAD = 32
@@ -191,7 +191,7 @@ def test_a_prompt_scored_again_has_the_same_numbers(backend, reference, top_k):
 
 @pytest.mark.parametrize("top_k", [1, 5, 20])
 def test_top_k(backend, reference, top_k):
-    assert top_k <= limits(backend).top_k
+    assert top_k <= limits(backend).allowed_top_k
     batch = [sequence(10, 4, 30, top_k=top_k), sequence(11, 50, 3)]
     scores = backend.score(batch).scores
     assert_sampled(reference, batch[0], scores[0])
@@ -216,9 +216,9 @@ def test_the_sampled_token_inside_the_top_k(backend, reference):
 
 
 def test_more_than_the_largest_top_k_is_refused(backend):
-    most = limits(backend).top_k
+    most = limits(backend).allowed_top_k
     with pytest.raises(ServiceError, match=f"at most {most}"):
-        score_options(pb.ScoreOptions(top_k=most + 1), limits(backend))
+        read_score_options(pb.ScoreOptions(top_k=most + 1), limits(backend))
 
 
 def test_temperature_is_right_or_refused(backend, reference):
@@ -227,7 +227,7 @@ def test_temperature_is_right_or_refused(backend, reference):
         assert_sampled(reference, wanted, backend.score([wanted]).scores[0])
     else:
         with pytest.raises(ServiceError, match=rf"temperature is 1\.7: the {backend.info.backend} backend"):
-            score_options(pb.ScoreOptions(temperature=1.7), limits(backend))
+            read_score_options(pb.ScoreOptions(temperature=1.7), limits(backend))
 
 
 def test_entropy_is_right_or_refused(backend, reference):
@@ -238,7 +238,7 @@ def test_entropy_is_right_or_refused(backend, reference):
         np.testing.assert_allclose(backend.score([wanted]).scores[0].entropy, expected.numpy(), atol=TOLERANCE)
     else:
         with pytest.raises(ServiceError, match=f"entropy is true: the {backend.info.backend} backend gives none"):
-            score_options(pb.ScoreOptions(entropy=True), limits(backend))
+            read_score_options(pb.ScoreOptions(entropy=True), limits(backend))
 
 
 def test_hidden_states_are_right_or_refused(backend, reference):
@@ -250,7 +250,7 @@ def test_hidden_states_are_right_or_refused(backend, reference):
         np.testing.assert_allclose(backend.score([wanted]).scores[0].hidden_states, expected.numpy(), atol=TOLERANCE)
     else:
         with pytest.raises(ServiceError, match="hidden_states is true"):
-            score_options(pb.ScoreOptions(hidden_states=True), limits(backend))
+            read_score_options(pb.ScoreOptions(hidden_states=True), limits(backend))
 
 
 def test_who_scores_candidates(backend, request):
@@ -276,20 +276,20 @@ def test_candidates_are_right_or_refused(backend, reference, top_k):
         completion = pb.Completion(ids=pack_ids(bare.completion))
         completion.candidates.ids, completion.candidates.counts = pack_ids(ids), pack_ids(counts)
         request = pb.ScoreRequest(prompts=[pb.Prompt(ids=pack_ids(bare.prompt))], completions=[completion])
-        _, faults = score_sequences(request, bare.options, limits(backend))
+        _, faults = read_sequences(request, bare.options, limits(backend))
         assert "scores no candidates; ask for a top_k" in faults[0].message
 
 
 def test_more_than_the_most_candidates_are_refused(backend):
     able = limits(backend)
-    if not able.candidates:
+    if not able.allowed_candidates:
         pytest.skip("it has none")
     completion = pb.Completion(ids=pack_ids(rng_ids(32, 1)))
-    completion.candidates.ids = pack_ids(rng_ids(33, able.candidates + 1))
-    completion.candidates.per_position = able.candidates + 1
+    completion.candidates.ids = pack_ids(rng_ids(33, able.allowed_candidates + 1))
+    completion.candidates.per_position = able.allowed_candidates + 1
     request = pb.ScoreRequest(prompts=[pb.Prompt(ids=pack_ids(rng_ids(34, 3)))], completions=[completion])
-    _, faults = score_sequences(request, ScoreOptions(), able)
-    assert f"between 0 and {able.candidates} are given" in faults[0].message
+    _, faults = read_sequences(request, ScoreOptions(), able)
+    assert f"between 0 and {able.allowed_candidates} are given" in faults[0].message
 
 
 def test_one_bad_item_costs_no_other(backend, reference):
@@ -401,7 +401,7 @@ def test_the_models_own_end_id_is_one_like_others_where_it_is_not_asked_for(back
 
 def test_a_seed_gives_the_same_completions_and_another_does_not(backend, reference):
     if not backend.info.capabilities.seed:
-        pytest.skip("it draws without regard to a seed, and says so")
+        pytest.skip("it samples without regard to a seed, and says so")
     prompts = [rng_ids(63, 5), rng_ids(64, 9)]
     options = SamplingOptions(max_tokens=10, temperature=1.3, n=2, seed=11, stream_tokens=False)
     first = {key: joined(chunks) for key, chunks in run(backend, options, *prompts).items()}
@@ -421,12 +421,16 @@ def test_a_seed_gives_the_same_completions_and_another_does_not(backend, referen
 def test_a_seed_is_refused_where_nothing_is_drawn_by_it(backend):
     options = pb.GenerateOptions(max_tokens=4, seed=7)
     if backend.info.capabilities.seed:
-        assert sampling_options(options, limits(backend), ()).seed == 7
+        assert read_sampling_options(options, limits(backend), ()).seed == 7
     else:
-        with pytest.raises(ServiceError, match=f"options.seed is 7: the {backend.info.backend} backend draws without"):
-            sampling_options(options, limits(backend), ())
-        assert sampling_options(pb.GenerateOptions(max_tokens=4, seed=7, temperature=0), limits(backend), ()).seed == 7
-        assert sampling_options(pb.GenerateOptions(max_tokens=4), limits(backend), ())
+        refusal = f"options.seed is 7: the {backend.info.backend} backend samples without"
+        with pytest.raises(ServiceError, match=refusal):
+            read_sampling_options(options, limits(backend), ())
+        assert (
+            read_sampling_options(pb.GenerateOptions(max_tokens=4, seed=7, temperature=0), limits(backend), ()).seed
+            == 7
+        )
+        assert read_sampling_options(pb.GenerateOptions(max_tokens=4), limits(backend), ())
 
 
 def test_streaming_gives_the_same_in_parts(backend, reference):

@@ -16,8 +16,8 @@ from upstream_fixtures import free_port, gateway, stand_in
 from vold_client import Completion, InvalidArgument, TeacherClient
 from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError
-from vold_teacher.backends.upstream.backend import UpstreamBackend, UpstreamOptions, fingerprint
-from vold_teacher.backends.upstream.dialects import Served
+from vold_teacher.backends.upstream.backend import UpstreamBackend, UpstreamOptions, served_fingerprint
+from vold_teacher.backends.upstream.dialects import ServedModel
 from vold_teacher.backends.upstream.pool import PoolLimits
 from vold_teacher.backends.upstream.urls import parse_urls
 from vold_teacher.types import GeneratePrompt, SamplingOptions, ScoreOptions, Sequence
@@ -121,7 +121,7 @@ def test_a_replica_of_other_weights_takes_no_requests(folder, reference, port):
     backend = gateway(folder, "vllm", f"{port}/vllm", f"{port}/vllm-other", pool=QUICK)
     replicas = backend._pool.replicas
     assert [replica.up for replica in replicas].count(True) == 1  # whichever answered first says what is served
-    assert "it serves other weights" in "".join(replica.why for replica in replicas)
+    assert "it serves other weights" in "".join(replica.down_reason for replica in replicas)
     results = {float(score.logprobs[0]) for _ in range(4) for score in backend.score(batch(0, 1)).scores}
     assert len(results) == 1
     backend.close()
@@ -132,7 +132,7 @@ def test_weights_swapped_behind_a_running_gateway_are_found_out(folder, port):
     (replica,) = backend._pool.replicas
     httpx.post(f"http://127.0.0.1:{port}/swap").raise_for_status()
     try:
-        until(lambda: "other weights" in replica.why)
+        until(lambda: "other weights" in replica.down_reason)
         with pytest.raises(ServiceError, match="no upstream server answers"):
             backend.score(batch(0))
     finally:
@@ -143,8 +143,8 @@ def test_weights_swapped_behind_a_running_gateway_are_found_out(folder, port):
 
 @pytest.mark.parametrize("speaks", ["vllm", "sglang"])
 @pytest.mark.parametrize(
-    ("fault", "message"), [("short", "positions for|for \\d+ and one more"), ("other-ids", "not the one|other tokens"),
-                           ("positive", "no log-probability")]
+    ("fault", "message"), [("short", "positions for|for \\d+ and one more"),
+                           ("other-ids", "not the token|other tokens"), ("positive", "no log-probability")]
 )  # fmt: skip
 def test_a_misaligned_reply_is_an_error_and_never_a_number(folder, port, speaks, fault, message):
     with pytest.raises(OSError, match=message):
@@ -246,11 +246,11 @@ def test_the_service_in_front_of_an_upstream_server(port, reference, tmp_path):
             teacher.score([wanted.prompt.tolist()], [sent], entropy=True)
 
 
-def test_a_seed_that_nothing_is_drawn_by_is_refused_and_traces_say_so(port, tmp_path, caplog):
+def test_a_seed_without_effect_is_refused_and_traces_say_so(port, tmp_path, caplog):
     with service(f"sglang+http://127.0.0.1:{port}/sglang-unseeded", tmp_path) as server:
         with TeacherClient(f"grpc://{server.grpc}") as teacher:
             assert "seed" not in teacher.info().capabilities
-            with pytest.raises(InvalidArgument, match=r"options.seed is 7: the upstream-sglang backend draws without"):
+            with pytest.raises(InvalidArgument, match=r"seed is 7: the upstream-sglang backend samples without"):
                 list(teacher.generate([[3, 4, 5]], max_tokens=4, seed=7))
             assert len(list(teacher.generate([[3, 4, 5]], max_tokens=4, seed=7, temperature=0))) == 1
         out = tmp_path / "traces.jsonl"
@@ -259,7 +259,7 @@ def test_a_seed_that_nothing_is_drawn_by_is_refused_and_traces_say_so(port, tmp_
             load(TracesConfig, Path("pocket:traces"), [f"out={out}", f"teacher.url=grpc://{server.grpc}", *settings])
         )
     assert out.read_text()
-    assert "big draws without regard to a seed" in caplog.text
+    assert "big ignores seeds" in caplog.text
 
 
 def test_addresses():
@@ -277,11 +277,15 @@ def test_addresses():
 
 
 def test_the_fingerprint_is_of_what_the_server_says():
-    said = Served("m", "/models/m", 100)
-    assert fingerprint("vllm", said) == fingerprint("vllm", Served("m", "/models/m", 100))
-    others = [Served("n", "/models/m", 100), Served("m", "/models/m2", 100), Served("m", "/models/m", 100, "step-2")]
-    assert len({fingerprint("vllm", served) for served in [said, *others]}) == 4
-    assert fingerprint("vllm", Served("m", "", 100, weights_fingerprint="f" * 32)) == "f" * 32
+    said = ServedModel("m", "/models/m", 100)
+    assert served_fingerprint("vllm", said) == served_fingerprint("vllm", ServedModel("m", "/models/m", 100))
+    others = [
+        ServedModel("n", "/models/m", 100),
+        ServedModel("m", "/models/m2", 100),
+        ServedModel("m", "/models/m", 100, "step-2"),
+    ]
+    assert len({served_fingerprint("vllm", served) for served in [said, *others]}) == 4
+    assert served_fingerprint("vllm", ServedModel("m", "", 100, weights_fingerprint="f" * 32)) == "f" * 32
 
 
 def test_a_vocabulary_of_unknown_size_is_asked_for(tmp_path):

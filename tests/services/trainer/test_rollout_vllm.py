@@ -24,7 +24,7 @@ from vold_trainer.config import load as load_config
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.files import read_json_lines
 from vold_trainer.pocket.shipped import checkpoint_path
-from vold_trainer.pocket.world import examples
+from vold_trainer.pocket.world import make_examples
 from vold_trainer.rollout.base import Sampling
 from vold_trainer.rollout.engines import make_engine
 from vold_trainer.student.batching import make_batch
@@ -38,7 +38,7 @@ pytestmark = [
 ]
 TOLERANCE = 1e-3  # float32 on both sides; 2e-4 between vLLM's kernels and transformers' was seen on this checkpoint
 ON_A_CPU = ["--enforce-eager", "--gpu-memory-utilization", "0.25", "--max-num-batched-tokens", "512"]
-PROMPTS = examples("train", 3, modality="text")
+PROMPTS = make_examples("train", 3, modality="text")
 SAMPLING = Sampling(group=2, max_tokens=24, logprobs=True)
 
 
@@ -53,7 +53,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    """A stock server that was started on other weights than the student's."""
+    """A stock server that was started with other weights than the student's."""
     port, other = free_port(), save_text_student(tmp_path_factory.mktemp("other"), seed=1)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(other)]
     command += ["--port", str(port), "--host", "127.0.0.1", "--dtype", "float32", *ON_A_CPU]
@@ -66,7 +66,7 @@ def url(tmp_path_factory):
 
 @pytest.fixture
 def engine(url, folder):
-    """Its first draw gives the server the student's weights."""
+    """An engine whose first `generate` sends the student's weights to the server."""
     opened = make_engine(RolloutConfig(engine="vllm", url=url), load(folder))
     yield opened
     opened.close()
@@ -85,7 +85,7 @@ def mismatch(student, rollouts, temperature: float = 1.0) -> float:
 
 
 def perturb(student) -> None:
-    """What a step of training does, only more of it."""
+    """Change the weights, as a large training step would."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in student.model.parameters():
@@ -120,12 +120,12 @@ def test_rollouts_are_the_students_own(engine):
         np.testing.assert_array_equal(rollout.candidates[clear], likely.indices[clear].numpy())
 
 
-def test_a_row_does_not_depend_on_what_is_drawn_beside_it(engine):
+def test_a_row_does_not_depend_on_other_rows(engine):
     together = engine.generate(PROMPTS, SAMPLING, seed=2)
     assert together[0].ids != together[1].ids
     for row in (1, 4):
-        one = replace(SAMPLING, group=1)
-        (alone,) = engine.generate([PROMPTS[row // 2]], one, seed=2, first_row=row)
+        single = replace(SAMPLING, group=1)
+        (alone,) = engine.generate([PROMPTS[row // 2]], single, seed=2, first_row=row)
         assert alone.ids == together[row].ids
         np.testing.assert_allclose(alone.logprobs, together[row].logprobs, atol=TOLERANCE)
     assert [r.ids for r in engine.generate(PROMPTS, SAMPLING, seed=3)] != [r.ids for r in together]
@@ -134,16 +134,16 @@ def test_a_row_does_not_depend_on_what_is_drawn_beside_it(engine):
 def test_greedy_rollouts_are_transformers_own(engine):
     rollouts = engine.generate(PROMPTS, Sampling(max_tokens=16, temperature=0, logprobs=True), seed=0)
     inputs = engine.student.encode(PROMPTS)
-    drawn = engine.student.model.generate(**inputs, max_new_tokens=16, do_sample=False)[
+    expected = engine.student.model.generate(**inputs, max_new_tokens=16, do_sample=False)[
         :, inputs["input_ids"].shape[1] :
     ]
-    for row, rollout in zip(drawn.tolist(), rollouts, strict=True):
+    for row, rollout in zip(expected.tolist(), rollouts, strict=True):
         assert list(rollout.ids) == row[: len(rollout.ids)]
     assert mismatch(engine.student, rollouts) < TOLERANCE
 
 
 @pytest.mark.parametrize("weights", ["disk", STORE])
-def test_new_weights_are_drawn_from_after_sync_and_not_before(url, folder, weights, tmp_path):
+def test_new_weights_are_used_after_sync_and_not_before(url, folder, weights, tmp_path):
     student = load(folder)
     config = RolloutConfig(engine="vllm", url=url, weights_folder=tmp_path)
     engine = make_engine(config, student)
@@ -169,18 +169,18 @@ def test_new_weights_are_drawn_from_after_sync_and_not_before(url, folder, weigh
     assert not list(tmp_path.iterdir())
 
 
-def test_a_server_with_other_weights_than_it_was_given_stops_the_run(engine, url):
+def test_a_server_with_other_weights_than_the_last_ones_sent_stops_the_run(engine, url):
     engine.generate(PROMPTS[:1], SAMPLING, seed=0)
     httpx.post(f"{url}/update_weight_version", json={"new_version": "another run's"})
     with pytest.raises(
-        RunError, match=r"draws from weights \"another run's\", and was given 'vold-.*' *: it was restarted"
+        RunError, match=r"generates with weights \"another run's\", and was sent 'vold-.*' *: it was restarted"
     ):
         engine.generate(PROMPTS[:1], SAMPLING, seed=0)
     engine.sync(1)
     assert engine.generate(PROMPTS[:1], SAMPLING, seed=0)
 
 
-def test_what_does_not_fit_the_server_is_named(engine):
+def test_requests_that_do_not_fit_the_server_are_refused(engine):
     with pytest.raises(UsageError, match=r"rollout\.max_tokens=500 that is more than the 512 of rollout\.url http"):
         engine.generate(PROMPTS, Sampling(max_tokens=500), seed=0)
     with pytest.raises(UsageError, match=r"21 most likely ids .* gives 20: start it with --max-logprobs 21"):
@@ -201,7 +201,7 @@ def test_a_student_that_the_server_cannot_serve_is_refused(url, folder, tmp_path
         make_engine(RolloutConfig(engine="vllm", url=url), load(save_text_student(tmp_path / "tied", tied=True)))
 
 
-def test_training_draws_from_what_it_learned(url, folder, tmp_path, verifier):
+def test_training_generates_with_the_updated_weights(url, folder, tmp_path, verifier):
     with serving("teacher", "--model", str(checkpoint_path("teacher"))) as teacher:
         config = load_config(
             TrainConfig,

@@ -24,7 +24,7 @@ def servers() -> list[psutil.Process]:
 
 
 def test_a_server_of_its_own_at_another_temperature_and_its_end(monkeypatch, tmp_path):
-    """It reports log-probabilities of what is sampled; then it dies; closing leaves nothing behind."""
+    """A local server reports log-probabilities at the temperature; after it is killed, closing leaves no process."""
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setattr(vllm_server, "RETRY_SECONDS", 2.0)
     student = load(save_text_student(tmp_path))
@@ -36,13 +36,13 @@ def test_a_server_of_its_own_at_another_temperature_and_its_end(monkeypatch, tmp
         assert mismatch(student, rollouts) > 0.01
         with pytest.raises(UsageError, match=r"rollout\.top_p 0\.9.*does not report the log-probabilities"):
             engine.generate(PROMPTS, replace(SAMPLING, top_p=0.9), seed=5)
-        handed: list[int] = []
+        finished: list[int] = []
         (server,) = servers()
         workers = server.children(recursive=True)
         server.kill()
         with pytest.raises(RunError, match=r"rollout\.url local:.*cannot be reached.*still running there"):
-            engine.generate(PROMPTS, SAMPLING, seed=6, on_finished=lambda new: handed.extend(r.row for r in new))
-        assert not handed
+            engine.generate(PROMPTS, SAMPLING, seed=6, on_finished=lambda new: finished.extend(r.row for r in new))
+        assert not finished
     finally:
         engine.close()
     assert not servers()
@@ -51,6 +51,6 @@ def test_a_server_of_its_own_at_another_temperature_and_its_end(monkeypatch, tmp
     ]
 
 
-def test_a_server_that_does_not_come_up_says_why(tmp_path):
-    with pytest.raises(UsageError, match=r"(?s)vLLM did not come up:.*no-such-option"):
+def test_a_server_that_does_not_start_is_reported_with_its_log(tmp_path):
+    with pytest.raises(UsageError, match=r"(?s)vLLM did not start:.*no-such-option"):
         make_engine(RolloutConfig(engine="vllm", vllm_args=["--no-such-option"]), load(save_text_student(tmp_path)))

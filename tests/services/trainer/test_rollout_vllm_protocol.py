@@ -1,6 +1,6 @@
-"""What the vLLM rollouts do with replies of every kind, over a small HTTP server that answers in vLLM's shapes.
+"""vLLM rollouts against a small HTTP server that sends replies in vLLM's format, right and wrong.
 
-It stands for the wire alone; what a real vLLM answers is in test_rollout_vllm.py.
+The server stands in for the protocol only; test_rollout_vllm.py runs a real vLLM.
 """
 
 import contextlib
@@ -22,28 +22,30 @@ from safetensors.torch import load_file
 from upstream_fixtures import free_port
 from vold_trainer.config import RolloutConfig, StudentConfig
 from vold_trainer.errors import RunError, UsageError
-from vold_trainer.pocket.world import examples
+from vold_trainer.pocket.world import make_examples
 from vold_trainer.rollout import vllm_server
 from vold_trainer.rollout.base import Sampling
 from vold_trainer.rollout.engines import make_engine
 from vold_trainer.rollout.vllm import row_seed
-from vold_trainer.rollout.weights import FanOut, checkpoint_tensors
+from vold_trainer.rollout.weights import FanOutClient, checkpoint_tensors
 from vold_trainer.student.models import load_student
 
-PROMPTS = examples("train", 3, modality="text")
-PICTURES = examples("train", 2, modality="image")
+PROMPTS = make_examples("train", 3, modality="text")
+PICTURES = make_examples("train", 2, modality="image")
 SAMPLING = Sampling(group=2, max_tokens=8, logprobs=True)
 
 
 @dataclass
 class StandIn:
-    """answers: what a route answers instead of what it should; each is used up. asked: (route, body), in order."""
+    """A stand-in for vLLM. answers: replies by route, each used once in place of the normal reply; None for the normal
+    reply. requests: (route, body), in order. change: applied to each completion. reads: prompt ids of chat messages.
+    """
 
     tokenizer: Any
     settings: dict[str, Any]
     url: str = ""
     answers: dict[str, list[Any]] = field(default_factory=dict)
-    asked: list[tuple[str, Any]] = field(default_factory=list)
+    requests: list[tuple[str, Any]] = field(default_factory=list)
     weight_version: str = "default"
     weights: dict[str, Any] = field(default_factory=dict)
     change: Callable[[dict[str, Any]], None] = lambda answer: None
@@ -51,11 +53,11 @@ class StandIn:
     lock: Any = field(default_factory=threading.Lock)
 
     def bodies(self, route: str) -> list[Any]:
-        return [body for asked, body in self.asked if asked == route]
+        return [body for requested, body in self.requests if requested == route]
 
     def answer(self, route: str, body: Any) -> tuple[int, Any]:
         with self.lock:
-            self.asked.append((route, body))
+            self.requests.append((route, body))
             if self.answers.get(route):
                 planned = self.answers[route].pop(0)
                 if planned is not None:
@@ -88,14 +90,14 @@ class StandIn:
 
 
 def completion(prompt: list[int], body: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """A completion of three tokens that the seed decides."""
+    """A completion of three tokens that depend on the seed."""
     ids = [20 + body["seed"] % 7, 30, tokenizer.eos_token_id]
     names = [f"token_id:{token}" for token in ids]
     common = {"finish_reason": "stop", "token_ids": ids}
     if "prompt" in body:
         tops = [{name: -0.5, **{f"token_id:{9 - k}": -1.0 - k for k in range(body["logprobs"])}} for name in names]
-        found = {"tokens": names, "token_logprobs": [-0.5] * 3, "top_logprobs": tops}
-        return {"choices": [{**common, "logprobs": found, "prompt_token_ids": prompt}]}
+        logprobs = {"tokens": names, "token_logprobs": [-0.5] * 3, "top_logprobs": tops}
+        return {"choices": [{**common, "logprobs": logprobs, "prompt_token_ids": prompt}]}
     content = [{"token": name, "logprob": -0.5, "top_logprobs": []} for name in names]
     return {"choices": [{**common, "logprobs": {"content": content}}], "prompt_token_ids": prompt}
 
@@ -125,7 +127,7 @@ def serving(stand_in: StandIn):
         daemon_threads = True
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """A caller that hung up: it has what it wanted."""
+            """Ignore clients that hang up."""
 
     server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -158,7 +160,7 @@ def engine_on(student, *servers: StandIn, **options):
         engine.close()
 
 
-def test_what_is_sent_says_all_that_decides_what_is_drawn(student, stand_in):
+def test_requests_carry_all_sampling_parameters(student, stand_in):
     with engine_on(student, stand_in) as engine:
         rollouts = engine.generate(PROMPTS, Sampling(group=2, max_tokens=8, candidates=2), seed=7, first_row=4)
         engine.sync(3)
@@ -174,9 +176,9 @@ def test_what_is_sent_says_all_that_decides_what_is_drawn(student, stand_in):
         assert rollout.ids == (20 + body["seed"] % 7, 30, student.tokenizer.eos_token_id)
         np.testing.assert_array_equal(rollout.logprobs, np.float32([-0.5] * 3))
         assert [row.tolist() for row in rollout.candidates] == [[token, 9] for token in rollout.ids]
-    routes = [route for route, _ in stand_in.asked if route not in ("/v1/completions", "/weight_info")]
+    routes = [route for route, _ in stand_in.requests if route not in ("/v1/completions", "/weight_info")]
     steps = ["/pause", "/collective_rpc", "/reset_prefix_cache", "/reset_encoder_cache", "/update_weight_version"]
-    assert routes[-12:] == 2 * [*steps, "/resume"]  # before the first draw, and when it was told to
+    assert routes[-12:] == 2 * [*steps, "/resume"]  # before the first generate, and on sync
     assert engine.version == 3
     assert stand_in.weights.keys() == checkpoint_tensors(student).keys()
     assert not Path(stand_in.bodies("/collective_rpc")[0]["kwargs"]["weights_path"]).parent.exists()
@@ -194,23 +196,23 @@ def test_several_servers_share_the_prompts_and_all_get_the_weights(student, stan
             served = sorted(prompts.index(tuple(body["prompt"])) for body in server.bodies("/v1/completions"))
             assert served == expected
             assert len(server.bodies("/collective_rpc")) == 1
-        FanOut(engine.servers, [info.world_size for info in engine.infos], engine.tasks).init_weight_transfer_engine(
-            {"rank_offset": 1, "world_size": 5}
-        )
+        FanOutClient(
+            engine.servers, [info.world_size for info in engine.infos], engine.tasks
+        ).init_weight_transfer_engine({"rank_offset": 1, "world_size": 5})
         for server, offset in ((stand_in, 1), (second, 3)):
             (body,) = server.bodies("/init_weight_transfer_engine")
             assert body == {"init_info": {"rank_offset": offset, "world_size": 5}}
 
 
-def test_a_picture_goes_with_its_messages_and_the_ids_must_be_the_students(stand_in):
+def test_images_are_sent_as_messages_and_the_prompt_ids_have_to_match(stand_in):
     student = load_student(StudentConfig(path="pocket:student"))
     with engine_on(student, stand_in) as engine:
         prompts = student.prompt_ids(PICTURES)
-        asked = [picture.prompt_text.removeprefix("[image]") for picture in PICTURES]
+        texts = [picture.prompt_text.removeprefix("[image]") for picture in PICTURES]
 
         def read(messages: Any) -> list[int]:
-            words = [part.get("text") for part in messages[-1]["content"]]
-            return prompts[next(place for place, text in enumerate(asked) if text in words)]
+            parts = [part.get("text") for part in messages[-1]["content"]]
+            return prompts[next(index for index, text in enumerate(texts) if text in parts)]
 
         stand_in.reads = read
         rollouts = engine.generate(PICTURES, SAMPLING, seed=0)
@@ -219,7 +221,7 @@ def test_a_picture_goes_with_its_messages_and_the_ids_must_be_the_students(stand
         body = stand_in.bodies("/v1/chat/completions")[0]
         pictures = [part for message in body["messages"] for part in message["content"] if part["type"] == "image_url"]
         assert pictures[0]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
-        assert body["logit_bias"] == {str(token): -100.0 for token in student.place_ids}
+        assert body["logit_bias"] == {str(token): -100.0 for token in student.placeholder_ids}
         stand_in.reads = lambda messages: [*read(messages)[:5], 9]
         with pytest.raises(RunError, match=r"vLLM read a prompt of 6 tokens, the student's processor makes \d+ of it"):
             engine.generate(PICTURES, SAMPLING, seed=0)
@@ -229,15 +231,15 @@ BROKEN = {
     "no ids": (lambda choice: choice.pop("token_ids"), "no token_ids and prompt_token_ids"),
     "empty": (lambda choice: choice.update(token_ids=[]), "no token_ids and prompt_token_ids"),
     "short": (lambda choice: choice["logprobs"]["tokens"].pop(), "log-probabilities of 2 tokens that are not the 3"),
-    "null": (lambda choice: choice["logprobs"]["token_logprobs"].__setitem__(1, None), "no finite number"),
+    "null": (lambda choice: choice["logprobs"]["token_logprobs"].__setitem__(1, None), "not a finite number"),
     "other prompt": (lambda choice: choice.update(prompt_token_ids=[1, 2]), "vLLM read a prompt of 2 tokens"),
-    "no logprobs": (lambda choice: choice.update(logprobs=None), "not what vLLM 0.31 to 0.33 answers"),
+    "no logprobs": (lambda choice: choice.update(logprobs=None), "is not that of vLLM 0.31 to 0.33"),
     "aborted": (lambda choice: choice.update(finish_reason="abort"), "a completion ended with 'abort', three times"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_reply_that_cannot_be_learned_from_stops_the_run(student, stand_in, name, monkeypatch):
+def test_an_invalid_reply_stops_the_run(student, stand_in, name, monkeypatch):
     monkeypatch.setattr(vllm_server, "ABORTED_SECONDS", 0.01)
     change, message = BROKEN[name]
     stand_in.change = lambda answer: change(answer["choices"][0])
@@ -246,58 +248,58 @@ def test_a_reply_that_cannot_be_learned_from_stops_the_run(student, stand_in, na
 
 
 @pytest.mark.parametrize("fault", [(503, {"error": "busy"}), (500, b"oops"), (0, None), (429, {"detail": "later"})])
-def test_a_fault_that_passes_is_waited_out(student, stand_in, fault):
+def test_temporary_errors_are_retried(student, stand_in, fault):
     stand_in.answers["/v1/completions"] = [fault, None, fault, fault]
     with engine_on(student, stand_in) as engine:
         assert [r.row for r in engine.generate(PROMPTS, SAMPLING, seed=0)] == list(range(6))
 
 
-def test_a_server_that_stays_away_is_named_and_nothing_is_handed_on(student, stand_in, monkeypatch):
+def test_a_server_that_stays_away_stops_the_run_without_rollouts(student, stand_in, monkeypatch):
     monkeypatch.setattr(vllm_server, "RETRY_SECONDS", 0.4)
     with engine_on(student, stand_in) as engine:
         engine.sync(0)
         stand_in.answers["/v1/completions"] = [(503, {"error": {"message": "engine is dead"}})] * 1000
-        handed: list[Any] = []
+        finished: list[Any] = []
         with pytest.raises(RunError, match=rf"rollout\.url {stand_in.url}.*503: engine is dead.*still running there"):
-            engine.generate(PROMPTS, SAMPLING, seed=0, on_finished=handed.extend)
-        assert not handed
+            engine.generate(PROMPTS, SAMPLING, seed=0, on_finished=finished.extend)
+        assert not finished
         stand_in.answers.clear()
-        assert len(engine.generate(PROMPTS, SAMPLING, seed=0)) == 6  # the engine itself is as good as before
+        assert len(engine.generate(PROMPTS, SAMPLING, seed=0)) == 6  # the engine still works
 
 
-def test_a_fault_while_weights_go_is_not_repeated(student, stand_in, tmp_path):
+def test_a_failed_weight_transfer_is_not_repeated(student, stand_in, tmp_path):
     with engine_on(student, stand_in, weights_folder=tmp_path) as engine:
         stand_in.answers["/collective_rpc"] = [(500, {"error": {"message": "Repo id must be in the form"}})]
         with pytest.raises(RunError, match=r"Repo id must .*vLLM has to see that folder .*rollout\.weights_folder"):
             engine.generate(PROMPTS, SAMPLING, seed=0)
         assert len(stand_in.bodies("/collective_rpc")) == 1
-        assert not stand_in.bodies("/resume")  # nobody draws from half of the new weights
+        assert not stand_in.bodies("/resume")  # a server with half of the new weights stays paused
 
 
-def test_weights_that_the_server_was_not_given_stop_the_run(student, stand_in):
+def test_a_server_with_other_weights_than_the_last_ones_sent_stops_the_run(student, stand_in):
     with engine_on(student, stand_in) as engine:
         engine.generate(PROMPTS, SAMPLING, seed=0)
         stand_in.weight_version = "default"  # it was restarted
         with pytest.raises(
-            RunError, match=r"draws from weights 'default', and was given 'vold-\w+-0': it was restarted"
+            RunError, match=r"generates with weights 'default', and was sent 'vold-\w+-0': it was restarted"
         ):
             engine.generate(PROMPTS, SAMPLING, seed=0)
 
 
-def test_of_several_processes_one_gives_the_weights_and_all_hear_of_a_failure(stand_in, tmp_path):
+def test_the_main_process_sends_the_weights_and_all_processes_raise_on_failure(stand_in, tmp_path):
     stand_in.answers["/collective_rpc"] = [None, None, (500, {"error": "no space left"})]
     script = str(HELPERS / "rollout_process.py")
-    several = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
-        programs.start([sys.executable, script, stand_in.url, str(tmp_path)], env={**several, "RANK": str(rank)})
+        programs.start([sys.executable, script, stand_in.url, str(tmp_path)], env={**environment, "RANK": str(rank)})
         for rank in range(2)
     ]
     assert [process.wait(240) for process in processes] == [0, 0]
-    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert [process["rows"] for process in told] == [[0], [1]]
-    assert told[0]["label"] == told[1]["label"]
-    assert [process["version"] for process in told] == [1, 1]
-    assert all("no space left" in process["said"] for process in told)
+    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [process["rows"] for process in results] == [[0], [1]]
+    assert results[0]["label"] == results[1]["label"]
+    assert [process["version"] for process in results] == [1, 1]
+    assert all("no space left" in process["error"] for process in results)
     assert len(stand_in.bodies("/collective_rpc")) == 3
     assert len(stand_in.bodies("/v1/completions")) == 4
 
@@ -309,7 +311,7 @@ REFUSED = {
         (404, {"detail": "Not Found"}),
         "no route /server_info: start it as `VLLM_SERVER_DEV",
     ),
-    "another product": ("/v1/models", (200, {"data": []}), "not what vLLM 0.31 to 0.33 says of itself"),
+    "another product": ("/v1/models", (200, {"data": []}), "the settings are not those of vLLM 0.31 to 0.33"),
     "no JSON": ("/v1/models", (200, b"<html>"), "answered no JSON"),
     "another tokenizer": ("/tokenize", (200, {"tokens": [1, 2]}), "whose tokenizer is not that of the student"),
 }
@@ -324,20 +326,20 @@ def test_a_server_that_cannot_serve_the_student_is_refused_at_the_start(student,
 
 
 @pytest.mark.parametrize("url", ["grpc://a:1", "", "local:,local:", "http://a:1,ftp://b"])
-def test_a_url_that_is_none_is_named(student, url):
+def test_invalid_urls_are_refused(student, url):
     with pytest.raises(UsageError, match=r"rollout\.url is .*give http://HOST:PORT"):
         make_engine(RolloutConfig(engine="vllm", url=url), student)
 
 
-def test_nobody_there(student):
+def test_a_server_that_cannot_be_reached_is_refused(student):
     with pytest.raises(UsageError, match=r"rollout\.url http://127\.0\.0\.1:1: it cannot be reached.*still running"):
         make_engine(RolloutConfig(engine="vllm", url="http://127.0.0.1:1"), student)
 
 
-def test_ways_of_weights_that_cannot_be_gone_are_refused(student, stand_in, monkeypatch):
+def test_unsupported_weight_transfers_are_refused(student, stand_in, monkeypatch):
     with pytest.raises(UsageError, match=r"rollout\.weights.*nccl.* use rollout\.weights=disk"):
         make_engine(RolloutConfig(engine="vllm", url=stand_in.url, weights="nccl"), student)
-    monkeypatch.setattr("vold_trainer.rollout.weights._lacks", lambda student, way: "")
+    monkeypatch.setattr("vold_trainer.rollout.weights._missing_requirement", lambda student, method: "")
     with pytest.raises(
         UsageError, match=r"was started for None: start it with --weight-transfer-config '\{\"backend\": \"nccl\"\}'"
     ):

@@ -1,4 +1,4 @@
-"""`vold verify` as a user runs it: a file in, verdicts out, what is broken named and nothing else lost."""
+"""`vold verify` as a user runs it: a file in, verdicts out, broken lines named, no other line lost."""
 
 import json
 import os
@@ -17,8 +17,8 @@ KEYS = ["id", "reward", "correct", "extracted", "reason", "error", "seconds"]
 
 @pytest.fixture(scope="module")
 def server():
-    with running("--workers", "2", "--time-limit", "0.5") as one:
-        yield one
+    with running("--workers", "2", "--time-limit", "0.5") as server:
+        yield server
 
 
 def command(*arguments: object) -> list[str]:
@@ -26,7 +26,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    return programs.run(command(*arguments), said=stdin, timeout=120, env={**os.environ, "COLUMNS": "200"})
+    return programs.run(command(*arguments), stdin_text=stdin, timeout=120, env={**os.environ, "COLUMNS": "200"})
 
 
 def write(path, rows):
@@ -38,7 +38,7 @@ def read(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_a_file_is_judged_in_order_by_a_service_of_its_own(tmp_path):
+def test_a_file_is_verified_in_order_by_a_local_service(tmp_path):
     options = {"A": "Paris", "B": "Rome"}
     rows = [
         RIGHT,
@@ -93,7 +93,7 @@ BROKEN = {
 }
 
 
-def test_a_broken_line_is_named_and_costs_no_other(server, tmp_path):
+def test_a_broken_line_is_named_and_affects_no_other(server, tmp_path):
     rows = [RIGHT]
     for broken, _ in BROKEN.values():
         rows += [broken, RIGHT]
@@ -101,10 +101,10 @@ def test_a_broken_line_is_named_and_costs_no_other(server, tmp_path):
     assert done.returncode == 1
     verdicts = read((tmp_path / "out.jsonl").read_text())
     assert [verdict["reward"] for verdict in verdicts] == [1.0, *[None, 1.0] * len(BROKEN)]
-    for index, (_, says) in enumerate(BROKEN.values()):
+    for index, (_, message) in enumerate(BROKEN.values()):
         verdict, number = verdicts[2 * index + 1], 2 * index + 2
         assert verdict["error"].startswith(f"line {number}: ")
-        assert says in verdict["error"]
+        assert message in verdict["error"]
         assert "items[" not in verdict["error"]
         assert verdict["correct"] is None
     assert "line 2: is not JSON" in done.stderr
@@ -118,7 +118,7 @@ def test_an_unknown_verifier_is_named(server, tmp_path):
     assert read(done.stdout)[0]["reward"] is None
 
 
-def test_a_limit_is_an_error_without_reward_and_no_broken_line(server):
+def test_an_exceeded_limit_is_an_error_without_reward_and_no_broken_line(server):
     rows = [{**RIGHT, "verifier": "spin"}, {**RIGHT, "verifier": "crash"}, RIGHT]
     done = run("-", "--url", server.url, stdin="".join(json.dumps(row) + "\n\n" for row in rows))
     assert done.returncode == 0, done.stderr
@@ -134,7 +134,7 @@ def test_many_lines_come_out_in_order(server, tmp_path):
     assert [(v["id"], v["correct"]) for v in read(done.stdout)] == [(n, n % 3 == 0) for n in range(3000)]
 
 
-def test_explain_shows_one_item(server, tmp_path):
+def test_explain_prints_one_verdict(server, tmp_path):
     rows = [{**RIGHT, "id": n} for n in range(5)] + [{**RIGHT, "id": "wrong", "reference": "7"}]
     file = write(tmp_path / "in.jsonl", ["{", *rows])
     done = run(file, "--url", server.url, "--explain", "wrong")
@@ -148,40 +148,40 @@ def test_explain_shows_one_item(server, tmp_path):
 
 def test_files_that_cannot_be_used_are_named(server, tmp_path):
     file = write(tmp_path / "in.jsonl", [RIGHT])
-    for arguments, says in (
+    for arguments, message in (
         ([tmp_path / "nothing.jsonl"], "nothing.jsonl"),
         ([file, "-o", file], "is the input"),
         ([file, "-o", tmp_path / "no" / "out.jsonl"], "cannot write"),
     ):
         done = run(*arguments, "--url", server.url)
         assert done.returncode == 1
-        assert says in done.stderr
+        assert message in done.stderr
         assert "Traceback" not in done.stderr
     assert json.loads(file.read_text()) == RIGHT
 
 
-def test_ctrl_c_leaves_what_was_done(server, tmp_path):
+def test_ctrl_c_leaves_the_verdicts_received(server, tmp_path):
     out = tmp_path / "out.jsonl"
-    # A shell that runs the tests in its background has them ignore Ctrl-C, and children inherit that.
-    heeding = (
+    # Background jobs of a shell ignore SIGINT, and child processes inherit that.
+    with_sigint = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", heeding, *command("-", "--url", server.url, "-o", out)],
+        [sys.executable, "-c", with_sigint, *command("-", "--url", server.url, "-o", out)],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    # The input stays open: what was read is judged, and the command waits for more.
+    # The input stays open: the command verifies the lines read so far and waits for more.
     for n in range(512):
         process.stdin.write(json.dumps({**RIGHT, "id": n}) + "\n")
     process.stdin.flush()
     while not (out.exists() and out.read_text().count("\n") == 512):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    process.wait(30)  # before the end of the input, which would be an end like any other
-    _, said = process.communicate()
+    process.wait(30)  # before closing the input, which would end the command normally
+    _, stderr = process.communicate()
     assert process.returncode == 130
-    assert "first 512 lines" in said
-    assert "Traceback" not in said
+    assert "first 512 lines" in stderr
+    assert "Traceback" not in stderr
     assert [verdict["reward"] for verdict in read(out.read_text())] == [1.0] * 512

@@ -1,4 +1,4 @@
-"""Bodies that are no requests: each is refused, and the service goes on."""
+"""Malformed bodies: each is refused, and the service goes on."""
 
 import json
 
@@ -21,8 +21,8 @@ PACKED = verifier_pb2.VerifyRequest(items=[item("numeric", "1", "1", relative_to
 
 @pytest.fixture(scope="module")
 def server():
-    with running("--workers", "1") as one:
-        yield one
+    with running("--workers", "1") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +31,14 @@ def http(server):
         yield client
 
 
-def well(server) -> bool:
+def is_healthy(server) -> bool:
     return server.verify(item("exact", "1", "1"))[0].reward == 1.0
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_parameter_that_is_no_finite_number_is_refused_by_name(server, http, number, nested):
-    """Python's json writes and reads them; protocol buffers carry them, and refuse to say them as JSON."""
+def test_an_error_names_a_parameter_that_is_not_finite(server, http, number, nested):
+    """Python's json writes and reads such numbers; protobuf carries them, and refuses to convert them to JSON."""
     parameters = {"relative_tolerance": [{"a": number}] if nested else number}
     body = {"items": [{**GOOD["items"][0], "parameters": parameters}, GOOD["items"][0] | {"parameters": {}}]}
     reply = http.post("/v1/verify", content=json.dumps(body), headers={"content-type": "application/json"})
@@ -54,8 +54,8 @@ def test_a_parameter_that_is_no_finite_number_is_refused_by_name(server, http, n
 STREAM_ENDS = (None, *(getattr(grpc.StatusCode, name) for name in ("INVALID_ARGUMENT", "UNKNOWN", "INTERNAL")))
 
 
-def refused(call) -> grpc.StatusCode | None:
-    """The status that the call ends with, None for OK."""
+def status_of(call) -> grpc.StatusCode | None:
+    """Return the status of the call, None for OK."""
     try:
         call()
     except grpc.RpcError as error:
@@ -63,14 +63,14 @@ def refused(call) -> grpc.StatusCode | None:
     return None
 
 
-def spoiled(good: bytes) -> st.SearchStrategy[bytes]:
+def corrupted(good: bytes) -> st.SearchStrategy[bytes]:
     """`good` with some bytes changed, left out, or put in."""
     edit = st.tuples(st.integers(0, len(good)), st.integers(0, 3), st.binary(max_size=4))
 
     def apply(edits: list[tuple[int, int, bytes]]) -> bytes:
         body = good
-        for at, less, more in edits:
-            body = body[:at] + more + body[at + less :]
+        for at, removed, added in edits:
+            body = body[:at] + added + body[at + removed :]
         return body
 
     return st.lists(edit, min_size=1, max_size=4).map(apply)
@@ -78,7 +78,7 @@ def spoiled(good: bytes) -> st.SearchStrategy[bytes]:
 
 BODIES = st.one_of(
     st.binary(max_size=60),
-    spoiled(json.dumps(GOOD).encode()),
+    corrupted(json.dumps(GOOD).encode()),
     JSON.map(lambda value: json.dumps(value).encode()),
     JSON.map(lambda value: json.dumps({"items": [value]}).encode()),
     JSON.map(lambda value: json.dumps({"items": [{**GOOD["items"][0], "parameters": value}]}).encode()),
@@ -96,15 +96,15 @@ def test_no_json_body_breaks_the_service(http, body):
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.binary(max_size=60) | spoiled(PACKED))
+@given(st.binary(max_size=60) | corrupted(PACKED))
 def test_no_packed_body_breaks_the_service(server, http, body):
     headers = {"content-type": "application/x-protobuf"}
     assert http.post("/v1/verify", content=body, headers=headers).status_code in (200, 422)
     raw = server.channel.unary_unary("/vold.v1.VerifierService/Verify")
-    assert refused(lambda: raw(body, timeout=30)) in (None, grpc.StatusCode.INVALID_ARGUMENT)
+    assert status_of(lambda: raw(body, timeout=30)) in (None, grpc.StatusCode.INVALID_ARGUMENT)
     stream = server.channel.stream_stream("/vold.v1.VerifierService/VerifyStream")
-    assert refused(lambda: list(stream(iter([body]), timeout=30))) in STREAM_ENDS
+    assert status_of(lambda: list(stream(iter([body]), timeout=30))) in STREAM_ENDS
 
 
-def test_the_service_is_well_after_all_that(server):
-    assert well(server)
+def test_the_service_is_healthy_after_the_other_tests(server):
+    assert is_healthy(server)

@@ -1,6 +1,6 @@
-"""Labelled cases from other graders' own tests, where they are at hand: how many verdicts agree.
+"""Labelled cases from the tests of other verifiers, if they are available: how many verdicts agree.
 
-VOLD_LABELLED_CASES names the file; by default it is looked for beside this repository.
+VOLD_LABELLED_CASES names the file; by default the file lies beside this repository.
 """
 
 import importlib.util
@@ -23,16 +23,16 @@ def conformance(monkeypatch) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "conformance", module)  # its dataclass looks itself up there
+    monkeypatch.setitem(sys.modules, "conformance", module)  # its dataclass looks up its own module
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.mark.skipif(not CASES.exists(), reason="the labelled cases are not beside this repository")
 def test_verdicts_agree_with_the_labels(conformance):
-    core = list(conformance.labelled(CASES, "core"))
+    core = list(conformance.labelled_items(CASES, "core"))
     timer = worker.Timer(conformance.TIMER_SECONDS)
-    right = {item.name: conformance.ours(item, timer) == item.expected for item in core}
+    right = {item.name: conformance.vold_accepts(item, timer) == item.expected for item in core}
     for kind in conformance.KINDS:
         some = [item for item in core if item.kind == kind]
         wrong = [item for item in some if not right[item.name]]

@@ -1,4 +1,4 @@
-"""The package under examples/ as a user would use it: installed by pip, found by its entry point, served, called."""
+"""The package under examples/ as a user uses it: pip installs it, the service loads its entry point and serves it."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ EXAMPLE = ROOT / "examples" / "vold-word-count"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with the package in it. A copy is built, so that no build output is left in the tree."""
+    """A folder with the installed package. pip builds a copy, so that the tree gets no build output."""
     folder = tmp_path_factory.mktemp("example")
     copy, target = folder / "source", folder / "site"
     subprocess.run(["cp", "-r", EXAMPLE, copy], check=True)
@@ -30,17 +30,17 @@ def import_path(folder):
 
 def test_its_own_tests_pass(installed):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLE / "tests")]
-    done = subprocess.run(
+    completed = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": import_path(installed)}, cwd=installed, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout
-    assert "4 passed" in done.stdout
+    assert completed.returncode == 0, completed.stdout
+    assert "4 passed" in completed.stdout
 
 
 def test_the_service_offers_it(installed):
     path = os.pathsep.join([str(HELPERS), import_path(installed)])
     with running(environment={"PYTHONPATH": path}) as server, VerifierClient(server.grpc_url) as client:
-        info = {one.name: one for one in client.list_verifiers()}["word-count"]
+        info = {each.name: each for each in client.list_verifiers()}["word-count"]
         verdicts = client.verify(
             [
                 Item("word-count", "<answer>a b c</answer>", "3"),

@@ -1,4 +1,4 @@
-"""What an item gets does not depend on what else the machine and the batch are doing."""
+"""An item's verdict does not depend on the load of the machine or on the other items of the batch."""
 
 import multiprocessing
 
@@ -35,50 +35,50 @@ def verdicts_of(client, items):
     return [(v.reward, v.correct, v.extracted, v.reason, str(v.error)) for v in client.verify(items, timeout=240)]
 
 
-def burn():
+def busy_loop():
     while True:
         pass
 
 
 @pytest.fixture(scope="module")
 def client():
-    with running("--workers", "2") as server, VerifierClient(server.grpc_url, timeout=240) as one:
-        yield one
+    with running("--workers", "2") as server, VerifierClient(server.grpc_url, timeout=240) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
-def calm(client):
+def expected(client):
     verdicts = verdicts_of(client, innocents())
     assert {reward for reward, *_ in verdicts} == {0.0, 1.0}
     return verdicts
 
 
-def test_verdicts_are_the_same_beside_busy_loops(client, calm):
-    burners = [multiprocessing.get_context("spawn").Process(target=burn, daemon=True) for _ in range(6)]
-    for burner in burners:
-        burner.start()
+def test_verdicts_are_the_same_beside_busy_loops(client, expected):
+    busy_processes = [multiprocessing.get_context("spawn").Process(target=busy_loop, daemon=True) for _ in range(6)]
+    for busy_process in busy_processes:
+        busy_process.start()
     try:
-        assert verdicts_of(client, innocents()) == calm
+        assert verdicts_of(client, innocents()) == expected
     finally:
-        for burner in burners:
-            burner.kill()
-            burner.join()
+        for busy_process in busy_processes:
+            busy_process.kill()
+            busy_process.join()
 
 
-def test_no_innocent_is_hurt_by_bombs(client, calm):
+def test_bombs_change_no_other_result(client, expected):
     """More than 2 % of the batch are bombs."""
     items = innocents()
-    places = range(0, len(items), 20)
-    for shift, place in enumerate(places):
-        items.insert(place + shift, BOMBS[shift % len(BOMBS)])
+    positions = range(0, len(items), 20)
+    for shift, position in enumerate(positions):
+        items.insert(position + shift, BOMBS[shift % len(BOMBS)])
     verdicts = verdicts_of(client, items)
-    bombs = [place + shift for shift, place in enumerate(places)]
-    assert [verdict for n, verdict in enumerate(verdicts) if n not in bombs] == calm
+    bombs = [position + shift for shift, position in enumerate(positions)]
+    assert [verdict for n, verdict in enumerate(verdicts) if n not in bombs] == expected
     assert not any(verdicts[n][1] for n in bombs)
 
 
-def test_a_caller_may_ask_for_zero(client):
-    failing = [Item("spin", "", ""), Item("crash", "", ""), Item("numeric", "1" * 300_000, "1")]
+def test_zero_on_failure_gives_reward_0_if_the_completion_is_at_fault(client):
+    completions_fault = [Item("spin", "", ""), Item("crash", "", ""), Item("numeric", "1" * 300_000, "1")]
     callers_fault = [
         Item("numeric", "1", "a lot"),
         Item("nothing", "", ""),
@@ -86,8 +86,8 @@ def test_a_caller_may_ask_for_zero(client):
     ]
     for zero in (False, True):
         items = [
-            Item(one.verifier, one.completion, one.reference, parameters=one.parameters, zero_on_failure=zero)
-            for one in failing + callers_fault
+            Item(each.verifier, each.completion, each.reference, parameters=each.parameters, zero_on_failure=zero)
+            for each in completions_fault + callers_fault
         ]
         verdicts = client.verify(items)
         assert all(verdict.error is not None for verdict in verdicts)

@@ -1,4 +1,4 @@
-"""One bad item costs itself: hangs, crashes and memory hogs among innocents, through real workers."""
+"""Hangs, crashes and memory hogs through real workers: a bad item costs only its own verdict."""
 
 import asyncio
 import contextlib
@@ -27,22 +27,22 @@ async def started(**options: object) -> AsyncIterator[Pool]:
         await pool.stop()
 
 
-async def judge(pool: Pool, items: list[verifier_pb2.VerifyItem], cost: int = 1) -> list[verifier_pb2.VerifyResult]:
+async def verify(pool: Pool, items: list[verifier_pb2.VerifyItem], cost: int = 1) -> list[verifier_pb2.VerifyResult]:
     results: dict[int, verifier_pb2.VerifyResult] = {}
     done = asyncio.Event()
 
-    def deliver(key: int, result: verifier_pb2.VerifyResult) -> None:
+    def on_result(key: int, result: verifier_pb2.VerifyResult) -> None:
         assert key not in results
         results[key] = result
         if len(results) == len(items):
             done.set()
 
-    lane = pool.lane(deliver)
-    for key, one in enumerate(items):
-        lane.put(key, one.SerializeToString(), cost)
-    pool.feed_all()
+    queue = pool.open_queue(on_result)
+    for key, each in enumerate(items):
+        queue.put(key, each.SerializeToString(), cost)
+    pool.dispatch()
     await asyncio.wait_for(done.wait(), 60)
-    lane.close()
+    queue.close()
     return [results[key] for key in range(len(items))]
 
 
@@ -60,19 +60,19 @@ BAD = {
 }
 
 
-def test_bad_items_have_errors_and_no_rewards_and_hurt_nobody():
+def test_bad_items_have_errors_and_no_rewards_and_change_no_other_result():
     async def main() -> None:
         async with started(wall_seconds=4.0) as pool:
             items = innocents(200)
             bad_at = dict(zip(range(9, 200, 30), [*BAD, "crash"], strict=True))
             for key, bad in bad_at.items():
                 items[key] = item(bad)
-            results = await judge(pool, items)
+            results = await verify(pool, items)
         for key, result in enumerate(results):
             if key in bad_at:
-                code, says = BAD[bad_at[key]]
+                code, message = BAD[bad_at[key]]
                 assert result.error.code == code
-                assert says in result.error.message
+                assert message in result.error.message
                 assert not result.HasField("reward")
             else:
                 assert result.reward == 1.0
@@ -83,16 +83,16 @@ def test_bad_items_have_errors_and_no_rewards_and_hurt_nobody():
 def test_a_crash_is_tried_once_more_in_a_fresh_worker(tmp_path):
     async def main() -> None:
         async with started() as pool:
-            (result,) = await judge(pool, [item("crash", str(tmp_path / "seen"))])
+            (result,) = await verify(pool, [item("crash", str(tmp_path / "seen"))])
             assert result.reward == 1.0
 
     asyncio.run(main())
 
 
-def test_workers_are_replaced_after_their_share_of_items():
+def test_workers_are_replaced_after_recycle_after_items():
     async def main() -> None:
         async with started(workers=1, recycle_after=10) as pool:
-            results = await judge(pool, [item("sleep", seconds=0.0) for _ in range(35)])
+            results = await verify(pool, [item("sleep", seconds=0.0) for _ in range(35)])
             assert len({result.extracted for result in results}) == 4
 
     asyncio.run(main())
@@ -102,21 +102,21 @@ def test_a_small_batch_is_not_starved_by_a_large_one():
     async def main() -> None:
         async with started(workers=1) as pool:
             order: list[str] = []
-            large = pool.lane(lambda key, result: order.append("large"))
+            large = pool.open_queue(lambda key, result: order.append("large"))
             done = asyncio.Event()
 
-            def small_one(key: int, result: verifier_pb2.VerifyResult) -> None:
+            def on_small_result(key: int, result: verifier_pb2.VerifyResult) -> None:
                 order.append("small")
                 if order.count("small") == 5:
                     done.set()
 
-            small = pool.lane(small_one)
+            small = pool.open_queue(on_small_result)
             slow = item("sleep", seconds=0.01).SerializeToString()
             for key in range(60):
                 large.put(key, slow, 8)
             for key in range(5):
                 small.put(key, slow, 8)
-            pool.feed_all()
+            pool.dispatch()
             await asyncio.wait_for(done.wait(), 60)
             assert order.count("large") < 30
             large.close()
@@ -124,34 +124,34 @@ def test_a_small_batch_is_not_starved_by_a_large_one():
     asyncio.run(main())
 
 
-def test_what_a_caller_left_behind_is_dropped():
+def test_the_queued_items_of_a_closed_queue_are_dropped():
     async def main() -> None:
         async with started(workers=1) as pool:
-            lane = pool.lane(lambda key, result: None)
+            queue = pool.open_queue(lambda key, result: None)
             for key in range(1000):
-                lane.put(key, item("sleep", seconds=0.2).SerializeToString(), 8)
-            pool.feed_all()
-            lane.close()
+                queue.put(key, item("sleep", seconds=0.2).SerializeToString(), 8)
+            pool.dispatch()
+            queue.close()
             assert pool.queued == 0
-            assert (await judge(pool, innocents(1)))[0].reward == 1.0
+            assert (await verify(pool, innocents(1)))[0].reward == 1.0
 
     asyncio.run(main())
 
 
-def test_a_full_queue_says_when_to_come_back():
+def test_a_full_queue_names_the_delay_before_a_retry():
     async def main() -> None:
         async with started(workers=1, max_queued=10) as pool:
-            pool.reserve(10)
-            lane = pool.lane(lambda key, result: None)
+            pool.check_capacity(10)
+            queue = pool.open_queue(lambda key, result: None)
             for key in range(10):
-                lane.put(key, item("sleep").SerializeToString(), 8)
+                queue.put(key, item("sleep").SerializeToString(), 8)
             with pytest.raises(ServiceError) as caught:
-                pool.reserve(5)
+                pool.check_capacity(5)
             assert caught.value.code == status_pb2.RESOURCE_EXHAUSTED
             assert caught.value.retry_seconds > 0
-            assert not pool.room.is_set()
-            lane.close()
-            pool.reserve(5)
+            assert not pool.has_room.is_set()
+            queue.close()
+            pool.check_capacity(5)
 
     asyncio.run(main())
 
@@ -165,11 +165,11 @@ def test_a_lost_fork_server_is_replaced_with_its_workers():
     async def main() -> None:
         before = children()
         async with started() as pool:
-            assert (await judge(pool, innocents(5)))[4].reward == 1.0
+            assert (await verify(pool, innocents(5)))[4].reward == 1.0
             (fork_server,) = children() - before
             workers = fork_server.children()
             fork_server.kill()
-            results = await judge(pool, innocents(50))
+            results = await verify(pool, innocents(50))
             assert all(result.reward == 1.0 for result in results)
             assert not psutil.wait_procs(workers, timeout=10)[1]
 

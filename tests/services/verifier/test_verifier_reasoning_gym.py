@@ -1,4 +1,4 @@
-"""reasoning-gym's tasks through a real server: their own answers are right, and no answer is run as a program."""
+"""reasoning-gym's tasks through a real server: their own answers are right, and no answer runs as a program."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from verifier_server import running
 from vold_client import Item
 from vold_client.sync import VerifierClient
-from vold_verifier.verifiers.reasoning_gym import EVALUATING, program_in
+from vold_verifier.verifiers.reasoning_gym import EVALUATING_TASKS, evaluation_violation
 
 reasoning_gym = pytest.importorskip("reasoning_gym")
 
@@ -17,9 +17,9 @@ from reasoning_gym.factory import DATASETS  # noqa: E402
 def client():
     with (
         running("--workers", "2", "--time-limit", "10") as server,
-        VerifierClient(f"grpc://{server.ready['grpc']}") as one,
+        VerifierClient(f"grpc://{server.ready['grpc']}") as client,
     ):
-        yield one
+        yield client
 
 
 def plain(value):
@@ -28,18 +28,18 @@ def plain(value):
 
 @pytest.fixture(scope="module")
 def entries():
-    made = {}
+    entries = {}
     for name in sorted(set(DATASETS) - {"composite"}):  # a mixture of others
         dataset = reasoning_gym.create_dataset(name, size=1, seed=7)
-        made[name] = (dataset[0], dataset)
-    return made
+        entries[name] = (dataset[0], dataset)
+    return entries
 
 
-def test_a_tasks_own_answer_scores_what_its_scorer_says(client, entries):
-    wanted, items = {}, []
+def test_the_reward_of_a_tasks_own_answer_is_its_scorers(client, entries):
+    expected, items = {}, []
     for name, (entry, dataset) in entries.items():
         answer = str(entry["answer"])
-        wanted[name] = dataset.score_answer(answer, entry)
+        expected[name] = dataset.score_answer(answer, entry)
         if "<answer>" in answer or len(answer) > 20_000 or not answer.strip():
             continue
         items.append(
@@ -47,11 +47,11 @@ def test_a_tasks_own_answer_scores_what_its_scorer_says(client, entries):
                  parameters={"task": name, "entry": json.dumps(plain(entry))}, id=name)
         )  # fmt: skip
     assert len(items) > 95
-    got = {verdict.id: verdict for verdict in client.verify(items)}
+    verdicts = {verdict.id: verdict for verdict in client.verify(items)}
     different = {
-        name: (wanted[name], verdict.reward, str(verdict.error or verdict.reason)[:200])
-        for name, verdict in got.items()
-        if verdict.reward is None or abs(verdict.reward - wanted[name]) > 1e-9
+        name: (expected[name], verdict.reward, str(verdict.error or verdict.reason)[:200])
+        for name, verdict in verdicts.items()
+        if verdict.reward is None or abs(verdict.reward - expected[name]) > 1e-9
     }
     assert different == {}
 
@@ -63,16 +63,16 @@ def test_wrong_answers_are_wrong(client, entries):
         for name, (entry, _) in entries.items()
     ]  # fmt: skip
     verdicts = {verdict.id: verdict for verdict in client.verify(items)}
-    paid = set()
+    correct = set()
     for name, (entry, dataset) in entries.items():
         assert verdicts[name].error is None, verdicts[name]
         if verdicts[name].correct:
             assert dataset.score_answer("1234567", entry) == 1.0
-            paid.add(name)
-    assert len(paid) <= 2, paid  # tasks of two answers, whose scorers take any other text for one of them
+            correct.add(name)
+    assert len(correct) <= 2, correct  # tasks of two answers, whose scorers take any other text for one of them
 
 
-def test_an_entry_may_be_given_as_an_object(client, entries):
+def test_an_entry_may_be_an_object(client, entries):
     for name in ("countdown", "leg_counting", "n_queens"):
         entry = plain(entries[name][0])
         del entry["answer"]
@@ -83,7 +83,7 @@ def test_an_entry_may_be_given_as_an_object(client, entries):
         assert verdict.correct, verdict
 
 
-def test_what_cannot_be_judged_is_an_error(client):
+def test_an_item_that_cannot_be_verified_has_an_error(client):
     items = [
         Item("reasoning-gym", "<answer>1</answer>", "1"),
         Item("reasoning-gym", "<answer>1</answer>", "1", parameters={"task": "no_such_task"}),
@@ -112,7 +112,7 @@ PAYLOADS = [
 ]
 
 
-@pytest.mark.parametrize("task", sorted(EVALUATING))
+@pytest.mark.parametrize("task", sorted(EVALUATING_TASKS))
 def test_no_answer_is_run(client, entries, task, tmp_path):
     tmp_path.chmod(0o777)
     canary = tmp_path / "canary"
@@ -151,11 +151,11 @@ def test_math_runs_nothing_either(client, tmp_path):
     ],
 )
 def test_answers_are_no_programs(answer):
-    assert program_in(answer) is None
+    assert evaluation_violation(answer) is None
 
 
 @pytest.mark.parametrize(
     "answer", ["9**9**9", "2^2^2^2^2!", "10**100000", "[0] * 10**9", "1 << 10**9", "(" * 41 + ")" * 41, "9" * 5000]
 )
-def test_ruinous_answers_are_told_before(answer):
-    assert program_in(answer) is not None
+def test_costly_answers_are_rejected_before_evaluation(answer):
+    assert evaluation_violation(answer) is not None

@@ -1,6 +1,6 @@
-"""What the sandbox holds in: programs of `code`, and Python that a verifier evaluates in its own process.
+"""The sandbox confines programs of `code`, and Python that a verifier evaluates in its own process.
 
-The machine's own means are used: the walls that these tests find must be among the layers that the server names.
+The tests use the layers that this machine allows: the server must name every layer that the tests observe.
 """
 
 import os
@@ -34,8 +34,8 @@ def server():
             "20",
         ),
         environment={"VOLD_API_KEYS": "", "SOME_TOKEN": SECRET, "VOLD_JUDGE_KEY": SECRET},
-    ) as one:
-        yield one
+    ) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_layers_are_named(server, layers):
     assert by_name["composite"] == "service"
 
 
-def test_programs_are_judged_by_their_tests(server):
+def test_programs_are_verified_by_their_tests(server):
     factorial = "class Solution:\n    def f(self, n):\n        return 1 if n < 2 else n * self.f(n - 1)"
     calls = [{"call": "f", "args": [5], "expected": 120}, {"call": "f", "args": [0], "expected": 1}]
     cases = [
@@ -110,7 +110,7 @@ CHEATS = {
 }
 
 
-def test_a_program_cannot_pay_itself(server):
+def test_a_program_cannot_fake_a_pass(server):
     tests = [{"code": "assert f(2) == 4"}], [{"call": "f", "args": [2], "expected": 4}], [{"stdout": "secret-answer"}]
     items = [program(cheat, test) for cheat in CHEATS.values() for test in tests]
     results = server.verify(*items, program(ADDER, ADDS))
@@ -133,7 +133,7 @@ BOMBS = {
 }
 
 
-def test_bombs_are_wrong_answers_and_hurt_nobody(server):
+def test_bombs_are_wrong_answers_and_change_no_other_result(server):
     limits = {"seconds": 0.3, "memory_mb": 256}
     items = []
     for bomb in BOMBS.values():
@@ -145,8 +145,8 @@ def test_bombs_are_wrong_answers_and_hurt_nobody(server):
     assert not psutil.wait_procs(left, timeout=10)[1]
 
 
-def refused(statement):
-    """A program that prints "done" where `statement` fails."""
+def report_refusal(statement):
+    """Return a program that prints "done" if `statement` fails."""
     return f"try:\n    {statement}\nexcept OSError:\n    print('done')\nelse:\n    print('not refused')"
 
 
@@ -176,12 +176,14 @@ REFUSED = [
 ]
 
 
-def test_programs_are_refused_the_world(server):
-    results = server.verify(*(program(refused(statement), NOTHING) for statement in REFUSED))
-    assert {one: result.reason for one, result in zip(REFUSED, results, strict=True) if result.reward != 1.0} == {}
+def test_programs_cannot_use_the_system(server):
+    results = server.verify(*(program(report_refusal(statement), NOTHING) for statement in REFUSED))
+    assert {
+        statement: result.reason for statement, result in zip(REFUSED, results, strict=True) if result.reward != 1.0
+    } == {}
 
 
-def test_nothing_leaves_for_a_socket_that_listens(server):
+def test_no_program_connects_to_a_listening_socket(server):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(2)
         port = listening.getsockname()[1]
@@ -203,7 +205,7 @@ def test_the_environment_holds_no_secret(server):
     assert "VOLD" not in evaluated.extracted
 
 
-def test_the_walls_hold_without_the_tripwire(server, layers, tmp_path):
+def test_the_layers_confine_without_the_tripwire(server, layers, tmp_path):
     tmp_path.chmod(0o777)
     canary = tmp_path / "canary"
     attempts = [
@@ -227,7 +229,7 @@ def test_the_walls_hold_without_the_tripwire(server, layers, tmp_path):
         assert 65534 in uids
 
 
-TRIPPING = [
+HITTING = [
     "open('canary', 'w')",
     "os.open('canary', os.O_CREAT)",
     "os.system('touch canary')",
@@ -241,53 +243,55 @@ TRIPPING = [
 ]
 
 
-def tripped(server):
+def tripwire_restarts(server):
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
     name = 'vold_verifier_worker_restarts_total{reason="tripwire"}'
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
-def test_the_tripwire_ends_the_worker_and_nothing_else(server):
-    before = tripped(server)
+def test_the_tripwire_ends_only_the_worker(server):
+    before = tripwire_restarts(server)
     items = []
-    for attempt in TRIPPING:
+    for attempt in HITTING:
         items += [item("evaluate", attempt), item("evaluate-swallowing", attempt), item("evaluate", "result = 1")]
     results = server.verify(*items)
-    for attempt, hit, swallowed, innocent in zip(TRIPPING, results[::3], results[1::3], results[2::3], strict=True):
+    for attempt, hit, swallowed, innocent in zip(HITTING, results[::3], results[1::3], results[2::3], strict=True):
         assert hit.error.code == status_pb2.PERMISSION_DENIED, attempt
         assert not hit.HasField("reward")
         assert swallowed.reward == 0.0
         assert "the answer is a program" in swallowed.reason
         assert innocent.extracted == "1"
-    while tripped(server) < before + 2 * len(TRIPPING):
+    while tripwire_restarts(server) < before + 2 * len(HITTING):
         time.sleep(0.05)
 
 
-def test_nothing_of_the_sandbox_outlives_a_killed_server():
-    with running("--workers", "1", "--enable", "code", "--plugin", "sandbox_plugin", "--hard-time-limit", "60") as one:
+def test_no_process_of_the_sandbox_outlives_a_killed_server():
+    with running(
+        "--workers", "1", "--enable", "code", "--plugin", "sandbox_plugin", "--hard-time-limit", "60"
+    ) as server:
         busy = program("while True: pass", NOTHING, seconds=30)
         asleep = program("import time\ntime.sleep(1000)", NOTHING, seconds=30)
-        call = one.stub.Verify.future(verifier_pb2.VerifyRequest(items=[busy, asleep, item("spin")]))
-        while len(found := [p for p in one.descendants() if "code_runner.py" in " ".join(p.cmdline())]) < 2:
+        call = server.stub.Verify.future(verifier_pb2.VerifyRequest(items=[busy, asleep, item("spin")]))
+        while len(programs := [p for p in server.descendants() if "code_runner.py" in " ".join(p.cmdline())]) < 2:
             time.sleep(0.05)
-        processes = one.descendants()
-        assert set(found) < set(processes)
+        processes = server.descendants()
+        assert set(programs) < set(processes)
         assert not call.done()
-        one.process.kill()
+        server.process.kill()
         assert not psutil.wait_procs(processes, timeout=10)[1]
 
 
-def test_a_sandbox_that_is_not_asked_for_does_not_run():
-    with running("--workers", "1") as one:
-        assert len(one.descendants()) == 2
-        assert not one.stub.ListVerifiers(verifier_pb2.ListVerifiersRequest()).sandbox_layers
+def test_the_sandbox_starts_with_its_first_item():
+    with running("--workers", "1") as server:
+        assert len(server.descendants()) == 2
+        assert not server.stub.ListVerifiers(verifier_pb2.ListVerifiersRequest()).sandbox_layers
         done = threading.Event()
         entry = {"answer": "3", "metadata": {"source_dataset": "basic_arithmetic"}}
-        first = one.stub.Verify.future(
+        first = server.stub.Verify.future(
             verifier_pb2.VerifyRequest(items=[item("reasoning-gym", "<answer>3</answer>", entry=entry)])
         )
         first.add_done_callback(lambda _: done.set())
-        assert one.verify(item("numeric", "1", "1"))[0].reward == 1.0
+        assert server.verify(item("numeric", "1", "1"))[0].reward == 1.0
         assert done.wait(60)
         assert first.result().results[0].reward == 1.0
-        assert one.stub.ListVerifiers(verifier_pb2.ListVerifiersRequest()).sandbox_layers
+        assert server.stub.ListVerifiers(verifier_pb2.ListVerifiersRequest()).sandbox_layers

@@ -1,4 +1,4 @@
-"""The verifier as a process: both faces, health, limits, signals, and what is left when it dies."""
+"""The verifier as a process: both faces, health, limits, signals, and that no process outlives it."""
 
 import json
 import signal
@@ -31,14 +31,14 @@ REWARDS = [1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0]
 def server():
     with running(
         "--workers", "2", "--time-limit", "0.5", "--max-items", "300", "--max-completion-chars", "1000"
-    ) as one:
-        yield one
+    ) as server:
+        yield server
 
 
-def as_json(one: verifier_pb2.VerifyItem) -> dict:
-    body = {"id": one.id, "verifier": one.verifier, "completion": one.completion, "reference": one.reference}
-    if one.HasField("parameters"):
-        body["parameters"] = MessageToDict(one.parameters)
+def to_json(item: verifier_pb2.VerifyItem) -> dict:
+    body = {"id": item.id, "verifier": item.verifier, "completion": item.completion, "reference": item.reference}
+    if item.HasField("parameters"):
+        body["parameters"] = MessageToDict(item.parameters)
     return body
 
 
@@ -50,24 +50,24 @@ def test_the_faces_give_the_same_results_in_order(server):
     assert reply.headers["content-type"] == "application/x-protobuf"
     by_protobuf = verifier_pb2.VerifyReply.FromString(reply.content)
     assert by_protobuf.request_id == "r1"
-    by_json = httpx.post(f"{server.url}/v1/verify", json={"items": [as_json(one) for one in MIXED]}).json()["results"]
+    by_json = httpx.post(f"{server.url}/v1/verify", json={"items": [to_json(each) for each in MIXED]}).json()["results"]
 
     assert [result.reward for result in by_grpc] == REWARDS
     assert [result.id for result in by_grpc] == list("abcdefg")
     assert [result.rule for result in by_grpc] == [""] * 6 + ["unclosed_tag"]
-    for one, two, three in zip(by_grpc, by_protobuf.results, by_json, strict=True):
-        for other in (one, two):
-            other.seconds, other.cached = 0, False
-        assert one == two
-        assert (one.id, one.reward, one.correct, one.reason, one.rule) == (
-            three["id"],
-            three["reward"],
-            three["correct"],
-            three["reason"],
-            three["rule"],
+    for grpc_result, protobuf_result, json_result in zip(by_grpc, by_protobuf.results, by_json, strict=True):
+        for result in (grpc_result, protobuf_result):
+            result.seconds, result.cached = 0, False
+        assert grpc_result == protobuf_result
+        assert (grpc_result.id, grpc_result.reward, grpc_result.correct, grpc_result.reason, grpc_result.rule) == (
+            json_result["id"],
+            json_result["reward"],
+            json_result["correct"],
+            json_result["reason"],
+            json_result["rule"],
         )
-        assert (one.extracted if one.HasField("extracted") else None) == three["extracted"]
-        assert three["error"] is None
+        assert (grpc_result.extracted if grpc_result.HasField("extracted") else None) == json_result["extracted"]
+        assert json_result["error"] is None
 
 
 def test_a_stream_answers_every_item_by_id(server):
@@ -92,7 +92,7 @@ def test_a_stream_gives_results_before_it_ends(server):
         next(stream)
 
 
-def test_items_that_cannot_be_judged_have_errors_and_the_others_rewards(server):
+def test_items_that_cannot_be_verified_have_errors_and_the_others_rewards(server):
     results = server.verify(
         item("numeric", "1", "1"),
         item("nmeric", "1", "1"),
@@ -131,7 +131,7 @@ def test_verifiers_are_listed_with_schemas(server):
     assert [info["name"] for info in listed["verifiers"]] == [info.name for info in reply.verifiers]
 
 
-def test_too_many_items_are_refused_whole(server):
+def test_a_request_with_too_many_items_is_refused(server):
     with pytest.raises(grpc.RpcError) as caught:
         server.verify(*[MIXED[0]] * 301)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -162,7 +162,7 @@ def test_a_deadline_ends_the_call(server):
     with pytest.raises(grpc.RpcError) as caught:
         server.verify(*slow, timeout=0.5)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    body = {"items": [as_json(one) for one in slow]}
+    body = {"items": [to_json(each) for each in slow]}
     reply = httpx.post(f"{server.url}/v1/verify", json=body, headers={"x-vold-timeout-seconds": "0.5"})
     assert reply.status_code == 504
 
@@ -177,7 +177,7 @@ def wait_for(condition) -> None:
         time.sleep(0.02)
 
 
-def test_the_work_of_a_caller_that_left_is_dropped(server):
+def test_the_queued_items_of_a_caller_that_left_are_dropped(server):
     slow = [item("sleep", str(n), seconds=0.3) for n in range(250)]
     call = server.stub.Verify.future(verifier_pb2.VerifyRequest(items=slow))
     wait_for(lambda: queued(server) > 200)
@@ -185,7 +185,7 @@ def test_the_work_of_a_caller_that_left_is_dropped(server):
     wait_for(lambda: queued(server) == 0)
 
     with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
-        client.post(f"{server.url}/v1/verify", json={"items": [as_json(one) for one in slow]}, timeout=1)
+        client.post(f"{server.url}/v1/verify", json={"items": [to_json(each) for each in slow]}, timeout=1)
     wait_for(lambda: queued(server) == 0)
 
 
@@ -208,7 +208,7 @@ def test_health_reflection_and_metrics(server):
     assert 'vold_verifier_worker_restarts_total{reason="signal SIGSEGV"}' in metrics
 
 
-def test_sigterm_lets_work_in_flight_finish(tmp_path):
+def test_requests_in_flight_finish_after_sigterm(tmp_path):
     with running("--workers", "1", grpc_address=f"unix:{tmp_path}/verifier.sock") as server:
         processes = server.descendants()
         items = [item("sleep", str(n), seconds=0.5) for n in range(3)]
@@ -221,7 +221,7 @@ def test_sigterm_lets_work_in_flight_finish(tmp_path):
         assert not (tmp_path / "verifier.sock").exists()
 
 
-def test_nothing_outlives_a_killed_server():
+def test_no_process_outlives_a_killed_server():
     with running("--workers", "2", "--time-limit", "60") as server:
         processes = server.descendants()
         assert len(processes) == 3

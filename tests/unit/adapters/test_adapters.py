@@ -1,4 +1,4 @@
-"""Rows in the columns of each benchmark become examples that the verifier judges as the benchmark would."""
+"""Rows in the columns of each benchmark become examples that the verifier verifies as the benchmark would."""
 
 import io
 import json
@@ -47,23 +47,23 @@ def test_an_adapter_reads_the_columns_that_it_names_and_no_others(case, wording)
     assert (same.category, same.meta, len(same.images)) == (example.category, example.meta, case.images)
 
 
-class Watched(dict):
-    """A row that remembers which of its columns were looked at."""
+class RecordingRow(dict):
+    """A row that records which of its columns were read."""
 
     def __init__(self, columns):
         super().__init__(columns)
-        self.looked_at = set()
+        self.read_columns = set()
 
     def get(self, column, default=None):
-        self.looked_at.add(column)
+        self.read_columns.add(column)
         return super().get(column, default)
 
 
-def test_no_column_is_looked_at_that_is_not_named():
+def test_only_named_columns_are_read():
     for case in CASES:
-        row = Watched(case.row)
+        row = RecordingRow(case.row)
         adapt(case.adapter, row, "rows:1", wording="own")
-        assert row.looked_at <= set(REGISTRY[case.adapter].reads)
+        assert row.read_columns <= set(REGISTRY[case.adapter].all_columns)
 
 
 def test_the_guide_names_every_adapter_with_its_columns_and_figures():
@@ -77,7 +77,7 @@ def test_the_guide_names_every_adapter_with_its_columns_and_figures():
 
 
 def test_the_verifier_pays_right_answers_and_no_wrong_ones(verifier):
-    items, wanted = [], []
+    items, expected = [], []
     for case in CASES:
         example = adapt(case.adapter, case.row, "rows:1")
         for correct, completions in ((True, case.right), (False, case.wrong)):
@@ -86,10 +86,10 @@ def test_the_verifier_pays_right_answers_and_no_wrong_ones(verifier):
                 items.append(
                     Item(meta["verifier"], completion, case.reference, example.prompt_text, meta["parameters"])
                 )
-                wanted.append((case.name, completion, correct))
+                expected.append((case.name, completion, correct))
     with VerifierClient(verifier.grpc) as client:
         verdicts = client.verify(items)
-    assert [(name, text, v.correct) for (name, text, _), v in zip(wanted, verdicts, strict=True)] == wanted
+    assert [(name, text, v.correct) for (name, text, _), v in zip(expected, verdicts, strict=True)] == expected
 
 
 def test_own_wordings_answers_need_no_box(verifier):
@@ -148,14 +148,14 @@ def outcomes(adapter, rows):
 
 
 def test_dynamaths_worst_case():
-    rows = [(dynamath(id=seed), correct) for seed, found in (("1", [True] * 3), ("2", [True, False, True]))
-            for correct in found]  # fmt: skip
-    figures = REGISTRY["dynamath"].aggregate(outcomes("dynamath", rows))
-    assert figures == {"average": [1.0, pytest.approx(2 / 3)], "worst_case": [1.0, 0.0]}
-    # What nobody could judge is no zero: seed 3 says nothing, seed 4 is lost whatever the missing verdict would be.
+    rows = [(dynamath(id=seed), correct) for seed, verdicts in (("1", [True] * 3), ("2", [True, False, True]))
+            for correct in verdicts]  # fmt: skip
+    metrics = REGISTRY["dynamath"].aggregate(outcomes("dynamath", rows))
+    assert metrics == {"average": [1.0, pytest.approx(2 / 3)], "worst_case": [1.0, 0.0]}
+    # A missing verdict is not a zero: seed 3 has no value, seed 4 is wrong whatever its missing verdict would be.
     rows += [(dynamath(id="3"), True), (dynamath(id="3"), None), (dynamath(id="4"), False), (dynamath(id="4"), None)]
-    figures = REGISTRY["dynamath"].aggregate(outcomes("dynamath", rows))
-    assert figures == {"average": [1.0, pytest.approx(2 / 3)], "worst_case": [1.0, 0.0, 0.0]}
+    metrics = REGISTRY["dynamath"].aggregate(outcomes("dynamath", rows))
+    assert metrics == {"average": [1.0, pytest.approx(2 / 3)], "worst_case": [1.0, 0.0, 0.0]}
 
 
 def test_wemaths_four_outcomes():
@@ -171,12 +171,12 @@ def test_wemaths_four_outcomes():
     }
     rows = [
         (wemath(ID=name, key=f"2steps_{key}"), correct)
-        for name, found in steps.items()
-        for key, correct in zip(("1", "2", "multi"), found, strict=False)
+        for name, verdicts in steps.items()
+        for key, correct in zip(("1", "2", "multi"), verdicts, strict=False)
     ]
-    figures = REGISTRY["wemath"].aggregate(outcomes("wemath", rows))
-    means = {name: sum(values) / len(values) for name, values in figures.items()}
-    assert {len(values) for name, values in figures.items() if "rote" not in name} == {5}
+    metrics = REGISTRY["wemath"].aggregate(outcomes("wemath", rows))
+    means = {name: sum(values) / len(values) for name, values in metrics.items()}
+    assert {len(values) for name, values in metrics.items() if "rote" not in name} == {5}
     assert means == {
         "score_strict": pytest.approx((1 + 0.5) / 5),
         "score_loose": pytest.approx((2 + 0.5) / 5),

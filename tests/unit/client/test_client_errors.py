@@ -1,4 +1,4 @@
-"""Errors as the client raises them, and what importing the client brings in."""
+"""The client's errors, and the modules that importing the client loads."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from vold_proto.v1 import status_pb2
 
 
 @pytest.mark.parametrize("name", [name for name in status_pb2.Code.keys() if name != "OK"])  # noqa: SIM118
-def test_every_code_of_the_wire_has_a_kind(name):
+def test_every_code_of_the_wire_has_a_class(name):
     status = status_pb2.Status(code=name, message="why", field="where", retry_seconds=2.0)
     error = from_status(status, "grpc://a:1")
     assert isinstance(error, VoldError)
@@ -29,20 +29,20 @@ def test_every_code_of_the_wire_has_a_kind(name):
 @pytest.mark.parametrize(
     ("status", "code"), [(401, "UNAUTHENTICATED"), (404, "NOT_FOUND"), (418, "INVALID_ARGUMENT"), (502, "UNAVAILABLE")]
 )
-def test_a_reply_of_a_proxy(status, code):
+def test_the_error_of_a_proxys_reply(status, code):
     for content_type in ("text/html", "application/json", "application/x-protobuf"):
         assert from_http(status, content_type, b"<html>", "").code == code
 
 
-def test_ok_is_no_error():
+def test_ok_gives_no_error():
     assert from_status(status_pb2.Status()) is None
 
 
 def test_the_client_needs_neither_torch_nor_the_services():
     heavy = ["torch", "transformers", "pydantic", "fastapi", "vold_service", "vold_trainer"]
     code = f"import sys, vold_client; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == "[]"
 
 
 def test_everything_public_is_listed():

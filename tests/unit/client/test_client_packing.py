@@ -1,4 +1,4 @@
-"""Arrays to the wire and back, the cut of large requests, and framing."""
+"""Packing and unpacking of arrays, splitting of large requests, and framing."""
 
 from io import BytesIO
 
@@ -7,9 +7,9 @@ import pytest
 from google.protobuf.proto import serialize_length_prefixed
 from hypothesis import given
 from hypothesis import strategies as st
-from vold_client.errors import InvalidArgument, again
-from vold_client.framing import Frames
-from vold_client.packing import Budget, pack_candidates, renumber, split, unpack_score
+from vold_client.errors import InvalidArgument, copy_error
+from vold_client.framing import FrameDecoder
+from vold_client.packing import Budget, pack_candidates, restore_indices, split_request, unpack_score
 from vold_client.types import Completion, ScoreRequest
 from vold_proto.arrays import pack_floats, unpack_ids
 from vold_proto.v1 import teacher_pb2 as pb
@@ -39,8 +39,8 @@ def requests(draw):
 
 
 @given(requests(), st.builds(Budget, bytes=st.integers(1, 400), completions=st.integers(1, 5)))
-def test_the_parts_hold_the_request_and_keep_to_the_budget(request_, budget):
-    parts = list(split(request_, "r", "", "run", budget))
+def test_parts_hold_the_whole_request_within_the_budget(request_, budget):
+    parts = list(split_request(request_, "r", "", "run", budget))
     assert sorted(index for part in parts for index in part.completions) == list(range(len(request_.completions)))
     for part in parts:
         message = part.message
@@ -56,8 +56,8 @@ def test_the_parts_hold_the_request_and_keep_to_the_budget(request_, budget):
 
 
 @given(requests(), st.sampled_from([pb.F32, pb.F16, pb.BF16]))
-def test_candidates_come_back_in_the_shape_they_were_given(request_, dtype):
-    for part in split(request_, "r", "", "", Budget()):
+def test_candidate_logprobs_have_the_shape_of_the_candidates(request_, dtype):
+    for part in split_request(request_, "r", "", "", Budget()):
         for packed, index in zip(part.message.completions, part.completions, strict=True):
             completion = request_.completions[index]
             positions = len(completion.ids)
@@ -90,7 +90,7 @@ def test_fixed_and_ragged_candidates_on_the_wire():
     assert pack_candidates([[], []], 2, "c") is None
 
 
-def test_a_reply_that_does_not_fit_is_an_error_of_its_completion():
+def test_a_reply_of_the_wrong_size_is_an_error_of_its_completion():
     score = pb.CompletionScore(logprobs=pack_floats([1.0, 2.0]))
     unpacked = unpack_score(score, Completion(0, [1, 2, 3]), "x", pb.ScoreReply(), "grpc://a:1")
     assert unpacked.logprobs is None
@@ -98,42 +98,42 @@ def test_a_reply_that_does_not_fit_is_an_error_of_its_completion():
     assert "3 ids" in unpacked.error.message
 
 
-def test_an_error_gets_the_callers_indices():
+def test_an_error_of_a_part_has_the_callers_indices():
     request = ScoreRequest([[1], [2]], [Completion(1, [1]), Completion(0, [1]), Completion(1, [1])])
-    second = list(split(request, "r", "", "", Budget(completions=1)))[1]
+    second = list(split_request(request, "r", "", "", Budget(completions=1)))[1]
     error = InvalidArgument("completions[0].ids: too long after prompts[0]", field="completions[0].ids")
-    renumbered = renumber(error, second)
-    assert renumbered.field == "completions[0].ids"
-    assert renumbered.message == "completions[0].ids: too long after prompts[1]"
-    third = list(split(request, "r", "", "", Budget(completions=1)))[2]
-    assert renumber(error, third).field == "completions[2].ids"
+    restored = restore_indices(error, second)
+    assert restored.field == "completions[0].ids"
+    assert restored.message == "completions[0].ids: too long after prompts[1]"
+    third = list(split_request(request, "r", "", "", Budget(completions=1)))[2]
+    assert restore_indices(error, third).field == "completions[2].ids"
 
 
-def test_an_error_again_is_equal_and_another_object():
+def test_copy_error_returns_an_equal_new_object():
     error = InvalidArgument("m", field="f", retry_seconds=1.0, url="u")
-    copy = again(error)
+    copy = copy_error(error)
     assert copy is not error
     assert type(copy) is InvalidArgument
     assert (copy.message, copy.field, copy.retry_seconds, copy.url) == ("m", "f", 1.0, "u")
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8), st.integers(1, 50))
-def test_frames_however_the_body_is_cut(bodies, size):
+def test_frames_of_a_body_in_chunks_of_any_size(bodies, size):
     buffer = BytesIO()
     for body in bodies:
         serialize_length_prefixed(pb.TokenizerReply(tokenizer_json=body), buffer)
-    data, frames, found = buffer.getvalue(), Frames(), []
+    data, decoder, decoded = buffer.getvalue(), FrameDecoder(), []
     for start in range(0, len(data), size):
-        found += [
-            pb.TokenizerReply.FromString(message).tokenizer_json for message in frames.feed(data[start : start + size])
+        decoded += [
+            pb.TokenizerReply.FromString(message).tokenizer_json for message in decoder.feed(data[start : start + size])
         ]
-    assert found == bodies
-    assert not frames.incomplete
+    assert decoded == bodies
+    assert not decoder.incomplete
 
 
-def test_what_is_no_frame():
+def test_a_malformed_and_an_incomplete_frame():
     with pytest.raises(ValueError, match="lengths"):
-        list(Frames().feed(b"\xff" * 6))
-    frames = Frames()
-    assert list(frames.feed(b"\x05ab")) == []
-    assert frames.incomplete
+        list(FrameDecoder().feed(b"\xff" * 6))
+    decoder = FrameDecoder()
+    assert list(decoder.feed(b"\x05ab")) == []
+    assert decoder.incomplete

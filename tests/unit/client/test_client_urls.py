@@ -1,4 +1,4 @@
-"""Service URLs: what is accepted, and what the error says where one is not."""
+"""Service URLs: accepted forms, and the errors of others."""
 
 import pytest
 from vold_client import AsyncTeacherClient, InvalidArgument
@@ -43,7 +43,7 @@ def test_accepted(url, address):
         (" , ", "names no service"),
     ],
 )
-def test_refused_with_the_value_and_the_forms(url, why):
+def test_the_error_has_the_url_and_the_accepted_forms(url, why):
     with pytest.raises(InvalidArgument) as caught:
         AsyncTeacherClient(url)
     assert caught.value.field == "url"

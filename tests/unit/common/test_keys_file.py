@@ -1,4 +1,4 @@
-"""The file of API keys: what it may say, how it is read again, and what an error tells (and never shows)."""
+"""The file of API keys: its contents, its reload, and its errors, which never show a key."""
 
 import base64
 import datetime
@@ -11,7 +11,7 @@ import yaml
 from known_keys import known_key
 from vold_service.errors import Code, ServiceError
 from vold_service.keys import Keys, KeysError, describe_new_key, digest_of
-from vold_service.tenants import OPEN
+from vold_service.tenants import OPEN_TENANT
 
 KEY, OTHER = known_key("one"), known_key("other")
 
@@ -30,7 +30,7 @@ def file(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def look_always(monkeypatch):
+def check_file_on_every_call(monkeypatch):
     monkeypatch.setattr(vold_service.keys, "CHECK_SECONDS", 0.0)
 
 
@@ -48,10 +48,10 @@ def refusal(keys: Keys, header: str | None, **options) -> str:
     return caught.value.message
 
 
-def test_without_keys_everybody_is_let_in():
-    assert Keys.of(None, {}).open
-    assert Keys.of(None, {}).authenticate(None).tenant is OPEN
-    assert Keys.of(None, {}).authenticate("Bearer whatever").tenant is OPEN
+def test_without_keys_every_caller_is_accepted():
+    assert Keys.load(None, {}).open
+    assert Keys.load(None, {}).authenticate(None).tenant is OPEN_TENANT
+    assert Keys.load(None, {}).authenticate("Bearer whatever").tenant is OPEN_TENANT
 
 
 def test_a_key_stands_for_its_tenant_and_run(file):
@@ -67,33 +67,33 @@ def test_a_key_stands_for_its_tenant_and_run(file):
             "keys": [{"sha256": sha(KEY), "run_id": "beta"}],
         },
     )
-    grant = Keys.of(file, {}).authenticate(bearer(KEY))
+    grant = Keys.load(file, {}).authenticate(bearer(KEY))
     tenant = grant.tenant
     assert (tenant.name, tenant.weight, tenant.tokens_per_minute) == ("maths", 2, 1000)
     assert (tenant.max_concurrent, tenant.max_sequence, tenant.admin) == (3, 64, True)
     assert grant.run_id == "beta"
 
 
-def test_json_is_read_too(file):
+def test_the_file_may_be_json(file):
     write(file, text=json.dumps({"tenants": [{"name": "maths", "keys": [{"sha256": sha(KEY)}]}]}))
-    assert Keys.of(file, {}).authenticate(bearer(KEY)).tenant.name == "maths"
+    assert Keys.load(file, {}).authenticate(bearer(KEY)).tenant.name == "maths"
 
 
-def test_a_file_without_keys_lets_nobody_in(file):
+def test_a_file_without_keys_accepts_no_caller(file):
     write(file)
-    assert "wants an API key" in refusal(Keys.of(file, {}), None)
-    assert "not one of this service's" in refusal(Keys.of(file, {}), bearer(KEY))
+    assert "wants an API key" in refusal(Keys.load(file, {}), None)
+    assert "not one of this service's" in refusal(Keys.load(file, {}), bearer(KEY))
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", KEY, "Basic " + base64.b64encode(KEY.encode()).decode()])
 def test_a_header_without_a_key(file, header):
     write(file, {"name": "maths", "keys": [{"sha256": sha(KEY)}]})
-    assert "Bearer KEY" in refusal(Keys.of(file, {}), header)
+    assert "Bearer KEY" in refusal(Keys.load(file, {}), header)
 
 
 def test_basic_where_it_is_allowed_has_the_key_as_its_password(file):
     write(file, {"name": "maths", "keys": [{"sha256": sha(KEY)}]})
-    keys = Keys.of(file, {})
+    keys = Keys.load(file, {})
     header = "Basic " + base64.b64encode(f"me:{KEY}".encode()).decode()
     assert keys.authenticate(header, basic=True).tenant.name == "maths"
     refusal(keys, header)
@@ -107,29 +107,29 @@ def test_a_key_expires(file, kind):
     old, fresh = kind(str(today - datetime.timedelta(days=1))), kind(str(today + datetime.timedelta(days=2)))
     keys = [{"sha256": sha(KEY), "expires": old}, {"sha256": sha(OTHER), "expires": fresh}]
     write(file, {"name": "maths", "keys": keys})
-    assert f"expired on {today - datetime.timedelta(days=1)} 00:00 UTC" in refusal(Keys.of(file, {}), bearer(KEY))
-    assert Keys.of(file, {}).authenticate(bearer(OTHER)).tenant.name == "maths"
+    assert f"expired on {today - datetime.timedelta(days=1)} 00:00 UTC" in refusal(Keys.load(file, {}), bearer(KEY))
+    assert Keys.load(file, {}).authenticate(bearer(OTHER)).tenant.name == "maths"
 
 
 def test_keys_in_the_environment_join_the_tenants_of_the_file(file):
     write(file, {"name": "maths", "weight": 3, "keys": [{"sha256": sha(KEY)}]})
-    keys = Keys.of(file, {"VOLD_API_KEYS": f"maths:{OTHER}, guests:{OTHER}2,"})
+    keys = Keys.load(file, {"VOLD_API_KEYS": f"maths:{OTHER}, guests:{OTHER}2,"})
     assert keys.authenticate(bearer(KEY)).tenant == keys.authenticate(bearer(OTHER)).tenant
     guests = keys.authenticate(bearer(OTHER + "2")).tenant
     assert (guests.name, guests.weight, guests.admin) == ("guests", 1, False)
 
 
 @pytest.mark.parametrize("text", ["maths", "maths:short", ":" + KEY, f"bad name:{KEY}", f"maths:{KEY},x"])
-def test_a_bad_environment_is_named_and_not_shown(text):
+def test_an_error_of_the_environment_names_the_variable_and_shows_no_value(text):
     with pytest.raises(KeysError, match=r"VOLD_API_KEYS.*entry") as caught:
-        Keys.of(None, {"VOLD_API_KEYS": text})
+        Keys.load(None, {"VOLD_API_KEYS": text})
     assert KEY not in str(caught.value)
     assert "short" not in str(caught.value)
 
 
-def test_the_file_is_read_again_when_it_changes(file):
+def test_the_file_is_reloaded_when_it_changes(file):
     write(file, {"name": "maths", "keys": [{"sha256": sha(KEY)}]})
-    keys = Keys.of(file, {})
+    keys = Keys.load(file, {})
     keys.authenticate(bearer(KEY))
     write(file, {"name": "maths", "weight": 5, "keys": [{"sha256": sha(OTHER)}]})
     refusal(keys, bearer(KEY))
@@ -139,7 +139,7 @@ def test_the_file_is_read_again_when_it_changes(file):
 @pytest.mark.parametrize("broken", ["tenants: [", "tenants:\n- name: maths\n  keys:\n  - sha256: SECRET\n", "", None])
 def test_a_broken_file_leaves_the_keys_as_they_were(file, broken, caplog):
     write(file, {"name": "maths", "keys": [{"sha256": sha(KEY)}]})
-    keys = Keys.of(file, {})
+    keys = Keys.load(file, {})
     if broken is None:
         file.unlink()
     else:
@@ -150,7 +150,7 @@ def test_a_broken_file_leaves_the_keys_as_they_were(file, broken, caplog):
     assert OTHER not in caplog.text
     caplog.clear()
     keys.authenticate(bearer(KEY))
-    assert not caplog.text  # said once, not with every request
+    assert not caplog.text  # logged once, not for every request
     write(file, {"name": "maths", "keys": [{"sha256": sha(OTHER)}]})
     keys.authenticate(bearer(OTHER))
 
@@ -182,16 +182,16 @@ def test_a_broken_file_leaves_the_keys_as_they_were(file, broken, caplog):
 def test_errors_name_the_file_the_entry_and_the_remedy_and_no_key(file, content, parts):
     write(file, text=yaml.safe_dump(content))
     with pytest.raises(KeysError) as caught:
-        Keys.of(file, {})
+        Keys.load(file, {})
     for part in [str(file), *parts]:
         assert part in str(caught.value)
     assert KEY not in str(caught.value)
 
 
-def test_a_new_key_fits_the_lines_it_is_printed_with(file):
+def test_a_new_key_matches_its_lines_for_the_file(file):
     key, _, lines = describe_new_key("maths", "beta", "2999-01-31").partition("\n")
     write(file, text=lines)
-    grant = Keys.of(file, {}).authenticate(bearer(key))
+    grant = Keys.load(file, {}).authenticate(bearer(key))
     assert (grant.tenant.name, grant.run_id) == ("maths", "beta")
     assert key not in lines
     assert describe_new_key("maths").partition("\n")[0] != key

@@ -1,11 +1,11 @@
-"""Quotas: no tenant gets more than its tokens a minute, and who comes back when told is let in."""
+"""Quotas: no tenant gets more than its tokens a minute, and a retry at the suggested time is admitted."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vold_service.errors import Code, ServiceError, invalid, unavailable
 from vold_service.quota import Quotas
-from vold_service.tenants import OPEN, Tenant
+from vold_service.tenants import OPEN_TENANT, Tenant
 
 TENANT = Tenant("maths", tokens_per_minute=6000)  # 100 a second
 
@@ -18,8 +18,8 @@ class Clock:
         return self.now
 
 
-def refused(quotas: Quotas, tenant: Tenant, tokens: int) -> float:
-    """Seconds after which the tenant may come back; 0 where it was let in."""
+def retry_delay(quotas: Quotas, tenant: Tenant, tokens: int) -> float:
+    """Seconds until the retry of a refused request; 0 for an admitted one."""
     try:
         quotas.charge(tenant, tokens)
     except ServiceError as error:
@@ -27,7 +27,7 @@ def refused(quotas: Quotas, tenant: Tenant, tokens: int) -> float:
     return 0.0
 
 
-def test_a_refusal_says_who_and_how_much():
+def test_a_refusal_names_the_tenant_and_its_quota():
     quotas = Quotas(Clock())
     quotas.charge(TENANT, 6000)
     with pytest.raises(ServiceError, match=r"'maths' has used its 6000 tokens a minute: come back in 1\.50 s") as error:
@@ -39,30 +39,30 @@ def test_a_refusal_says_who_and_how_much():
 def test_a_bucket_holds_a_minute_and_fills_evenly():
     clock = Clock()
     quotas = Quotas(clock)
-    assert refused(quotas, TENANT, 6000) == 0
-    assert refused(quotas, TENANT, 300) == pytest.approx(3)
+    assert retry_delay(quotas, TENANT, 6000) == 0
+    assert retry_delay(quotas, TENANT, 300) == pytest.approx(3)
     clock.now += 3
-    assert refused(quotas, TENANT, 300) == 0
+    assert retry_delay(quotas, TENANT, 300) == 0
     clock.now += 1e6
-    assert refused(quotas, TENANT, 6000) == 0
-    assert refused(quotas, TENANT, 1) > 0
+    assert retry_delay(quotas, TENANT, 6000) == 0
+    assert retry_delay(quotas, TENANT, 1) > 0
 
 
-def test_more_than_a_minute_waits_for_a_full_bucket_and_leaves_a_debt():
+def test_a_request_over_the_quota_waits_for_a_full_bucket_and_leaves_it_negative():
     clock = Clock()
     quotas = Quotas(clock)
-    assert refused(quotas, TENANT, 1000) == 0
-    assert refused(quotas, TENANT, 12000) == pytest.approx(10)
+    assert retry_delay(quotas, TENANT, 1000) == 0
+    assert retry_delay(quotas, TENANT, 12000) == pytest.approx(10)
     clock.now += 10
-    assert refused(quotas, TENANT, 12000) == 0
-    assert refused(quotas, TENANT, 100) == pytest.approx(61)
+    assert retry_delay(quotas, TENANT, 12000) == 0
+    assert retry_delay(quotas, TENANT, 100) == pytest.approx(61)
 
 
 def test_tenants_do_not_share_a_bucket_and_no_quota_is_no_limit():
     quotas = Quotas(Clock())
-    assert refused(quotas, TENANT, 6000) == 0
-    assert refused(quotas, Tenant("other", tokens_per_minute=100), 100) == 0
-    assert refused(quotas, OPEN, 10**12) == 0
+    assert retry_delay(quotas, TENANT, 6000) == 0
+    assert retry_delay(quotas, Tenant("other", tokens_per_minute=100), 100) == 0
+    assert retry_delay(quotas, OPEN_TENANT, 10**12) == 0
 
 
 @given(
@@ -72,35 +72,35 @@ def test_tenants_do_not_share_a_bucket_and_no_quota_is_no_limit():
         max_size=60,
     )
 )
-def test_in_every_window_at_most_a_minute_and_what_filled_it(arrivals):
+def test_in_every_window_at_most_a_full_bucket_and_its_refill(arrivals):
     clock = Clock()
     quotas = Quotas(clock)
     admitted: list[tuple[float, int]] = []
     for pause, tokens in arrivals:
         clock.now += pause
-        if refused(quotas, TENANT, tokens) == 0:
+        if retry_delay(quotas, TENANT, tokens) == 0:
             admitted.append((clock.now, tokens))
     for first in range(len(admitted)):
         total = 0
         for at, tokens in admitted[first:]:
-            # The last one of a window may be larger than the bucket; the debt it leaves is for what comes after.
+            # The last request of a window may exceed the bucket; it delays the requests after the window.
             assert total + min(tokens, 6000) <= 6000 + 100 * (at - admitted[first][0]) + 1
             total += tokens
 
 
 @given(st.integers(6000, 9000), st.lists(st.integers(1, 15000), min_size=1, max_size=20))
-def test_who_comes_back_when_told_is_let_in(used, requests):
+def test_retries_at_the_suggested_times_are_admitted(used, requests):
     clock = Clock()
     quotas = Quotas(clock)
     quotas.charge(TENANT, used)
-    delays = [refused(quotas, TENANT, tokens) for tokens in requests]
+    delays = [retry_delay(quotas, TENANT, tokens) for tokens in requests]
     assert delays == sorted(delays)
     for delay, tokens in zip(delays, requests, strict=True):
         clock.now = 1000.0 + delay
-        assert refused(quotas, TENANT, tokens) == 0
+        assert retry_delay(quotas, TENANT, tokens) == 0
 
 
-def test_a_place_is_free_again_when_its_request_ends():
+def test_a_slot_is_free_after_its_request_has_ended():
     clock = Clock()
     quotas = Quotas(clock)
     tenant = Tenant("one", max_concurrent=1)
@@ -116,32 +116,32 @@ def test_a_place_is_free_again_when_its_request_ends():
     with quotas.admit(tenant, 1):
         with pytest.raises(ServiceError) as third, quotas.admit(tenant, 1):
             pass
-        assert third.value.retry_seconds > first.value.retry_seconds  # a request has been seen to take 100 s
+        assert third.value.retry_seconds > first.value.retry_seconds  # the first request took 100 s
 
 
-def test_who_finds_no_place_pays_nothing():
+def test_a_request_over_max_concurrent_is_not_charged():
     quotas = Quotas(Clock())
     tenant = Tenant("one", max_concurrent=1, tokens_per_minute=100)
     with quotas.admit(tenant, 60), pytest.raises(ServiceError), quotas.admit(tenant, 40):
         pass
-    assert refused(quotas, tenant, 40) == 0
+    assert retry_delay(quotas, tenant, 40) == 0
 
 
-def test_what_came_to_nothing_is_paid_back_and_what_was_wrong_is_not():
+def test_an_unavailable_service_refunds_the_request_and_an_invalid_request_is_charged():
     quotas = Quotas(Clock())
     with pytest.raises(ServiceError), quotas.admit(TENANT, 6000):
         raise unavailable("full")
     with pytest.raises(ServiceError), quotas.admit(TENANT, 6000):
         raise invalid("ids", "wrong")
-    assert refused(quotas, TENANT, 1) > 0
+    assert retry_delay(quotas, TENANT, 1) > 0
 
 
 @given(st.integers(0, 6000), st.lists(st.integers(0, 9000)))
-def test_a_refund_gives_back_at_most_what_was_paid(tokens, refunds):
+def test_a_refund_is_at_most_the_charge(tokens, refunds):
     quotas = Quotas(Clock())
     with quotas.admit(TENANT, tokens) as admission:
         for refund in refunds:
             admission.refund(refund)
     left = 6000 - tokens + min(tokens, sum(refunds))
-    assert refused(quotas, TENANT, left) == 0
-    assert refused(quotas, TENANT, 10) > 0
+    assert retry_delay(quotas, TENANT, left) == 0
+    assert retry_delay(quotas, TENANT, 10) > 0

@@ -1,23 +1,23 @@
-"""The minutes that a status page plots."""
+"""The metrics history and the HTML of the status pages."""
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from vold_service.page import HISTORY_SECONDS, History, by_label, page, ratio, total
+from vold_service.page import HISTORY_SECONDS, MetricsHistory, by_label, ratio, status_page_reply, total
 
 
-def test_history_keeps_growth_as_a_rate_and_levels_as_they_are():
-    grown, level = [100.0], [7.0]
-    history = History({"done": lambda: grown[0]}, {"queued": lambda: level[0]})
+def test_history_keeps_counters_as_rates_and_gauges_as_read():
+    counter, gauge = [100.0], [7.0]
+    history = MetricsHistory({"done": lambda: counter[0]}, {"queued": lambda: gauge[0]})
     assert history.mean("done") == 0
     for growth, seconds in ((10, 1.0), (30, 2.0), (0, 1.0)):
-        grown[0] += growth
-        level[0] += 1
-        history.tick(seconds)
-    assert history.columns() == {"done": [10, 15, 0], "queued": [8, 9, 10]}
+        counter[0] += growth
+        gauge[0] += 1
+        history.sample(seconds)
+    assert history.series() == {"done": [10, 15, 0], "queued": [8, 9, 10]}
     assert history.mean("done") == 25 / 3
     assert history.mean("queued", 2) == 9.5
     for _ in range(HISTORY_SECONDS + 5):
-        history.tick()
-    assert len(history.columns()["done"]) == HISTORY_SECONDS
+        history.sample()
+    assert len(history.series()["done"]) == HISTORY_SECONDS
 
 
 def test_totals_of_metrics():
@@ -35,9 +35,9 @@ def test_totals_of_metrics():
     assert (ratio(1, 4), ratio(1, 0)) == (0.25, None)
 
 
-def test_pages_are_whole_files_that_ask_nobody_else():
+def test_status_pages_are_self_contained():
     for package in ("vold_teacher", "vold_verifier"):
-        reply = page(package)
+        reply = status_page_reply(package)
         text = reply.body.decode()
         assert "/*style*/" not in text
         assert "/*script*/" not in text

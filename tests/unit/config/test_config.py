@@ -14,8 +14,8 @@ KINDS = {"traces": TracesConfig, "sft": SftConfig, "grpo": TrainConfig, "vold": 
 @pytest.mark.parametrize("name", KINDS)
 def test_shipped_configs_load_and_survive_a_round_trip(name, tmp_path):
     config = load(KINDS[name], Path(f"pocket:{name}"))
-    (tmp_path / "again.yaml").write_text(dump(config))
-    assert load(KINDS[name], tmp_path / "again.yaml") == config
+    (tmp_path / "dumped.yaml").write_text(dump(config))
+    assert load(KINDS[name], tmp_path / "dumped.yaml") == config
 
 
 def test_overrides_are_typed_nested_and_last_wins():
@@ -42,8 +42,8 @@ def test_every_objective_is_chosen_by_its_name_and_survives_a_round_trip(name, t
     traces = ["objective.traces=traces.jsonl"] if name == "gkd" else []
     config = load(TrainConfig, Path("pocket:vold"), [f"objective.name={name}", *traces])
     assert type(config.objective) is REGISTRY[name]
-    (tmp_path / "again.yaml").write_text(dump(config))
-    assert load(TrainConfig, tmp_path / "again.yaml") == config
+    (tmp_path / "dumped.yaml").write_text(dump(config))
+    assert load(TrainConfig, tmp_path / "dumped.yaml") == config
 
 
 def test_a_url_that_looks_like_a_mapping_is_a_url():

@@ -17,13 +17,13 @@ def write(path, *lines, **options):
     return DataConfig(source=str(path), **options)
 
 
-def encoded(image, kind="PNG", **options):
+def image_bytes(image, kind="PNG", **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def address(data):
+def data_url(data):
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
@@ -72,9 +72,12 @@ def test_prompts_messages_and_images(tmp_path):
         ({"prompt": "a", "reference": "1", "image": "no.png"}, r"rows\.jsonl:2: image .*no\.png"),
         ({"prompt": "a", "reference": "1", "image": 3}, r"field 'images': image 0 is 3: give the path"),
         ({"prompt": "a", "reference": "1", "image": "https://a/b.png"}, r"nothing is fetched in a run: download it"),
-        ({"prompt": "a", "reference": "1", "image": "data:image/png,x"}, r"a data: address has to be base64"),
-        ({"prompt": "a", "reference": "1", "image": address(b"no picture")}, r"rows\.jsonl:2: image cannot be read"),
-        ({"prompt": "<image>a<image>", "reference": "1", "image": address(encoded(RED))}, r"2 image places.*has 1"),
+        ({"prompt": "a", "reference": "1", "image": "data:image/png,x"}, r"a data: URL has to be base64"),
+        ({"prompt": "a", "reference": "1", "image": data_url(b"no picture")}, r"rows\.jsonl:2: image cannot be read"),
+        (
+            {"prompt": "<image>a<image>", "reference": "1", "image": data_url(image_bytes(RED))},
+            r"2 image places.*has 1",
+        ),
         ({"prompt": "a", "reference": "1", "tags": "sum"}, r"field 'tags' is 'sum': give a list of words"),
         ({"prompt": "a", "reference": "1", "parameters": "{"}, r"field 'parameters' is '{': not JSON"),
         ({"prompt": "a", "reference": "1", "parameters": [1]}, r"field 'parameters' is \[1\]: give an object"),
@@ -118,7 +121,7 @@ def test_an_offset_past_the_end_is_named(tmp_path):
 
 def test_system_prompts_and_twins(tmp_path):
     turns = [{"role": "system", "content": "own"}, {"role": "user", "content": "c"}]
-    image = {"image": address(encoded(RED))}
+    image = {"image": data_url(image_bytes(RED))}
     config = write(
         tmp_path / "rows.jsonl",
         {"prompt": "a", "reference": "1"},
@@ -129,9 +132,16 @@ def test_system_prompts_and_twins(tmp_path):
         {"prompt": "a", "reference": "1", "twin_messages": turns[1:], **image},
         system="all's",
     )
-    found = load_examples(config)
-    assert [example.messages[0]["content"] for example in found] == ["all's", "row's", "own", "all's", "all's", "all's"]
-    assert [example.twin and [message["content"] for message in example.twin] for example in found] == [
+    loaded = load_examples(config)
+    assert [example.messages[0]["content"] for example in loaded] == [
+        "all's",
+        "row's",
+        "own",
+        "all's",
+        "all's",
+        "all's",
+    ]
+    assert [example.twin and [message["content"] for message in example.twin] for example in loaded] == [
         None,
         None,
         ["own", "in words"],
@@ -139,19 +149,19 @@ def test_system_prompts_and_twins(tmp_path):
         ["own", "c"],
         ["all's", "c"],
     ]
-    assert [message["role"] for message in found[3].messages] == ["system", "user"]
-    assert found[3].prompt_text == "[image]a"
+    assert [message["role"] for message in loaded[3].messages] == ["system", "user"]
+    assert loaded[3].prompt_text == "[image]a"
 
 
 def test_messages_may_bring_their_images_along_in_any_common_way(tmp_path):
     RED.save(tmp_path / "red.png")
-    data = encoded(RED)
+    data = image_bytes(RED)
     parts = [
         {"type": "image", "image": "red.png"},
         {"type": "image", "path": str(tmp_path / "red.png")},
         {"type": "image", "url": f"file://{tmp_path / 'red.png'}"},
         {"type": "image", "base64": base64.b64encode(data).decode()},
-        {"type": "image_url", "image_url": {"url": address(data)}},
+        {"type": "image_url", "image_url": {"url": data_url(data)}},
     ]
     content = [*parts, {"type": "text", "text": "What colour?"}]
     (example,) = load_examples(
@@ -165,14 +175,14 @@ def test_messages_may_bring_their_images_along_in_any_common_way(tmp_path):
 
 
 def test_a_token_in_the_text_says_where_the_images_stand(tmp_path):
-    image = {"images": [address(encoded(RED))] * 2, "reference": "1"}
+    image = {"images": [data_url(image_bytes(RED))] * 2, "reference": "1"}
     rows = (
         {"prompt": "Is <image> like <image>?", **image},
         {"messages": [{"role": "user", "content": "Is <image> like <image>?"}], **image},
         {"prompt": "Is it like <image>?", "reference": "1"},
     )
-    found = load_examples(write(tmp_path / "rows.jsonl", *rows))
-    assert [example.prompt_text for example in found] == ["Is [image] like [image]?"] * 2 + ["Is it like <image>?"]
+    loaded = load_examples(write(tmp_path / "rows.jsonl", *rows))
+    assert [example.prompt_text for example in loaded] == ["Is [image] like [image]?"] * 2 + ["Is it like <image>?"]
     off = load_examples(write(tmp_path / "rows.jsonl", rows[0], image_token=""))
     assert off[0].prompt_text == "[image][image]Is <image> like <image>?"
 
@@ -197,7 +207,7 @@ def test_a_mapped_column_goes_before_one_that_is_called_like_a_field(tmp_path):
     assert (example.prompt_text, example.category, example.meta) == ("a", "x", {"verifier": "y"})
 
 
-def test_images_are_decoded_when_they_are_looked_at_upright_and_on_white(tmp_path):
+def test_images_are_decoded_on_access_upright_and_on_white(tmp_path):
     turned = Image.new("RGB", (4, 2), "blue")
     turned.putpixel((0, 0), (255, 0, 0))
     exif = Image.Exif()
@@ -207,35 +217,35 @@ def test_images_are_decoded_when_they_are_looked_at_upright_and_on_white(tmp_pat
     config = write(tmp_path / "rows.jsonl", {"prompt": "a", "reference": "1", "images": ["turned.png", "glass.png"]})
     (example,) = load_examples(config)
     assert example.pixels == 12
-    assert all(picture._decoded is None for picture in example.images.pictures)
+    assert all(image._decoded is None for image in example.images.lazy_images)
     first, second = example.images
     assert (first.size, first.getpixel((1, 0))) == ((2, 4), (255, 0, 0))
     assert (second.mode, second.getpixel((0, 0))) == ("RGB", (255, 255, 255))
-    assert example.images[0] is first, "shared while somebody holds it"
+    assert example.images[0] is first, "the same object while a reference to it exists"
     assert example.images[:1] == [first]
 
 
 def test_an_image_that_breaks_off_is_found_on_request_and_named_in_any_case(tmp_path):
     noise = Image.effect_noise((64, 64), 90).convert("RGB")
-    (tmp_path / "half.jpg").write_bytes(encoded(noise, "JPEG")[:-400])
+    (tmp_path / "half.jpg").write_bytes(image_bytes(noise, "JPEG")[:-400])
     config = write(
         tmp_path / "rows.jsonl",
         {"prompt": "a", "reference": "1"},
         {"prompt": "a", "reference": "1", "image": "half.jpg"},
     )
-    found = load_examples(config)
+    loaded = load_examples(config)
     with pytest.raises(UsageError, match=r"rows\.jsonl:2: image .*half\.jpg' cannot be read: image file is truncated"):
-        found[1].images[0]
+        loaded[1].images[0]
     whole = config.model_copy(update={"check_images": "pixels"})
     with pytest.raises(UsageError, match=r"rows\.jsonl:2: image .*half\.jpg.*skip_broken"):
         load_examples(whole)
     assert len(load_examples(whole.model_copy(update={"skip_broken": True}))) == 1
 
 
-def test_every_pass_takes_every_prompt_once_in_a_new_order():
+def test_every_epoch_takes_every_prompt_once_in_a_new_order():
     order = PromptOrder(10, 4, seed=1)
-    drawn = [index for step in range(5) for index in order.indices(step)]
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
-    assert drawn[:10] != drawn[10:]
+    indices = [index for step in range(5) for index in order.indices(step)]
+    assert sorted(indices[:10]) == sorted(indices[10:]) == list(range(10))
+    assert indices[:10] != indices[10:]
     assert PromptOrder(10, 4, seed=1).indices(3) == order.indices(3)
     assert PromptOrder(10, 4, seed=2).indices(0) != order.indices(0)

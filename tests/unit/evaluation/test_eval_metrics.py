@@ -1,4 +1,4 @@
-"""Shares, pass@k, maj@k and bootstrap intervals against closed forms and against counting every case."""
+"""Intervals, pass@k, maj@k and the bootstrap against closed forms and exhaustive enumeration."""
 
 import math
 from itertools import combinations, permutations, product
@@ -10,14 +10,14 @@ from vold_trainer.evaluation.metrics import bootstrap, maj_at_k, majority, mean,
 
 
 @given(st.integers(1, 9), st.data())
-def test_pass_at_k_is_the_share_of_subsets_that_hold_a_right_one(n, data):
+def test_pass_at_k_is_the_share_of_subsets_with_a_correct_completion(n, data):
     correct, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
     subsets = list(combinations([True] * correct + [False] * (n - correct), k))
     assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
 
 
 @given(st.integers(1, 400), st.data())
-def test_pass_at_k_is_the_published_formula_where_that_has_no_overflow_to_fear(n, data):
+def test_pass_at_k_equals_the_published_formula(n, data):
     correct, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
     exact = 1 - math.comb(n - correct, k) / math.comb(n, k)
     assert pass_at_k(n, correct, k) == pytest.approx(exact, abs=1e-9)
@@ -25,12 +25,12 @@ def test_pass_at_k_is_the_published_formula_where_that_has_no_overflow_to_fear(n
 
 
 @pytest.mark.parametrize(("n", "correct", "k"), [(4, 1, 5), (4, 1, 0), (4, 5, 2), (4, -1, 2)])
-def test_what_pass_at_k_cannot_say(n, correct, k):
+def test_pass_at_k_refuses_impossible_counts(n, correct, k):
     with pytest.raises(ValueError, match=r"pass@|completions cannot be right"):
         pass_at_k(n, correct, k)
 
 
-def test_a_majority_shares_a_tie_and_abstentions_do_not_vote():
+def test_a_tied_majority_is_shared_and_abstentions_do_not_vote():
     assert majority(["4", "4", "5"], "4") == 1
     assert majority(["4", "5", "5"], "4") == 0
     assert majority(["4", "5"], "4") == 0.5
@@ -41,7 +41,7 @@ def test_a_majority_shares_a_tie_and_abstentions_do_not_vote():
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 def test_maj_at_k_is_unbiased(k):
-    """Over all orders in which the completions could have come, it is the mean over all subsets of k."""
+    """The mean over all orders of the completions equals the mean over all subsets of k."""
     votes = ["r", "r", "a", "a", None]
     orders = list(permutations(votes))
     subsets = list(combinations(votes, k))
@@ -50,21 +50,21 @@ def test_maj_at_k_is_unbiased(k):
 
 
 @given(st.lists(st.sampled_from(["r", "a", "b"]), min_size=1, max_size=12))
-def test_maj_at_1_is_the_mean_and_maj_at_n_one_vote(votes):
+def test_maj_at_1_is_the_mean_and_maj_at_n_is_one_vote(votes):
     assert maj_at_k(votes, "r", 1) == pytest.approx(votes.count("r") / len(votes))
     assert maj_at_k(votes, "r", len(votes)) == majority(votes, "r")
     with pytest.raises(ValueError, match="maj@"):
         maj_at_k(votes, "r", len(votes) + 1)
 
 
-def test_the_bootstrap_of_two_values_is_what_counting_all_resamples_gives():
+def test_the_bootstrap_equals_the_enumeration_of_all_resamples():
     values = [0.0, 1.0, 1.0, 1.0]
     means = sorted(sum(resample) / 4 for resample in product(values, repeat=4))
     exact = means[int(0.025 * len(means))], means[int(0.975 * len(means))]
     assert bootstrap(values, resamples=20_000) == exact
 
 
-def test_the_bootstrap_covers_a_share_as_the_binomial_does():
+def test_the_bootstrap_of_a_share_is_close_to_the_binomial_interval():
     low, high = bootstrap([1.0] * 60 + [0.0] * 40, resamples=20_000, seed=3)
     assert (low, high) == (pytest.approx(0.50, abs=0.011), pytest.approx(0.69, abs=0.011))
     assert bootstrap([1.0] * 60 + [0.0] * 40, resamples=20_000, seed=3) == (low, high)
@@ -76,20 +76,20 @@ def test_a_bootstrap_interval_lies_within_the_values(values):
     assert min(values) - 1e-12 <= low <= high <= max(values) + 1e-12
 
 
-def test_many_problems_are_drawn_in_parts():
+def test_many_problems_are_resampled_in_chunks():
     values = [0.0, 1.0] * 30_000
     low, high = bootstrap(values, resamples=300)
     assert 0.49 < low < 0.5 < high < 0.51
 
 
-def test_nothing_has_no_figures():
+def test_metrics_without_values():
     assert math.isnan(mean([]))
     assert all(map(math.isnan, bootstrap([])))
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-def test_wilson_is_the_root_of_its_equation():
-    """The ends are where |share - p| = z sqrt(p (1 - p) / n)."""
+def test_wilson_solves_its_equation():
+    """The ends of the interval satisfy |share - p| = z sqrt(p (1 - p) / n)."""
     for correct, n in ((0, 10), (3, 10), (10, 10), (250, 500)):
         for p in wilson(correct, n):
             assert 0 <= p <= 1

@@ -1,4 +1,4 @@
-"""What is said of a set, from hand-made verdicts: shares, categories, samples, and what nobody could judge."""
+"""The result of a set from hand-made verdicts: accuracies, categories, samples and missing verdicts."""
 
 import math
 
@@ -13,34 +13,34 @@ from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 from vold_trainer.evaluation.answers import GREEDY, Answer
 from vold_trainer.evaluation.results import VerifiedExample, summarise
-from vold_trainer.evaluation.run import units
+from vold_trainer.evaluation.run import generation_batches
 from vold_trainer.evaluation.tables import category_table, result_table
 
-NOBODY = "nobody could say"
+UNVERIFIED = "no verdict"
 
 
-def pair(said, sample=GREEDY):
-    """An answer that was judged: `said` is what was read out of it; the right answer is "r"."""
-    answer = Answer("set", "q", sample, "...", 4 if said == "r" else 6, said is None, "p")
-    if said is NOBODY:
+def pair(extracted, sample=GREEDY):
+    """An answer with its verdict; `extracted` is the final answer in it, the correct one is "r"."""
+    answer = Answer("set", "q", sample, "...", 4 if extracted == "r" else 6, extracted is None, "p")
+    if extracted is UNVERIFIED:
         return answer, Verdict("", error=Unavailable("gone"))
-    return answer, Verdict("", reward=float(said == "r"), correct=said == "r", extracted=said)
+    return answer, Verdict("", reward=float(extracted == "r"), correct=extracted == "r", extracted=extracted)
 
 
 def problem(greedy, *sampled, category="", **facets):
     example = Example("q", ({"role": "user", "content": "?"},), "r", category=category, meta={"facets": facets})
     greedy_pair = None if greedy == "-" else pair(greedy)
-    return VerifiedExample(example, greedy_pair, tuple(pair(said, n) for n, said in enumerate(sampled)))
+    return VerifiedExample(example, greedy_pair, tuple(pair(extracted, n) for n, extracted in enumerate(sampled)))
 
 
-def test_what_nobody_could_judge_is_counted_and_is_no_zero():
-    found = summarise([problem("r"), problem("a"), problem(NOBODY), problem(None)], SamplingConfig())
+def test_an_answer_without_a_verdict_is_counted_as_an_error_and_not_as_0():
+    found = summarise([problem("r"), problem("a"), problem(UNVERIFIED), problem(None)], SamplingConfig())
     assert (found.accuracy, found.n, found.errors, found.problems) == (pytest.approx(1 / 3), 3, 1, 4)
     assert found.truncated == 0.25
     assert found.sampled is None
-    nothing = summarise([problem(NOBODY)], SamplingConfig())
-    assert math.isnan(nothing.accuracy)
-    assert nothing.interval == (0, 1)
+    unverified = summarise([problem(UNVERIFIED)], SamplingConfig())
+    assert math.isnan(unverified.accuracy)
+    assert unverified.interval == (0, 1)
 
 
 def test_categories_and_facets():
@@ -48,7 +48,7 @@ def test_categories_and_facets():
         problem("r", category="x", skills=["add", "count"], level="1"),
         problem("a", category="x", skills=["add"], level="2"),
         problem("r", category="y"),
-        problem(NOBODY, category="z", level="1"),
+        problem(UNVERIFIED, category="z", level="1"),
     ]
     found = summarise(problems, SamplingConfig())
     assert {name: (share["accuracy"], share["n"]) for name, share in found.by_category.items()} == {
@@ -83,8 +83,8 @@ def test_samples():
     assert 0.25 <= low < 5 / 12 < high <= 0.75
 
 
-def test_a_problem_with_too_few_verdicts_is_left_out_of_what_needs_more():
-    problems = [problem("-", "r", "r", NOBODY, "a"), problem("-", NOBODY, NOBODY, NOBODY, NOBODY)]
+def test_a_problem_with_too_few_verdicts_is_left_out_of_metrics_that_need_more():
+    problems = [problem("-", "r", "r", UNVERIFIED, "a"), problem("-", UNVERIFIED, UNVERIFIED, UNVERIFIED, UNVERIFIED)]
     found = summarise(problems, SamplingConfig(n=4, k=[1, 3, 4]))
     sampled = found.sampled
     assert (found.errors, sampled["errors"], found.n) == (5, 5, 0)
@@ -99,7 +99,7 @@ def worst(outcomes: list[Outcome]):
     return {"worst": [float(all(outcome.correct for outcome in outcomes))], "none": []}
 
 
-def test_a_benchmarks_own_figures_of_the_greedy_answers_and_of_every_pass():
+def test_a_benchmarks_own_metrics_of_greedy_and_sampled_answers():
     problems = [problem("r", "r", "a"), problem("r", "r", "r")]
     found = summarise(problems, SamplingConfig(n=2), aggregate=worst)
     assert found.aggregate["worst"]["value"] == 1.0
@@ -107,10 +107,10 @@ def test_a_benchmarks_own_figures_of_the_greedy_answers_and_of_every_pass():
     assert found.sampled["aggregate"] == {"worst": 0.5}
 
 
-def test_the_table_has_a_row_a_figure():
+def test_the_table_has_a_row_per_metric():
     problems = [
         problem("r", "r", "a", "r", category="sums"),
-        problem("a", "a", "a", NOBODY, category="sums", level="2"),
+        problem("a", "a", "a", UNVERIFIED, category="sums", level="2"),
     ]
     result = summarise(problems, SamplingConfig(n=3), aggregate=worst)
     lines = printed(result_table({"mine": result}, "student"))
@@ -125,7 +125,7 @@ def test_the_table_has_a_row_a_figure():
 
 
 def printed(table):
-    """The cells of a table as a terminal of 80 columns shows it."""
+    """The cells of a table, as printed on a terminal of 80 columns."""
     console = Console(width=80)
     with console.capture() as captured:
         console.print(table)
@@ -143,23 +143,23 @@ def test_which_k_are_reported(n, k, ks):
         (["sampling.n=4", "sampling.k=[1,8]"], "8 completions cannot be chosen from n=4"),
         (["greedy=false"], "greedy is false and sampling.n is 0"),
         (["data=[{name: a}, {name: a, split: test}]"], "two sets are called 'a'"),
-        (["data=[{name: errors}]"], "a set is called 'errors'"),
+        (["data=[{name: errors}]"], "a set has the name 'errors'"),
     ],
 )
-def test_configs_that_make_no_sense(overrides, message):
+def test_contradictory_configs_are_refused(overrides, message):
     with pytest.raises(UsageError, match=message):
         load(EvalConfig, None, ["out=x", "student.path=y", *overrides])
 
 
 @given(st.integers(1, 12), st.integers(0, 9), st.integers(1, 7), st.booleans())
-def test_units_draw_every_completion_once_and_hold_no_more_than_a_batch(problems, n, batch, greedy):
+def test_generation_batches_cover_every_completion_once_and_respect_the_batch_size(problems, n, batch_size, greedy):
     config = EvalConfig(
-        out="x", student={"path": "y"}, greedy=greedy or not n, sampling=SamplingConfig(n=n), batch=batch
+        out="x", student={"path": "y"}, greedy=greedy or not n, sampling=SamplingConfig(n=n), batch=batch_size
     )  # fmt: skip
     examples = [Example(str(i), ({"role": "user", "content": "?" * (i % 3)},), "r") for i in range(problems)]
-    drawn = []
-    for unit in units(examples, config):
-        assert len(unit.indices) * unit.group <= batch
-        drawn += [(index, unit.first + at) for index in unit.indices for at in range(unit.group)]
+    generated = []
+    for batch in generation_batches(examples, config):
+        assert len(batch.indices) * batch.group <= batch_size
+        generated += [(index, batch.first + at) for index in batch.indices for at in range(batch.group)]
     numbers = [*([GREEDY] if config.greedy else []), *range(n)]
-    assert sorted(drawn) == sorted((index, number) for index in range(problems) for number in numbers)
+    assert sorted(generated) == sorted((index, number) for index in range(problems) for number in numbers)

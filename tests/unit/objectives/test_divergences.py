@@ -1,4 +1,4 @@
-"""Divergences against closed forms, finite differences and TRL's numbers on the same tensors."""
+"""Divergences against closed forms, finite differences and TRL on the same tensors."""
 
 import pytest
 import torch
@@ -15,8 +15,8 @@ SUPPORT = {
 }
 
 
-def sides(seed=0, shape=(3, 4, 6)):
-    """Log-probabilities of K of many ids on both sides, float64, and a mask that leaves at least two of them."""
+def make_support(seed=0, shape=(3, 4, 6)):
+    """Log-probabilities of K of many ids under student and teacher, float64, and a mask with at least two ids."""
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (
         torch.randn(*shape[:-1], 3 * shape[-1], generator=generator, dtype=torch.float64).log_softmax(-1)
@@ -37,19 +37,19 @@ def test_sampled_estimators_are_their_formulas(gap):
     assert sampled("k3", value) >= 0
 
 
-def test_what_each_estimator_teaches_as_a_loss():
-    """Exact expectations over a vocabulary: the gradient of k1 is 0, of k2 the reverse KL's, of k3 the forward KL's."""
+def test_the_expected_gradient_of_each_estimator():
+    """Exact expectations over a vocabulary: k1 has gradient 0, k2 that of the reverse KL, k3 that of the forward KL."""
     torch.manual_seed(0)
     logits = torch.randn(7, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(7, dtype=torch.float64).log_softmax(-1)
     student = logits.log_softmax(-1)
-    drawn = student.exp().detach()  # tokens are drawn from the student; the draw itself has no gradient
+    probabilities = student.exp().detach()  # sampling from the student has no gradient
 
     def gradient(loss):
         return torch.autograd.grad(loss, logits, retain_graph=True)[0]
 
     everything = torch.ones(7, dtype=torch.bool)
-    found = {kind: gradient((drawn * sampled(kind, teacher - student)).sum()) for kind in ("k1", "k2", "k3")}
+    found = {kind: gradient((probabilities * sampled(kind, teacher - student)).sum()) for kind in ("k1", "k2", "k3")}
     assert torch.allclose(found["k1"], torch.zeros(7, dtype=torch.float64), atol=1e-15)
     assert torch.allclose(found["k2"], gradient(reverse_kl(student, teacher, everything)), atol=1e-12)
     assert torch.allclose(found["k3"], gradient(forward_kl(student, teacher, everything)), atol=1e-12)
@@ -57,41 +57,43 @@ def test_what_each_estimator_teaches_as_a_loss():
 
 @pytest.mark.parametrize("name", SUPPORT)
 def test_gradients_are_those_of_finite_differences(name):
-    student, teacher, mask = sides()
+    student, teacher, mask = make_support()
     assert gradcheck(lambda values: SUPPORT[name](values, teacher, mask), (student,))
 
 
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=25, deadline=None)
-def test_over_a_support_both_sides_are_renormalised_by_hand(seed):
-    student, teacher, mask = sides(seed, (2, 5))
+def test_divergences_over_a_support_by_hand(seed):
+    student, teacher, mask = make_support(seed, (2, 5))
     for row in range(2):
-        kept = mask[row]
-        own = student[row][kept].exp() / student[row][kept].exp().sum()
-        theirs = teacher[row][kept].exp() / teacher[row][kept].exp().sum()
-        middle = 0.3 * theirs + 0.7 * own
+        ids = mask[row]
+        student_p = student[row][ids].exp() / student[row][ids].exp().sum()
+        teacher_p = teacher[row][ids].exp() / teacher[row][ids].exp().sum()
+        middle = 0.3 * teacher_p + 0.7 * student_p
         assert reverse_kl(student, teacher, mask)[row].item() == pytest.approx(
-            (own * (own / theirs).log()).sum().item()
+            (student_p * (student_p / teacher_p).log()).sum().item()
         )
         assert forward_kl(student, teacher, mask)[row].item() == pytest.approx(
-            (theirs * (theirs / own).log()).sum().item()
+            (teacher_p * (teacher_p / student_p).log()).sum().item()
         )
-        by_hand = 0.3 * (theirs * (theirs / middle).log()).sum() + 0.7 * (own * (own / middle).log()).sum()
+        by_hand = (
+            0.3 * (teacher_p * (teacher_p / middle).log()).sum() + 0.7 * (student_p * (student_p / middle).log()).sum()
+        )
         assert generalised_jsd(student, teacher, mask, 0.3)[row].item() == pytest.approx(by_hand.item(), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", SUPPORT)
-def test_equal_sides_are_no_distance_apart_and_different_ones_are(name):
-    student, teacher, mask = sides(1)
+def test_a_divergence_is_0_for_equal_distributions_and_positive_for_different_ones(name):
+    student, teacher, mask = make_support(1)
     assert torch.allclose(SUPPORT[name](student, student.detach(), mask), torch.zeros(3, 4).double(), atol=1e-14)
     assert (SUPPORT[name](student, teacher, mask) > 0).all()
-    shifted = student.detach() - 1.7  # the same distribution over the support, with less of the whole
+    shifted = student.detach() - 1.7  # the same distribution over the support, with less probability in total
     assert torch.allclose(SUPPORT[name](student, shifted, mask), torch.zeros(3, 4).double(), atol=1e-14)
 
 
 @pytest.mark.parametrize("name", SUPPORT)
-def test_what_is_masked_is_never_read_and_nothing_left_is_zero(name):
-    student, teacher, mask = sides(2)
+def test_masked_ids_are_never_read_and_an_empty_mask_gives_0(name):
+    student, teacher, mask = make_support(2)
     mask[0, 0] = False
     mask[0, 1, 1:] = False
     poisoned = torch.where(mask, student.detach(), torch.nan).requires_grad_()
@@ -104,51 +106,53 @@ def test_what_is_masked_is_never_read_and_nothing_left_is_zero(name):
 
 
 def test_renormalised_probabilities_sum_to_one():
-    student, _, mask = sides(3)
+    student, _, mask = make_support(3)
     assert torch.allclose(renormalise(student, mask).exp().sum(-1), torch.ones(3, 4).double())
 
 
 def test_a_beta_outside_its_range_is_named():
-    student, teacher, mask = sides()
+    student, teacher, mask = make_support()
     with pytest.raises(ValueError, match=r"beta is 1\.5: give a number from 0"):
         generalised_jsd(student, teacher, mask, 1.5)
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_over_the_whole_vocabulary_it_is_trls_generalized_jsd(beta):
+def test_over_the_whole_vocabulary_it_equals_trls_generalized_jsd(beta):
     gkd = pytest.importorskip("trl.experimental.gkd")
     torch.manual_seed(0)
-    own, theirs = torch.randn(3, 4, 11, dtype=torch.float64), torch.randn(3, 4, 11, dtype=torch.float64)
-    own.requires_grad_()
+    student_p, teacher_p = torch.randn(3, 4, 11, dtype=torch.float64), torch.randn(3, 4, 11, dtype=torch.float64)
+    student_p.requires_grad_()
     labels = torch.where(torch.rand(3, 4) > 0.3, 1, -100)
-    wanted = gkd.GKDTrainer.generalized_jsd_loss(own, theirs, labels=labels, beta=beta, temperature=0.7)
+    expected = gkd.GKDTrainer.generalized_jsd_loss(student_p, teacher_p, labels=labels, beta=beta, temperature=0.7)
     everything = torch.ones(3, 4, 11, dtype=torch.bool)
-    each = generalised_jsd((own / 0.7).log_softmax(-1), (theirs / 0.7).log_softmax(-1), everything, beta)
+    each = generalised_jsd((student_p / 0.7).log_softmax(-1), (teacher_p / 0.7).log_softmax(-1), everything, beta)
     found = each[labels != -100].mean()
-    assert found.item() == pytest.approx(wanted.item(), abs=1e-12)
-    gradients = [torch.autograd.grad(loss, own)[0] for loss in (found, wanted)]
+    assert found.item() == pytest.approx(expected.item(), abs=1e-12)
+    gradients = [torch.autograd.grad(loss, student_p)[0] for loss in (found, expected)]
     assert torch.allclose(*gradients, atol=1e-12)
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_over_a_masked_support_it_is_that_of_trls_distillation_against_a_server(beta):
-    theirs = pytest.importorskip("trl.experimental.server_distillation.server_distillation_trainer")
-    student, teacher, mask = sides(4)
-    own = renormalise(student, mask)
-    wanted = theirs._jsd_divergence(own, renormalise(teacher, mask), beta, mask).sum(-1)
-    assert torch.allclose(generalised_jsd(student, teacher, mask, beta), wanted, atol=1e-12)
+def test_over_a_masked_support_it_equals_trls_server_distillation(beta):
+    trl_trainer = pytest.importorskip("trl.experimental.server_distillation.server_distillation_trainer")
+    student, teacher, mask = make_support(4)
+    student_p = renormalise(student, mask)
+    expected = trl_trainer._jsd_divergence(student_p, renormalise(teacher, mask), beta, mask).sum(-1)
+    assert torch.allclose(generalised_jsd(student, teacher, mask, beta), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_from_hidden_states_it_is_the_loss_of_trls_distillation_trainer(beta):
+def test_from_hidden_states_it_equals_the_loss_of_trls_distillation_trainer(beta):
     trainer = pytest.importorskip("trl.trainer.distillation_trainer")
     torch.manual_seed(0)
     hidden, other = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 5, 12)
     head, other_head = torch.randn(17, 8), torch.randn(17, 12)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    wanted, _, count = trainer._chunked_divergence_loss(hidden, other, head, other_head, mask, beta, temperature=1.3)
-    own, theirs = (hidden @ head.T / 1.3).log_softmax(-1), (other @ other_head.T / 1.3).log_softmax(-1)
-    found = generalised_jsd(own, theirs, torch.ones(2, 5, 17, dtype=torch.bool), beta)[mask.bool()].sum() / count
-    assert found.item() == pytest.approx(wanted.item(), abs=1e-5)
-    gradients = [torch.autograd.grad(loss, hidden)[0] for loss in (found, wanted)]
+    expected, _, count = trainer._chunked_divergence_loss(hidden, other, head, other_head, mask, beta, temperature=1.3)
+    student_p, teacher_p = (hidden @ head.T / 1.3).log_softmax(-1), (other @ other_head.T / 1.3).log_softmax(-1)
+    found = (
+        generalised_jsd(student_p, teacher_p, torch.ones(2, 5, 17, dtype=torch.bool), beta)[mask.bool()].sum() / count
+    )
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+    gradients = [torch.autograd.grad(loss, hidden)[0] for loss in (found, expected)]
     assert torch.allclose(*gradients, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Objectives against closed forms and finite differences. TRL's numbers: test_objectives_trl.py."""
+"""Objectives against closed forms and finite differences. Against TRL: test_objectives_trl.py."""
 
 import math
 from dataclasses import replace
@@ -29,7 +29,6 @@ from vold_trainer.objectives import (
     Support,
     Vold,
 )
-from vold_trainer.objectives.advantages import group_advantages, informative_groups, overlong_penalty, unsolved_groups
 from vold_trainer.objectives.opd import discounted
 from vold_trainer.objectives.policy import Signal
 
@@ -67,7 +66,7 @@ OBJECTIVES = [
 
 
 def named(objective):
-    """The name and what differs from the defaults."""
+    """The objective's name and the options that differ from the defaults."""
     default = type(objective)()
     changed = [f"{key}={value}" for key, value in vars(objective).items() if value != getattr(default, key)]
     return "-".join([objective.name, *changed])
@@ -83,7 +82,7 @@ def rollouts(seed=0, C=6, T=5, K=4, *, on_policy=False, dtype=torch.float64):
     rewarded = torch.ones(C, dtype=torch.bool)
     rewarded[-1] = False
     advantages = torch.where(rewarded, rand(C) * 2 - 1, 0.0)
-    found = Rollouts(
+    batch = Rollouts(
         logprobs_CT=logprobs,
         old_logprobs_CT=logprobs.detach() if on_policy else logprobs.detach() + 0.6 * (rand(C, T) - 0.5),
         mask_CT=torch.arange(T) < lengths.unsqueeze(-1),
@@ -93,16 +92,16 @@ def rollouts(seed=0, C=6, T=5, K=4, *, on_policy=False, dtype=torch.float64):
         teacher_logprobs_CT=-3 * rand(C, T),
         teacher_mask_CT=rand(C, T) > 0.2,
     )
-    both = [torch.randn(C, T, 3 * K, generator=generator, dtype=dtype).log_softmax(-1)[..., :K] for _ in range(2)]
-    support = Support(both[0].clone().requires_grad_(), both[1], rand(C, T, K) > 0.2)
+    ids = [torch.randn(C, T, 3 * K, generator=generator, dtype=dtype).log_softmax(-1)[..., :K] for _ in range(2)]
+    support = Support(ids[0].clone().requires_grad_(), ids[1], rand(C, T, K) > 0.2)
     unsolved = torch.zeros(C, dtype=torch.bool)
-    unsolved[2:4] = True  # a group in which both are wrong
+    unsolved[2:4] = True  # a group in which both completions are wrong
     return replace(
-        found,
-        correct_C=found.correct_C & ~unsolved,
+        batch,
+        correct_C=batch.correct_C & ~unsolved,
         unsolved_C=unsolved,
         teacher_entropy_CT=torch.where(rand(C, T) > 0.1, 2 * rand(C, T), torch.nan),
-        rollout_logprobs_CT=found.old_logprobs_CT + 0.6 * (rand(C, T) - 0.5),
+        rollout_logprobs_CT=batch.old_logprobs_CT + 0.6 * (rand(C, T) - 0.5),
         support=support,
         max_tokens=T,
     )
@@ -120,9 +119,11 @@ def test_gradient_is_that_of_finite_differences(objective, seed):
 
     def loss(logprobs_CT, student_CTK):
         moved = replace(batch, logprobs_CT=logprobs_CT, support=replace(batch.support, student_CTK=student_CTK))
-        if isinstance(objective, Signal | OpdEntropy):  # the gap is an advantage: hold it still while the ratio moves
+        if isinstance(
+            objective, Signal | OpdEntropy
+        ):  # the gap is an advantage, which has no gradient: keep it constant
             moved = replace(moved, teacher_logprobs_CT=batch.teacher_logprobs_CT - base + logprobs_CT)
-        if isinstance(objective, Cispo):  # so is its ratio
+        if isinstance(objective, Cispo):  # nor has its ratio
             moved = replace(moved, old_logprobs_CT=batch.old_logprobs_CT - base + logprobs_CT.detach())
         return objective(moved).loss
 
@@ -171,18 +172,18 @@ def test_the_defaults_are_the_papers():
     ],
     ids=str,
 )
-def test_an_objective_says_what_it_needs(objective, needs):
+def test_the_needs_of_each_objective(objective, needs):
     assert objective.needs == needs
 
 
-def test_the_teacher_is_asked_no_more_once_reinforcement_learning_begins():
+def test_reinforcement_learning_after_distillation_needs_no_teacher():
     objective = OpdThenRl(switch=3)
     assert [objective.needs_at(step).teacher for step in range(5)] == [True, True, True, False, False]
     assert [objective.needs_at(step).reward for step in range(5)] == [False, False, False, True, True]
 
 
 def advantages_by_hand(objective, batch):
-    """Row by row, what docs/objectives.md says each token's advantage is at ratio 1."""
+    """The advantage of each token at ratio 1, as docs/objectives.md defines it."""
     C, T = batch.mask_CT.shape
     out = torch.zeros(C, T, dtype=torch.float64)
     for c in range(C):
@@ -229,27 +230,29 @@ def advantages_by_hand(objective, batch):
 def test_at_ratio_one_the_gradient_is_the_policy_gradient_of_its_row(objective, step, seed):
     batch = replace(rollouts(seed, on_policy=True), step=step)
     lengths = batch.mask_CT.sum(-1, keepdim=True)
-    wanted = -advantages_by_hand(objective, batch) / (lengths * len(lengths))
-    assert torch.allclose(gradient(objective, batch), wanted, atol=1e-15)
+    expected = -advantages_by_hand(objective, batch) / (lengths * len(lengths))
+    assert torch.allclose(gradient(objective, batch), expected, atol=1e-15)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_distilling_over_a_support_by_hand(seed):
+def test_divergence_losses_over_a_support_by_hand(seed):
     """opd-top-k, gkd and the second half of opd-entropy, position by position."""
     batch = rollouts(seed)
     lengths = batch.mask_CT.sum(-1)
     sums = {"reverse": 0.0, "jsd": 0.0, "forward": 0.0}
     for c in range(6):
         for t in range(int(lengths[c])):
-            kept = batch.support.mask_CTK[c, t]
-            own = batch.support.student_CTK[c, t][kept].softmax(-1)
-            theirs = batch.support.teacher_CTK[c, t][kept].softmax(-1)
-            middle = (own + theirs) / 2
+            ids = batch.support.mask_CTK[c, t]
+            student = batch.support.student_CTK[c, t][ids].softmax(-1)
+            teacher = batch.support.teacher_CTK[c, t][ids].softmax(-1)
+            middle = (student + teacher) / 2
             share = 1 / (6 * lengths[c].item())
-            sums["reverse"] += share * (own * (own / theirs).log()).sum().item()
-            sums["jsd"] += share / 2 * ((own * (own / middle).log()) + (theirs * (theirs / middle).log())).sum().item()
+            sums["reverse"] += share * (student * (student / teacher).log()).sum().item()
+            sums["jsd"] += (
+                share / 2 * ((student * (student / middle).log()) + (teacher * (teacher / middle).log())).sum().item()
+            )
             if batch.teacher_entropy_CT[c, t] > 0.8:
-                sums["forward"] += share * (theirs * (theirs / own).log()).sum().item()
+                sums["forward"] += share * (teacher * (teacher / student).log()).sum().item()
     assert OpdTopK()(batch).loss.item() == pytest.approx(sums["reverse"])
     assert OpdTopK(coefficient=3.0)(batch).loss.item() == pytest.approx(3 * sums["reverse"])
     assert Gkd()(batch).loss.item() == pytest.approx(sums["jsd"])
@@ -258,39 +261,39 @@ def test_distilling_over_a_support_by_hand(seed):
     assert found.loss.item() == pytest.approx(Opd()(batch).loss.item() + 0.5 * sums["forward"])
 
 
-def test_with_all_ids_in_the_support_the_reverse_kl_is_what_opd_expects():
-    """The expected gradient of `opd` over all tokens that could be drawn is that of opd-top-k over all ids."""
+def test_over_all_ids_the_reverse_kl_has_the_expected_gradient_of_opd():
+    """The expected gradient of `opd` over all tokens equals that of opd-top-k with all ids in the support."""
     torch.manual_seed(0)
     V = 5
     logits = torch.randn(V, dtype=torch.float64, requires_grad=True)
     student, teacher = logits.log_softmax(-1), torch.randn(V, dtype=torch.float64).log_softmax(-1)
-    yes = torch.ones(V, 1, dtype=torch.bool)
+    all_true = torch.ones(V, 1, dtype=torch.bool)
     each = Rollouts(
-        logprobs_CT=student.unsqueeze(-1), old_logprobs_CT=student.detach().unsqueeze(-1), mask_CT=yes,
-        advantages_C=torch.zeros(V), rewarded_C=yes[:, 0], correct_C=yes[:, 0],
-        teacher_logprobs_CT=teacher.unsqueeze(-1), teacher_mask_CT=yes,
+        logprobs_CT=student.unsqueeze(-1), old_logprobs_CT=student.detach().unsqueeze(-1), mask_CT=all_true,
+        advantages_C=torch.zeros(V), rewarded_C=all_true[:, 0], correct_C=all_true[:, 0],
+        teacher_logprobs_CT=teacher.unsqueeze(-1), teacher_mask_CT=all_true,
     )  # fmt: skip
-    expected = 0
+    expected_loss = 0
     for token in range(V):
         pick = slice(token, token + 1)
         one = replace(
-            each, logprobs_CT=each.logprobs_CT[pick], old_logprobs_CT=each.old_logprobs_CT[pick], mask_CT=yes[pick],
-            teacher_logprobs_CT=each.teacher_logprobs_CT[pick], teacher_mask_CT=yes[pick],
+            each, logprobs_CT=each.logprobs_CT[pick], old_logprobs_CT=each.old_logprobs_CT[pick],
+            mask_CT=all_true[pick], teacher_logprobs_CT=each.teacher_logprobs_CT[pick], teacher_mask_CT=all_true[pick],
         )  # fmt: skip
-        expected = expected + student[token].exp().detach() * Opd()(one).loss
+        expected_loss = expected_loss + student[token].exp().detach() * Opd()(one).loss
     support = Support(student.view(1, 1, V), teacher.view(1, 1, V), torch.ones(1, 1, V, dtype=torch.bool))
     exact = OpdTopK()(replace(one, support=support)).loss
-    found, wanted = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (expected, exact))
-    assert torch.allclose(found, wanted, atol=1e-12)
+    found, expected = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (expected_loss, exact))
+    assert torch.allclose(found, expected, atol=1e-12)
 
 
-def test_the_discounted_advantage_looks_ahead():
+def test_a_discounted_advantage_includes_later_tokens():
     assert discounted(torch.tensor([[1.0, 2.0, 4.0]]), 0.5).tolist() == [[3.0, 4.0, 4.0]]
     values = torch.rand(3, 4)
     assert torch.equal(discounted(values, 0.0), values)
 
 
-def test_truncated_importance_sampling_weighs_each_token_by_hand():
+def test_truncated_importance_sampling_weights_each_token():
     batch = rollouts(1)
     weights = (batch.old_logprobs_CT - batch.rollout_logprobs_CT).exp().clamp(max=1.05)
     plain, weighted = gradient(Grpo(), batch), gradient(Grpo(rollout_cap=1.05), batch)
@@ -301,17 +304,17 @@ def test_truncated_importance_sampling_weighs_each_token_by_hand():
     assert torch.equal(gradient(Grpo(rollout_cap=2.0), same), plain)
 
 
-def test_a_sequences_ratio_weighs_all_its_tokens_alike():
+def test_a_sequence_ratio_weights_all_its_tokens_alike():
     batch = rollouts(2)
     gap = torch.where(batch.mask_CT, batch.logprobs_CT.detach() - batch.old_logprobs_CT, 0.0)
     lengths = batch.mask_CT.sum(-1, keepdim=True)
     ratio = (gap.sum(-1, keepdim=True) / lengths).exp()
     wide = Gspo(eps_low=0.9, eps_high=9.0)
-    wanted = -ratio * batch.advantages_C.unsqueeze(-1) * batch.mask_CT / (lengths * 6)
-    assert torch.allclose(gradient(wide, batch), wanted, atol=1e-15)
+    expected = -ratio * batch.advantages_C.unsqueeze(-1) * batch.mask_CT / (lengths * 6)
+    assert torch.allclose(gradient(wide, batch), expected, atol=1e-15)
 
 
-def test_what_was_not_asked_for_is_named():
+def test_a_missing_input_is_named():
     bare = replace(
         rollouts(0), support=None, teacher_logprobs_CT=None, teacher_entropy_CT=None, rollout_logprobs_CT=None,
         unsolved_C=None, max_tokens=0,
@@ -359,7 +362,7 @@ def test_a_teacher_equal_to_the_student_adds_nothing(objective):
 
 
 def test_closed_form_by_hand():
-    """Two completions, one right: A = +-1, ratio 1; the wrong one is 0.5 below the teacher on its only token."""
+    """Two completions, one correct: A = +-1, ratio 1; the wrong one is 0.5 below the teacher on its only token."""
     logprobs = torch.tensor([[-1.0, -1.0], [-2.0, 0.0]], requires_grad=True)
     batch = Rollouts(
         logprobs_CT=logprobs,
@@ -375,15 +378,17 @@ def test_closed_form_by_hand():
     assert outcome.metrics["loss/policy"] == pytest.approx(0.0)
     assert outcome.metrics["loss/teacher"] == pytest.approx(0.5 * 0.5**2 / 2)
     outcome.loss.backward()
-    # right: -A / (2 tokens * 2 sequences); wrong: (-A + beta (log pi - log pi_T)) / 2
+    # correct: -A / (2 tokens * 2 sequences); wrong: (-A + beta (log pi - log pi_T)) / 2
     assert logprobs.grad.tolist() == [[-0.25, -0.25], [pytest.approx(0.5 - 0.1 * 0.5 / 2), 0.0]]
 
 
-def test_clip_higher_lets_good_tokens_rise_further_than_bad_ones_fall():
+def test_clip_higher_allows_larger_increases_than_decreases():
     base = torch.tensor([[0.0], [0.0], [0.0], [0.0]], dtype=torch.float64)
     moved = (base + torch.tensor([[1.25], [1.35], [0.85], [0.75]]).log()).requires_grad_()
-    yes = torch.ones(4, dtype=torch.bool)
-    batch = Rollouts(moved, base, yes.unsqueeze(-1), torch.tensor([1.0, 1.0, -1.0, -1.0]).double(), yes, yes)
+    all_true = torch.ones(4, dtype=torch.bool)
+    batch = Rollouts(
+        moved, base, all_true.unsqueeze(-1), torch.tensor([1.0, 1.0, -1.0, -1.0]).double(), all_true, all_true
+    )
     found = gradient(Grpo(eps_low=0.2, eps_high=0.3), batch).flatten()
     assert found[0] != 0  # 1.25 < 1.3
     assert found[1] == 0  # above
@@ -395,7 +400,7 @@ def test_clip_higher_lets_good_tokens_rise_further_than_bad_ones_fall():
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
-def test_what_is_masked_is_never_read(objective):
+def test_masked_entries_are_never_read(objective):
     batch = rollouts(2)
     poisoned = replace(
         batch,
@@ -408,42 +413,17 @@ def test_what_is_masked_is_never_read(objective):
     )
     assert objective(poisoned).loss.item() == objective(batch).loss.item()
     both = (batch.logprobs_CT, batch.support.student_CTK)
-    found, wanted = (torch.autograd.grad(objective(given).loss, both, allow_unused=True) for given in (poisoned, batch))
-    for one, other in zip(found, wanted, strict=True):
-        assert one is other is None or torch.equal(one, other)
+    found, expected = (
+        torch.autograd.grad(objective(inputs).loss, both, allow_unused=True) for inputs in (poisoned, batch)
+    )
+    for left, right in zip(found, expected, strict=True):
+        assert left is right is None or torch.equal(left, right)
 
 
-def test_a_missing_reward_teaches_nothing_and_is_no_wrong_answer():
+def test_a_missing_reward_gives_no_gradient_and_is_no_wrong_answer():
     batch = rollouts(3)
     missing = ~batch.rewarded_C
     assert missing.any()
     assert (gradient(Vold(), batch)[missing] == 0).all()
     assert (gradient(Grpo(), batch)[missing] == 0).all()
     assert (gradient(Vold(masked=False), batch)[missing] != 0).any()
-
-
-def test_advantages_are_centred_and_scaled_by_group():
-    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [1.0, 0.0, math.nan, math.nan]])
-    found = group_advantages(rewards, delta=0.0)
-    assert found[0].tolist() == pytest.approx([3**0.5 / 2, -(3**0.5) / 2, -(3**0.5) / 2, 3**0.5 / 2])
-    assert group_advantages(rewards)[1].tolist() == [0.0] * 4
-    assert found[2].tolist() == pytest.approx([2**-0.5, -(2**-0.5), 0.0, 0.0])
-    assert group_advantages(rewards, divide_by_std=False)[0].tolist() == [0.5, -0.5, -0.5, 0.5]
-
-
-def test_a_lone_reward_gives_no_advantage():
-    assert group_advantages(torch.tensor([[1.0, math.nan]])).tolist() == [[0.0, 0.0]]
-
-
-def test_an_overlong_completion_loses_reward_linearly():
-    lengths = torch.tensor([1, 80, 90, 100])
-    assert overlong_penalty(lengths, 100, 0.2).tolist() == pytest.approx([0.0, 0.0, -0.5, -1.0])
-    assert overlong_penalty(lengths, 100, 0.0).tolist() == [0.0] * 4
-
-
-def test_groups_are_informative_or_unsolved_only_where_that_is_known():
-    nan = math.nan
-    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, nan], [1.0, nan], [nan, nan]])
-    correct = rewards == 1
-    assert informative_groups(rewards, correct).tolist() == [True, False, False, False, False, False]
-    assert unsolved_groups(rewards, correct).tolist() == [False, False, True, False, False, False]

@@ -1,4 +1,4 @@
-"""The policy losses against TRL's own code: the loss and its gradient on a model's parameters, the same batch."""
+"""The policy losses against TRL on the same batch: the loss and its gradient on a model's parameters."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ MASK = torch.arange(T) < LENGTHS.unsqueeze(-1)
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    """TRL's GRPOTrainer around a tiny model; the tests set what differs between its losses."""
+    """TRL's GRPOTrainer with a tiny model; each test sets the options of its loss."""
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 
@@ -31,13 +31,13 @@ def trainer(tmp_path_factory):
         output_dir=str(tmp_path_factory.mktemp("trl")), report_to=[], use_cpu=True, bf16=False, beta=0.0,
         num_generations=2, per_device_train_batch_size=C, temperature=1.0, max_completion_length=T,
     )  # fmt: skip
-    made = trl.GRPOTrainer(
+    trainer = trl.GRPOTrainer(
         Qwen3ForCausalLM(config), reward_funcs=lambda completions, **kwargs: [0.0] * len(completions), args=arguments,
         train_dataset=Dataset.from_list([{"prompt": "a b"}] * C), processing_class=tokenizer,
     )  # fmt: skip
-    made.model.train()
-    made.current_gradient_accumulation_steps = 1  # which train() would set
-    return made
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # normally set by train()
+    return trainer
 
 
 @pytest.mark.parametrize(
@@ -60,27 +60,29 @@ def trainer(tmp_path_factory):
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value.name,
 )
 def test_one_step_equals_trl(trainer, monkeypatch, settings, objective):
-    """TRL's `beta` is the weight of k3 against its reference model; with our teacher in that place it is the same."""
+    """TRL's `beta` weights k3 against its reference model; here the teacher is the reference model."""
     defaults = {"epsilon_low": 0.2, "epsilon_high": 0.2, "beta": 0.0, "importance_sampling_level": "token"}
     for name, value in (defaults | settings).items():
         monkeypatch.setattr(trainer, name, value)
-    monkeypatch.setattr(trainer.args, "use_bias_correction_kl", False)  # DeepSeek-V3.2's, which weighs k3 by the ratio
+    monkeypatch.setattr(
+        trainer.args, "use_bias_correction_kl", False
+    )  # as in DeepSeek-V3.2, which multiplies k3 by the ratio
     torch.manual_seed(1)
     model = trainer.model
     prompt, completion = torch.randint(2, 12, (C, 3)), torch.randint(2, 12, (C, T))
     advantages = torch.tensor([0.7, -0.7, 1.3, -0.2])
     old, reference = torch.randn(C, T) * 0.2 - 2.4, torch.randn(C, T) * 0.2 - 2.4
-    drawn = old + 0.3 * torch.randn(C, T)
+    sampling = old + 0.3 * torch.randn(C, T)
     inputs = {
         "prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt), "completion_ids": completion,
         "completion_mask": MASK.long(), "advantages": advantages, "old_per_token_logps": old,
         "ref_per_token_logps": reference, "num_items_in_batch": MASK.sum(),
-        "importance_sampling_ratio": (old - drawn).exp().clamp(max=1.1),
+        "importance_sampling_ratio": (old - sampling).exp().clamp(max=1.1),
     }  # fmt: skip
     model.zero_grad()
-    theirs = trainer.compute_loss(model, inputs)
-    theirs.backward()
-    their_gradient = {name: value.grad.clone() for name, value in model.named_parameters()}
+    trl_loss = trainer.compute_loss(model, inputs)
+    trl_loss.backward()
+    trl_gradients = {name: value.grad.clone() for name, value in model.named_parameters()}
     model.zero_grad()
 
     ids = torch.cat([prompt, completion], -1)
@@ -88,14 +90,14 @@ def test_one_step_equals_trl(trainer, monkeypatch, settings, objective):
     predicts[:, 2 : 2 + T] = MASK
     attention = torch.cat([torch.ones_like(prompt), MASK.long()], -1)
     scores = CompletionScorer(model)({"input_ids": ids, "attention_mask": attention}, predicts, completion[MASK])
-    yes = torch.ones(C, dtype=torch.bool)
-    ours = objective(
+    all_true = torch.ones(C, dtype=torch.bool)
+    loss = objective(
         Rollouts(
-            torch.zeros(C, T).masked_scatter(MASK, scores.logprobs_N), old, MASK, advantages, yes, yes,
-            teacher_logprobs_CT=reference, teacher_mask_CT=MASK, rollout_logprobs_CT=drawn, max_tokens=T,
+            torch.zeros(C, T).masked_scatter(MASK, scores.logprobs_N), old, MASK, advantages, all_true, all_true,
+            teacher_logprobs_CT=reference, teacher_mask_CT=MASK, rollout_logprobs_CT=sampling, max_tokens=T,
         )
     ).loss  # fmt: skip
-    ours.backward()
-    assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
+    loss.backward()
+    assert loss.item() == pytest.approx(trl_loss.item(), abs=1e-6)
     for name, value in model.named_parameters():
-        assert torch.allclose(value.grad, their_gradient[name], atol=1e-6), name
+        assert torch.allclose(value.grad, trl_gradients[name], atol=1e-6), name

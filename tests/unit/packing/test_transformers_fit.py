@@ -11,13 +11,13 @@ from paths import ROOT
 from transformers import AttentionInterface, Cache, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from vold_packing import packed
-from vold_packing.transformers import NEWEST, UnfitError, cache_name, tiny_model, undocumented
+from vold_packing.transformers import NEWEST, IncompatibleVersionError, cache_name, tiny_model, undocumented
 from vold_teacher.backends.decoding import DecoderLimits
 from vold_teacher.backends.torch import TorchBackend
 from vold_teacher.backends.trial import try_transformers as try_teacher
 from vold_trainer.config import StudentConfig
 from vold_trainer.pocket.shipped import checkpoint_path
-from vold_trainer.rollout import shared_prompts
+from vold_trainer.student import shared_prompts
 from vold_trainer.student.models import load_student
 from vold_trainer.student.trial import try_transformers as try_trainer
 
@@ -49,7 +49,7 @@ def test_a_cache_that_calls_its_layers_otherwise_is_refused_when_a_model_is_load
         return self.layers[layer_idx].append(keys, values)
 
     monkeypatch.setattr(Cache, "update", update)
-    with pytest.raises(UnfitError) as refused:
+    with pytest.raises(IncompatibleVersionError) as refused:
         load()
     assert f"transformers {transformers.__version__} does not fit" in str(refused.value)
     assert f"transformers=={NEWEST}" in str(refused.value)
@@ -60,7 +60,7 @@ def test_a_cache_that_calls_its_layers_otherwise_is_refused_when_a_model_is_load
 def test_attention_that_models_no_longer_look_up_is_refused_when_a_model_is_loaded(load, afresh, monkeypatch):
     for name in (packed.ATTENTION, shared_prompts.ATTENTION):
         monkeypatch.setitem(AttentionInterface._global_mapping, name, sdpa_attention_forward)
-    with pytest.raises(UnfitError, match=r"packed sequences|layers keep keys and values"):
+    with pytest.raises(IncompatibleVersionError, match=r"packed sequences|layers have keys and values"):
         load()
 
 
@@ -74,9 +74,9 @@ def test_a_trial_leaves_random_numbers_alone(afresh):
 
 
 def test_a_name_that_is_gone_is_refused_and_a_package_that_is_missing_stays_a_missing_package():
-    with pytest.raises(UnfitError, match="no_such_name"), undocumented():
+    with pytest.raises(IncompatibleVersionError, match="no_such_name"), undocumented():
         from transformers import no_such_name  # noqa: F401
-    with pytest.raises(UnfitError, match="no_such_module"), undocumented():
+    with pytest.raises(IncompatibleVersionError, match="no_such_module"), undocumented():
         import transformers.no_such_module  # noqa: F401
     with pytest.raises(ModuleNotFoundError), undocumented():
         import no_such_package  # noqa: F401

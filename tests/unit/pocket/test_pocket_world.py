@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from vold_trainer.pocket.pictures import CELL, draw_picture
-from vold_trainer.pocket.problems import problems
-from vold_trainer.pocket.world import example, examples
+from vold_trainer.pocket.problems import sample_problems
+from vold_trainer.pocket.world import make_example, make_examples
 from vold_trainer.pocket_building.models import build_processor, build_student, build_teacher
 from vold_trainer.pocket_building.tokenizer import ALPHABET, build_tokenizer
 from vold_trainer.pocket_building.training import IGNORED, Sample, collate, encode_prompts
@@ -32,7 +32,7 @@ def student(tokenizer):
 
 
 def test_twins_share_the_problem_and_differ_in_id_and_modality() -> None:
-    texts, pictures = (examples("test", 40, modality=modality) for modality in ("text", "image"))
+    texts, pictures = (make_examples("test", 40, modality=modality) for modality in ("text", "image"))
     for text, picture in zip(texts, pictures, strict=True):
         assert text.id.removesuffix("-text") == picture.id.removesuffix("-image")
         assert text.reference == picture.reference
@@ -44,7 +44,7 @@ def test_twins_share_the_problem_and_differ_in_id_and_modality() -> None:
 
 
 def test_examples_are_the_same_every_time() -> None:
-    first, second = (examples("test", 5, modality="image", seed=3) for _ in range(2))
+    first, second = (make_examples("test", 5, modality="image", seed=3) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert np.array_equal(np.asarray(a.images[0]), np.asarray(b.images[0]))
         assert a.messages == b.messages
@@ -52,9 +52,10 @@ def test_examples_are_the_same_every_time() -> None:
 
 def test_the_expression_stands_at_many_places_in_texts_and_pictures() -> None:
     texts = {
-        len(e.messages[0]["content"].split(e.meta["expression"])[0]) for e in examples("train", 200, modality="text")
+        len(e.messages[0]["content"].split(e.meta["expression"])[0])
+        for e in make_examples("train", 200, modality="text")
     }
-    pictures = examples("train", 200, modality="image")
+    pictures = make_examples("train", 200, modality="image")
     assert len(texts) > 15
     assert len({e.meta["cells"].index(e.meta["expression"][0]) for e in pictures}) > 5
     assert len({e.images[0].size[1] for e in pictures}) > 1
@@ -73,7 +74,7 @@ def test_each_cell_of_a_picture_shows_its_character() -> None:
 
 def test_an_unknown_modality_is_refused() -> None:
     with pytest.raises(ValueError, match="modality='video' is unknown; choose one of text, image"):
-        examples("test", 1, modality="video")
+        make_examples("test", 1, modality="video")
 
 
 @given(st.text(alphabet=ALPHABET))
@@ -90,11 +91,12 @@ def test_think_tags_stay_visible_and_the_end_of_turn_does_not(tokenizer) -> None
 
 
 def test_labels_are_the_completion_and_its_end(tokenizer, processor) -> None:
-    problem = problems("train", 1)[0]
+    problem = sample_problems("train", 1)[0]
     for modality in ("text", "image"):
-        batch = collate(processor, [Sample(example(problem, modality), "12"), Sample(example(problem, modality), "7")])
-        kept = [tokenizer.decode(row[row != IGNORED]) for row in batch.labels_BS]
-        assert kept == ["12<|im_end|>", "7<|im_end|>"]
+        prompt = make_example(problem, modality)
+        batch = collate(processor, [Sample(prompt, "12"), Sample(prompt, "7")])
+        targets = [tokenizer.decode(row[row != IGNORED]) for row in batch.labels_BS]
+        assert targets == ["12<|im_end|>", "7<|im_end|>"]
 
 
 def test_saved_models_load_through_the_auto_classes(tmp_path, tokenizer, processor, student) -> None:
@@ -106,17 +108,17 @@ def test_saved_models_load_through_the_auto_classes(tmp_path, tokenizer, process
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher")
     assert torch.equal(loaded.lm_head.weight, teacher.lm_head.weight)
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "student").config.model_type == "qwen2_5_vl"
-    prompts = examples("test", 3, modality="image")
-    again = load_processor(tmp_path / "student")
+    prompts = make_examples("test", 3, modality="image")
+    loaded_processor = load_processor(tmp_path / "student")
     for key, value in encode_prompts(processor, prompts).items():
-        assert torch.equal(encode_prompts(again, prompts)[key], value)
+        assert torch.equal(encode_prompts(loaded_processor, prompts)[key], value)
     for name in ("teacher", "student"):
         assert AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() == tokenizer.get_vocab()
     assert load_processor(tmp_path / "teacher").get_vocab() == tokenizer.get_vocab()
 
 
 def test_padding_and_company_change_nothing(processor, student) -> None:
-    prompts = [*examples("test", 4, modality="image"), *examples("test", 3, modality="text")]
+    prompts = [*make_examples("test", 4, modality="image"), *make_examples("test", 3, modality="text")]
     with torch.inference_mode():
         together = student(**encode_prompts(processor, prompts)).logits[:, -1]
         for row, prompt in enumerate(prompts):
@@ -125,7 +127,7 @@ def test_padding_and_company_change_nothing(processor, student) -> None:
 
 
 def test_a_cell_is_one_visual_token(tokenizer, processor) -> None:
-    for prompt in examples("test", 10, modality="image"):
+    for prompt in make_examples("test", 10, modality="image"):
         ids = encode_prompts(processor, [prompt])["input_ids"][0].tolist()
         assert ids.count(tokenizer.convert_tokens_to_ids("<|image_pad|>")) == len(prompt.meta["cells"])
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from typer.testing import CliRunner
-from vold_trainer.pocket.problems import problems
+from vold_trainer.pocket.problems import sample_problems
 from vold_trainer.pocket.shipped import CHECKPOINT_NAMES, CHECKPOINTS, checkpoint_path
 from vold_trainer.pocket_building import build as recipes
 from vold_trainer.pocket_building import measure
@@ -30,47 +30,47 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def notes() -> dict:
+def records() -> dict:
     return json.loads((CHECKPOINTS / recipes.BUILD_FILE).read_text())
 
 
-def check_accuracies(notes: dict) -> None:
-    assert notes["teacher"]["accuracies"]["text"] >= 0.97
-    assert notes["teacher-b"]["accuracies"]["text"] >= 0.95
-    student = notes["student"]["accuracies"]
+def check_accuracies(records: dict) -> None:
+    assert records["teacher"]["accuracies"]["text"] >= 0.97
+    assert records["teacher-b"]["accuracies"]["text"] >= 0.95
+    student = records["student"]["accuracies"]
     assert student["image_transcription"] >= 0.97
     assert student["text_transcription"] >= 0.97
     assert 0 < student["text"] <= 0.15
     assert 0 < student["image"] <= 0.15
-    assert all(note["test_problems"] >= 500 for note in notes.values())
+    assert all(record["test_problems"] >= 500 for record in records.values())
 
 
-def test_the_shipped_notes_tell_a_sharp_teacher_and_a_student_that_sees_but_reasons_poorly(notes) -> None:
-    assert set(notes) == set(CHECKPOINT_NAMES)
-    check_accuracies(notes)
+def test_the_shipped_records_are_of_a_good_teacher_and_a_student_that_reads_but_solves_little(records) -> None:
+    assert set(records) == set(CHECKPOINT_NAMES)
+    check_accuracies(records)
 
 
 @pytest.mark.parametrize("name", ["teacher", "teacher-b"])
-def test_the_shipped_teachers_solve_what_the_notes_say(notes, name: str) -> None:
+def test_the_shipped_teachers_reach_the_recorded_accuracy(records, name: str) -> None:
     path = checkpoint_path(name)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    accuracy = measure.accuracy(model, load_processor(path), problems("test", SAMPLE), "text")
-    assert abs(accuracy - notes[name]["accuracies"]["text"]) < SPREAD
+    accuracy = measure.accuracy(model, load_processor(path), sample_problems("test", SAMPLE), "text")
+    assert abs(accuracy - records[name]["accuracies"]["text"]) < SPREAD
 
 
-def test_the_shipped_student_reads_pictures_and_cannot_solve_them(notes) -> None:
+def test_the_shipped_student_reads_pictures_and_cannot_solve_them(records) -> None:
     path = checkpoint_path("student")
     model, processor = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32), load_processor(path)
-    test = problems("test", SAMPLE)
-    read = measure.transcription(model, processor, test, "image")
+    test = sample_problems("test", SAMPLE)
+    read = measure.transcription_accuracy(model, processor, test, "image")
     solved = measure.accuracy(model, processor, test, "image")
-    assert abs(read - notes["student"]["accuracies"]["image_transcription"]) < SPREAD
-    assert abs(solved - notes["student"]["accuracies"]["image"]) < SPREAD
+    assert abs(read - records["student"]["accuracies"]["image_transcription"]) < SPREAD
+    assert abs(solved - records["student"]["accuracies"]["image"]) < SPREAD
 
 
 @pytest.mark.parametrize("name", ["teacher", "student"])
 def test_the_same_seed_builds_the_same_weights(tmp_path, monkeypatch, name: str) -> None:
-    monkeypatch.setattr(recipes, "POOL", 50)
+    monkeypatch.setattr(recipes, "POOL_SIZE", 50)
     monkeypatch.setattr(recipes, "TEST_PROBLEMS", 2)
     monkeypatch.setattr(measure, "MAX_NEW_TOKENS", 4)
     short = Recipe(steps=1, batch=4, lr=1e-3, warmup=2)
@@ -85,8 +85,8 @@ def test_the_same_seed_builds_the_same_weights(tmp_path, monkeypatch, name: str)
     assert len(losses) == 3 * steps
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert any(not torch.equal(a[key], c[key]) for key in a)
-    noted = json.loads((tmp_path / "a" / recipes.BUILD_FILE).read_text())[name]["recipes"]
-    assert sum(recipe["steps"] for recipe in noted) == steps
+    recipes_used = json.loads((tmp_path / "a" / recipes.BUILD_FILE).read_text())[name]["recipes"]
+    assert sum(recipe["steps"] for recipe in recipes_used) == steps
 
 
 def test_show_prints_problems_and_saves_their_pictures(tmp_path) -> None:
@@ -122,5 +122,5 @@ def test_an_unknown_or_missing_checkpoint_is_a_clear_error(tmp_path, monkeypatch
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", CHECKPOINT_NAMES)
-def test_a_rebuild_reaches_the_accuracies(tmp_path, notes, name: str) -> None:
-    check_accuracies(notes | {name: recipes.asdict(recipes.build(name, tmp_path))})
+def test_a_rebuild_reaches_the_accuracies(tmp_path, records, name: str) -> None:
+    check_accuracies(records | {name: recipes.asdict(recipes.build(name, tmp_path))})

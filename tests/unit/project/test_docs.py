@@ -17,7 +17,7 @@ from google.protobuf.json_format import Parse
 from paths import ROOT
 from vold_proto.v1 import teacher_pb2, verifier_pb2
 from vold_service.keys import Keys
-from vold_teacher.openai.fields import read
+from vold_teacher.openai.fields import parse_request
 from vold_teacher.openai.schemas import ChatRequest, CompletionRequest
 from vold_teacher.schemas import GenerateIn, LoadIn, ScoreIn, UnloadIn
 from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, load
@@ -34,8 +34,8 @@ BODIES = {
     "/v1/models/unload": UnloadIn.model_validate_json,
     "/v1/score": ScoreIn.model_validate_json,
     "/v1/generate": GenerateIn.model_validate_json,
-    "/v1/completions": lambda text: read(CompletionRequest, text.encode()),
-    "/v1/chat/completions": lambda text: read(ChatRequest, text.encode()),
+    "/v1/completions": lambda text: parse_request(CompletionRequest, text.encode()),
+    "/v1/chat/completions": lambda text: parse_request(ChatRequest, text.encode()),
     "/v1/verify": RequestModel.model_validate_json,
     "vold.v1.TeacherService/Score": lambda text: Parse(text, teacher_pb2.ScoreRequest()),
     "vold.v1.TeacherService/Generate": lambda text: Parse(text, teacher_pb2.GenerateRequest()),
@@ -207,7 +207,7 @@ def test_yaml_blocks_load(text, tmp_path):
         load(KINDS[marked[1]], file)
     if text.startswith("# keys file"):
         (tmp_path / "keys.yaml").write_text(text)
-        assert not Keys.of(tmp_path / "keys.yaml", {}).open
+        assert not Keys.load(tmp_path / "keys.yaml", {}).open
 
 
 @pytest.mark.parametrize("text", blocks("python"))

@@ -1,4 +1,4 @@
-"""The page in a real browser: no errors, no network, figures drawn, selectors and keyboard at work."""
+"""The page in a real browser: no errors, no network access, figures, selectors and keyboard work."""
 
 import re
 
@@ -45,16 +45,16 @@ def test_page_in_a_browser(tmp_path):
         page.evaluate("document.activeElement.blur()")
         assert page.evaluate("document.getElementById('tip').hidden")
         page.evaluate(f"{token}.scrollIntoView({{ behavior: 'instant', block: 'center' }})")
-        page.wait_for("new Promise((done) => setTimeout(() => done(true), 200))")  # what scrolling hides is hidden
+        page.wait_for("new Promise((done) => setTimeout(() => done(true), 200))")  # the scroll has hidden the tip
         x, y = page.evaluate(
             f"(() => {{ const box = {token}.nextElementSibling.getBoundingClientRect();"
             " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
         page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         page.wait_for("!document.getElementById('tip').hidden")
-        said = page.evaluate("document.getElementById('tip').textContent")
-        assert said == page.evaluate(f"{token}.nextElementSibling.ariaLabel")
-        assert re.search(r"student \S+ · teacher \S+ · (difference \S+|no score)", said)
+        tip = page.evaluate("document.getElementById('tip').textContent")
+        assert tip == page.evaluate(f"{token}.nextElementSibling.ariaLabel")
+        assert re.search(r"student \S+ · teacher \S+ · (difference \S+|no score)", tip)
 
         shown = "[...document.querySelectorAll('#timeline [data-choice]')].findIndex((choice) => !choice.hidden)"
         assert page.evaluate(shown) == 0

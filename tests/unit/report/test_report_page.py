@@ -1,4 +1,4 @@
-"""The report as a file: complete, self-contained, tolerant of unfinished runs and deaf to hostile text."""
+"""The report as a file: complete, self-contained, tolerant of unfinished runs and safe with hostile text."""
 
 import json
 import random
@@ -58,7 +58,7 @@ def two_runs(tmp_path):
     ]
 
 
-def test_page_holds_the_values_and_nothing_from_outside(two_runs, tmp_path):
+def test_the_page_holds_the_values_and_loads_nothing(two_runs, tmp_path):
     out = tmp_path / "new" / "report.html"
     assert build_report(two_runs, out, title="Two runs", summary=summary(), ablation=ablation()) == out
     page = Parsed(out)
@@ -77,7 +77,7 @@ def test_page_holds_the_values_and_nothing_from_outside(two_runs, tmp_path):
     assert page.scripts == policy.count("sha256-") == 2
 
 
-def test_the_page_weighs_what_plotly_does_and_the_figures_a_few_hundred_kilobytes(two_runs, tmp_path):
+def test_the_page_is_a_few_hundred_kilobytes_larger_than_plotly(two_runs, tmp_path):
     text = build_report(two_runs, tmp_path / "r.html", title="t").read_text()
     assert text.count(get_plotlyjs()[:200]) == 1
     assert len(text) - len(get_plotlyjs()) < 600_000
@@ -89,7 +89,7 @@ def test_runs_are_overlaid_under_their_names(two_runs, tmp_path):
     assert {"grpo", "vold", "grpo · right", "vold · wrong"} <= names
 
 
-def test_hostile_text_stays_text(tmp_path):
+def test_hostile_text_is_escaped(tmp_path):
     run = write_run(tmp_path / "<img src=x onerror=1>", "vold", steps=3)
     row = {"step": 1, HOSTILE: 1.0, f"{HOSTILE}/x": 2.0}
     write_lines(run / "metrics.jsonl", [row, {**row, "step": 2}])
@@ -122,11 +122,11 @@ def test_hostile_text_stays_text(tmp_path):
     assert not [a for _, a in page.tags if any(name.startswith("on") for name in a)]
     assert "␀⟨U+202E⟩" in page.text
     assert HOSTILE in page.text
-    for figure in page.figures:  # plotly reads tags in names
+    for figure in page.figures:  # plotly interprets tags in names
         assert not [trace for trace in figure["data"] if "<img" in str(trace.get("name"))]
 
 
-def test_a_run_that_just_began(tmp_path):
+def test_a_run_that_has_just_started(tmp_path):
     (tmp_path / "empty").mkdir()
     page = Parsed(build_report([tmp_path / "empty"], tmp_path / "r.html", title="t"))
     assert "empty (0 steps)" in page.text
@@ -134,7 +134,7 @@ def test_a_run_that_just_began(tmp_path):
     assert not page.figures
 
 
-def test_an_sft_run_and_no_run_at_all(tmp_path):
+def test_an_sft_run_and_no_run(tmp_path):
     run = tmp_path / "sft"
     run.mkdir()
     (run / "run.json").write_text('{"kind": "sft", "steps": 250, "seed": 1}')
@@ -145,7 +145,7 @@ def test_an_sft_run_and_no_run_at_all(tmp_path):
     assert "No run folder was given" in Parsed(build_report([], tmp_path / "none.html", title="t")).text
 
 
-def test_half_written_line_is_not_there_yet_and_a_broken_one_is_named(tmp_path):
+def test_an_incomplete_last_line_is_ignored_and_a_broken_line_is_reported(tmp_path):
     run = write_run(tmp_path / "vold", "vold", steps=4)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('not json\n[1]\n{"step": 5, "loss": NaN}\n{"step": 6, "lo')
@@ -162,7 +162,7 @@ def test_a_missing_folder_is_an_error(tmp_path):
         build_report([tmp_path / "nowhere"], tmp_path / "r.html", title="t")
 
 
-def test_secrets_of_the_configuration_stay_out(tmp_path):
+def test_secrets_of_the_configuration_are_removed(tmp_path):
     run = write_run(tmp_path / "vold", "vold", steps=2)
     (run / "config.yaml").write_text("teacher: {api_key: sk-secret, url: 'grpc://me:hidden@host:1'}\nmax_tokens: 128\n")
     text = build_report([run], tmp_path / "r.html", title="t").read_text()
@@ -172,7 +172,7 @@ def test_secrets_of_the_configuration_stay_out(tmp_path):
     assert "@host:1" in text
 
 
-def test_different_teachers_are_pointed_out(two_runs, tmp_path):
+def test_different_teachers_are_a_warning(two_runs, tmp_path):
     meta = json.loads((two_runs[0] / "run.json").read_text())
     meta["teacher"]["weights_fingerprint"] = "another"
     (two_runs[0] / "run.json").write_text(json.dumps(meta))

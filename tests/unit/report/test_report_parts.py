@@ -1,4 +1,4 @@
-"""The report's pure parts: statistics, formats, token shades, which rollouts are read, the overlap of lanes."""
+"""The pure parts of the report: statistics, formats, token shades, selection of rollouts, overlap of lanes."""
 
 import json
 import math
@@ -9,19 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import write_lines, write_run
 from vold_trainer.report import formats
-from vold_trainer.report.compare import HEIGHT, WIDTH, Figure, Glance, config_differences, course_of
+from vold_trainer.report.compare import HEIGHT, WIDTH, KeyMetric, MetricComparison, config_differences, trend_of
 from vold_trainer.report.figures import Line, by_position, curves, hidden_share, timeline
-from vold_trainer.report.panels import draw_others, draw_sections
+from vold_trainer.report.panels import render_other_metrics, render_sections
 from vold_trainer.report.read import Span, read_runs
-from vold_trainer.report.stats import ema, mean_and_spread, spread, wilson
+from vold_trainer.report.stats import ema, evenly_spaced, mean_and_std, wilson
 from vold_trainer.report.tokens import MASKED, legend, shade_of, view_tokens
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1))
-def test_wilson_brackets_the_share(n, share):
-    low, high = wilson(share, n)
-    assert 0 <= low <= share + 1e-12
-    assert share - 1e-12 <= high <= 1
+def test_the_wilson_interval_contains_the_accuracy(n, accuracy):
+    low, high = wilson(accuracy, n)
+    assert 0 <= low <= accuracy + 1e-12
+    assert accuracy - 1e-12 <= high <= 1
     assert low < high
 
 
@@ -44,16 +44,16 @@ def test_ema_of_a_constant_is_the_constant():
 
 
 @given(st.lists(st.integers()), st.integers(2, 20))
-def test_spread_keeps_the_ends(items, count):
-    chosen = spread(items, count)
+def test_evenly_spaced_items_include_the_ends(items, count):
+    chosen = evenly_spaced(items, count)
     assert len(chosen) == min(len(items), count)
     assert not items or (chosen[0], chosen[-1]) == (items[0], items[-1])
 
 
-def test_mean_and_spread_of_few():
-    assert mean_and_spread([]) == (None, None)
-    assert mean_and_spread([0.5]) == (0.5, None)
-    assert mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2)))
+def test_mean_and_std_of_few_values():
+    assert mean_and_std([]) == (None, None)
+    assert mean_and_std([0.5]) == (0.5, None)
+    assert mean_and_std([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2)))
 
 
 def test_formats():
@@ -79,14 +79,14 @@ def test_rollouts_are_spread_over_steps_and_outcomes(tmp_path):
     for row in rows[:8]:
         row["correct"], row["reward"] = None, None
     write_lines(run / "rollouts.jsonl", rows)
-    (read,) = read_runs([run], rollout_steps=3, rollouts_a_step=4)
+    (read,) = read_runs([run], rollout_steps=3, rollouts_per_step=4)
     assert sorted({rollout.step for rollout in read.rollouts}) == [1, 21, 41]
     assert {rollout.outcome for rollout in read.rollouts if rollout.step == 1} == {"unverified"}
     assert {rollout.outcome for rollout in read.rollouts if rollout.step == 41} == {"right", "wrong"}
     assert (len(read.rollouts), read.rollout_count) == (12, len(rows))
 
 
-def test_scores_that_do_not_line_up_are_missing(tmp_path):
+def test_scores_of_the_wrong_length_are_missing(tmp_path):
     row = {
         "step": 1,
         "tokens": ["a", "b"],
@@ -97,7 +97,7 @@ def test_scores_that_do_not_line_up_are_missing(tmp_path):
     write_lines(tmp_path / "rollouts.jsonl", [row, {"step": 1, "tokens": "ab"}])
     (run,) = read_runs([tmp_path])
     assert run.rollouts[0].teacher_logprobs == (None, None)
-    assert len(run.problems) == 1
+    assert len(run.read_errors) == 1
 
 
 def test_a_step_written_again_after_a_resume_counts_once(tmp_path):
@@ -107,14 +107,14 @@ def test_a_step_written_again_after_a_resume_counts_once(tmp_path):
     assert run.series("loss") == [0.0, 3.0, 4.0, 5.0]
 
 
-def test_names_tell_runs_apart(tmp_path):
+def test_the_names_of_runs_are_unique(tmp_path):
     paths = [tmp_path / a / "vold" for a in ("one", "two")]
     for path in paths:
         path.mkdir(parents=True)
     assert [run.name for run in read_runs(paths)] == ["one/vold", "two/vold"]
 
 
-def test_hidden_share_counts_an_instant_once():
+def test_overlapping_scoring_counts_once_in_the_hidden_share():
     spans = [
         Span(1, "generate", 0, 4),
         Span(1, "teacher", 1, 3),
@@ -125,7 +125,7 @@ def test_hidden_share_counts_an_instant_once():
     assert hidden_share(spans[:1]) is None
 
 
-def test_waiting_for_scores_hides_none_of_them():
+def test_waiting_for_scores_hides_no_scoring():
     spans = [Span(1, "generate", 0, 2), Span(1, "teacher", 1, 4), Span(1, "wait", 2, 4)]
     assert hidden_share(spans) == pytest.approx(1 / 3)
 
@@ -135,7 +135,7 @@ def one_run(tmp_path, rows):
     return read_runs([tmp_path])[0]
 
 
-def test_what_is_measured_now_and_then_is_a_line_and_knows_its_minutes(tmp_path):
+def test_a_rarely_measured_metric_is_a_line_with_its_minutes(tmp_path):
     rows = [(step, {"overlap/ratio": step / 100} if step % 10 == 0 else {}) for step in range(1, 31)]
     figure = curves([one_run(tmp_path, rows)], [Line("overlap/ratio", "all")], share=True)
     raw, smooth = figure.data
@@ -145,7 +145,7 @@ def test_what_is_measured_now_and_then_is_a_line_and_knows_its_minutes(tmp_path)
     assert (raw.meta["kind"], smooth.meta["kind"], smooth.mode) == ("raw", "smooth", "lines+markers")
 
 
-def test_an_axis_has_a_height_where_the_line_has_none(tmp_path):
+def test_a_constant_line_has_an_axis_from_0(tmp_path):
     run = one_run(tmp_path, [(step, {"lr": 1e-4, "missing/teacher": 0.0, "teacher/gap": -2.0}) for step in (1, 2, 3)])
     ranges = [
         tuple(curves([run], [Line(key, key)]).layout.yaxis.range) for key in ("lr", "missing/teacher", "teacher/gap")
@@ -153,16 +153,16 @@ def test_an_axis_has_a_height_where_the_line_has_none(tmp_path):
     assert ranges == [(0.0, 2e-4), (0.0, 1.0), (-4.0, 0.0)]
 
 
-def test_right_and_wrong_have_one_colour_in_every_panel_and_a_run_has_one_in_every_curve(tmp_path):
+def test_outcomes_and_runs_have_the_same_colour_in_every_panel(tmp_path):
     runs = [write_run(tmp_path / name, name, steps=4) for name in ("grpo", "vold")]
     seen = {}
-    for section in draw_sections(read_runs(runs[:1])):
+    for section in render_sections(read_runs(runs[:1])):
         for panel in section.panels:
             for trace in panel.figure.data:
                 seen.setdefault(trace.name, set()).add(trace.line.color)
     assert len(seen["right"]) == len(seen["wrong"]) == len(seen["teacher"]) == 1
     by_run = {"grpo": set(), "vold": set()}
-    for section in draw_sections(read_runs(runs)):
+    for section in render_sections(read_runs(runs)):
         for panel in section.panels:
             for trace in panel.figure.data:
                 if trace.name and trace.meta:
@@ -171,28 +171,28 @@ def test_right_and_wrong_have_one_colour_in_every_panel_and_a_run_has_one_in_eve
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400))
-def test_a_course_stays_in_its_box_and_between_its_ends(values):
-    course = course_of([None, *values, None])
-    numbers = [float(number) for number in re.findall(r"[\d.]+", course.path)]
+def test_a_trend_stays_in_its_box_and_in_the_range_of_its_values(values):
+    trend = trend_of([None, *values, None])
+    numbers = [float(number) for number in re.findall(r"[\d.]+", trend.path)]
     assert all(0 <= x <= WIDTH for x in numbers[::2])
     assert all(0 <= y <= HEIGHT for y in numbers[1::2])
-    assert min(values) - 1e-6 <= course.end <= max(values) + 1e-6
+    assert min(values) - 1e-6 <= trend.end <= max(values) + 1e-6
 
 
-def test_a_course_by_hand():
-    assert course_of([None, None]) is None
-    course = course_of([float(value) for value in range(20)])
-    assert (course.start, course.end) == (0.5, 18.5)
-    assert course.path.startswith("M2.0 26.0L")
-    assert course.path.endswith("L118.0 2.0")
+def test_a_trend_by_hand():
+    assert trend_of([None, None]) is None
+    trend = trend_of([float(value) for value in range(20)])
+    assert (trend.start, trend.end) == (0.5, 18.5)
+    assert trend.path.startswith("M2.0 26.0L")
+    assert trend.path.endswith("L118.0 2.0")
 
 
-def test_changes_have_a_sign_unless_they_are_nothing():
-    first, higher = course_of([0.25]), course_of([0.5])
-    share, plain = (Glance(Figure("k", "k", unit), (first, higher)) for unit in ("%", ""))
+def test_changes_have_a_sign_unless_they_are_0():
+    first, higher = trend_of([0.25]), trend_of([0.5])
+    share, plain = (MetricComparison(KeyMetric("k", "k", unit), (first, higher)) for unit in ("%", ""))
     assert [share.change(higher, first), share.change(first, higher)] == ["+25.0", "−25.0"]
     assert [plain.change(higher, first), plain.change(first, higher)] == ["+0.25", "−0.25"]
-    assert [share.change(course_of([0.25001]), first), share.change(None, first)] == ["0.0", ""]
+    assert [share.change(trend_of([0.25001]), first), share.change(None, first)] == ["0.0", ""]
 
 
 def test_configurations_are_compared_key_by_key(tmp_path):
@@ -209,13 +209,13 @@ def test_configurations_are_compared_key_by_key(tmp_path):
         ("objective.name", ["vold", "grpo", "–"]),
         ("objective.beta", ["0.1", "–", "–"]),
         ("trackers", ["[]", "[tensorboard]", "–"]),
-        ("teacher", ["given", "null", "–"]),
+        ("teacher", ["set", "null", "–"]),
     ]
 
 
-def test_an_evaluation_may_measure_more(tmp_path):
-    found = {"pass@4": {"value": 0.5, "interval": [0.4, 0.6]}, "mean@4": 0.25, "mean@4_interval": [0.2, 0.3]}
-    raw = {"text": {"accuracy": 0.5, "n": 4, **found, "note": "words"}, "errors": 0}
+def test_an_evaluation_may_have_further_metrics(tmp_path):
+    metrics = {"pass@4": {"value": 0.5, "interval": [0.4, 0.6]}, "mean@4": 0.25, "mean@4_interval": [0.2, 0.3]}
+    raw = {"text": {"accuracy": 0.5, "n": 4, **metrics, "note": "words"}, "errors": 0}
     (tmp_path / "eval.json").write_text(json.dumps(raw))
     (run,) = read_runs([tmp_path])
     measures = run.evaluation.scores["text"].measures
@@ -225,8 +225,8 @@ def test_an_evaluation_may_measure_more(tmp_path):
     assert [formats.measure(*pair) for pair in (("pass@4", 0.5), ("mean_length", 37.25))] == ["50.0 %", "37.2"]
 
 
-def test_an_evaluation_of_sampled_answers_is_read_whole(tmp_path):
-    """As `vold eval` writes it: greedy and sampled figures, by category and facet, a benchmark's own ones."""
+def test_an_evaluation_of_sampled_answers_is_read_completely(tmp_path):
+    """As `vold eval` writes it: greedy and sampled metrics, by category and facet, and a benchmark's own metrics."""
     rate = {"accuracy": 0.5, "n": 4, "interval": [0.2, 0.8]}
     sampled = {"n": 4, "temperature": 0.7, "top_p": 1.0, "errors": 0, "mean_length": 9.0, "truncated": 0.5}
     sampled |= {"mean@4": {"value": 0.25, "interval": [0.2, 0.3], "n": 4}, "pass@4": {"value": 1.0, "interval": None}}
@@ -249,7 +249,7 @@ def test_an_evaluation_of_sampled_answers_is_read_whole(tmp_path):
     assert score.by_category["lines"].measures["mean@4"].value == 0.75
 
 
-def test_lanes_of_several_processes_are_told_apart(tmp_path):
+def test_lanes_of_several_processes_are_separate(tmp_path):
     lanes = ["generate", "generate 1", "teacher 1", "left over"]
     rows = [{"step": 1, "lane": lane, "start": i, "end": i + 1} for i, lane in enumerate(lanes)]
     write_lines(tmp_path / "timeline.jsonl", rows)
@@ -261,23 +261,23 @@ def test_lanes_of_several_processes_are_told_apart(tmp_path):
     assert [bar.y[0] for bar in figure.data] == ["generate", "generate 1", "teacher 1", "left over"]
 
 
-def test_what_one_process_does_hides_no_scoring_of_another():
+def test_work_of_one_process_hides_no_scoring_of_another():
     spans = [Span(1, "teacher", 0, 2), Span(1, "generate", 0, 2, 1), Span(1, "teacher", 1, 3, 1)]
     assert hidden_share(spans) == pytest.approx(1 / 4)
     assert hidden_share([*spans, Span(1, "outage", 0, 3)]) == pytest.approx(1 / 4)
 
 
-def test_staleness_is_drawn_where_there_is_some(tmp_path):
+def test_staleness_has_a_panel_if_it_is_not_0(tmp_path):
     titles = []
     for name, age in (("now", 0.0), ("ahead", 1.0)):
         (tmp_path / name).mkdir()
         run = one_run(tmp_path / name, [(step, {"staleness": age, "mismatch/k1": 0.1}) for step in (1, 2)])
-        titles.append([panel.title for section in draw_sections([run]) for panel in section.panels])
-        assert draw_others([run]) == []
-    assert titles == [["Sampling against training"], ["Sampling against training", "Staleness"]]
+        titles.append([panel.title for section in render_sections([run]) for panel in section.panels])
+        assert render_other_metrics([run]) == []
+    assert titles == [["Rollout mismatch"], ["Rollout mismatch", "Staleness"]]
 
 
-def test_without_a_teacher_no_token_misses_a_score(tmp_path):
+def test_without_a_teacher_no_score_is_missing(tmp_path):
     row = {"step": 1, "tokens": ["a"], "student_logprobs": [-1.0], "teacher_logprobs": [None]}
     write_lines(tmp_path / "rollouts.jsonl", [row])
     (run,) = read_runs([tmp_path])
@@ -287,14 +287,14 @@ def test_without_a_teacher_no_token_misses_a_score(tmp_path):
     assert (view.css, view.title) == ("plain", "student −1.00")
 
 
-def test_timeline_has_a_row_a_lane_and_only_its_steps():
+def test_a_timeline_has_a_row_per_lane_and_only_its_steps():
     spans = [Span(step, lane, step, step + 0.5) for step in range(4) for lane in ("generate", "teacher", "extra")]
     figure = timeline(spans, [2, 3])
     assert [bar.y[0] for bar in figure.data] == ["generate", "teacher", "extra"]
     assert list(figure.data[0].base) == [0, 1]
 
 
-def test_heat_map_colours_are_symmetric_about_zero(tmp_path):
+def test_heat_map_colours_are_symmetric_about_0(tmp_path):
     rows = [{"step": s, "gap_by_position": [-1.0, 0.25, None]} for s in (1, 2)]
     write_lines(tmp_path / "metrics.jsonl", rows)
     (run,) = read_runs([tmp_path])

@@ -1,4 +1,4 @@
-"""The decode loop: what a row draws depends on seed, row and prompt alone, and is what the student says."""
+"""The decoding loop: a completion depends on seed, row and prompt alone, and follows the student's distribution."""
 
 import math
 
@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from noise_prompts import PICTURES, TEXTS
+from noise_prompts import IMAGE_PROMPTS, TEXT_PROMPTS
 from tiny_students import FAMILIES, tiny_student
 from transformers import DynamicCache, TopPLogitsWarper
 from vold_trainer.config import StudentConfig
 from vold_trainer.errors import RunError
-from vold_trainer.pocket.world import examples
+from vold_trainer.pocket.world import make_examples
 from vold_trainer.rollout.base import Sampling
 from vold_trainer.rollout.hf import HfEngine, generate
 from vold_trainer.rollout.sampler import Sampler, uniforms
@@ -26,11 +26,11 @@ def family(request, tmp_path_factory):
     """A student of the family and prompts of different lengths, half of them with pictures where it reads these."""
     folder = tiny_student(request.param, tmp_path_factory.mktemp("family"))
     student = load_student(StudentConfig(path=str(folder)))
-    with torch.no_grad():  # as drawn, tied weights only ever repeat the last token
+    with torch.no_grad():  # as initialised, tied weights only ever repeat the last token
         for name, value in student.model.named_parameters():
             if "layers." in name and value.ndim == 2:
                 value.mul_(4)
-    return student, TEXTS if request.param == "qwen3" else [*TEXTS, *PICTURES]
+    return student, TEXT_PROMPTS if request.param == "qwen3" else [*TEXT_PROMPTS, *IMAGE_PROMPTS]
 
 
 @pytest.fixture(scope="module")
@@ -38,52 +38,52 @@ def pocket():
     return load_student(StudentConfig(path="pocket:student"))
 
 
-def test_greedy_answers_are_those_of_transformers(family):
+def test_greedy_completions_are_those_of_transformers(family):
     student, prompts = family
-    found = generate(student, prompts, max_tokens=20, temperature=0.0)
+    rollouts = generate(student, prompts, max_tokens=20, temperature=0.0)
     inputs = student.encode(prompts)
     expected = student.model.generate(
         **inputs, max_new_tokens=20, do_sample=False, eos_token_id=student.eos_ids, pad_token_id=student.pad_id,
-        suppress_tokens=student.place_ids or None,
+        suppress_tokens=student.placeholder_ids or None,
     )  # fmt: skip
-    for rollout, ids in zip(found, expected[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+    for rollout, ids in zip(rollouts, expected[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
         assert list(rollout.ids) == ids[: len(rollout.ids)]
         assert rollout.truncated or rollout.ids[-1] in student.eos_ids
 
 
 def test_log_probabilities_at_sampling_time_are_those_of_training(family):
-    """So the cache, the positions and the masks of every family are right, with rows that ended in between."""
+    """Checks the cache, positions and masks of every family, with rows that end at different positions."""
     student, prompts = family
-    found = generate(student, prompts, group=3, max_tokens=24, temperature=0.8, seed=11, logprobs=True, candidates=4)
-    assert any(not rollout.truncated for rollout in found)
-    batch = make_batch(student, [r.example for r in found], [r.ids for r in found])
+    rollouts = generate(student, prompts, group=3, max_tokens=24, temperature=0.8, seed=11, logprobs=True, candidates=4)
+    assert any(not rollout.truncated for rollout in rollouts)
+    batch = make_batch(student, [r.example for r in rollouts], [r.ids for r in rollouts])
     with torch.no_grad():
         own = CompletionScorer(student.model).eval()(batch.inputs, batch.predicts_BS, batch.ids_N, 0.8)
-    drawn = torch.from_numpy(np.concatenate([rollout.logprobs for rollout in found]))
-    assert torch.allclose(own.logprobs_N, drawn, atol=1e-4)
-    assert all(rollout.candidates.shape == (len(rollout.ids), 4) for rollout in found)
+    sampled = torch.from_numpy(np.concatenate([rollout.logprobs for rollout in rollouts]))
+    assert torch.allclose(own.logprobs_N, sampled, atol=1e-4)
+    assert all(rollout.candidates.shape == (len(rollout.ids), 4) for rollout in rollouts)
     apart = generate(student, prompts, group=3, max_tokens=24, temperature=0.8, seed=11, batch=4)
-    assert [rollout.ids for rollout in apart] == [rollout.ids for rollout in found]
+    assert [rollout.ids for rollout in apart] == [rollout.ids for rollout in rollouts]
     assert apart[0].logprobs is None
 
 
 @pytest.fixture(scope="module")
-def whole(pocket):
-    """Prompts of many lengths and their completions, drawn in one go."""
-    prompts = [*examples("train", 3, modality="text"), *examples("train", 3, modality="image")]
+def one_call(pocket):
+    """Prompts of many lengths and their completions, generated in one call."""
+    prompts = [*make_examples("train", 3, modality="text"), *make_examples("train", 3, modality="image")]
     return prompts, generate(pocket, prompts, group=3, max_tokens=16, seed=7, first_row=100)
 
 
 @settings(max_examples=6, deadline=None)
 @given(order=st.permutations(range(6)), cuts=st.sets(st.integers(1, 5)), batch=st.integers(0, 20))
-def test_a_row_draws_the_same_in_whatever_company(pocket, whole, order, cuts, batch):
-    prompts, expected = whole
-    found = {}
+def test_a_row_does_not_depend_on_batching(pocket, one_call, order, cuts, batch):
+    prompts, expected = one_call
+    by_prompt = {}
     for index in order:  # each alone: any order, and a batch larger or smaller than the group
-        found[index] = generate(
+        by_prompt[index] = generate(
             pocket, [prompts[index]], group=3, max_tokens=16, seed=7, first_row=100 + 3 * index, batch=batch
         )
-    assert [r for index in range(6) for r in found[index]] == expected
+    assert [r for index in range(6) for r in by_prompt[index]] == expected
     ranks = []  # as several processes would share them
     for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), 6], strict=True):
         ranks += HfEngine(pocket, batch=batch).generate(
@@ -92,45 +92,45 @@ def test_a_row_draws_the_same_in_whatever_company(pocket, whole, order, cuts, ba
     assert ranks == expected
 
 
-def test_a_longer_limit_draws_the_same_first_tokens(pocket, whole):
-    prompts, expected = whole
+def test_a_longer_limit_gives_the_same_first_tokens(pocket, one_call):
+    prompts, expected = one_call
     short = generate(pocket, prompts, group=3, max_tokens=6, seed=7, first_row=100)
     assert [r.ids for r in short] == [r.ids[:6] for r in expected]
     assert [r.truncated for r in short] == [len(r.ids) > 6 or r.truncated for r in expected]
 
 
-def test_prompts_are_computed_once_and_what_has_ended_leaves(pocket):
-    prompts = examples("train", 4, modality="text")
+def test_prompts_are_computed_once_and_ended_sequences_leave_the_batch(pocket):
+    prompts = make_examples("train", 4, modality="text")
     shapes = []
     hook = pocket.model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     try:
-        found = generate(pocket, prompts, group=8, max_tokens=48, seed=1)
+        rollouts = generate(pocket, prompts, group=8, max_tokens=48, seed=1)
     finally:
         hook.remove()
-    assert shapes[0] == (4, max(len(r.prompt_ids) for r in found))
+    assert shapes[0] == (4, max(len(r.prompt_ids) for r in rollouts))
     batches = [rows for rows, _ in shapes[1:]]
     assert all(length == 1 for _, length in shapes[1:])
     assert batches == sorted(batches, reverse=True)
     assert batches[0] == 32
-    needed = sum(len(r.ids) - 1 for r in found)
+    needed = sum(len(r.ids) - 1 for r in rollouts)
     assert needed <= sum(batches) < 2 * needed
-    assert len(batches) == max(len(r.ids) for r in found) - 1
+    assert len(batches) == max(len(r.ids) for r in rollouts) - 1
 
 
-def test_rows_are_handed_on_in_the_order_in_which_they_end(pocket):
-    seen = []
-    prompts = examples("train", 4, modality="text")
-    found = generate(pocket, prompts, group=4, max_tokens=48, seed=2, on_finished=seen.extend)
-    assert sorted(seen, key=lambda r: r.row) == found
-    assert [len(r.ids) for r in seen] == sorted(len(r.ids) for r in seen)
+def test_on_finished_gets_rows_in_the_order_in_which_they_end(pocket):
+    finished = []
+    prompts = make_examples("train", 4, modality="text")
+    rollouts = generate(pocket, prompts, group=4, max_tokens=48, seed=2, on_finished=finished.extend)
+    assert sorted(finished, key=lambda r: r.row) == rollouts
+    assert [len(r.ids) for r in finished] == sorted(len(r.ids) for r in finished)
 
 
 def test_training_mode_and_gradients_are_left_as_they_were(pocket):
     pocket.model.train()
     grads = []
-    prompts = examples("train", 1, modality="text")
+    prompts = make_examples("train", 1, modality="text")
     generate(pocket, prompts, max_tokens=4, on_finished=lambda _: grads.append(torch.is_grad_enabled()))
     assert pocket.model.training
     assert all(grads)
@@ -143,39 +143,39 @@ def test_logits_that_are_not_numbers_stop_the_run():
     with torch.no_grad():
         student.model.get_output_embeddings().weight[5] = math.nan
     with pytest.raises(RunError, match="logits are not numbers"):
-        generate(student, examples("train", 2, modality="text"), max_tokens=4)
+        generate(student, make_examples("train", 2, modality="text"), max_tokens=4)
     assert student.model.training
 
 
-def test_no_prompts_draw_nothing(pocket):
+def test_no_prompts_give_no_rollouts(pocket):
     assert generate(pocket, [], max_tokens=4) == []
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
-def test_draws_follow_the_distribution(temperature, top_p):
-    """Pearson's chi-square over 40,000 draws: 5 ids left, so a value above 23.5 has a chance of 1 in 10,000."""
+def test_samples_follow_the_distribution(temperature, top_p):
+    """Pearson's chi-square over 40,000 samples: 5 ids left, so a value above 23.5 has a chance of 1 in 10,000."""
     logits_V = torch.tensor([1.0, -0.5, 0.3, 2.0, 0.0, 0.8, -1.0])
     sampler = Sampler(temperature, top_p, banned=torch.tensor([2, 6]))
     numbers = torch.from_numpy(uniforms(3, range(400), 100)).flatten()
-    drawn = sampler(logits_V.expand(len(numbers), -1), numbers)
+    sampled = sampler(logits_V.expand(len(numbers), -1), numbers)
     scaled_V = (logits_V / temperature).index_fill(0, torch.tensor([2, 6]), -torch.inf)
     expected_V = TopPLogitsWarper(top_p)(None, scaled_V.unsqueeze(0))[0].softmax(-1) * len(numbers)
-    counts_V = torch.bincount(drawn.ids_B, minlength=7)
+    counts_V = torch.bincount(sampled.ids_B, minlength=7)
     assert (counts_V[expected_V == 0] == 0).all()
     some_V = expected_V > 0
     assert ((counts_V - expected_V)[some_V].square() / expected_V[some_V]).sum() < 23.5
-    whole_V = (logits_V / temperature).log_softmax(-1)
-    assert torch.allclose(drawn.logprobs_B, whole_V[drawn.ids_B])
+    full_V = (logits_V / temperature).log_softmax(-1)
+    assert torch.allclose(sampled.logprobs_B, full_V[sampled.ids_B])
 
 
-def test_the_engine_draws_what_the_student_says(pocket):
+def test_generate_follows_the_students_distribution(pocket):
     """Chi-square again, over the first token of a prompt, ids expected fewer than 8 times taken together."""
-    example = examples("train", 1, modality="text")[0]
-    found = generate(pocket, [example], group=3000, max_tokens=1, temperature=4.0, seed=4)
+    example = make_examples("train", 1, modality="text")[0]
+    rollouts = generate(pocket, [example], group=3000, max_tokens=1, temperature=4.0, seed=4)
     logits_V = pocket.model(**pocket.encode([example])).logits[0, -1].detach() / 4.0
-    expected_V = logits_V.index_fill(0, torch.tensor(pocket.place_ids), -torch.inf).softmax(-1) * len(found)
-    counts_V = torch.bincount(torch.tensor([r.ids[0] for r in found]), minlength=len(expected_V))
+    expected_V = logits_V.index_fill(0, torch.tensor(pocket.placeholder_ids), -torch.inf).softmax(-1) * len(rollouts)
+    counts_V = torch.bincount(torch.tensor([r.ids[0] for r in rollouts]), minlength=len(expected_V))
     rare_V = expected_V < 8
     counts = torch.cat([counts_V[~rare_V], counts_V[rare_V].sum()[None]])
     expected = torch.cat([expected_V[~rare_V], expected_V[rare_V].sum()[None]])
@@ -192,19 +192,19 @@ def test_the_engine_draws_what_the_student_says(pocket):
 )
 def test_top_p_keeps_what_transformers_keeps(logits, top_p, number):
     logits_1V = torch.tensor([logits])
-    (drawn,) = Sampler(1.0, top_p)(logits_1V, torch.tensor([number], dtype=torch.float64)).ids_B.tolist()
+    (sampled,) = Sampler(1.0, top_p)(logits_1V, torch.tensor([number], dtype=torch.float64)).ids_B.tolist()
     shares = logits_1V.softmax(-1).double()[0].sort(descending=True).values.cumsum(0)
     if (shares - top_p).abs().min() > 1e-6:  # else rounding decides
         kept = TopPLogitsWarper(top_p)(None, logits_1V)[0].isfinite()
         # Of ids that are equally likely, transformers keeps some and leaves others out.
-        assert kept[drawn] or logits_1V[0, drawn] >= logits_1V[0, kept].min() - 1e-6
+        assert kept[sampled] or logits_1V[0, sampled] >= logits_1V[0, kept].min() - 1e-6
 
 
-def test_numbers_are_of_the_row_and_uniform():
-    whole = uniforms(9, [4, 5, 6], 50)
-    assert np.array_equal(uniforms(9, [6], 20)[0], whole[2, :20])
-    assert not np.isin(uniforms(10, [4, 5, 6], 50), whole).any()
-    assert not np.isin(whole[0], whole[1]).any()
+def test_uniforms_depend_on_the_row_and_are_uniform():
+    numbers = uniforms(9, [4, 5, 6], 50)
+    assert np.array_equal(uniforms(9, [6], 20)[0], numbers[2, :20])
+    assert not np.isin(uniforms(10, [4, 5, 6], 50), numbers).any()
+    assert not np.isin(numbers[0], numbers[1]).any()
     assert uniforms(-1, [0], 3).shape == (1, 3)
     many = np.sort(uniforms(0, range(2000), 5).flatten())
     assert np.abs(many - (np.arange(10_000) + 0.5) / 10_000).max() < 0.02  # Kolmogorov and Smirnov at 1 in 1000: 0.0195

@@ -1,4 +1,4 @@
-"""The live view: what a trend is, that it fits every terminal, and what is said where there is none."""
+"""The live view: sparklines, its size in every terminal, and the lines without a terminal."""
 
 import io
 from itertools import pairwise
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from vold_trainer.runs.live import BLOCKS, SFT, TRAIN, Dashboard, readable, sparkline
+from vold_trainer.runs.live import BLOCKS, SFT_TABLES, TRAIN_TABLES, Dashboard, readable, sparkline
 
 FINITE = st.floats(-1e9, 1e9)
 
@@ -35,28 +35,28 @@ def test_sparklines_by_hand():
 
 
 def test_values_read_as_their_unit_says():
-    given = ((0.1234, "%"), (-0.5, "nats"), (12345.6, "a second"), (37.25, "tokens"))
-    assert [readable(*each) for each in given] == ["12.3 %", "−0.5", "12,346", "37.2"]
+    cases = ((0.1234, "%"), (-0.5, "nats"), (12345.6, "a second"), (37.25, "tokens"))
+    assert [readable(*each) for each in cases] == ["12.3 %", "−0.5", "12,346", "37.2"]
 
 
 def view(width, height=40, *, terminal=True):
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=terminal, color_system=None)
     state = [("teacher", "Qwen3-8B · 3 under way · last request 0.41 s"), ("verifier", "math · 0 under way")]
-    board = Dashboard("vold on text prompts", 100, TRAIN, console, state=lambda: state)
+    board = Dashboard("vold on text prompts", 100, TRAIN_TABLES, console, service_states=lambda: state)
     return board, console
 
 
-def figures(step):
-    every = {row.key: step / 100 for group in TRAIN for row in group}
-    return every | {"missing/teacher": float(step == 40), "gap_by_position": [0.1], "teacher/k2_correct": None}
+def metrics(step):
+    values = {row.key: step / 100 for table in TRAIN_TABLES for row in table}
+    return values | {"missing/teacher": float(step == 40), "gap_by_position": [0.1], "teacher/k2_correct": None}
 
 
 @pytest.mark.parametrize("width", [24, 45, 60, 80, 104, 200])
 @pytest.mark.parametrize("height", [6, 12, 40])
-def test_the_view_fits_the_terminal_and_the_first_figures_stay(width, height):
+def test_the_view_fits_the_terminal_and_keeps_the_first_metrics(width, height):
     board, console = view(width, height)
     for step in range(1, 41):
-        board.update(step, **figures(step))
+        board.update(step, **metrics(step))
     with console.capture() as capture:
         console.print(board.render())
     lines = capture.get().splitlines()
@@ -65,16 +65,16 @@ def test_the_view_fits_the_terminal_and_the_first_figures_stay(width, height):
     assert any("reward" in line and "0.4" in line for line in lines)
     assert any("40/100" in line for line in lines)
     assert any("teacher" in line and "Qwen3" in line for line in lines)
-    assert not any("k2, right" in line for line in lines)  # nothing is known of it
+    assert not any("k2, right" in line for line in lines)  # it has no values
     if width >= 60:
         assert "█" in capture.get()
 
 
-def test_a_terminal_sees_the_view_and_then_the_table():
+def test_in_a_terminal_the_table_follows_the_view():
     board, console = view(100)
     with board:
         for step in range(1, 101):
-            board.update(step, **figures(step))
+            board.update(step, **metrics(step))
     text = console.file.getvalue()
     table = text[text.rindex("100 of 100 steps") :]
     (reward,) = [line for line in table.splitlines() if line.startswith("reward ")]
@@ -86,18 +86,18 @@ def test_without_a_terminal_there_is_a_line_every_tenth_and_the_table():
     board, console = view(100, terminal=False)
     with board:
         for step in range(1, 101):
-            board.update(step, **figures(step))
+            board.update(step, **metrics(step))
     lines = console.file.getvalue().splitlines()
-    said = [line for line in lines if line.startswith("vold on text prompts: ") and "steps" not in line]
-    assert [line.split()[4] for line in said] == [str(10 * tenth) for tenth in range(1, 11)]
-    assert said[0].endswith("10 of 100  reward 0.1  length 0.1")
+    progress = [line for line in lines if line.startswith("vold on text prompts: ") and "steps" not in line]
+    assert [line.split()[4] for line in progress] == [str(10 * tenth) for tenth in range(1, 11)]
+    assert progress[0].endswith("10 of 100  reward 0.1  length 0.1")
     assert any(line.startswith("figure") for line in lines)
 
 
-def test_a_resumed_run_goes_on_with_its_trend_and_one_without_steps_says_nothing():
+def test_a_resumed_run_keeps_its_trends_and_a_run_without_steps_prints_nothing():
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
     history = [{"step": step, "loss": 3.0, "lr": None} for step in range(1, 21)]
-    with Dashboard("sft", 40, SFT, console, done=20, history=history) as board:
+    with Dashboard("sft", 40, SFT_TABLES, console, done=20, history=history) as board:
         assert board.values["loss"] == [3.0] * 20
     assert console.file.getvalue() == ""
     with board:

@@ -1,4 +1,4 @@
-"""Tokenizers compared id by id, and teachers that cannot give what an objective needs."""
+"""Vocabularies compared id by id, and teachers that lack what an objective needs."""
 
 import pytest
 import torch
@@ -6,37 +6,43 @@ from transformers import PreTrainedTokenizerFast
 from vold_client import Identity, TeacherInfo
 from vold_trainer.errors import HandshakeError
 from vold_trainer.objectives import REGISTRY, Needs, OpdEntropy, OpdTopK
-from vold_trainer.scoring.handshake import check_offers, compare, teacher_view, teacher_vocabulary, vocabulary
+from vold_trainer.scoring.handshake import (
+    check_capabilities,
+    compare_vocabularies,
+    teacher_vocabulary,
+    truncate_for_teacher,
+    vocabulary,
+)
 
 WORDS = {index: f"t{index}" for index in range(100)}
 
 
 def test_the_same_vocabulary_is_all_known_and_padding_is_not():
-    found = compare(WORDS, WORDS, min_shared=0.9, size=128)
-    assert not found.differences
-    assert found.known_V.sum() == 100
-    assert len(found.known_V) == 128
-    assert "all mean the same" in found.describe()
+    handshake = compare_vocabularies(WORDS, WORDS, min_shared=0.9, size=128)
+    assert not handshake.differences
+    assert handshake.shared_V.sum() == 100
+    assert len(handshake.shared_V) == 128
+    assert "all mean the same" in handshake.describe()
 
 
 def test_a_larger_teacher_is_fine():
-    found = compare(WORDS, WORDS | {100: "<think>", 101: "</think>"}, min_shared=0.9, size=100)
-    assert not found.differences
+    handshake = compare_vocabularies(WORDS, WORDS | {100: "<think>", 101: "</think>"}, min_shared=0.9, size=100)
+    assert not handshake.differences
 
 
-def test_what_differs_is_listed_and_masked():
+def test_ids_that_differ_are_listed_and_masked():
     teacher = WORDS | {7: "other"}
     del teacher[99]
-    found = compare(WORDS, teacher, min_shared=0.9, size=100)
-    assert [(d.id, d.student, d.teacher) for d in found.differences] == [(7, "t7", "other"), (99, "t99", None)]
-    assert not found.known_V[7]
-    assert not found.known_V[99]
-    assert "7 (student 't7', teacher 'other')" in found.describe()
+    handshake = compare_vocabularies(WORDS, teacher, min_shared=0.9, size=100)
+    assert [(d.id, d.student, d.teacher) for d in handshake.differences] == [(7, "t7", "other"), (99, "t99", None)]
+    assert not handshake.shared_V[7]
+    assert not handshake.shared_V[99]
+    assert "7 (student 't7', teacher 'other')" in handshake.describe()
 
 
 def test_two_families_are_refused_with_the_remedy():
     with pytest.raises(HandshakeError, match=r"only 0\.0% .*'t0' against 'u0'.*min_shared"):
-        compare(WORDS, {index: f"u{index}" for index in range(100)}, min_shared=0.9, size=100)
+        compare_vocabularies(WORDS, {index: f"u{index}" for index in range(100)}, min_shared=0.9, size=100)
 
 
 def test_garbage_is_no_tokenizer():
@@ -46,27 +52,27 @@ def test_garbage_is_no_tokenizer():
         teacher_vocabulary(b'{"model": 3}')
 
 
-def test_a_completion_is_cut_where_the_teacher_cannot_follow():
+def test_a_completion_is_cut_before_the_first_id_that_the_teacher_cannot_score():
     known = torch.tensor([True, False, True, True])
-    assert teacher_view([0, 1, 2], known, 4) == ([0, 1, 2], [True, False, True])
-    assert teacher_view([0, 3, 2], known, 3) == ([0], [True])
-    assert teacher_view([3], known, 3) == ([], [])
+    assert truncate_for_teacher([0, 1, 2], known, 4) == ([0, 1, 2], [True, False, True])
+    assert truncate_for_teacher([0, 3, 2], known, 3) == ([0], [True])
+    assert truncate_for_teacher([3], known, 3) == ([], [])
 
 
-def test_an_id_that_only_the_teacher_has_is_listed_as_far_as_the_student_can_draw_it():
-    found = compare(WORDS, WORDS | {100: "<think>", 101: "</think>"}, min_shared=0.9, size=101)
-    assert [(d.id, d.student, d.teacher) for d in found.differences] == [(100, None, "<think>")]
-    assert "100 (student None, teacher '<think>')" in found.describe()
+def test_an_id_that_only_the_teacher_has_is_listed_if_the_student_can_sample_it():
+    handshake = compare_vocabularies(WORDS, WORDS | {100: "<think>", 101: "</think>"}, min_shared=0.9, size=101)
+    assert [(d.id, d.student, d.teacher) for d in handshake.differences] == [(100, None, "<think>")]
+    assert "100 (student None, teacher '<think>')" in handshake.describe()
 
 
-def test_an_end_of_answer_that_the_teacher_does_not_know_is_masked():
-    found = compare(WORDS, WORDS, min_shared=1.0, size=100, student_eos=[3, 4], teacher_eos=[4, 5])
-    assert [(d.id, d.ends) for d in found.differences] == [(3, True)]
-    assert "3 ('t3' ends the student's answers, not the teacher's)" in found.describe()
-    assert not found.known_V[3]
-    assert found.known_V[4]
-    assert found.known_V[5]
-    unknown = compare(WORDS, WORDS, min_shared=1.0, size=100, student_eos=[3], teacher_eos=[])
+def test_an_end_of_sequence_id_of_the_student_alone_is_masked():
+    handshake = compare_vocabularies(WORDS, WORDS, min_shared=1.0, size=100, student_eos=[3, 4], teacher_eos=[4, 5])
+    assert [(d.id, d.student_eos_only) for d in handshake.differences] == [(3, True)]
+    assert "3 ('t3' ends the student's answers, not the teacher's)" in handshake.describe()
+    assert not handshake.shared_V[3]
+    assert handshake.shared_V[4]
+    assert handshake.shared_V[5]
+    unknown = compare_vocabularies(WORDS, WORDS, min_shared=1.0, size=100, student_eos=[3], teacher_eos=[])
     assert not unknown.differences
 
 
@@ -92,31 +98,31 @@ def test_qwen2_5_and_qwen3_differ_in_four_ids_and_a_base_models_end(qwens, rows)
     """method.md's tokenizer trap: ids 151665 to 151668, and <|endoftext|> where the teacher ends with <|im_end|>."""
     tokenizer, student, teacher = qwens
     assert (len(student), len(teacher)) == (151665, 151669)
-    found = compare(
+    handshake = compare_vocabularies(
         student, teacher, min_shared=0.99, size=rows, student_eos=[tokenizer.eos_token_id], teacher_eos=[151645]
     )
-    assert [(d.id, d.student, d.teacher, d.ends) for d in found.differences] == [
+    assert [(d.id, d.student, d.teacher, d.student_eos_only) for d in handshake.differences] == [
         (151643, "<|endoftext|>", "<|endoftext|>", True),
         (151665, None, "<tool_response>", False),
         (151666, None, "</tool_response>", False),
         (151667, None, "<think>", False),
         (151668, None, "</think>", False),
     ]
-    assert found.compared == 151665
-    assert int(found.known_V.sum()) == 151665 - 1
-    assert len(found.known_V) == rows
-    instruct = compare(
+    assert handshake.compared == 151665
+    assert int(handshake.shared_V.sum()) == 151665 - 1
+    assert len(handshake.shared_V) == rows
+    instruct = compare_vocabularies(
         student, teacher, min_shared=0.99, size=rows, student_eos=[151645, 151643], teacher_eos=[151645, 151643]
     )
     assert [d.id for d in instruct.differences] == [151665, 151666, 151667, 151668]
     completion = [*tokenizer("so")["input_ids"], 151667, 151645]
-    assert teacher_view(completion, instruct.known_V, 151936) == (completion, [True, False, True])
+    assert truncate_for_teacher(completion, instruct.shared_V, 151936) == (completion, [True, False, True])
 
 
 def test_the_other_way_round_the_teacher_lacks_the_four(qwens):
     _, teacher, student = qwens
-    found = compare(student, teacher, min_shared=0.99, size=151936)
-    assert [(d.id, d.teacher) for d in found.differences] == [(index, None) for index in range(151665, 151669)]
+    handshake = compare_vocabularies(student, teacher, min_shared=0.99, size=151936)
+    assert [(d.id, d.teacher) for d in handshake.differences] == [(index, None) for index in range(151665, 151669)]
 
 
 def teacher(*capabilities, top_k=0, candidates=0):
@@ -150,14 +156,14 @@ def teacher(*capabilities, top_k=0, candidates=0):
     ],
     ids=["too-few", "no-top-k", "no-candidates", "few-candidates", "no-entropy", "no-temperature"],
 )
-def test_what_a_teacher_does_not_offer_is_refused_with_the_remedy(needs, offers, temperature, message):
+def test_a_missing_capability_is_refused_with_the_remedy(needs, offers, temperature, message):
     with pytest.raises(HandshakeError, match=message):
-        check_offers("x", needs, offers, temperature, "teacher")
+        check_capabilities("x", needs, offers, temperature, "teacher")
 
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_a_teacher_that_offers_all_suits_every_objective(name):
     everything = teacher("top_k", "candidates", "entropy", "temperature", top_k=1024, candidates=1024)
-    check_offers(name, REGISTRY[name]().needs, everything, 0.7, "teacher")
+    check_capabilities(name, REGISTRY[name]().needs, everything, 0.7, "teacher")
     if not REGISTRY[name]().needs.teacher:
-        check_offers(name, REGISTRY[name]().needs, teacher(), 0.7, "teacher")
+        check_capabilities(name, REGISTRY[name]().needs, teacher(), 0.7, "teacher")

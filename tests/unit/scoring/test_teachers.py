@@ -1,4 +1,4 @@
-"""Several teachers: which row asks whom, and configs that cannot work."""
+"""Several teachers: which teacher scores a row, and configs that cannot work."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from vold_trainer.config import TrainConfig, dump, load
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
-from vold_trainer.scoring.teachers import ONLY, TeacherRouter, configured
+from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRouter, configured_teachers
 
 THREE = (
     "objective={name: mopd}",
@@ -36,26 +36,26 @@ def row(category="", **meta):
         (row(), "rest"),
     ],
 )
-def test_a_row_asks_whom_it_names_then_who_claims_it_then_the_default(example, name):
+def test_a_row_goes_to_the_teacher_it_names_then_by_tag_then_to_the_default(example, name):
     assert TeacherRouter(config(*THREE))(example) == name
 
 
-def test_a_row_that_nobody_teaches_is_found_before_the_run():
-    routes = TeacherRouter(config(*THREE[:2], "teachers={sums: {url: grpc://a:1, tags: [sum]}}"))
+def test_a_row_without_a_teacher_is_an_error_before_the_run():
+    router = TeacherRouter(config(*THREE[:2], "teachers={sums: {url: grpc://a:1, tags: [sum]}}"))
     with pytest.raises(UsageError, match=r"row 'row-1' names no teacher, and nobody claims its tags \['odd'\]"):
-        routes.check([row(tags=["sum"]), row(tags=["odd"])])
+        router.check([row(tags=["sum"]), row(tags=["odd"])])
     with pytest.raises(UsageError, match="row 'row-1': field 'teacher' is 'nobody'; the config's teachers are sums"):
-        routes.check([row(teacher="nobody")])
+        router.check([row(teacher="nobody")])
 
 
-def test_one_teacher_needs_no_routes():
-    one = config()
-    assert list(configured(one)) == [ONLY]
-    assert TeacherRouter(one)(row(teacher="whoever")) == ONLY
-    assert configured(config("objective.name=grpo")) == {}
+def test_a_single_teacher_needs_no_routes():
+    single = config()
+    assert list(configured_teachers(single)) == [SINGLE_TEACHER]
+    assert TeacherRouter(single)(row(teacher="whoever")) == SINGLE_TEACHER
+    assert configured_teachers(config("objective.name=grpo")) == {}
 
 
-def test_several_teachers_stand_in_for_the_one_of_the_defaults(tmp_path):
+def test_several_teachers_replace_the_default_teacher(tmp_path):
     (tmp_path / "several.yaml").write_text(
         "out: x\nstudent: {path: pocket:student}\nobjective: {name: mopd}\nteachers: {a: {url: 'grpc://a:1'}}\n"
     )

@@ -92,12 +92,12 @@ def test_jsonl_parquet_and_datasets_give_the_same_examples(rows):
         table = pa.Table.from_pylist([stored(row) for row in rows], schema=FEATURES.arrow_schema)
         pyarrow.parquet.write_table(table, folder / "rows.parquet", row_group_size=2)
         datasets.Dataset.from_list([stored(row) for row in rows], features=FEATURES).save_to_disk(folder / "saved")
-        found = [
+        loaded = [
             load_examples(DataConfig(source=str(folder / source), columns=COLUMNS))
             for source in ("rows.jsonl", "rows.parquet", "saved")
         ]
-        assert found[0] == found[1] == found[2]
-        for row, example in zip(rows, found[0], strict=True):
+        assert loaded[0] == loaded[1] == loaded[2]
+        for row, example in zip(rows, loaded[0], strict=True):
             assert example.prompt_text.replace("[image]", "") == row["question"].replace("<image>", "")
             assert example.reference == row["solution"]["final"]
             assert [image.tobytes() for image in example.images] == [
@@ -158,9 +158,9 @@ def test_labels_are_read_by_name_and_json_columns_as_json(tmp_path):
     folder.mkdir()
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "one.jsonl").write_text("".join(json.dumps({**row, "id": i}) + "\n" for i, row in enumerate(rows)))
-    found = load_examples(DataConfig(source=str(folder)))
-    assert [e.prompt_text for e in found] == ["a", "b"]
-    assert [(e.messages, e.reference, e.meta) for e in found] == [
+    loaded = load_examples(DataConfig(source=str(folder)))
+    assert [e.prompt_text for e in loaded] == ["a", "b"]
+    assert [(e.messages, e.reference, e.meta) for e in loaded] == [
         (e.messages, e.reference, e.meta) for e in load_examples(DataConfig(source=str(tmp_path / "one.jsonl")))
     ]
     labelled = datasets.Dataset.from_dict(
@@ -188,8 +188,8 @@ def test_images_of_a_data_set_stay_on_the_disk(tmp_path):
     )
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
     (example,) = load_examples(DataConfig(source=str(tmp_path / "saved")))
-    held = [cell.cell_contents for cell in example.images.pictures[0]._read.__closure__]
-    assert not any(isinstance(value, bytes) for value in held)
+    captured = [cell.cell_contents for cell in example.images.lazy_images[0]._read.__closure__]
+    assert not any(isinstance(value, bytes) for value in captured)
     assert example.images[0].getpixel((0, 0)) == (255, 0, 0)
 
 

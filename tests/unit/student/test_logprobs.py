@@ -14,25 +14,27 @@ def test_equal_log_softmax_for_any_chunk(chunk, temperature, recompute):
     hidden = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
     ids = torch.randint(0, 11, (7,))
     support = torch.randint(0, 11, (7, 3))
-    found, entropy, further, *_ = token_logprobs(
-        hidden, head, ids, temperature=temperature, chunk=chunk, recompute=recompute, support_NK=support
+    found, entropy, support_logprobs, *_ = token_logprobs(
+        hidden, head, ids, temperature=temperature, chunk=chunk, recompute=recompute, support_ids_NK=support
     )
     whole = (head(hidden).float() / temperature).log_softmax(-1)
     assert torch.allclose(found, whole.gather(-1, ids[:, None]).flatten(), atol=1e-6)
     assert torch.allclose(entropy, -(whole.exp() * whole).sum(-1), atol=1e-6)
-    assert torch.allclose(further, whole.gather(-1, support), atol=1e-6)
+    assert torch.allclose(support_logprobs, whole.gather(-1, support), atol=1e-6)
     weights = torch.randn(7)
-    mine = torch.autograd.grad((found * weights).sum() + further.square().sum(), [hidden, head.weight])
-    wanted = (whole.gather(-1, ids[:, None]).flatten() * weights).sum() + whole.gather(-1, support).square().sum()
-    theirs = torch.autograd.grad(wanted, [hidden, head.weight])
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(mine, theirs, strict=True))
+    gradients = torch.autograd.grad((found * weights).sum() + support_logprobs.square().sum(), [hidden, head.weight])
+    expected_loss = (whole.gather(-1, ids[:, None]).flatten() * weights).sum() + whole.gather(
+        -1, support
+    ).square().sum()
+    expected_gradients = torch.autograd.grad(expected_loss, [hidden, head.weight])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, expected_gradients, strict=True))
 
 
 def test_nothing_in_nothing_out():
     nothing = torch.zeros(0, dtype=torch.long)
-    found, entropy, further, *_ = token_logprobs(torch.zeros(0, 8), torch.nn.Linear(8, 11), nothing)
+    found, entropy, support_logprobs, *_ = token_logprobs(torch.zeros(0, 8), torch.nn.Linear(8, 11), nothing)
     assert len(found) == len(entropy) == 0
-    assert further is None
+    assert support_logprobs is None
 
 
 def test_a_chunk_is_bounded_in_bytes_whatever_the_vocabulary():

@@ -3,29 +3,29 @@
 import pytest
 import torch
 from paths import ROOT
-from tiny_students import SHIPPED, tiny_student
+from tiny_students import CONFIG_FAMILIES, tiny_student
 from vold_trainer.config import TrainConfig, load
 from vold_trainer.data import Example
 from vold_trainer.processes.optim import make_optimizer
 from vold_trainer.student.batching import make_batch
 from vold_trainer.student.models import CompletionScorer, load_student
-from vold_trainer.student.parts import part_of
+from vold_trainer.student.parts import parameter_parts
 
 CONFIGS = ROOT / "configs"
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_step_moves_what_the_config_lets_learn(name, tmp_path):
-    folder = tiny_student(SHIPPED[name], tmp_path)
+@pytest.mark.parametrize("name", CONFIG_FAMILIES)
+def test_a_step_changes_the_trainable_parameters_of_the_config(name, tmp_path):
+    folder = tiny_student(CONFIG_FAMILIES[name], tmp_path)
     config = load(TrainConfig, CONFIGS / f"{name}.yaml", [f"student.path={folder}"])
     student = load_student(config.student)
     student.model.train()
-    owners = part_of(student.model)
-    learning = {name for name, value in student.model.named_parameters() if value.requires_grad}
+    parts = parameter_parts(student.model)
+    trainable = {name for name, value in student.model.named_parameters() if value.requires_grad}
     if config.student.lora is None:
-        assert {owners[name] for name in learning} == set(owners.values()) - set(config.student.freeze)
+        assert {parts[name] for name in trainable} == set(parts.values()) - set(config.student.freeze)
     else:
-        assert learning == {name for name in owners if ".lora_" in name}
+        assert trainable == {name for name in parts if ".lora_" in name}
     assert {value.dtype for value in student.model.parameters() if value.requires_grad} == {torch.float32}
     optimizer, _ = make_optimizer(student.model, config.optim.model_copy(update={"warmup_steps": 0}), config.steps)
     before = {name: value.detach().clone() for name, value in student.model.named_parameters()}
@@ -35,9 +35,9 @@ def test_a_step_moves_what_the_config_lets_learn(name, tmp_path):
     optimizer.step()
     moved = {name for name, value in student.model.named_parameters() if not torch.equal(value, before[name])}
     assert moved
-    assert moved <= learning
+    assert moved <= trainable
 
 
 def test_every_config_that_trains_a_student_is_tried():
     trains = {path.stem for path in CONFIGS.glob("*.yaml") if f"vold train configs/{path.name}" in path.read_text()}
-    assert trains == set(SHIPPED)
+    assert trains == set(CONFIG_FAMILIES)

@@ -84,7 +84,7 @@ def test_logits_that_are_made_in_an_unknown_way_are_an_error(root, monkeypatch):
     path = str(root / "qwen3")
     real = models.logits
     monkeypatch.setattr(models, "logits", lambda model, hidden: 2 * real(model, hidden))
-    with pytest.raises(UsageError, match="Qwen3ForCausalLM makes its logits in a way that vold does not know"):
+    with pytest.raises(UsageError, match="Qwen3ForCausalLM computes its logits in a way that vold does not know"):
         load_student(StudentConfig(path=path))
 
 

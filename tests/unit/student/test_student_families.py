@@ -16,12 +16,12 @@ from vold_trainer.data import Example
 from vold_trainer.rollout.hf import generate
 from vold_trainer.student.batching import make_batch, micro_batches
 from vold_trainer.student.models import CompletionScorer, load_student
-from vold_trainer.student.parts import PARTS, part_of
+from vold_trainer.student.parts import PARTS, parameter_parts
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The folder of each family, made when it is first asked for."""
+    """The folder of each family, created at the first request."""
     root, made = tmp_path_factory.mktemp("families"), {}
 
     def folder(family):
@@ -55,15 +55,18 @@ def picture(width, height, seed):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
-def asked(name, text, *images):
+def make_example(name, text, *images):
     content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}] if images else text
     return Example(name, ({"role": "user", "content": content},), "", tuple(images))
 
 
-TEXT = [asked("t1", "What is 2 + 2?"), asked("t2", "Say it.")]
+TEXT = [make_example("t1", "What is 2 + 2?"), make_example("t2", "Say it.")]
 WITH_SYSTEM = Example("t3", ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}), "")
-PICTURES = [asked("i1", "What is it?", picture(90, 60, 1)), asked("i2", "How many are there?", picture(40, 120, 2))]
-TWO = asked("i3", "Which is larger?", picture(64, 64, 3), picture(100, 50, 4))
+PICTURES = [
+    make_example("i1", "What is it?", picture(90, 60, 1)),
+    make_example("i2", "How many are there?", picture(40, 120, 2)),
+]
+TWO = make_example("i3", "Which is larger?", picture(64, 64, 3), picture(100, 50, 4))
 MIXED = [TEXT[0], PICTURES[0], TWO, TEXT[1], PICTURES[1], WITH_SYSTEM]
 CASES = {"text": [*TEXT, WITH_SYSTEM], "image": [*PICTURES, TWO], "mixed": MIXED}
 EVERY_CASE = [(family, case) for family in FAMILIES for case in CASES if family != "qwen3" or case == "text"]
@@ -75,7 +78,7 @@ def prompts_of(family):
 
 def completions(student, count, seed=0):
     """Random ids of different lengths, none of them the place of an image."""
-    allowed = sorted(set(range(student.vocab_size)) - set(student.place_ids))
+    allowed = sorted(set(range(student.vocab_size)) - set(student.placeholder_ids))
     generator = torch.Generator().manual_seed(seed)
     lengths = [3 + 2 * (index % 4) for index in range(count)]
     return [[allowed[i] for i in torch.randint(len(allowed), (n,), generator=generator)] for n in lengths]
@@ -134,44 +137,44 @@ def test_a_batch_gives_what_a_plain_forward_of_each_sequence_gives(students, fam
     ids = completions(student, len(examples))
     found = scored(student, examples, ids).split([len(part) for part in ids])
     for example, part, logprobs in zip(examples, ids, found, strict=True):
-        wanted = alone(student, student.model, example, part)
-        assert torch.allclose(logprobs, wanted, atol=2e-5), (example.id, (logprobs - wanted).abs().max())
+        expected = alone(student, student.model, example, part)
+        assert torch.allclose(logprobs, expected, atol=2e-5), (example.id, (logprobs - expected).abs().max())
 
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 @torch.no_grad()
 def test_the_picture_is_seen(students, family):
     student = students(family)
-    other = asked("i1", "What is it?", picture(90, 60, 9))
+    other = make_example("i1", "What is it?", picture(90, 60, 9))
     ids = completions(student, 1)
     assert not torch.allclose(scored(student, [PICTURES[0]], ids), scored(student, [other], ids), atol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_drawn_is_scored_the_same_afterwards(students, family):
+def test_rollouts_get_the_same_logprobs_when_they_are_scored(students, family):
     student = students(family)
     examples = [example for example in prompts_of(family) if len(example.images) < 2]
-    drawn = generate(student, examples, group=2, max_tokens=6, seed=1, logprobs=True)
-    batch = make_batch(student, [one.example for one in drawn], [one.ids for one in drawn])
-    places_NK = torch.tensor(student.place_ids or [0]).expand(len(batch.ids_N), -1)
+    rollouts = generate(student, examples, group=2, max_tokens=6, seed=1, logprobs=True)
+    batch = make_batch(student, [rollout.example for rollout in rollouts], [rollout.ids for rollout in rollouts])
+    places_NK = torch.tensor(student.placeholder_ids or [0]).expand(len(batch.ids_N), -1)
     with torch.no_grad():
-        found = CompletionScorer(student.model)(batch.inputs, batch.predicts_BS, batch.ids_N, support_NK=places_NK)
-    at_sampling = torch.cat([torch.from_numpy(one.logprobs) for one in drawn])
-    # No place of an image is ever drawn: what is drawn may be scored among all ids, or among those that could be.
-    among_the_rest = found.logprobs_N - torch.log1p(-found.support_NK.exp().sum(-1))
+        found = CompletionScorer(student.model)(batch.inputs, batch.predicts_BS, batch.ids_N, support_ids_NK=places_NK)
+    at_sampling = torch.cat([torch.from_numpy(rollout.logprobs) for rollout in rollouts])
+    # Image placeholders are never sampled, so the sampling distribution may or may not include them.
+    among_the_rest = found.logprobs_N - torch.log1p(-found.support_logprobs_NK.exp().sum(-1))
     assert torch.allclose(found.logprobs_N, at_sampling, atol=2e-5) or torch.allclose(
         among_the_rest, at_sampling, atol=2e-5
     )
-    for one in drawn:
-        assert not set(student.place_ids) & set(one.ids)
-        assert one.prompt_ids == tuple(student.prompt_ids([one.example])[0])
+    for rollout in rollouts:
+        assert not set(student.placeholder_ids) & set(rollout.ids)
+        assert rollout.prompt_ids == tuple(student.prompt_ids([rollout.example])[0])
 
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_image_families_know_which_ids_stand_for_pictures(students, family):
     student = students(family)
     prompt = student.prompt_ids([PICTURES[0]])[0]
-    assert set(student.place_ids) & set(prompt)
+    assert set(student.placeholder_ids) & set(prompt)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -179,16 +182,16 @@ def test_freezing_a_part_freezes_it_and_nothing_else(folders, students, family):
     examples = prompts_of(family)
     free = students(family)
     ids = completions(free, len(examples))
-    learning = set(backward(free, examples, ids))
-    owners = part_of(free.model)
+    trainable = set(backward(free, examples, ids))
+    owners = parameter_parts(free.model)
     parts = [part for part in PARTS if part in owners.values()]
     assert set(parts) >= ({"vision", "projector"} if family in VISION_FAMILIES else set()) | {"language", "embeddings"}
     for part in parts:
-        assert part in {owners[name] for name in learning}
+        assert part in {owners[name] for name in trainable}
         student = load(folders(family), freeze=[part])
         still = {name for name, value in student.model.named_parameters() if not value.requires_grad}
         assert still == {name for name, owner in owners.items() if owner == part}
-        assert set(backward(student, examples, ids)) == learning - still
+        assert set(backward(student, examples, ids)) == trainable - still
 
 
 NAMES = {
@@ -209,7 +212,7 @@ NAMES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parts_are_called_by_their_names(students, family):
-    owners = part_of(students(family).model)
+    owners = parameter_parts(students(family).model)
     for part, prefix in NAMES[family].items():
         assert {owner for name, owner in owners.items() if name.startswith(prefix)} == {part}
 
@@ -226,10 +229,10 @@ def test_gradients_do_not_depend_on_micro_batches_nor_on_checkpointing(folders, 
     assert_same(backward(saving, examples, ids), whole)
 
 
-def assert_same(found, wanted):
-    assert set(found) == set(wanted)
-    scale = max(value.abs().max().item() for value in wanted.values())
-    for name, value in wanted.items():
+def assert_same(found, expected):
+    assert set(found) == set(expected)
+    scale = max(value.abs().max().item() for value in expected.values())
+    for name, value in expected.items():
         assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-5 * scale), name
 
 
@@ -238,20 +241,20 @@ def test_bfloat16_products_keep_float32_weights_and_come_close(folders, students
     examples = prompts_of(family)
     exact = students(family)
     ids = completions(exact, len(examples))
-    wanted = scored(exact, examples, ids)
+    expected = scored(exact, examples, ids)
     mixed = load(folders(family), compute="bfloat16")
     found = scored(mixed, examples, ids)
     assert found.dtype == torch.float32
-    assert 0 < (found - wanted).abs().max() < 0.1
+    assert 0 < (found - expected).abs().max() < 0.1
     gradients = backward(mixed, examples, ids)
     assert {value.dtype for value in gradients.values()} == {torch.float32}
-    drawn = generate(mixed, examples[:1], max_tokens=4, seed=1, logprobs=True)
+    rollouts = generate(mixed, examples[:1], max_tokens=4, seed=1, logprobs=True)
     with torch.no_grad():
-        again = scored(mixed, examples[:1], [drawn[0].ids])
-    assert torch.allclose(again, torch.from_numpy(drawn[0].logprobs), atol=0.1)
+        reloaded = scored(mixed, examples[:1], [rollouts[0].ids])
+    assert torch.allclose(reloaded, torch.from_numpy(rollouts[0].logprobs), atol=0.1)
     rounded = load(folders(family), dtype="bfloat16")
     assert {value.dtype for value in rounded.model.parameters()} == {torch.bfloat16}
-    assert (scored(rounded, examples, ids) - wanted).abs().max() < 0.1
+    assert (scored(rounded, examples, ids) - expected).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -264,10 +267,10 @@ def test_a_saved_student_is_an_ordinary_folder(folders, students, family, tmp_pa
     model = auto.from_pretrained(tmp_path)
     for name, value in student.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
-    again = load(tmp_path)
+    reloaded = load(tmp_path)
     examples = prompts_of(family)
     inputs = student.encode(examples)
-    for name, value in again.encode(examples).items():
+    for name, value in reloaded.encode(examples).items():
         assert torch.equal(value, inputs[name]), name
     if pictures:
         settings = json.loads((tmp_path / "processor_config.json").read_text())

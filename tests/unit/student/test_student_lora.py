@@ -1,4 +1,4 @@
-"""LoRA students: only adapters learn, they are saved and resumed, and an export is a plain model that agrees."""
+"""LoRA students: only adapters are trained, saved and resumed, and an export is a plain model with the same outputs."""
 
 import numpy as np
 import pytest
@@ -11,13 +11,13 @@ from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 from vold_trainer.processes.optim import make_optimizer
 from vold_trainer.processes.ranks import Ranks, make_accelerator
-from vold_trainer.processes.wrapping import Wrapped
+from vold_trainer.processes.wrapping import PreparedModel
 from vold_trainer.rollout.hf import generate
 from vold_trainer.runs.saving import Saver
 from vold_trainer.student.batching import make_batch
-from vold_trainer.student.lora import merged
+from vold_trainer.student.lora import merge_lora
 from vold_trainer.student.models import CompletionScorer, load_student
-from vold_trainer.student.parts import part_of
+from vold_trainer.student.parts import parameter_parts
 
 IDS = [[40, 41, 42], [50, 51]]
 
@@ -41,7 +41,7 @@ def scored(student, family):
     return CompletionScorer(student.model)(batch.inputs, batch.predicts_BS, batch.ids_N).logprobs_N
 
 
-def learn(student, family, optimizer, scheduler, steps):
+def train(student, family, optimizer, scheduler, steps):
     student.model.train()
     for _ in range(steps):
         (-scored(student, family).mean()).backward()
@@ -52,36 +52,36 @@ def learn(student, family, optimizer, scheduler, steps):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_alone_learn_and_an_export_gives_the_same_numbers(family, tmp_path):
+def test_only_adapters_change_and_an_export_gives_the_same_numbers(family, tmp_path):
     folder = tiny_student(family, tmp_path / "base")
     base = load_student(StudentConfig(path=str(folder), freeze=[]))
     student = load(folder)
     before = {name: value.detach().clone() for name, value in student.model.named_parameters()}
-    learning = {name for name, value in student.model.named_parameters() if value.requires_grad}
-    assert learning == {name for name in before if ".lora_" in name}
-    owners = part_of(base.model)
-    assert {owners[f"{name.partition('.lora_')[0]}.weight"] for name in learning} == {"language"}
+    trainable = {name for name, value in student.model.named_parameters() if value.requires_grad}
+    assert trainable == {name for name in before if ".lora_" in name}
+    owners = parameter_parts(base.model)
+    assert {owners[f"{name.partition('.lora_')[0]}.weight"] for name in trainable} == {"language"}
     with torch.no_grad():
         assert torch.equal(scored(student, family), scored(base, family))
 
     optimizer, scheduler = make_optimizer(student.model, OptimConfig(lr=0.02, warmup_steps=0), 10)
-    learn(student, family, optimizer, scheduler, 3)
+    train(student, family, optimizer, scheduler, 3)
     changed = {name for name, value in student.model.named_parameters() if not torch.equal(value, before[name])}
-    assert changed == learning
+    assert changed == trainable
     with torch.no_grad():
-        learned = scored(student, family)
-        assert (learned - scored(base, family)).abs().max() > 1e-3
-        drawn = generate(student, examples(family)[:1], max_tokens=4, temperature=0.0)
+        trained = scored(student, family)
+        assert (trained - scored(base, family)).abs().max() > 1e-3
+        rollouts = generate(student, examples(family)[:1], max_tokens=4, temperature=0.0)
         student.save(tmp_path / "model")
-        assert torch.equal(scored(student, family), learned)
+        assert torch.equal(scored(student, family), trained)
 
         auto = AutoModelForImageTextToText if family in VISION_FAMILIES else AutoModelForCausalLM
         plain = auto.from_pretrained(tmp_path / "model")
         assert set(plain.state_dict()) == set(base.model.state_dict())
-        again = load_student(StudentConfig(path=str(tmp_path / "model"), freeze=[]))
-        assert torch.allclose(scored(again, family), learned, atol=1e-5)
-        redrawn = generate(again, examples(family)[:1], max_tokens=4, temperature=0.0)
-        assert [one.ids for one in redrawn] == [one.ids for one in drawn]
+        reloaded = load_student(StudentConfig(path=str(tmp_path / "model"), freeze=[]))
+        assert torch.allclose(scored(reloaded, family), trained, atol=1e-5)
+        reloaded_rollouts = generate(reloaded, examples(family)[:1], max_tokens=4, temperature=0.0)
+        assert [rollout.ids for rollout in reloaded_rollouts] == [rollout.ids for rollout in rollouts]
 
 
 def adapting(folder, out, family, steps):
@@ -90,23 +90,23 @@ def adapting(folder, out, family, steps):
     optim = OptimConfig(lr=0.01, warmup_steps=0)
     config = TrainConfig(out=out, student=StudentConfig(path=str(folder)), steps=10, optim=optim)
     ranks = Ranks(make_accelerator())
-    wrapped = Wrapped(student, optim, config.steps, config.seed, ranks)
-    saver = Saver(config, student, wrapped, ranks, {"prompts": 8})
-    learn(student, family, wrapped.optimizer, wrapped.scheduler, steps)
-    return student, wrapped, saver
+    prepared = PreparedModel(student, optim, config.steps, config.seed, ranks)
+    saver = Saver(config, student, prepared, ranks, {"prompts": 8})
+    train(student, family, prepared.optimizer, prepared.scheduler, steps)
+    return student, prepared, saver
 
 
 @pytest.mark.parametrize("family", ["qwen3-vl", "gemma3", "qwen3"])
 def test_resuming_gives_the_same_numbers_as_going_on(family, tmp_path):
     folder = tiny_student(family, tmp_path / "base")
-    first, wrapped, saver = adapting(folder, tmp_path / "run", family, 2)
+    first, prepared, saver = adapting(folder, tmp_path / "run", family, 2)
     saver.save(2, {})
-    learn(first, family, wrapped.optimizer, wrapped.scheduler, 2)
+    train(first, family, prepared.optimizer, prepared.scheduler, 2)
 
     torch.manual_seed(99)
-    second, wrapped, saver = adapting(folder, tmp_path / "run", family, 0)
-    assert saver.begin(resume=True).step == 2
-    learn(second, family, wrapped.optimizer, wrapped.scheduler, 2)
+    second, prepared, saver = adapting(folder, tmp_path / "run", family, 0)
+    assert saver.restore_latest(resume=True).step == 2
+    train(second, family, prepared.optimizer, prepared.scheduler, 2)
     with torch.no_grad():
         assert torch.equal(scored(second, family), scored(first, family))
 
@@ -116,17 +116,17 @@ def test_the_exported_adapter_is_one_that_peft_loads(tmp_path):
 
     folder = tiny_student("qwen2.5-vl", tmp_path / "base")
     student = load(folder, targets=["q_proj", "v_proj"])
-    assert {name.partition(".lora_")[0].rpartition(".")[2] for name in learning_of(student)} == {"q_proj", "v_proj"}
-    learn(student, "qwen2.5-vl", *make_optimizer(student.model, OptimConfig(lr=0.02, warmup_steps=0), 10), 2)
+    assert {name.partition(".lora_")[0].rpartition(".")[2] for name in trainable_names(student)} == {"q_proj", "v_proj"}
+    train(student, "qwen2.5-vl", *make_optimizer(student.model, OptimConfig(lr=0.02, warmup_steps=0), 10), 2)
     student.save(tmp_path / "model")
     plain = AutoModelForImageTextToText.from_pretrained(folder)
     adapted = PeftModel.from_pretrained(plain, tmp_path / "model" / "adapter")
     merged_by_peft = adapted.merge_and_unload().state_dict()
-    for name, value in merged(student.model).items():
+    for name, value in merge_lora(student.model).items():
         assert torch.allclose(merged_by_peft[name], value, atol=1e-6), name
 
 
-def learning_of(student):
+def trainable_names(student):
     return {name for name, value in student.model.named_parameters() if value.requires_grad}
 
 
@@ -136,12 +136,12 @@ def test_adapters_beside_bfloat16_weights_are_float32(tmp_path):
     dtypes = {name: value.dtype for name, value in student.model.named_parameters()}
     assert {dtype for name, dtype in dtypes.items() if ".lora_" in name} == {torch.float32}
     assert {dtype for name, dtype in dtypes.items() if ".lora_" not in name} == {torch.bfloat16}
-    learn(student, "qwen3", *make_optimizer(student.model, OptimConfig(lr=0.02, warmup_steps=0), 10), 2)
+    train(student, "qwen3", *make_optimizer(student.model, OptimConfig(lr=0.02, warmup_steps=0), 10), 2)
     student.save(tmp_path / "model")
-    again = load_student(StudentConfig(path=str(tmp_path / "model"), dtype="bfloat16"))
-    assert {value.dtype for value in again.model.parameters()} == {torch.bfloat16}
+    reloaded = load_student(StudentConfig(path=str(tmp_path / "model"), dtype="bfloat16"))
+    assert {value.dtype for value in reloaded.model.parameters()} == {torch.bfloat16}
     with torch.no_grad():
-        assert (scored(again, "qwen3") - scored(student, "qwen3")).abs().max() < 0.1
+        assert (scored(reloaded, "qwen3") - scored(student, "qwen3")).abs().max() < 0.1
 
 
 def test_adapters_with_checkpointed_activations_and_frozen_everything_else_get_the_same_gradients(tmp_path):
@@ -164,8 +164,8 @@ def test_adapters_go_where_they_are_asked_to(tmp_path):
     folder = tiny_student("llava", tmp_path / "base")
     settings = StudentConfig(path=str(folder), freeze=[], lora=LoraConfig(parts=["language", "vision", "projector"]))
     student = load_student(settings)
-    owners = part_of(load_student(StudentConfig(path=str(folder))).model)
-    layers = {name.partition(".lora_")[0] for name in learning_of(student)}
+    owners = parameter_parts(load_student(StudentConfig(path=str(folder))).model)
+    layers = {name.partition(".lora_")[0] for name in trainable_names(student)}
     assert {owners[f"{layer}.weight"] for layer in layers} == {"language", "vision", "projector"}
 
 

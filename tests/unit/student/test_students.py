@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForImageTextToText, Qwen3Config, Qwen3ForCausalLM
 from vold_trainer.config import StudentConfig
 from vold_trainer.errors import UsageError
-from vold_trainer.pocket.world import examples
+from vold_trainer.pocket.world import make_examples
 from vold_trainer.pocket_building.models import build_processor, build_student
 from vold_trainer.pocket_building.tokenizer import build_tokenizer
 from vold_trainer.rollout.hf import generate
@@ -35,7 +35,7 @@ def folders(tmp_path_factory):
 def case(request, folders):
     kind, modality = request.param.split("-")
     student = load_student(StudentConfig(path=str(folders / kind)))
-    return student, examples("train", 6, modality=modality)
+    return student, make_examples("train", 6, modality=modality)
 
 
 def test_batched_logprobs_equal_a_plain_forward_of_each_sequence(case):
@@ -61,9 +61,9 @@ def test_batched_logprobs_equal_a_plain_forward_of_each_sequence(case):
             assert torch.allclose(found[at : at + n], plain, atol=1e-5)
             assert torch.allclose(entropy[at : at + n], -(logprobs.exp() * logprobs).sum(-1), atol=1e-5)
             at += n
-    rectangle = batch.rectangle(found)
-    assert torch.equal(rectangle[batch.mask_BT], found)
-    assert (rectangle[~batch.mask_BT] == 0).all()
+    padded = batch.pad(found)
+    assert torch.equal(padded[batch.mask_BT], found)
+    assert (padded[~batch.mask_BT] == 0).all()
 
 
 def test_every_completion_is_handed_on_once_and_seeds_repeat(case):
@@ -73,10 +73,10 @@ def test_every_completion_is_handed_on_once_and_seeds_repeat(case):
     assert sorted(r.row for r in seen) == [r.row for r in first] == list(range(18))
     assert {r.row: r for r in seen} == {r.row: r for r in first}
     assert [r.example.id for r in first] == [p.id for p in prompts for _ in range(3)]
-    again = generate(student, prompts, group=3, max_tokens=12, seed=5)
-    assert [r.ids for r in again] == [r.ids for r in first]
+    repeated = generate(student, prompts, group=3, max_tokens=12, seed=5)
+    assert [r.ids for r in repeated] == [r.ids for r in first]
     assert [r.ids for r in generate(student, prompts, group=3, max_tokens=12, seed=6)] != [r.ids for r in first]
-    places = set(student.place_ids)
+    places = set(student.placeholder_ids)
     assert not any(places & set(r.ids) for r in first)
     for r in first:
         assert r.truncated == (r.ids[-1] not in student.eos_ids)
@@ -91,13 +91,13 @@ def test_greedy_answers_do_not_depend_on_the_batch(case):
 
 def test_freezing_by_part(folders):
     student = load_student(StudentConfig(path=str(folders / "vlm"), freeze=["vision"]))
-    learning = {name for name, value in student.model.named_parameters() if value.requires_grad}
-    assert any("merger" in name for name in learning)
-    assert all("merger" in name for name in learning if "visual" in name)
+    trainable = {name for name, value in student.model.named_parameters() if value.requires_grad}
+    assert any("merger" in name for name in trainable)
+    assert all("merger" in name for name in trainable if "visual" in name)
     assert freeze(student.model, ["projector", "embeddings"]) > 0
-    learning = {name for name, value in student.model.named_parameters() if value.requires_grad}
-    assert learning
-    assert not any("visual" in name or "embed" in name for name in learning)
+    trainable = {name for name, value in student.model.named_parameters() if value.requires_grad}
+    assert trainable
+    assert not any("visual" in name or "embed" in name for name in trainable)
 
 
 def test_a_saved_student_is_an_ordinary_folder(folders, tmp_path):
@@ -116,9 +116,9 @@ def test_what_cannot_be_loaded_or_read_is_named(folders, tmp_path):
         load_student(StudentConfig(path="pocket:pupil"))
     text = load_student(StudentConfig(path=str(folders / "text")))
     with pytest.raises(UsageError, match="reads text only, but example 'train-000000-image' has an image"):
-        text.encode(examples("train", 1, modality="image"))
+        text.encode(make_examples("train", 1, modality="image"))
     with pytest.raises(ValueError, match=r"completions\[1\] is empty"):
-        make_batch(text, examples("train", 2, modality="text"), [[3], []])
+        make_batch(text, make_examples("train", 2, modality="text"), [[3], []])
 
 
 def test_micro_batches_hold_every_index_once_with_like_lengths_together():

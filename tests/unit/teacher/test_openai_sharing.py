@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from vold_teacher.openai.sharing import LEAST_MEMBERS, LEAST_SHARED, shared_prefixes
+from vold_teacher.openai.sharing import MIN_GROUP_SIZE, MIN_SHARED_TOKENS, shared_prefix_lengths
 
 
 @given(
@@ -18,15 +18,15 @@ def test_a_shared_part_is_the_same_in_its_whole_group(groups, seed):
         sequences += [np.append(prompt, rng.integers(0, 5, rest)).astype(np.int32) for _ in range(members)]
     order = rng.permutation(len(sequences))
     sequences = [sequences[index] for index in order]
-    lengths = shared_prefixes(sequences)
+    lengths = shared_prefix_lengths(sequences)
     heads: dict[bytes, int] = {}
     for ids, length in zip(sequences, lengths, strict=True):
         assert 1 <= length <= len(ids)
         if length > 1:
-            assert length >= LEAST_SHARED
+            assert length >= MIN_SHARED_TOKENS
             head = ids[:length].tobytes()
             heads[head] = heads.get(head, 0) + 1
-    assert all(members >= LEAST_MEMBERS for members in heads.values())
+    assert all(members >= MIN_GROUP_SIZE for members in heads.values())
 
 
 def test_groups_of_rollouts_are_found():
@@ -34,7 +34,7 @@ def test_groups_of_rollouts_are_found():
     prompts = [rng.integers(0, 1000, 30 + 10 * index) for index in range(4)]
     sequences = [np.append(prompt, rng.integers(0, 1000, 20)).astype(np.int32) for prompt in prompts for _ in range(8)]
     order = rng.permutation(32)
-    lengths = shared_prefixes([sequences[index] for index in order])
+    lengths = shared_prefix_lengths([sequences[index] for index in order])
     assert all(abs(length - len(prompts[index // 8])) <= 1 for length, index in zip(lengths, order, strict=True))
     alone = [rng.integers(0, 1000, 40).astype(np.int32) for _ in range(5)]
-    assert shared_prefixes([*alone, sequences[0], sequences[1]]) == [1] * 7
+    assert shared_prefix_lengths([*alone, sequences[0], sequences[1]]) == [1] * 7

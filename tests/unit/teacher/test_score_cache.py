@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vold_teacher.engine.cache import ENTRY_OVERHEAD, DiskTier, ScoreCache, fingerprint
+from vold_teacher.engine.cache import ENTRY_OVERHEAD, DiskTier, ScoreCache, score_key
 from vold_teacher.types import ScoreOptions, Sequence, SequenceScore
 
 PLAIN = ScoreOptions()
@@ -40,11 +40,11 @@ def test_a_key_tells_apart_whatever_changes_a_score():
         sequence(candidates=(5, 6), counts=(2, 0)),
         sequence(candidates=(6, 5), counts=(1, 1)),
     ]
-    keys = {fingerprint(item, b"model") for item in different}
+    keys = {score_key(item, b"model") for item in different}
     assert len(keys) == len(different)
-    assert fingerprint(sequence(), b"other model") not in keys
-    assert fingerprint(sequence(), b"model") in keys
-    assert fingerprint(sequence(options=ScoreOptions(hidden_states=True)), b"model") is None
+    assert score_key(sequence(), b"other model") not in keys
+    assert score_key(sequence(), b"model") in keys
+    assert score_key(sequence(options=ScoreOptions(hidden_states=True)), b"model") is None
 
 
 @settings(deadline=None)
@@ -115,16 +115,16 @@ def test_a_disk_without_room_costs_the_tier_and_no_score(tmp_path, caplog):
     tier = DiskTier(tmp_path, 1 << 30)
     tier.store({b"early": score(-1)})
     tier._writer.submit(int).result()
-    pages = tier._open.execute("PRAGMA page_count").fetchone()[0]
-    tier._open.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to a full disk
+    pages = tier._connection.execute("PRAGMA page_count").fetchone()[0]
+    tier._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to a full disk
     for number in range(5):
         tier.store({bytes([number]): score(number, positions=100_000)})
     tier._writer.submit(int).result()
-    assert tier.faults == 5
+    assert tier.failures == 5
     assert "full" in caplog.text
     assert len(caplog.records) == 3  # at the 1st, 2nd and 4th, not at every one
     assert tier.load([b"early"])[b"early"].logprobs[0] == -1
-    tier._open.execute("PRAGMA max_page_count = 1000000")
+    tier._connection.execute("PRAGMA max_page_count = 1000000")
     tier.store({b"late": score(-2)})
     tier._writer.submit(int).result()
     assert tier.load([b"late"])
@@ -138,7 +138,7 @@ def test_what_somebody_else_wrote_into_the_file_is_not_believed(tmp_path):
     other.commit()
     other.close()
     assert tier.load([b"key"]) == {}
-    assert tier.faults == 1
+    assert tier.failures == 1
     tier.close()
 
 

@@ -8,8 +8,8 @@ import pytest
 from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError, invalid
 from vold_teacher.backends.folder import eos_ids, text_config
-from vold_teacher.backends.loop import LoopDecoder, LoopThread, row_seed
-from vold_teacher.backends.replies import candidate_rows, of_candidate_rows, score_of
+from vold_teacher.backends.loop import LoopDecoder, LoopThread, completion_seed
+from vold_teacher.backends.replies import candidate_rows, checked_score, split_candidate_rows
 from vold_teacher.backends.vllm import VllmOptions, batched_tokens, engine_arguments
 from vold_teacher.settings import TeacherSettings, check_backend
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, ScoreOptions, Sequence
@@ -71,7 +71,7 @@ def scored(**reply):
         "top_ids": np.array([[1, 2], [3, 4]]),
         "top_logprobs": np.array([[HALF, -2.0], [-1.0, -1.5]]),
     }
-    return score_of(wanted, **{**good, **reply})
+    return checked_score(wanted, **{**good, **reply})
 
 
 def test_a_good_reply_passes():
@@ -109,11 +109,11 @@ def test_candidates_go_out_and_come_back_in_place():
     wanted = Sequence(IDS[:2], IDS[2:], ScoreOptions(), candidates, counts)
     assert candidate_rows(wanted) == [[4, 7, 8], [1], [5, 9]]
     reply = -np.array([[1, 2, 3], [4, np.inf, np.inf], [5, 6, np.inf]], np.float32)
-    logprobs, of_candidates = of_candidate_rows(wanted, reply)
+    logprobs, of_candidates = split_candidate_rows(wanted, reply)
     np.testing.assert_array_equal(logprobs, [-1, -4, -5])
     np.testing.assert_array_equal(of_candidates, [-2, -3, -6])
     with pytest.raises(ServiceError, match=r"shape \[2, 3\] for \[3, 3\]"):
-        of_candidate_rows(wanted, reply[:2])
+        split_candidate_rows(wanted, reply[:2])
 
 
 @pytest.fixture
@@ -183,7 +183,9 @@ def test_higher_priorities_begin_first_and_no_more_than_rows_at_once(thread):
 def test_seeds_differ_by_completion_and_by_nothing_else():
     prompt, other = GeneratePrompt(IDS, 0, 5), GeneratePrompt(IDS, 1, 5)
     options = SamplingOptions(5, seed=3)
-    seeds = {row_seed(of, index, options) for of in (prompt, other) for index in range(3)}
+    seeds = {completion_seed(of, index, options) for of in (prompt, other) for index in range(3)}
     assert len(seeds) == 6
-    assert row_seed(prompt, 1, options) == row_seed(prompt, 1, SamplingOptions(9, n=7, temperature=0.3, seed=3))
+    assert completion_seed(prompt, 1, options) == completion_seed(
+        prompt, 1, SamplingOptions(9, n=7, temperature=0.3, seed=3)
+    )
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -175,10 +175,10 @@ def test_no_more_batches_are_under_way_than_the_backend_takes(backend):
 
 
 def test_equal_sequences_of_a_request_all_come_from_the_disk(folder, tmp_path):
-    asked = {0: sequence(7, 8), 1: sequence(7, 8), 2: sequence(9)}
+    sequences = {0: sequence(7, 8), 1: sequence(7, 8), 2: sequence(9)}
 
     async def work(engine):
-        return await engine.score(asked, call=Call())
+        return await engine.score(sequences, call=Call())
 
     for cached in (1, 3):  # the first time only the double is free
         cache = ScoreCache(0, DiskTier(tmp_path, 1 << 20))

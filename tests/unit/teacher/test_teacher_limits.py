@@ -9,11 +9,11 @@ from vold_service.call import Call
 from vold_service.errors import Code, ServiceError
 from vold_service.keys import Grant
 from vold_service.tenants import Tenant
-from vold_service.usage import EARLIER, MAX_RUNS, Counts, Usage
+from vold_service.usage import EARLIER_RUNS, MAX_RUNS, Counts, Usage
 from vold_teacher import validation
 from vold_teacher.backends.base import Capabilities
 from vold_teacher.types import ScoreOptions
-from vold_teacher.validation import Limits, check_count, score_sequences, tokens_sent
+from vold_teacher.validation import Limits, check_count, count_sent_tokens, read_sequences
 
 LIMITS = Limits(100, 8, 10, 2, 4, Capabilities(), "torch")
 
@@ -62,9 +62,9 @@ def test_what_is_too_long_is_not_unpacked(asked, field, words, unpacked):
         + [len(c) for c in (asked.completions[0].ids, *(asked.completions[0].candidates.ids,))]
         + [len(asked.completions[0].candidates.counts)]
     )
-    _, faults = score_sequences(asked, ScoreOptions(), LIMITS)
-    assert faults[0].field == field
-    assert words in faults[0].message
+    _, errors = read_sequences(asked, ScoreOptions(), LIMITS)
+    assert errors[0].field == field
+    assert words in errors[0].message
     assert max(unpacked, default=0) < longest
 
 
@@ -81,8 +81,8 @@ def test_a_tenants_longest_sequence_counts_where_it_is_less_than_the_models():
     assert (short.max_sequence, short.tenant) == (4, "maths")
     assert LIMITS.for_tenant(Tenant("maths", max_sequence=9)) == LIMITS
     assert LIMITS.for_tenant(Tenant("maths")) == LIMITS
-    _, faults = score_sequences(request([1, 2, 3]), ScoreOptions(), short)
-    assert "the tenant 'maths' may send at most 4" in faults[0].message
+    _, errors = read_sequences(request([1, 2, 3]), ScoreOptions(), short)
+    assert "the tenant 'maths' may send at most 4" in errors[0].message
 
 
 def test_a_request_is_charged_for_what_was_sent_and_is_fit_to_be_scored():
@@ -92,28 +92,28 @@ def test_a_request_is_charged_for_what_was_sent_and_is_fit_to_be_scored():
     asked.completions.add(prompt=0, ids=pack_ids([1]))
     asked.completions.add(prompt=1, ids=pack_ids([1]))
     asked.completions.add(prompt=2, ids=pack_ids([1000]))
-    sequences, faults = score_sequences(asked, ScoreOptions(), replace(LIMITS, max_sequences=9))
-    assert set(faults) == {3}
-    assert tokens_sent(asked, sequences) == (3 + 2 + 1) + (4 + 1)
+    sequences, errors = read_sequences(asked, ScoreOptions(), replace(LIMITS, max_sequences=9))
+    assert set(errors) == {3}
+    assert count_sent_tokens(asked, sequences) == (3 + 2 + 1) + (4 + 1)
 
 
 def test_the_keys_run_wins_over_the_messages_and_the_headers():
     maths = Tenant("maths")
     bound, free = Grant(maths, "of-key"), Grant(maths)
-    assert Call.start(run_id="header", grant=bound).named("", "message").run_id == "of-key"
-    assert Call.start(run_id="header", grant=free).named("", "message").run_id == "message"
-    assert Call.start("id", run_id="header", grant=free).named("", "").run_id == "header"
+    assert Call.start(run_id="header", grant=bound).with_ids("", "message").run_id == "of-key"
+    assert Call.start(run_id="header", grant=free).with_ids("", "message").run_id == "message"
+    assert Call.start("id", run_id="header", grant=free).with_ids("", "").run_id == "header"
     call = Call.start("header", grant=bound)
-    assert (call.named("message", "").request_id, call.named("", "").request_id) == ("message", "header")
-    assert call.named("", "").tenant is maths
+    assert (call.with_ids("message", "").request_id, call.with_ids("", "").request_id) == ("message", "header")
+    assert call.with_ids("", "").tenant is maths
 
 
 def test_a_call_keeps_the_earlier_of_two_deadlines():
     stream = Call.start(timeout_seconds=100)
-    assert stream.within(None).deadline == stream.deadline
-    assert stream.within(1000).deadline == stream.deadline
-    assert 0 < (stream.within(5).remaining() or 0) <= 5
-    assert Call.start().within(None).deadline is None
+    assert stream.with_timeout(None).deadline == stream.deadline
+    assert stream.with_timeout(1000).deadline == stream.deadline
+    assert 0 < (stream.with_timeout(5).remaining() or 0) <= 5
+    assert Call.start().with_timeout(None).deadline is None
 
 
 def test_accounts_are_bounded_and_nothing_is_lost():
@@ -123,11 +123,11 @@ def test_accounts_are_bounded_and_nothing_is_lost():
         usage.add(Call.start(run_id=f"run-{run}", grant=maths), Counts(requests=1, scored_tokens=run))
         usage.add(Call.start(run_id="run-0", grant=maths), Counts(requests=1))
     usage.add(Call.start(grant=other), Counts(queue_seconds=0.5))
-    rows = {run: counts for _, run, counts in usage.of("maths")}
+    rows = {run: counts for _, run, counts in usage.rows("maths")}
     assert len(rows) == MAX_RUNS
     assert rows["run-0"].requests == MAX_RUNS + 51  # the one in use stays
-    assert rows[EARLIER].requests > 0
+    assert rows[EARLIER_RUNS].requests > 0
     assert sum(counts.requests for counts in rows.values()) == 2 * (MAX_RUNS + 50)
     assert sum(counts.scored_tokens for counts in rows.values()) == sum(range(MAX_RUNS + 50))
-    assert usage.of("other") == [("other", "", Counts(queue_seconds=0.5))]
-    assert {tenant for tenant, _, _ in usage.of()} == {"maths", "other"}
+    assert usage.rows("other") == [("other", "", Counts(queue_seconds=0.5))]
+    assert {tenant for tenant, _, _ in usage.rows()} == {"maths", "other"}

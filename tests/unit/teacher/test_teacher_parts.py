@@ -16,7 +16,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from vold_teacher.backends.decoding import DecoderLimits
 from vold_teacher.backends.torch import TorchBackend
 from vold_teacher.identity import weights_fingerprint
-from vold_teacher.sampling import choose, stream_key, uniforms
+from vold_teacher.sampling import sample_tokens, stream_key, uniforms
 from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import GeneratePrompt, SamplingOptions, ScoreOptions, Sequence
 
@@ -99,23 +99,23 @@ def keep_by_definition(logits: np.ndarray, temperature: float, top_p: float, top
 def test_sampling_inverts_the_distribution_that_its_options_define(logits, temperature, top_p, top_k):
     row = np.array(logits) / 10
     expected = keep_by_definition(row, temperature, top_p, top_k)
-    draws = 400
-    ids, logprobs = choose(
-        torch.tensor(row, dtype=torch.float32).expand(draws, -1),
-        (torch.arange(draws) + 0.5) / draws,
-        torch.full((draws,), temperature),
-        torch.full((draws,), top_p),
-        torch.full((draws,), top_k),
+    samples = 400
+    ids, logprobs = sample_tokens(
+        torch.tensor(row, dtype=torch.float32).expand(samples, -1),
+        (torch.arange(samples) + 0.5) / samples,
+        torch.full((samples,), temperature),
+        torch.full((samples,), top_p),
+        torch.full((samples,), top_k),
     )
     # Evenly spaced numbers hit every token as often as its probability says, to within one at either edge.
-    np.testing.assert_allclose(np.bincount(ids, minlength=len(row)) / draws, expected, atol=2.5 / draws)
+    np.testing.assert_allclose(np.bincount(ids, minlength=len(row)) / samples, expected, atol=2.5 / samples)
     plain = torch.tensor(row, dtype=torch.float32).log_softmax(-1)
     torch.testing.assert_close(logprobs, plain[ids])
 
 
 def test_temperature_zero_takes_the_most_likely_and_mixes_with_other_rows():
     logits = torch.tensor([[0.0, 3.0, 1.0], [0.0, 3.0, 1.0]])
-    ids, _ = choose(
+    ids, _ = sample_tokens(
         logits, torch.tensor([0.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), torch.tensor([0, 0])
     )
     assert ids.tolist() == [1, 0]

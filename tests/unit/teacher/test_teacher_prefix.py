@@ -87,7 +87,7 @@ def test_prompts_of_one_completion_each_are_not_worth_sharing(model_and_backend)
 def test_a_completion_longer_than_a_block_of_queries_sees_all_before_it_and_nothing_after(folder, monkeypatch):
     name, path = folder
     backend = TorchBackend(path, device="cpu", limits=DecoderLimits())
-    monkeypatch.setattr(packed, "QUERIES", 3)
+    monkeypatch.setattr(packed, "QUERY_BLOCK", 3)
     model = make_model(name)
     sequences = grouped([11, 2], 3, 14)
     for sequence, score in zip(sequences, backend.score(sequences).scores, strict=True):

@@ -9,9 +9,9 @@ from vold_trainer.config import TeacherConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import HandshakeError, UsageError
 from vold_trainer.pocket_building.tokenizer import build_tokenizer
-from vold_trainer.scoring.handshake import compare, teacher_vocabulary, vocabulary
+from vold_trainer.scoring.handshake import compare_vocabularies, teacher_vocabulary, vocabulary
 from vold_trainer.scoring.teachers import Teacher
-from vold_trainer.scoring.twins import TeacherPrompts, flat, teacher_messages
+from vold_trainer.scoring.twins import TeacherPrompts, flatten_content, teacher_messages
 from vold_trainer.student.models import Student
 
 IMAGE = ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]},)
@@ -28,7 +28,7 @@ def prompts(student, teacher, *, rows, eos, chat_template="", **config):
         frozenset(),
     )  # fmt: skip
     met.tokenizer = TokenizerFile(identity, file, chat_template)
-    met.handshake = compare(
+    met.handshake = compare_vocabularies(
         vocabulary(student), teacher_vocabulary(file), min_shared=0.9, size=max(student.get_vocab().values()) + 1
     )
     return TeacherPrompts(Student(None, student, student, "student", len(student)), met)
@@ -53,7 +53,7 @@ def test_a_system_prompt_goes_before_the_rows_own_and_twins_are_text():
     assert teacher_messages(Example("a", IMAGE, "3", twin=TWIN)) == TWIN
     assert teacher_messages(Example("a", own, "3"), "Think.")[0]["content"] == "Think.\n\nBox it."
     parts = ({"role": "system", "content": [{"type": "text", "text": "Box it."}]}, *TWIN)
-    told = flat(teacher_messages(Example("a", parts, "3"), "Think."))
+    told = flatten_content(teacher_messages(Example("a", parts, "3"), "Think."))
     assert told == [{"role": "system", "content": "Think.\n\nBox it."}, *TWIN]
     with pytest.raises(UsageError, match="row 'a' has an image, and a teacher reads text only: give the row a 'twin'"):
         teacher_messages(Example("a", IMAGE, "3"), "Think.")
@@ -124,5 +124,5 @@ def test_a_template_of_the_teachers_has_to_be_there_and_to_take_the_messages(poc
     with pytest.raises(UsageError, match=r"row 'row': the chat template of teacher refuses it: no system, please"):
         told.prepare([example("1+1?")])
     told = of_pocket(pocket, chat_template="{{ '' }}", template="teacher")
-    with pytest.raises(UsageError, match="row 'row': what teacher reads of it is empty"):
+    with pytest.raises(UsageError, match="row 'row': the prompt for teacher is empty"):
         told.prepare([example("1+1?")])

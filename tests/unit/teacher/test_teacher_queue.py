@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError
 from vold_service.tenants import Tenant
-from vold_teacher.batch import Layout, Size, by_prompt
+from vold_teacher.batch import BatchSize, Layout, group_by_prompt
 from vold_teacher.engine.queue import Entry, Job, ScoreQueue
 from vold_teacher.types import ScoreOptions, Sequence
 
@@ -34,8 +34,8 @@ def sequences_of(items: list[tuple[int, int, int]]) -> dict[int, Sequence]:
 
 def cost(batch: list[Entry], layout: Layout) -> int:
     sequences = [item for entry in batch for item in entry.sequences.values()]
-    groups = by_prompt(sequences).values()
-    return Size.of([sequences[index] for index in group] for group in groups).tokens(layout)
+    groups = group_by_prompt(sequences).values()
+    return BatchSize.of_groups([sequences[index] for index in group] for group in groups).tokens(layout)
 
 
 @settings(deadline=None)
@@ -71,7 +71,7 @@ def test_dropped_jobs_are_never_computed_and_the_others_lose_nothing(requests, l
         counts[id(entry.job)] += len(entry.sequences)
     before = dict(counts)
     for index in leaving & set(range(len(jobs))):
-        queue.drop(jobs[index])
+        queue.cancel(jobs[index])
     while batch := queue.next_batch():
         for entry in batch:
             counts[id(entry.job)] += len(entry.sequences)
@@ -186,7 +186,7 @@ def test_runs_that_send_a_step_and_wait_for_it_get_alike(layout, runs, budget):
             served[run] += entry.tokens
             left[entry.job] -= len(entry.sequences)
             if not left[entry.job]:
-                queue.drop(entry.job)
+                queue.cancel(entry.job)
                 step(run)
         assert max(served.values()) < 50_000, f"somebody is left behind: {served}"
     assert max(served.values()) <= 1.1 * min(served.values())

@@ -17,14 +17,14 @@ def test_parts_have_the_mean_of_the_whole(parts):
     assert mean is None if not known else abs(mean - sum(known) / len(known)) < 1e-9
 
 
-def test_places_are_tenths_of_a_completion_and_leave_out_what_is_not_known():
+def test_positions_are_binned_and_missing_values_left_out():
     means = Means()
-    means.add_places("place", torch.tensor([1.0, 2.0, 3.0, float("nan")]), 2)
-    means.add_places("place", torch.tensor([5.0]), 2)
-    assert [means.mean("place/0"), means.mean("place/1"), means.mean("place/2")] == [8 / 3, 3.0, None]
+    means.add_by_position("position", torch.tensor([1.0, 2.0, 3.0, float("nan")]), 2)
+    means.add_by_position("position", torch.tensor([5.0]), 2)
+    assert [means.mean("position/0"), means.mean("position/1"), means.mean("position/2")] == [8 / 3, 3.0, None]
 
 
-def test_nothing_is_no_zero():
+def test_the_mean_of_no_values_is_none():
     assert Means().mean("x") is None
     assert _of([]).mean("x") is None
 

@@ -1,4 +1,4 @@
-"""What is judged in the service's process: plain numbers only, by the verifiers' own code, without algebra."""
+"""Light items: only plain numbers, verified by the verifiers' own code, without algebra; and the cache of verdicts."""
 
 import subprocess
 import sys
@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vold_proto.v1 import verifier_pb2
 from vold_verifier.engine import light
-from vold_verifier.engine.cache import ResultCache, key_of
+from vold_verifier.engine.cache import ResultCache, item_key
 from vold_verifier.mathematics import notation, symbolic
-from vold_verifier.reading.text import mathematical
+from vold_verifier.reading.text import symbols_to_latex
 from vold_verifier.verifiers.choice import ChoiceVerifier
 from vold_verifier.verifiers.math import MathVerifier
 from vold_verifier.verifiers.numeric import NumericVerifier
@@ -32,11 +32,11 @@ LIGHT = [
 ]
 
 
-@pytest.mark.parametrize("one", LIGHT, ids=range(len(LIGHT)))
-def test_plain_numbers_are_light(one):
-    assert light.is_light(MATH, one)
-    assert light.is_light(NUMERIC, one)
-    assert light.judge(MATH, one).correct == (one.reference != "+3")
+@pytest.mark.parametrize("light_item", LIGHT, ids=range(len(LIGHT)))
+def test_plain_numbers_are_light(light_item):
+    assert light.is_light(MATH, light_item)
+    assert light.is_light(NUMERIC, light_item)
+    assert light.verify(MATH, light_item).correct == (light_item.reference != "+3")
 
 
 HEAVY = {
@@ -62,9 +62,9 @@ HEAVY = {
 }
 
 
-@pytest.mark.parametrize("why", HEAVY)
-def test_the_rest_goes_to_a_worker(why):
-    assert not light.is_light(MATH, HEAVY[why])
+@pytest.mark.parametrize("name", HEAVY)
+def test_other_items_go_to_a_worker(name):
+    assert not light.is_light(MATH, HEAVY[name])
 
 
 def test_other_verifiers_are_not_light():
@@ -83,11 +83,13 @@ NUMBERS = st.one_of(
 @given(NUMBERS, NUMBERS, st.booleans())
 def test_the_verdict_is_what_algebra_says(reference, other, same):
     answer = reference if same else other
-    one = item(rf"We find \boxed{{{answer}}}.", reference)
-    assert light.is_light(MATH, one)
-    gold, said = (notation.clean(mathematical(text)) for text in (reference, answer))
-    assert light.judge(MATH, one).correct == (float(gold.replace(",", "")) == float(said.replace(",", "")))
-    assert light.judge(MATH, one).correct == symbolic.compare(gold, said)[0]
+    light_item = item(rf"We find \boxed{{{answer}}}.", reference)
+    assert light.is_light(MATH, light_item)
+    reference_text, answer_text = (notation.clean(symbols_to_latex(text)) for text in (reference, answer))
+    assert light.verify(MATH, light_item).correct == (
+        float(reference_text.replace(",", "")) == float(answer_text.replace(",", ""))
+    )
+    assert light.verify(MATH, light_item).correct == symbolic.compare(reference_text, answer_text)[0]
 
 
 def test_no_algebra_is_loaded_for_them():
@@ -98,7 +100,7 @@ from vold_verifier.engine import engine
 from vold_verifier.engine import light
 from vold_verifier.verifiers.math import MathVerifier
 item = verifier_pb2.VerifyItem(verifier="math", completion="so \\\\boxed{18}", reference="18")
-assert light.is_light(MathVerifier(), item) and light.judge(MathVerifier(), item).reward == 1
+assert light.is_light(MathVerifier(), item) and light.verify(MathVerifier(), item).reward == 1
 assert not {"sympy", "math_verify", "antlr4"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -108,22 +110,22 @@ def result(reason: str, **values: object) -> verifier_pb2.VerifyResult:
     return verifier_pb2.VerifyResult(id="a", reward=1.0, correct=True, reason=reason, seconds=2.0, **values)
 
 
-def test_the_cache_knows_an_item_by_all_but_its_id():
+def test_the_cache_key_is_the_item_without_its_id():
     cache = ResultCache(10_000, "1")
-    one = item("18")
-    cache.put(MATH, key_of(one), result("because"))
-    again = item("18")
-    again.id = "other"
-    found = cache.get(MATH, key_of(again))
-    assert (found.reason, found.id, found.seconds, found.cached) == ("because", "", 0.0, True)
-    assert again.id == "other"
+    light_item = item("18")
+    cache.put(MATH, item_key(light_item), result("because"))
+    repeated = item("18")
+    repeated.id = "other"
+    cached = cache.get(MATH, item_key(repeated))
+    assert (cached.reason, cached.id, cached.seconds, cached.cached) == ("because", "", 0.0, True)
+    assert repeated.id == "other"
     for different in (item("18 "), item("18", "19"), item("18", accept=["boxed"])):
-        assert cache.get(MATH, key_of(different)) is None
+        assert cache.get(MATH, item_key(different)) is None
 
 
-def test_the_cache_is_bounded_and_keeps_no_errors():
+def test_the_cache_is_bounded_and_holds_no_errors():
     cache = ResultCache(3_000, "1")
-    keys = [key_of(item(str(n))) for n in range(100)]
+    keys = [item_key(item(str(n))) for n in range(100)]
     for key in keys:
         cache.put(MATH, key, result("x" * 500))
     assert 1 <= sum(cache.get(MATH, key) is not None for key in keys) <= 4
@@ -135,24 +137,24 @@ def test_the_cache_is_bounded_and_keeps_no_errors():
     assert cache.get(MATH, b"large") is None
 
 
-def test_a_cache_of_nothing_and_a_verifier_by_chance():
+def test_no_verdict_is_cached_without_memory_or_of_a_random_verifier():
     off = ResultCache(0, "1")
     off.put(MATH, b"k", result("x"))
     assert off.get(MATH, b"k") is None
 
-    class Chance(MathVerifier):
+    class RandomVerifier(MathVerifier):
         deterministic = False
 
     cache = ResultCache(10_000, "1")
-    cache.put(Chance(), b"k", result("x"))
-    assert cache.get(Chance(), b"k") is None
+    cache.put(RandomVerifier(), b"k", result("x"))
+    assert cache.get(RandomVerifier(), b"k") is None
 
 
-def test_another_version_is_another_verdict():
-    class Newer(MathVerifier):
+def test_a_cached_verdict_is_for_one_version_of_the_verifier():
+    class NewerVerifier(MathVerifier):
         version = "2"
 
     cache = ResultCache(10_000, "1")
     cache.put(MATH, b"k", result("x"))
-    assert cache.get(Newer(), b"k") is None
+    assert cache.get(NewerVerifier(), b"k") is None
     assert cache.get(MATH, b"k") is not None

@@ -1,6 +1,6 @@
-"""What a careful mathematician calls equal and different: cases/math_equality.jsonl, and what follows from arithmetic.
+"""Mathematical equality: the cases of cases/math_equality.jsonl, and cases derived from arithmetic.
 
-A row of the file is a `reference`, the answers that are `equal` to it and those that are `different`.
+A row of the file has a `reference`, the answers that are `equal` to it, and answers that are `different`.
 """
 
 import json
@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import CASES
 from vold_verifier.mathematics import numbers
-from vold_verifier.mathematics.equality import equal
-from vold_verifier.reading.text import mathematical
+from vold_verifier.mathematics.equality import compare
+from vold_verifier.reading.text import symbols_to_latex
 from vold_verifier.types import BadReferenceError
 from vold_verifier.verifiers.base import Item
 from vold_verifier.verifiers.math import MathVerifier
@@ -21,7 +21,7 @@ PATH = CASES / "math_equality.jsonl"
 ROWS = [json.loads(line) for line in PATH.read_text(encoding="utf-8").splitlines()]
 MATH = MathVerifier()
 EXACT_PATH = ("equal numbers", "different numbers")
-# Spellings that the exact path alone reads.
+# Spellings that only the exact path understands.
 ONLY_EXACT = ("\\%", "%", r"\text{17 meters}", r"\text{3 hours}")
 
 
@@ -30,10 +30,10 @@ def check(answer: str, reference: str) -> bool:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["topic"].replace(" ", "-"))
-def test_equal_answers_are_paid_and_different_ones_are_not(row):
-    paid = {answer: check(answer, row["reference"]) for answer in row["equal"] + row["different"]}
-    assert [answer for answer in row["equal"] if not paid[answer]] == [], row["reference"]
-    assert [answer for answer in row["different"] if paid[answer]] == [], row["reference"]
+def test_equal_answers_are_correct_and_different_answers_are_wrong(row):
+    correct = {answer: check(answer, row["reference"]) for answer in row["equal"] + row["different"]}
+    assert [answer for answer in row["equal"] if not correct[answer]] == [], row["reference"]
+    assert [answer for answer in row["different"] if correct[answer]] == [], row["reference"]
 
 
 def test_the_exact_path_and_the_full_path_agree_on_every_case():
@@ -41,12 +41,18 @@ def test_the_exact_path_and_the_full_path_agree_on_every_case():
     for row in ROWS:
         reference = row["reference"]
         for answer in row["equal"] + row["different"]:
-            if any(numbers.parse(mathematical(text), with_unit=True) is None for text in (reference, answer)):
+            if any(numbers.parse(symbols_to_latex(text), with_unit=True) is None for text in (reference, answer)):
                 continue
-            fast = equal(reference, answer)
-            if fast.algebra or fast.reason not in EXACT_PATH or any(mark in reference + answer for mark in ONLY_EXACT):
+            comparison = compare(reference, answer)
+            if (
+                comparison.by_algebra
+                or comparison.reason not in EXACT_PATH
+                or any(mark in reference + answer for mark in ONLY_EXACT)
+            ):
                 continue
-            assert equal(reference, answer, fast=False).equal == fast.equal, f"{reference} <- {answer}"
+            assert compare(reference, answer, use_exact_path=False).equal == comparison.equal, (
+                f"{reference} <- {answer}"
+            )
             tried += 1
     assert tried > 200
 
@@ -79,9 +85,9 @@ rationals = st.builds(Fraction, st.integers(-3000, 3000), st.sampled_from([1, 1,
 def test_the_exact_path_gives_the_verdict_of_the_full_path(value, other, alike, data):
     reference = data.draw(st.sampled_from(spellings(value)))
     answer = data.draw(st.sampled_from(spellings(value if alike else other)))
-    fast = equal(reference, answer)
-    assert fast.equal == (alike or value == other)
-    assert equal(reference, answer, fast=False).equal == fast.equal
+    comparison = compare(reference, answer)
+    assert comparison.equal == (alike or value == other)
+    assert compare(reference, answer, use_exact_path=False).equal == comparison.equal
 
 
 @given(
@@ -90,17 +96,17 @@ def test_the_exact_path_gives_the_verdict_of_the_full_path(value, other, alike, 
     st.sampled_from([r"\sqrt{{{}}}", r"{}\pi", "{} + x", r"({}, 1)", r"[0, {}]", r"\{{ {}, 5000 \}}"]),
 )
 @settings(max_examples=40, deadline=None)
-def test_what_differs_by_construction_is_never_paid(value, other, shape):
+def test_answers_that_differ_by_construction_are_wrong(value, other, shape):
     value, other = abs(value), abs(other)
-    one, two = (shape.format(rf"\frac{{{v.numerator}}}{{{v.denominator}}}") for v in (value, other))
-    assert equal(one, one).equal
+    first, second = (shape.format(rf"\frac{{{v.numerator}}}{{{v.denominator}}}") for v in (value, other))
+    assert compare(first, first).equal
     if value != other:
-        assert not equal(one, two).equal
+        assert not compare(first, second).equal
 
 
 @given(st.integers(-9, 9), st.integers(1, 9), st.sampled_from(["<", ">", r"\le", r"\ge"]))
 @settings(max_examples=10, deadline=None)
-def test_an_inequality_is_its_interval(end, scale, sign):
+def test_an_inequality_equals_its_interval(end, scale, sign):
     flipped = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}[sign]
     low = rf"(-\infty, {end}{')' if sign == '<' else ']'}"
     high = rf"{'(' if sign == '>' else '['}{end}, \infty)"
@@ -111,11 +117,11 @@ def test_an_inequality_is_its_interval(end, scale, sign):
         f"{scale}x {sign} {scale * end}",
         f"x - ({end}) {sign} 0",
     ):
-        assert equal(interval, spelling).equal
-        assert not equal(other, spelling).equal
+        assert compare(interval, spelling).equal
+        assert not compare(other, spelling).equal
 
 
 @pytest.mark.parametrize("reference", ["", "1/0", r"\frac{1}{", "9^{9^{9^9}}"])
 def test_a_reference_without_a_value_is_an_error(reference):
     with pytest.raises(BadReferenceError):
-        equal(reference, "3")
+        compare(reference, "3")

@@ -1,4 +1,4 @@
-"""Numbers are read exactly: however one is written it is equal to itself, and to nothing else."""
+"""Numbers are parsed exactly: every spelling of a number is equal to every other, and to no other number."""
 
 from decimal import Context
 from fractions import Fraction
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from vold_verifier.mathematics import numbers
-from vold_verifier.reading.text import mathematical
+from vold_verifier.reading.text import symbols_to_latex
 from vold_verifier.types import BadReferenceError
 from vold_verifier.verifiers.base import Item
 from vold_verifier.verifiers.numeric import NumericParameters, NumericVerifier
@@ -54,8 +54,8 @@ def check(answer: str, reference: str, **parameters: object) -> bool:
         ("１２", 12),
     ],
 )
-def test_numbers_as_people_write_them(text, value):
-    number = numbers.parse(mathematical(text), with_unit=True)
+def test_common_notations_of_numbers_are_parsed(text, value):
+    number = numbers.parse(symbols_to_latex(text), with_unit=True)
     assert number is not None
     assert number.value == value
 
@@ -80,8 +80,8 @@ def test_numbers_as_people_write_them(text, value):
         "2ab",
     ],
 )
-def test_what_is_not_plainly_one_number_is_none(text):
-    assert numbers.parse(mathematical(text), with_unit=True) is None
+def test_a_text_that_is_not_clearly_one_number_is_none(text):
+    assert numbers.parse(symbols_to_latex(text), with_unit=True) is None
 
 
 integers = st.integers(min_value=-(10**15), max_value=10**15)
@@ -102,8 +102,8 @@ def renderings(n: int) -> list[str]:
 
 @given(integers, st.data())
 def test_an_integer_equals_itself_in_every_rendering(n, data):
-    one, other = data.draw(st.sampled_from(renderings(n))), data.draw(st.sampled_from(renderings(n)))
-    assert check(one, other)
+    first, second = data.draw(st.sampled_from(renderings(n))), data.draw(st.sampled_from(renderings(n)))
+    assert check(first, second)
 
 
 @given(integers, integers, st.data())
@@ -157,12 +157,12 @@ def test_tolerances_and_units(answer, reference, parameters, correct):
     assert check(answer, reference, **parameters) is correct
 
 
-def test_a_reference_that_is_no_number_cannot_be_judged():
+def test_a_reference_that_is_no_number_is_an_error():
     with pytest.raises(BadReferenceError, match="not a number: 'many'"):
         check("4", "many")
 
 
 @given(st.text(max_size=80))
-def test_any_text_is_read_without_failing(text):
-    numbers.parse(mathematical(text), with_unit=True)
+def test_any_text_is_parsed_without_failing(text):
+    numbers.parse(symbols_to_latex(text), with_unit=True)
     NUMERIC.check(Item(text, "1"), NumericParameters())

@@ -1,10 +1,10 @@
-"""Where the answer stands: after the thinking, in the last balanced box, never by accident."""
+"""Extraction of the answer: after the thinking, from the last balanced box, never by accident."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vold_verifier.reading.extraction import Extraction, boxes, final_part, find, reference_text
-from vold_verifier.reading.text import mathematical, plain
+from vold_verifier.reading.extraction import Extraction, boxed_contents, final_part, find, reference_text
+from vold_verifier.reading.text import normalise, symbols_to_latex
 
 
 @pytest.mark.parametrize(
@@ -35,10 +35,10 @@ from vold_verifier.reading.text import mathematical, plain
         ("", None),
     ],
 )
-def test_the_answer_is_found_where_the_rules_say(completion, answer):
-    found = find(completion, Extraction())
-    assert found.answer == answer
-    assert found.reason
+def test_the_answer_is_extracted_by_the_rules(completion, answer):
+    extracted = find(completion, Extraction())
+    assert extracted.answer == answer
+    assert extracted.reason
 
 
 def test_a_bare_trailing_number_counts_only_where_it_is_allowed():
@@ -62,26 +62,26 @@ def test_the_think_tag_can_be_named():
     ("reference", "text"),
     [("3 + 4 = 7\n#### 7", "7"), (r"\boxed{\frac12}", r"\frac12"), ("The answer is 5", "5"), (" x ", "x")],
 )
-def test_references_are_read_in_the_forms_that_data_sets_use(reference, text):
+def test_references_are_parsed_in_the_formats_of_data_sets(reference, text):
     assert reference_text(reference) == text
 
 
 @given(st.text(alphabet="\\boxed{} 1a", max_size=60))
 def test_boxes_never_fail_and_return_balanced_contents(text):
-    for content in boxes(text)[0]:
+    for content in boxed_contents(text)[0]:
         assert content in text
 
 
 @given(st.text(alphabet="\\{} 1", max_size=60))
 def test_a_box_ends_where_its_own_brace_is_closed(text):
     depth, escaped, end = 1, False, None
-    for place, character in enumerate(text):
+    for position, character in enumerate(text):
         depth += 0 if escaped else {"{": 1, "}": -1}.get(character, 0)
         escaped = character == "\\" and not escaped
         if not depth:
-            end = place
+            end = position
             break
-    assert boxes("\\boxed{" + text) == (([], True) if end is None else ([text[:end]], False))
+    assert boxed_contents("\\boxed{" + text) == (([], True) if end is None else ([text[:end]], False))
 
 
 @pytest.mark.parametrize(
@@ -92,17 +92,17 @@ def test_a_box_ends_where_its_own_brace_is_closed(text):
 def test_long_adversarial_text_is_read_in_linear_time(unit):
     text = unit * (200_000 // len(unit))
     find(text, Extraction(accept=("boxed", "answer_tag", "answer_line", "whole", "last_number")))
-    plain(text)
-    mathematical(text[:1000])
+    normalise(text)
+    symbols_to_latex(text[:1000])
 
 
 @pytest.mark.parametrize(
-    ("written", "read"),
+    ("text", "latex"),
     [("x²", "x^{2}"), ("2½", r"2\frac{1}{2}"), ("a₁", "a_{1}"), ("√12", r"\sqrt{12}"), ("１２", "12"), ("−1", "-1")],
 )
-def test_mathematical_characters_keep_their_meaning(written, read):
-    assert mathematical(written) == read
+def test_mathematical_characters_keep_their_meaning(text, latex):
+    assert symbols_to_latex(text) == latex
 
 
-def test_invisible_characters_go():
-    assert plain("4\u200b2\u202e") == "42"
+def test_invisible_characters_are_removed():
+    assert normalise("4\u200b2\u202e") == "42"

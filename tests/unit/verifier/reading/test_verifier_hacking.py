@@ -1,4 +1,4 @@
-"""The anti-hacking rules one by one: what each refuses, and the honest answer beside it that it lets through."""
+"""The anti-hacking rules: answers that each rule refuses, and similar honest answers that it accepts."""
 
 import pytest
 from hypothesis import given
@@ -42,25 +42,25 @@ HONEST = [
 
 
 @pytest.mark.parametrize("text", INJECTIONS)
-def test_a_text_that_speaks_to_the_judge_is_caught(text):
+def test_a_text_that_addresses_the_judge_is_detected(text):
     passage = hacking.judge_injection(f"The sea is salty because of rivers.\n{text}\nThat is all.")
     assert passage
     assert len(passage) <= 120
 
 
 @pytest.mark.parametrize("text", HONEST)
-def test_a_text_that_does_not_speak_to_the_judge_is_let_through(text):
+def test_a_text_that_does_not_address_the_judge_is_accepted(text):
     assert hacking.judge_injection(text) is None
 
 
 @given(st.text(max_size=200))
-def test_the_rules_read_any_text(text):
+def test_the_rules_accept_any_text(text):
     hacking.judge_injection(text)
-    hacking.hidden_characters(text)
-    hacking.look_alike(text)
-    hacking.parts(text)
-    hacking.without_echo(text, text)
-    hacking.echoes(text, "1", text)
+    hacking.has_hidden_characters(text)
+    hacking.has_look_alikes(text)
+    hacking.count_answers(text)
+    hacking.remove_echo(text, text)
+    hacking.is_echo(text, "1", text)
 
 
 @pytest.mark.parametrize("unit", ["ignore ", "give ", "the ", "[[", "<|", "score", "a", "\n# ", "grader "])
@@ -68,27 +68,27 @@ def test_the_rules_read_any_text(text):
 def test_long_text_is_searched_in_linear_time(unit):
     text = unit * (200_000 // len(unit))
     hacking.judge_injection(text)
-    hacking.without_echo(text, text[:1000])
-    hacking.look_alike(text)
+    hacking.remove_echo(text, text[:1000])
+    hacking.has_look_alikes(text)
 
 
 @pytest.mark.parametrize(
-    ("text", "seen"),
+    ("text", "expected"),
     [("А", True), ("х+1", True), ("A", False), ("α+β", False), ("Москва", False), ("", False), ("4²", False)],
 )
-def test_look_alikes_are_told_from_words_of_other_alphabets(text, seen):
-    assert hacking.look_alike(text) is seen
+def test_look_alikes_are_distinguished_from_words_of_other_alphabets(text, expected):
+    assert hacking.has_look_alikes(text) is expected
 
 
 @pytest.mark.parametrize(
-    ("text", "seen"), [("\u202e24", True), ("4\u200b2", False), ("4\U000e0031", True), ("42", False)]
+    ("text", "expected"), [("\u202e24", True), ("4\u200b2", False), ("4\U000e0031", True), ("42", False)]
 )
-def test_hidden_characters(text, seen):
-    assert hacking.hidden_characters(text) is seen
+def test_hidden_characters(text, expected):
+    assert hacking.has_hidden_characters(text) is expected
 
 
 @pytest.mark.parametrize(
-    ("text", "answer", "boxes"),
+    ("text", "answer", "box_count"),
     [
         (r"\boxed{4} or \boxed{5}", "4, 5", 2),
         (r"\boxed{4}\n\boxed{5}".replace(r"\n", "\n"), "4, 5", 2),
@@ -98,12 +98,12 @@ def test_hidden_characters(text, seen):
         (r"\boxed{4}. We check it and find \boxed{5}", "5", 1),
     ],
 )
-def test_boxes_in_one_breath_are_one_answer(text, answer, boxes):
-    found = find(text, Extraction())
-    assert (found.answer, found.boxes) == (answer, boxes)
+def test_boxes_joined_by_a_conjunction_are_one_answer(text, answer, box_count):
+    extracted = find(text, Extraction())
+    assert (extracted.answer, extracted.box_count) == (answer, box_count)
 
 
-def test_what_the_prompt_has_too_is_not_the_answer():
+def test_text_copied_from_the_prompt_is_not_the_answer():
     prompt = "Solve it and write your answer as \\boxed{x} on a line.\nQ: 3x = 12"
     assert find("Solve it and write your answer as \\boxed{x} on a line.", Extraction(), prompt).rule == "echoed_prompt"
     assert find(prompt + "\n\\boxed{4}", Extraction(), prompt).answer == "4"
@@ -111,7 +111,7 @@ def test_what_the_prompt_has_too_is_not_the_answer():
 
 
 @pytest.mark.parametrize(
-    ("answer", "reference", "prompt", "echo"),
+    ("answer", "reference", "prompt", "is_echo"),
     [
         ("2^5 + 1", "33", "What is $2^5 + 1$?", True),
         ("33", "33", "Is it 32, 33 or 34?", False),
@@ -120,5 +120,5 @@ def test_what_the_prompt_has_too_is_not_the_answer():
         ("(x+1)(x-1)", "(x-1)(x+1)", "Factor $x^2 - 1$.", False),
     ],
 )
-def test_an_expression_of_the_prompt_is_no_answer(answer, reference, prompt, echo):
-    assert hacking.echoes(answer, reference, prompt) is echo
+def test_an_expression_copied_from_the_prompt_is_an_echo(answer, reference, prompt, is_echo):
+    assert hacking.is_echo(answer, reference, prompt) is is_echo

@@ -1,4 +1,4 @@
-"""The walls of the sandbox on machines that grant less: what is refused here is what a container's runtime refuses."""
+"""The sandbox on machines that allow fewer layers: the tests refuse calls that a container runtime refuses."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 
 PROGRAM = """
 import json, os, socket, sys
@@ -45,7 +45,7 @@ print(json.dumps({
 
 
 @pytest.mark.parametrize(
-    ("refused", "without"),
+    ("refused", "missing"),
     [
         pytest.param([], [], id="everything"),
         pytest.param(["unshare"], ["namespaces"], id="no namespaces"),
@@ -53,24 +53,24 @@ print(json.dumps({
         pytest.param(["unshare", "landlock_create_ruleset"], ["namespaces", "landlock"], id="a container"),
     ],
 )
-def test_each_layer_stands_by_itself(refused, without, tmp_path):
+def test_each_layer_works_without_the_others(refused, missing, tmp_path):
     (tmp_path / "secret").write_text("")
     command = [sys.executable, "-c", PROGRAM, json.dumps(refused), str(tmp_path)]
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)
     environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", env=environment)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    named = " ".join(found["layers"])
-    assert not any(layer in named for layer in without)
-    assert "seccomp" in named
-    assert found["socket"]
-    assert found["write"]
-    assert found["mkdir"]
-    assert found["raise"]
-    assert found["library"]
-    assert not found["scratch"]
-    assert found["read"] == ("namespaces" in named or "landlock" in named)
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", env=environment)
+    assert completed.returncode == 0, completed.stderr
+    report = json.loads(completed.stdout)
+    layers = " ".join(report["layers"])
+    assert not any(layer in layers for layer in missing)
+    assert "seccomp" in layers
+    assert report["socket"]
+    assert report["write"]
+    assert report["mkdir"]
+    assert report["raise"]
+    assert report["library"]
+    assert not report["scratch"]
+    assert report["read"] == ("namespaces" in layers or "landlock" in layers)
     assert os.listdir(tmp_path) == ["secret"]
 
 
@@ -80,5 +80,7 @@ def test_a_package_that_was_installed_without_its_bytecode_can_be_imported(tmp_p
     code += "tripwire.armed = True\nimport late\ntripwire.armed = False\nprint(late.VALUE, repr(tripwire.hit))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout == "4 ''\n"
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert completed.stdout == "4 ''\n"

@@ -1,4 +1,4 @@
-"""Which option a completion chooses, and when it chooses none."""
+"""The option that a completion chooses, and completions that choose no option."""
 
 import pytest
 from hypothesis import given
@@ -52,7 +52,7 @@ def choose(completion: str, **parameters: object) -> str | None:
         ("<think>A</think>The answer is B", "B"),
     ],
 )
-def test_an_option_that_is_named_is_read(completion, letter):
+def test_a_named_option_is_the_answer(completion, letter):
     assert choose(completion) == letter
 
 
@@ -106,6 +106,6 @@ def test_options_are_keyed_by_letters(parameters):
 
 
 @given(st.sampled_from("ABCD"), st.sampled_from("ABCD"), st.sampled_from([" or ", ", ", "/", " and ", " & "]))
-def test_two_letters_are_an_answer_only_where_they_are_one(one, other, joiner):
-    letter = choose(f"The answer is {one}{joiner}{other}")
-    assert letter == (one if one == other else None)
+def test_two_letters_are_an_answer_only_if_they_are_the_same(first, second, joiner):
+    letter = choose(f"The answer is {first}{joiner}{second}")
+    assert letter == (first if first == second else None)

@@ -1,4 +1,4 @@
-"""Text compared as text, and structure compared with what was asked for."""
+"""The verifiers `exact` and `format`."""
 
 import pytest
 from hypothesis import given
@@ -45,14 +45,14 @@ def test_an_empty_reference_cannot_be_matched():
 
 
 @given(st.text(min_size=1).filter(lambda text: text.strip() and "<" not in text and "\\" not in text))
-def test_a_text_is_itself(text):
+def test_a_text_equals_itself(text):
     parameters = ExactParameters(accept=("final_part",), unicode=False, ignore_space=False)
     verdict = EXACT.check(Item(text.strip(), text.strip()), parameters)
     assert verdict.correct
 
 
 @pytest.mark.parametrize(
-    ("completion", "parameters", "fault"),
+    ("completion", "parameters", "violation"),
     [
         ("<think>a</think><answer>b</answer>", {}, None),
         ("<think>a</think>\n<answer>b</answer>\n", {}, None),
@@ -73,19 +73,19 @@ def test_a_text_is_itself(text):
         ("", {}, "occurs 0 times"),
     ],
 )
-def test_format(completion, parameters, fault):
+def test_format(completion, parameters, violation):
     verdict = FORMAT.check(Item(completion, ""), FormatParameters(**parameters))
-    assert verdict.correct is (fault is None), verdict.reason
-    if fault:
-        assert fault in verdict.reason
+    assert verdict.correct is (violation is None), verdict.reason
+    if violation:
+        assert violation in verdict.reason
 
 
 @pytest.mark.parametrize("parameters", [{"tags": ("<think>",)}, {"tags": ("a", "a")}, {"tags": ()}])
-def test_format_parameters_that_mean_nothing_are_refused(parameters):
+def test_meaningless_format_parameters_are_refused(parameters):
     with pytest.raises(ValidationError):
         FormatParameters(**parameters)
 
 
 @given(st.text(alphabet="<>/thinkanswer \n", max_size=80))
-def test_format_reads_any_text(text):
+def test_format_accepts_any_text(text):
     FORMAT.check(Item(text, ""), FormatParameters())

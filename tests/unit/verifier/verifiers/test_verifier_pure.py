@@ -13,9 +13,9 @@ from vold_verifier.verifiers.base import BadParameterError, Item, Verdict
 VERIFIERS = registry.load()
 
 
-def judge(verifier: str, completion: str, reference: str = "", **parameters: object) -> Verdict:
-    chosen = VERIFIERS[verifier]
-    return chosen.check(Item(completion, reference), chosen.parameters(**parameters))
+def verify(name: str, completion: str, reference: str = "", **parameters: object) -> Verdict:
+    verifier = VERIFIERS[name]
+    return verifier.check(Item(completion, reference), verifier.parameters(**parameters))
 
 
 @pytest.mark.parametrize(
@@ -31,15 +31,15 @@ def judge(verifier: str, completion: str, reference: str = "", **parameters: obj
 )
 def test_multi_choice(answer, reward):
     options = {"A": "Paris", "B": "Rome", "C": "Oslo", "D": "Bern"}
-    verdict = judge("multi-choice", rf"\boxed{{{answer}}}", "A, C", options=options, partial=True)
+    verdict = verify("multi-choice", rf"\boxed{{{answer}}}", "A, C", options=options, partial=True)
     assert verdict.reward == reward
     assert verdict.correct is (reward == 1)
 
 
 def test_multi_choice_may_have_no_right_option():
-    assert judge("multi-choice", r"\boxed{none}", "none", letters="ABC").correct
+    assert verify("multi-choice", r"\boxed{none}", "none", letters="ABC").correct
     with pytest.raises(BadReferenceError, match="A or B"):
-        judge("multi-choice", "A", "A or B")
+        verify("multi-choice", "A", "A or B")
 
 
 @pytest.mark.parametrize(
@@ -64,21 +64,21 @@ def test_multi_choice_may_have_no_right_option():
     ],
 )
 def test_list(answer, reference, parameters, correct):
-    assert judge("list", f"<answer>{answer}</answer>", reference, **parameters).correct is correct
+    assert verify("list", f"<answer>{answer}</answer>", reference, **parameters).correct is correct
 
 
-def test_partial_lists_earn_their_share():
-    assert judge("list", "<answer>a</answer>", "a, b", partial=True).reward == pytest.approx(2 / 3)
-    assert judge("list", "<answer>a, x</answer>", "a, b", partial=True, ordered=True).reward == 0.5
+def test_partial_lists_get_a_share_of_the_reward():
+    assert verify("list", "<answer>a</answer>", "a, b", partial=True).reward == pytest.approx(2 / 3)
+    assert verify("list", "<answer>a, x</answer>", "a, b", partial=True, ordered=True).reward == 0.5
 
 
 @given(st.lists(st.integers(-99, 99), min_size=1, max_size=8), st.randoms())
-def test_a_list_is_itself_in_any_order(values, random):
+def test_a_list_equals_itself_in_any_order(values, random):
     shuffled = random.sample(values, len(values))
     text = "<answer>" + ", ".join(map(str, shuffled)) + "</answer>"
-    assert judge("list", text, ", ".join(map(str, values)), items="number").correct
+    assert verify("list", text, ", ".join(map(str, values)), items="number").correct
     extra = text.replace("<answer>", "<answer>100, ")
-    assert not judge("list", extra, ", ".join(map(str, values)), items="number").correct
+    assert not verify("list", extra, ", ".join(map(str, values)), items="number").correct
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,14 @@ def test_a_list_is_itself_in_any_order(values, random):
     ],
 )
 def test_boolean(completion, reference, correct):
-    assert judge("boolean", completion, reference).correct is correct
+    assert verify("boolean", completion, reference).correct is correct
 
 
 def test_boolean_in_other_words():
     words = {"true_words": ["oui"], "false_words": ["non"]}
-    assert judge("boolean", "Oui.", "oui", **words).correct
+    assert verify("boolean", "Oui.", "oui", **words).correct
     with pytest.raises(BadReferenceError, match="oui, non"):
-        judge("boolean", "oui", "yes", **words)
+        verify("boolean", "oui", "yes", **words)
     with pytest.raises(ValidationError, match="listed twice"):
         VERIFIERS["boolean"].parameters(true_words=["ja"], false_words=["Ja"])
 
@@ -121,12 +121,12 @@ def test_boolean_in_other_words():
     ],
 )
 def test_regex(completion, reference, parameters, correct):
-    assert judge("regex", completion, reference, **parameters).correct is correct
+    assert verify("regex", completion, reference, **parameters).correct is correct
 
 
-def test_a_pattern_that_is_none_is_named():
+def test_an_invalid_pattern_is_an_error():
     with pytest.raises(BadReferenceError, match="no regular expression"):
-        judge("regex", "x", "(")
+        verify("regex", "x", "(")
     with pytest.raises(ValidationError, match="no regular expression"):
         VERIFIERS["regex"].parameters(pattern="(")
 
@@ -155,21 +155,21 @@ PERSON = {
 )
 @pytest.mark.parametrize("around", ["{}", "<answer>{}</answer>", "Here:\n```json\n{}\n```\n"])
 def test_json(value, parameters, reward, around):
-    verdict = judge("json", around.replace("{}", value), '{"name": "Ada", "age": 36}', **parameters)
+    verdict = verify("json", around.replace("{}", value), '{"name": "Ada", "age": 36}', **parameters)
     assert verdict.reward == pytest.approx(reward)
     assert verdict.correct is (reward == 1)
 
 
 def test_json_paths_schemas_and_references():
     nested = '{"a": {"b": [1, 2]}}'
-    assert judge("json", '{"a": {"b": [9, 2]}}', nested, weights={"a.b.1": 1}).correct
-    assert judge("json", '{"name": "x"}', "", schema=PERSON).correct
+    assert verify("json", '{"a": {"b": [9, 2]}}', nested, weights={"a.b.1": 1}).correct
+    assert verify("json", '{"name": "x"}', "", schema=PERSON).correct
     with pytest.raises(BadParameterError, match=r"no field 'a\.c'"):
-        judge("json", "{}", nested, weights={"a.c": 1})
+        verify("json", "{}", nested, weights={"a.c": 1})
     with pytest.raises(BadParameterError, match="leads out"):
-        judge("json", "{}", "{}", schema={"$ref": "http://localhost:9/schema.json"})
+        verify("json", "{}", "{}", schema={"$ref": "http://localhost:9/schema.json"})
     with pytest.raises(BadReferenceError, match="empty"):
-        judge("json", "{}", "")
+        verify("json", "{}", "")
     with pytest.raises(ValidationError, match="no JSON schema"):
         VERIFIERS["json"].parameters(schema={"type": "nonsense"})
 
@@ -182,25 +182,25 @@ json_values = st.recursive(
 
 
 @given(json_values, json_values)
-def test_json_is_equal_when_the_values_are(one, other):
-    def typed(value):
-        return json.dumps(value, sort_keys=True)
+def test_json_is_equal_exactly_when_the_values_are(value, reference):
+    def canonical(inner):
+        return json.dumps(inner, sort_keys=True)
 
-    completion = f"<answer>{json.dumps(one)}</answer>"
-    if "</answer>" not in json.dumps(one) and "<answer>" not in json.dumps(one):
-        assert judge("json", completion, json.dumps(other)).correct is (typed(one) == typed(other))
+    completion = f"<answer>{json.dumps(value)}</answer>"
+    if "</answer>" not in json.dumps(value) and "<answer>" not in json.dumps(value):
+        assert verify("json", completion, json.dumps(reference)).correct is (canonical(value) == canonical(reference))
 
 
 @pytest.mark.parametrize(("length", "reward"), [(0, 0), (900, 0), (950, -0.5), (975, -0.75), (1000, -1), (5000, -1)])
 def test_overlong_is_the_equation_of_dapo(length, reward):
-    verdict = judge("overlong", "x" * length, max_length=1000, buffer=100)
+    verdict = verify("overlong", "x" * length, max_length=1000, buffer=100)
     assert verdict.reward == pytest.approx(reward)
-    assert judge("overlong", "", max_length=1000, buffer=100, length=length).reward == pytest.approx(reward)
+    assert verify("overlong", "", max_length=1000, buffer=100, length=length).reward == pytest.approx(reward)
     assert verdict.correct is (reward == 0)
 
 
 def test_overlong_counts_words_and_refuses_a_buffer_beyond_the_limit():
-    assert judge("overlong", "one two three", max_length=4, buffer=2, unit="words").reward == -0.5
+    assert verify("overlong", "one two three", max_length=4, buffer=2, unit="words").reward == -0.5
     with pytest.raises(ValidationError, match="longer than max_length"):
         VERIFIERS["overlong"].parameters(max_length=10, buffer=11)
 
@@ -209,23 +209,23 @@ def test_repetition_grows_with_the_share_of_repeats():
     fresh = " ".join(f"word{i}" for i in range(200))
     half = fresh + " " + fresh
     loop = "again and " * 200
-    rewards = [judge("repetition", text, n=3, allowed=0.0).reward for text in (fresh, half, loop)]
+    rewards = [verify("repetition", text, n=3, allowed=0.0).reward for text in (fresh, half, loop)]
     assert rewards[0] == 0
     assert rewards[0] > rewards[1] > rewards[2] >= -1
     assert rewards[1] == pytest.approx(-(1 - 202 / 398), abs=0.02)
-    assert judge("repetition", "哈" * 50, n=4, unit="characters").reward < -0.9
-    assert judge("repetition", "too short", n=8).reward == 0
-    assert judge("repetition", loop, n=3, max_penalty=0.5).reward >= -0.5
+    assert verify("repetition", "哈" * 50, n=4, unit="characters").reward < -0.9
+    assert verify("repetition", "too short", n=8).reward == 0
+    assert verify("repetition", loop, n=3, max_penalty=0.5).reward >= -0.5
 
 
 @given(st.text(max_size=120))
 def test_penalties_stay_in_their_range(text):
     for verifier, parameters in (("overlong", {"max_length": 60, "buffer": 20}), ("repetition", {"n": 2})):
-        assert -1 <= judge(verifier, text, **parameters).reward <= 0
+        assert -1 <= verify(verifier, text, **parameters).reward <= 0
 
 
 @pytest.mark.parametrize(
-    ("completion", "parameters", "fault"),
+    ("completion", "parameters", "violation"),
     [
         ("<think>abc</think><answer>x</answer>", {"min_inside_chars": {"think": 4}}, "fewer than 4"),
         ("<think>abcd</think><answer>x</answer>", {"min_inside_chars": {"think": 4}}, None),
@@ -238,19 +238,19 @@ def test_penalties_stay_in_their_range(text):
         (r"<think>да</think><answer>\frac12</answer>", {"scripts": ("cyrillic",)}, None),
     ],
 )
-def test_format_bounds(completion, parameters, fault):
-    verdict = judge("format", completion, **parameters)
-    assert verdict.correct is (fault is None), verdict.reason
-    if fault:
-        assert fault in verdict.reason
+def test_format_bounds(completion, parameters, violation):
+    verdict = verify("format", completion, **parameters)
+    assert verdict.correct is (violation is None), verdict.reason
+    if violation:
+        assert violation in verdict.reason
 
 
-def test_format_bounds_that_mean_nothing_are_refused():
+def test_meaningless_format_bounds_are_refused():
     for parameters in ({"min_inside_chars": {"plan": 3}}, {"min_chars": 5, "max_chars": 4}, {"scripts": ("klingon",)}):
         with pytest.raises(ValidationError):
             VERIFIERS["format"].parameters(**parameters)
 
 
-def test_choice_is_told_why_it_was_refused():
+def test_choice_names_the_rule_that_refuses_an_answer():
     for completion, rule in (("A or B", "several_answers"), (r"\boxed{А}", "look_alike"), ("<think>B", "unclosed_tag")):
-        assert judge("choice", completion, "B").rule == rule
+        assert verify("choice", completion, "B").rule == rule

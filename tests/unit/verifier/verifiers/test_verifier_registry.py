@@ -1,4 +1,4 @@
-"""Plugins and names: what is offered, and what is said of what is not."""
+"""The registry: the verifiers of a server, its plugins, and the errors of unknown names."""
 
 import sys
 import types
@@ -44,15 +44,15 @@ def test_the_built_in_verifiers_have_schemas():
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ({}, "no list VERIFIERS"),
         ({"VERIFIERS": [MathVerifier]}, "'math' is taken"),
         ({"VERIFIERS": [object]}, "has no name"),
     ],
 )
-def test_a_plugin_that_does_not_fit_is_named(plugin, content, says):
-    with pytest.raises(registry.PluginError, match=says):
+def test_an_invalid_plugin_is_named(plugin, content, message):
+    with pytest.raises(registry.PluginError, match=message):
         registry.load([plugin(**content)])
 
 
@@ -62,7 +62,7 @@ class Elsewhere(MathVerifier):
 
 
 class Bare:
-    """The names that a verifier had before there was a sandbox."""
+    """A verifier without the names that the sandbox needs."""
 
     name, summary, parameters, cost = "bare", "", MathVerifier.parameters, 1
 
@@ -73,14 +73,14 @@ class Bare:
         return
 
 
-@pytest.mark.parametrize(("one", "says"), [(Elsewhere, "its pool is 'gpu'"), (Bare, "has no pool, tripwire")])
-def test_where_a_plugin_runs_is_said_before_it_serves(plugin, one, says):
-    """A composite with such a part would fail at its first item."""
-    with pytest.raises(registry.PluginError, match=says):
-        registry.load([plugin(VERIFIERS=[one])])
+@pytest.mark.parametrize(("verifier", "message"), [(Elsewhere, "its pool is 'gpu'"), (Bare, "has no pool, tripwire")])
+def test_a_plugin_without_a_valid_pool_is_refused_at_start(plugin, verifier, message):
+    """Otherwise a composite with such a part would fail at its first item."""
+    with pytest.raises(registry.PluginError, match=message):
+        registry.load([plugin(VERIFIERS=[verifier])])
 
 
-def test_a_plugin_that_is_not_there_is_named():
+def test_a_missing_plugin_is_named():
     with pytest.raises(registry.PluginError, match="nowhere_at_all"):
         registry.load(["nowhere_at_all"])
 
