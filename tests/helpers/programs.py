@@ -24,14 +24,11 @@ from typing import IO, Any
 
 IMPORT_VARIABLES = ("GRPC_", "HF_HOME", "HF_HUB_", "LD_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_",
                    "TRITON_", "VLLM_")  # fmt: skip
-"""Prefixes of variables that modules read while they are imported."""
-
-SET_OTHERWISE = {"PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR"}
-"""The first is handled by preloaded.py; the second is set by torch's compiler when it is imported."""
+"""Prefixes of variables that modules read while they are imported. PYTHONPATH is handled by preloaded.py."""
 
 
 PRELOADED = "VOLD_TESTS_PRELOADED"
-"""The variable that holds the preloaded process's address and the environment of its imports, as JSON."""
+"""The variable that holds the preloaded process's address."""
 
 
 @cache
@@ -48,8 +45,7 @@ def preload() -> socket.socket:
         process = subprocess.Popen(
             [sys.executable, script, str(listener.fileno())], env=environment, pass_fds=[listener.fileno()]
         )
-    imports = {name: value for name, value in environment.items() if name.startswith(IMPORT_VARIABLES)}
-    os.environ[PRELOADED] = json.dumps([address, imports])
+    os.environ[PRELOADED] = address
 
     def stop() -> None:
         control.close()
@@ -62,11 +58,12 @@ def preload() -> socket.socket:
 
 @cache
 def _preloaded() -> tuple[socket.socket, dict[str, str]]:
-    """A connection to the preloaded process, and the environment of its imports."""
+    """A connection to the preloaded process, and the environment to which its imports fit: that of this process at the
+    first call, before which libraries that were imported may have set variables of theirs.
+    """
     if PRELOADED not in os.environ:
         preload()
-    address, imports = json.loads(os.environ[PRELOADED])
-    return _connect(address), imports
+    return _connect(os.environ[PRELOADED]), {"OMP_NUM_THREADS": "1", **os.environ}
 
 
 def _connect(address: str) -> socket.socket:
@@ -76,7 +73,7 @@ def _connect(address: str) -> socket.socket:
 
 
 def _same_imports(environment: Mapping[str, str], preloaded: Mapping[str, str]) -> bool:
-    names = {name for name in {*environment, *preloaded} if name.startswith(IMPORT_VARIABLES)} - SET_OTHERWISE
+    names = {name for name in {*environment, *preloaded} if name.startswith(IMPORT_VARIABLES)} - {"PYTHONPATH"}
     return all(environment.get(name) == preloaded.get(name) for name in names)
 
 
