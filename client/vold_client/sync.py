@@ -44,9 +44,9 @@ class SyncClient(Generic[C]):
     def urls(self) -> list[str]:
         return self._client.urls
 
-    def ready(self, timeout: float = 60.0) -> None:
+    def ready(self, timeout: float = 60.0, *, every: bool = True) -> None:
         """See AsyncClient.ready."""
-        self._run(self._client.ready(timeout))
+        self._run(self._client.ready(timeout, every=every))
 
     def close(self) -> None:
         """Close the connections. The client cannot be used again."""
