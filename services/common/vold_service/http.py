@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -40,6 +40,7 @@ HEALTH_PATH, READY_PATH = "/healthz", "/readyz"
 
 log = logging.getLogger("vold.http")
 T = TypeVar("T")
+E = TypeVar("E")
 M = TypeVar("M", bound=Message)
 
 
@@ -232,12 +233,48 @@ async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -
                 await asyncio.wait({task})
 
 
+async def stream_events(
+    request: Request,
+    events: AsyncGenerator[E, None],
+    write: Callable[[E], bytes],
+    write_error: Callable[[ServiceError], bytes],
+    *,
+    end: bytes = b"",
+    log: logging.Logger,
+) -> AsyncIterator[bytes]:
+    """The body of a reply that streams events. An error before the first event is raised, so that it sets the reply's
+    status; a later error is the last event. end: what follows the last event. log: for errors other than ServiceError.
+    """
+
+    async def next_event() -> E | None:
+        return await anext(events, None)
+
+    first = await cancel_on_disconnect(request, next_event())
+
+    async def body() -> AsyncIterator[bytes]:
+        async with contextlib.aclosing(events):
+            event = first
+            try:
+                while event is not None:
+                    yield write(event)
+                    event = await cancel_on_disconnect(request, next_event())
+            except ServiceError as error:
+                yield write_error(error)
+            except Exception as error:
+                log.exception("a stream failed")
+                yield write_error(internal(error))
+            if end:
+                yield end
+
+    return body()
+
+
 def add_status_page(app: FastAPI, snapshot: Callable[[Tenant], dict[str, Any]], package: str) -> None:
-    """Add GET /v1/status, and the status page at / from the package's status.html.
+    """Add GET /v1/status, and the status page at / with the content of the package's status.html.
 
     snapshot: returns the state that the tenant may see.
     """
-    html = status_page_reply(package)
+    html = status_page_reply(package, app.title)
 
     @app.get("/", include_in_schema=False)
     async def status_page() -> Response:

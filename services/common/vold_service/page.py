@@ -1,16 +1,25 @@
-"""The status pages: one self-contained HTML file that shows GET /v1/status, and the metrics history that it plots."""
+"""The status pages: one self-contained HTML file that shows GET /v1/status, the fields that the status of every service
+has, and the metrics history that the page plots.
+"""
 
 import asyncio
 import contextlib
+import html
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from importlib import resources
+from typing import Any
 
 from fastapi.responses import HTMLResponse
 from prometheus_client.metrics import MetricWrapperBase
+from vold_proto.distribution import VERSION
+
+from vold_service import access
 
 HISTORY_SECONDS = 300
+
+_STARTED = time.time()
 
 # The page loads nothing from another origin, even if a name on the page contains HTML.
 _POLICY = (
@@ -19,12 +28,31 @@ _POLICY = (
 )
 
 
-def status_page_reply(package: str) -> HTMLResponse:
-    """The package's status.html, with the stylesheet and the script that all status pages share inserted."""
-    text = (resources.files(package) / "status.html").read_text("utf-8")
-    for mark, name in (("/*style*/", "status.css"), ("/*script*/", "status.js")):
-        text = text.replace(mark, (resources.files("vold_service") / name).read_text("utf-8"))
+def status_page_reply(package: str, title: str) -> HTMLResponse:
+    """The package's status.html in the frame, the stylesheet and the script that all status pages share."""
+    text = _read("vold_service", "frame.html")
+    for mark, part in (
+        ("<!--title-->", html.escape(title)),
+        ("/*style*/", _read("vold_service", "status.css")),
+        ("/*script*/", _read("vold_service", "status.js")),
+        ("<!--content-->", _read(package, "status.html")),
+    ):
+        text = text.replace(mark, part)
     return HTMLResponse(text, headers={"content-security-policy": _POLICY, "cache-control": "no-store"})
+
+
+def _read(package: str, name: str) -> str:
+    return (resources.files(package) / name).read_text("utf-8")
+
+
+def common_status(*, ready: bool) -> dict[str, Any]:
+    """The fields that the status of every service has."""
+    return {
+        "ready": ready,
+        "version": VERSION,
+        "uptime_seconds": round(time.time() - _STARTED, 1),
+        "rejected": by_label(access.REJECTED, "reason"),
+    }
 
 
 def total(metric: MetricWrapperBase, suffix: str | None = None, **labels: str) -> float:
@@ -39,6 +67,11 @@ def total(metric: MetricWrapperBase, suffix: str | None = None, **labels: str) -
             sample.value for sample in family.samples if sample.name == name and labels.items() <= sample.labels.items()
         )
     return value
+
+
+def total_of(metric: MetricWrapperBase, suffix: str | None = None, **labels: str) -> Callable[[], float]:
+    """A function that reads `total` of these arguments, for MetricsHistory."""
+    return lambda: total(metric, suffix, **labels)
 
 
 def by_label(counter: MetricWrapperBase, label: str) -> dict[str, float]:
@@ -86,9 +119,9 @@ class MetricsHistory:
         for name, read in self._gauges.items():
             self._series[name].append(read())
 
-    def series(self) -> dict[str, list[float]]:
-        """The samples by metric, oldest first."""
-        return {name: [round(value, 3) for value in values] for name, values in self._series.items()}
+    def series(self, *names: str) -> dict[str, list[float]]:
+        """The samples of these metrics, oldest first."""
+        return {name: [round(value, 3) for value in self._series[name]] for name in names}
 
     def mean(self, name: str, seconds: int = 60) -> float:
         """The mean over the last `seconds` samples, or over all if there are fewer; 0 before the first sample."""

@@ -1,7 +1,7 @@
 """The HTTP face: it only translates. Each route takes and returns JSON or the wire's protobuf messages."""
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from io import BytesIO
 from typing import Any, TypeVar
@@ -16,8 +16,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.call import Call
-from vold_service.errors import ServiceError, internal
-from vold_service.http import PROTOBUF, cancel_on_disconnect, parse_call, read_protobuf, wants_protobuf
+from vold_service.errors import ServiceError
+from vold_service.http import PROTOBUF, cancel_on_disconnect, parse_call, read_protobuf, stream_events, wants_protobuf
 
 from vold_teacher.metrics import count_request
 from vold_teacher.openai.routes import add_openai_routes
@@ -156,33 +156,17 @@ async def _collect(events: AsyncGenerator[pb.GenerateEvent, None]) -> list[pb.Ge
         return [event async for event in events]
 
 
-async def _next(events: AsyncGenerator[pb.GenerateEvent, None]) -> pb.GenerateEvent | None:
-    return await anext(events, None)
-
-
 async def _stream(
     request: Request,
     events: AsyncGenerator[pb.GenerateEvent, None],
     media_type: str,
     write: Callable[[pb.GenerateEvent], bytes],
 ) -> Response:
-    """Stream events. An error before the first event sets the reply's status; a later error is the last event."""
-    first = await cancel_on_disconnect(request, _next(events))
+    def write_error(error: ServiceError) -> bytes:
+        return write(pb.GenerateEvent(finished=True, status=error.status()))
 
-    async def body() -> AsyncIterator[bytes]:
-        async with aclosing(events):
-            event = first
-            try:
-                while event is not None:
-                    yield write(event)
-                    event = await cancel_on_disconnect(request, _next(events))
-            except ServiceError as error:
-                yield write(pb.GenerateEvent(finished=True, status=error.status()))
-            except Exception as error:
-                log.exception("a stream failed")
-                yield write(pb.GenerateEvent(finished=True, status=internal(error).status()))
-
-    return StreamingResponse(body(), media_type=media_type)
+    body = await stream_events(request, events, write, write_error, log=log)
+    return StreamingResponse(body, media_type=media_type)
 
 
 def _delimited(event: pb.GenerateEvent) -> bytes:

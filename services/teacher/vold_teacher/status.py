@@ -3,22 +3,17 @@
 All figures come from the metrics: so the page and Prometheus agree, and the engine depends on neither.
 """
 
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from prometheus_client.metrics import MetricWrapperBase
-from vold_proto.distribution import VERSION
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service import access
-from vold_service.page import MetricsHistory, by_label, ratio, total
+from vold_service.page import MetricsHistory, by_label, common_status, ratio, total, total_of
 from vold_service.tenants import OPEN_TENANT, Tenant
 
 from vold_teacher import metrics
 from vold_teacher.engine.scoring import Backlog
 from vold_teacher.service import Teacher
-
-_STARTED = time.time()
 
 
 def total_backlog(teacher: Teacher) -> Backlog:
@@ -39,14 +34,14 @@ def make_history(teacher: Teacher) -> MetricsHistory:
         lambda: total_backlog(teacher).oldest_seconds,
     )
     rates = {
-        "scored": _total_of(metrics.SCORED_TOKENS),
-        "generated": _total_of(metrics.GENERATED_TOKENS),
-        "padding": _total_of(metrics.PADDING_TOKENS),
-        "batches": _total_of(metrics.BATCH_TOKENS, "_count"),
-        "batch_tokens": _total_of(metrics.BATCH_TOKENS, "_sum"),
-        "replies": _total_of(metrics.STAGE_SECONDS, "_count", stage="queue"),
-        "queue_seconds": _total_of(metrics.STAGE_SECONDS, "_sum", stage="queue"),
-        "compute_seconds": _total_of(metrics.STAGE_SECONDS, "_sum", stage="compute"),
+        "scored": total_of(metrics.SCORED_TOKENS),
+        "generated": total_of(metrics.GENERATED_TOKENS),
+        "padding": total_of(metrics.PADDING_TOKENS),
+        "batches": total_of(metrics.BATCH_TOKENS, "_count"),
+        "batch_tokens": total_of(metrics.BATCH_TOKENS, "_sum"),
+        "replies": total_of(metrics.STAGE_SECONDS, "_count", stage="queue"),
+        "queue_seconds": total_of(metrics.STAGE_SECONDS, "_sum", stage="queue"),
+        "compute_seconds": total_of(metrics.STAGE_SECONDS, "_sum", stage="compute"),
     }
     return MetricsHistory(rates, {"queued": lambda: total_backlog(teacher).tokens})
 
@@ -64,12 +59,9 @@ def snapshot(
     usage: returns a row {name, requests, tokens, queue_seconds} per tenant; None takes them from the metrics.
     """
     backlog = total_backlog(teacher)
-    series = history.series()
     limits = teacher.engine_limits
     return {
-        "ready": ready,
-        "version": VERSION,
-        "uptime_seconds": round(time.time() - _STARTED, 1),
+        **common_status(ready=ready),
         "queue": {
             "tokens": backlog.tokens,
             "requests": backlog.requests,
@@ -80,10 +72,9 @@ def snapshot(
         "last_minute": _last_minute(history, limits.max_batch_tokens),
         "totals": _totals(),
         "cache": _cache(),
-        "rejected": by_label(access.REJECTED, "reason"),
         "tenants": _tenant_rows(viewer, usage or _usage_rows),
         "teachers": _model_rows(teacher),
-        "history": {name: series[name] for name in ("scored", "generated", "queued")},
+        "history": history.series("scored", "generated", "queued"),
     }
 
 
@@ -118,10 +109,6 @@ def _cache() -> dict[str, float | None]:
         "coalesced": total(metrics.COALESCED),
         "hit_rate": ratio(hits, hits + misses),
     }
-
-
-def _total_of(metric: MetricWrapperBase, suffix: str | None = None, **labels: str) -> Callable[[], float]:
-    return lambda: total(metric, suffix, **labels)
 
 
 def _usage_rows() -> Iterable[dict[str, Any]]:

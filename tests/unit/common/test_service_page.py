@@ -12,12 +12,12 @@ def test_history_keeps_counters_as_rates_and_gauges_as_read():
         counter[0] += growth
         gauge[0] += 1
         history.sample(seconds)
-    assert history.series() == {"done": [10, 15, 0], "queued": [8, 9, 10]}
+    assert history.series("done", "queued") == {"done": [10, 15, 0], "queued": [8, 9, 10]}
     assert history.mean("done") == 25 / 3
     assert history.mean("queued", 2) == 9.5
     for _ in range(HISTORY_SECONDS + 5):
         history.sample()
-    assert len(history.series()["done"]) == HISTORY_SECONDS
+    assert len(history.series("done")["done"]) == HISTORY_SECONDS
 
 
 def test_totals_of_metrics():
@@ -36,10 +36,11 @@ def test_totals_of_metrics():
 
 
 def test_status_pages_are_self_contained():
-    for package in ("vold_teacher", "vold_verifier"):
-        reply = status_page_reply(package)
+    for package, title in (("vold_teacher", "vold teacher"), ("vold_verifier", "vold verifier")):
+        reply = status_page_reply(package, title)
         text = reply.body.decode()
-        assert "/*style*/" not in text
-        assert "/*script*/" not in text
+        for mark in ("<!--title-->", "<!--content-->", "/*style*/", "/*script*/"):
+            assert mark not in text
+        assert f"<title>{title}</title>" in text
         assert "function plot" in text
         assert "connect-src 'self'" in reply.headers["content-security-policy"]

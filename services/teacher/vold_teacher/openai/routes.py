@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol
@@ -13,8 +13,8 @@ from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from vold_service.call import Call
-from vold_service.errors import ServiceError, internal
-from vold_service.http import cancel_on_disconnect, parse_call
+from vold_service.errors import ServiceError
+from vold_service.http import cancel_on_disconnect, parse_call, stream_events
 
 from vold_teacher.metrics import count_request
 from vold_teacher.openai.chat import ChatReply
@@ -129,29 +129,14 @@ def _json(body: dict[str, Any]) -> Response:
     return Response(json.dumps(body, ensure_ascii=False).encode(), media_type="application/json")
 
 
-async def _next(chunks: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any] | None:
-    return await anext(chunks, None)
-
-
 async def _stream(request: Request, chunks: AsyncGenerator[dict[str, Any], None]) -> Response:
-    """Server-sent events. An error before the first event sets the reply's status; a later error is an event."""
-    first = await cancel_on_disconnect(request, _next(chunks))
+    """Server-sent events."""
 
-    async def events() -> AsyncIterator[bytes]:
-        async with aclosing(chunks):
-            chunk = first
-            try:
-                while chunk is not None:
-                    yield _event(chunk)
-                    chunk = await cancel_on_disconnect(request, _next(chunks))
-            except ServiceError as error:
-                yield _event(error_body(error))
-            except Exception as error:
-                log.exception("a stream failed")
-                yield _event(error_body(internal(error)))
-            yield b"data: [DONE]\n\n"
+    def write_error(error: ServiceError) -> bytes:
+        return _event(error_body(error))
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    body = await stream_events(request, chunks, _event, write_error, end=b"data: [DONE]\n\n", log=log)
+    return StreamingResponse(body, media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
 
 def _event(chunk: dict[str, Any]) -> bytes:
