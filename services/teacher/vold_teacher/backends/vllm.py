@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from vold_proto.distribution import require_extra
-from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError, internal, invalid, unavailable
 
 from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
 from vold_teacher.backends.folder import eos_ids
 from vold_teacher.backends.loop import LoopDecoder, LoopThread, completion_seed
+from vold_teacher.backends.per_sequence import check_vocabulary, score_batch
 from vold_teacher.backends.replies import bad_reply, candidate_rows, check_ids, checked_score, split_candidate_rows
 from vold_teacher.identity import weights_fingerprint
 from vold_teacher.types import (
@@ -157,12 +157,7 @@ class VllmBackend:
         )
 
     def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
-        scores = self._thread.run(self._score_all(sequences))
-        for score in scores:
-            if isinstance(score, ServiceError) and score.code == status_pb2.UNAVAILABLE:
-                raise score  # the engine has ended: every request fails
-        tokens = sum(len(sequence.prompt) + len(sequence.completion) for sequence in sequences)
-        return ScoredBatch(scores, tokens, tokens)
+        return score_batch(self._thread, sequences, self._score, self._service_error)
 
     def decoder(self) -> LoopDecoder:
         return LoopDecoder(self._thread, self._complete, max_rows=self._options.max_rows)
@@ -173,17 +168,6 @@ class VllmBackend:
             self._thread.run(_shut_down(llm))
         self._thread.close()
 
-    async def _score_all(self, sequences: Seq[Sequence]) -> list[SequenceScore | ServiceError]:
-        return list(await asyncio.gather(*(self._score_or_error(sequence) for sequence in sequences)))
-
-    async def _score_or_error(self, sequence: Sequence) -> SequenceScore | ServiceError:
-        try:
-            return await self._score(sequence)
-        except ServiceError as error:
-            return error
-        except Exception as error:
-            return self._service_error(error)
-
     def _service_error(self, error: Exception) -> ServiceError:
         if self._llm.errored:
             return unavailable("the vLLM engine of this teacher has ended: its log says why; start the server again", 5)
@@ -193,10 +177,7 @@ class VllmBackend:
         return internal(error)
 
     async def _score(self, sequence: Sequence) -> SequenceScore:
-        # An id outside the vocabulary would crash the engine, not only fail the request.
-        for ids in (sequence.prompt, sequence.completion, sequence.candidates):
-            if ids is not None and len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocab_size:
-                raise invalid("", f"an id is not in 0 to {self._vocab_size - 1}: compare the tokenizers")
+        check_vocabulary(sequence, self._vocab_size)
         by_candidates = self._has_candidates and (sequence.candidates is not None or not sequence.options.top_k)
         if not by_candidates:
             return await self._score_prompt(sequence)

@@ -1,6 +1,5 @@
 """The upstream backend: sends sequences and prompts to a pool of stock servers, in their dialect."""
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -10,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError, internal, invalid
 
 from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
 from vold_teacher.backends.folder import eos_ids, text_config
 from vold_teacher.backends.loop import LoopDecoder, LoopThread, completion_seed
+from vold_teacher.backends.per_sequence import check_vocabulary, score_batch
 from vold_teacher.backends.upstream.dialects import Dialect, ServedModel
 from vold_teacher.backends.upstream.pool import Pool, PoolLimits, Replica
 from vold_teacher.backends.upstream.sglang import SglangDialect
@@ -103,13 +102,7 @@ class UpstreamBackend:
             raise
 
     def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
-        scores = self._thread.run(self._score_all(sequences))
-        for score in scores:
-            # Fail the batch: callers retry an UNAVAILABLE request, but take the status of an item as final.
-            if isinstance(score, ServiceError) and score.code == status_pb2.UNAVAILABLE:
-                raise score
-        tokens = sum(len(sequence.prompt) + len(sequence.completion) for sequence in sequences)
-        return ScoredBatch(scores, tokens, tokens)
+        return score_batch(self._thread, sequences, self._score, _service_error)
 
     def decoder(self) -> LoopDecoder:
         return LoopDecoder(self._thread, self._complete, max_rows=self._options.max_rows)
@@ -200,24 +193,9 @@ class UpstreamBackend:
         log.info("completions are scored after they are generated: upstream gives processed log-probabilities")
         return False
 
-    async def _score_all(self, sequences: Seq[Sequence]) -> list[SequenceScore | ServiceError]:
-        return list(await asyncio.gather(*(self._score_or_error(sequence) for sequence in sequences)))
-
-    async def _score_or_error(self, sequence: Sequence) -> SequenceScore | ServiceError:
-        try:
-            return await self._score(sequence)
-        except ServiceError as error:
-            return error
-        except Exception as error:
-            log.exception("an upstream request failed")
-            return internal(error)
-
     async def _score(self, sequence: Sequence) -> SequenceScore:
         assert self._served is not None
-        # An id outside the vocabulary can crash the whole engine, not only fail its request.
-        for ids in (sequence.prompt, sequence.completion, sequence.candidates):
-            if ids is not None and len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocab_size:
-                raise invalid("", f"an id is not in 0 to {self._vocab_size - 1}: compare the tokenizers")
+        check_vocabulary(sequence, self._vocab_size)
         return await self._dialect.score(self._pool.post, self._served, sequence)
 
     async def _complete(
@@ -241,3 +219,8 @@ class UpstreamBackend:
             if logprobs is None:
                 logprobs = np.zeros(0, np.float32)
             yield GenerateChunk(prompt.index, index, ids, logprobs, reason)
+
+
+def _service_error(error: Exception) -> ServiceError:
+    log.error("an upstream request failed", exc_info=error)
+    return internal(error)
