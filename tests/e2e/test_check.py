@@ -33,6 +33,7 @@ def test_a_valid_config_passes_a_dry_step_and_leaves_no_files(config, tmp_path):
     ("override", "topic", "message"),
     [
         ("teacher.url=grpc://127.0.0.1:9", "teacher", "127.0.0.1:9"),
+        ("teacher.timeout=.inf", "teacher", "timeout is inf"),
         ("verifier.name=nobody", "verifier", "verifier.name is 'nobody'"),
         ("student.path=/no/such/folder", "student", "/no/such/folder"),
         ("data.source=/no/such/file.jsonl", "data", "/no/such/file.jsonl"),

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from vold_trainer.checking.findings import CheckReport
 from vold_trainer.checking.memory import MemoryEstimate, ModelSize, available_memory, estimate_memory, format_bytes
 from vold_trainer.config import TeacherConfig, TrainConfig, VerifierConfig
 from vold_trainer.data import Example
-from vold_trainer.errors import UsageError
 from vold_trainer.files import read_json_lines
+from vold_trainer.processes.optim import require_trainable_parameters
+from vold_trainer.scoring.items import verifier_item, verifier_name
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements, TeacherRouter, configured_teachers
 from vold_trainer.scoring.twins import check_twins
 from vold_trainer.services.local import Services, open_services, teacher_client, verifier_client
@@ -85,10 +87,8 @@ def _check_student(config: TrainConfig, report: CheckReport, examples: Sequence[
     student = None
     with report.catch_errors("student"):
         student = load_student(config.student)
-        trainable = sum(value.numel() for value in student.model.parameters() if value.requires_grad)
+        trainable = sum(value.numel() for value in require_trainable_parameters(student.model))
         total = sum(value.numel() for value in student.model.parameters())
-        if not trainable:
-            raise UsageError("student.freeze leaves nothing to train: remove a part from it")
         report.ok(
             "student",
             f"{type(student.model).__name__}, {_count(total)} parameters, {_count(trainable)} of them trainable, "
@@ -203,8 +203,8 @@ def _check_teacher(
     examples: Sequence[Example],
 ) -> None:
     tasks = ClientTasks()
+    connected = Teacher(name, teacher, tasks.run(_make_client(teacher, services)))
     try:
-        connected = Teacher(name, teacher, tasks.run(_make_client(teacher, services)))
         info = tasks.run(connected.client.info())
         capabilities = ", ".join(sorted(info.capabilities))
         report.ok(
@@ -264,9 +264,7 @@ def _check_verifier(
             verifiers = await client.list_verifiers()
             return verifiers, await client.verify(items) if items else []
 
-    rows_by_verifier = Counter(str(example.meta.get("verifier", config.name)) for example in examples) or Counter(
-        [config.name]
-    )
+    rows_by_verifier = Counter(verifier_name(example, config.name) for example in examples) or Counter([config.name])
     try:
         verifiers, _ = tasks.run(query([]))
         names = {info.name for info in verifiers}
@@ -294,14 +292,9 @@ def _check_verifier(
 
 
 def _reference_as_answer(config: VerifierConfig, example: Example) -> Item:
-    return Item(
-        verifier=str(example.meta.get("verifier", config.name)),
-        completion=f"The answer is \\boxed{{{example.reference}}}",
-        reference=example.reference,
-        prompt="",
-        parameters=dict(example.meta.get("parameters", config.parameters)),
-        id=example.id,
-    )
+    """The item has no prompt, so that no rule against copies of the prompt applies to the reference."""
+    completion = f"The answer is \\boxed{{{example.reference}}}"
+    return replace(verifier_item(example, completion, config.name, config.parameters, example.id), prompt="")
 
 
 def _check_folder(config: TrainConfig, report: CheckReport) -> None:

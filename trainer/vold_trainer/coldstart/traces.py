@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vold_client import AsyncTeacherClient, AsyncVerifierClient, Generation, Item
+from vold_client import AsyncTeacherClient, AsyncVerifierClient, Generation
 
 from vold_trainer.config import TracesConfig
 from vold_trainer.data import Example
 from vold_trainer.data.traces import prompt_fields
 from vold_trainer.errors import RunError, UsageError
+from vold_trainer.scoring.items import verifier_item
 from vold_trainer.scoring.twins import check_twins, flatten_content, teacher_messages
 from vold_trainer.services.local import open_services, teacher_client, verifier_client
 from vold_trainer.sources import load_examples
@@ -119,13 +120,7 @@ async def _filter_correct(
     """The completions that the verifier accepts; the others are counted in `dropped`."""
     assert config.verifier is not None
     items = [
-        Item(
-            verifier=str(examples[generation.prompt].meta.get("verifier", config.verifier.name)),
-            completion=generation.text,
-            reference=examples[generation.prompt].reference,
-            prompt=examples[generation.prompt].prompt_text,
-            parameters=dict(examples[generation.prompt].meta.get("parameters", config.verifier.parameters)),
-        )
+        verifier_item(examples[generation.prompt], generation.text, config.verifier.name, config.verifier.parameters)
         for generation in generations
     ]
     verdicts = await verifier.verify(items) if items else []

@@ -21,6 +21,7 @@ from vold_trainer.evaluation.answers import GREEDY, NAME, Answer, AnswerStore, p
 from vold_trainer.evaluation.results import SetResult, VerifiedExample, summarise
 from vold_trainer.files import write_json, write_lines
 from vold_trainer.rollout.hf import generate
+from vold_trainer.scoring.items import verifier_item
 from vold_trainer.services.local import Services, open_services, verifier_client
 from vold_trainer.sources import load_examples
 from vold_trainer.student.batching import micro_batches
@@ -170,7 +171,9 @@ def verify_set(
 ) -> list[VerifiedExample]:
     """Verify the answers to every example. A verdict that could not be reached has an `error`."""
     items = [
-        _item(config, example, answer, f"{index}:{answer.sample}")
+        verifier_item(
+            example, answer.completion, config.verifier.name, config.verifier.parameters, f"{index}:{answer.sample}"
+        )
         for index, (example, example_answers) in enumerate(zip(examples, answers, strict=True))
         for answer in example_answers
     ]
@@ -196,17 +199,6 @@ async def _collect_verdicts(
                 verdicts[verdict.id] = verdict
                 live.update(len(verdicts))
     return verdicts
-
-
-def _item(config: EvalConfig, example: Example, answer: Answer, identifier: str) -> Item:
-    return Item(
-        verifier=str(example.meta.get("verifier", config.verifier.name)),
-        completion=answer.completion,
-        reference=example.reference,
-        prompt=example.prompt_text,
-        parameters=dict(example.meta.get("parameters", config.verifier.parameters)),
-        id=identifier,
-    )
 
 
 def _generation_settings(config: EvalConfig, weights: str) -> dict[str, Any]:

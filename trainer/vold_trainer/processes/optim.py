@@ -12,11 +12,17 @@ from vold_trainer.errors import UsageError
 SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "linear"}
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig, steps: int) -> tuple[AdamW, LRScheduler]:
-    """AdamW with weight decay on matrices only, and a schedule of warm-up and decay over `steps`."""
+def require_trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that train. Raises UsageError if all are frozen."""
     trainable = [value for value in model.parameters() if value.requires_grad]
     if not trainable:
-        raise UsageError("student.freeze leaves nothing to train: take a part out of it")
+        raise UsageError("student.freeze leaves nothing to train: remove a part from it")
+    return trainable
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig, steps: int) -> tuple[AdamW, LRScheduler]:
+    """AdamW with weight decay on matrices only, and a schedule of warm-up and decay over `steps`."""
+    trainable = require_trainable_parameters(model)
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},

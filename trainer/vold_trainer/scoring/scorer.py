@@ -19,7 +19,6 @@ from vold_client import (
     CompletionScore,
     DeadlineExceeded,
     IdentityChanged,
-    Item,
     ResourceExhausted,
     VoldError,
 )
@@ -29,6 +28,7 @@ from vold_trainer.data import Example
 from vold_trainer.objectives import Needs
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.handshake import truncate_for_teacher
+from vold_trainer.scoring.items import verifier_item
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements
 from vold_trainer.scoring.twins import TeacherPrompts
 from vold_trainer.services.outages import MonitoredService, Outages, Span
@@ -304,14 +304,7 @@ class Scorer:
     async def _verify(self, rollouts: list[Rollout], scores: StepScores) -> None:
         assert self.verifier is not None
         items = [
-            Item(
-                verifier=str(rollout.example.meta.get("verifier", self.verifier_name)),
-                completion=rollout.text,
-                reference=rollout.example.reference,
-                prompt=rollout.example.prompt_text,
-                parameters=dict(rollout.example.meta.get("parameters", self.verifier_parameters)),
-                id=str(rollout.row),
-            )
+            verifier_item(rollout.example, rollout.text, self.verifier_name, self.verifier_parameters, str(rollout.row))
             for rollout in rollouts
         ]
         for verdict in await self.verifier.verify(items):
