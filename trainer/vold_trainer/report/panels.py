@@ -47,6 +47,11 @@ def _lines(**labels: str) -> tuple[Line, ...]:
     return tuple(Line(key.replace("__", "/"), label) for key, label in labels.items())
 
 
+def _by_outcome(key: str) -> tuple[Line, ...]:
+    """A metric over all completions, over the right ones and over the wrong ones."""
+    return Line(key, "all"), Line(f"{key}_correct", "right"), Line(f"{key}_wrong", "wrong")
+
+
 SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
         "Rewards",
@@ -81,21 +86,21 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel(
                 "Distance to the teacher (k2)",
                 "Half the squared log-probability difference on sampled tokens. VOLD reduces it on wrong rollouts.",
-                _lines(teacher__k2="all", teacher__k2_correct="right", teacher__k2_wrong="wrong"),
+                _by_outcome("teacher/k2"),
                 unit="nats²",
                 floor=True,
             ),
             Panel(
                 "Teacher minus student, by outcome",
                 "Mean log-probability difference. Below 0: the tokens are less likely under the teacher.",
-                _lines(teacher__gap="all", teacher__gap_correct="right", teacher__gap_wrong="wrong"),
+                _by_outcome("teacher/gap"),
                 unit="nats",
             ),
             Panel(
                 "Top-k overlap",
                 "Share of the student's most likely ids that are among the teacher's. In good runs it rises "
                 "(72 % to 91 % in arXiv 2604.13016).",
-                _lines(overlap__ratio="all", overlap__ratio_correct="right", overlap__ratio_wrong="wrong"),
+                _by_outcome("overlap/ratio"),
                 share=True,
             ),
             Panel(
@@ -114,7 +119,7 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel(
                 "Entropy gap",
                 "Teacher minus student at the same positions. Below 0: the teacher is more certain than the student.",
-                _lines(entropy__gap="all", entropy__gap_correct="right", entropy__gap_wrong="wrong"),
+                _by_outcome("entropy/gap"),
                 unit="nats",
             ),
             Panel(
@@ -131,7 +136,7 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel(
                 "Completion length",
                 "Tokens per completion, by outcome.",
-                _lines(length__mean="all", length__mean_correct="right", length__mean_wrong="wrong"),
+                _by_outcome("length/mean"),
                 unit="tokens",
                 floor=True,
             ),
