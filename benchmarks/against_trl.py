@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of the services
 
 import torch
 from common import POCKET_TEACHER, show
+from training import train
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -30,13 +31,11 @@ from transformers import (
     TrainerCallback,
 )
 from transformers.utils import logging as transformers_logging
-from vold_trainer.config import StudentConfig, TrainConfig, VerifierConfig, load
-from vold_trainer.files import read_json_lines
+from vold_trainer.config import StudentConfig, VerifierConfig
 from vold_trainer.pocket.world import make_examples
 from vold_trainer.services.local import open_services
 from vold_trainer.student.models import load_student
 from vold_trainer.terminal import silence
-from vold_trainer.training.train import run_train
 from vold_verifier.verifiers.base import Item
 from vold_verifier.verifiers.numeric import NumericParameters, NumericVerifier
 
@@ -138,15 +137,10 @@ def trl_steps(model: Path, folder: Path, steps: int, tokens: int) -> list[dict[s
 
 def vold_steps(model: Path, folder: Path, steps: int, tokens: int, verifier: str) -> list[dict[str, float]]:
     """The same for `vold train`. reward: the time spent only waiting for rewards."""
-    run_train(
-        load(
-            TrainConfig,
-            Path("pocket:grpo"),
-            [f"out={folder}", f"student.path={model}", "student.freeze=[]", f"steps={steps}", "optim.lr=1e-8",
-             f"verifier.url={verifier}", f"rollout.max_tokens={tokens}", f"batch.micro={PROMPTS * GROUP}",
-             f"data.limit={POOL}"],
-        )
-    )  # fmt: skip
+    settings = [
+        f"student.path={model}", "student.freeze=[]", f"verifier.url={verifier}", f"rollout.max_tokens={tokens}",
+        f"batch.micro={PROMPTS * GROUP}", f"data.limit={POOL}",
+    ]  # fmt: skip
     return [
         {
             "generate": step["time/generate"],
@@ -155,7 +149,7 @@ def vold_steps(model: Path, folder: Path, steps: int, tokens: int, verifier: str
             "step": step["time/step"],
             "tokens": step["length/mean"] * PROMPTS * GROUP,
         }
-        for step in read_json_lines(folder / "metrics.jsonl")[WARMUP_STEPS:]
+        for step in train("grpo", folder, steps, settings)[WARMUP_STEPS:]
     ]
 
 

@@ -30,8 +30,8 @@ from pathlib import Path
 import httpx
 import models
 import numpy as np
-from common import Ids, add_size_option, requests, serving, show
-from vold_client import AsyncTeacherClient, Completion
+from common import Ids, Requests, add_size_option, requests, show, uncached_teacher
+from vold_client import AsyncTeacherClient
 from vold_proto.v1 import teacher_pb2 as pb
 
 ROUNDS = {"sampled token": 5, "top-20": 3}
@@ -51,8 +51,6 @@ class Load:
 
 
 LOADS = {"sparse": Load(8, 2, 8), "tiny": Load(8, 2, 8), "40M": Load(2, 1, 8)}
-
-Requests = list[tuple[list[Ids], list[Completion]]]
 
 
 @contextlib.contextmanager
@@ -213,10 +211,9 @@ def main() -> None:
     for name in options.size or LOADS:
         with tempfile.TemporaryDirectory() as folder:
             path, _ = models.save(name, Path(folder))
-            teacher_options = ("--model", str(path), "--threads", str(options.threads), "--cache-bytes", "0")
             with (
                 stock_vllm(options.vllm_python, path, options.threads) as vllm,
-                serving("teacher", *teacher_options) as urls,
+                uncached_teacher(path, threads=options.threads) as urls,
             ):
                 for label, group in itertools.product(TOP_K, GROUPS):
                     rows.append(measure(name, label, group, urls, vllm))

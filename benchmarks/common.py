@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from vold_client import Completion
 from vold_trainer.pocket.shipped import checkpoint_path
 
 Ids = NDArray[np.int64]
+Requests = list[tuple[list[Ids], list[Completion]]]
+"""(prompts, completions) of each request."""
 POCKET_TEACHER = checkpoint_path("teacher")
 
 
@@ -45,6 +48,14 @@ def serving(service: str, *arguments: str) -> Iterator[dict[str, str]]:
         process.wait()
 
 
+def uncached_teacher(
+    model: Path, *arguments: str, threads: int = 1
+) -> contextlib.AbstractContextManager[dict[str, str]]:
+    """As `serving`: a teacher that computes every score, with that many threads of torch."""
+    options = ("--model", str(model), "--threads", str(threads), "--cache-bytes", "0")
+    return serving("teacher", *options, *arguments)
+
+
 def sequences(
     vocabulary: int, prompts: int, group: int, prompt: int, completion: int, seed: int = 0
 ) -> tuple[list[Ids], list[tuple[int, Ids]]]:
@@ -55,9 +66,7 @@ def sequences(
     return prompt_ids, [(index // group, rng.integers(0, vocabulary, length)) for index, length in enumerate(lengths)]
 
 
-def requests(
-    vocabulary: int, count: int, completions: int, seed: int, group: int = 1
-) -> list[tuple[list[Ids], list[Completion]]]:
+def requests(vocabulary: int, count: int, completions: int, seed: int, group: int = 1) -> Requests:
     """`count` requests of `completions` completions of 50 to 200 tokens, `group` per prompt of 40 to 160 tokens."""
     rng = np.random.default_rng(seed)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import models
 import numpy as np
 import yaml
-from common import serving, show
+from common import show, uncached_teacher
 from vold_client import AsyncTeacherClient, Completion, VoldError
 from vold_service.keys import digest_of, new_key
 
@@ -72,9 +72,7 @@ def main() -> None:
         tenants = [{"name": name, "keys": [{"sha256": digest_of(key).hex()}]} for name, key in keys.items()]
         file = Path(folder) / "keys.yaml"
         file.write_text(yaml.safe_dump({"tenants": tenants}))
-        with serving(
-            "teacher", "--model", str(path), "--threads", "1", "--cache-bytes", "0", "--api-keys", str(file)
-        ) as urls:
+        with uncached_teacher(path, "--api-keys", str(file)) as urls:
             for count in COUNTS:
                 runs = [Run() for _ in range(count)]
                 began = time.monotonic()

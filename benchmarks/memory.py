@@ -3,15 +3,12 @@
 python benchmarks/memory.py
 """
 
-import tempfile
 from pathlib import Path
 
 import models
 import numpy as np
 import torch
 from common import show
-from vold_teacher.backends.decoding import DecoderLimits
-from vold_teacher.backends.torch import TorchBackend
 from vold_teacher.types import ScoreOptions, Sequence
 
 GIB = 1 << 30
@@ -32,9 +29,7 @@ def reset_peak() -> None:
 def main() -> None:
     torch.set_num_threads(1)
     vocabulary = models.SIZES["wide"].vocab
-    with tempfile.TemporaryDirectory() as folder:
-        path, _ = models.save("wide", Path(folder))
-        backend = TorchBackend(path, limits=DecoderLimits())
+    backend = models.torch_backend("wide")
     rng = np.random.default_rng(0)
     rows = []
     for label, options in (

@@ -3,12 +3,15 @@
 Heads have 32 dimensions, which vLLM's CPU build supports.
 """
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from vold_teacher.backends.decoding import DecoderLimits
+from vold_teacher.backends.torch import TorchBackend
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,10 @@ def save(name: str, folder: Path) -> tuple[Path, int]:
     )
     tokenizer.save_pretrained(path)
     return path, sum(parameter.numel() for parameter in model.parameters())
+
+
+def torch_backend(name: str) -> TorchBackend:
+    """The teacher's torch backend in this process, with a model of that size."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, _ = save(name, Path(folder))
+        return TorchBackend(path, limits=DecoderLimits())

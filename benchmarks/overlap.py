@@ -11,11 +11,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import POCKET_TEACHER, serving, show
-from vold_trainer.config import TrainConfig, load
-from vold_trainer.files import read_json_lines
+from common import POCKET_TEACHER, serving, show, uncached_teacher
+from training import train
 from vold_trainer.terminal import silence
-from vold_trainer.training.train import run_train
 
 STEPS, WARMUP_STEPS = 7, 1
 DELAYS = (0.0, 1.0, 2.0)
@@ -53,9 +51,8 @@ def delayed_proxy(target: str, seconds: float) -> Iterator[str]:
 def measure(out: Path, teacher: str, verifier: str, ahead: int) -> tuple[float, float]:
     """Median seconds of a step, and of its wait for scores."""
     urls = [f"teacher.url={teacher}", f"verifier.url={verifier}"]
-    settings = ["student.path=pocket:student", f"steps={STEPS}", "optim.lr=1e-8", f"rollout.ahead={ahead}"]
-    run_train(load(TrainConfig, Path("pocket:vold"), [f"out={out}", *urls, *settings]))
-    rows = read_json_lines(out / "metrics.jsonl")[WARMUP_STEPS:-1]  # the last step generates nothing ahead
+    settings = ["student.path=pocket:student", f"rollout.ahead={ahead}", *urls]
+    rows = train("vold", out, STEPS, settings)[WARMUP_STEPS:-1]  # the last step generates nothing ahead
     return tuple(statistics.median(row[key] for row in rows) for key in ("time/step", "time/score_wait"))
 
 
@@ -64,7 +61,7 @@ def main() -> None:
     rows = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving("teacher", "--model", str(POCKET_TEACHER), "--threads", "1", "--cache-bytes", "0") as teacher,
+        uncached_teacher(POCKET_TEACHER) as teacher,
         serving("verifier", "--workers", "1") as verifier,
     ):
         for delay in DELAYS:

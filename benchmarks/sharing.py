@@ -5,17 +5,13 @@ python benchmarks/sharing.py [--size tiny]
 
 import argparse
 import statistics
-import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import models
 import numpy as np
 import torch
 from common import add_size_option, show
-from vold_teacher.backends.decoding import DecoderLimits
-from vold_teacher.backends.torch import TorchBackend
 from vold_teacher.batch import BatchSize, Layout, group_by_prompt
 from vold_teacher.types import ScoreOptions, Sequence
 
@@ -32,9 +28,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for name in arguments.parse_args().size or ROUNDS:
-        with tempfile.TemporaryDirectory() as folder:
-            path, _ = models.save(name, Path(folder))
-            backend = TorchBackend(path, limits=DecoderLimits())
+        backend = models.torch_backend(name)
         rng = np.random.default_rng(0)
         for parts in ((4, 1), (1, 1), (1, 4)):
             for group in (4, 8, 16):

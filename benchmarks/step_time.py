@@ -15,11 +15,9 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of the services
 
 from common import show
-from vold_trainer.config import TrainConfig, load
+from training import train
 from vold_trainer.experiments.stages import pocket_services
-from vold_trainer.files import read_json_lines
 from vold_trainer.terminal import silence
-from vold_trainer.training.train import run_train
 
 WARMUP_STEPS = 2
 PARTS = ("time/generate", "time/score_wait", "time/optimise", "time/step")
@@ -42,9 +40,8 @@ def main() -> None:
                 urls = [f"verifier.url={services.verifier_urls[0]}"]
                 if name == "vold":
                     urls.append(f"teacher.url={services.teacher_urls[0]}")
-                settings = ["student.path=pocket:student", f"steps={options.steps + WARMUP_STEPS}", "optim.lr=1e-8"]
-                run_train(load(TrainConfig, Path(f"pocket:{name}"), [f"out={out}", *settings, *urls]))
-                steps = read_json_lines(out / "metrics.jsonl")[WARMUP_STEPS:]
+                settings = ["student.path=pocket:student", *urls]
+                steps = train(name, out, options.steps + WARMUP_STEPS, settings)[WARMUP_STEPS:]
                 steps_by_objective[name] += steps
                 turn[name] = statistics.median(step["time/step"] for step in steps)
             ratios.append(turn["vold"] / turn["grpo"])

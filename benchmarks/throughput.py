@@ -15,9 +15,9 @@ from pathlib import Path
 import models
 import numpy as np
 import torch
-from common import Ids, add_size_option, requests, serving, show
+from common import Requests, add_size_option, requests, show, uncached_teacher
 from transformers import AutoModelForCausalLM
-from vold_client import AsyncTeacherClient, Completion
+from vold_client import AsyncTeacherClient
 
 RUNS = 8
 BUDGETS = (1024, 2048, 4096, 16384)
@@ -36,8 +36,6 @@ class Load:
 
 LOADS = {"sparse": Load(9, 8, 16, 1), "tiny": Load(5, 4, 16, 1), "40M": Load(3, 1, 6, 1)}
 """One thread, so that the wire has the second of two cores."""
-
-Requests = list[tuple[list[Ids], list[Completion]]]
 
 
 def bare_forward(model: torch.nn.Module, all_requests: Requests, budget: int) -> None:
@@ -98,8 +96,7 @@ def main() -> None:
             path, parameters = models.save(name, Path(folder))
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
             vocabulary = models.SIZES[name].vocab
-            options = ("--model", str(path), "--threads", str(load.threads), "--cache-bytes", "0")
-            with serving("teacher", *options) as urls, torch.inference_mode():
+            with uncached_teacher(path, threads=load.threads) as urls, torch.inference_mode():
                 times: dict[str, list[float]] = {"bare": [], "service": []}
                 budget = fastest_budget(model, requests(vocabulary, RUNS, 4, 0))
                 for round_index in range(load.rounds + 1):

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import IO
 
 import programs
 
@@ -29,21 +31,42 @@ class Server:
 def serving(service: str, *arguments: str) -> Iterator[Server]:
     """`vold-teacher serve` or `vold-verifier serve` on free ports. The process is killed when the block ends."""
     ports = [] if "--grpc" in arguments else ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+    with started(service, *ports, *arguments, stderr=subprocess.PIPE) as (process, ready):
+        yield Server(process, ready["http"], grpc_url(ready["grpc"]))
+
+
+@contextlib.contextmanager
+def started(
+    service: str,
+    *arguments: str,
+    stderr: IO[str] | int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[tuple[subprocess.Popen, dict]]:
+    """The process of `vold-teacher serve` or `vold-verifier serve`, killed when the block ends, and its ready line.
+
+    stderr: as for subprocess.Popen; a pipe is read, and shown if the service does not start. environment: variables
+    besides those of this process.
+    """
     process = programs.start(
-        [sys.executable, "-m", f"vold_{service}", "serve", *ports, *arguments],
+        [sys.executable, "-m", f"vold_{service}", "serve", *arguments],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
+        env={**os.environ, **(environment or {})},
     )
     errors: list[str] = []
-    reader = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
-    reader.start()
+    if process.stderr is not None:
+        threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True).start()
     try:
         line = process.stdout.readline()
         assert line, f"vold-{service} ended with {process.wait(10)}:\n{''.join(errors)}"
-        ready = json.loads(line)
-        address = ready["grpc"]
-        yield Server(process, ready["http"], address if address.startswith("unix:") else f"grpc://{address}")
+        yield process, json.loads(line)
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
+
+
+def grpc_url(address: str) -> str:
+    """The URL for a client of an address in a ready line."""
+    return address if address.startswith("unix:") else f"grpc://{address}"

@@ -1,18 +1,14 @@
 """Tiny teachers of real architectures with random weights, and `vold-teacher serve` as a process."""
 
-import json
-import os
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import programs
 import torch
+from servers import started
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Gemma2Config,
@@ -119,25 +115,10 @@ def teacher_server(
     log: IO[str] | None = None,
 ) -> Iterator[Server]:
     """`python -m vold_teacher serve` on free ports, ready; SIGTERM at the end. log: where its log goes."""
-    command = [sys.executable, "-m", "vold_teacher", "serve", "--model", str(model), "--http", http, "--grpc", grpc]
-    process = programs.start(
-        [*command, "--threads", "1", "--log-level", "warning", *options],
-        stdout=subprocess.PIPE,
-        text=True,
-        stderr=log,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, f"the server ended with {process.wait()}"
-        ready = json.loads(line)
-        yield Server(ready["http"], ready["grpc"], process)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+    arguments = ["--model", str(model), "--http", http, "--grpc", grpc, "--threads", "1", "--log-level", "warning"]
+    with started("teacher", *arguments, *options, stderr=log, environment={"OMP_NUM_THREADS": "1"}) as (process, ready):
         try:
+            yield Server(ready["http"], ready["grpc"], process)
+        finally:
+            process.terminate()
             process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise

@@ -1,17 +1,15 @@
 """A verifier server as a real process, and raw gRPC calls to it."""
 
 import contextlib
-import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import grpc
-import programs
 import psutil
+from servers import grpc_url, started
 from vold_proto.v1 import verifier_pb2, verifier_pb2_grpc
 
 HERE = Path(__file__).parent
@@ -22,7 +20,7 @@ class Server:
         self.process = process
         self.ready = ready
         self.url = ready["http"]
-        self.grpc_url = f"grpc://{ready['grpc']}" if not ready["grpc"].startswith("unix:") else ready["grpc"]
+        self.grpc_url = grpc_url(ready["grpc"])
         self.channel = grpc.insecure_channel(ready["grpc"])
         self.stub = verifier_pb2_grpc.VerifierServiceStub(self.channel)
 
@@ -41,24 +39,13 @@ def running(
     environment: dict[str, str] | None = None,
 ) -> Iterator[Server]:
     """Start a server with verifier_plugin on free ports; kill it at the end if it still runs. log: for its stderr."""
-    command = [sys.executable, "-m", "vold_verifier", "serve", "--http", "127.0.0.1:0", "--grpc", grpc_address]
+    arguments = ["--http", "127.0.0.1:0", "--grpc", grpc_address, "--plugin", "verifier_plugin", *options]
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    process = programs.start(
-        [*command, "--plugin", "verifier_plugin", *options],
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
-    )
-    assert process.stdout is not None
-    try:
-        server = Server(process, json.loads(process.stdout.readline()))
+    variables = {"PYTHONPATH": path, **(environment or {})}
+    with started("verifier", *arguments, stderr=log, environment=variables) as (process, ready):
+        server = Server(process, ready)
         with server.channel:
             yield server
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 def item(verifier: str, completion: str = "", reference: str = "", name: str = "", **parameters: object):

@@ -2,17 +2,12 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import grpc
 import httpx
 import numpy as np
-import programs
 import pytest
 from teacher_fixtures import save_model, teacher_server
 from vold_client import (
@@ -39,29 +34,6 @@ FACES = pytest.mark.parametrize("face", ["grpc", "http"])
 def teacher(tmp_path_factory):
     with teacher_server(save_model(tmp_path_factory.mktemp("teacher"))) as server:
         yield SimpleNamespace(grpc=f"grpc://{server.grpc}", http=server.http)
-
-
-@contextmanager
-def verifier_process():
-    command = [sys.executable, "-m", "vold_verifier", "serve", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
-    process = programs.start(
-        [*command, "--workers", "1", "--log-level", "warning"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        ready = json.loads(process.stdout.readline())
-        yield SimpleNamespace(grpc=f"grpc://{ready['grpc']}", http=ready["http"])
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-@pytest.fixture(scope="module")
-def verifier():
-    with verifier_process() as server:
-        yield server
 
 
 def batch(seed: int = 0):
