@@ -87,11 +87,12 @@ def start(
     env: Mapping[str, str] | None = None,
     start_new_session: bool = False,
 ) -> "subprocess.Popen | Program":
-    """command: [sys.executable, "-m", MODULE, ARGUMENT...] or [sys.executable, SCRIPT, ARGUMENT...]."""
-    assert command[0] == sys.executable, command
+    """command: [PYTHON, "-m", MODULE, ARGUMENT...] or [PYTHON, SCRIPT, ARGUMENT...]; another interpreter than
+    sys.executable has packages of its own, and starts as it is.
+    """
     environment = {"OMP_NUM_THREADS": "1", **(os.environ if env is None else env)}
     control, preloaded = _preloaded()
-    if not _same_imports(environment, preloaded):
+    if command[0] != sys.executable or not _same_imports(environment, preloaded):
         return subprocess.Popen(
             command, stdin=stdin, stdout=stdout, stderr=stderr, text=text, env=environment,
             start_new_session=start_new_session,
