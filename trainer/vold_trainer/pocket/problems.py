@@ -5,6 +5,7 @@ A problem is one expression of characters, so a prompt can contain it as text or
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -163,8 +164,11 @@ def score(problem: Problem, extracted: str | None) -> float:
 
 @cache
 def _dataset(family: Family, difficulty: Difficulty, seed: int) -> Any:
-    # Imported here because it takes more than a second, and reading pictures or checkpoints does not need it.
-    import reasoning_gym
+    # Imported here because it takes more than a second, and reading pictures or checkpoints does not need it. Where its
+    # packages have no bytecode, compiling one of them warns of `is` with a literal.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        import reasoning_gym
 
     ranges = {
         "min_terms": difficulty.min_terms,

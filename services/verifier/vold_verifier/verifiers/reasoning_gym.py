@@ -8,6 +8,7 @@ import ast
 import builtins
 import json
 import re
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -83,7 +84,9 @@ class ReasoningGymVerifier(Verifier[ReasoningGymParameters]):
     tripwire: ClassVar[Literal["error", "wrong", "off"]] = "wrong"
 
     def warm_up(self) -> None:
-        from reasoning_gym.factory import DATASETS
+        with warnings.catch_warnings():  # where a package that it brings has no bytecode, compiling it warns
+            warnings.simplefilter("ignore", SyntaxWarning)
+            from reasoning_gym.factory import DATASETS
 
         for task in DATASETS:
             with suppress(BadParameterError):  # a task without a default configuration has a scorer only with `config`
