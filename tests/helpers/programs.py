@@ -63,7 +63,9 @@ def _preloaded() -> tuple[socket.socket, dict[str, str]]:
     """
     if PRELOADED not in os.environ:
         preload()
-    return _connect(os.environ[PRELOADED]), {"OMP_NUM_THREADS": "1", **os.environ}
+    control = _connect(os.environ[PRELOADED])
+    atexit.register(control.close)
+    return control, {"OMP_NUM_THREADS": "1", **os.environ}
 
 
 def _connect(address: str) -> socket.socket:
