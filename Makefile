@@ -44,9 +44,10 @@ test-vllm: .venv-vllm/.installed  ## what needs vLLM, with a CPU build of it: th
 	.venv-vllm/bin/python -m pytest -m vllm tests/services/teacher/test_backend_conformance.py tests/services/trainer/test_rollout_vllm*.py
 	$(SECOND_RUNNER) .venv-vllm/bin/python -m pytest -m vllm tests/services/teacher/test_backend_conformance.py -k '[vllm'
 
+# Triton too: the second model runner is interpreted with it.
 .venv-vllm/.installed: pyproject.toml locks/test-vllm.txt locks/build.txt
 	"$(PYTHON)" -m venv .venv-vllm
-	.venv-vllm/bin/python locks/install.py test-vllm -- --quiet $(PIP_ARGS)
+	.venv-vllm/bin/python locks/install.py test-vllm --with triton -- --quiet $(PIP_ARGS)
 	.venv-vllm/bin/python $(OURS)
 	touch $@
 

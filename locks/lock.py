@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -136,23 +135,18 @@ def resolve(package_set: PackageSet, *arguments: str, pins: str = "") -> tuple[s
         run = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, text=True, capture_output=True)
         if run.returncode:
             raise SystemExit(f"set {package_set.name}: uv found no pins\n{run.stderr}")
-        named = re.findall(r"^[\w.-]+", source.read_text(), re.MULTILINE) if source else []
-        return split(out.read_text(), named)
+        return split(out.read_text())
 
 
-def split(text: str, named: Collection[str] = ()) -> tuple[str, str]:
-    """A resolution's pins without, and with nothing but, those that only a CUDA build of torch asks for.
-
-    named: packages that the set's own requirements name; their pins are never CUDA's alone.
-    """
+def split(text: str) -> tuple[str, str]:
+    """A resolution's pins without, and with nothing but, those that a CUDA build of torch alone asks for."""
     plain, cuda = [], []
     for block in re.findall(r"^[^\s#].*\n(?:[ #].*\n)*", text, re.MULTILINE):
         pin, *why = block.splitlines()
         askers = [line.strip(" #") for line in why]
         askers = [one.removeprefix("via ") for one in askers if one != "via" and not one.startswith(("via -", "-"))]
         comments = [f"    # via {', '.join(askers)}"] if askers else []
-        for_cuda = CUDA.match(pin) and pin.split("==")[0] not in named
-        (cuda if for_cuda else plain).append("\n".join([pin, *comments]) + "\n")
+        (cuda if CUDA.match(pin) else plain).append("\n".join([pin, *comments]) + "\n")
     return "".join(plain), "".join(cuda)
 
 
