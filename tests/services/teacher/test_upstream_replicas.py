@@ -250,7 +250,8 @@ def test_a_seed_without_effect_is_refused_and_traces_say_so(port, tmp_path, capl
     with service(f"sglang+http://127.0.0.1:{port}/sglang-unseeded", tmp_path) as server:
         with TeacherClient(f"grpc://{server.grpc}") as teacher:
             assert "seed" not in teacher.info().capabilities
-            with pytest.raises(InvalidArgument, match=r"seed is 7: the upstream-sglang backend samples without"):
+            refusal = r"options.seed is 7: the upstream-sglang backend samples without"
+            with pytest.raises(InvalidArgument, match=refusal):
                 list(teacher.generate([[3, 4, 5]], max_tokens=4, seed=7))
             assert len(list(teacher.generate([[3, 4, 5]], max_tokens=4, seed=7, temperature=0))) == 1
         out = tmp_path / "traces.jsonl"
