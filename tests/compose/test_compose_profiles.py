@@ -51,7 +51,10 @@ def test_prometheus_scrapes_the_services_and_every_panel_has_data(services, keys
             return json.load(reply)["data"]
 
     def reached() -> bool:
-        targets = get("targets")["activeTargets"]
+        try:
+            targets = get("targets")["activeTargets"]
+        except OSError:  # it has just started: nobody listens yet, or it answers 503 until its store is open
+            return False
         return len(targets) == 2 and all(target["health"] == "up" for target in targets)
 
     until("both services are scraped", reached)
