@@ -20,6 +20,9 @@ MAX_BACKOFF = 10.0
 """Seconds. Before retry k a call waits a random share of MIN_BACKOFF * 2**k, at most MAX_BACKOFF: "full jitter",
 https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/."""
 
+_JITTER = random.SystemRandom()
+"""Not the global generator: runs that seed it alike would retry in step."""
+
 MIN_COOLDOWN = 1.0
 MAX_COOLDOWN = 30.0
 """Seconds without calls for an unavailable replica; doubled with each further failure."""
@@ -108,4 +111,4 @@ class Replicas:
         error = state.outcome.exception() if state.outcome is not None else None
         retry_seconds = error.retry_seconds if isinstance(error, VoldError) else 0.0
         backoff = min(MIN_BACKOFF * 2 ** max(0, state.attempt_number - len(self.replicas)), MAX_BACKOFF)
-        return retry_seconds + random.uniform(0.0, backoff)
+        return retry_seconds + _JITTER.uniform(0.0, backoff)

@@ -25,7 +25,9 @@ app = typer.Typer(
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; pocket:NAME for a config that ships with vold")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, dotted: optim.lr=1e-4")]
-Resume = Annotated[bool, typer.Option("--resume", help="continue from the run's last checkpoint")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue from the run's newest checkpoint")]
+FromStep = Annotated[str, typer.Option("--step", help="with --resume, from which checkpoint: last, best, or a step")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="delete the run that is in the folder `out`")]
 
 
 def _split(config: Path | None, overrides: list[str] | None) -> tuple[Path | None, list[str]]:
@@ -67,33 +69,60 @@ def demo(
 
 
 @app.command()
-def traces(config: ConfigFile = None, overrides: Overrides = None) -> None:
+def traces(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file `out`")] = False,
+) -> None:
     """Generate cold-start traces with the teacher; the verifier may filter them."""
-    from vold_trainer.coldstart.traces import run_traces
     from vold_trainer.config import TracesConfig, load
+    from vold_trainer.runs.start import refuse_existing
 
     settings = load(TracesConfig, *_split(config, overrides))
+    refuse_existing(settings.out, overwrite)
+    from vold_trainer.coldstart.traces import run_traces
+
     summary = run_traces(settings)
     dropped = summary.dropped or "none"
     _print_line(f"{summary.written} of {summary.requested} traces written to {settings.out}; dropped {dropped}")
 
 
 @app.command()
-def sft(config: ConfigFile = None, overrides: Overrides = None, resume: Resume = False) -> None:
+def sft(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    step: FromStep = "last",
+    overwrite: Overwrite = False,
+) -> None:
     """Cold start: fine-tune a student on traces, with the loss on completion tokens only."""
-    from vold_trainer.coldstart.sft import run_sft
     from vold_trainer.config import SftConfig, load
+    from vold_trainer.runs.start import Start
 
-    _print_line(f"student written to {run_sft(load(SftConfig, *_split(config, overrides)), resume=resume)}")
+    settings = load(SftConfig, *_split(config, overrides))
+    Start(resume, step, overwrite).check(settings.out)
+    from vold_trainer.coldstart.sft import run_sft
+
+    _print_line(f"student written to {run_sft(settings, resume=resume, step=step, overwrite=overwrite)}")
 
 
 @app.command()
-def train(config: ConfigFile = None, overrides: Overrides = None, resume: Resume = False) -> None:
+def train(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    step: FromStep = "last",
+    overwrite: Overwrite = False,
+) -> None:
     """Train with GRPO, distillation, or both; teacher and verifier by URL."""
     from vold_trainer.config import TrainConfig, load
+    from vold_trainer.runs.start import Start
+
+    settings = load(TrainConfig, *_split(config, overrides))
+    Start(resume, step, overwrite).check(settings.out)
     from vold_trainer.training.train import run_train
 
-    _print_line(f"student written to {run_train(load(TrainConfig, *_split(config, overrides)), resume=resume)}")
+    _print_line(f"student written to {run_train(settings, resume=resume, step=step, overwrite=overwrite)}")
 
 
 @app.command()
@@ -101,8 +130,12 @@ def export(
     run: Annotated[Path, typer.Argument(help="folder of an sft or train run")],
     out: Annotated[Path, typer.Argument(help="folder to write")],
     step: Annotated[str, typer.Option(help="which checkpoint: last, best, or a step number")] = "last",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the model in the folder")] = False,
 ) -> None:
     """Write a checkpoint as a transformers folder, which `from_pretrained` loads."""
+    from vold_trainer.runs.start import refuse_existing
+
+    refuse_existing(out / "config.json", overwrite)
     from vold_trainer.runs.export import run_export
 
     _print_line(f"the student after step {run_export(run, step, out)} written to {out}")

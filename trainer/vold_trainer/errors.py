@@ -9,6 +9,10 @@ class UsageError(VoldTrainerError):
     """A wrong option, file or value: the message names it and gives the remedy."""
 
 
+class ResumeRefusedError(UsageError):
+    """A checkpoint cannot be continued with the present config or data."""
+
+
 class HandshakeError(VoldTrainerError):
     """The teacher cannot serve this student."""
 

@@ -1,17 +1,15 @@
 """Checkpoints: incomplete ones are ignored, old ones deleted, runs restored exactly, students exported."""
 
 import json
-import random
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText
 from vold_trainer.config import CheckpointsConfig, SftConfig, TrainConfig, dump
-from vold_trainer.errors import UsageError
+from vold_trainer.errors import ResumeRefusedError, RunError, UsageError
 from vold_trainer.processes.ranks import Ranks, make_accelerator
 from vold_trainer.processes.wrapping import PreparedModel
 from vold_trainer.runs.checkpoint import (
@@ -24,7 +22,8 @@ from vold_trainer.runs.checkpoint import (
     prune_checkpoints,
 )
 from vold_trainer.runs.export import run_export
-from vold_trainer.runs.saving import Saver, random_state, set_random_state
+from vold_trainer.runs.saving import BrokenWeightsError, Saver
+from vold_trainer.runs.start import Start
 from vold_trainer.student.models import load_student
 
 
@@ -106,18 +105,6 @@ def test_a_run_without_scores_has_no_best(tmp_path):
         choose_checkpoint(tmp_path, "best", "max")
 
 
-def test_random_number_generators_are_restored():
-    def numbers():
-        return torch.rand(3).tolist(), random.random(), np.random.rand(3).tolist()
-
-    numbers()
-    state = random_state()
-    first = numbers()
-    numbers()
-    set_random_state(state)
-    assert numbers() == first
-
-
 @pytest.fixture
 def config(tmp_path):
     keep = CheckpointsConfig(every=2, keep_last=3, keep_best=1, metric="loss", mode="min", window=2)
@@ -129,7 +116,7 @@ def trained(config, steps):
     ranks = Ranks(make_accelerator())
     student = load_student(config.student)
     prepared = PreparedModel(student, config.optim, config.steps, config.seed, ranks)
-    saver = Saver(config, student, prepared, ranks, {"prompts": 8})
+    saver = Saver(config, student, prepared, ranks, {"data.source": "8 rows"})
     for step in range(steps):
         learn(student, prepared, step)
     return student, prepared, saver
@@ -149,7 +136,7 @@ def test_weights_optimizer_schedule_and_loop_are_restored(config):
     saver.save(3, {"missing_in_a_row": 2})
     expected = [learn(student, prepared, step) for step in (3, 4)]
     other, other_prepared, other_saver = trained(config, 0)
-    checkpoint = other_saver.restore_latest(resume=True)
+    checkpoint = other_saver.restore(Start(resume=True))
     assert (checkpoint.step, checkpoint.state["loop"]) == (3, {"missing_in_a_row": 2})
     assert [learn(other, other_prepared, step) for step in (3, 4)] == expected
     for name, value in student.model.named_parameters():
@@ -169,25 +156,97 @@ def test_the_score_is_the_mean_of_the_last_steps_and_unknown_metrics_are_refused
 def test_a_new_run_does_not_overwrite_the_checkpoints_of_an_old_run(config):
     _, _, saver = trained(config, 0)
     saver.save(2, {})
-    with pytest.raises(UsageError, match="up to step 2: go on with --resume, set another out, or remove the folder"):
-        trained(config, 0)[2].restore_latest(resume=False)
+    with pytest.raises(UsageError, match="holds a run, up to step 2: go on with it with --resume, delete it with"):
+        trained(config, 0)[2].restore(Start())
 
 
 def test_another_models_checkpoint_is_refused(config):
     _, _, saver = trained(config, 0)
     saver.save(2, {})
     config.student.freeze = ["vision", "projector"]
-    with pytest.raises(UsageError, match=r"another model or another student\.freeze: '.*visual.merger.*' is only"):
-        trained(config, 0)[2].restore_latest(resume=True)
+    with pytest.raises(UsageError, match=r"student\.freeze: \['vision'\] -> \['vision', 'projector'\]"):
+        trained(config, 0)[2].restore(Start(resume=True))
 
 
-def test_changed_data_gives_a_warning(config, capsys):
+def test_other_rows_are_refused_unless_the_config_allows_them(config, capsys):
     _, _, saver = trained(config, 0)
     saver.save(2, {})
     _, _, other = trained(config, 0)
-    other.data = {"prompts": 9}
-    assert other.restore_latest(resume=True).step == 2
-    assert "the data changed since step-000002" in capsys.readouterr().err
+    other.content = {"data.source": "9 rows"}
+    with pytest.raises(ResumeRefusedError, match=r"data\.source: leads to other content.*data\.allow_change=true"):
+        other.restore(Start(resume=True))
+    config.data.allow_change = True
+    assert other.restore(Start(resume=True)).step == 2
+    assert "data.source: other content" in capsys.readouterr().err
+
+
+def test_a_changed_rate_takes_effect_and_an_unchanged_schedule_goes_on_as_it_was(config):
+    config.optim.schedule, config.optim.warmup_steps = "cosine", 2
+    _, prepared, saver = trained(config, 3)
+    saver.save(3, {})
+    expected = [group["lr"] for group in prepared.optimizer.param_groups]
+    _, same, saver = trained(config, 0)
+    saver.restore(Start(resume=True))
+    assert [group["lr"] for group in same.optimizer.param_groups] == expected
+    config.optim.lr, config.optim.weight_decay, config.optim.betas = 10 * config.optim.lr, 0.5, (0.8, 0.9)
+    _, changed, saver = trained(config, 0)
+    saver.restore(Start(resume=True))
+    assert [group["lr"] for group in changed.optimizer.param_groups] == pytest.approx([10 * lr for lr in expected])
+    assert [group["weight_decay"] for group in changed.optimizer.param_groups] == [0.5, 0.0]
+    assert [change.key for change in saver.changes] == ["optim.lr", "optim.weight_decay", "optim.betas"]
+    assert all(group["betas"] == (0.8, 0.9) for group in changed.optimizer.param_groups)
+
+
+def test_weights_that_are_not_finite_are_never_saved(config):
+    student, _, saver = trained(config, 1)
+    saver.save(1, {})
+    with torch.no_grad():
+        next(p for p in student.model.parameters() if p.requires_grad).view(-1)[0] = torch.nan
+    with pytest.raises(BrokenWeightsError, match="the weights after step 2 are not finite"):
+        saver.save(2, {})
+    with pytest.raises(BrokenWeightsError, match="are not saved"):
+        saver.export()
+    assert latest_checkpoint(config.out).step == 1
+    assert not (config.out / "model").exists()
+
+
+def test_a_step_whose_gradient_is_not_finite_is_skipped_and_too_many_in_a_row_stop(config, capsys):
+    config.optim.max_skipped = 2
+    student, prepared, saver = trained(config, 1)
+    before = {name: value.clone() for name, value in student.model.named_parameters()}
+    moments = [value.clone() for state in prepared.optimizer.state.values() for value in state.values()]
+    for step in (1, 2):
+        for parameter in student.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.full_like(parameter, torch.inf if step == 1 else torch.nan)
+        prepared.optimizer_step()
+        prepared.scheduler_step()
+        if step == 1:
+            prepared.skipped.report(step + 1)
+            saver.save(2, {})
+    assert all(torch.equal(value, before[name]) for name, value in student.model.named_parameters())
+    after = [value for state in prepared.optimizer.state.values() for value in state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+    with pytest.raises(RunError, match=r"2 optimiser steps in a row .*optim\.max_skipped is 2.*--step"):
+        prepared.skipped.report(3)
+    assert "step 2: the gradient's norm is" in capsys.readouterr().err
+    _, resumed, other = trained(config, 0)
+    other.restore(Start(resume=True))
+    assert resumed.skipped.state() == {"in_a_row": 1, "total": 1}
+
+
+def test_a_run_goes_on_from_an_earlier_step_and_keeps_the_later_checkpoints(config):
+    config.checkpoints.keep_last = 9
+    student, prepared, saver = trained(config, 0)
+    for step in range(1, 4):
+        learn(student, prepared, step - 1)
+        saver.save(step, {})
+    _, _, other = trained(config, 0)
+    assert other.restore(Start(resume=True, step="2")).step == 2
+    assert steps(config.out) == [1, 2]
+    assert [path.name for path in (config.out / "checkpoints" / "left").iterdir()] == ["step-000003"]
+    with pytest.raises(UsageError, match="no checkpoint of step '3': choose last, best, or one of 1, 2"):
+        trained(config, 0)[2].restore(Start(resume=True, step="3"))
 
 
 def test_an_exported_checkpoint_loads_with_from_pretrained(config, tmp_path):

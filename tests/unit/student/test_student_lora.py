@@ -14,6 +14,7 @@ from vold_trainer.processes.ranks import Ranks, make_accelerator
 from vold_trainer.processes.wrapping import PreparedModel
 from vold_trainer.rollout.hf import generate
 from vold_trainer.runs.saving import Saver
+from vold_trainer.runs.start import Start
 from vold_trainer.student.batching import make_batch
 from vold_trainer.student.lora import merge_lora
 from vold_trainer.student.models import CompletionScorer, load_student
@@ -91,7 +92,7 @@ def adapting(folder, out, family, steps):
     config = TrainConfig(out=out, student=StudentConfig(path=str(folder)), steps=10, optim=optim)
     ranks = Ranks(make_accelerator())
     prepared = PreparedModel(student, optim, config.steps, config.seed, ranks)
-    saver = Saver(config, student, prepared, ranks, {"prompts": 8})
+    saver = Saver(config, student, prepared, ranks, {})
     train(student, family, prepared.optimizer, prepared.scheduler, steps)
     return student, prepared, saver
 
@@ -105,7 +106,7 @@ def test_resuming_gives_the_same_numbers_as_going_on(family, tmp_path):
 
     torch.manual_seed(99)
     second, prepared, saver = adapting(folder, tmp_path / "run", family, 0)
-    assert saver.restore_latest(resume=True).step == 2
+    assert saver.restore(Start(resume=True)).step == 2
     train(second, family, prepared.optimizer, prepared.scheduler, 2)
     with torch.no_grad():
         assert torch.equal(scored(second, family), scored(first, family))

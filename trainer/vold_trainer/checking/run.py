@@ -18,6 +18,7 @@ from vold_trainer.config import TeacherConfig, TrainConfig, VerifierConfig
 from vold_trainer.data import Example
 from vold_trainer.files import read_json_lines
 from vold_trainer.processes.optim import require_trainable_parameters
+from vold_trainer.runs.start import holds_run
 from vold_trainer.scoring.items import verifier_item, verifier_name
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements, TeacherRouter, configured_teachers
 from vold_trainer.scoring.twins import check_twins
@@ -301,8 +302,8 @@ def _check_folder(config: TrainConfig, report: CheckReport) -> None:
     parent = next(folder for folder in (config.out, *config.out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(parent).free
     text = f"{config.out}, {format_bytes(free)} free"
-    if (config.out / "metrics.jsonl").exists():
-        report.warning("folder", f"{text}; the folder holds a run: a new run overwrites it, --resume continues it")
+    if holds_run(config.out):
+        report.warning("folder", f"{text}; the folder holds a run: --resume goes on with it, --overwrite deletes it")
     else:
         report.ok("folder", text)
 
@@ -312,7 +313,7 @@ def _run_dry_step(config: TrainConfig, report: CheckReport) -> None:
     with tempfile.TemporaryDirectory(prefix="vold-check-") as folder, report.catch_errors("a dry step"), silenced():
         small = config.model_copy(deep=True)
         small.out, small.steps, small.trackers = Path(folder) / "run", 1, []
-        small.checkpoints.every = 0
+        small.checkpoints.every, small.checkpoints.minutes = 0, 0.0
         small.rollout.prompts = min(config.rollout.prompts, DRY_PROMPTS)
         small.rollout.max_tokens = min(config.rollout.max_tokens, DRY_TOKENS)
         if torch.cuda.is_available():

@@ -8,23 +8,34 @@ from pathlib import Path
 import torch
 
 from vold_trainer.config import SftConfig
+from vold_trainer.config.resuming import Change
 from vold_trainer.data import PromptOrder
+from vold_trainer.data.digest import digest
 from vold_trainer.files import read_json_lines
 from vold_trainer.processes.ranks import Ranks, make_accelerator, share
 from vold_trainer.processes.wrapping import PreparedModel
 from vold_trainer.runs import trackers
 from vold_trainer.runs.folder import RunFolder, StopSignal, elapsed_seconds, trim_after
 from vold_trainer.runs.live import SFT_TABLES, Dashboard
+from vold_trainer.runs.rescue import ended_run
 from vold_trainer.runs.saving import Saver
+from vold_trainer.runs.start import Start
 from vold_trainer.student.batching import make_batch
+from vold_trainer.student.fingerprint import fingerprint
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.student.plan import plan_optimiser_steps
 from vold_trainer.student.traces import Trace, read_traces
 from vold_trainer.terminal import console
 
 
-def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
-    """Train the student and write it to `out/model`. Returns that folder."""
+def run_sft(config: SftConfig, *, resume: bool = False, step: str = "last", overwrite: bool = False) -> Path:
+    """Train the student and write it to `out/model`. Returns that folder.
+
+    resume: go on from the checkpoint `step` ("last", "best", a number) if there is one. overwrite: delete the run that
+    is in `out`.
+    """
+    start = Start(resume, step, overwrite)
+    start.check(config.out)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -33,11 +44,15 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     ranks.require_one_each(config.batch, "batch")
     student = ranks.run_on_all(lambda: load_student(config.student))
     traces = ranks.run_on_all(lambda: read_traces(config.traces, student))
+    content = {
+        "student.path": fingerprint(student),
+        "traces": digest((trace.example, trace.ids) for trace in traces),
+    }
     prepared = PreparedModel(student, config.optim, config.steps, config.seed, ranks)
-    saver = Saver(config, student, prepared, ranks, {"traces": len(traces), "a step": config.batch})
-    restored = saver.restore_latest(resume)
+    saver = Saver(config, student, prepared, ranks, content)
+    restored = saver.restore(start)
     steps_done = restored.step if restored else 0
-    folder = _open_folder(config, ranks, steps_done, resumed=restored is not None)
+    folder = _open_folder(config, ranks, steps_done, saver.changes, resumed=restored is not None)
     order = PromptOrder(len(traces), config.batch, config.seed)
     student.model.train()
     history = read_json_lines(config.out / "metrics.jsonl") if steps_done and ranks.is_main else []
@@ -45,23 +60,36 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
         "SFT on the teacher's traces", config.steps, SFT_TABLES, console, done=steps_done, history=history
     )
     with StopSignal() as stop, dashboard as live:
-        for step in range(steps_done, config.steps):
-            metrics = _train_step(student, prepared, [traces[index] for index in order.indices(step)], config.micro)
-            folder.write_metrics(step + 1, metrics)
-            ranks.run_on_all(partial(saver.record_metrics, metrics))
-            live.update(step + 1, **metrics)
-            stopped = ranks.any(stop.requested)
-            if saver.is_due(step + 1) or stopped:
-                saver.save(step + 1, {})
-            if stopped:
-                folder.close()
-                raise SystemExit(143)
-    saver.export()
+        try:
+            for number in range(steps_done, config.steps):
+                prepared.begin_step(number)
+                metrics = _train_step(student, prepared, [traces[i] for i in order.indices(number)], config.micro)
+                steps_done = number + 1
+                prepared.end_step()
+                folder.write_metrics(steps_done, metrics)
+                ranks.run_on_all(partial(saver.record_metrics, metrics))
+                ranks.run_on_all(partial(prepared.skipped.report, steps_done))
+                live.update(steps_done, **metrics)
+                asked = ranks.gather((stop.requested, saver.is_due(steps_done)))
+                stopped = any(requested for requested, _ in asked)
+                if asked[0][1] or stopped:
+                    saver.save(steps_done, {})
+                if stopped:
+                    folder.close()
+                    raise SystemExit(143)
+            saver.export()
+        except Exception as error:
+            save = partial(saver.save, steps_done, {})
+            ended = ended_run(error, step=steps_done, out=config.out, prepared=prepared, ranks=ranks, save=save)
+            raise ended from ended.__cause__
     folder.close()
+    ranks.close()
     return config.out / "model"
 
 
-def _open_folder(config: SftConfig, ranks: Ranks, steps_done: int, *, resumed: bool) -> RunFolder:
+def _open_folder(
+    config: SftConfig, ranks: Ranks, steps_done: int, changes: Sequence[Change], *, resumed: bool
+) -> RunFolder:
     """Open the run's folder. If the run is resumed, first remove what it logged after `steps_done`."""
     if resumed and ranks.is_main:
         trim_after(config.out, steps_done)
@@ -74,7 +102,9 @@ def _open_folder(config: SftConfig, ranks: Ranks, steps_done: int, *, resumed: b
         "processes": ranks.size,
     }
     elapsed = ranks.gather(elapsed_seconds(config.out) if resumed else 0.0)[0]
-    return RunFolder(config, about, ranks.accelerator, resumed=resumed, steps_done=steps_done, elapsed=elapsed)
+    return RunFolder(
+        config, about, ranks.accelerator, resumed=resumed, steps_done=steps_done, elapsed=elapsed, changes=changes
+    )
 
 
 def _train_step(
@@ -88,6 +118,7 @@ def _train_step(
     return {
         "loss": loss,
         "grad_norm": grad_norm,
+        "optim/skipped": float(prepared.skipped.recent),
         "lr": prepared.scheduler_step(),
         "time/step": seconds,
         "tokens/per_second": sum(len(trace.ids) for trace in traces) / seconds,

@@ -139,6 +139,7 @@ class DataConfig(Config):
     limit: int | None = Field(default=None, ge=1, description="number of rows; null: all rows of a file")
     offset: int = Field(default=0, ge=0, description="rows to skip at the start")
     seed: int = Field(default=0, description="of the problems of the pocket world")
+    allow_change: bool = Field(default=False, description="resume although the rows are others than at the checkpoint")
     skip_broken: bool = Field(default=False, description="skip broken rows instead of stopping")
     adapter: str = Field(
         default="", description="the benchmark whose columns the rows have: mathvista, geometry3k, ..."
@@ -167,6 +168,9 @@ class OptimConfig(Config):
     warmup_steps: int = Field(default=5, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     max_grad_norm: float = Field(default=1.0, gt=0)
+    max_skipped: int = Field(
+        default=5, ge=1, description="optimiser steps in a row with a gradient that is not finite before the run stops"
+    )
 
 
 class SamplingConfig(Config):
@@ -253,7 +257,10 @@ class DiagnosticsConfig(Config):
 
 class CheckpointsConfig(Config):
     every: int = Field(
-        default=0, ge=0, description="steps between checkpoints; the last step has one too; 0: at SIGTERM only"
+        default=50, ge=0, description="steps between checkpoints; the last step has one too; 0: by minutes alone"
+    )
+    minutes: float = Field(
+        default=15.0, ge=0, description="a checkpoint is also due this long after the last one; 0: by steps alone"
     )
     keep_last: int = Field(default=2, ge=1, description="number of newest checkpoints to keep")
     keep_best: int = Field(default=0, ge=0, description="number of best checkpoints to keep besides them")

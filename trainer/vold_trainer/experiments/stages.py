@@ -6,15 +6,18 @@ services and the output folder are set.
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vold_trainer.coldstart.sft import run_sft
 from vold_trainer.coldstart.traces import TracesSummary, run_traces
 from vold_trainer.config import (
     ConfigT,
     EvalConfig,
+    RunConfig,
     SftConfig,
     TeacherConfig,
     TracesConfig,
@@ -22,7 +25,10 @@ from vold_trainer.config import (
     VerifierConfig,
     load,
 )
+from vold_trainer.config.resuming import flat
+from vold_trainer.errors import ResumeRefusedError
 from vold_trainer.evaluation import SetResult, run_eval
+from vold_trainer.runs.checkpoint import latest_checkpoint
 from vold_trainer.services.local import Services, open_services
 from vold_trainer.training.train import run_train
 
@@ -59,19 +65,38 @@ class Recipe:
 
     def sft(self, traces: Path, name: str = "sft", *extra: str) -> Path:
         """Train a cold start from the base student. Returns the student's folder."""
-        return run_sft(self._load(SftConfig, "sft", f"out={self.out / name}", f"traces={traces}", *extra))
+        config = self._load(SftConfig, "sft", f"out={self.out / name}", f"traces={traces}", *extra)
+        return _go_on_or_begin(config, partial(run_sft, config))
 
     def train(self, kind: str, student: Path | str, name: str, *extra: str) -> Path:
         """Train `student` with GRPO ("grpo") or VOLD ("vold"). Returns the student's folder."""
         config = self._load(
             TrainConfig, kind, f"out={self.out / name}", f"student.path={student}", f"data.seed={self.seed}", *extra
         )
-        return run_train(config)
+        return _go_on_or_begin(config, partial(run_train, config))
 
     def evaluate(self, student: Path | str, name: str, *extra: str) -> dict[str, SetResult]:
         """Evaluate greedy accuracy on text and on pictures. eval.json is written into the folder of the run `name`."""
         config = self._load(EvalConfig, "eval", f"out={self.out / name}", f"student.path={student}", *extra)
         return run_eval(config, fresh=True)
+
+
+def _go_on_or_begin(config: RunConfig, run: Callable[..., Path]) -> Path:
+    """Run in a folder that the recipe owns: go on with the run in it if it was interrupted and is the same run; begin
+    anew over one that is finished, or that had other settings or data.
+    """
+    checkpoint = latest_checkpoint(config.out)
+    now = config.model_dump(mode="json")
+    same = checkpoint is not None and _without_urls(checkpoint.state.get("config", {})) == _without_urls(now)
+    if checkpoint is not None and same and checkpoint.step < config.steps:
+        with contextlib.suppress(ResumeRefusedError):  # other rows, or another student, under the same names
+            return run(resume=True)
+    return run(overwrite=True)
+
+
+def _without_urls(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings but for the addresses of the services, which a local service has anew in every run."""
+    return {key: value for key, value in flat(settings).items() if not key.endswith(".url")}
 
 
 def _stage_and_key(override: str) -> tuple[str, str]:

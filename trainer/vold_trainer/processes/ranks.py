@@ -6,8 +6,9 @@ share of the gradient. The collective operations use a process group on the CPU 
 may be slow. Objects travel pickled between the processes of a run.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from vold_trainer.errors import (
     UsageError,
     VoldTrainerError,
 )
+from vold_trainer.processes.failure import FailureWatch
 from vold_trainer.terminal import silence
 
 T = TypeVar("T")
@@ -52,6 +54,10 @@ class Ranks:
             silence()
             logging.getLogger().setLevel(logging.ERROR)
         self.group = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT) if self.size > 1 else None
+        self._agreed: Exception | None = None
+        self._watch = (
+            FailureWatch(dist.distributed_c10d._get_default_store(), self.rank) if self.group is not None else None
+        )
 
     @property
     def is_main(self) -> bool:
@@ -118,12 +124,39 @@ class Ranks:
         first_failure = next(((rank, *failed) for rank, failed in enumerate(failures) if failed is not None), None)
         if first_failure is None:
             return value  # type: ignore[return-value]
-        if failure is not None and (self.is_main or not isinstance(failure, VoldTrainerError | VoldError)):
-            raise failure
         rank, message, ends_run = first_failure
-        if self.is_main:
-            raise (RunError if ends_run else VoldTrainerError)(f"process {rank} of {self.size}: {message}")
-        raise (RunReportedElsewhereError if ends_run else ReportedElsewhereError)(message) from failure
+        if failure is not None and (self.is_main or not isinstance(failure, VoldTrainerError | VoldError)):
+            self._agreed = failure
+        elif self.is_main:
+            self._agreed = (RunError if ends_run else VoldTrainerError)(f"process {rank} of {self.size}: {message}")
+        else:
+            self._agreed = (RunReportedElsewhereError if ends_run else ReportedElsewhereError)(message)
+        raise self._agreed from (None if self._agreed is failure else failure)
+
+    def all_have(self, error: BaseException) -> bool:
+        """Whether all processes have failed together with `error`, so that they can still act together."""
+        return self.size == 1 or (self._agreed is not None and self._agreed in (error, error.__cause__))
+
+    def announce_failure(self, error: BaseException) -> None:
+        """Tell the other processes that this one has failed by itself and will not join them again: they end within
+        AGREEMENT_SECONDS.
+        """
+        if self._watch is not None:
+            self._watch.announce(f"process {self.rank} of {self.size}: {_message(error)}")
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, this process acts without the others, which are gone."""
+        group, self.group = self.group, None
+        try:
+            yield
+        finally:
+            self.group = group
+
+    def close(self) -> None:
+        """Stop looking for failures of other processes, at the end of the run."""
+        if self._watch is not None:
+            self._watch.close()
 
 
 def share(count: int, rank: int, size: int) -> range:
@@ -141,5 +174,5 @@ def _raise_usage_error(message: str) -> None:
     raise UsageError(message)
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
     return str(error) if isinstance(error, VoldTrainerError | VoldError) else f"{type(error).__name__}: {error}"

@@ -172,7 +172,7 @@ class Server:
             if clock() + wait > min(failing_since + patience, started + self.timeout):
                 duration = f" for {clock() - failing_since:.0f} s" if patience else ""
                 raise RunError(f"rollout.url {self.name}{duration}: {problem}. Is `vllm serve` still running there?")
-            await asyncio.sleep(wait * random.uniform(0.75, 1.25))
+            await asyncio.sleep(wait * random.SystemRandom().uniform(0.75, 1.25))
             wait = min(2 * wait, 4.0)
 
     async def _attempt(self, method: str, route: str, seconds: float, **content: Any) -> httpx.Response | str:

@@ -6,6 +6,7 @@ they were. A checkpoint that is incomplete after a machine crash or an interrupt
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -102,13 +103,28 @@ def choose_checkpoint(out: Path, which: str, mode: Mode) -> Checkpoint:
     raise UsageError(f"{str(out)!r} has no checkpoint of step {which!r}: choose last, best, or one of {steps}")
 
 
+def set_aside_after(out: Path, step: int) -> Path | None:
+    """Move the checkpoints of later steps out of the way of a run that goes on from `step`, into `checkpoints/left`.
+    Returns that folder, or None if there are none.
+
+    They are kept, as the run went another way from here; a second time replaces those of the same step.
+    """
+    left = out / "checkpoints" / "left"
+    later = [checkpoint for checkpoint in list_checkpoints(out) if checkpoint.step > step]
+    for checkpoint in reversed(later):  # killed in between, the run still has no gap
+        left.mkdir(exist_ok=True)
+        shutil.rmtree(left / checkpoint.path.name, ignore_errors=True)
+        checkpoint.path.rename(left / checkpoint.path.name)
+    return left if later else None
+
+
 def best_checkpoints(checkpoints: Sequence[Checkpoint], count: int, mode: Mode) -> list[Checkpoint]:
     """The `count` checkpoints with the best scores, best first; the later step first if scores are equal.
 
     Checkpoints without a score are left out.
     """
     sign = 1 if mode == "max" else -1
-    scored = [(sign * c.score, c.step, c) for c in checkpoints if c.score is not None]
+    scored = [(sign * c.score, c.step, c) for c in checkpoints if c.score is not None and math.isfinite(c.score)]
     return [checkpoint for _, _, checkpoint in sorted(scored, key=lambda entry: entry[:2], reverse=True)[:count]]
 
 

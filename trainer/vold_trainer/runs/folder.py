@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -12,6 +13,7 @@ from typing import IO, Any
 from accelerate import Accelerator
 
 from vold_trainer.config import RunConfig, dump
+from vold_trainer.config.resuming import Change
 from vold_trainer.files import read_json_lines, replace_non_finite, write_json, write_lines
 from vold_trainer.runs import trackers
 from vold_trainer.terminal import console
@@ -20,7 +22,8 @@ from vold_trainer.terminal import console
 class RunFolder:
     """Writes the files of a run, on the main process only.
 
-    about: for run.json. For a resumed run, steps_done: the steps so far, elapsed: the seconds that they took.
+    about: for run.json. For a resumed run, steps_done: the steps so far, elapsed: the seconds that they took, changes:
+    what differs in its config from then on.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class RunFolder:
         resumed: bool,
         steps_done: int = 0,
         elapsed: float = 0.0,
+        changes: Sequence[Change] = (),
     ) -> None:
         self.path = config.out
         self.writes = accelerator.is_main_process
@@ -42,9 +46,11 @@ class RunFolder:
         self._mode = "a" if resumed else "w"
         if self.writes:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.yaml").write_text(dump(config))
+            history = change_history(self.path, steps_done) if resumed else []
+            history += [record for record in _change_records(changes, steps_done) if record not in history]
+            (self.path / "config.yaml").write_text(dump(config) + _history_comment(history))
             started = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
-            write_json(self.path / "run.json", {**about, **started})
+            write_json(self.path / "run.json", {**about, **started, **({"changes": history} if history else {})})
         trackers.start(accelerator, config.trackers, self.path, _flatten(config.model_dump(mode="json")), steps_done)
 
     def write_metrics(self, step: int, values: Mapping[str, Any]) -> None:
@@ -88,6 +94,28 @@ class RunFolder:
             self._files[name] = (self.path / name).open(self._mode)
         self._files[name].write(json.dumps(replace_non_finite(row)) + "\n")
         self._files[name].flush()
+
+
+def change_history(out: Path, step: int) -> list[dict[str, Any]]:
+    """What changed in the config when the run was resumed before, up to `step`: after_step, key, before, now."""
+    with suppress(OSError, ValueError, AttributeError):
+        records = json.loads((out / "run.json").read_text()).get("changes", [])
+        return [record for record in records if record["after_step"] <= step]
+    return []
+
+
+def _change_records(changes: Sequence[Change], step: int) -> list[dict[str, Any]]:
+    return [{"after_step": step, "key": c.key, "before": c.before, "now": c.now} for c in changes]
+
+
+def _history_comment(history: Sequence[Mapping[str, Any]]) -> str:
+    """The history as comments at the end of config.yaml, which holds the settings since the last change."""
+    lines = [
+        f"#   after step {record['after_step']}: {record['key']}: {json.dumps(record['before'])} -> "
+        f"{json.dumps(record['now'])}\n"
+        for record in history
+    ]
+    return "".join(["\n# changed when the run was resumed:\n", *lines]) if lines else ""
 
 
 def elapsed_seconds(out: Path) -> float:

@@ -72,6 +72,7 @@ THROUGHPUT_ROWS = (
     MetricRow("length/truncated", "truncated", "%"),
     MetricRow("missing/teacher", "missing, teacher", alarm=True),
     MetricRow("missing/verifier", "missing, verifier", alarm=True),
+    MetricRow("optim/skipped", "updates skipped", alarm=True),
     MetricRow("time/generate", "generate", "s"),
     MetricRow("time/score_wait", "wait for scores", "s"),
     MetricRow("time/optimise", "optimise", "s"),
@@ -83,6 +84,7 @@ SFT_TABLES = (
     (MetricRow("loss", "loss", "nats", brief=True), MetricRow("grad_norm", "gradient norm")),
     (
         MetricRow("lr", "learning rate"),
+        MetricRow("optim/skipped", "updates skipped", alarm=True),
         MetricRow("time/step", "whole step", "s"),
         MetricRow("tokens/per_second", "tokens", "a second"),
     ),

@@ -41,14 +41,14 @@ class BatchSource:
         """The prompts of step `step`."""
         return [self._examples[index] for index in self._prompt_order.indices(step)]
 
-    def restore(self, folder: Path) -> Iterator[RolloutBatch]:
-        """This process's share of a checkpoint's batches, with their scores requested again. The number of processes
-        may differ from that of the run that saved them. A batch that lacks what its step needs is left out.
+    def restore(self, folder: Path, processes: int) -> Iterator[RolloutBatch]:
+        """This process's share of a checkpoint's batches, with their scores requested again. processes: of the run that
+        saved them; the number may differ now. A batch that lacks what its step needs is left out.
 
         Raises UsageError if a step has other prompts now.
         """
         share, group = self.generator.ranks.share(self.config.rollout.prompts), self.config.rollout.group
-        for saved in saved_batches.read(folder, self.examples):
+        for saved in saved_batches.read(folder, self.examples, processes):
             needs = self.objective.needs_at(saved.step)
             first = saved.rollouts[0]
             width = 0 if first.candidates is None else first.candidates.shape[1]

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from vold_trainer import tracing
 from vold_trainer.config import TrainConfig
+from vold_trainer.config.resuming import SAMPLING
 from vold_trainer.data import Example
 from vold_trainer.errors import RunError
 from vold_trainer.files import read_json_lines
@@ -20,7 +21,9 @@ from vold_trainer.rollout.base import Engine
 from vold_trainer.rollout.whole_weights import GatheredEngine
 from vold_trainer.runs.folder import RunFolder, StopSignal, elapsed_seconds, trim_after
 from vold_trainer.runs.live import TRAIN_TABLES, Dashboard
+from vold_trainer.runs.rescue import ended_run
 from vold_trainer.runs.saving import Saver
+from vold_trainer.runs.start import Start
 from vold_trainer.scoring.scorer import Scorer, StepScores
 from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRequirements
 from vold_trainer.services.outages import InterruptedWaitError, Span
@@ -65,8 +68,8 @@ class Loop:
         engine: Engine,
         scorer: Scorer,
         ranks: Ranks,
-        resume: bool,
-        data: Mapping[str, int],
+        start: Start,
+        content: Mapping[str, str],
     ) -> None:
         self.config = config
         self.objective = config.objective
@@ -79,7 +82,8 @@ class Loop:
         prepared = self.updater.prepared
         self.engine: Engine = GatheredEngine(engine, prepared.module) if prepared.lock_step else engine
         self.generator = RolloutGenerator(config, student, self.engine, scorer, ranks)
-        self.saver = Saver(config, student, prepared, ranks, data)
+        self.prepared = prepared
+        self.saver = Saver(config, student, prepared, ranks, content)
         about: dict[str, Any] = {
             "kind": "train",
             "objective": self.objective.name,
@@ -92,7 +96,7 @@ class Loop:
         self.diagnostics = Diagnostics(config, student, prepared, scorer, ranks)
         if self.diagnostics.warning:
             console.print(f"[dim]diagnostics: {self.diagnostics.warning}", highlight=False)
-        self.checkpoint = checkpoint = self.saver.restore_latest(resume)
+        self.checkpoint = checkpoint = self.saver.restore(start)
         if checkpoint is not None:
             ranks.run_on_all(lambda: self._check_same_teachers(about))
             if ranks.is_main:
@@ -104,7 +108,13 @@ class Loop:
         elapsed = ranks.gather(elapsed_seconds(config.out) if checkpoint else 0.0)[0]
         resumed = checkpoint is not None
         self.folder = RunFolder(
-            config, about, self.accelerator, resumed=resumed, steps_done=self.first_step, elapsed=elapsed
+            config,
+            about,
+            self.accelerator,
+            resumed=resumed,
+            steps_done=self.first_step,
+            elapsed=elapsed,
+            changes=self.saver.changes,
         )
 
     def _handshake(self) -> dict[str, Any]:
@@ -141,7 +151,7 @@ class Loop:
     def run(self, examples: Sequence[Example], traces: Sequence[Trace], *, export: bool = True) -> Path:
         """Run the steps that are left. export: write the student at the end.
 
-        Raises RunError if the run cannot go on, after writing a checkpoint.
+        Any error ends the run after its last whole step is saved; see `ended_run`.
         """
         config = self.config
         if self.objective.needs.teacher:
@@ -158,23 +168,29 @@ class Loop:
                         metrics = self._step(step)
                     spans = self.pipeline.sync(self.steps_done)
                     live.update(self.steps_done, **metrics)
-                    stopped = self.ranks.any(stop.requested)
-                    if self.saver.is_due(self.steps_done) or stopped:
+                    asked = self.ranks.gather((stop.requested, self.saver.is_due(self.steps_done)))
+                    stopped = any(requested for requested, _ in asked)
+                    if asked[0][1] or stopped:
                         spans += self._save()
                     self._write_spans(spans)
                     if stopped:
                         self._exit()
-            except RunError as error:  # all processes have one: they agree on errors
-                stopped = self.ranks.any(isinstance(error.__cause__ or error, InterruptedWaitError))
-                self._save()
+                if export:
+                    self.saver.export()
+            except Exception as error:
+                interrupted = isinstance(error.__cause__ or error, InterruptedWaitError)
+                stopped = self.ranks.any(interrupted) if self.ranks.all_have(error) else interrupted
+                ended = ended_run(
+                    error,
+                    step=self.steps_done,
+                    out=config.out,
+                    prepared=self.prepared,
+                    ranks=self.ranks,
+                    save=self._save,
+                )
                 if stopped:
                     self._exit()
-                raise type(error)(
-                    f"{error}. The student after step {self.steps_done} is saved: once that is mended, the same "
-                    "command goes on from there with --resume"
-                ) from error
-        if export:
-            self.saver.export()
+                raise ended from ended.__cause__
         self.folder.close()
         return config.out / "model"
 
@@ -196,15 +212,20 @@ class Loop:
         if self.checkpoint is None:
             return
         self.engine.sync(self.first_step)
-        folder = self.checkpoint.path
-        for batch in self.ranks.run_on_all(lambda: list(source.restore(folder))):
+        if any(change.key in SAMPLING for change in self.saver.changes):
+            return  # they were drawn otherwise: the steps ahead are generated again
+        folder, processes = self.checkpoint.path, int(self.checkpoint.state["processes"])
+        for batch in self.ranks.run_on_all(lambda: list(source.restore(folder, processes))):
             self.pipeline.restore(batch)
 
     def _save(self) -> list[Span]:
         started = time.monotonic()
         state = {"missing_in_a_row": self.missing_in_a_row, "missing_total": self.missing_total}
         save_batches = partial(self.pipeline.save, done=self.steps_done, rank=self.ranks.rank)
-        self.saver.save(self.steps_done, state, save_batches)
+        if self.ranks.size > 1 and self.ranks.group is None:  # alone: the other processes' completions are gone
+            self.saver.save(self.steps_done, state)
+        else:
+            self.saver.save(self.steps_done, state, save_batches)
         return [("checkpoint", started, time.monotonic())]
 
     def _exit(self) -> NoReturn:
@@ -219,6 +240,7 @@ class Loop:
     def _step(self, step: int) -> dict[str, Any]:
         """Run a step and write it to the run's folder; returns its metrics."""
         started = time.monotonic()
+        self.prepared.begin_step(step)
         batch = self._take_batch(step)
         due = batch.version is not None and self.diagnostics.due(step, batch.needs)
         measurement = self.diagnostics.begin(batch.selected, batch.scored.rollouts[0]) if due else None
@@ -226,10 +248,15 @@ class Loop:
         with tracing.span("update"):
             update_metrics, log = self.updater.update(step, batch.selected, batch.needs, batch.scored.rollouts[0])
         self.steps_done = step + 1
+        self.prepared.end_step()
         if (step + 1) % self.config.samples_every == 0 or step == 0:
             self.folder.write_rollouts(log.samples(step + 1, self.student))
         ended = time.monotonic()
-        diagnostics = self.diagnostics.metrics(measurement) if measurement else {}
+        diagnostics, failure = {}, None
+        try:
+            diagnostics = self.diagnostics.metrics(measurement) if measurement else {}
+        except Exception as error:  # the step is done, and its line in metrics.jsonl must not be lost
+            failure = error
         diagnostic_spans = measurement.spans if measurement else []
         scores, waits, outages = batch.collect(), batch.waits, self.scorer.outages.take_spans()
         optimise = optimise_spans(update_started, ended, waits)
@@ -254,6 +281,9 @@ class Loop:
         }
         self.folder.write_metrics(step + 1, metrics)
         self.ranks.run_on_all(lambda: self.saver.record_metrics(metrics))
+        if failure is not None:
+            raise failure
+        self.ranks.run_on_all(lambda: self.prepared.skipped.report(step + 1))
         self.ranks.run_on_all(lambda: self._check_missing(missing, len(summary.stats.rewards)))
         return metrics
 

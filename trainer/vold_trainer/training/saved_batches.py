@@ -6,6 +6,7 @@ candidates end to end, and in the file's metadata the step, the version and the 
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,17 +69,20 @@ def write(folder: Path, batches: Sequence[RolloutBatch], rank: int = 0) -> None:
     save_file(arrays, folder / FILE.format(rank), metadata={"batches": json.dumps(records)})
 
 
-def read(folder: Path, examples_of: Callable[[int], Sequence[Example]]) -> list[SavedBatch]:
+def read(folder: Path, examples_of: Callable[[int], Sequence[Example]], processes: int) -> list[SavedBatch]:
     """The batches in `folder` by step, the parts of all processes joined. examples_of: the examples of a step.
+    processes: how many wrote them; a batch is left out if one of them has no part, because its generation failed.
 
     Raises UsageError if a step has other examples now.
     """
     batches: dict[int, SavedBatch] = {}
+    parts: Counter[int] = Counter()
     for file in sorted(folder.glob(FILE.format("*"))):
         for part in _read(file, examples_of):
             rollouts = [*batches[part.step].rollouts, *part.rollouts] if part.step in batches else part.rollouts
+            parts[part.step] += 1
             batches[part.step] = replace(part, rollouts=sorted(rollouts, key=lambda rollout: rollout.row))
-    return [batches[step] for step in sorted(batches)]
+    return [batches[step] for step in sorted(batches) if parts[step] == processes]
 
 
 def _read(path: Path, examples_of: Callable[[int], Sequence[Example]]) -> Iterator[SavedBatch]:

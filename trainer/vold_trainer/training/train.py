@@ -12,10 +12,12 @@ import torch
 from vold_trainer import tracing
 from vold_trainer.config import TrainConfig
 from vold_trainer.data import Example
+from vold_trainer.data.digest import digest
 from vold_trainer.objectives import AnyObjective, Gkd
 from vold_trainer.processes.ranks import Ranks, make_accelerator
 from vold_trainer.rollout.engines import make_engine
 from vold_trainer.runs import trackers
+from vold_trainer.runs.start import Start
 from vold_trainer.scoring.scorer import Scorer
 from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRouter, configured_teachers, make_teachers
 from vold_trainer.scoring.twins import check_twins
@@ -23,16 +25,24 @@ from vold_trainer.services.local import teacher_client, verifier_client
 from vold_trainer.services.outages import Outages
 from vold_trainer.services.shared import shared_services
 from vold_trainer.sources import load_examples
+from vold_trainer.student.fingerprint import fingerprint
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.student.traces import Trace, read_traces
 from vold_trainer.training.loop import Loop
 
 
-def run_train(config: TrainConfig, *, resume: bool = False, export: bool = True) -> Path:
+def run_train(
+    config: TrainConfig, *, resume: bool = False, step: str = "last", overwrite: bool = False, export: bool = True
+) -> Path:
     """Train, and write the student to `out/model` if `export`. Returns that folder.
+
+    resume: go on from the checkpoint `step` ("last", "best", a number) if there is one. overwrite: delete the run that
+    is in `out`.
 
     Raises RunError if the run cannot go on: a service stays away, too many scores are missing, the teacher changed.
     """
+    start = Start(resume, step, overwrite)
+    start.check(config.out)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -40,7 +50,9 @@ def run_train(config: TrainConfig, *, resume: bool = False, export: bool = True)
     ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
     student, examples, traces = ranks.run_on_all(lambda: _load(config))
     teachers, verifier = configured_teachers(config), config.verifier
-    data = {"prompts": len(examples), "a step": config.rollout.prompts, "traces": len(traces)}
+    content = {"student.path": fingerprint(student), "data.source": digest((example, ()) for example in examples)}
+    if traces:
+        content["objective.traces"] = digest((trace.example, trace.ids) for trace in traces)
     with (
         tracing.exporting(config.out.name),
         shared_services(ranks, teacher=teachers.get(SINGLE_TEACHER), verifier=verifier, teachers=teachers) as services,
@@ -60,7 +72,10 @@ def run_train(config: TrainConfig, *, resume: bool = False, export: bool = True)
         )
         engine = make_engine(config.rollout, student)
         try:
-            return Loop(config, student, engine, scorer, ranks, resume, data).run(examples, traces, export=export)
+            loop = Loop(config, student, engine, scorer, ranks, start, content)
+            model = loop.run(examples, traces, export=export)
+            ranks.close()
+            return model
         finally:
             engine.close()
             scorer.close()

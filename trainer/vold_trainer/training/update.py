@@ -10,6 +10,7 @@ from torch import Tensor
 from vold_trainer.config import TrainConfig
 from vold_trainer.objectives import Needs
 from vold_trainer.processes.ranks import Ranks
+from vold_trainer.processes.skipped import mean_norm
 from vold_trainer.processes.wrapping import PreparedModel
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
@@ -39,7 +40,8 @@ class PolicyUpdater:
         tokens of this process. dummy: a rollout that is passed without weight if a process has no rollout for a pass.
 
         Each micro-batch waits for its own scores only; which rollouts it holds does not depend on when scores come. No
-        weight changes before all scores are there, so an error of a service (RunError) leaves the student as it was.
+        weight changes before all scores are there, so an error of a service (RunError) leaves the student as it was. An
+        optimiser step whose gradient is not finite is skipped.
         Several processes begin once all of them have their scores.
         """
         dummy = dummy or scored.rollouts[0]
@@ -70,7 +72,8 @@ class PolicyUpdater:
             norms.append(self.prepared.optimizer_step())
         lr = self.prepared.scheduler_step()
         means = Means.joined(self.ranks.gather(log.finish()))
-        metrics = {**self.ranks.sum(sums), **token_metrics(means), "grad_norm": sum(norms) / len(norms), "lr": lr}
+        metrics = {**self.ranks.sum(sums), **token_metrics(means), "grad_norm": mean_norm(norms), "lr": lr}
+        metrics["optim/skipped"] = float(self.prepared.skipped.recent)
         return metrics, log
 
     def _batch(self, rollouts: list[Rollout]) -> Batch:

@@ -1,0 +1,72 @@
+"""How a run begins in its folder: anew, over an old run, or from a checkpoint. Needs no torch: it is checked first."""
+
+import json
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from vold_trainer.errors import UsageError
+from vold_trainer.files import read_json_lines
+
+_MARKS = ("run.json", "metrics.jsonl", "checkpoints", "model", "best")
+"""Any of these shows that a run has been in the folder."""
+
+_FILES = (*_MARKS, "config.yaml", "timeline.jsonl", "rollouts.jsonl", "report.html",
+          "eval.json", "answers.jsonl", "eval_samples.jsonl")  # fmt: skip
+"""What a run, its evaluation and its report leave in its folder."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """resume: go on from a checkpoint if there is one. step: which: "last", "best" or a number of steps. overwrite:
+    delete the run that is in the folder.
+    """
+
+    resume: bool = False
+    step: str = "last"
+    overwrite: bool = False
+
+    def check(self, out: Path) -> None:
+        """Raise UsageError if the options contradict each other or the folder holds a run that would be lost."""
+        if self.resume and self.overwrite:
+            raise UsageError("--resume and --overwrite exclude each other: go on with the run, or delete it")
+        if self.step != "last" and not self.resume:
+            raise UsageError(f"--step {self.step} says from which checkpoint to go on: add --resume")
+        if not self.resume and not self.overwrite and holds_run(out):
+            raise UsageError(
+                f"{str(out)!r} holds a run{_progress(out)}: go on with it with --resume, delete it with --overwrite, "
+                "or set another out"
+            )
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise UsageError if a command's output is there already, unless it may be replaced."""
+    if path.exists() and not overwrite:
+        raise UsageError(f"{str(path)!r} exists: replace it with --overwrite, or set another out")
+
+
+def holds_run(out: Path) -> bool:
+    """Whether a run, finished or not, has been in the folder."""
+    return any((out / name).exists() for name in _MARKS)
+
+
+def clear_run(out: Path) -> None:
+    """Delete what a run, its evaluation and its report have written into the folder, and nothing else."""
+    for name in _FILES:
+        path = out / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _progress(out: Path) -> str:
+    """How far the run in the folder is, as far as its files say."""
+    done = [row["step"] for row in read_json_lines(out / "metrics.jsonl") if isinstance(row.get("step"), int)]
+    done += [int(path.name[5:]) for path in (out / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+    if not done:
+        return ""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return f", {max(done)} of {json.loads((out / 'run.json').read_text())['steps']} steps"
+    return f", up to step {max(done)}"
