@@ -6,8 +6,8 @@ slow but possible, and in the long run the tenant gets no more than its tokens a
 
 A refused request costs nothing. Its retry time is the time at which the bucket holds its tokens, after those of the
 callers in line (vold_service.line): callers that have come back at their time before and found the tokens spent. So a
-refusal alone delays no other request, and a caller that comes back at its times is refused at most twice: a large
-request does not wait for ever behind a stream of small ones.
+refusal alone delays no other request. If callers come back at their times, each is refused at most twice for lack of
+tokens: a large request does not wait for ever behind a stream of small ones.
 """
 
 import time
@@ -29,6 +29,9 @@ REFUNDED_CODES = (status_pb2.RESOURCE_EXHAUSTED, status_pb2.UNAVAILABLE)
 """A request that ends with one of these errors costs nothing: the service did no work for it, and the caller sends it
 again. A request that was cancelled, or that missed its deadline, may have been computed."""
 
+
+LIMITS = ("tokens_per_minute", "max_concurrent")
+"""The limits of a tenant that are counted here."""
 
 REFUSALS = Counter(
     "vold_tenant_quota_refusals", "requests that a tenant's limit refused, by tenant and limit", ["tenant", "limit"]
@@ -123,7 +126,7 @@ class Quotas:
         behind = f", after {callers} requests that wait already" if callers else ""
         raise self._refusal(
             tenant,
-            "tokens_per_minute",
+            LIMITS[0],
             f"the tenant {tenant.name!r} has used its {tenant.tokens_per_minute} tokens a minute: come back in "
             f"{seconds:.2f} s{behind}, or ask the operator for more",
             seconds,
@@ -165,7 +168,7 @@ class Quotas:
             account.token_line.postpone(key, now + seconds)
         raise self._refusal(
             tenant,
-            "max_concurrent",
+            LIMITS[1],
             f"the tenant {tenant.name!r} has {account.running} requests under way, and may have "
             f"{tenant.max_concurrent}: send fewer at a time, or ask the operator for more",
             seconds,
@@ -181,6 +184,8 @@ class Quotas:
         if account is None:
             account = _Account(float(tenant.tokens_per_minute or 0), self._clock())
             self._accounts[tenant.name] = account
+            for limit in LIMITS:  # Prometheus sees no growth in a count that begins at 1
+                REFUSALS.labels(tenant.name, limit)
         return account
 
 

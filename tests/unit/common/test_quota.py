@@ -6,6 +6,7 @@ from itertools import count
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 from vold_service.errors import Code, ServiceError, invalid, unavailable
 from vold_service.line import GRACE_SECONDS, MAX_CALLERS, Line
 from vold_service.quota import Quotas
@@ -289,6 +290,13 @@ def test_a_quota_says_what_is_left():
     assert not quota.HasField("max_sequence")
     without = quotas.quota(OPEN_TENANT)
     assert not any(without.HasField(name) for name in ("tokens_per_minute", "max_concurrent", "tokens_left"))
+
+
+def test_a_tenant_is_in_the_count_of_refusals_from_its_first_request_on():
+    Quotas(Clock()).charge(Tenant("counted", tokens_per_minute=6000), 1)
+    for limit in ("tokens_per_minute", "max_concurrent"):
+        labels = {"tenant": "counted", "limit": limit}
+        assert REGISTRY.get_sample_value("vold_tenant_quota_refusals_total", labels) == 0
 
 
 def test_every_refusal_says_that_the_quota_is_the_reason():
