@@ -1,4 +1,4 @@
-"""The service's errors in OpenAI's format, `{"error": {message, type, param, code}}`, with their reason beside it."""
+"""The service's errors in OpenAI's format, `{"error": {message, type, param, code}}`."""
 
 import math
 import re
@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 from fastapi import Response
 from fastapi.responses import JSONResponse
 from vold_proto.v1 import status_pb2
-from vold_service import access
 from vold_service.errors import HTTP_STATUS, ServiceError
 
 TYPES: dict[int, str] = {
@@ -46,20 +45,19 @@ def error_body(error: ServiceError) -> dict[str, Any]:
     code: str = status_pb2.Code.Name(error.code).lower()
     if error.code == status_pb2.NOT_FOUND and param == "model":
         code = "model_not_found"
-    return {
-        "error": {
-            "message": with_openai_names(error.message),
-            "type": TYPES.get(error.code, "invalid_request_error"),
-            "param": re.sub(r"\[.*", "", param) or None,
-            "code": code,
-            "reason": error.reason,
-        }
+    body = {
+        "message": with_openai_names(error.message),
+        "type": TYPES.get(error.code, "invalid_request_error"),
+        "param": re.sub(r"\[.*", "", param) or None,
+        "code": code,
     }
+    if error.code == status_pb2.RESOURCE_EXHAUSTED:
+        body["reason"] = error.reason  # "quota" or "queue_full": the code is one for both
+    return {"error": body}
 
 
 def error_response(error: ServiceError) -> Response:
     """The reply in OpenAI's format. As with OpenAI, a bad request is 400; the service's own routes use 422."""
-    access.record_error(error)
     status = 400 if error.code == status_pb2.INVALID_ARGUMENT else HTTP_STATUS[error.code]
     headers = {"retry-after": str(math.ceil(error.retry_seconds))} if error.retry_seconds else {}
     return JSONResponse(error_body(error), status, headers)
