@@ -467,6 +467,7 @@ def test_a_refusal_of_the_verifier_by_quota_is_told_and_counted_as_such(verifier
     assert rejected(verifier) - before == Counter(
         {("http", "quota"): 4, ("grpc", "quota"): 3, ("tokens_per_minute", "spent"): 7}
     )
+    until(lambda: "refused_quota=2" in verifier.log.read_text())
 
 
 @pytest.mark.parametrize("face", ["http", "grpc"])
