@@ -101,8 +101,8 @@ def _is_undrawable(error: BaseException) -> bool:
 def _said(error: Exception) -> str:
     if _is_undrawable(error):
         return (
-            "the student's probabilities are not finite: the run has diverged. Lower optim.lr, or go back to an earlier "
-            "checkpoint with --resume --step"
+            "the student's probabilities are not finite: the run has diverged. Lower optim.lr, or go back to an "
+            "earlier checkpoint with --resume --step"
         )
     if is_out_of_memory(error):
         first = str(error).partition("\n")[0] or type(error).__name__
