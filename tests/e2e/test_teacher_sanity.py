@@ -140,12 +140,16 @@ def test_a_teacher_that_is_uniform_after_a_restart_stops_the_run(
     assert f"have the same log-probability, {-math.log(110):.3g}" in printed
 
 
-def test_values_that_are_not_numbers_are_an_alarm_and_reach_no_weight(tmp_path, verifier):
+def test_values_that_are_not_numbers_are_an_alarm_and_reach_no_weight(tmp_path, verifier, capfd):
+    """The teacher also has a token of its own, which the terminal would take for markup."""
     folder = copy_of_the_teacher(tmp_path / "nan", spoil_a_digit, tie_word_embeddings=False)
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"<think>"', '"[/INST]"'))
     with serving("teacher", "--model", str(folder)) as server:
         model = run_train(
             config(tmp_path / "run", server.grpc, verifier.grpc, "objective={name: opd-entropy}", "steps=2")
         )
+    assert "teacher '[/INST]')" in " ".join(capfd.readouterr().err.split())
     for row in read_json_lines(tmp_path / "run" / "metrics.jsonl"):
         assert row["sane/alarms"] == 1
         assert "[invalid]" in row["sane/reasons"][0]
