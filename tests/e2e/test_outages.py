@@ -170,7 +170,9 @@ def test_missing_scores_are_masked_and_counted_and_stop_the_run_after_a_checkpoi
     """A teacher with a too small maximum sequence rejects every item, which waiting cannot fix: the scores are missing,
     and no score becomes a zero. Its own sentence is wherever a score or a trace is missing.
     """
-    said = r"16 teacher: InvalidArgument \(row '[\w-]+': INVALID_ARGUMENT: .*sequence.*\b4\b.*\)"
+    said = (
+        r"16 teacher: InvalidArgument \(row '[\w-]+': INVALID_ARGUMENT: .*the teacher takes at most 4; shorten it.*\)"
+    )
     with serving("teacher", *TEACHER, "--max-sequence", "4") as short:
         stops = rf"100% of the scores were missing for 2 steps in a row \({said}.*after step 2 is saved"
         with pytest.raises(RunError, match=stops):

@@ -48,6 +48,7 @@ ROUNDING = 1e-3
 
 _CERTAIN, _FAIRLY_CERTAIN = -1e-3, math.log(0.5)
 _BINS_PER_OCTAVE, _OCTAVES = 16, 20
+_LOWEST = -200.0
 _MOST_COMMON = 16
 """Values of a process that are counted for the others. A value of 99 % of all rows is among them on every process but
 those with hardly a row."""
@@ -104,9 +105,7 @@ class Figures:
         teacher_N, student_N, repeated_N = teacher_N[known_N], student_N[known_N], repeated_N[known_N]
         uniform = math.log(max(2, vocab_size))
         row_N = ~repeated_N & ~((teacher_N > _CERTAIN) & ((student_N > _FAIRLY_CERTAIN) | (not on_policy)))
-        binned, counts = np.unique(_value_bins(teacher_N[row_N]), return_counts=True)
         gap_N = np.abs(teacher_N - student_N)
-        bins, gap_counts = np.unique(_gap_bins(gap_N[np.isfinite(gap_N)]), return_counts=True)
         figures = cls(
             on_policy=on_policy,
             tokens=len(teacher_N),
@@ -114,10 +113,9 @@ class Figures:
             positions=int((~repeated_N).sum()),
             flat=int((~repeated_N & (np.abs(teacher_N + uniform) < FLAT_BAND * uniform)).sum()),
             rows=int(row_N.sum()),
-            values=Counter(dict(zip(binned.tolist(), counts.tolist(), strict=True))),
-            gaps=Counter(dict(zip(bins.tolist(), gap_counts.tolist(), strict=True))),
+            values=_largest(np.bincount(_value_bins(teacher_N[row_N])), _MOST_COMMON),
+            gaps=_largest(np.bincount(_gap_bins(gap_N[np.isfinite(gap_N)])), 2 * _BINS_PER_OCTAVE * _OCTAVES + 1),
         )
-        figures.values = Counter(dict(figures.values.most_common(_MOST_COMMON)))
         if entropy_N is not None:
             entropy_N = entropy_N[np.isfinite(entropy_N)]
             figures.entropies = len(entropy_N)
@@ -143,7 +141,7 @@ class Figures:
         if not self.rows or not self.values:
             return 0.0, 0.0
         count, edge = max((self.values[value] + self.values[value + 1], value) for value in self.values)
-        return (edge + 1) * ROUNDING, count / self.rows
+        return -edge * ROUNDING, count / self.rows
 
     def gap_percentile(self) -> float | None:
         """The 99th percentile of |log pi_theta - log pi_T|, nats, rounded up to a bin's edge (by less than 5 %); None
@@ -154,7 +152,7 @@ class Figures:
             return None
         edges, counts = zip(*sorted(self.gaps.items()), strict=True)
         edge = edges[int(np.searchsorted(np.cumsum(counts), PERCENTILE * total))]
-        return float(2.0 ** ((edge + 1) / _BINS_PER_OCTAVE))
+        return float(2.0 ** ((edge + 1) / _BINS_PER_OCTAVE - _OCTAVES))
 
 
 @dataclass(frozen=True)
@@ -235,12 +233,17 @@ class TeacherSanity:
 
 
 def _value_bins(values_N: Floats) -> NDArray[np.int64]:
-    """Bins of `ROUNDING`; -inf has a bin of its own."""
-    return np.floor(np.maximum(values_N, -1e6).astype(np.float64) / ROUNDING).astype(np.int64)
+    """Bins of `ROUNDING` from 0 downwards, the last of them for all below -200 nats, -inf among them."""
+    return np.asarray(np.clip(values_N.astype(np.float64), _LOWEST, 0.0) / -ROUNDING).astype(np.int64)
 
 
 def _gap_bins(gap_N: Floats) -> NDArray[np.int64]:
     """Logarithmic bins, 16 for each doubling, from 2^-20 to 2^20 nats."""
-    edge = 2.0**-_OCTAVES
-    bins = np.floor(_BINS_PER_OCTAVE * np.log2(np.maximum(gap_N.astype(np.float64), edge)))
-    return np.minimum(bins, _BINS_PER_OCTAVE * _OCTAVES).astype(np.int64)
+    gap_N = np.clip(gap_N.astype(np.float64), 2.0**-_OCTAVES, 2.0**_OCTAVES)
+    return np.floor(_BINS_PER_OCTAVE * (np.log2(gap_N) + _OCTAVES)).astype(np.int64)
+
+
+def _largest(counts: NDArray[np.int64], most: int) -> Counter[int]:
+    """The `most` largest counts above 0, by index."""
+    indices = np.argsort(-counts, kind="stable")[:most]
+    return Counter({int(index): int(counts[index]) for index in indices if counts[index]})
