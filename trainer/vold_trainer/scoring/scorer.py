@@ -4,6 +4,7 @@ event loop. A score that does not come is missing: it is counted and masked, nev
 
 import concurrent.futures
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -333,8 +334,9 @@ class Scorer:
         for verdict in await self.verifier.verify(items):
             row = int(verdict.id)
             score = scores.rows[row]
-            if verdict.error is not None or verdict.reward is None:
-                scores.add_missing("verifier", by_row[row], verdict.error, verdict.reason)
+            if verdict.error is not None or verdict.reward is None or not math.isfinite(verdict.reward):
+                text = f"the reward is {verdict.reward}: {verdict.reason}"
+                scores.add_missing("verifier", by_row[row], verdict.error, text)
                 score.reason = score.missing["verifier"]
                 continue
             score.reward, score.correct = verdict.reward, bool(verdict.correct)
