@@ -57,3 +57,12 @@ def test_a_reference_that_its_verifier_rejects_is_a_warning(config, tmp_path):
     (warning,) = [finding for finding in report.of_topic("verifier") if finding.level == "warning"]
     assert "1 of 2" in warning.text
     assert "'bad'" in warning.text
+
+
+@pytest.mark.slow
+def test_a_dry_step_says_why_scores_are_missing(config):
+    report = run_check(config("verifier.parameters={bogus: 1}"))
+    (dry,) = report.of_topic("a dry step")
+    assert dry.level == "error"
+    assert "scores are missing: 16 verifier: InvalidArgument (row '" in dry.text
+    assert "bogus" in dry.text

@@ -72,7 +72,7 @@ def test_every_objective_runs_through_the_real_services(name, tmp_path, pocket_t
     for row in rows:
         assert metrics <= row.keys(), metrics - row.keys()
         assert math.isfinite(row["loss"])
-        assert row["missing/teacher"] == row["missing/verifier"] == 0
+        assert row["missing/teacher"] == row["missing/verifier"] == row.get("sane/alarms", 0) == 0
     assert any(row["grad_norm"] > 0 for row in rows)
     if "mismatch/ratio" in metrics:  # the trainer generates the rollouts itself: no mismatch but rounding
         assert all(row["mismatch/ratio"] == pytest.approx(1, abs=1e-3) for row in rows)
@@ -87,6 +87,7 @@ def test_gkd_samples_the_source_of_the_completions_of_each_step(tmp_path, pocket
     rows = train(tmp_path, objective, pocket_teacher.grpc, verifier.grpc, "steps=6", "rollout.group=2")
     on_traces = [row for row in rows if row.get("objective/on_policy") == 0]
     assert 0 < len(on_traces) < 6
+    assert not any(row["sane/alarms"] for row in rows), "traces differ from the student's own completions"
     assert all("reward/mean" not in row for row in on_traces)  # traces are not verified
     on_policy = [row for row in rows if row not in on_traces]
     assert all(row["reward/mean"] is not None for row in on_policy)

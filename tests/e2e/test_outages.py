@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import programs
 import pytest
 from servers import serving
 from vold_client import AsyncTeacherClient, Unavailable
-from vold_trainer.config import TrainConfig, load
+from vold_trainer.coldstart.traces import run_traces
+from vold_trainer.config import TracesConfig, TrainConfig, load
 from vold_trainer.errors import RunError
 from vold_trainer.files import read_json_lines
 from vold_trainer.pocket.shipped import checkpoint_path
+from vold_trainer.report import build_report
 from vold_trainer.services import local, outages
 from vold_trainer.training import loop
 from vold_trainer.training.train import run_train
@@ -163,18 +166,29 @@ def test_a_local_service_that_died_is_not_waited_for(tmp_path, verifier, monkeyp
         run_train(config(tmp_path / "run", "local:pocket:teacher", verifier.grpc))
 
 
-def test_missing_scores_are_masked_and_counted_and_stop_the_run_after_a_checkpoint(tmp_path, verifier):
+def test_missing_scores_are_masked_and_counted_and_stop_the_run_after_a_checkpoint(tmp_path, verifier, capfd):
     """A teacher with a too small maximum sequence rejects every item, which waiting cannot fix: the scores are missing,
-    and no score becomes a zero.
+    and no score becomes a zero. Its own sentence is wherever a score or a trace is missing.
     """
-    with (
-        serving("teacher", *TEACHER, "--max-sequence", "4") as short,
-        pytest.raises(RunError, match=r"100% of the scores were missing for 2 steps in a row.*after step 2 is saved"),
-    ):
-        run_train(config(tmp_path / "run", short.grpc, verifier.grpc, "missing.patience=2"))
+    said = r"16 teacher: InvalidArgument \(row '[\w-]+': INVALID_ARGUMENT: .*the teacher takes at most 4.*\)"
+    with serving("teacher", *TEACHER, "--max-sequence", "4") as short:
+        stops = rf"100% of the scores were missing for 2 steps in a row \({said}.*after step 2 is saved"
+        with pytest.raises(RunError, match=stops):
+            run_train(config(tmp_path / "run", short.grpc, verifier.grpc, "missing.patience=2"))
+        overrides = [f"teacher.url={short.grpc}", "verifier=null", "keep=all", "data.limit=16"]
+        traces = load(TracesConfig, Path("pocket:traces"), [f"out={tmp_path / 'traces.jsonl'}", *overrides])
+        with pytest.raises(RunError, match=rf"not one of 16 traces was kept \({said}"):
+            run_traces(traces)
+    assert re.search(f"missing scores, masked: {said}", " ".join(capfd.readouterr().err.split()))
+    for sample in read_json_lines(tmp_path / "run" / "rollouts.jsonl"):
+        assert sample["missing"]["teacher"].startswith("INVALID_ARGUMENT: ")
+    page = build_report([tmp_path / "run"], tmp_path / "report.html", title="t").read_text()
+    assert page.count("no score of the teacher: INVALID_ARGUMENT: ") >= 3
+    assert "the last of them: 16 teacher: InvalidArgument (row " in page
     rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     assert [row["missing/teacher"] for row in rows] == [16, 16]
     for row in rows:
+        assert re.fullmatch(said, row["missing/reasons"][0])
         assert row["loss/teacher"] == 0  # without scores, no loss
         assert "teacher/k2" not in row
         assert row["reward/mean"] is not None

@@ -139,7 +139,8 @@ def assert_same(one: Path, other: Path, steps: int, tolerance: float = 1e-6) -> 
     for a, b in zip(first, second, strict=True):
         for key in ("loss", "loss/policy", "loss/teacher", "reward/mean", "reward/std", "teacher/k2", "teacher/gap",
                     "teacher/k2_wrong", "length/mean", "groups/all_wrong", "missing/masked_positions", "lr",
-                    "student/entropy", "dapo/rounds", "dapo/dropped_groups", "objective/on_policy"):  # fmt: skip
+                    "student/entropy", "dapo/rounds", "dapo/dropped_groups", "objective/on_policy",
+                    "sane/alarms"):  # fmt: skip
             assert (key in a) == (key in b), key
             if a.get(key) is not None:
                 assert a[key] == pytest.approx(b[key], rel=tolerance, abs=tolerance), (a["step"], key)

@@ -74,6 +74,14 @@ class BrokenVerifier(Verifier[Parameters]):
         raise RuntimeError("a text that may hold anything")
 
 
+class EchoVerifier(Verifier[Parameters]):
+    name: ClassVar[str] = "echo"
+    summary: ClassVar[str] = "rewards with the number that the completion is"
+
+    def check(self, item: Item, parameters: Parameters, /) -> Verdict:
+        return Verdict(float(item.completion), False, None, "an echo")
+
+
 class SleepParameters(Parameters):
     seconds: float = 0.1
 
@@ -95,5 +103,6 @@ VERIFIERS = [
     CrashVerifier,
     HogVerifier,
     BrokenVerifier,
+    EchoVerifier,
     SleepVerifier,
 ]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from vold_proto.distribution import VERSION, IncompatibleVersionError
 
 from vold_trainer.errors import ReportedElsewhereError, VoldTrainerError
@@ -83,8 +84,8 @@ def traces(
     from vold_trainer.coldstart.traces import run_traces
 
     summary = run_traces(settings)
-    dropped = summary.dropped or "none"
-    _print_line(f"{summary.written} of {summary.requested} traces written to {settings.out}; dropped {dropped}")
+    dropped = summary.describe_dropped()
+    _print_line(f"{summary.written} of {summary.requested} traces written to {settings.out}; dropped: {dropped}")
 
 
 @app.command()
@@ -245,10 +246,10 @@ def main() -> None:
         sys.exit(1)
     except (VoldTrainerError, VoldError, IncompatibleVersionError) as error:
         if is_local_main_process() or processes_connected():
-            Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+            Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
 def _print_line(text: str) -> None:
     if is_main_process():
-        Console().print(text, highlight=False, soft_wrap=True)
+        Console().print(text, highlight=False, soft_wrap=True, markup=False)

@@ -126,6 +126,8 @@ def test_an_exceeded_limit_is_an_error_without_reward_and_no_broken_line(server)
     assert [verdict["reward"] for verdict in verdicts] == [None, None, 1.0]
     assert verdicts[0]["error"].startswith("line 1: DEADLINE_EXCEEDED")
     assert verdicts[1]["error"].startswith("line 3: INTERNAL")
+    assert "no verdict: 1 DeadlineExceeded (row 'r': line 1: DEADLINE_EXCEEDED: " in done.stderr
+    assert "no verdict: 1 Internal (row 'r': line 3: INTERNAL: " in done.stderr
 
 
 def test_many_lines_come_out_in_order(server, tmp_path):

@@ -52,6 +52,16 @@ def test_a_url_that_looks_like_a_mapping_is_a_url():
     assert config.verifier.parameters == {"accept": ["boxed"]}
 
 
+@pytest.mark.parametrize("value", ["off", "'off'", "false"])
+def test_what_yaml_reads_as_false_is_off_for_a_teachers_alarms(value, tmp_path):
+    config = load(TrainConfig, Path("pocket:vold"), [f"teacher.sane={value}"])
+    assert config.teacher.sane == "off"
+    (tmp_path / "dumped.yaml").write_text(dump(config))
+    assert load(TrainConfig, tmp_path / "dumped.yaml") == config
+    with pytest.raises(UsageError, match=r"teacher\.sane: .*'warn', 'stop' or 'off'; got 'wran'"):
+        load(TrainConfig, Path("pocket:vold"), ["teacher.sane=wran"])
+
+
 def test_overrides_reach_into_lists():
     config = load(EvalConfig, Path("pocket:eval"), ["data.1.limit=7"])
     assert [data.limit for data in config.data] == [500, 7]

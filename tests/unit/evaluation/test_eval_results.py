@@ -37,6 +37,7 @@ def test_an_answer_without_a_verdict_is_counted_as_an_error_and_not_as_0():
     found = summarise([problem("r"), problem("a"), problem(UNVERIFIED), problem(None)], SamplingConfig())
     assert (found.accuracy, found.n, found.errors, found.problems) == (pytest.approx(1 / 3), 3, 1, 4)
     assert found.truncated == 0.25
+    assert found.reasons == ["1 Unavailable (row 'q': UNAVAILABLE: gone)"]
     assert found.sampled is None
     unverified = summarise([problem(UNVERIFIED)], SamplingConfig())
     assert math.isnan(unverified.accuracy)

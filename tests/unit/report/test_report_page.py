@@ -207,3 +207,36 @@ def test_ablation_files(tmp_path):
     assert len(circles) == 7 * 3 * 2
     with pytest.raises(ValueError, match="no rows"):
         write_ablation({"rows": []}, tmp_path)
+
+
+def test_why_scores_are_missing_and_what_a_teacher_should_not_answer_is_read_first(tmp_path):
+    run = write_run(tmp_path / "vold", "vold", steps=4, missing=True)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows[1] |= {"missing/teacher": 2.0, "missing/reasons": [f"2 teacher: Internal (row 'a': {HOSTILE})"]}
+    rows[2] |= {"sane/alarms": 1.0, "sane/reasons": ["teacher (x) [equal]: 100.0% of 64 positions"]}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    samples = [{**sample, "missing": {"teacher": f"INTERNAL: {HOSTILE}"}} for sample in samples]
+    (run / "rollouts.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    evaluation = json.loads((run / "eval.json").read_text())
+    evaluation["text"] |= {"reasons": ["1 DeadlineExceeded (row 'b': too slow)"]}
+    (run / "eval.json").write_text(json.dumps({**evaluation, "errors": 1}))
+    page = Parsed(build_report([run], tmp_path / "r.html", title="t"))
+    assert f"the last of them: 2 teacher: Internal (row 'a': {HOSTILE})" in page.text
+    assert "alarms about what the teacher answers: 1" in page.text
+    assert "the last of them: teacher (x) [equal]: 100.0% of 64 positions" in page.text
+    assert "1 DeadlineExceeded (row 'b': too slow)" in page.text
+    assert f"no score of the teacher: INTERNAL: {HOSTILE}" in page.text
+    assert "Alarms about the teacher" in page.text
+
+
+def test_sentences_that_are_none_break_no_page(tmp_path):
+    run = write_run(tmp_path / "vold", "vold", steps=1)
+    row = json.loads((run / "metrics.jsonl").read_text()) | {"missing/reasons": 3, "sane/reasons": [None, {}]}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    sample = json.loads((run / "rollouts.jsonl").read_text().splitlines()[0]) | {"missing": ["x"]}
+    (run / "rollouts.jsonl").write_text(json.dumps(sample) + "\n")
+    evaluation = json.loads((run / "eval.json").read_text())
+    evaluation["text"] |= {"reasons": {"a": 1}}
+    (run / "eval.json").write_text(json.dumps(evaluation))
+    build_report([run], tmp_path / "r.html", title="t")

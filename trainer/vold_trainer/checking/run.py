@@ -241,8 +241,13 @@ def _probe_teacher(
     count = min(PROBE_TOKENS, max_sequence - 1)
     ids = [shared_ids[index % len(shared_ids)] for index in range(count)]
     started = time.monotonic()
-    tasks.run(teacher.client.score([[shared_ids[0]]], [Completion(0, ids)], temperature=config.rollout.temperature))
+    reply = tasks.run(
+        teacher.client.score([[shared_ids[0]]], [Completion(0, ids)], temperature=config.rollout.temperature)
+    )
     seconds = time.monotonic() - started
+    if (error := reply.scores[0].error) is not None:
+        report.error(topic, f"a completion of {count} tokens was not scored: {error}")
+        return
     rollouts = config.rollout.prompts * config.rollout.group
     report.ok(
         topic,
@@ -333,9 +338,12 @@ def _run_dry_step(config: TrainConfig, report: CheckReport) -> None:
         if torch.cuda.is_available():
             text += f", {format_bytes(torch.cuda.max_memory_allocated())} of GPU memory"
         if loss is None or missing:
-            report.error("a dry step", f"{text}; {missing} scores are missing: look at the services' logs")
+            reasons = "; ".join(step.get("missing/reasons", ())) or "look at the services' logs"
+            report.error("a dry step", f"{text}; {missing} scores are missing: {reasons}")
         else:
             report.ok("a dry step", text)
+        for reason in step.get("sane/reasons", ()):
+            report.warning("a dry step", reason)
 
 
 def _count(parameters: int) -> str:

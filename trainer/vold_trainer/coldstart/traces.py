@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +17,7 @@ from vold_trainer.data.traces import prompt_fields
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.scoring.items import verifier_item
 from vold_trainer.scoring.twins import check_twins, flatten_content, teacher_messages
+from vold_trainer.sentences import Sentences
 from vold_trainer.services.local import open_services, teacher_client, verifier_client
 from vold_trainer.sources import load_examples
 from vold_trainer.tasks import ClientTasks
@@ -27,11 +28,18 @@ log = logging.getLogger("vold.traces")
 
 @dataclass(frozen=True)
 class TracesSummary:
-    """requested: completions requested of the teacher. written: traces written. dropped: how many others, by reason."""
+    """requested: completions requested of the teacher. written: traces written. dropped: how many others, by reason.
+    sentences: what teacher and verifier say about these.
+    """
 
     requested: int
     written: int
     dropped: dict[str, int]
+    sentences: Sentences = field(default_factory=Sentences)
+
+    def describe_dropped(self) -> str:
+        """How many traces were dropped by reason, and why in the services' own words. Plain text."""
+        return self.sentences.describe(self.dropped) or "none"
 
 
 def run_traces(config: TracesConfig) -> TracesSummary:
@@ -60,7 +68,7 @@ def run_traces(config: TracesConfig) -> TracesSummary:
             tasks.close()
     if not summary.written:
         raise RunError(
-            f"not one of {summary.requested} traces was kept ({summary.dropped}): check teacher and verifier"
+            f"not one of {summary.requested} traces was kept ({summary.describe_dropped()}): check teacher and verifier"
         )
     partial.replace(config.out)
     return summary
@@ -74,7 +82,7 @@ async def _write_traces(
     stream: IO[str],
     live: ProgressLine,
 ) -> TracesSummary:
-    dropped: Counter[str] = Counter()
+    dropped, sentences = Counter[str](), Sentences()
     written = 0
     info = await teacher.info()
     seeded = not config.temperature or "seed" in info.capabilities
@@ -97,17 +105,21 @@ async def _write_traces(
         finished = []
         for generation in generations:
             if generation.error is not None:
-                dropped[f"teacher: {type(generation.error).__name__}"] += 1
+                reason = f"teacher: {type(generation.error).__name__}"
+                dropped[reason] += 1
+                sentences.add(reason, part[generation.prompt].id, generation.error)
             elif generation.finish_reason != "stop":
                 dropped["not finished"] += 1
             else:
                 finished.append(generation)
-        accepted = finished if verifier is None else await _filter_correct(config, part, finished, verifier, dropped)
+        accepted = finished
+        if verifier is not None:
+            accepted = await _filter_correct(config, part, finished, verifier, dropped, sentences)
         for generation in accepted:
             stream.write(json.dumps(_trace_row(part[generation.prompt], generation, config.out)) + "\n")
         written += len(accepted)
         live.update(start + len(part), written=str(written), dropped=str(dropped.total()))
-    return TracesSummary(len(examples) * config.samples, written, dict(dropped))
+    return TracesSummary(len(examples) * config.samples, written, dict(dropped), sentences)
 
 
 async def _filter_correct(
@@ -116,8 +128,9 @@ async def _filter_correct(
     generations: Sequence[Generation],
     verifier: AsyncVerifierClient,
     dropped: Counter[str],
+    sentences: Sentences,
 ) -> list[Generation]:
-    """The completions that the verifier accepts; the others are counted in `dropped`."""
+    """The completions that the verifier accepts; the others are counted in `dropped`, with the verifier's sentences."""
     assert config.verifier is not None
     items = [
         verifier_item(examples[generation.prompt], generation.text, config.verifier.name, config.verifier.parameters)
@@ -127,7 +140,9 @@ async def _filter_correct(
     accepted = []
     for generation, verdict in zip(generations, verdicts, strict=True):
         if verdict.error is not None:
-            dropped[f"verifier: {type(verdict.error).__name__}"] += 1
+            reason = f"verifier: {type(verdict.error).__name__}"
+            dropped[reason] += 1
+            sentences.add(reason, examples[generation.prompt].id, verdict.error)
         elif not verdict.correct:
             dropped["wrong"] += 1
         else:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from vold_trainer.objectives import REGISTRY, AnyObjective, Vold
 
@@ -68,6 +68,11 @@ class TlsConfig(Config):
     key: Path | None = Field(default=None, description="PEM file of that certificate's key, not encrypted")
 
 
+def _read_off(value: Any) -> Any:
+    """YAML 1.1 reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 class TeacherConfig(Config):
     url: str | list[str] = Field(default="local:pocket:teacher", description="URL of the teacher; several: replicas")
     model: str = Field(default="", description="name of the teacher in the service; empty: its default")
@@ -86,6 +91,10 @@ class TeacherConfig(Config):
         ge=0,
         le=1,
         description="smallest share of the student's token ids that mean the same to the teacher",
+    )
+    sane: Annotated[Literal["warn", "stop", "off"], BeforeValidator(_read_off)] = Field(
+        default="stop",
+        description="if its values cannot be a language model's: warn, or stop the run after 3 such steps in a row",
     )
 
 

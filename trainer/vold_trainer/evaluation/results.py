@@ -1,6 +1,7 @@
 """The result of one test set: verified answers in, metrics out."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from vold_trainer.config import SamplingConfig
 from vold_trainer.data import Example
 from vold_trainer.evaluation.answers import Answer
 from vold_trainer.evaluation.metrics import bootstrap, maj_at_k, mean, pass_at_k, wilson
+from vold_trainer.sentences import Sentences
 
 RIGHT = "\0right"
 """The vote of a correct completion in maj@k, so that different spellings of the correct answer are one vote."""
@@ -37,7 +39,8 @@ class VerifiedExample:
 class SetResult:
     """accuracy: of the n greedy answers with a verdict, NaN if n is 0. interval: Wilson's, 95 %.
 
-    errors: answers without a verdict, sampled answers included. mean_length: tokens. truncated: share of answers that
+    errors: answers without a verdict, sampled answers included; reasons: how many for each reason, with the verifier's
+    own sentences. mean_length: tokens. truncated: share of answers that
     reached max_tokens. Both are of the greedy answers, or of the sampled answers if there are no greedy ones. by_facet:
     accuracy by the facets that an adapter defines. aggregate: the benchmark's own metrics. sampled: see
     `summarise_sampled`.
@@ -54,6 +57,7 @@ class SetResult:
     by_facet: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     aggregate: dict[str, dict[str, Any]] = field(default_factory=dict)
     sampled: dict[str, Any] | None = None
+    reasons: list[str] = field(default_factory=list)
 
 
 def summarise(
@@ -83,7 +87,20 @@ def summarise(
         },
         aggregate=benchmark_metrics,
         sampled=summarise_sampled(problems, sampling, aggregate=aggregate, seed=seed) if sampling.n else None,
+        reasons=error_reasons(problems),
     )
+
+
+def error_reasons(problems: Sequence[VerifiedExample]) -> list[str]:
+    """For each class of error: how many answers have no verdict because of it, and what the verifier says."""
+    counts, sentences = Counter[str](), Sentences()
+    for problem in problems:
+        for _, verdict in problem.answers():
+            if verdict.error is not None:
+                reason = type(verdict.error).__name__
+                counts[reason] += 1
+                sentences.add(reason, problem.example.id, verdict.error)
+    return sentences.lines(counts)
 
 
 def summarise_sampled(

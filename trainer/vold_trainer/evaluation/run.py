@@ -18,7 +18,7 @@ from vold_trainer.adapters.registry import REGISTRY
 from vold_trainer.config import DataConfig, EvalConfig, dump
 from vold_trainer.data import Example
 from vold_trainer.evaluation.answers import GREEDY, NAME, Answer, AnswerStore, prompt_digest, unique_keys
-from vold_trainer.evaluation.results import SetResult, VerifiedExample, summarise
+from vold_trainer.evaluation.results import SetResult, VerifiedExample, error_reasons, summarise
 from vold_trainer.files import write_json, write_lines
 from vold_trainer.rollout.hf import generate
 from vold_trainer.scoring.items import verifier_item
@@ -103,7 +103,7 @@ def answer_set(
     total = len(examples) * len(numbers)
     done = total - sum(len(batch.indices) * batch.group for batch in missing)
     if done:
-        console.print(f"{data.label}: {done} of {total} answers are in {store.path}", highlight=False)
+        console.print(f"{data.label}: {done} of {total} answers are in {store.path}", highlight=False, markup=False)
     with progress(f"answering {len(examples)} {data.label} problems", total) as live:
         live.update(done)
         for batch in missing:
@@ -178,14 +178,15 @@ def verify_set(
         for answer in example_answers
     ]
     verdicts = asyncio.run(_collect_verdicts(items, data, config, services))
-    if failed := [verdict for verdict in verdicts.values() if verdict.error is not None]:
-        message = f"{len(failed)} of {len(items)} answers could not be verified and are in no metric; the first error: "
-        console.print(f"[yellow]{data.label}:[/] {message}", escape(str(failed[0].error)), highlight=False)
     verified = []
     for index, (example, example_answers) in enumerate(zip(examples, answers, strict=True)):
         pairs = [(answer, verdicts[f"{index}:{answer.sample}"]) for answer in example_answers]
         greedy = pairs.pop(0) if config.greedy else None
         verified.append(VerifiedExample(example, greedy, tuple(pairs)))
+    if reasons := error_reasons(verified):
+        failed = sum(verdict.error is not None for verdict in verdicts.values())
+        message = f"{failed} of {len(items)} answers could not be verified and are in no metric: {'; '.join(reasons)}"
+        console.print(f"[yellow]{escape(data.label)}:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return verified
 
 

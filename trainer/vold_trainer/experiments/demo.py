@@ -51,7 +51,7 @@ def run_demo(
         results["base"] = recipe.evaluate("pocket:student", "base")
         print_line("2/6 traces: the teacher solves 3,000 problems; only traces that the verifier accepts are written")
         traces, counts = recipe.traces()
-        print_line(f"    {counts.written} of {counts.requested} traces written; dropped {counts.dropped or 'none'}")
+        print_line(f"    {counts.written} of {counts.requested} traces written; dropped: {counts.describe_dropped()}")
         print_line("3/6 cold start: supervised fine-tuning on those traces, text only; the vision tower is frozen")
         sft = recipe.sft(traces)
         results["sft"] = recipe.evaluate(sft, "sft")
@@ -127,4 +127,4 @@ def result_table(results: dict[str, dict[str, SetResult]]) -> Table:
 
 
 def print_line(text: str) -> None:
-    console.print(text, highlight=False)
+    console.print(text, highlight=False, markup=False)

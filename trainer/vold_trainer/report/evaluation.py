@@ -30,15 +30,21 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """eval.json: a score per test set ("text", "image", ...), and how many answers have no verdict."""
+    """eval.json: a score per test set ("text", "image", ...), how many answers have no verdict, and why."""
 
     scores: Mapping[str, Score]
     errors: int | None
+    reasons: tuple[str, ...] = ()
 
 
 def evaluation_of(raw: Mapping[str, Any]) -> Evaluation:
     scores = {name: score for name, item in raw.items() if (score := _score(item)) is not None}
-    return Evaluation(scores=scores, errors=count(raw.get("errors")))
+    reasons = [text for item in raw.values() for text in _texts(_mapping(item).get("reasons"))]
+    return Evaluation(scores=scores, errors=count(raw.get("errors")), reasons=tuple(reasons))
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(text) for text in value] if isinstance(value, list) else []
 
 
 def _score(raw: Any) -> Score | None:

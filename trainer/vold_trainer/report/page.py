@@ -162,7 +162,9 @@ def lead_paragraph(runs: Sequence[Run], stages: Sequence[Mapping[str, Any]]) -> 
 
 
 def warnings(runs: Sequence[Run], summary: Mapping[str, Any]) -> list[str]:
-    """Conditions that make the report unreliable: missing scores, missing verdicts, unreadable lines."""
+    """Conditions that make the report unreliable: missing scores, alarms about a teacher, missing verdicts,
+    unreadable lines.
+    """
     messages = []
     missing = number(summary.get("missing_scores"))
     if missing:
@@ -172,8 +174,14 @@ def warnings(runs: Sequence[Run], summary: Mapping[str, Any]) -> list[str]:
             if total := run.total(key):
                 text = f"missing scores of the {service}: {formats.number(total)}"
                 messages.append(f"{run.name}: {text}; they were masked, not set to 0.")
+        messages += [f"{run.name}: the last of them: {text}." for text in run.last_sentences("missing/reasons")]
+        if total := run.total("sane/alarms"):
+            text = f"alarms about what the teacher answers: {formats.number(total)}"
+            messages.append(f"{run.name}: {text}; the curves may show its fault.")
+            messages += [f"{run.name}: the last of them: {text}." for text in run.last_sentences("sane/reasons")]
         if run.evaluation is not None and run.evaluation.errors:
             messages.append(f"{run.name}: test answers without a verdict: {formats.number(run.evaluation.errors)}.")
+            messages += [f"{run.name}: {text}." for text in run.evaluation.reasons]
         messages += [f"{run.name}: {error}" for error in run.read_errors]
     teachers = {
         run.meta["teacher"].get("weights_fingerprint") for run in runs if isinstance(run.meta.get("teacher"), dict)

@@ -156,6 +156,14 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 floor=True,
                 smooth=False,
             ),
+            Panel(
+                "Alarms about the teacher",
+                "Conditions that the teacher's values met and a language model's do not (teacher.sane).",
+                _lines(sane__alarms="alarms"),
+                floor=True,
+                smooth=False,
+                hide_zero=True,
+            ),
         ),
     ),
     (

@@ -1,7 +1,7 @@
 """The files of a run's folder as dataclasses. files.py reads the lines, also of unfinished files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ class Span:
 class Rollout:
     """One sampled completion. The log-probabilities are as many as `tokens`; None is a missing score.
 
-    images: data URIs of the prompt's pictures.
+    images: data URIs of the prompt's pictures. missing: why a service gave no score, by service.
     """
 
     step: int
@@ -45,6 +45,7 @@ class Rollout:
     extracted: str | None
     reason: str
     images: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def outcome(self) -> str:
@@ -73,7 +74,8 @@ class EvalSample:
 class Run:
     """The data of one run in the report.
 
-    metrics: one mapping per step, in order: "step" an int, every other value a finite float, a list or None.
+    metrics: one mapping per step, in order: "step" an int, every other value a finite float, a list or None. Those
+    whose name ends with /reasons are lists of sentences.
     config: the configuration as YAML without secrets, None if there is none.
     rollout_count: how many rollouts the run wrote; `rollouts` holds the few that are shown.
     read_errors: sentences about lines and files that could not be read.
@@ -113,6 +115,13 @@ class Run:
     def series(self, key: str) -> list[float | None]:
         """The value of each step, None if the step has none."""
         return [value if isinstance(value := row.get(key), float) else None for row in self.metrics]
+
+    def last_sentences(self, key: str) -> list[str]:
+        """The sentences of the last step that has some under `key`."""
+        for row in reversed(self.metrics):
+            if sentences := row.get(key):
+                return list(sentences)
+        return []
 
     def total(self, key: str) -> float:
         return sum(value for value in self.series(key) if value is not None)
@@ -209,12 +218,18 @@ def _take_in_turn(lists: Sequence[Sequence[T]], limit: int) -> list[T]:
 
 
 def _metrics_row(raw: dict[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {key: _metric(value) for key, value in raw.items()}
+    row: dict[str, Any] = {
+        key: _sentences(value) if key.endswith("/reasons") else _metric(value) for key, value in raw.items()
+    }
     return row | {"step": _step(raw), "time": number(raw.get("time"))}
 
 
 def _metric(value: Any) -> float | list[float | None] | None:
     return [number(item) for item in value] if isinstance(value, list) else number(value)
+
+
+def _sentences(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []
 
 
 def _span(raw: dict[str, Any]) -> Span:
@@ -248,7 +263,12 @@ def _rollout(raw: dict[str, Any]) -> Rollout:
         extracted=None if raw.get("extracted") is None else str(raw["extracted"]),
         reason=_text(raw.get("reason")),
         images=_images(raw),
+        missing=_texts(raw.get("missing")),
     )
+
+
+def _texts(value: Any) -> dict[str, str]:
+    return {str(key): str(text) for key, text in value.items()} if isinstance(value, Mapping) else {}
 
 
 def _images(raw: Mapping[str, Any]) -> tuple[str, ...]:

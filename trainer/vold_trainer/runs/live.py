@@ -73,6 +73,7 @@ THROUGHPUT_ROWS = (
     MetricRow("missing/teacher", "missing, teacher", alarm=True),
     MetricRow("missing/verifier", "missing, verifier", alarm=True),
     MetricRow("optim/skipped", "updates skipped", alarm=True),
+    MetricRow("sane/alarms", "alarms, teacher", alarm=True),
     MetricRow("time/generate", "generate", "s"),
     MetricRow("time/score_wait", "wait for scores", "s"),
     MetricRow("time/optimise", "optimise", "s"),

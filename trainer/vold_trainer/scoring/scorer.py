@@ -4,6 +4,7 @@ event loop. A score that does not come is missing: it is counted and masked, nev
 
 import concurrent.futures
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -29,8 +30,10 @@ from vold_trainer.objectives import Needs
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.handshake import truncate_for_teacher
 from vold_trainer.scoring.items import verifier_item
+from vold_trainer.scoring.sanity import valid_entropies, valid_logprobs
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements
 from vold_trainer.scoring.twins import TeacherPrompts
+from vold_trainer.sentences import Sentences, sentence
 from vold_trainer.services.outages import MonitoredService, Outages, Span
 from vold_trainer.student.models import Student
 from vold_trainer.tasks import ClientTasks
@@ -45,7 +48,8 @@ class RolloutScore:
 
     teacher_logprobs: float32 [T], NaN at masked positions. entropy: float32 [T], the teacher's, NaN at positions that
     it did not score. support_ids: int64 [T, K]. support_logprobs: float32 [T, K], the teacher's, NaN where the id is
-    masked. teacher: the teacher's name.
+    masked. teacher: the teacher's name. missing: why a score is missing, by service, in the service's own words.
+    invalid: how many of the teacher's values are none that a model gives; they are NaN here.
     """
 
     teacher_logprobs: Floats | None = None
@@ -57,18 +61,34 @@ class RolloutScore:
     correct: bool | None = None
     extracted: str | None = None
     reason: str = ""
+    missing: dict[str, str] = field(default_factory=dict)
+    invalid: int = 0
 
 
 @dataclass
 class StepScores:
-    """The scores of a step, by row. missing: number of missing scores, by "teacher: CODE" or "verifier: CODE"."""
+    """The scores of a step, by row. missing: number of missing scores, by "teacher: CLASS" or "verifier: CLASS" of the
+    error. sentences: what the services say about them.
+    """
 
     rows: dict[int, RolloutScore]
     missing: Counter[str] = field(default_factory=Counter)
     spans: list[Span] = field(default_factory=list)
+    sentences: Sentences = field(default_factory=Sentences)
 
     def count_missing(self, service: str) -> int:
         return sum(count for reason, count in self.missing.items() if reason.startswith(service))
+
+    def add_missing(self, service: str, rollout: Rollout, error: VoldError | None, text: str = "") -> None:
+        """Count a missing score of this rollout. text: what to say if there is no error."""
+        reason = f"{service}: {_error_name(error)}"
+        self.missing[reason] += 1
+        self.sentences.add(reason, rollout.example.id, error or text)
+        self.rows[rollout.row].missing[service] = sentence(error or text)
+
+    def describe_missing(self) -> str:
+        """The number of missing scores by reason, and what the services say about them. Plain text."""
+        return self.sentences.describe(self.missing)
 
 
 class PendingScores:
@@ -251,7 +271,10 @@ class Scorer:
         try:
             await call
         except (DeadlineExceeded, ResourceExhausted) as error:
-            scores.missing[f"{service}: {type(error).__name__}"] += len(rollouts)
+            for rollout in rollouts:
+                scores.add_missing(service, rollout, error)
+                if service == "verifier":
+                    scores.rows[rollout.row].reason = sentence(error)
 
     async def _score(self, teacher: Teacher, needs: Needs, rollouts: list[Rollout], scores: StepScores) -> None:
         assert teacher.info is not None
@@ -290,7 +313,7 @@ class Scorer:
         for score in reply.scores:
             row = int(score.id)
             if score.error is not None or score.logprobs is None:
-                scores.missing[f"teacher: {_error_name(score.error)}"] += 1
+                scores.add_missing("teacher", by_row[row], score.error, "the reply has no log-probabilities")
                 continue
             _store_score(scores.rows[row], by_row[row], score, masks[row], support_V)
 
@@ -307,11 +330,14 @@ class Scorer:
             verifier_item(rollout.example, rollout.text, self.verifier_name, self.verifier_parameters, str(rollout.row))
             for rollout in rollouts
         ]
+        by_row = {rollout.row: rollout for rollout in rollouts}
         for verdict in await self.verifier.verify(items):
-            score = scores.rows[int(verdict.id)]
-            if verdict.error is not None or verdict.reward is None:
-                scores.missing[f"verifier: {_error_name(verdict.error)}"] += 1
-                score.reason = str(verdict.error or verdict.reason)
+            row = int(verdict.id)
+            score = scores.rows[row]
+            if verdict.error is not None or verdict.reward is None or not math.isfinite(verdict.reward):
+                text = f"the reward is {verdict.reward}: {verdict.reason}"
+                scores.add_missing("verifier", by_row[row], verdict.error, text)
+                score.reason = score.missing["verifier"]
                 continue
             score.reward, score.correct = verdict.reward, bool(verdict.correct)
             score.extracted, score.reason = verdict.extracted, verdict.reason
@@ -320,12 +346,19 @@ class Scorer:
 def _store_score(
     target: RolloutScore, rollout: Rollout, score: CompletionScore, mask: list[bool], support_V: NDArray[np.bool_]
 ) -> None:
-    """Store a teacher's score, padded with NaN to the completion's length: the teacher may have got a part of it."""
+    """Store a teacher's score, padded with NaN to the completion's length: the teacher may have got a part of it.
+
+    A value that is none a model gives, such as a log-probability of +inf, is counted and becomes NaN as well.
+    """
     assert score.logprobs is not None
     length = len(rollout.ids)
-    target.teacher_logprobs = _padded(np.where(mask, score.logprobs, np.nan), length)
+    known, valid = np.array(mask, bool), valid_logprobs(score.logprobs)
+    target.invalid = int((known & ~valid).sum())
+    target.teacher_logprobs = _padded(np.where(known & valid, score.logprobs, np.nan), length)
     if score.entropy is not None:
-        target.entropy = _padded(score.entropy, length)
+        valid = valid_entropies(score.entropy)
+        target.invalid += int((~valid).sum())
+        target.entropy = _padded(np.where(valid, score.entropy, np.nan), length)
     ids: NDArray[np.integer] | None = score.top_ids
     logprobs = score.top_logprobs
     if rollout.candidates is not None and isinstance(score.candidate_logprobs, np.ndarray):
@@ -333,9 +366,11 @@ def _store_score(
     if ids is None or logprobs is None or not ids.size:
         return
     masked_ids, allowed = _mask_ids(ids, support_V)
+    valid = valid_logprobs(logprobs)
+    target.invalid += int((allowed & ~valid).sum())
     target.support_ids = np.zeros((length, ids.shape[1]), np.int64)
     target.support_ids[: len(ids)] = masked_ids
-    target.support_logprobs = _padded(np.where(allowed, logprobs, np.nan), length)
+    target.support_logprobs = _padded(np.where(allowed & valid, logprobs, np.nan), length)
 
 
 def _mask_ids(ids: NDArray[np.integer], support_V: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

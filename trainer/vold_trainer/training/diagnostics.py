@@ -155,10 +155,12 @@ class Diagnostics:
             correct = measurement.correct
             for rollout in measurement.rollouts:
                 add_scores(means, measurement, rollout.row, correct[rollout.row], scores.rows[rollout.row])
+            failure = scores.describe_missing()
         measurement.spans += measurement.pending.waits
         parts = self.ranks.gather((means, failure))
         if reason := next((failure for _, failure in parts if failure), ""):
-            console.print(f"[yellow]diagnostics: no answer from the teacher: {escape(reason)}")
+            text = f"diagnostics: no answer from the teacher: {reason}"
+            console.print(f"[yellow]{escape(text)}", highlight=False, soft_wrap=True)
         return diagnostic_metrics(Means.joined(part for part, _ in parts))
 
 

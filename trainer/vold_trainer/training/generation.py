@@ -53,6 +53,7 @@ class RolloutBatch:
             scores = pending.collect()
             joined.rows.update(scores.rows)
             joined.missing.update(scores.missing)
+            joined.sentences.update(scores.sentences)
             joined.spans += scores.spans
         return joined
 

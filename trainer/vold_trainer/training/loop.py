@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rich.markup import escape
+
 from vold_trainer import tracing
 from vold_trainer.config import TrainConfig
 from vold_trainer.config.resuming import SAMPLING
@@ -24,12 +26,15 @@ from vold_trainer.runs.live import TRAIN_TABLES, Dashboard
 from vold_trainer.runs.rescue import ended_run
 from vold_trainer.runs.saving import Saver
 from vold_trainer.runs.start import Start
+from vold_trainer.scoring.sanity import Figures
 from vold_trainer.scoring.scorer import Scorer, StepScores
 from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRequirements
+from vold_trainer.sentences import Sentences
 from vold_trainer.services.outages import InterruptedWaitError, Span
 from vold_trainer.student.models import Student
 from vold_trainer.student.traces import Trace
 from vold_trainer.terminal import console
+from vold_trainer.training.alarms import TeacherAlarms, join_figures
 from vold_trainer.training.batches import BatchSource
 from vold_trainer.training.diagnostics import Diagnostics
 from vold_trainer.training.generation import RolloutBatch, RolloutGenerator
@@ -46,15 +51,22 @@ class StepSummary:
     missing: Counter[str]
     generate_seconds: float
     wait_seconds: float
+    sentences: Sentences
+    sanity: dict[str, Figures]
 
     @classmethod
     def joined(cls, parts: Sequence["StepSummary"]) -> "StepSummary":
         """The summaries of several processes as one. The seconds are those of the slowest process."""
+        sentences = Sentences()
+        for part in parts:
+            sentences.update(part.sentences)
         return cls(
             CompletionStats.joined([part.stats for part in parts]),
             sum((part.missing for part in parts), Counter()),
             max(part.generate_seconds for part in parts),
             max(part.wait_seconds for part in parts),
+            sentences,
+            join_figures([part.sanity for part in parts]),
         )
 
 
@@ -95,7 +107,7 @@ class Loop:
         }
         self.diagnostics = Diagnostics(config, student, prepared, scorer, ranks)
         if self.diagnostics.warning:
-            console.print(f"[dim]diagnostics: {self.diagnostics.warning}", highlight=False)
+            console.print(f"[dim]diagnostics: {escape(self.diagnostics.warning)}", highlight=False)
         self.checkpoint = checkpoint = self.saver.restore(start)
         if checkpoint is not None:
             ranks.run_on_all(lambda: self._check_same_teachers(about))
@@ -105,6 +117,8 @@ class Loop:
         state = checkpoint.state["loop"] if checkpoint else {}
         self.missing_in_a_row = int(state.get("missing_in_a_row", 0))
         self.missing_total = int(state.get("missing_total", 0))
+        self.alarms = TeacherAlarms(scorer.teachers)
+        self.alarms.restore(state.get("sanity", {}))
         elapsed = ranks.gather(elapsed_seconds(config.out) if checkpoint else 0.0)[0]
         resumed = checkpoint is not None
         self.folder = RunFolder(
@@ -126,7 +140,8 @@ class Loop:
             assert teacher.handshake is not None
             model = teacher.info.identity.model
             label = f"{teacher.name} ({model})" if teacher.name else model
-            console.print(f"[dim]handshake with {label}: {teacher.handshake.describe()}", highlight=False)
+            met = f"handshake with {label}: {teacher.handshake.describe()}"  # tokens such as [/INST] among it
+            console.print(f"[dim]{escape(met)}", highlight=False)
             identities[teacher.name] = teacher.identity_record()
         self.ranks.require_same(
             identities, "the processes met different teachers: their URLs must lead to the same one everywhere"
@@ -220,7 +235,11 @@ class Loop:
 
     def _save(self) -> list[Span]:
         started = time.monotonic()
-        state = {"missing_in_a_row": self.missing_in_a_row, "missing_total": self.missing_total}
+        state = {
+            "missing_in_a_row": self.missing_in_a_row,
+            "missing_total": self.missing_total,
+            "sanity": self.alarms.state(),
+        }
         save_batches = partial(self.pipeline.save, done=self.steps_done, rank=self.ranks.rank)
         if self.ranks.size > 1 and self.ranks.group is None:  # alone: the other processes' completions are gone
             self.saver.save(self.steps_done, state)
@@ -262,9 +281,12 @@ class Loop:
         optimise = optimise_spans(update_started, ended, waits)
         self._write_spans([*batch.generate_spans, *scores.spans, *waits, *outages, *diagnostic_spans, *optimise])
         generate_seconds, wait_seconds = total_seconds(batch.generate_spans), total_seconds(waits)
-        own = StepSummary(CompletionStats.of(batch.scored), scores.missing, generate_seconds, wait_seconds)
+        sanity = self.alarms.figures(log, on_policy=batch.version is not None)
+        stats = CompletionStats.of(batch.scored)
+        own = StepSummary(stats, scores.missing, generate_seconds, wait_seconds, scores.sentences, sanity)
         summary = StepSummary.joined(self.ranks.gather(own))
-        missing = StepScores({}, summary.missing)
+        missing = StepScores({}, summary.missing, sentences=summary.sentences)
+        self.alarms.observe(step + 1, summary.sanity)
         metrics = {
             **(summary.stats.metrics() if batch.version is not None else {}),
             **batch.metrics,
@@ -272,6 +294,8 @@ class Loop:
             **diagnostics,
             "missing/teacher": float(missing.count_missing("teacher")),
             "missing/verifier": float(missing.count_missing("verifier")),
+            **({"missing/reasons": missing.sentences.lines(missing.missing)} if missing.missing else {}),
+            **self.alarms.metrics(),
             "staleness": float(batch.staleness),
             "time/generate": summary.generate_seconds,
             "time/score_wait": summary.wait_seconds,
@@ -285,6 +309,7 @@ class Loop:
             raise failure
         self.ranks.run_on_all(lambda: self.prepared.skipped.report(step + 1))
         self.ranks.run_on_all(lambda: self._check_missing(missing, len(summary.stats.rewards)))
+        self.ranks.run_on_all(self.alarms.check)
         return metrics
 
     def _write_spans(self, spans: Sequence[Span]) -> None:
@@ -297,14 +322,15 @@ class Loop:
             self.missing_in_a_row = 0
             return
         self.missing_total += scores.missing.total()
-        console.print(f"[yellow]missing scores, masked: {dict(scores.missing)}")
+        reasons = scores.describe_missing()
+        console.print(f"[yellow]missing scores, masked: {escape(reasons)}", highlight=False, soft_wrap=True)
         share = max(scores.count_missing("teacher"), scores.count_missing("verifier")) / count
         self.missing_in_a_row = self.missing_in_a_row + 1 if share > self.config.missing.max_share else 0
         if self.missing_in_a_row >= self.config.missing.patience:
             limit = self.config.missing.max_share
             raise RunError(
                 f"{share:.0%} of the scores were missing for {self.missing_in_a_row} steps in a row "
-                f"({dict(scores.missing)}); missing.max_share is {limit:.0%}. Check the services"
+                f"({reasons}); missing.max_share is {limit:.0%}. Check the services"
             )
 
 

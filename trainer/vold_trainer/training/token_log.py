@@ -144,6 +144,7 @@ class TokenLog:
             "correct": score.correct,
             "extracted": score.extracted,
             "reason": score.reason,
+            **({"missing": score.missing} if score.missing else {}),
             **({"images": images} if images else {}),
         }
 

@@ -24,6 +24,7 @@ from vold_client import AsyncVerifierClient, InvalidArgument, Verdict, VoldError
 
 from vold_trainer.config import VerifierConfig
 from vold_trainer.errors import UsageError
+from vold_trainer.sentences import Sentences
 from vold_trainer.services.local import Services, open_services, verifier_client
 from vold_trainer.verification.lines import Line, LineParser, error_message, is_broken_line, output_row
 
@@ -41,7 +42,8 @@ class Summary:
     """The counts and mean rewards of the lines written so far, by verifier.
 
     lines_by_verifier: lines. outcomes: lines by verifier and outcome ("correct", "wrong", "error"). rewards: sums.
-    broken_lines: how many lines are invalid. errors: the messages of the first of them.
+    broken_lines: how many lines are invalid. errors: the messages of the first of them. failures: how many other lines
+    have no verdict, by class of error. sentences: what the verifier says about these.
     """
 
     lines: int = 0
@@ -50,6 +52,8 @@ class Summary:
     rewards: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     errors: list[str] = field(default_factory=list)
     broken_lines: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    sentences: Sentences = field(default_factory=Sentences)
     started: float = field(default_factory=time.monotonic)
 
     def add(self, line: Line, verdict: Verdict | None) -> None:
@@ -60,6 +64,10 @@ class Summary:
             self.broken_lines += 1
             if len(self.errors) < MAX_PRINTED_ERRORS:
                 self.errors.append(str(error_message(line, verdict)))
+        elif verdict is not None and verdict.error is not None:
+            reason = type(verdict.error).__name__
+            self.failures[reason] += 1
+            self.sentences.add(reason, str(line.id), error_message(line, verdict))
         if verdict is None or verdict.error is not None:
             self.outcomes[name, "error"] += 1
             return
@@ -124,6 +132,8 @@ def _print_summary(console: Console, summary: Summary, stop_reason: str) -> None
     if summary.broken_lines > len(summary.errors):
         more = summary.broken_lines - len(summary.errors)
         console.print(f"[red]error:[/] {more:,} more broken lines; each output line holds its error")
+    for failure in summary.sentences.lines(summary.failures):
+        console.print(f"[yellow]no verdict:[/] {escape(failure)}", highlight=False, soft_wrap=True)
     if stop_reason:
         console.print(
             f"[red]error:[/] {escape(stop_reason)}; the first {summary.lines:,} lines are verified and written",
