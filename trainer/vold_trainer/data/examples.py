@@ -18,7 +18,8 @@ class Example:
 
     messages: the student's prompt, ending with the user's turn. images: one per image part, in order; images of files
     are decoded on access. category: results are also reported per category. meta: further data. twin: a text version of
-    the messages for the teacher, which reads text only; None if the teacher reads the messages themselves.
+    the messages for the teacher, which reads text only; None if the teacher reads the messages themselves. where: names
+    the example's row in messages, FILE:LINE or FILE[ROW]; no part of its content.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Example:
     category: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
     twin: tuple[Message, ...] | None = None
+    where: str = field(default="", compare=False, repr=False)
 
     @property
     def prompt_text(self) -> str:

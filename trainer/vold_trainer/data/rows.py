@@ -69,6 +69,7 @@ class _RowFields:
             category=str(self.values.get("category", "")),
             meta=self._meta(),
             twin=self._twin(messages),
+            where=self.row.where,
         )
 
     def error(self, field: str, remedy: str) -> UsageError:

@@ -72,6 +72,7 @@ THROUGHPUT_ROWS = (
     MetricRow("length/truncated", "truncated", "%"),
     MetricRow("missing/teacher", "missing, teacher", alarm=True),
     MetricRow("missing/verifier", "missing, verifier", alarm=True),
+    MetricRow("missing/rows", "rows at fault", alarm=True),
     MetricRow("time/generate", "generate", "s"),
     MetricRow("time/score_wait", "wait for scores", "s"),
     MetricRow("time/optimise", "optimise", "s"),

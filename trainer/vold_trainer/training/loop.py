@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 from vold_trainer import tracing
 from vold_trainer.config import TrainConfig
 from vold_trainer.data import Example
+from vold_trainer.data.faults import RowFault
 from vold_trainer.errors import RunError
 from vold_trainer.files import read_json_lines
 from vold_trainer.processes.ranks import Ranks
-from vold_trainer.rollout.base import Engine
+from vold_trainer.rollout.base import Engine, Rollout
 from vold_trainer.rollout.whole_weights import GatheredEngine
 from vold_trainer.runs.folder import RunFolder, StopSignal, elapsed_seconds, trim_after
 from vold_trainer.runs.live import TRAIN_TABLES, Dashboard
@@ -28,21 +29,27 @@ from vold_trainer.student.models import Student
 from vold_trainer.student.traces import Trace
 from vold_trainer.terminal import console
 from vold_trainer.training.batches import BatchSource
+from vold_trainer.training.broken_rows import FaultLog, count_rows, dummy_rollout
 from vold_trainer.training.diagnostics import Diagnostics
 from vold_trainer.training.generation import RolloutBatch, RolloutGenerator
 from vold_trainer.training.pipeline import Pipeline
-from vold_trainer.training.token_log import CompletionStats
+from vold_trainer.training.token_log import CompletionStats, TokenLog
 from vold_trainer.training.update import PolicyUpdater
 
 
 @dataclass
 class StepSummary:
-    """What each process reports to the others about its share of a step."""
+    """What each process reports to the others about its share of a step.
+
+    absent: completions that are missing because of rows at fault.
+    """
 
     stats: CompletionStats
     missing: Counter[str]
     generate_seconds: float
     wait_seconds: float
+    absent: int = 0
+    faults: tuple[RowFault, ...] = ()
 
     @classmethod
     def joined(cls, parts: Sequence["StepSummary"]) -> "StepSummary":
@@ -52,6 +59,8 @@ class StepSummary:
             sum((part.missing for part in parts), Counter()),
             max(part.generate_seconds for part in parts),
             max(part.wait_seconds for part in parts),
+            sum(part.absent for part in parts),
+            tuple(fault for part in parts for fault in part.faults),
         )
 
 
@@ -101,6 +110,7 @@ class Loop:
         state = checkpoint.state["loop"] if checkpoint else {}
         self.missing_in_a_row = int(state.get("missing_in_a_row", 0))
         self.missing_total = int(state.get("missing_total", 0))
+        self.fault_log = FaultLog()
         elapsed = ranks.gather(elapsed_seconds(config.out) if checkpoint else 0.0)[0]
         resumed = checkpoint is not None
         self.folder = RunFolder(
@@ -145,7 +155,9 @@ class Loop:
         """
         config = self.config
         if self.objective.needs.teacher:
-            self.ranks.run_on_all(lambda: self.scorer.prepare_prompts([*examples, *(t.example for t in traces)]))
+            refused = self.generator.refuse if config.data.skip_broken else None
+            prompts = [*examples, *(trace.example for trace in traces)]
+            self.ranks.run_on_all(lambda: self.scorer.prepare_prompts(prompts, refused))
         source = BatchSource(config, self.objective, self.generator, examples, traces)
         self.pipeline = Pipeline(source.start, self.engine, ahead=config.rollout.ahead, steps=config.steps)
         self.student.model.train()
@@ -213,18 +225,34 @@ class Loop:
 
     def _take_batch(self, step: int) -> RolloutBatch:
         if self.generator.max_rounds > 1:  # the processes agree between rounds
-            return self.pipeline.take(step)
-        return self.ranks.run_on_all(lambda: self.pipeline.take(step))
+            batch = self.pipeline.take(step)
+        else:
+            batch = self.ranks.run_on_all(lambda: self.pipeline.take(step))
+        self.ranks.run_on_all(lambda: self.generator.drop_unreadable(batch))
+        return batch
+
+    def _dummy(self, batch: RolloutBatch) -> Rollout | None:
+        """A rollout for passes of a process that has none for them; None if no process has a rollout to train on."""
+        parts = self.ranks.gather((len(batch.selected.rollouts), sorted(batch.faults)))
+        if not any(count for count, _ in parts):
+            return None
+        faulty = {place for _, places in parts for place in places}
+        others = (example for place, example in enumerate(batch.examples) if place not in faulty)
+        return dummy_rollout(self.student, batch.selected.rollouts, others)
 
     def _step(self, step: int) -> dict[str, Any]:
         """Run a step and write it to the run's folder; returns its metrics."""
         started = time.monotonic()
         batch = self._take_batch(step)
-        due = batch.version is not None and self.diagnostics.due(step, batch.needs)
-        measurement = self.diagnostics.begin(batch.selected, batch.scored.rollouts[0]) if due else None
+        dummy = self._dummy(batch)
+        due = dummy is not None and batch.version is not None and self.diagnostics.due(step, batch.needs)
+        measurement = self.diagnostics.begin(batch.selected, dummy) if due and dummy else None
         update_started = time.monotonic()
         with tracing.span("update"):
-            update_metrics, log = self.updater.update(step, batch.selected, batch.needs, batch.scored.rollouts[0])
+            if dummy is not None:
+                update_metrics, log = self.updater.update(step, batch.selected, batch.needs, dummy)
+            else:
+                update_metrics, log = self.updater.skip(), TokenLog(batch.selected)
         self.steps_done = step + 1
         if (step + 1) % self.config.samples_every == 0 or step == 0:
             self.folder.write_rollouts(log.samples(step + 1, self.student))
@@ -235,9 +263,17 @@ class Loop:
         optimise = optimise_spans(update_started, ended, waits)
         self._write_spans([*batch.generate_spans, *scores.spans, *waits, *outages, *diagnostic_spans, *optimise])
         generate_seconds, wait_seconds = total_seconds(batch.generate_spans), total_seconds(waits)
-        own = StepSummary(CompletionStats.of(batch.scored), scores.missing, generate_seconds, wait_seconds)
+        own = StepSummary(
+            CompletionStats.of(batch.scored),
+            scores.missing,
+            generate_seconds,
+            wait_seconds,
+            batch.absent,
+            tuple({fault.key: fault for fault in scores.faults}.values()),
+        )
         summary = StepSummary.joined(self.ranks.gather(own))
-        missing = StepScores({}, summary.missing)
+        missing = StepScores({}, summary.missing, list(summary.faults))
+        self.fault_log.add(missing.faults, step + 1)
         metrics = {
             **(summary.stats.metrics() if batch.version is not None else {}),
             **batch.metrics,
@@ -245,6 +281,7 @@ class Loop:
             **diagnostics,
             "missing/teacher": float(missing.count_missing("teacher")),
             "missing/verifier": float(missing.count_missing("verifier")),
+            "missing/rows": float(count_rows(missing.faults)),
             "staleness": float(batch.staleness),
             "time/generate": summary.generate_seconds,
             "time/score_wait": summary.wait_seconds,
@@ -253,8 +290,9 @@ class Loop:
             "tokens/per_second": sum(summary.stats.lengths) / (ended - started),
         }
         self.folder.write_metrics(step + 1, metrics)
-        self.ranks.run_on_all(lambda: self.saver.record_metrics(metrics))
-        self.ranks.run_on_all(lambda: self._check_missing(missing, len(summary.stats.rewards)))
+        if dummy is not None:
+            self.ranks.run_on_all(lambda: self.saver.record_metrics(metrics))
+        self.ranks.run_on_all(lambda: self._check_missing(missing, len(summary.stats.rewards) + summary.absent))
         return metrics
 
     def _write_spans(self, spans: Sequence[Span]) -> None:
@@ -268,13 +306,15 @@ class Loop:
             return
         self.missing_total += scores.missing.total()
         console.print(f"[yellow]missing scores, masked: {dict(scores.missing)}")
-        share = max(scores.count_missing("teacher"), scores.count_missing("verifier")) / count
+        services = max(scores.count_missing("teacher"), scores.count_missing("verifier"))
+        share = min(1.0, (services + scores.count_missing("row")) / max(1, count))
         self.missing_in_a_row = self.missing_in_a_row + 1 if share > self.config.missing.max_share else 0
         if self.missing_in_a_row >= self.config.missing.patience:
             limit = self.config.missing.max_share
             raise RunError(
                 f"{share:.0%} of the scores were missing for {self.missing_in_a_row} steps in a row "
                 f"({dict(scores.missing)}); missing.max_share is {limit:.0%}. Check the services"
+                + "".join(f"; mend the rows at fault, such as {fault}" for fault in scores.faults[:1])
             )
 
 

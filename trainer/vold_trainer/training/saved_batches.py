@@ -2,12 +2,12 @@
 them are gone when the run resumes. Scores are not saved; the resumed run requests them again.
 
 Each process writes `drawn-ahead-RANK.safetensors`: for each step's batch the rollouts' ids, log-probabilities and
-candidates end to end, and in the file's metadata the step, the version and the rows.
+candidates end to end, and in the file's metadata the step, the version, the rows, and the rows at fault.
 """
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from vold_trainer.data import Example
+from vold_trainer.data.faults import RowFault
 from vold_trainer.errors import UsageError
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.training.generation import RolloutBatch
@@ -32,6 +33,7 @@ class SavedBatch:
     version: int
     examples: Sequence[Example]
     rollouts: list[Rollout]
+    faults: dict[int, RowFault]
 
 
 def write(folder: Path, batches: Sequence[RolloutBatch], rank: int = 0) -> None:
@@ -46,6 +48,7 @@ def write(folder: Path, batches: Sequence[RolloutBatch], rank: int = 0) -> None:
         arrays |= {
             f"{batch.step}.{name}": np.concatenate([np.asarray(part) for part in parts])
             for name, parts in _columns(rollouts).items()
+            if parts
         }
         records.append(
             {
@@ -63,6 +66,7 @@ def write(folder: Path, batches: Sequence[RolloutBatch], rank: int = 0) -> None:
                     }
                     for rollout in rollouts
                 ],
+                "faults": [{"place": place, **asdict(fault)} for place, fault in batch.faults.items()],
             }
         )
     save_file(arrays, folder / FILE.format(rank), metadata={"batches": json.dumps(records)})
@@ -76,8 +80,9 @@ def read(folder: Path, examples_of: Callable[[int], Sequence[Example]]) -> list[
     batches: dict[int, SavedBatch] = {}
     for file in sorted(folder.glob(FILE.format("*"))):
         for part in _read(file, examples_of):
-            rollouts = [*batches[part.step].rollouts, *part.rollouts] if part.step in batches else part.rollouts
-            batches[part.step] = replace(part, rollouts=sorted(rollouts, key=lambda rollout: rollout.row))
+            before = batches.get(part.step, replace(part, rollouts=[], faults={}))
+            rollouts = sorted([*before.rollouts, *part.rollouts], key=lambda rollout: rollout.row)
+            batches[part.step] = replace(part, rollouts=rollouts, faults=before.faults | part.faults)
     return [batches[step] for step in sorted(batches)]
 
 
@@ -113,6 +118,7 @@ def _read(path: Path, examples_of: Callable[[int], Sequence[Example]]) -> Iterat
                     )
                     for place, row in enumerate(rows)
                 ],
+                {fault.pop("place"): RowFault(**fault) for fault in record.get("faults", ())},
             )
 
 

@@ -57,6 +57,7 @@ def run_train(config: TrainConfig, *, resume: bool = False, export: bool = True)
             verifier_parameters=verifier.parameters if verifier else None,
             temperature=config.rollout.temperature,
             outages=Outages(config.outage.wait, why_ended=services.why_ended),
+            stop_at_faults=config.data.skip_broken is False,
         )
         engine = make_engine(config.rollout, student)
         try:

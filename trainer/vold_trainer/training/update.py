@@ -1,6 +1,7 @@
 """The second half of a step: the objective's loss on scored rollouts, and the optimiser's updates."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +73,13 @@ class PolicyUpdater:
         means = Means.joined(self.ranks.gather(log.finish()))
         metrics = {**self.ranks.sum(sums), **token_metrics(means), "grad_norm": sum(norms) / len(norms), "lr": lr}
         return metrics, log
+
+    def skip(self) -> dict[str, Any]:
+        """A step without any rollout: no weight changes, and the schedule goes on. Returns the metrics."""
+        with warnings.catch_warnings():
+            # At the first step of a run torch warns that the optimizer has made no step before.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            return {"lr": self.prepared.scheduler_step()}
 
     def _batch(self, rollouts: list[Rollout]) -> Batch:
         examples, ids = [rollout.example for rollout in rollouts], [rollout.ids for rollout in rollouts]

@@ -1,0 +1,54 @@
+"""Work on several examples, in which an example that fails costs itself alone."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from vold_trainer.data import Example
+from vold_trainer.data.faults import OnFault, RowError, RowFault
+
+T = TypeVar("T")
+
+NO_FAULT_OF_A_ROW = (MemoryError, torch.OutOfMemoryError)
+
+
+def for_readable(
+    work: Callable[[Sequence[Example]], T], examples: Sequence[Example], on_fault: OnFault | None = None
+) -> tuple[list[int], T | None]:
+    """(the indices of the examples that `work` can take, the result of `work` for these; None if there are none).
+
+    If `work` fails for all examples together, it is tried with each alone: a chat template, an image processor and a
+    tokenizer may raise any exception, and none names the example. on_fault: receives the examples with which it fails.
+
+    Raises RowError for the first of them without on_fault; the error of `work` if it fails with no example alone, or
+    for want of memory.
+    """
+    try:
+        return list(range(len(examples))), work(examples)
+    except NO_FAULT_OF_A_ROW:
+        raise
+    except Exception:
+        readable = []
+        for index, example in enumerate(examples):
+            try:
+                work([example])
+            except NO_FAULT_OF_A_ROW:
+                raise
+            except Exception as error:
+                fault = RowFault.of(example, error)
+                if on_fault is None:
+                    raise RowError(fault) from error
+                on_fault(index, fault)
+            else:
+                readable.append(index)
+        if len(readable) == len(examples):
+            raise
+    return readable, work([examples[index] for index in readable]) if readable else None
+
+
+def check_images(examples: Sequence[Example]) -> None:
+    """Decode the images of these examples. Raises the error of the first that cannot be decoded."""
+    for example in examples:
+        for _ in example.images:
+            pass
