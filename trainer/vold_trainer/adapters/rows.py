@@ -10,7 +10,7 @@ from vold_trainer.config import DataConfig
 from vold_trainer.data.columns import Columns
 from vold_trainer.data.examples import Example
 from vold_trainer.data.images import LazyImage, image_source
-from vold_trainer.data.rows import Row
+from vold_trainer.data.rows import Row, check_unicode
 from vold_trainer.errors import UsageError
 
 
@@ -41,7 +41,7 @@ class AdapterReader:
 
         values = self.columns.fields(row.values)
         example = adapt(self.adapter.name, values, row.where, wording=self.wording, read_image=read_image)
-        return replace(example, where=row.where)
+        return check_unicode(replace(example, where=row.where))
 
 
 def adapter_reader(config: DataConfig) -> AdapterReader:

@@ -1,12 +1,13 @@
 """Cold start: supervised fine-tuning on the teacher's traces, with the loss on completion tokens only."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from vold_trainer.coldstart.broken import BrokenTraces
 from vold_trainer.config import SftConfig
 from vold_trainer.data import PromptOrder
 from vold_trainer.files import read_json_lines
@@ -32,13 +33,16 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
     ranks.require_one_each(config.batch, "batch")
     student = ranks.run_on_all(lambda: load_student(config.student))
-    traces = ranks.run_on_all(lambda: read_traces(config.traces, student))
+    skip = bool(config.skip_broken)
+    traces = ranks.run_on_all(lambda: read_traces(config.traces, student, skip_broken=skip))
     prepared = PreparedModel(student, config.optim, config.steps, config.seed, ranks)
     saver = Saver(config, student, prepared, ranks, {"traces": len(traces), "a step": config.batch})
     restored = saver.restore_latest(resume)
     steps_done = restored.step if restored else 0
     folder = _open_folder(config, ranks, steps_done, resumed=restored is not None)
     order = PromptOrder(len(traces), config.batch, config.seed)
+    loop_state = restored.state.get("loop", {}) if restored else {}
+    broken = BrokenTraces(config, student, ranks, in_a_row=int(loop_state.get("missing_in_a_row", 0)))
     student.model.train()
     history = read_json_lines(config.out / "metrics.jsonl") if steps_done and ranks.is_main else []
     dashboard = Dashboard(
@@ -46,16 +50,20 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     )
     with StopSignal() as stop, dashboard as live:
         for step in range(steps_done, config.steps):
-            metrics = _train_step(student, prepared, [traces[index] for index in order.indices(step)], config.micro)
+            chosen = [traces[index] for index in order.indices(step)]
+            faulty = ranks.run_on_all(partial(broken.find, chosen))
+            metrics = _train_step(student, prepared, chosen, config.micro, broken.join(step + 1, faulty))
             folder.write_metrics(step + 1, metrics)
-            ranks.run_on_all(partial(saver.record_metrics, metrics))
+            if metrics["missing/rows"] < len(chosen):
+                ranks.run_on_all(partial(saver.record_metrics, metrics))
             live.update(step + 1, **metrics)
             stopped = ranks.any(stop.requested)
             if saver.is_due(step + 1) or stopped:
-                saver.save(step + 1, {})
+                saver.save(step + 1, {"missing_in_a_row": broken.in_a_row})
             if stopped:
                 folder.close()
                 raise SystemExit(143)
+            ranks.run_on_all(broken.check)
     saver.export()
     folder.close()
     return config.out / "model"
@@ -78,37 +86,45 @@ def _open_folder(config: SftConfig, ranks: Ranks, steps_done: int, *, resumed: b
 
 
 def _train_step(
-    student: Student, prepared: PreparedModel, traces: Sequence[Trace], micro_batch: int
+    student: Student, prepared: PreparedModel, traces: Sequence[Trace], micro_batch: int, faulty: Container[int]
 ) -> dict[str, float]:
-    """Take one optimiser step on the traces. Returns its metrics."""
+    """Take one optimiser step on the traces, without those at the indices `faulty`. Returns its metrics. If none is
+    left, no weight changes, and the schedule goes on.
+    """
     started = time.monotonic()
-    loss = _forward_backward(student, prepared, traces, micro_batch)
-    grad_norm = prepared.optimizer_step()
+    readable = [index for index in range(len(traces)) if index not in faulty]
+    figures = {"missing/rows": float(len(traces) - len(readable))}
+    if readable:
+        figures["loss"] = _forward_backward(student, prepared, traces, micro_batch, faulty)
+        figures["grad_norm"] = prepared.optimizer_step()
     seconds = time.monotonic() - started
     return {
-        "loss": loss,
-        "grad_norm": grad_norm,
+        **figures,
         "lr": prepared.scheduler_step(),
         "time/step": seconds,
-        "tokens/per_second": sum(len(trace.ids) for trace in traces) / seconds,
+        "tokens/per_second": sum(len(traces[index].ids) for index in readable) / seconds,
     }
 
 
-def _forward_backward(student: Student, prepared: PreparedModel, traces: Sequence[Trace], micro_batch: int) -> float:
+def _forward_backward(
+    student: Student, prepared: PreparedModel, traces: Sequence[Trace], micro_batch: int, faulty: Container[int]
+) -> float:
     """Forward and backward pass over this process's share of the traces. Returns the mean loss over the completion
     tokens of all processes, nats.
     """
     ranks = prepared.ranks
-    shares = [share(len(traces), rank, ranks.size) for rank in range(ranks.size)]
+    whole_shares = [share(len(traces), rank, ranks.size) for rank in range(ranks.size)]
+    shares = [[index for index in part if index not in faulty] for part in whole_shares]
     lengths = [[(index, len(traces[index].ids)) for index in part] for part in shares]
     (update,) = plan_optimiser_steps(
         lengths, ranks.rank, size=0, micro=micro_batch, seed=0, equal_counts=prepared.lock_step
     )
     own = [traces[index] for index in shares[ranks.rank]]
+    dummies = own[:1] or [traces[next(index for part in shares for index in part)]]
     total = 0.0
     for number, indices in enumerate(update.micro_batches, 1):
         # Where all processes must run equally many passes, a pass without traces repeats one with weight 0.
-        part = [own[index] for index in indices] or own[:1]
+        part = [own[index] for index in indices] or dummies
         examples, device = [trace.example for trace in part], prepared.accelerator.device
         batch = make_batch(student, examples, [t.ids for t in part], device=device, share=not prepared.lock_step)
         with prepared.micro_batch(last=number == len(update.micro_batches)):

@@ -55,6 +55,7 @@ OnFault = Callable[[int, RowFault], None]
 class RowError(RunError):
     """A row at fault stops the run."""
 
-    def __init__(self, fault: RowFault) -> None:
-        super().__init__(f"{fault}. Mend the row, or set data.skip_broken=true")
+    def __init__(self, fault: RowFault, key: str = "data.skip_broken") -> None:
+        """key: the config key that decides whether the run goes on."""
+        super().__init__(f"{fault}. Mend the row, or set {key}=true")
         self.fault = fault

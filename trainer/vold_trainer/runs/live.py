@@ -86,6 +86,7 @@ SFT_TABLES = (
         MetricRow("lr", "learning rate"),
         MetricRow("time/step", "whole step", "s"),
         MetricRow("tokens/per_second", "tokens", "a second"),
+        MetricRow("missing/rows", "rows at fault", alarm=True),
     ),
 )
 

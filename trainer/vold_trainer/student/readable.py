@@ -7,6 +7,7 @@ import torch
 
 from vold_trainer.data import Example
 from vold_trainer.data.faults import OnFault, RowError, RowFault
+from vold_trainer.student.models import Student
 
 T = TypeVar("T")
 
@@ -45,6 +46,13 @@ def for_readable(
         if len(readable) == len(examples):
             raise
     return readable, work([examples[index] for index in readable]) if readable else None
+
+
+def check_prompts(student: Student, examples: Sequence[Example]) -> None:
+    """Render the prompts of these examples, and decode their images. Raises the error of the first that cannot be."""
+    check_images(examples)
+    for example in examples:
+        student.render(example)
 
 
 def check_images(examples: Sequence[Example]) -> None:

@@ -19,6 +19,7 @@ from vold_trainer.files import read_json_lines
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.rollout.base import Engine, Rollout
 from vold_trainer.rollout.whole_weights import GatheredEngine
+from vold_trainer.runs.faults import FaultLog
 from vold_trainer.runs.folder import RunFolder, StopSignal, elapsed_seconds, trim_after
 from vold_trainer.runs.live import TRAIN_TABLES, Dashboard
 from vold_trainer.runs.saving import Saver
@@ -29,7 +30,7 @@ from vold_trainer.student.models import Student
 from vold_trainer.student.traces import Trace
 from vold_trainer.terminal import console
 from vold_trainer.training.batches import BatchSource
-from vold_trainer.training.broken_rows import FaultLog, count_rows, dummy_rollout
+from vold_trainer.training.broken_rows import count_rows, dummy_rollout
 from vold_trainer.training.diagnostics import Diagnostics
 from vold_trainer.training.generation import RolloutBatch, RolloutGenerator
 from vold_trainer.training.pipeline import Pipeline
