@@ -1,7 +1,7 @@
 """Cold start: supervised fine-tuning on the teacher's traces, with the loss on completion tokens only."""
 
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from vold_trainer.runs import trackers
 from vold_trainer.runs.folder import RunFolder, StopSignal, elapsed_seconds, trim_after
 from vold_trainer.runs.live import SFT_TABLES, Dashboard
 from vold_trainer.runs.saving import Saver
-from vold_trainer.student.batching import make_batch
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.student.plan import plan_optimiser_steps
 from vold_trainer.student.traces import Trace, read_traces
@@ -42,7 +41,8 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     folder = _open_folder(config, ranks, steps_done, resumed=restored is not None)
     order = PromptOrder(len(traces), config.batch, config.seed)
     loop_state = restored.state.get("loop", {}) if restored else {}
-    broken = BrokenTraces(config, student, ranks, in_a_row=int(loop_state.get("missing_in_a_row", 0)))
+    in_a_row = int(loop_state.get("missing_in_a_row", 0))
+    broken = BrokenTraces(config, student, ranks, step=steps_done, in_a_row=in_a_row)
     student.model.train()
     history = read_json_lines(config.out / "metrics.jsonl") if steps_done and ranks.is_main else []
     dashboard = Dashboard(
@@ -51,8 +51,7 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     with StopSignal() as stop, dashboard as live:
         for step in range(steps_done, config.steps):
             chosen = [traces[index] for index in order.indices(step)]
-            faulty = ranks.run_on_all(partial(broken.find, chosen))
-            metrics = _train_step(student, prepared, chosen, config.micro, broken.join(step + 1, faulty))
+            metrics = _train_step(student, prepared, chosen, config.micro, broken)
             folder.write_metrics(step + 1, metrics)
             if metrics["missing/rows"] < len(chosen):
                 ranks.run_on_all(partial(saver.record_metrics, metrics))
@@ -86,50 +85,50 @@ def _open_folder(config: SftConfig, ranks: Ranks, steps_done: int, *, resumed: b
 
 
 def _train_step(
-    student: Student, prepared: PreparedModel, traces: Sequence[Trace], micro_batch: int, faulty: Container[int]
+    student: Student, prepared: PreparedModel, traces: Sequence[Trace], micro_batch: int, broken: BrokenTraces
 ) -> dict[str, float]:
-    """Take one optimiser step on the traces, without those at the indices `faulty`. Returns its metrics. If none is
-    left, no weight changes, and the schedule goes on.
+    """Take one optimiser step on the traces that can be read. Returns its metrics. If there are none, no weight
+    changes, and the schedule goes on.
     """
     started = time.monotonic()
-    readable = [index for index in range(len(traces)) if index not in faulty]
-    figures = {"missing/rows": float(len(traces) - len(readable))}
-    if readable:
-        figures["loss"] = _forward_backward(student, prepared, traces, micro_batch, faulty)
-        figures["grad_norm"] = prepared.optimizer_step()
+    loss = _forward_backward(student, prepared, traces, micro_batch, broken)
+    faulty = broken.end_step()
+    figures = {}
+    if len(faulty) < len(traces):
+        figures = {"loss": loss, "grad_norm": prepared.optimizer_step()}
     seconds = time.monotonic() - started
     return {
         **figures,
         "lr": prepared.scheduler_step(),
+        "missing/rows": float(len(faulty)),
         "time/step": seconds,
-        "tokens/per_second": sum(len(traces[index].ids) for index in readable) / seconds,
+        "tokens/per_second": sum(len(trace.ids) for index, trace in enumerate(traces) if index not in faulty) / seconds,
     }
 
 
 def _forward_backward(
-    student: Student, prepared: PreparedModel, traces: Sequence[Trace], micro_batch: int, faulty: Container[int]
+    student: Student, prepared: PreparedModel, traces: Sequence[Trace], micro_batch: int, broken: BrokenTraces
 ) -> float:
     """Forward and backward pass over this process's share of the traces. Returns the mean loss over the completion
-    tokens of all processes, nats.
+    tokens of all processes, nats; a trace that cannot be read adds nothing.
     """
     ranks = prepared.ranks
-    whole_shares = [share(len(traces), rank, ranks.size) for rank in range(ranks.size)]
-    shares = [[index for index in part if index not in faulty] for part in whole_shares]
+    shares = [share(len(traces), rank, ranks.size) for rank in range(ranks.size)]
     lengths = [[(index, len(traces[index].ids)) for index in part] for part in shares]
     (update,) = plan_optimiser_steps(
         lengths, ranks.rank, size=0, micro=micro_batch, seed=0, equal_counts=prepared.lock_step
     )
     own = [traces[index] for index in shares[ranks.rank]]
-    dummies = own[:1] or [traces[next(index for part in shares for index in part)]]
     total = 0.0
     for number, indices in enumerate(update.micro_batches, 1):
         # Where all processes must run equally many passes, a pass without traces repeats one with weight 0.
-        part = [own[index] for index in indices] or dummies
-        examples, device = [trace.example for trace in part], prepared.accelerator.device
-        batch = make_batch(student, examples, [t.ids for t in part], device=device, share=not prepared.lock_step)
+        part = [own[index] for index in indices] or own[:1]
+        examples, ids, device = [t.example for t in part], [t.ids for t in part], prepared.accelerator.device
+        places = [shares[ranks.rank][index] for index in indices] or shares[ranks.rank][:1]
+        batch, readable = broken.batch(examples, ids, places, device=device, share=not prepared.lock_step)
         with prepared.micro_batch(last=number == len(update.micro_batches)):
             scores = prepared.module(batch.inputs, batch.predicts_BS, batch.ids_N)
-            loss = -scores.logprobs_N.sum() / update.tokens * bool(indices)
+            loss = -scores.logprobs_N.sum() / update.tokens * bool(indices and readable)
             prepared.backward(loss)
         total += loss.item()
     return ranks.sum({"loss": total})["loss"]

@@ -7,6 +7,7 @@ import torch
 
 from vold_trainer.data import Example
 from vold_trainer.data.faults import OnFault, RowError, RowFault
+from vold_trainer.student.batching import Batch, make_batch
 from vold_trainer.student.models import Student
 
 T = TypeVar("T")
@@ -48,11 +49,42 @@ def for_readable(
     return readable, work([examples[index] for index in readable]) if readable else None
 
 
-def check_prompts(student: Student, examples: Sequence[Example]) -> None:
-    """Render the prompts of these examples, and decode their images. Raises the error of the first that cannot be."""
-    check_images(examples)
-    for example in examples:
-        student.render(example)
+def make_readable_batch(
+    student: Student,
+    examples: Sequence[Example],
+    completions: Sequence[Sequence[int]],
+    on_fault: OnFault,
+    *,
+    device: torch.device | None = None,
+    share: bool = True,
+) -> tuple[list[int], Batch | None]:
+    """(the indices of the examples that can be read, `make_batch` of these; None if there are none). An image may have
+    gone since it was read before.
+
+    Raises the error of `make_batch` if each example can be read.
+    """
+    try:
+        return list(range(len(examples))), make_batch(student, examples, completions, device=device, share=share)
+    except NO_FAULT_OF_A_ROW:
+        raise
+    except Exception:
+        distinct = list({id(example): example for example in examples}.values())
+        faults: dict[int, RowFault] = {}
+        for_readable(student.prompt_ids, distinct, lambda index, fault: faults.update({id(distinct[index]): fault}))
+        if not faults:
+            raise
+    readable = []
+    for index, example in enumerate(examples):
+        if id(example) in faults:
+            on_fault(index, faults[id(example)])
+        else:
+            readable.append(index)
+    if not readable:
+        return [], None
+    batch = make_batch(
+        student, [examples[i] for i in readable], [completions[i] for i in readable], device=device, share=share
+    )
+    return readable, batch
 
 
 def check_images(examples: Sequence[Example]) -> None:

@@ -20,9 +20,23 @@ def dummy_rollout(student: Student, rollouts: Sequence[Rollout], examples: Itera
     """
     if rollouts:
         return rollouts[0]
-    text = Example("", ({"role": "user", "content": "1"},), "")
-    for example in (*examples, text):
-        readable, _ = for_readable(student.prompt_ids, [example], lambda index, fault: None)
-        if readable:
-            return Rollout(-1, example, (), (student.eos_ids[0],), "", False)
-    return Rollout(-1, text, (), (student.eos_ids[0],), "", False)
+    return next(
+        (_end_after(student, example) for example in examples if _is_readable(student, example)), _text(student)
+    )
+
+
+def readable_dummy(student: Student, dummy: Rollout) -> Rollout:
+    """`dummy`, or the end of a completion after a text if its prompt can no longer be read."""
+    return dummy if _is_readable(student, dummy.example) else _text(student)
+
+
+def _is_readable(student: Student, example: Example) -> bool:
+    return bool(for_readable(student.prompt_ids, [example], lambda index, fault: None)[0])
+
+
+def _text(student: Student) -> Rollout:
+    return _end_after(student, Example("", ({"role": "user", "content": "1"},), ""))
+
+
+def _end_after(student: Student, example: Example) -> Rollout:
+    return Rollout(-1, example, (), (student.eos_ids[0],), "", False)

@@ -20,7 +20,7 @@ from vold_trainer.scoring.batch import AwaitScores, ScoredBatch
 from vold_trainer.scoring.scorer import PendingScores, RolloutScore, Scorer, StepScores
 from vold_trainer.services.outages import Span
 from vold_trainer.student.models import Student
-from vold_trainer.student.readable import check_images, for_readable
+from vold_trainer.student.readable import for_readable
 from vold_trainer.student.traces import Trace
 
 
@@ -43,6 +43,10 @@ class RolloutBatch:
     generate_spans: list[Span] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     faults: dict[int, RowFault] = field(default_factory=dict)
+
+    def add_faults(self, faults: Mapping[int, RowFault]) -> None:
+        """Add the faults of rows that could not be read for the update. faults: by index in `selected`."""
+        self.faults |= {self.selected.rollouts[i].row // self.selected.group: fault for i, fault in faults.items()}
 
     @property
     def absent(self) -> int:
@@ -190,25 +194,6 @@ class RolloutGenerator:
         rollouts = [rollout for rollout in rollouts if rollout.row // group not in faults]
         return _Round(rollouts, pending, ("generate", started, time.monotonic()), faults)
 
-    def drop_unreadable(self, batch: RolloutBatch) -> None:
-        """Take the groups out of the policy update whose images can no longer be decoded: an image may have gone since
-        its completions were generated, in particular those of a batch that a checkpoint holds.
-
-        Raises RowError if a row at fault stops the run.
-        """
-        selected = batch.selected
-        examples = {rollout.row // selected.group: rollout.example for rollout in selected.rollouts}
-        places = list(examples)
-        faults: dict[int, RowFault] = {}
-        for_readable(
-            check_images,
-            [examples[place] for place in places],
-            None if self.stop_at_faults else lambda index, fault: faults.update({places[index]: fault}),
-        )
-        if faults:
-            batch.faults |= faults
-            batch.selected = self._select_groups(selected, [place for place in places if place not in faults])
-
     def sampling(self, needs: Needs) -> Sampling:
         """The sampling options of a step."""
         rollout = self.config.rollout
@@ -232,7 +217,7 @@ class RolloutGenerator:
         wanted = set(groups)
         chosen = [index for index, rollout in enumerate(scored.rollouts) if rollout.row // scored.group in wanted]
         rollouts, scores = [scored.rollouts[i] for i in chosen], [scored.scores[i] for i in chosen]
-        return self._scored_batch(rollouts, scores, scored.group, scored.await_scores)
+        return self._scored_batch(rollouts, scores, scored.group)
 
     def from_saved(
         self,

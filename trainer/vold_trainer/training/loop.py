@@ -226,11 +226,8 @@ class Loop:
 
     def _take_batch(self, step: int) -> RolloutBatch:
         if self.generator.max_rounds > 1:  # the processes agree between rounds
-            batch = self.pipeline.take(step)
-        else:
-            batch = self.ranks.run_on_all(lambda: self.pipeline.take(step))
-        self.ranks.run_on_all(lambda: self.generator.drop_unreadable(batch))
-        return batch
+            return self.pipeline.take(step)
+        return self.ranks.run_on_all(lambda: self.pipeline.take(step))
 
     def _dummy(self, batch: RolloutBatch) -> Rollout | None:
         """A rollout for passes of a process that has none for them; None if no process has a rollout to train on."""
@@ -252,6 +249,7 @@ class Loop:
         with tracing.span("update"):
             if dummy is not None:
                 update_metrics, log = self.updater.update(step, batch.selected, batch.needs, dummy)
+                batch.add_faults(self.updater.faults)
             else:
                 update_metrics, log = self.updater.skip(), TokenLog(batch.selected)
         self.steps_done = step + 1
