@@ -172,6 +172,8 @@ def warnings(runs: Sequence[Run], summary: Mapping[str, Any]) -> list[str]:
             if total := run.total(key):
                 text = f"missing scores of the {service}: {formats.number(total)}"
                 messages.append(f"{run.name}: {text}; they were masked, not set to 0.")
+        if total := run.total("missing/rows"):
+            messages.append(f"{run.name}: rows at fault, whose scores are missing: {formats.number(total)}.")
         if run.evaluation is not None and run.evaluation.errors:
             messages.append(f"{run.name}: test answers without a verdict: {formats.number(run.evaluation.errors)}.")
         messages += [f"{run.name}: {error}" for error in run.read_errors]
