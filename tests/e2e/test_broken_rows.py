@@ -8,14 +8,16 @@ from pathlib import Path
 import programs
 import pytest
 from paths import HELPERS
+from servers import serving
 from vold_client import AsyncVerifierClient
 from vold_trainer.coldstart.sft import run_sft
 from vold_trainer.config import EvalConfig, SftConfig, TrainConfig, load
 from vold_trainer.data import Example
-from vold_trainer.errors import RunError
+from vold_trainer.errors import RunError, UsageError
 from vold_trainer.evaluation import run_eval
 from vold_trainer.files import read_json_lines
 from vold_trainer.objectives import Needs
+from vold_trainer.pocket.shipped import checkpoint_path
 from vold_trainer.pocket.world import make_examples
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.scorer import Scorer, StepScores
@@ -266,6 +268,25 @@ def test_a_problem_at_fault_is_in_no_metric_of_an_evaluation(tmp_path, verifier,
     assert len(messages(caplog)) == 1
     with pytest.raises(RunError, match=rf"rows\.jsonl:{BROKEN + 1}: "):
         evaluate("stopped", file, "data.0.skip_broken=false")
+
+
+@pytest.mark.slow
+def test_a_row_that_a_teachers_template_refuses_is_found_before_the_run(tmp_path, train, generated):
+    """And is a missing group in it if the config says so."""
+    model = shutil.copytree(checkpoint_path("teacher"), tmp_path / "teacher")
+    template = model / "chat_template.jinja"
+    refusing = "{% if 'no sevens' in messages[0].content %}{{ raise_exception('as I said') }}{% endif %}"
+    template.write_text(refusing + template.read_text())
+    file = write_rows(tmp_path, broken=False, twin="no sevens: 3 + 3")
+    with serving("teacher", "--model", str(model)) as server:
+        options = ("teacher.template=teacher", f"teacher.url={server.grpc}")
+        with pytest.raises(UsageError, match=rf"rows\.jsonl:{BROKEN + 1}: row 'q{BROKEN}': .*refuses it: as I said"):
+            train(tmp_path / "run", file, *options)
+        assert not generated
+        rows = train(tmp_path / "skipped", file, *options, "data.skip_broken=true", "steps=2")
+    assert sum(row["missing/rows"] for row in rows) == 1
+    assert sum(len(batch.scored.rollouts) for batch in generated) == 3 * GROUP
+    assert all(row["missing/teacher"] == 0 for row in rows)
 
 
 @pytest.mark.slow
