@@ -1,5 +1,6 @@
 """Rows at fault in the middle of a run: their groups are missing, and nothing else changes."""
 
+import base64
 import json
 import shutil
 import sys
@@ -11,7 +12,8 @@ from paths import HELPERS
 from servers import serving
 from vold_client import AsyncVerifierClient
 from vold_trainer.coldstart.sft import run_sft
-from vold_trainer.config import EvalConfig, SftConfig, TrainConfig, load
+from vold_trainer.coldstart.traces import run_traces
+from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, load
 from vold_trainer.data import Example
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.evaluation import run_eval
@@ -250,6 +252,24 @@ def test_traces_at_fault_are_left_out(tmp_path, train, caplog):
     rows = train(tmp_path / "gkd", traces.with_name("rows.jsonl"), gkd, "rollout.prompts=1")
     assert [row["missing/rows"] for row in rows].count(1.0) == 2
     assert [f"traces.jsonl:{BROKEN + 1}: row 'q{BROKEN}': image" in said for said in messages(caplog)] == [True]
+
+
+def test_a_picture_that_cannot_be_written_beside_the_traces_costs_its_trace(tmp_path, pocket_teacher, caplog):
+    """The teacher reads the twin, so nothing decodes the picture before."""
+    file = write_rows(tmp_path)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row["image"] = f"data:image/jpeg;base64,{base64.b64encode((tmp_path / row['image']).read_bytes()).decode()}"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    urls = [f"teacher.url={pocket_teacher.grpc}", "verifier=null", "keep=all"]
+    settings = [f"out={tmp_path / 'traces.jsonl'}", *urls, f"data={{source: {file}}}"]
+    summary = run_traces(load(TracesConfig, Path("pocket:traces"), settings))
+    assert (summary.written, summary.dropped) == (3, {"row: unreadable": 1})
+    assert len(read_json_lines(tmp_path / "traces.jsonl")) == 3
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "vold.traces"]
+    assert f"rows.jsonl:{BROKEN + 1}: row 'q{BROKEN}': image" in said
+    with pytest.raises(RunError, match=rf"rows\.jsonl:{BROKEN + 1}: "):
+        run_traces(load(TracesConfig, Path("pocket:traces"), [*settings, "data.skip_broken=false"]))
 
 
 def test_a_problem_at_fault_is_in_no_metric_of_an_evaluation(tmp_path, verifier, caplog):

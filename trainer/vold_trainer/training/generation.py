@@ -109,7 +109,7 @@ class RolloutGenerator:
         self.refused: dict[int, tuple[Example, RowFault]] = {}
 
     def refuse(self, example: Example, error: Exception) -> None:
-        """Leave the groups of this example missing from now on. It must outlive the generator."""
+        """Leave the groups of this example missing from now on. It is held, so that no other gets the same id()."""
         self.refused[id(example)] = (example, RowFault.of(example, error, refused=True))
 
     def generate(self, step: int, examples: Sequence[Example]) -> RolloutBatch:
