@@ -30,9 +30,9 @@ from vold_trainer.training.train import run_train
 GROUP = 2
 SMALL = (
     *("student.path=pocket:student", f"rollout.group={GROUP}", "rollout.prompts=2", "rollout.max_tokens=16"),
-    *("steps=4", "threads=1", "batch.micro=3", "missing.max_share=0.5", "samples_every=1"),
+    *("steps=4", "threads=1", "batch.micro=3", "missing.max_share=0.5"),
     # So small that the weights stay as they are: a group that is missing changes them.
-    *("optim.lr=1e-12", "optim.warmup_steps=0", "diagnostics.every=1", "diagnostics.rollouts=4"),
+    *("optim.lr=1e-12", "optim.warmup_steps=0", "diagnostics.every=2", "diagnostics.rollouts=4"),
 )
 BROKEN = 2
 """The row of the file whose picture is broken, from 0."""
@@ -123,7 +123,8 @@ def test_a_broken_picture_costs_its_own_group_alone(tmp_path, train, generated, 
     assert [row["missing/rows"] for row in rows].count(1.0) == 2
     assert [row["missing/rows"] for row in rows].count(0.0) == 2
     assert all(row["missing/teacher"] == row["missing/verifier"] == 0 for row in rows)
-    assert all(row["loss"] is not None and "overlap/ratio" in row for row in rows)
+    assert all(row["loss"] is not None for row in rows)
+    assert ["overlap/ratio" in row for row in rows] == [True, True, False, True]
     (said,) = messages(caplog)
     assert f"rows.jsonl:{BROKEN + 1}: row 'q{BROKEN}': image" in said
 
@@ -254,6 +255,7 @@ def test_traces_at_fault_are_left_out(tmp_path, train, caplog):
     assert [f"traces.jsonl:{BROKEN + 1}: row 'q{BROKEN}': image" in said for said in messages(caplog)] == [True]
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_written_beside_the_traces_costs_its_trace(tmp_path, pocket_teacher, caplog):
     """The teacher reads the twin, so nothing decodes the picture before."""
     file = write_rows(tmp_path)
