@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from paths import HELPERS
 from safetensors.torch import load_file
 from upstream_fixtures import free_port
 from vold_trainer.config import RolloutConfig, StudentConfig
+from vold_trainer.data.faults import RowError
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.pocket.world import make_examples
 from vold_trainer.rollout import vllm_server
@@ -245,6 +246,37 @@ def test_an_invalid_reply_stops_the_run(student, stand_in, name, monkeypatch):
     stand_in.change = lambda answer: change(answer["choices"][0])
     with engine_on(student, stand_in) as engine, pytest.raises(RunError, match=message):
         engine.generate(PROMPTS, SAMPLING, seed=0)
+
+
+def test_a_prompt_that_a_server_refuses_costs_its_own_group_alone(student, stand_in):
+    """One that is too long by the server's own limit is not sent; one may be refused for one completion of its two."""
+    long = replace(PROMPTS[1], messages=({"role": "user", "content": "3 + " * 60},), where="rows.jsonl:2")
+    examples = [PROMPTS[0], long, PROMPTS[2], *make_examples("train", 1, modality="text", offset=3)]
+    refused = (400, {"error": {"message": "This model's maximum context length is 200 tokens"}})
+    with engine_on(student, stand_in) as engine:
+        whole = {r.row: r.ids for r in engine.generate(examples[2:], SAMPLING, seed=3, first_row=14)}
+        engine.generate(PROMPTS[:1], SAMPLING, seed=3, first_row=10)
+        stand_in.requests.clear()
+        stand_in.answers["/v1/completions"] = [refused]
+        faults, finished = {}, []
+        rollouts = engine.generate(
+            examples, SAMPLING, seed=3, first_row=10, on_fault=faults.__setitem__, on_finished=finished.extend
+        )
+        assert len(stand_in.bodies("/v1/completions")) == 6
+        (other,) = faults.keys() - {1}
+        expected = [row for row in range(10, 18) if (row - 10) // 2 not in faults]
+        assert [r.row for r in rollouts] == expected
+        assert {r.row for r in finished} >= set(expected)
+        assert all(whole.get(r.row, r.ids) == r.ids for r in rollouts)
+        assert (faults[1].kind, faults[other].kind) == ("too long", "refused")
+        assert "rows.jsonl:2: row " in str(faults[1])
+        assert "more than the 200 of rollout.url" in str(faults[1])
+        assert "maximum context length" in str(faults[other])
+        stand_in.answers["/v1/completions"] = [refused]
+        with pytest.raises(RowError, match=r"maximum context length.*Mend the row, or set data\.skip_broken=true"):
+            engine.generate(PROMPTS, SAMPLING, seed=3)
+        with pytest.raises(RowError, match=r"rows\.jsonl:2: row .* lower rollout\.max_tokens, or start the server"):
+            engine.generate(examples, SAMPLING, seed=3)
 
 
 @pytest.mark.parametrize("fault", [(503, {"error": "busy"}), (500, b"oops"), (0, None), (429, {"detail": "later"})])

@@ -242,6 +242,14 @@ def test_an_image_that_breaks_off_is_found_on_request_and_named_in_any_case(tmp_
     assert len(load_examples(whole.model_copy(update={"skip_broken": True}))) == 1
 
 
+def test_half_of_a_character_is_found_before_a_service_refuses_it(tmp_path):
+    config = write(tmp_path / "rows.jsonl", {"prompt": "a", "reference": "1"}, {"prompt": "a", "reference": "\ud83d"})
+    with pytest.raises(UsageError, match=r"rows\.jsonl:2: its text holds '\\ud83d', which is half of a character"):
+        load_examples(config)
+    (example,) = load_examples(config.model_copy(update={"skip_broken": True}))
+    assert example.where == f"{tmp_path / 'rows.jsonl'}:1"
+
+
 def test_every_epoch_takes_every_prompt_once_in_a_new_order():
     order = PromptOrder(10, 4, seed=1)
     indices = [index for step in range(5) for index in order.indices(step)]

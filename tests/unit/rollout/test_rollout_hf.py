@@ -1,6 +1,8 @@
 """The decoding loop: a completion depends on seed, row and prompt alone, and follows the student's distribution."""
 
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from noise_prompts import IMAGE_PROMPTS, TEXT_PROMPTS
 from tiny_students import FAMILIES, tiny_student
 from transformers import DynamicCache, TopPLogitsWarper
 from vold_trainer.config import StudentConfig
+from vold_trainer.data import Example
+from vold_trainer.data.faults import RowError
+from vold_trainer.data.images import LazyImage, LazyImages
 from vold_trainer.errors import RunError
 from vold_trainer.pocket.world import make_examples
 from vold_trainer.rollout.base import Sampling
@@ -221,3 +226,40 @@ def test_the_cache_holds_what_the_usual_one_holds(pocket):
         for cache in (ours, usual):
             cache.reorder_cache(torch.tensor(kept))
     assert ours.get_seq_length() == usual.get_seq_length() == 14
+
+
+@pytest.mark.parametrize("batch", [0, 6, 2])
+def test_an_example_at_fault_costs_its_own_group_alone(pocket, one_call, batch, tmp_path):
+    prompts, expected = one_call
+    broken = dict(enumerate(prompts))
+    broken[1] = replace(prompts[1], messages=({"role": "user", "content": "3 + " * 300},), where="rows.jsonl:2")
+    prompts[4].images[0].save(tmp_path / "half.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "half.jpg").read_bytes()[:-200])
+    half = LazyImage(tmp_path / "half.jpg", "rows.jsonl:5")  # its header can be read
+    broken[4] = replace(prompts[4], images=LazyImages([half]), where="rows.jsonl:5")
+    faults = {}
+    options = {"group": 3, "max_tokens": 16, "seed": 7, "first_row": 100, "batch": batch}
+    rollouts = generate(pocket, list(broken.values()), **options, on_fault=faults.__setitem__)
+    assert rollouts == [rollout for rollout in expected if (rollout.row - 100) // 3 not in (1, 4)]
+    assert sorted(faults) == [1, 4]
+    assert (faults[1].kind, faults[4].kind) == ("too long", "unreadable")
+    assert re.match(
+        r"rows\.jsonl:2: row 'train-\S+': its prompt has \d+ tokens, and the student .* 512", str(faults[1])
+    )
+    with pytest.raises(RowError, match=r"rows\.jsonl:2: row .* Mend the row, or set data\.skip_broken=true"):
+        generate(pocket, [broken[1]], max_tokens=4)
+
+
+def test_a_chat_template_may_raise_anything(pocket):
+    own = pocket.processor.chat_template
+    refusing = "{% if '7' in messages[0].content|string %}{{ raise_exception('no sevens') }}{% endif %}"
+    prompts = [Example(str(n), ({"role": "user", "content": f"{n} + 1"},), "", where=f"f:{n}") for n in range(6, 9)]
+    expected = generate(pocket, prompts, max_tokens=8, seed=1)
+    faults = {}
+    try:
+        pocket.processor.chat_template = refusing + own
+        rollouts = generate(pocket, prompts, max_tokens=8, seed=1, on_fault=faults.__setitem__)
+    finally:
+        pocket.processor.chat_template = own
+    assert rollouts == [expected[0], expected[2]]
+    assert {index: str(fault) for index, fault in faults.items()} == {1: "f:7: row '7': no sevens"}

@@ -1,6 +1,7 @@
 """What a teacher is sent in place of the student's prompt: ids that mean to it what the student's mean."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tokenizers import Tokenizer
@@ -126,3 +127,19 @@ def test_a_template_of_the_teachers_has_to_be_there_and_to_take_the_messages(poc
     told = of_pocket(pocket, chat_template="{{ '' }}", template="teacher")
     with pytest.raises(UsageError, match="row 'row': the prompt for teacher is empty"):
         told.prepare([example("1+1?")])
+
+
+def test_a_row_that_the_template_refuses_may_be_left_out(pocket):
+    refusing = (
+        "{% for m in messages %}{{ raise_exception('no sevens') if '7' in m.content else m.content }}{% endfor %}"
+    )
+    told = of_pocket(pocket, chat_template=refusing, template="teacher")
+    rows = [replace(example(f"{n}+1?"), where=f"rows.jsonl:{n}") for n in (6, 7, 8)]
+    refused = []
+    told.prepare(rows, lambda row, error: refused.append((row, str(error))))
+    assert refused == [(rows[1], "row 'row': the chat template of teacher refuses it: no sevens")]
+    assert told(rows[2], ()) == tuple(pocket.encode("8+1?"))
+    with pytest.raises(
+        UsageError, match=r"rows\.jsonl:7: row 'row': the chat template of teacher refuses it: no sevens"
+    ):
+        told.prepare(rows)

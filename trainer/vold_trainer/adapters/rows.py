@@ -1,6 +1,6 @@
 """Conversion of rows of any source by an adapter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from vold_trainer.config import DataConfig
 from vold_trainer.data.columns import Columns
 from vold_trainer.data.examples import Example
 from vold_trainer.data.images import LazyImage, image_source
-from vold_trainer.data.rows import Row
+from vold_trainer.data.rows import Row, check_unicode
 from vold_trainer.errors import UsageError
 
 
@@ -40,7 +40,8 @@ class AdapterReader:
             return LazyImage(source, where, decode=self.decode_images)
 
         values = self.columns.fields(row.values)
-        return adapt(self.adapter.name, values, row.where, wording=self.wording, read_image=read_image)
+        example = adapt(self.adapter.name, values, row.where, wording=self.wording, read_image=read_image)
+        return check_unicode(replace(example, where=row.where))
 
 
 def adapter_reader(config: DataConfig) -> AdapterReader:

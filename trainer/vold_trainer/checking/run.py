@@ -337,7 +337,9 @@ def _run_dry_step(config: TrainConfig, report: CheckReport) -> None:
         )
         if torch.cuda.is_available():
             text += f", {format_bytes(torch.cuda.max_memory_allocated())} of GPU memory"
-        if loss is None or missing:
+        if rows := int(step["missing/rows"]):
+            report.error("a dry step", f"{text}; {rows} rows are at fault: see the warnings of vold.rows")
+        elif loss is None or missing:
             reasons = "; ".join(step.get("missing/reasons", ())) or "look at the services' logs"
             report.error("a dry step", f"{text}; {missing} scores are missing: {reasons}")
         else:

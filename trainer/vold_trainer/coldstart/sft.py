@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from vold_trainer.coldstart.broken import BrokenTraces
 from vold_trainer.config import SftConfig
 from vold_trainer.config.resuming import Change
 from vold_trainer.data import PromptOrder
@@ -20,7 +21,6 @@ from vold_trainer.runs.live import SFT_TABLES, Dashboard
 from vold_trainer.runs.rescue import ended_run
 from vold_trainer.runs.saving import Saver
 from vold_trainer.runs.start import Start
-from vold_trainer.student.batching import make_batch
 from vold_trainer.student.fingerprint import fingerprint
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.student.plan import plan_optimiser_steps
@@ -43,7 +43,8 @@ def run_sft(config: SftConfig, *, resume: bool = False, step: str = "last", over
     ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
     ranks.require_one_each(config.batch, "batch")
     student = ranks.run_on_all(lambda: load_student(config.student))
-    traces = ranks.run_on_all(lambda: read_traces(config.traces, student))
+    skip = bool(config.skip_broken)
+    traces = ranks.run_on_all(lambda: read_traces(config.traces, student, skip_broken=skip))
     content = {
         "student.path": fingerprint(student),
         "traces": digest((trace.example, trace.ids) for trace in traces),
@@ -54,6 +55,9 @@ def run_sft(config: SftConfig, *, resume: bool = False, step: str = "last", over
     steps_done = restored.step if restored else 0
     folder = _open_folder(config, ranks, steps_done, saver.changes, resumed=restored is not None)
     order = PromptOrder(len(traces), config.batch, config.seed)
+    loop_state = restored.state.get("loop", {}) if restored else {}
+    in_a_row = int(loop_state.get("missing_in_a_row", 0))
+    broken = BrokenTraces(config, student, ranks, step=steps_done, in_a_row=in_a_row)
     student.model.train()
     history = read_json_lines(config.out / "metrics.jsonl") if steps_done and ranks.is_main else []
     dashboard = Dashboard(
@@ -63,24 +67,33 @@ def run_sft(config: SftConfig, *, resume: bool = False, step: str = "last", over
         try:
             for number in range(steps_done, config.steps):
                 prepared.begin_step(number)
-                metrics = _train_step(student, prepared, [traces[i] for i in order.indices(number)], config.micro)
+                chosen = [traces[index] for index in order.indices(number)]
+                metrics = _train_step(student, prepared, chosen, config.micro, broken)
                 steps_done = number + 1
                 prepared.end_step()
                 folder.write_metrics(steps_done, metrics)
-                ranks.run_on_all(partial(saver.record_metrics, metrics))
+                if metrics["missing/rows"] < len(chosen):
+                    ranks.run_on_all(partial(saver.record_metrics, metrics))
                 ranks.run_on_all(partial(prepared.skipped.report, steps_done))
                 live.update(steps_done, **metrics)
                 asked = ranks.gather((stop.requested, saver.is_due(steps_done)))
                 stopped = any(requested for requested, _ in asked)
                 if asked[0][1] or stopped:
-                    saver.save(steps_done, {})
+                    saver.save(steps_done, {"missing_in_a_row": broken.in_a_row})
                 if stopped:
                     folder.close()
                     raise SystemExit(143)
+                ranks.run_on_all(broken.check)
             saver.export()
         except Exception as error:
-            save = partial(saver.save, steps_done, {})
-            ended = ended_run(error, step=steps_done, out=config.out, prepared=prepared, ranks=ranks, save=save)
+            ended = ended_run(
+                error,
+                step=steps_done,
+                out=config.out,
+                prepared=prepared,
+                ranks=ranks,
+                save=lambda: saver.save(steps_done, {"missing_in_a_row": broken.in_a_row}),
+            )
             raise ended from ended.__cause__
     folder.close()
     ranks.close()
@@ -108,26 +121,33 @@ def _open_folder(
 
 
 def _train_step(
-    student: Student, prepared: PreparedModel, traces: Sequence[Trace], micro_batch: int
+    student: Student, prepared: PreparedModel, traces: Sequence[Trace], micro_batch: int, broken: BrokenTraces
 ) -> dict[str, float]:
-    """Take one optimiser step on the traces. Returns its metrics."""
+    """Take one optimiser step on the traces that can be read. Returns its metrics. If there are none, no weight
+    changes, and the schedule goes on.
+    """
     started = time.monotonic()
-    loss = _forward_backward(student, prepared, traces, micro_batch)
-    grad_norm = prepared.optimizer_step()
+    loss = _forward_backward(student, prepared, traces, micro_batch, broken)
+    faulty = broken.end_step()
+    figures = {}
+    if len(faulty) < len(traces):
+        figures = {"loss": loss, "grad_norm": prepared.optimizer_step()}
     seconds = time.monotonic() - started
     return {
-        "loss": loss,
-        "grad_norm": grad_norm,
+        **figures,
         "optim/skipped": float(prepared.skipped.recent),
         "lr": prepared.scheduler_step(),
+        "missing/rows": float(len(faulty)),
         "time/step": seconds,
-        "tokens/per_second": sum(len(trace.ids) for trace in traces) / seconds,
+        "tokens/per_second": sum(len(trace.ids) for index, trace in enumerate(traces) if index not in faulty) / seconds,
     }
 
 
-def _forward_backward(student: Student, prepared: PreparedModel, traces: Sequence[Trace], micro_batch: int) -> float:
+def _forward_backward(
+    student: Student, prepared: PreparedModel, traces: Sequence[Trace], micro_batch: int, broken: BrokenTraces
+) -> float:
     """Forward and backward pass over this process's share of the traces. Returns the mean loss over the completion
-    tokens of all processes, nats.
+    tokens of all processes, nats; a trace that cannot be read adds nothing.
     """
     ranks = prepared.ranks
     shares = [share(len(traces), rank, ranks.size) for rank in range(ranks.size)]
@@ -140,11 +160,12 @@ def _forward_backward(student: Student, prepared: PreparedModel, traces: Sequenc
     for number, indices in enumerate(update.micro_batches, 1):
         # Where all processes must run equally many passes, a pass without traces repeats one with weight 0.
         part = [own[index] for index in indices] or own[:1]
-        examples, device = [trace.example for trace in part], prepared.accelerator.device
-        batch = make_batch(student, examples, [t.ids for t in part], device=device, share=not prepared.lock_step)
+        examples, ids, device = [t.example for t in part], [t.ids for t in part], prepared.accelerator.device
+        places = [shares[ranks.rank][index] for index in indices] or shares[ranks.rank][:1]
+        batch, readable = broken.batch(examples, ids, places, device=device, share=not prepared.lock_step)
         with prepared.micro_batch(last=number == len(update.micro_batches)):
             scores = prepared.module(batch.inputs, batch.predicts_BS, batch.ids_N)
-            loss = -scores.logprobs_N.sum() / update.tokens * bool(indices)
+            loss = -scores.logprobs_N.sum() / update.tokens * bool(indices and readable)
             prepared.backward(loss)
         total += loss.item()
     return ranks.sum({"loss": total})["loss"]

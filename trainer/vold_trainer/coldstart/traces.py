@@ -13,6 +13,7 @@ from vold_client import AsyncTeacherClient, AsyncVerifierClient, Generation
 
 from vold_trainer.config import TracesConfig
 from vold_trainer.data import Example
+from vold_trainer.data.faults import RowError, RowFault
 from vold_trainer.data.traces import prompt_fields
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.scoring.items import verifier_item
@@ -116,8 +117,18 @@ async def _write_traces(
         if verifier is not None:
             accepted = await _filter_correct(config, part, finished, verifier, dropped, sentences)
         for generation in accepted:
-            stream.write(json.dumps(_trace_row(part[generation.prompt], generation, config.out)) + "\n")
-        written += len(accepted)
+            example = part[generation.prompt]
+            try:
+                row = _trace_row(example, generation, config.out)
+            except UsageError as error:  # of an image that is written beside the traces
+                fault = RowFault.of(example, error)
+                if config.data.skip_broken is False:
+                    raise RowError(fault) from error
+                dropped[f"row: {fault.kind}"] += 1
+                log.warning("no trace of a row at fault: %s", fault)
+                continue
+            stream.write(json.dumps(row) + "\n")
+            written += 1
         live.update(start + len(part), written=str(written), dropped=str(dropped.total()))
     return TracesSummary(len(examples) * config.samples, written, dict(dropped), sentences)
 

@@ -149,7 +149,11 @@ class DataConfig(Config):
     offset: int = Field(default=0, ge=0, description="rows to skip at the start")
     seed: int = Field(default=0, description="of the problems of the pocket world")
     allow_change: bool = Field(default=False, description="resume although the rows are others than at the checkpoint")
-    skip_broken: bool = Field(default=False, description="skip broken rows instead of stopping")
+    skip_broken: bool | None = Field(
+        default=None,
+        description="true: go on without broken rows; false: stop at one; null: stop at one that is found before the "
+        "run, and go on without one that is found in it",
+    )
     adapter: str = Field(
         default="", description="the benchmark whose columns the rows have: mathvista, geometry3k, ..."
     )

@@ -50,6 +50,8 @@ class SftConfig(RunConfig):
     steps: int = Field(default=250, ge=1)
     batch: int = Field(default=48, ge=1, description="sequences per step")
     micro: int = Field(default=64, ge=1, description="sequences in one forward and backward pass")
+    skip_broken: bool | None = Field(default=None, description="of the traces, as data.skip_broken of `vold train`")
+    missing: MissingConfig = Field(default=MissingConfig(), description="of the traces of a step that cannot be read")
     optim: OptimConfig = OptimConfig(lr=1e-3, warmup_steps=20, schedule="cosine")
 
     @model_validator(mode="before")

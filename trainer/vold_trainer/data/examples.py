@@ -1,5 +1,6 @@
 """An example: a prompt, its text version for the teacher, and the reference answer."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,8 @@ class Example:
 
     messages: the student's prompt, ending with the user's turn. images: one per image part, in order; images of files
     are decoded on access. category: results are also reported per category. meta: further data. twin: a text version of
-    the messages for the teacher, which reads text only; None if the teacher reads the messages themselves.
+    the messages for the teacher, which reads text only; None if the teacher reads the messages themselves. where: names
+    the example's row in messages, FILE:LINE or FILE[ROW]; no part of its content.
     """
 
     id: str
@@ -28,6 +30,16 @@ class Example:
     category: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
     twin: tuple[Message, ...] | None = None
+    where: str = field(default="", compare=False, repr=False)
+
+    def check_unicode(self) -> None:
+        """Raise ValueError if a text cannot be sent: JSON may hold half of a character, such as "\\ud83d"."""
+        texts = [self.messages, self.twin, self.reference, self.meta.get("parameters")]
+        try:
+            json.dumps(texts, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise ValueError(f"its text holds {half}, which is half of a character: take it out") from error
 
     @property
     def prompt_text(self) -> str:

@@ -44,7 +44,16 @@ class Reader:
         """The example of a row. Raises UsageError that names row, field, value and remedy."""
         if isinstance(row.values, UsageError):
             raise row.values
-        return _RowFields(self, row, row.values).example()
+        return check_unicode(_RowFields(self, row, row.values).example())
+
+
+def check_unicode(example: Example) -> Example:
+    """The example. Raises UsageError if a service could not be sent its texts."""
+    try:
+        example.check_unicode()
+    except ValueError as error:
+        raise UsageError(f"{example.where}: {error}") from error
+    return example
 
 
 class _RowFields:
@@ -69,6 +78,7 @@ class _RowFields:
             category=str(self.values.get("category", "")),
             meta=self._meta(),
             twin=self._twin(messages),
+            where=self.row.where,
         )
 
     def error(self, field: str, remedy: str) -> UsageError:

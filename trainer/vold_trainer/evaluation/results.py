@@ -149,7 +149,8 @@ def _sampled_aggregate(problems: Sequence[VerifiedExample], n: int, aggregate: A
     """The benchmark's own metrics, computed for each of the n passes over the set and averaged over the passes."""
     passes: dict[str, list[float]] = {}
     for sample in range(n):
-        outcomes = [Outcome(problem.example, _correct(problem.sampled[sample])) for problem in problems]
+        pairs = [problem.sampled[sample] if problem.sampled else None for problem in problems]
+        outcomes = [Outcome(problem.example, _correct(pair)) for problem, pair in zip(problems, pairs, strict=True)]
         for name, values in aggregate(outcomes).items():
             if values:
                 passes.setdefault(name, []).append(mean(values))

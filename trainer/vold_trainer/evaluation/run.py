@@ -4,9 +4,10 @@ import asyncio
 import base64
 import hashlib
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from vold_client import Item, Verdict
 from vold_trainer.adapters.registry import REGISTRY
 from vold_trainer.config import DataConfig, EvalConfig, dump
 from vold_trainer.data import Example
+from vold_trainer.data.faults import OnFault, RowFault
 from vold_trainer.evaluation.answers import GREEDY, NAME, Answer, AnswerStore, prompt_digest, unique_keys
 from vold_trainer.evaluation.results import SetResult, VerifiedExample, error_reasons, summarise
 from vold_trainer.files import write_json, write_lines
@@ -26,7 +28,10 @@ from vold_trainer.services.local import Services, open_services, verifier_client
 from vold_trainer.sources import load_examples
 from vold_trainer.student.batching import micro_batches
 from vold_trainer.student.models import Student, load_student
+from vold_trainer.student.readable import check_images, for_readable
 from vold_trainer.terminal import console, progress
+
+log = logging.getLogger("vold.rows")
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,13 @@ def run_eval(config: EvalConfig, *, fresh: bool = False) -> dict[str, SetResult]
             answers = answer_set(student, examples, data, config, store)
             problems = verify_set(examples, answers, data, config, services)
             benchmark = REGISTRY.get(data.adapter)
-            results[data.label] = summarise(
+            result = summarise(
                 problems, config.sampling, aggregate=benchmark.aggregate if benchmark else None, seed=config.seed
             )
-            samples += [_sample_row(data.label, problem) for problem in problems[: config.samples]]
+            unanswered = len(_numbers(config)) * len(problems) - sum(map(len, answers))
+            results[data.label] = replace(result, errors=result.errors + unanswered)
+            answered = [problem for problem in problems if problem.greedy or problem.sampled]
+            samples += [_sample_row(data.label, problem) for problem in answered[: config.samples]]
     write_json(
         config.out / "eval.json",
         {
@@ -87,10 +95,12 @@ def answer_set(
     """The answers to every example, the greedy one first. Missing answers are generated and stored.
 
     A batch is generated as a whole, with a seed of its own, so that an evaluation that was killed and continued has the
-    same answers as one that was not.
+    same answers as one that was not. A row at fault has no answers, which is logged. Raises RowError if it stops the
+    evaluation.
     """
     keys, digests = unique_keys(examples), [prompt_digest(example) for example in examples]
-    numbers = [*([GREEDY] if config.greedy else []), *range(config.sampling.n)]
+    numbers = _numbers(config)
+    faults: dict[int, RowFault] = {}
 
     def stored(index: int, sample: int) -> Answer | None:
         return store.get(data.label, keys[index], sample, digests[index])
@@ -107,11 +117,30 @@ def answer_set(
     with progress(f"answering {len(examples)} {data.label} problems", total) as live:
         live.update(done)
         for batch in missing:
-            answers = _generate_batch(student, examples, batch, keys, digests, data.label, config)
-            store.add(answers)
-            done += len(answers)
+            on_fault = None if data.skip_broken is False else _fault_recorder(batch, faults)
+            store.add(_generate_batch(student, examples, batch, keys, digests, data.label, config, on_fault))
+            done += len(batch.indices) * batch.group
             live.update(done)
-    return [[answer for n in numbers if (answer := stored(i, n)) is not None] for i in range(len(examples))]
+    return [
+        [answer for n in numbers if i not in faults and (answer := stored(i, n)) is not None]
+        for i in range(len(examples))
+    ]
+
+
+def _numbers(config: EvalConfig) -> list[int]:
+    """The numbers of the answers to a problem."""
+    return [*([GREEDY] if config.greedy else []), *range(config.sampling.n)]
+
+
+def _fault_recorder(batch: GenerationBatch, faults: dict[int, RowFault]) -> OnFault:
+    """Logs the rows at fault of a batch, once each, and adds them to `faults`, by their indices in the set."""
+
+    def record(index: int, fault: RowFault) -> None:
+        if batch.indices[index] not in faults:
+            log.warning("no answer to a row at fault, which is in no metric: %s", fault)
+        faults.setdefault(batch.indices[index], fault)
+
+    return record
 
 
 def _generate_batch(
@@ -122,6 +151,7 @@ def _generate_batch(
     digests: Sequence[str],
     label: str,
     config: EvalConfig,
+    on_fault: OnFault | None,
 ) -> list[Answer]:
     greedy = batch.first == GREEDY
     rollouts = generate(
@@ -132,19 +162,20 @@ def _generate_batch(
         temperature=0.0 if greedy else config.sampling.temperature,
         top_p=1.0 if greedy else config.sampling.top_p,
         seed=_seed(config.seed, label, keys[batch.indices[0]], batch.first),
+        on_fault=on_fault,
     )
     return [
         Answer(
             set=label,
             key=keys[index],
-            sample=batch.first + position % batch.group,
+            sample=batch.first + rollout.row % batch.group,
             completion=rollout.text,
             tokens=len(rollout.ids),
             truncated=rollout.truncated,
             prompt=digests[index],
         )
-        for position, rollout in enumerate(rollouts)
-        for index in (batch.indices[position // batch.group],)
+        for rollout in rollouts
+        for index in (batch.indices[rollout.row // batch.group],)
     ]
 
 
@@ -181,7 +212,7 @@ def verify_set(
     verified = []
     for index, (example, example_answers) in enumerate(zip(examples, answers, strict=True)):
         pairs = [(answer, verdicts[f"{index}:{answer.sample}"]) for answer in example_answers]
-        greedy = pairs.pop(0) if config.greedy else None
+        greedy = pairs.pop(0) if config.greedy and pairs else None
         verified.append(VerifiedExample(example, greedy, tuple(pairs)))
     if reasons := error_reasons(verified):
         failed = sum(verdict.error is not None for verdict in verdicts.values())
@@ -242,7 +273,7 @@ def _sample_row(label: str, problem: VerifiedExample) -> dict[str, Any]:
         "correct": verdict.correct,
         "error": None if verdict.error is None else str(verdict.error),
     }
-    if problem.example.images:
+    if problem.example.images and for_readable(check_images, [problem.example], lambda index, fault: None)[0]:
         row["image"] = data_uri(problem.example.images[0])
     return row
 

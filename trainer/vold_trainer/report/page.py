@@ -179,6 +179,8 @@ def warnings(runs: Sequence[Run], summary: Mapping[str, Any]) -> list[str]:
             text = f"alarms about what the teacher answers: {formats.number(total)}"
             messages.append(f"{run.name}: {text}; the curves may show its fault.")
             messages += [f"{run.name}: the last of them: {text}." for text in run.last_sentences("sane/reasons")]
+        if total := run.total("missing/rows"):
+            messages.append(f"{run.name}: rows at fault, whose scores are missing: {formats.number(total)}.")
         if run.evaluation is not None and run.evaluation.errors:
             messages.append(f"{run.name}: test answers without a verdict: {formats.number(run.evaluation.errors)}.")
             messages += [f"{run.name}: {text}." for text in run.evaluation.reasons]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vold_trainer.data import Example
+from vold_trainer.data.faults import OnFault
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Rollout:
 
 
 OnFinished = Callable[[list[Rollout]], None]
+"""Receives completions that have ended."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,16 @@ class Engine(Protocol):
         seed: int,
         first_row: int = 0,
         on_finished: OnFinished | None = None,
+        on_fault: OnFault | None = None,
     ) -> list[Rollout]:
         """Generate `sampling.group` completions of each example, in order. Rows are numbered from `first_row`.
 
         The completion of a row depends on its prompt, `seed` and the row, not on the other rows. `on_finished` receives
         each completion once, in the order in which they end, in the calling thread.
+
+        `on_fault` receives each example that cannot be used, maybe several times. Its group is absent from the result,
+        though `on_finished` may have received a part of it; the rows of the others are numbered as if it were there.
+        Without `on_fault`, such an example raises RowError.
         """
         ...
 

@@ -9,18 +9,22 @@ candidates.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vold_trainer.data import Example
+from vold_trainer.data.faults import OnFault, PromptTooLongError
 from vold_trainer.errors import RunError
 from vold_trainer.rollout.base import OnFinished, Rollout, Sampling
 from vold_trainer.rollout.sampler import SampledTokens, Sampler, uniforms
 from vold_trainer.student.decoder import Decoder
 from vold_trainer.student.models import Student
+from vold_trainer.student.readable import for_readable
 
 PIXELS_PER_TOKEN = 28 * 28
 """Image pixels per prompt token: an estimate, used only to sort prompts by length."""
@@ -40,6 +44,7 @@ def generate(
     logprobs: bool = False,
     candidates: int = 0,
     on_finished: OnFinished | None = None,
+    on_fault: OnFault | None = None,
 ) -> list[Rollout]:
     """Generate `group` completions of each example, in order (example by example).
 
@@ -47,7 +52,7 @@ def generate(
     and the row's number, counted from `first_row`. `batch` and the other rows change only the last digits of the
     logits. The other parameters are those of `Sampling` and `Engine.generate`.
 
-    Raises RunError if the student's logits are not finite.
+    Raises RunError if the student's logits are not finite; RowError for an example at fault without `on_fault`.
     """
     sampling = Sampling(group, max_tokens, temperature, top_p, logprobs, candidates)
     model = student.model
@@ -56,13 +61,13 @@ def generate(
     try:
         finished: dict[int, Rollout] = {}
         for rows in _decoding_batches(student, examples, group, batch):
-            for new in _decode(student, examples, rows, sampling, seed, first_row):
+            for new in _decode(student, examples, rows, sampling, seed, first_row, on_fault):
                 finished.update({rollout.row: rollout for rollout in new})
                 if on_finished is not None:
                     on_finished(new)
     finally:
         model.train(was_training)
-    return [finished[first_row + row] for row in range(len(examples) * group)]
+    return [finished[row] for row in sorted(finished)]
 
 
 def _decoding_batches(student: Student, examples: Sequence[Example], group: int, batch: int) -> list[list[int]]:
@@ -70,17 +75,34 @@ def _decoding_batches(student: Student, examples: Sequence[Example], group: int,
     count = len(examples) * group
     if not batch or batch >= count:
         return [list(range(count))] if count else []
-    texts = student.tokenizer([student.render(example) for example in examples], add_special_tokens=False)["input_ids"]
-    lengths = [
-        len(ids) + sum(image.width * image.height for image in example.images) // PIXELS_PER_TOKEN
-        for ids, example in zip(texts, examples, strict=True)
-    ]
+
+    def count_tokens(part: Sequence[Example]) -> list[int]:
+        texts = student.tokenizer([student.render(example) for example in part], add_special_tokens=False)["input_ids"]
+        return [len(ids) + example.pixels // PIXELS_PER_TOKEN for ids, example in zip(texts, part, strict=True)]
+
+    # An example at fault is said to be so when it is decoded.
+    readable, counted = for_readable(count_tokens, examples, lambda index, fault: None)
+    lengths = [0] * len(examples)
+    for index, length in zip(readable, counted or (), strict=True):
+        lengths[index] = length
     order = sorted(range(len(examples)), key=lambda index: (-lengths[index], index))
     rows = [[index * group + completion for completion in range(group)] for index in order]
     if group > batch:
         return [prompt_rows[start : start + batch] for prompt_rows in rows for start in range(0, group, batch)]
     prompts_per_batch = batch // group
     return [list(chain(*rows[start : start + prompts_per_batch])) for start in range(0, len(rows), prompts_per_batch)]
+
+
+def _encode(student: Student, examples: Sequence[Example]) -> dict[str, Tensor]:
+    """`Student.encode`. Raises PromptTooLongError if a prompt takes all positions of the student."""
+    inputs = student.encode(examples)
+    limit, longest = student.max_positions, int(inputs["attention_mask"].sum(-1).max())
+    if limit is not None and longest >= limit:
+        raise PromptTooLongError(
+            f"its prompt has {longest} tokens, and the student {student.path!r} has {limit} positions for prompt and "
+            "completion together"
+        )
+    return inputs
 
 
 class _CompletionBuffer:
@@ -140,12 +162,26 @@ class _CompletionBuffer:
 
 @torch.no_grad()
 def _decode(
-    student: Student, examples: Sequence[Example], rows: Sequence[int], sampling: Sampling, seed: int, first_row: int
+    student: Student,
+    examples: Sequence[Example],
+    rows: Sequence[int],
+    sampling: Sampling,
+    seed: int,
+    first_row: int,
+    on_fault: OnFault | None,
 ) -> Iterator[list[Rollout]]:
     """Decode the completions of these rows together. Yields the completions that end at each position."""
     prompts = list(dict.fromkeys(row // sampling.group for row in rows))
+    readable, inputs = for_readable(
+        partial(_encode, student),
+        [examples[index] for index in prompts],
+        None if on_fault is None else lambda index, fault: on_fault(prompts[index], fault),
+    )
+    if inputs is None:
+        return
+    prompts = [prompts[index] for index in readable]
+    rows = [row for row in rows if row // sampling.group in prompts]
     prompt_C = [prompts.index(row // sampling.group) for row in rows]
-    inputs = student.encode([examples[index] for index in prompts])
     prompt_ids_P = [
         tuple(ids[mask.bool()].tolist())
         for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
@@ -208,6 +244,7 @@ class HfEngine:
         seed: int,
         first_row: int = 0,
         on_finished: OnFinished | None = None,
+        on_fault: OnFault | None = None,
     ) -> list[Rollout]:
         """See Engine."""
         return generate(
@@ -218,6 +255,7 @@ class HfEngine:
             seed=seed,
             first_row=first_row,
             on_finished=on_finished,
+            on_fault=on_fault,
         )
 
     def sync(self, version: int) -> None:

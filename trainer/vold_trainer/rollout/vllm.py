@@ -15,7 +15,7 @@ import io
 import os
 import queue
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import timedelta
@@ -27,12 +27,14 @@ from PIL import Image
 
 from vold_trainer.config import RolloutConfig
 from vold_trainer.data import Example
+from vold_trainer.data.faults import OnFault, PromptTooLongError, RowError, RowFault
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.rollout.base import OnFinished, Rollout, Sampling
 from vold_trainer.rollout.vllm_local import LOCAL, serve_student
-from vold_trainer.rollout.vllm_server import Reply, Server, ServerInfo
+from vold_trainer.rollout.vllm_server import RefusedError, Reply, Server, ServerInfo
 from vold_trainer.rollout.weights import make_transfer
 from vold_trainer.student.models import Student
+from vold_trainer.student.readable import for_readable
 from vold_trainer.tasks import ClientTasks
 
 T = TypeVar("T")
@@ -175,53 +177,77 @@ class VllmEngine:
         seed: int,
         first_row: int = 0,
         on_finished: OnFinished | None = None,
+        on_fault: OnFault | None = None,
     ) -> list[Rollout]:
         """See Engine. Rollouts have log-probabilities even if `sampling` does not request them, if vLLM reports them.
 
+        An example is at fault too if its prompt is too long for a server, or a server refuses it.
+
         Raises RunError if a server is away for longer than half a minute, or has other weights than the last ones sent;
-        UsageError if a prompt or the sampling parameters do not fit the server.
+        UsageError if the sampling parameters do not fit the server; RowError for an example at fault without
+        `on_fault`.
         """
         if self.weights_label is None:
             self.sync(self.version)
         has_logprobs = self._reports_logprobs(sampling)
-        prompts = [tuple(ids) for ids in self.student.prompt_ids(examples)]
-        self._check_lengths(examples, prompts, sampling)
+        prompts, bodies = self._requests(examples, sampling, on_fault)
         results: Results = queue.SimpleQueue()
-        futures = self._submit(examples, prompts, sampling, seed, first_row, results)
+        futures = self._submit(bodies, sampling.group, seed, first_row, results)
         finished: dict[int, Rollout] = {}
+        refused: set[int] = set()
+        replies = 0
         try:
-            while len(finished) < len(futures):
+            while replies < len(futures):
                 new = []
                 for row, reply in _next_results(results):
-                    if isinstance(reply, BaseException):
-                        raise reply
+                    replies += 1
                     index = (row - first_row) // sampling.group
-                    new.append(self._rollout(row, examples[index], prompts[index], reply, sampling, has_logprobs))
+                    if isinstance(reply, RefusedError):
+                        _report_refusal(index, examples[index], reply, on_fault)
+                        refused.add(index)
+                    elif isinstance(reply, BaseException):
+                        raise reply
+                    elif index not in refused:
+                        new.append(self._rollout(row, examples[index], prompts[index], reply, sampling, has_logprobs))
                 finished.update({rollout.row: rollout for rollout in new})
-                if on_finished is not None:
+                if on_finished is not None and new:
                     on_finished(new)
         finally:
             for future in futures:
                 future.cancel()
         self.tasks.run(self._check_weights())
-        return [finished[row] for row in sorted(finished)]
+        return [finished[row] for row in sorted(finished) if (row - first_row) // sampling.group not in refused]
+
+    def _requests(
+        self, examples: Sequence[Example], sampling: Sampling, on_fault: OnFault | None
+    ) -> tuple[dict[int, tuple[int, ...]], dict[int, dict[str, Any]]]:
+        """The prompt ids and the request body of each example that can be sent, by its index."""
+
+        def requests(part: Sequence[Example]) -> list[tuple[tuple[int, ...], dict[str, Any]]]:
+            prompts = [tuple(ids) for ids in self.student.prompt_ids(part)]
+            self._check_lengths(prompts, sampling)
+            pairs = zip(part, prompts, strict=True)
+            return [(ids, self._request(example, ids, sampling)) for example, ids in pairs]
+
+        readable, made = for_readable(requests, examples, on_fault)
+        by_index = dict(zip(readable, made or (), strict=True))
+        return (
+            {index: ids for index, (ids, _) in by_index.items()},
+            {index: body for index, (_, body) in by_index.items()},
+        )
 
     def _submit(
-        self,
-        examples: Sequence[Example],
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        seed: int,
-        first_row: int,
-        results: Results,
+        self, bodies: Mapping[int, dict[str, Any]], group: int, seed: int, first_row: int, results: Results
     ) -> list[Future[None]]:
-        """Start a request for each row; each puts its reply, or its error, into `results`."""
+        """Start a request for each row; each puts its reply, or its error, into `results`.
+
+        bodies: by the index of the example.
+        """
         futures = []
-        for index, (example, ids) in enumerate(zip(examples, prompts, strict=True)):
-            body = self._request(example, ids, sampling)
-            server_index = (first_row // sampling.group + index) % len(self.servers)
+        for index, body in bodies.items():
+            server_index = (first_row // group + index) % len(self.servers)
             server, model = self.servers[server_index], self.infos[server_index].model
-            for row in range(first_row + index * sampling.group, first_row + (index + 1) * sampling.group):
+            for row in range(first_row + index * group, first_row + (index + 1) * group):
                 request = {**body, "model": model, "seed": row_seed(seed, row)}
                 futures.append(self.tasks.submit(_put_result(results, row, server.complete(request))))
         return futures
@@ -254,14 +280,14 @@ class VllmEngine:
                 )
         return True
 
-    def _check_lengths(self, examples: Sequence[Example], prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+    def _check_lengths(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
         limit, name = min((info.max_length, server.name) for server, info in zip(self.servers, self.infos, strict=True))
-        for example, ids in zip(examples, prompts, strict=True):
+        for ids in prompts:
             if len(ids) + sampling.max_tokens > limit:
-                raise UsageError(
-                    f"example {example.id!r}: its prompt has {len(ids)} tokens, and with rollout.max_tokens="
-                    f"{sampling.max_tokens} that is more than the {limit} of rollout.url {name}: lower "
-                    "rollout.max_tokens, or start the server with a larger --max-model-len"
+                raise PromptTooLongError(
+                    f"its prompt has {len(ids)} tokens, and with rollout.max_tokens={sampling.max_tokens} that is more "
+                    f"than the {limit} of rollout.url {name}: lower rollout.max_tokens, or start the server with a "
+                    "larger --max-model-len"
                 )
 
     def _request(self, example: Example, ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
@@ -372,6 +398,13 @@ def _next_results(results: Results) -> list[tuple[int, Reply | BaseException]]:
     while not results.empty():
         ready.append(results.get())
     return ready
+
+
+def _report_refusal(index: int, example: Example, error: RefusedError, on_fault: OnFault | None) -> None:
+    fault = RowFault.of(example, error, refused=True)
+    if on_fault is None:
+        raise RowError(fault) from error
+    on_fault(index, fault)
 
 
 def row_seed(seed: int, row: int) -> int:

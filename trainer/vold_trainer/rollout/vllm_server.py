@@ -54,6 +54,10 @@ class Reply:
     top_ids: tuple[tuple[int, ...], ...]
 
 
+class RefusedError(RunError):
+    """The server refuses what a request contains. A retry does not help."""
+
+
 class Server:
     """A vLLM server. Create and use it on one event loop. Every error names the server's URL and the remedy."""
 
@@ -211,7 +215,8 @@ class Server:
         if status == 404:
             raise UsageError(f"rollout.url {self.name}: it has no route {route}: {START_ADVICE}")
         if status < 500 and status != 429:
-            raise RunError(f"rollout.url {self.name}: {route} refused: {message}")
+            kind = RefusedError if status in (400, 413, 422) else RunError
+            raise kind(f"rollout.url {self.name}: {route} refused: {message}")
         return f"{route} answered {status}: {message}"
 
 

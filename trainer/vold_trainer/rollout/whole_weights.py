@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from vold_trainer.data import Example
+from vold_trainer.data.faults import OnFault
 from vold_trainer.processes.sharding import gathered_weights
 from vold_trainer.rollout.base import Engine, OnFinished, Rollout, Sampling
 
@@ -26,10 +27,13 @@ class GatheredEngine:
         seed: int,
         first_row: int = 0,
         on_finished: OnFinished | None = None,
+        on_fault: OnFault | None = None,
     ) -> list[Rollout]:
         """See Engine."""
         with gathered_weights(self.module):
-            return self.engine.generate(examples, sampling, seed=seed, first_row=first_row, on_finished=on_finished)
+            return self.engine.generate(
+                examples, sampling, seed=seed, first_row=first_row, on_finished=on_finished, on_fault=on_fault
+            )
 
     def sync(self, version: int) -> None:
         """See Engine."""

@@ -72,6 +72,7 @@ THROUGHPUT_ROWS = (
     MetricRow("length/truncated", "truncated", "%"),
     MetricRow("missing/teacher", "missing, teacher", alarm=True),
     MetricRow("missing/verifier", "missing, verifier", alarm=True),
+    MetricRow("missing/rows", "rows at fault", alarm=True),
     MetricRow("optim/skipped", "updates skipped", alarm=True),
     MetricRow("sane/alarms", "alarms, teacher", alarm=True),
     MetricRow("time/generate", "generate", "s"),
@@ -88,6 +89,7 @@ SFT_TABLES = (
         MetricRow("optim/skipped", "updates skipped", alarm=True),
         MetricRow("time/step", "whole step", "s"),
         MetricRow("tokens/per_second", "tokens", "a second"),
+        MetricRow("missing/rows", "rows at fault", alarm=True),
     ),
 )
 

@@ -68,7 +68,7 @@ class ScoredBatch:
         self.rewards_C = torch.tensor(
             [np.nan if score.reward is None else score.reward for score in self.scores], dtype=torch.float32
         )
-        self.correct_C = torch.tensor([bool(score.correct) for score in self.scores])
+        self.correct_C = torch.tensor([bool(score.correct) for score in self.scores], dtype=torch.bool)
         shaped_C = self.rewards_C
         if self.overlong:
             lengths_C = torch.tensor([len(rollout.ids) for rollout in self.rollouts])

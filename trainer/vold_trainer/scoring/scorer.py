@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,19 +20,22 @@ from vold_client import (
     CompletionScore,
     DeadlineExceeded,
     IdentityChanged,
+    InvalidArgument,
     ResourceExhausted,
     VoldError,
 )
 
 from vold_trainer import tracing
 from vold_trainer.data import Example
+from vold_trainer.data.faults import RowError, RowFault
 from vold_trainer.objectives import Needs
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.handshake import truncate_for_teacher
 from vold_trainer.scoring.items import verifier_item
+from vold_trainer.scoring.refusals import may_be_a_rows, refuses_row, split_by_example
 from vold_trainer.scoring.sanity import valid_entropies, valid_logprobs
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements
-from vold_trainer.scoring.twins import TeacherPrompts
+from vold_trainer.scoring.twins import OnRefused, TeacherPrompts
 from vold_trainer.sentences import Sentences, sentence
 from vold_trainer.services.outages import MonitoredService, Outages, Span
 from vold_trainer.student.models import Student
@@ -68,11 +71,12 @@ class RolloutScore:
 @dataclass
 class StepScores:
     """The scores of a step, by row. missing: number of missing scores, by "teacher: CLASS" or "verifier: CLASS" of the
-    error. sentences: what the services say about them.
+    error, or "row: ...". sentences: what the services say about them. faults: of the rows that a service refuses.
     """
 
     rows: dict[int, RolloutScore]
     missing: Counter[str] = field(default_factory=Counter)
+    faults: list[RowFault] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     sentences: Sentences = field(default_factory=Sentences)
 
@@ -171,7 +175,8 @@ class Scorer:
 
     make_teachers, make_verifier: build the clients on their event loop; no teachers, and None, if the run needs no such
     score. route: maps an example to the name of its teacher. verifier_name, verifier_parameters: for rows that name
-    none. request_size: rollouts in one request. outages: how long to wait for a service that is away.
+    none. request_size: rollouts in one request. outages: how long to wait for a service that is away. stop_at_faults:
+    raise RowError for a row that a service refuses, whose scores are missing otherwise.
     """
 
     def __init__(
@@ -185,6 +190,7 @@ class Scorer:
         temperature: float = 1.0,
         request_size: int = 32,
         outages: Outages | None = None,
+        stop_at_faults: bool = False,
     ) -> None:
         self.tasks = ClientTasks()
         self.teachers = self.tasks.run(_call(make_teachers))
@@ -195,6 +201,7 @@ class Scorer:
         self.temperature = temperature
         self.request_size = request_size
         self.outages = outages or Outages()
+        self.stop_at_faults = stop_at_faults
         self.services = {
             teacher.key: MonitoredService(teacher.key, teacher.client, self.outages)
             for teacher in self.teachers.values()
@@ -224,10 +231,13 @@ class Scorer:
             self.prompts[teacher.name] = TeacherPrompts(student, teacher)
         return list(self.teachers.values())
 
-    def prepare_prompts(self, examples: Sequence[Example]) -> None:
-        """Make the teachers' prompts of these examples. Raises UsageError for a row that its teacher cannot read."""
+    def prepare_prompts(self, examples: Sequence[Example], on_refused: OnRefused | None = None) -> None:
+        """Make the teachers' prompts of these examples. on_refused: receives those that their teachers cannot read.
+
+        Raises UsageError for the first of them without on_refused.
+        """
         for name, prompts in self.prompts.items():
-            prompts.prepare([example for example in examples if self.route(example) == name])
+            prompts.prepare([example for example in examples if self.route(example) == name], on_refused)
 
     def begin(self, needs: Needs, *, verify: bool = True) -> PendingScores:
         """Begin a step's scores. needs: what to request from the teachers. verify: whether to request verdicts."""
@@ -249,32 +259,61 @@ class Scorer:
         """Have these rollouts scored by the teacher `name`."""
         teacher = self.teachers[name]
 
-        async def request() -> None:
-            with _record_span(pending.scores, "teacher"), tracing.span("score", rollouts=len(rollouts)):
-                await self._score(teacher, pending.needs, rollouts, pending.scores)
+        async def request(part: list[Rollout]) -> None:
+            with _record_span(pending.scores, "teacher"), tracing.span("score", rollouts=len(part)):
+                await self._score(teacher, pending.needs, part, pending.scores)
 
-        await self._count_lost("teacher", self.services[teacher.key].call(request), rollouts, pending.scores)
+        await self._count_lost("teacher", self.services[teacher.key], request, rollouts, pending.scores)
 
     async def request_verdicts(self, pending: PendingScores, rollouts: list[Rollout]) -> None:
         """Have these rollouts verified."""
 
-        async def request() -> None:
-            with _record_span(pending.scores, "verifier"), tracing.span("verify", rollouts=len(rollouts)):
-                await self._verify(rollouts, pending.scores)
+        async def request(part: list[Rollout]) -> None:
+            with _record_span(pending.scores, "verifier"), tracing.span("verify", rollouts=len(part)):
+                await self._verify(part, pending.scores)
 
-        await self._count_lost("verifier", self.services["verifier"].call(request), rollouts, pending.scores)
+        await self._count_lost("verifier", self.services["verifier"], request, rollouts, pending.scores)
 
     async def _count_lost(
-        self, service: str, call: Coroutine[Any, Any, None], rollouts: list[Rollout], scores: StepScores
+        self,
+        service: str,
+        monitored: MonitoredService,
+        request: Callable[[list[Rollout]], Awaitable[None]],
+        rollouts: list[Rollout],
+        scores: StepScores,
     ) -> None:
-        """Count the scores that are lost because a service is too slow or too full. Any other error ends the run."""
+        """Make the request. Count the scores that are lost because a service is too slow or too full, or refuses a row.
+        Any other error ends the run.
+
+        A request that is refused as a whole is sent in halves, so that one row costs no score of another.
+        """
         try:
-            await call
+            await monitored.call(lambda: request(rollouts))
         except (DeadlineExceeded, ResourceExhausted) as error:
-            for rollout in rollouts:
-                scores.add_missing(service, rollout, error)
-                if service == "verifier":
-                    scores.rows[rollout.row].reason = sentence(error)
+            self._count_missing(service, rollouts, error, scores)
+        except InvalidArgument as error:
+            if not may_be_a_rows(error):
+                raise
+            halves = split_by_example(rollouts)
+            for half in halves:
+                await self._count_lost(service, monitored, request, half, scores)
+            if not halves:
+                self._count_missing(service, rollouts, error, scores)
+                self._report_fault(rollouts[0].example, error, scores)
+
+    def _count_missing(self, service: str, rollouts: list[Rollout], error: VoldError, scores: StepScores) -> None:
+        """Count the scores of these rollouts as missing for this error."""
+        for rollout in rollouts:
+            scores.add_missing(service, rollout, error)
+            if service == "verifier":
+                scores.rows[rollout.row].reason = sentence(error)
+
+    def _report_fault(self, example: Example, error: VoldError, scores: StepScores) -> None:
+        """Record that a service refuses a row. Raises RowError if that stops the run."""
+        fault = RowFault.of(example, error, refused=True)
+        if self.stop_at_faults:
+            raise RowError(fault) from error
+        scores.faults.append(fault)
 
     async def _score(self, teacher: Teacher, needs: Needs, rollouts: list[Rollout], scores: StepScores) -> None:
         assert teacher.info is not None
@@ -314,6 +353,8 @@ class Scorer:
             row = int(score.id)
             if score.error is not None or score.logprobs is None:
                 scores.add_missing("teacher", by_row[row], score.error, "the reply has no log-probabilities")
+                if score.error is not None and refuses_row(score.error, by_row[row].example):
+                    self._report_fault(by_row[row].example, score.error, scores)
                 continue
             _store_score(scores.rows[row], by_row[row], score, masks[row], support_V)
 
@@ -338,6 +379,9 @@ class Scorer:
                 text = f"the reward is {verdict.reward}: {verdict.reason}"
                 scores.add_missing("verifier", by_row[row], verdict.error, text)
                 score.reason = score.missing["verifier"]
+                example = by_row[row].example
+                if verdict.error is not None and refuses_row(verdict.error, example):
+                    self._report_fault(example, verdict.error, scores)
                 continue
             score.reward, score.correct = verdict.reward, bool(verdict.correct)
             score.extracted, score.reason = verdict.extracted, verdict.reason

@@ -8,7 +8,7 @@ tokens after another prompt.
 import contextlib
 import logging
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from vold_trainer.data import Example, Message
+from vold_trainer.data.faults import RowFault
 from vold_trainer.data.messages import count_image_parts, prepend_system
 from vold_trainer.errors import HandshakeError, UsageError
 from vold_trainer.scoring.teachers import Teacher
@@ -23,6 +24,9 @@ from vold_trainer.student.models import Student
 from vold_trainer.terminal import progress
 
 log = logging.getLogger("vold.twins")
+
+OnRefused = Callable[[Example, Exception], None]
+"""Receives an example that a teacher cannot read, and the error."""
 
 BATCH = 256
 """Prompts tokenized together."""
@@ -63,6 +67,22 @@ def flatten_content(messages: Sequence[Message]) -> list[dict[str, str]]:
     ]
 
 
+@contextlib.contextmanager
+def _refusing(example: Example, on_refused: OnRefused | None) -> Iterator[None]:
+    """Give an error about the example to on_refused. Without it the error is raised, with the row's place."""
+    try:
+        yield
+    except Exception as error:  # a template may raise any exception
+        if on_refused is not None:
+            on_refused(example, error)
+        elif not isinstance(error, UsageError):
+            raise UsageError(f"{RowFault.of(example, error)}. Mend the row, or set data.skip_broken=true") from error
+        elif example.where and example.where != example.id:
+            raise UsageError(f"{example.where}: {error}") from error
+        else:
+            raise
+
+
 @dataclass(frozen=True)
 class _PreparedPrompt:
     """ids: None if the teacher reads the student's own prompt. example: held so that no other gets the same id()."""
@@ -95,20 +115,24 @@ class TeacherPrompts:
         self._template = _template_tokenizer(teacher, self._tokenizer) if teacher.config.template == "teacher" else None
         self._prepared: dict[int, _PreparedPrompt] = {}
 
-    def prepare(self, examples: Sequence[Example]) -> None:
-        """Make the prompts of these examples. Raises UsageError for a row that the teacher cannot read."""
+    def prepare(self, examples: Sequence[Example], on_refused: OnRefused | None = None) -> None:
+        """Make the prompts of these examples. on_refused: receives those that the teacher cannot read.
+
+        Raises UsageError for the first of them without on_refused.
+        """
         remaining = []
         for example in examples:
             if self._same_vocabulary and self._reads_student_messages(example):
-                teacher_messages(example)
-                self._prepared[id(example)] = _PreparedPrompt(example, None)
+                with _refusing(example, on_refused):
+                    teacher_messages(example)
+                    self._prepared[id(example)] = _PreparedPrompt(example, None)
             else:
                 remaining.append(example)
         shown = len(remaining) > PROGRESS_FROM
         with progress(f"prompts for {self.teacher.key}", len(remaining)) if shown else contextlib.nullcontext() as live:
             retokenized = 0
             for start in range(0, len(remaining), BATCH):
-                retokenized += self._prepare(remaining[start : start + BATCH])
+                retokenized += self._prepare(remaining[start : start + BATCH], on_refused)
                 if live is not None:
                     live.update(start)
         if retokenized:
@@ -124,18 +148,24 @@ class TeacherPrompts:
         if id(example) not in self._prepared:
             self.prepare([example])
 
-    def _prepare(self, examples: Sequence[Example]) -> int:
+    def _prepare(self, examples: Sequence[Example], on_refused: OnRefused | None) -> int:
         """Returns how many of the prompts were tokenized again, by the teacher's tokenizer."""
         retokenized = 0
-        texts = [self._render(example) for example in examples]
-        for example, text, ids in zip(examples, texts, self._tokenize(texts), strict=True):
+        texts: list[str] = []
+        rendered = []
+        for example in examples:
+            with _refusing(example, on_refused):
+                texts.append(self._render(example))
+                rendered.append(example)
+        for example, text, ids in zip(rendered, texts, self._tokenize(texts) if texts else (), strict=True):
             foreign = self._template is None and self._has_foreign(ids)
             if foreign:
                 retokenized += 1
                 ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-            self._check(example, ids)
-            same = not foreign and self._reads_student_messages(example)
-            self._prepared[id(example)] = _PreparedPrompt(example, None if same else array("i", ids))
+            with _refusing(example, on_refused):
+                self._check(example, ids)
+                same = not foreign and self._reads_student_messages(example)
+                self._prepared[id(example)] = _PreparedPrompt(example, None if same else array("i", ids))
         return retokenized
 
     def _reads_student_messages(self, example: Example) -> bool:

@@ -77,6 +77,12 @@ class Student:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_ids[0]
 
     @property
+    def max_positions(self) -> int | None:
+        """The most positions of a sequence; None if the model states no such limit."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return limit if isinstance(limit, int) and limit > 0 else None
+
+    @property
     def computes_positions(self) -> bool:
         """Whether the model has multi-dimensional positions and computes them itself."""
         return hasattr(self.model.base_model, "get_rope_index")

@@ -18,15 +18,17 @@ class Trace:
     ids: tuple[int, ...]
 
 
-def read_traces(path: Path, student: Student) -> list[Trace]:
+def read_traces(path: Path, student: Student, *, skip_broken: bool = False) -> list[Trace]:
     """Read the traces of `vold traces`, or any JSONL or Parquet with "messages" (or "prompt") and "completion".
 
     "completion_ids" are used unchanged if the student's tokenizer decodes them to the same text. Otherwise the text is
-    tokenized, and the student's EOS is appended. Raises UsageError that names file, line and field.
+    tokenized, and the student's EOS is appended. Raises UsageError that names file, line and field of a broken row,
+    unless skip_broken leaves it out.
     """
     if not path.is_file():
         raise UsageError(f"traces {str(path)!r} does not exist: create it with `vold traces`")
-    traces = [_make_trace(example, completion, ids, student) for example, completion, ids in trace_rows(path)]
+    rows = trace_rows(path, skip_broken=skip_broken)
+    traces = [_make_trace(example, completion, ids, student) for example, completion, ids in rows]
     if not traces:
         raise UsageError(f"traces {str(path)!r} is empty: no completion was accepted, or the file is truncated")
     return traces

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from vold_trainer.config import TrainConfig
 from vold_trainer.data import Example, PromptOrder
-from vold_trainer.objectives import AnyObjective, Gkd
+from vold_trainer.objectives import AnyObjective, Gkd, Needs
+from vold_trainer.rollout.base import Rollout
 from vold_trainer.student.traces import Trace
 from vold_trainer.training import saved_batches
 from vold_trainer.training.generation import RolloutBatch, RolloutGenerator
@@ -49,14 +50,19 @@ class BatchSource:
         """
         share, group = self.generator.ranks.share(self.config.rollout.prompts), self.config.rollout.group
         for saved in saved_batches.read(folder, self.examples, processes):
-            needs = self.objective.needs_at(saved.step)
-            first = saved.rollouts[0]
-            width = 0 if first.candidates is None else first.candidates.shape[1]
-            if width >= needs.candidates and (first.logprobs is not None or not needs.rollout_logprobs):
-                rollouts = [rollout for rollout in saved.rollouts if rollout.row // group in share]
-                yield self.generator.from_saved(saved.step, saved.version, rollouts, saved.examples)
+            if saved.rollouts and not _has_what(self.objective.needs_at(saved.step), saved.rollouts[0]):
+                continue
+            rollouts = [rollout for rollout in saved.rollouts if rollout.row // group in share]
+            faults = {place: fault for place, fault in saved.faults.items() if place in share}
+            yield self.generator.from_saved(saved.step, saved.version, rollouts, saved.examples, faults)
 
     def _on_policy(self, step: int) -> bool:
         """Whether the student generates the completions of step `step`."""
         share = self.objective.student_share if isinstance(self.objective, Gkd) else 1.0
         return random.Random(f"{self.config.seed}:{step}").random() < share
+
+
+def _has_what(needs: Needs, rollout: Rollout) -> bool:
+    """Whether a saved rollout has what its step needs."""
+    width = 0 if rollout.candidates is None else rollout.candidates.shape[1]
+    return width >= needs.candidates and (rollout.logprobs is not None or not needs.rollout_logprobs)

@@ -26,9 +26,11 @@ from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
 from vold_trainer.scoring.scorer import PendingScores, RolloutScore, Scorer
 from vold_trainer.services.outages import Span
-from vold_trainer.student.batching import make_batch, micro_batches
+from vold_trainer.student.batching import Batch, micro_batches
 from vold_trainer.student.models import Student
+from vold_trainer.student.readable import make_readable_batch
 from vold_trainer.terminal import console
+from vold_trainer.training.broken_rows import readable_dummy
 from vold_trainer.training.means import Means
 from vold_trainer.training.token_log import DECILES, SUFFIXES
 
@@ -123,12 +125,16 @@ class Diagnostics:
             parts += [[] for _ in range(max(self.ranks.gather(len(parts))) - len(parts))]
         top_k = max(1, self.needs.top_k)
         for part in parts:
-            chosen = [measurement.rollouts[index] for index in part] or [dummy]
-            examples, ids = [rollout.example for rollout in chosen], [rollout.ids for rollout in chosen]
-            device = self.ranks.accelerator.device
-            batch = make_batch(self.student, examples, ids, device=device, share=not self.prepared.lock_step)
+            chosen = [measurement.rollouts[index] for index in part]
+            readable, batch = self._batch(chosen)
+            chosen = [chosen[index] for index in readable]
+            if batch is None:
+                if not self.prepared.lock_step:
+                    continue
+                _, batch = self._batch([readable_dummy(self.student, dummy)])
+                assert batch is not None
             student = module(batch.inputs, batch.predicts_BS, batch.ids_N, self.temperature, top_k=top_k)
-            if not part:
+            if not chosen:
                 continue
             lengths, rows = [len(r.ids) for r in chosen], [r.row for r in chosen]
             for by_row, values in (
@@ -138,6 +144,19 @@ class Diagnostics:
             ):
                 by_row.update(zip(rows, values.cpu().split(lengths), strict=True))
         module.train(was_training)
+
+    def _batch(self, rollouts: Sequence[Rollout]) -> tuple[list[int], Batch | None]:
+        """(the indices of the rollouts whose prompts can be read, their batch). The update reports the others."""
+        if not rollouts:
+            return [], None
+        return make_readable_batch(
+            self.student,
+            [rollout.example for rollout in rollouts],
+            [rollout.ids for rollout in rollouts],
+            lambda index, fault: None,
+            device=self.ranks.accelerator.device,
+            share=not self.prepared.lock_step,
+        )
 
     def metrics(self, measurement: Measurement) -> dict[str, float | list[float | None] | None]:
         """The metrics, over all processes. Waits for the teachers. Positions without a teacher's score are left out.
@@ -154,6 +173,8 @@ class Diagnostics:
             measurement.spans += scores.spans
             correct = measurement.correct
             for rollout in measurement.rollouts:
+                if rollout.row not in measurement.student_ids:
+                    continue  # its prompt could not be read
                 add_scores(means, measurement, rollout.row, correct[rollout.row], scores.rows[rollout.row])
             failure = scores.describe_missing()
         measurement.spans += measurement.pending.waits

@@ -5,13 +5,14 @@ Shapes: P prompts, G completions of a prompt.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from vold_trainer import tracing
 from vold_trainer.config import TrainConfig
 from vold_trainer.data import Example
+from vold_trainer.data.faults import RowError, RowFault
 from vold_trainer.objectives import AnyObjective, Dapo, Needs
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.rollout.base import Engine, Rollout, Sampling
@@ -19,6 +20,7 @@ from vold_trainer.scoring.batch import AwaitScores, ScoredBatch
 from vold_trainer.scoring.scorer import PendingScores, RolloutScore, Scorer, StepScores
 from vold_trainer.services.outages import Span
 from vold_trainer.student.models import Student
+from vold_trainer.student.readable import for_readable
 from vold_trainer.student.traces import Trace
 
 
@@ -28,7 +30,7 @@ class RolloutBatch:
 
     version: the number of updates of the weights that generated the rollouts; None for traces. needs: what is requested
     from the services. examples: the whole step's. scored: all rollouts of this process. selected: the rollouts among
-    them for the policy update.
+    them for the policy update. faults: of the rows whose groups are missing, by their places in `examples`.
     """
 
     step: int
@@ -40,6 +42,17 @@ class RolloutBatch:
     pending: list[PendingScores]
     generate_spans: list[Span] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    faults: dict[int, RowFault] = field(default_factory=dict)
+
+    def add_faults(self, faults: Mapping[int, RowFault]) -> None:
+        """Add the faults of rows that could not be read for the update. faults: by index in `selected`."""
+        self.faults |= {self.selected.rollouts[i].row // self.selected.group: fault for i, fault in faults.items()}
+
+    @property
+    def absent(self) -> int:
+        """The number of completions that this process would have, if the groups of its rows at fault were there."""
+        present = {rollout.row // self.scored.group for rollout in self.scored.rollouts}
+        return self.scored.group * len(self.faults.keys() - present)
 
     @property
     def staleness(self) -> int:
@@ -55,6 +68,10 @@ class RolloutBatch:
             joined.missing.update(scores.missing)
             joined.sentences.update(scores.sentences)
             joined.spans += scores.spans
+            joined.faults += scores.faults
+        for fault in self.faults.values():
+            joined.missing[f"row: {fault.kind}"] += self.scored.group
+            joined.faults.append(fault)
         return joined
 
     @property
@@ -68,6 +85,16 @@ def max_rounds(objective: AnyObjective) -> int:
     return objective.rounds if isinstance(objective, Dapo) else 1
 
 
+@dataclass(frozen=True)
+class _Round:
+    """One round's rollouts, their pending scores, the span of their generation, and the rows at fault by place."""
+
+    rollouts: list[Rollout]
+    pending: PendingScores
+    span: Span
+    faults: dict[int, RowFault]
+
+
 class RolloutGenerator:
     """Makes the rollouts of a step and requests their scores."""
 
@@ -79,6 +106,12 @@ class RolloutGenerator:
         self.engine = engine
         self.scorer = scorer
         self.max_rounds = max_rounds(config.objective)
+        self.stop_at_faults = config.data.skip_broken is False
+        self.refused: dict[int, tuple[Example, RowFault]] = {}
+
+    def refuse(self, example: Example, error: Exception) -> None:
+        """Leave the groups of this example missing from now on. It is held, so that no other gets the same id()."""
+        self.refused[id(example)] = (example, RowFault.of(example, error, refused=True))
 
     def generate(self, step: int, examples: Sequence[Example]) -> RolloutBatch:
         """Generate completions of this process's share of the prompts, and request their scores. If the objective
@@ -90,24 +123,26 @@ class RolloutGenerator:
         needs, version = self.objective.needs_at(step), self.engine.version
         if self.max_rounds > 1:
             return self._generate_rounds(step, version, examples, needs)
-        rollouts, pending, span = self._generate_round(step, examples, needs, 0)
-        scored = self._pending_batch(rollouts, pending, self.config.rollout.group)
-        return RolloutBatch(step, version, needs, examples, scored, scored, [pending], [span])
+        made = self._generate_round(step, examples, needs, 0)
+        scored = self._pending_batch(made.rollouts, made.pending, self.config.rollout.group)
+        return RolloutBatch(
+            step, version, needs, examples, scored, scored, [made.pending], [made.span], faults=made.faults
+        )
 
     def _generate_rounds(self, step: int, version: int, examples: Sequence[Example], needs: Needs) -> RolloutBatch:
         """Dynamic sampling (DAPO): rounds until there are `rollout.prompts` informative groups."""
         wanted = self.config.rollout.prompts
         rollouts: list[Rollout] = []
         scores: list[RolloutScore] = []
-        rounds, spans = list[PendingScores](), list[Span]()
+        rounds, spans, faults = list[PendingScores](), list[Span](), dict[int, RowFault]()
         for number in range(self.max_rounds):
-            part = examples[number * wanted : (number + 1) * wanted]
-            generated, pending, span = self.ranks.run_on_all(partial(self._score_round, step, part, needs, number))
-            rows = pending.scores.rows
-            rollouts += generated
-            scores += [rows[rollout.row] for rollout in generated]
-            rounds.append(pending)
-            spans.append(span)
+            made = self.ranks.run_on_all(partial(self._score_round, step, examples, needs, number))
+            rows = made.pending.scores.rows
+            rollouts += made.rollouts
+            scores += [rows[rollout.row] for rollout in made.rollouts]
+            rounds.append(made.pending)
+            spans.append(made.span)
+            faults |= made.faults
             scored = self._scored_batch(rollouts, scores, self.config.rollout.group)
             informative = self._informative_groups(scored)
             if sum(informative.values()) >= wanted:
@@ -115,35 +150,50 @@ class RolloutGenerator:
         groups = [group for group, informs in informative.items() if informs][:wanted] or list(informative)[:wanted]
         selected = self._select_groups(scored, groups)
         metrics = {"dapo/rounds": float(len(rounds)), "dapo/dropped_groups": float(len(informative) - len(groups))}
-        return RolloutBatch(step, version, needs, examples, selected, scored, rounds, spans, metrics)
+        return RolloutBatch(step, version, needs, examples, selected, scored, rounds, spans, metrics, faults)
 
-    def _score_round(
-        self, step: int, examples: Sequence[Example], needs: Needs, number: int
-    ) -> tuple[list[Rollout], PendingScores, Span]:
+    def _score_round(self, step: int, examples: Sequence[Example], needs: Needs, number: int) -> "_Round":
         """`_generate_round`, and wait for all of its scores."""
-        generated = self._generate_round(step, examples, needs, number)
-        generated[1].collect()
-        return generated
+        made = self._generate_round(step, examples, needs, number)
+        made.pending.collect()
+        return made
 
-    def _generate_round(
-        self, step: int, examples: Sequence[Example], needs: Needs, number: int
-    ) -> tuple[list[Rollout], PendingScores, Span]:
-        """(rollouts, their pending scores, the span of their generation)."""
+    def _generate_round(self, step: int, examples: Sequence[Example], needs: Needs, number: int) -> "_Round":
+        """Generate this process's share of round `number`. examples: the whole step's.
+
+        The engine numbers rows as if no group were missing, so a row at fault changes no other row's completions.
+        """
         pending = self.scorer.begin(needs)
-        share = self.ranks.share(len(examples))
-        first = number * self.config.rollout.prompts + share.start
+        prompts, group = self.config.rollout.prompts, self.config.rollout.group
+        share = self.ranks.share(len(examples[number * prompts : (number + 1) * prompts]))
+        first = number * prompts + share.start
+        own = examples[first : first + len(share)]
+        faults: dict[int, RowFault] = {
+            first + index: self.refused[id(example)][1]
+            for index, example in enumerate(own)
+            if id(example) in self.refused
+        }
+
+        def on_fault(index: int, fault: RowFault) -> None:
+            faults.setdefault(first + index, fault)
+
+        def on_finished(rollouts: list[Rollout]) -> None:
+            pending.submit([rollout for rollout in rollouts if rollout.row // group not in faults])
+
         started = time.monotonic()
         # Not current: the requests to the services meanwhile belong to the step, not to the generation.
         with tracing.span("generate", current=False):
             rollouts = self.engine.generate(
-                [examples[index] for index in share],
+                own,
                 self.sampling(needs),
                 seed=self.config.seed * 1_000_003 + step,
-                first_row=first * self.config.rollout.group,
-                on_finished=pending.submit,
+                first_row=first * group,
+                on_finished=on_finished,
+                on_fault=None if self.stop_at_faults else on_fault,
             )
         pending.flush()
-        return rollouts, pending, ("generate", started, time.monotonic())
+        rollouts = [rollout for rollout in rollouts if rollout.row // group not in faults]
+        return _Round(rollouts, pending, ("generate", started, time.monotonic()), faults)
 
     def sampling(self, needs: Needs) -> Sampling:
         """The sampling options of a step."""
@@ -170,28 +220,46 @@ class RolloutGenerator:
         rollouts, scores = [scored.rollouts[i] for i in chosen], [scored.scores[i] for i in chosen]
         return self._scored_batch(rollouts, scores, scored.group)
 
-    def from_saved(self, step: int, version: int, rollouts: list[Rollout], examples: Sequence[Example]) -> RolloutBatch:
-        """The batch of rollouts that weights with `version` updates generated before; requests their scores again."""
+    def from_saved(
+        self,
+        step: int,
+        version: int,
+        rollouts: list[Rollout],
+        examples: Sequence[Example],
+        faults: Mapping[int, RowFault],
+    ) -> RolloutBatch:
+        """The batch of rollouts that weights with `version` updates generated before; requests their scores again.
+
+        Raises RowError if a row at fault stops the run.
+        """
+        if faults and self.stop_at_faults:
+            raise RowError(next(iter(faults.values())))
         needs = self.objective.needs_at(step)
         pending = self._request_scores(rollouts, needs)
         scored = self._pending_batch(rollouts, pending, self.config.rollout.group)
-        return RolloutBatch(step, version, needs, examples, scored, scored, [pending])
+        return RolloutBatch(step, version, needs, examples, scored, scored, [pending], faults=dict(faults))
 
     def from_traces(self, step: int, traces: Sequence[Trace]) -> RolloutBatch:
         """The batch of this process's share of the traces, scored by the teacher alone. traces: the whole step's."""
         examples = [trace.example for trace in traces]
         share = self.ranks.share(len(traces))
-        own = [traces[row] for row in share]
-        prompts = self.student.prompt_ids([trace.example for trace in own])
+        faults = {row: self.refused[id(examples[row])][1] for row in share if id(examples[row]) in self.refused}
+        rows = [row for row in share if row not in faults]
+        readable, prompts = for_readable(
+            self.student.prompt_ids,
+            [examples[row] for row in rows],
+            None if self.stop_at_faults else lambda index, fault: faults.update({rows[index]: fault}),
+        )
+        decode = self.student.tokenizer.decode
         rollouts = [
-            Rollout(row, trace.example, tuple(ids), trace.ids, self.student.tokenizer.decode(trace.ids), False)
-            for row, trace, ids in zip(share, own, prompts, strict=True)
+            Rollout(row, examples[row], tuple(ids), traces[row].ids, decode(traces[row].ids), False)
+            for row, ids in zip([rows[index] for index in readable], prompts or (), strict=True)
         ]
         needs = self.objective.needs_at(step)
         pending = self._request_scores(rollouts, needs, verify=False)
         scored = self._pending_batch(rollouts, pending, 1)
         metrics = {"objective/on_policy": 0.0}
-        return RolloutBatch(step, None, needs, examples, scored, scored, [pending], metrics=metrics)
+        return RolloutBatch(step, None, needs, examples, scored, scored, [pending], metrics=metrics, faults=faults)
 
     def _request_scores(self, rollouts: list[Rollout], needs: Needs, *, verify: bool = True) -> PendingScores:
         pending = self.scorer.begin(needs, verify=verify)

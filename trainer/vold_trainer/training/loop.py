@@ -16,11 +16,13 @@ from vold_trainer import tracing
 from vold_trainer.config import TrainConfig
 from vold_trainer.config.resuming import SAMPLING
 from vold_trainer.data import Example
+from vold_trainer.data.faults import RowFault
 from vold_trainer.errors import RunError
 from vold_trainer.files import read_json_lines
 from vold_trainer.processes.ranks import Ranks
-from vold_trainer.rollout.base import Engine
+from vold_trainer.rollout.base import Engine, Rollout
 from vold_trainer.rollout.whole_weights import GatheredEngine
+from vold_trainer.runs.faults import FaultLog
 from vold_trainer.runs.folder import RunFolder, StopSignal, elapsed_seconds, trim_after
 from vold_trainer.runs.live import TRAIN_TABLES, Dashboard
 from vold_trainer.runs.rescue import ended_run
@@ -36,16 +38,20 @@ from vold_trainer.student.traces import Trace
 from vold_trainer.terminal import console
 from vold_trainer.training.alarms import TeacherAlarms, join_figures
 from vold_trainer.training.batches import BatchSource
+from vold_trainer.training.broken_rows import count_rows, dummy_rollout
 from vold_trainer.training.diagnostics import Diagnostics
 from vold_trainer.training.generation import RolloutBatch, RolloutGenerator
 from vold_trainer.training.pipeline import Pipeline
-from vold_trainer.training.token_log import CompletionStats
+from vold_trainer.training.token_log import CompletionStats, TokenLog
 from vold_trainer.training.update import PolicyUpdater
 
 
 @dataclass
 class StepSummary:
-    """What each process reports to the others about its share of a step."""
+    """What each process reports to the others about its share of a step.
+
+    absent: completions that are missing because of rows at fault.
+    """
 
     stats: CompletionStats
     missing: Counter[str]
@@ -53,6 +59,8 @@ class StepSummary:
     wait_seconds: float
     sentences: Sentences
     sanity: dict[str, Figures]
+    absent: int = 0
+    faults: tuple[RowFault, ...] = ()
 
     @classmethod
     def joined(cls, parts: Sequence["StepSummary"]) -> "StepSummary":
@@ -67,6 +75,8 @@ class StepSummary:
             max(part.wait_seconds for part in parts),
             sentences,
             join_figures([part.sanity for part in parts]),
+            sum(part.absent for part in parts),
+            tuple(fault for part in parts for fault in part.faults),
         )
 
 
@@ -119,6 +129,7 @@ class Loop:
         self.missing_total = int(state.get("missing_total", 0))
         self.alarms = TeacherAlarms(scorer.teachers)
         self.alarms.restore(state.get("sanity", {}))
+        self.fault_log = FaultLog()
         elapsed = ranks.gather(elapsed_seconds(config.out) if checkpoint else 0.0)[0]
         resumed = checkpoint is not None
         self.folder = RunFolder(
@@ -170,7 +181,9 @@ class Loop:
         """
         config = self.config
         if self.objective.needs.teacher:
-            self.ranks.run_on_all(lambda: self.scorer.prepare_prompts([*examples, *(t.example for t in traces)]))
+            refused = self.generator.refuse if config.data.skip_broken else None
+            prompts = [*examples, *(trace.example for trace in traces)]
+            self.ranks.run_on_all(lambda: self.scorer.prepare_prompts(prompts, refused))
         source = BatchSource(config, self.objective, self.generator, examples, traces)
         self.pipeline = Pipeline(source.start, self.engine, ahead=config.rollout.ahead, steps=config.steps)
         self.student.model.train()
@@ -256,16 +269,30 @@ class Loop:
             return self.pipeline.take(step)
         return self.ranks.run_on_all(lambda: self.pipeline.take(step))
 
+    def _dummy(self, batch: RolloutBatch) -> Rollout | None:
+        """A rollout for passes of a process that has none for them; None if no process has a rollout to train on."""
+        parts = self.ranks.gather((len(batch.selected.rollouts), sorted(batch.faults)))
+        if not any(count for count, _ in parts):
+            return None
+        faulty = {place for _, places in parts for place in places}
+        others = (example for place, example in enumerate(batch.examples) if place not in faulty)
+        return dummy_rollout(self.student, batch.selected.rollouts, others)
+
     def _step(self, step: int) -> dict[str, Any]:
         """Run a step and write it to the run's folder; returns its metrics."""
         started = time.monotonic()
         self.prepared.begin_step(step)
         batch = self._take_batch(step)
-        due = batch.version is not None and self.diagnostics.due(step, batch.needs)
-        measurement = self.diagnostics.begin(batch.selected, batch.scored.rollouts[0]) if due else None
+        dummy = self._dummy(batch)
+        due = dummy is not None and batch.version is not None and self.diagnostics.due(step, batch.needs)
+        measurement = self.diagnostics.begin(batch.selected, dummy) if due and dummy else None
         update_started = time.monotonic()
         with tracing.span("update"):
-            update_metrics, log = self.updater.update(step, batch.selected, batch.needs, batch.scored.rollouts[0])
+            if dummy is not None:
+                update_metrics, log = self.updater.update(step, batch.selected, batch.needs, dummy)
+                batch.add_faults(self.updater.faults)
+            else:
+                update_metrics, log = self.updater.skip(), TokenLog(batch.selected)
         self.steps_done = step + 1
         self.prepared.end_step()
         if (step + 1) % self.config.samples_every == 0 or step == 0:
@@ -282,11 +309,20 @@ class Loop:
         self._write_spans([*batch.generate_spans, *scores.spans, *waits, *outages, *diagnostic_spans, *optimise])
         generate_seconds, wait_seconds = total_seconds(batch.generate_spans), total_seconds(waits)
         sanity = self.alarms.figures(log, on_policy=batch.version is not None)
-        stats = CompletionStats.of(batch.scored)
-        own = StepSummary(stats, scores.missing, generate_seconds, wait_seconds, scores.sentences, sanity)
+        own = StepSummary(
+            CompletionStats.of(batch.scored),
+            scores.missing,
+            generate_seconds,
+            wait_seconds,
+            scores.sentences,
+            sanity,
+            batch.absent,
+            tuple({fault.key: fault for fault in scores.faults}.values()),
+        )
         summary = StepSummary.joined(self.ranks.gather(own))
-        missing = StepScores({}, summary.missing, sentences=summary.sentences)
+        missing = StepScores({}, summary.missing, list(summary.faults), sentences=summary.sentences)
         self.alarms.observe(step + 1, summary.sanity)
+        self.fault_log.add(missing.faults, step + 1)
         metrics = {
             **(summary.stats.metrics() if batch.version is not None else {}),
             **batch.metrics,
@@ -294,6 +330,7 @@ class Loop:
             **diagnostics,
             "missing/teacher": float(missing.count_missing("teacher")),
             "missing/verifier": float(missing.count_missing("verifier")),
+            "missing/rows": float(count_rows(missing.faults)),
             **({"missing/reasons": missing.sentences.lines(missing.missing)} if missing.missing else {}),
             **self.alarms.metrics(),
             "staleness": float(batch.staleness),
@@ -304,11 +341,12 @@ class Loop:
             "tokens/per_second": sum(summary.stats.lengths) / (ended - started),
         }
         self.folder.write_metrics(step + 1, metrics)
-        self.ranks.run_on_all(lambda: self.saver.record_metrics(metrics))
+        if dummy is not None:
+            self.ranks.run_on_all(lambda: self.saver.record_metrics(metrics))
         if failure is not None:
             raise failure
         self.ranks.run_on_all(lambda: self.prepared.skipped.report(step + 1))
-        self.ranks.run_on_all(lambda: self._check_missing(missing, len(summary.stats.rewards)))
+        self.ranks.run_on_all(lambda: self._check_missing(missing, len(summary.stats.rewards) + summary.absent))
         self.ranks.run_on_all(self.alarms.check)
         return metrics
 
@@ -324,13 +362,15 @@ class Loop:
         self.missing_total += scores.missing.total()
         reasons = scores.describe_missing()
         console.print(f"[yellow]missing scores, masked: {escape(reasons)}", highlight=False, soft_wrap=True)
-        share = max(scores.count_missing("teacher"), scores.count_missing("verifier")) / count
+        services = max(scores.count_missing("teacher"), scores.count_missing("verifier"))
+        share = min(1.0, (services + scores.count_missing("row")) / max(1, count))
         self.missing_in_a_row = self.missing_in_a_row + 1 if share > self.config.missing.max_share else 0
         if self.missing_in_a_row >= self.config.missing.patience:
             limit = self.config.missing.max_share
             raise RunError(
                 f"{share:.0%} of the scores were missing for {self.missing_in_a_row} steps in a row "
                 f"({reasons}); missing.max_share is {limit:.0%}. Check the services"
+                + "".join(f"; mend the rows at fault, such as {fault}" for fault in scores.faults[:1])
             )
 
 

@@ -2,13 +2,13 @@
 them are gone when the run resumes. Scores are not saved; the resumed run requests them again.
 
 Each process writes `drawn-ahead-RANK.safetensors`: for each step's batch the rollouts' ids, log-probabilities and
-candidates end to end, and in the file's metadata the step, the version and the rows.
+candidates end to end, and in the file's metadata the step, the version, the rows, and the rows at fault.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from vold_trainer.data import Example
+from vold_trainer.data.faults import RowFault
 from vold_trainer.errors import UsageError
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.training.generation import RolloutBatch
@@ -33,6 +34,7 @@ class SavedBatch:
     version: int
     examples: Sequence[Example]
     rollouts: list[Rollout]
+    faults: dict[int, RowFault]
 
 
 def write(folder: Path, batches: Sequence[RolloutBatch], rank: int = 0) -> None:
@@ -47,6 +49,7 @@ def write(folder: Path, batches: Sequence[RolloutBatch], rank: int = 0) -> None:
         arrays |= {
             f"{batch.step}.{name}": np.concatenate([np.asarray(part) for part in parts])
             for name, parts in _columns(rollouts).items()
+            if parts
         }
         records.append(
             {
@@ -64,6 +67,7 @@ def write(folder: Path, batches: Sequence[RolloutBatch], rank: int = 0) -> None:
                     }
                     for rollout in rollouts
                 ],
+                "faults": [{"place": place, **asdict(fault)} for place, fault in batch.faults.items()],
             }
         )
     save_file(arrays, folder / FILE.format(rank), metadata={"batches": json.dumps(records)})
@@ -79,9 +83,10 @@ def read(folder: Path, examples_of: Callable[[int], Sequence[Example]], processe
     parts: Counter[int] = Counter()
     for file in sorted(folder.glob(FILE.format("*"))):
         for part in _read(file, examples_of):
-            rollouts = [*batches[part.step].rollouts, *part.rollouts] if part.step in batches else part.rollouts
             parts[part.step] += 1
-            batches[part.step] = replace(part, rollouts=sorted(rollouts, key=lambda rollout: rollout.row))
+            before = batches.get(part.step, replace(part, rollouts=[], faults={}))
+            rollouts = sorted([*before.rollouts, *part.rollouts], key=lambda rollout: rollout.row)
+            batches[part.step] = replace(part, rollouts=rollouts, faults=before.faults | part.faults)
     return [batches[step] for step in sorted(batches) if parts[step] == processes]
 
 
@@ -117,6 +122,7 @@ def _read(path: Path, examples_of: Callable[[int], Sequence[Example]]) -> Iterat
                     )
                     for place, row in enumerate(rows)
                 ],
+                {fault.pop("place"): RowFault(**fault) for fault in record.get("faults", ())},
             )
 
 

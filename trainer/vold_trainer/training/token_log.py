@@ -11,6 +11,7 @@ from torch import Tensor
 from vold_trainer.data.pictures import encode_thumbnail
 from vold_trainer.scoring.batch import ScoredBatch, teacher_logprobs
 from vold_trainer.student.models import Student
+from vold_trainer.student.readable import check_images, for_readable
 from vold_trainer.training.means import Means
 
 DECILES = 10
@@ -44,6 +45,9 @@ class CompletionStats:
         return cls(parts[0].group, *([v for part in parts for v in getattr(part, name)] for name in columns))
 
     def metrics(self) -> dict[str, float | None]:
+        """Empty without completions."""
+        if not self.lengths:
+            return {}
         rewards = torch.tensor(self.rewards)
         verified = rewards.isfinite()
         rewards, correct = rewards[verified], torch.tensor(self.correct)[verified]
@@ -130,7 +134,8 @@ class TokenLog:
 
     def _sample(self, step: int, row: int, student: Student) -> dict[str, Any]:
         rollout, score = self.scored.rollouts[row], self.scored.scores[row]
-        images = [encode_thumbnail(image) for image in rollout.example.images]
+        readable, _ = for_readable(check_images, [rollout.example], lambda index, fault: None)
+        images = [encode_thumbnail(image) for image in rollout.example.images] if readable else []
         return {
             "step": step,
             "id": rollout.example.id,

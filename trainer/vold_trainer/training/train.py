@@ -69,6 +69,7 @@ def run_train(
             verifier_parameters=verifier.parameters if verifier else None,
             temperature=config.rollout.temperature,
             outages=Outages(config.outage.wait, why_ended=services.why_ended),
+            stop_at_faults=config.data.skip_broken is False,
         )
         engine = make_engine(config.rollout, student)
         try:
@@ -85,15 +86,15 @@ def _load(config: TrainConfig) -> tuple[Student, list[Example], list[Trace]]:
     """The student, the prompts and the traces, after a check that each row has a teacher that can read it."""
     student = load_student(config.student)
     examples = load_examples(config.data)
-    traces = _load_traces(config.objective, student)
+    traces = _load_traces(config.objective, student, skip_broken=bool(config.data.skip_broken))
     if configured_teachers(config):
         TeacherRouter(config).check([*examples, *(trace.example for trace in traces)])
         check_twins([*examples, *(trace.example for trace in traces)])
     return student, examples, traces
 
 
-def _load_traces(objective: AnyObjective, student: Student) -> list[Trace]:
+def _load_traces(objective: AnyObjective, student: Student, *, skip_broken: bool) -> list[Trace]:
     """The completions that an objective trains on beside the student's own."""
     if isinstance(objective, Gkd) and objective.needs.traces:
-        return read_traces(Path(str(objective.traces)), student)
+        return read_traces(Path(str(objective.traces)), student, skip_broken=skip_broken)
     return []

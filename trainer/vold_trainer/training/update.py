@@ -1,6 +1,7 @@
 """The second half of a step: the objective's loss on scored rollouts, and the optimiser's updates."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vold_trainer.config import TrainConfig
+from vold_trainer.data.faults import RowError, RowFault
 from vold_trainer.objectives import Needs
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.processes.skipped import mean_norm
@@ -17,6 +19,8 @@ from vold_trainer.scoring.batch import ScoredBatch
 from vold_trainer.student.batching import Batch, make_batch, micro_batches
 from vold_trainer.student.models import Student
 from vold_trainer.student.plan import plan_optimiser_steps
+from vold_trainer.student.readable import make_readable_batch
+from vold_trainer.training.broken_rows import readable_dummy
 from vold_trainer.training.means import Means
 from vold_trainer.training.token_log import TokenLog, token_metrics
 
@@ -32,6 +36,7 @@ class PolicyUpdater:
         self.accelerator = ranks.accelerator
         self.prepared = PreparedModel(student, config.optim, config.steps, config.seed, ranks)
         self.module = self.prepared.module
+        self.faults: dict[int, RowFault] = {}
 
     def update(
         self, step: int, scored: ScoredBatch, needs: Needs, dummy: Rollout | None = None
@@ -39,12 +44,16 @@ class PolicyUpdater:
         """Optimiser steps over all processes' rollouts of step `step`. Returns the metrics of all rollouts, and the
         tokens of this process. dummy: a rollout that is passed without weight if a process has no rollout for a pass.
 
+        A prompt that can no longer be read is left out as if all of its scores were missing, and is in `faults`, by its
+        completions' indices. Raises RowError if such a row stops the run.
+
         Each micro-batch waits for its own scores only; which rollouts it holds does not depend on when scores come. No
         weight changes before all scores are there, so an error of a service (RunError) leaves the student as it was. An
         optimiser step whose gradient is not finite is skipped.
         Several processes begin once all of them have their scores.
         """
         dummy = dummy or scored.rollouts[0]
+        self.faults = {}
         if self.ranks.size > 1:
             self.ranks.run_on_all(scored.wait)
         lengths = self.ranks.gather([(rollout.row, len(rollout.ids)) for rollout in scored.rollouts])
@@ -61,30 +70,65 @@ class PolicyUpdater:
                     if not rows:
                         self.prepared.backward(self._dummy_loss(dummy))
                         continue
+                    rows, batch = self._batch(scored.rollouts, rows)
+                    if batch is None:
+                        self.prepared.backward(self._dummy_loss(dummy))
+                        continue
                     share = (
                         sum(len(scored.rollouts[row].ids) for row in rows) / update.tokens
                         if self.objective.normalise == "token"
                         else len(rows) / update.sequences
                     )
-                    for name, value in self._train_micro_batch(step, scored, rows, needs, share, old, log).items():
+                    metrics = self._train_micro_batch(step, scored, rows, batch, needs, share, old, log)
+                    for name, value in metrics.items():
                         sums[name] = sums.get(name, 0.0) + value * share * update.sequences / update.total_sequences
             scored.wait()
             norms.append(self.prepared.optimizer_step())
         lr = self.prepared.scheduler_step()
         means = Means.joined(self.ranks.gather(log.finish()))
-        metrics = {**self.ranks.sum(sums), **token_metrics(means), "grad_norm": mean_norm(norms), "lr": lr}
-        metrics["optim/skipped"] = float(self.prepared.skipped.recent)
-        return metrics, log
+        step_metrics = {**self.ranks.sum(sums), **token_metrics(means), "grad_norm": mean_norm(norms), "lr": lr}
+        return {**step_metrics, "optim/skipped": float(self.prepared.skipped.recent)}, log
 
-    def _batch(self, rollouts: list[Rollout]) -> Batch:
-        examples, ids = [rollout.example for rollout in rollouts], [rollout.ids for rollout in rollouts]
-        return make_batch(
-            self.student, examples, ids, device=self.accelerator.device, share=not self.prepared.lock_step
+    def skip(self) -> dict[str, Any]:
+        """A step without any rollout: no weight changes, and the schedule goes on. Returns the metrics."""
+        with warnings.catch_warnings():
+            # At the first step of a run torch warns that the optimizer has made no step before.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            return {"lr": self.prepared.scheduler_step()}
+
+    def _batch(self, rollouts: list[Rollout], rows: list[int]) -> tuple[list[int], Batch | None]:
+        """(those of the rows that can be read, their batch; None if there are none)."""
+        rows = [row for row in rows if row not in self.faults]
+
+        def on_fault(index: int, fault: RowFault) -> None:
+            if self.config.data.skip_broken is False:
+                raise RowError(fault)
+            self.faults[rows[index]] = fault
+
+        readable, batch = (
+            make_readable_batch(
+                self.student,
+                [rollouts[row].example for row in rows],
+                [rollouts[row].ids for row in rows],
+                on_fault,
+                device=self.accelerator.device,
+                share=not self.prepared.lock_step,
+            )
+            if rows
+            else ([], None)
         )
+        return [rows[index] for index in readable], batch
 
     def _dummy_loss(self, dummy: Rollout) -> Tensor:
         """A loss with gradient zero."""
-        batch = self._batch([dummy])
+        dummy = readable_dummy(self.student, dummy)
+        batch = make_batch(
+            self.student,
+            [dummy.example],
+            [dummy.ids],
+            device=self.accelerator.device,
+            share=not self.prepared.lock_step,
+        )
         student = self.module(batch.inputs, batch.predicts_BS, batch.ids_N, self.config.rollout.temperature)
         return 0.0 * student.logprobs_N.sum()
 
@@ -93,6 +137,7 @@ class PolicyUpdater:
         step: int,
         scored: ScoredBatch,
         rows: list[int],
+        batch: Batch,
         needs: Needs,
         share: float,
         old: Mapping[int, Tensor] | None,
@@ -100,7 +145,6 @@ class PolicyUpdater:
     ) -> dict[str, float]:
         """Forward and backward pass of one micro-batch, weighted by its share of the optimiser step."""
         device, rollout = self.accelerator.device, self.config.rollout
-        batch = self._batch([scored.rollouts[row] for row in rows])
         support_ids_NK, teacher_NK = None, None
         if needs.top_k or needs.candidates:
             scored.wait(rows)
@@ -138,11 +182,11 @@ class PolicyUpdater:
         if self.prepared.lock_step:
             parts += [[] for _ in range(math.ceil(most / micro) - len(parts))]
         for part in parts:
-            if not part:
+            part, batch = self._batch(rollouts, part)
+            if batch is None:
                 self._dummy_loss(dummy)
                 continue
             chosen = [rollouts[row] for row in part]
-            batch = self._batch(chosen)
             student = self.module(batch.inputs, batch.predicts_BS, batch.ids_N, self.config.rollout.temperature)
             logprobs.update(zip(part, student.logprobs_N.split([len(r.ids) for r in chosen]), strict=True))
         return logprobs
