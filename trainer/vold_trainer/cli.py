@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from vold_proto.distribution import VERSION, IncompatibleVersionError
 
 from vold_trainer.errors import ReportedElsewhereError, VoldTrainerError
 from vold_trainer.launch import is_local_main_process, is_main_process, processes_connected
+
+if TYPE_CHECKING:
+    from vold_trainer.config import ConfigT
 
 # No child process continues as a fork. Without this setting gRPC writes a line for each child process.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -34,6 +37,18 @@ def _split(config: Path | None, overrides: list[str] | None) -> tuple[Path | Non
     if config is not None and "=" in str(config):
         return None, [str(config), *keys]
     return config, keys
+
+
+def _load(kind: "type[ConfigT]", config: Path | None, overrides: list[str] | None) -> "ConfigT":
+    """The command's config, once every file and folder that it names is there: a command calls this before it imports
+    what needs torch, so that a mistake is told at once.
+    """
+    from vold_trainer.config import load
+    from vold_trainer.sources.check import check_files
+
+    settings = load(kind, *_split(config, overrides))
+    check_files(settings)
+    return settings
 
 
 def _print_version(requested: bool) -> None:
@@ -69,10 +84,11 @@ def demo(
 @app.command()
 def traces(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Generate cold-start traces with the teacher; the verifier may filter them."""
-    from vold_trainer.coldstart.traces import run_traces
-    from vold_trainer.config import TracesConfig, load
+    from vold_trainer.config import TracesConfig
 
-    settings = load(TracesConfig, *_split(config, overrides))
+    settings = _load(TracesConfig, config, overrides)
+    from vold_trainer.coldstart.traces import run_traces
+
     summary = run_traces(settings)
     dropped = summary.dropped or "none"
     _print_line(f"{summary.written} of {summary.requested} traces written to {settings.out}; dropped {dropped}")
@@ -81,19 +97,23 @@ def traces(config: ConfigFile = None, overrides: Overrides = None) -> None:
 @app.command()
 def sft(config: ConfigFile = None, overrides: Overrides = None, resume: Resume = False) -> None:
     """Cold start: fine-tune a student on traces, with the loss on completion tokens only."""
-    from vold_trainer.coldstart.sft import run_sft
-    from vold_trainer.config import SftConfig, load
+    from vold_trainer.config import SftConfig
 
-    _print_line(f"student written to {run_sft(load(SftConfig, *_split(config, overrides)), resume=resume)}")
+    settings = _load(SftConfig, config, overrides)
+    from vold_trainer.coldstart.sft import run_sft
+
+    _print_line(f"student written to {run_sft(settings, resume=resume)}")
 
 
 @app.command()
 def train(config: ConfigFile = None, overrides: Overrides = None, resume: Resume = False) -> None:
     """Train with GRPO, distillation, or both; teacher and verifier by URL."""
-    from vold_trainer.config import TrainConfig, load
+    from vold_trainer.config import TrainConfig
+
+    settings = _load(TrainConfig, config, overrides)
     from vold_trainer.training.train import run_train
 
-    _print_line(f"student written to {run_train(load(TrainConfig, *_split(config, overrides)), resume=resume)}")
+    _print_line(f"student written to {run_train(settings, resume=resume)}")
 
 
 @app.command()
@@ -116,11 +136,12 @@ def evaluate(
     categories: Annotated[bool, typer.Option("--categories", help="print every category too")] = False,
 ) -> None:
     """Evaluate greedy and sampled accuracy of a student on one or more sets; continues from the answers in `out`."""
-    from vold_trainer.config import EvalConfig, load
+    from vold_trainer.config import EvalConfig
+
+    settings = _load(EvalConfig, config, overrides)
     from vold_trainer.evaluation import run_eval
     from vold_trainer.evaluation.tables import category_table, result_table
 
-    settings = load(EvalConfig, *_split(config, overrides))
     results = run_eval(settings, fresh=fresh)
     Console().print(result_table(results, settings.student.path))
     if categories and (table := category_table(results)) is not None:
@@ -157,10 +178,12 @@ def check(
     dry: Annotated[bool, typer.Option(help="run one small step too")] = True,
 ) -> None:
     """Check everything that a `vold train` config needs, before training; exit status 1 if there is an error."""
-    from vold_trainer.checking import run_check
     from vold_trainer.config import TrainConfig, load
 
-    result = run_check(load(TrainConfig, *_split(config, overrides)), dry=dry)
+    settings = load(TrainConfig, *_split(config, overrides))
+    from vold_trainer.checking import run_check
+
+    result = run_check(settings, dry=dry)
     Console().print(result.table())
     raise typer.Exit(0 if result.passed else 1)
 
@@ -201,8 +224,6 @@ def ablation(
 def main() -> None:
     """Entry point: an error that a user can fix ends the command with its message and status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    from vold_client import VoldError
-
     from vold_trainer.pocket_building.cli import app as pocket_app
 
     app.add_typer(pocket_app, name="pocket", help="The pocket world: its problems, its pictures, its checkpoints.")
@@ -210,10 +231,18 @@ def main() -> None:
         app()
     except ReportedElsewhereError:
         sys.exit(1)
-    except (VoldTrainerError, VoldError, IncompatibleVersionError) as error:
+    except _errors_with_a_message() as error:
         if is_local_main_process() or processes_connected():
             Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _errors_with_a_message() -> tuple[type[Exception], ...]:
+    """The errors whose message is for the user. Those of the client, which takes half a second to import, are among
+    them only if something has imported it.
+    """
+    client = sys.modules.get("vold_client")
+    return (VoldTrainerError, IncompatibleVersionError, *(() if client is None else (client.VoldError,)))
 
 
 def _print_line(text: str) -> None:
