@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -14,7 +14,10 @@ from vold_trainer.errors import ReportedElsewhereError, VoldTrainerError
 from vold_trainer.launch import is_local_main_process, is_main_process, processes_connected
 
 if TYPE_CHECKING:
-    from vold_trainer.config import ConfigT
+    from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig
+    from vold_trainer.lock import Kind
+
+    WritingConfigT = TypeVar("WritingConfigT", EvalConfig, SftConfig, TracesConfig, TrainConfig)
 
 # No child process continues as a fork. Without this setting gRPC writes a line for each child process.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -39,15 +42,19 @@ def _split(config: Path | None, overrides: list[str] | None) -> tuple[Path | Non
     return config, keys
 
 
-def _load(kind: "type[ConfigT]", config: Path | None, overrides: list[str] | None) -> "ConfigT":
-    """The command's config, once every file and folder that it names is there: a command calls this before it imports
-    what needs torch, so that a mistake is told at once.
+def _load(
+    kind: "type[WritingConfigT]", config: Path | None, overrides: list[str] | None, *, writes: "Kind"
+) -> "WritingConfigT":
+    """The command's config, once every file and folder that it names is there and its `out` is free: a command calls
+    this before it imports what needs torch, so that a mistake is told at once.
     """
     from vold_trainer.config import load
+    from vold_trainer.lock import check_free
     from vold_trainer.sources.check import check_files
 
     settings = load(kind, *_split(config, overrides))
     check_files(settings)
+    check_free(settings.out, writes)
     return settings
 
 
@@ -86,7 +93,7 @@ def traces(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Generate cold-start traces with the teacher; the verifier may filter them."""
     from vold_trainer.config import TracesConfig
 
-    settings = _load(TracesConfig, config, overrides)
+    settings = _load(TracesConfig, config, overrides, writes="traces")
     from vold_trainer.coldstart.traces import run_traces
 
     summary = run_traces(settings)
@@ -99,7 +106,7 @@ def sft(config: ConfigFile = None, overrides: Overrides = None, resume: Resume =
     """Cold start: fine-tune a student on traces, with the loss on completion tokens only."""
     from vold_trainer.config import SftConfig
 
-    settings = _load(SftConfig, config, overrides)
+    settings = _load(SftConfig, config, overrides, writes="run")
     from vold_trainer.coldstart.sft import run_sft
 
     _print_line(f"student written to {run_sft(settings, resume=resume)}")
@@ -110,7 +117,7 @@ def train(config: ConfigFile = None, overrides: Overrides = None, resume: Resume
     """Train with GRPO, distillation, or both; teacher and verifier by URL."""
     from vold_trainer.config import TrainConfig
 
-    settings = _load(TrainConfig, config, overrides)
+    settings = _load(TrainConfig, config, overrides, writes="run")
     from vold_trainer.training.train import run_train
 
     _print_line(f"student written to {run_train(settings, resume=resume)}")
@@ -138,7 +145,7 @@ def evaluate(
     """Evaluate greedy and sampled accuracy of a student on one or more sets; continues from the answers in `out`."""
     from vold_trainer.config import EvalConfig
 
-    settings = _load(EvalConfig, config, overrides)
+    settings = _load(EvalConfig, config, overrides, writes="eval")
     from vold_trainer.evaluation import run_eval
     from vold_trainer.evaluation.tables import category_table, result_table
 

@@ -15,6 +15,7 @@ from vold_trainer.config import TracesConfig
 from vold_trainer.data import Example
 from vold_trainer.data.traces import prompt_fields
 from vold_trainer.errors import RunError, UsageError
+from vold_trainer.lock import holds_out
 from vold_trainer.scoring.items import verifier_item
 from vold_trainer.scoring.twins import check_twins, flatten_content, teacher_messages
 from vold_trainer.services.local import open_services, teacher_client, verifier_client
@@ -34,6 +35,7 @@ class TracesSummary:
     dropped: dict[str, int]
 
 
+@holds_out("traces")
 def run_traces(config: TracesConfig) -> TracesSummary:
     """Write `config.out`, one JSON object per trace. Raises RunError if there is no trace to write."""
     if config.keep == "correct" and config.verifier is None:

@@ -20,6 +20,7 @@ from vold_trainer.data import Example
 from vold_trainer.evaluation.answers import GREEDY, NAME, Answer, AnswerStore, prompt_digest, unique_keys
 from vold_trainer.evaluation.results import SetResult, VerifiedExample, summarise
 from vold_trainer.files import write_json, write_lines
+from vold_trainer.lock import holds_out
 from vold_trainer.rollout.hf import generate
 from vold_trainer.scoring.items import verifier_item
 from vold_trainer.services.local import Services, open_services, verifier_client
@@ -38,6 +39,7 @@ class GenerationBatch:
     group: int
 
 
+@holds_out("eval")
 def run_eval(config: EvalConfig, *, fresh: bool = False) -> dict[str, SetResult]:
     """Generate and verify answers to every set; write eval.json, eval_samples.jsonl and eval_config.yaml. Returns the
     results by label.

@@ -12,6 +12,7 @@ import torch
 from vold_trainer import tracing
 from vold_trainer.config import TrainConfig
 from vold_trainer.data import Example
+from vold_trainer.lock import holds_out
 from vold_trainer.objectives import AnyObjective, Gkd
 from vold_trainer.processes.ranks import Ranks, make_accelerator
 from vold_trainer.rollout.engines import make_engine
@@ -28,6 +29,7 @@ from vold_trainer.student.traces import Trace, read_traces
 from vold_trainer.training.loop import Loop
 
 
+@holds_out("run")
 def run_train(config: TrainConfig, *, resume: bool = False, export: bool = True) -> Path:
     """Train, and write the student to `out/model` if `export`. Returns that folder.
 
