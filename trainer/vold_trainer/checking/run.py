@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from vold_client import AsyncTeacherClient, Completion, Item, Verdict, VerifierInfo
+from vold_client import AsyncTeacherClient, Completion, Item, Verdict
 
 from vold_trainer.checking.findings import CheckReport
 from vold_trainer.checking.memory import MemoryEstimate, ModelSize, available_memory, estimate_memory, format_bytes
@@ -18,10 +18,11 @@ from vold_trainer.config import TeacherConfig, TrainConfig, VerifierConfig
 from vold_trainer.data import Example
 from vold_trainer.files import read_json_lines
 from vold_trainer.processes.optim import require_trainable_parameters
-from vold_trainer.scoring.items import verifier_item, verifier_name
+from vold_trainer.scoring.items import verifier_item, verifier_name, verifier_trials
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements, TeacherRouter, configured_teachers
 from vold_trainer.scoring.twins import check_twins
 from vold_trainer.services.local import Services, open_services, teacher_client, verifier_client
+from vold_trainer.services.verifiers import MAX_FAULTS, Fault, find_faults
 from vold_trainer.sources import load_examples
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.tasks import ClientTasks
@@ -259,26 +260,26 @@ def _check_verifier(
 ) -> None:
     tasks = ClientTasks()
 
-    async def query(items: list[Item]) -> tuple[list[VerifierInfo], list[Verdict]]:
+    async def find() -> list[Fault]:
         async with verifier_client(config, services) as client:
-            verifiers = await client.list_verifiers()
-            return verifiers, await client.verify(items) if items else []
+            return await find_faults(client, verifier_trials(examples, config.name, config.parameters))
+
+    async def verify(items: list[Item]) -> list[Verdict]:
+        async with verifier_client(config, services) as client:
+            return await client.verify(items)
 
     rows_by_verifier = Counter(verifier_name(example, config.name) for example in examples) or Counter([config.name])
     try:
-        verifiers, _ = tasks.run(query([]))
-        names = {info.name for info in verifiers}
-        if unknown := [name for name in rows_by_verifier if name not in names]:
-            row = next((e.id for e in examples if e.meta.get("verifier") == unknown[0]), None)
-            where = f"row {row!r}, field 'verifier'" if row else "verifier.name"
-            report.error("verifier", f"{where} is {unknown[0]!r}, and {config.url} has: {', '.join(sorted(names))}")
+        if faults := tasks.run(find()):
+            for fault in faults[:MAX_FAULTS]:
+                report.error("verifier", fault.text)
             return
         report.ok("verifier", f"{config.url} has {', '.join(f'{n} ({c:,} rows)' for n, c in rows_by_verifier.items())}")
         if not examples:
             return
         step = max(1, math.ceil(len(examples) / MAX_VERIFIED_REFERENCES))
         sample = examples[::step]
-        _, verdicts = tasks.run(query([_reference_as_answer(config, example) for example in sample]))
+        verdicts = tasks.run(verify([_reference_as_answer(config, example) for example in sample]))
         accepted = sum(bool(verdict.correct) for verdict in verdicts)
         text = f"{accepted} of {len(sample)} references are accepted as answers in \\boxed{{}}"
         if accepted == len(sample):

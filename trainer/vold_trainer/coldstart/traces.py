@@ -16,9 +16,10 @@ from vold_trainer.data import Example
 from vold_trainer.data.traces import prompt_fields
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.lock import holds_out
-from vold_trainer.scoring.items import verifier_item
+from vold_trainer.scoring.items import verifier_item, verifier_trials
 from vold_trainer.scoring.twins import check_twins, flatten_content, teacher_messages
 from vold_trainer.services.local import open_services, teacher_client, verifier_client
+from vold_trainer.services.verifiers import check_verifier
 from vold_trainer.sources import load_examples
 from vold_trainer.tasks import ClientTasks
 from vold_trainer.terminal import ProgressLine, progress
@@ -45,6 +46,9 @@ def run_traces(config: TracesConfig) -> TracesSummary:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     partial = config.out.with_name(config.out.name + ".partial")
     with open_services(teacher=config.teacher, verifier=config.verifier) as services:
+        if config.verifier is not None and config.keep == "correct":
+            trials = verifier_trials(examples, config.verifier.name, config.verifier.parameters)
+            check_verifier(config.verifier, services, trials, skip_broken=config.data.skip_broken)
         tasks = ClientTasks()
 
         async def generate_traces(live: ProgressLine, stream: IO[str]) -> TracesSummary:

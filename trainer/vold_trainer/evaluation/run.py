@@ -22,8 +22,9 @@ from vold_trainer.evaluation.results import SetResult, VerifiedExample, summaris
 from vold_trainer.files import write_json, write_lines
 from vold_trainer.lock import holds_out
 from vold_trainer.rollout.hf import generate
-from vold_trainer.scoring.items import verifier_item
+from vold_trainer.scoring.items import verifier_item, verifier_trials
 from vold_trainer.services.local import Services, open_services, verifier_client
+from vold_trainer.services.verifiers import check_verifier
 from vold_trainer.sources import load_examples
 from vold_trainer.student.batching import micro_batches
 from vold_trainer.student.models import Student, load_student
@@ -50,16 +51,23 @@ def run_eval(config: EvalConfig, *, fresh: bool = False) -> dict[str, SetResult]
     if config.threads:
         torch.set_num_threads(config.threads)
     sets = [(data, load_examples(data)) for data in config.data]
+    with open_services(verifier=config.verifier) as services:
+        for data, examples in sets:
+            trials = verifier_trials(examples, config.verifier.name, config.verifier.parameters)
+            check_verifier(config.verifier, services, trials, skip_broken=data.skip_broken)
+        return _evaluate(config, sets, services, fresh=fresh)
+
+
+def _evaluate(
+    config: EvalConfig, sets: Sequence[tuple[DataConfig, list[Example]]], services: Services, *, fresh: bool
+) -> dict[str, SetResult]:
     student = load_student(config.student)
     if torch.cuda.is_available():
         student.model.to(torch.device("cuda"))  # type: ignore[arg-type]
     results: dict[str, SetResult] = {}
     samples: list[dict[str, Any]] = []
     weights = student_digest(student)
-    with (
-        open_services(verifier=config.verifier) as services,
-        closing(AnswerStore(config.out / NAME, _generation_settings(config, weights), fresh=fresh)) as store,
-    ):
+    with closing(AnswerStore(config.out / NAME, _generation_settings(config, weights), fresh=fresh)) as store:
         (config.out / "eval_config.yaml").write_text(dump(config))
         for data, examples in sets:
             answers = answer_set(student, examples, data, config, store)
