@@ -16,6 +16,7 @@ from vold_client.types import (
     Identity,
     Ids,
     Item,
+    Quota,
     ReplyDType,
     ScoreRequest,
     ScoreResult,
@@ -47,6 +48,10 @@ class SyncClient(Generic[C]):
     def ready(self, timeout: float = 60.0, *, every: bool = True) -> None:
         """See AsyncClient.ready."""
         self._run(self._client.ready(timeout, every=every))
+
+    def quota(self, *, timeout: float | None = None) -> Quota:
+        """See AsyncClient.quota."""
+        return self._run(self._client.quota(timeout=timeout))
 
     def close(self) -> None:
         """Close the connections. The client cannot be used again."""

@@ -13,7 +13,7 @@ from vold_proto.v1 import verifier_pb2 as pb
 from vold_client.base import AsyncClient, RequestStreams, new_request_id
 from vold_client.concurrency import map_as_completed
 from vold_client.errors import RETRYABLE, Internal, InvalidArgument, VoldError, from_status
-from vold_client.methods import LIST_VERIFIERS, VERIFY, VERIFY_STREAM
+from vold_client.methods import GET_VERIFIER_QUOTA, LIST_VERIFIERS, VERIFY, VERIFY_STREAM
 from vold_client.tls import Tls
 from vold_client.transport import Transport
 from vold_client.types import Item, Part, Verdict, VerifierInfo
@@ -33,6 +33,8 @@ class AsyncVerifierClient(AsyncClient):
     urls, timeout, retries, api_key, tls, run_id: as for AsyncTeacherClient. max_in_flight: concurrent items in one
     `verify_stream`. budget: limits of one message.
     """
+
+    _quota_method = GET_VERIFIER_QUOTA
 
     def __init__(
         self,

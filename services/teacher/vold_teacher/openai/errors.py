@@ -1,4 +1,4 @@
-"""The service's errors in OpenAI's format: `{"error": {message, type, param, code}}`."""
+"""The service's errors in OpenAI's format, `{"error": {message, type, param, code}}`, with their reason beside it."""
 
 import math
 import re
@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from fastapi import Response
 from fastapi.responses import JSONResponse
 from vold_proto.v1 import status_pb2
+from vold_service import access
 from vold_service.errors import HTTP_STATUS, ServiceError
 
 TYPES: dict[int, str] = {
@@ -28,7 +29,9 @@ OPENAI_NAMES = (
 
 def raise_status(status: status_pb2.Status) -> NoReturn:
     """Raise the status of a failed part of a reply: on these routes one failed part fails the request."""
-    raise ServiceError(status.code, status.message, field=status.field, retry_seconds=status.retry_seconds)
+    raise ServiceError(
+        status.code, status.message, field=status.field, retry_seconds=status.retry_seconds, reason=status.reason
+    )
 
 
 def with_openai_names(text: str) -> str:
@@ -49,12 +52,14 @@ def error_body(error: ServiceError) -> dict[str, Any]:
             "type": TYPES.get(error.code, "invalid_request_error"),
             "param": re.sub(r"\[.*", "", param) or None,
             "code": code,
+            "reason": error.reason,
         }
     }
 
 
 def error_response(error: ServiceError) -> Response:
     """The reply in OpenAI's format. As with OpenAI, a bad request is 400; the service's own routes use 422."""
+    access.record_error(error)
     status = 400 if error.code == status_pb2.INVALID_ARGUMENT else HTTP_STATUS[error.code]
     headers = {"retry-after": str(math.ceil(error.retry_seconds))} if error.retry_seconds else {}
     return JSONResponse(error_body(error), status, headers)
