@@ -1,5 +1,6 @@
 """The checks of a `vold train` config, topic by topic. An error in one topic does not stop the next check."""
 
+import contextlib
 import math
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from vold_client import AsyncTeacherClient, Completion, Item, Verdict
+from vold_client import AsyncTeacherClient, Completion, Item, Verdict, VoldError
 
 from vold_trainer.checking.findings import CheckReport
 from vold_trainer.checking.memory import MemoryEstimate, ModelSize, available_memory, estimate_memory, format_bytes
@@ -19,8 +20,9 @@ from vold_trainer.data import Example
 from vold_trainer.files import read_json_lines
 from vold_trainer.processes.optim import require_trainable_parameters
 from vold_trainer.scoring.items import verifier_item, verifier_name, verifier_trials
+from vold_trainer.scoring.pace import describe_slow_quota, teacher_tokens
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements, TeacherRouter, configured_teachers
-from vold_trainer.scoring.twins import check_twins
+from vold_trainer.scoring.twins import TeacherPrompts, check_twins
 from vold_trainer.services.local import Services, open_services, teacher_client, verifier_client
 from vold_trainer.services.verifiers import MAX_FAULTS, Fault, find_faults
 from vold_trainer.sources import load_examples
@@ -226,10 +228,31 @@ def _check_teacher(
                 f"the longest prompt with its completion may have {longest:,} tokens, and the teacher takes "
                 f"{info.max_sequence:,}: lower rollout.max_tokens, or serve the teacher with a larger --max-sequence",
             )
+        _check_quota(config, connected, topic, report, tasks, student, examples)
         _probe_teacher(config, connected, info.max_sequence, topic, report, tasks)
     finally:
         tasks.run(connected.client.aclose())
         tasks.close()
+
+
+def _check_quota(
+    config: TrainConfig,
+    teacher: Teacher,
+    topic: str,
+    report: CheckReport,
+    tasks: ClientTasks,
+    student: Student,
+    examples: Sequence[Example],
+) -> None:
+    """Warn if a step needs more tokens than the teacher's tenant has in a minute."""
+    with contextlib.suppress(VoldError):  # a service of an earlier version does not tell
+        quota = tasks.run(teacher.client.quota())
+        router = TeacherRouter(config)
+        own = [example for example in examples if router(example) == teacher.name]
+        share = len(own) / max(1, len(examples))
+        tokens = teacher_tokens(TeacherPrompts(student, teacher), config.rollout, own, share)
+        if text := describe_slow_quota(teacher.key, quota, len(teacher.client.urls), tokens):
+            report.warning(topic, text)
 
 
 def _probe_teacher(

@@ -21,6 +21,7 @@ from vold_trainer.rollout.whole_weights import GatheredEngine
 from vold_trainer.runs.folder import RunFolder, StopSignal, elapsed_seconds, trim_after
 from vold_trainer.runs.live import TRAIN_TABLES, Dashboard
 from vold_trainer.runs.saving import Saver
+from vold_trainer.scoring.pace import warn_of_slow_quotas
 from vold_trainer.scoring.scorer import Scorer, StepScores
 from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRequirements
 from vold_trainer.services.outages import InterruptedWaitError, Span
@@ -146,6 +147,8 @@ class Loop:
         config = self.config
         if self.objective.needs.teacher:
             self.ranks.run_on_all(lambda: self.scorer.prepare_prompts([*examples, *(t.example for t in traces)]))
+        if self.ranks.is_main:
+            warn_of_slow_quotas(self.scorer, config.rollout, examples)
         source = BatchSource(config, self.objective, self.generator, examples, traces)
         self.pipeline = Pipeline(source.start, self.engine, ahead=config.rollout.ahead, steps=config.steps)
         self.student.model.train()
