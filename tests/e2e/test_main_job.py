@@ -323,10 +323,10 @@ def test_a_tokenizer_of_another_family_is_refused(tmp_path, verifier):
         (["student.freeze=[eyes]"], "'eyes' is no part"),
     ],
 )
-def test_invalid_settings_end_with_a_clear_message(tmp_path, verifier, overrides, message):
+def test_invalid_settings_end_with_a_clear_message(tmp_path, pocket_teacher, verifier, overrides, message):
     from vold_client import VoldError
 
-    config = train_config(tmp_path, "local:pocket:teacher", verifier.grpc, *overrides)
+    config = train_config(tmp_path, pocket_teacher.grpc, verifier.grpc, *overrides)
     with pytest.raises((UsageError, VoldError), match=message):
         run_train(config)
 

@@ -83,6 +83,9 @@ def demo(
     ] = None,
 ) -> None:
     """Run the whole recipe in the pocket world: minutes on two CPU cores."""
+    from vold_trainer.config.stages import check_stages
+
+    check_stages(override or ())
     from vold_trainer.experiments.demo import run_demo
 
     run_demo(out, teacher_url=teacher_url, verifier_url=verifier_url, seed=seed, overrides=tuple(override or ()))
@@ -223,6 +226,9 @@ def ablation(
     override: Annotated[list[str] | None, typer.Option("--set", help="[STAGE:]KEY=VALUE for every row")] = None,
 ) -> None:
     """Run the component table of the VOLD paper in the pocket world, several seeds; write table and plot."""
+    from vold_trainer.config.stages import check_stages
+
+    check_stages(override or ())
     from vold_trainer.experiments.ablation import run_ablation
 
     run_ablation(out, results, seeds=seeds, workers=workers, only=rows, overrides=tuple(override or ()))

@@ -53,6 +53,9 @@ TYPOS = [
     (["train", "pocket:vold", "out=x", "student.path=y", "objective.name=volt"], "did you mean 'vold'?"),
     (["train", "pocket:vold", "out=x", "student.path=y", "objective.bata=1"], "'objective.bata'; did you mean 'beta'?"),
     (["eval", "pocket:eval", "out=x", "student.path=y", "sampling.m=4"], "unknown key 'sampling.m'"),
+    (["demo", "--set", "train:optim.lrr=1"], "pocket:grpo: unknown key 'optim.lrr'; did you mean 'lr'?"),
+    (["demo", "--set", "trian:optim.lr=1"], "--set 'trian:optim.lr=1': 'trian' is no stage; did you mean 'train'?"),
+    (["ablation", "--set", "sft:stepz=4"], "pocket:sft: unknown key 'stepz'; did you mean 'steps'?"),
     (["check", "pocket:vold", "out=x", "student.path=y", "stps=4"], "unknown key 'stps'; did you mean 'steps'?"),
 ]
 NOT_THERE = [

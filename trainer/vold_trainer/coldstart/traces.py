@@ -21,6 +21,7 @@ from vold_trainer.scoring.twins import check_twins, flatten_content, teacher_mes
 from vold_trainer.services.local import open_services, teacher_client, verifier_client
 from vold_trainer.services.verifiers import check_verifier
 from vold_trainer.sources import load_examples
+from vold_trainer.sources.check import check_files
 from vold_trainer.tasks import ClientTasks
 from vold_trainer.terminal import ProgressLine, progress
 
@@ -41,6 +42,7 @@ def run_traces(config: TracesConfig) -> TracesSummary:
     """Write `config.out`, one JSON object per trace. Raises RunError if there is no trace to write."""
     if config.keep == "correct" and config.verifier is None:
         raise UsageError("keep is 'correct' but there is no verifier: set verifier.url, or keep=all")
+    check_files(config)
     examples = load_examples(config.data)
     check_twins(examples)
     config.out.parent.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from vold_trainer.scoring.items import verifier_item, verifier_trials
 from vold_trainer.services.local import Services, open_services, verifier_client
 from vold_trainer.services.verifiers import check_verifier
 from vold_trainer.sources import load_examples
+from vold_trainer.sources.check import check_files
 from vold_trainer.student.batching import micro_batches
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.terminal import console, progress
@@ -48,6 +49,7 @@ def run_eval(config: EvalConfig, *, fresh: bool = False) -> dict[str, SetResult]
     Answers in `out` are reused, unless `fresh`. Raises UsageError if they are of another student, of other generation
     settings, or to other prompts.
     """
+    check_files(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     sets = [(data, load_examples(data)) for data in config.data]

@@ -22,6 +22,7 @@ from vold_trainer.config import (
     VerifierConfig,
     load,
 )
+from vold_trainer.config.stages import stage_and_key
 from vold_trainer.evaluation import SetResult, run_eval
 from vold_trainer.services.local import Services, open_services
 from vold_trainer.training.train import run_train
@@ -48,9 +49,9 @@ class Recipe:
         if "seed" in kind.model_fields:
             settings.append(f"seed={self.seed}")
         overrides = [
-            o for o in self.overrides if _stage_and_key(o)[0] in ("", kind.__name__.removesuffix("Config").lower())
+            o for o in self.overrides if stage_and_key(o)[0] in ("", kind.__name__.removesuffix("Config").lower())
         ]
-        return load(kind, Path(f"pocket:{name}"), [*settings, *extra, *(_stage_and_key(o)[1] for o in overrides)])
+        return load(kind, Path(f"pocket:{name}"), [*settings, *extra, *(stage_and_key(o)[1] for o in overrides)])
 
     def traces(self, name: str = "traces.jsonl") -> tuple[Path, TracesSummary]:
         """Generate the teacher's traces for the training prompts; only those that the verifier accepts are written."""
@@ -72,12 +73,6 @@ class Recipe:
         """Evaluate greedy accuracy on text and on pictures. eval.json is written into the folder of the run `name`."""
         config = self._load(EvalConfig, "eval", f"out={self.out / name}", f"student.path={student}", *extra)
         return run_eval(config, fresh=True)
-
-
-def _stage_and_key(override: str) -> tuple[str, str]:
-    """Split `train:steps=5` into stage and override; the stage is empty if the override is for all stages."""
-    stage, colon, rest = override.partition(":")
-    return (stage, rest) if colon and "=" not in stage else ("", override)
 
 
 @contextlib.contextmanager

@@ -66,8 +66,9 @@ def describe_slow_quota(key: str, quota: Quota, replicas: int, tokens: StepToken
     return (
         f"{key}: the tenant {quota.tenant!r} may send {limit:,} tokens a minute, and a step sends up to "
         f"{tokens.total:,.0f}: {tokens.completions:,} completions of up to {tokens.max_tokens:,} tokens, and "
-        f"{tokens.prompts:,} prompts of about {tokens.prompt:,.0f}. A step then takes {60 * tokens.total / limit:,.0f} s or longer. Ask the service's operator for more "
-        "tokens_per_minute, or lower rollout.prompts, rollout.group or rollout.max_tokens"
+        f"{tokens.prompts:,} prompts of about {tokens.prompt:,.0f}. A step then takes {60 * tokens.total / limit:,.0f} "
+        "s or longer. Ask the service's operator for more tokens_per_minute, or lower rollout.prompts, rollout.group "
+        "or rollout.max_tokens"
     )
 
 

@@ -26,6 +26,7 @@ from vold_trainer.services.outages import Outages
 from vold_trainer.services.shared import shared_services
 from vold_trainer.services.verifiers import check_verifier
 from vold_trainer.sources import load_examples
+from vold_trainer.sources.check import check_files
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.student.traces import Trace, read_traces
 from vold_trainer.training.loop import Loop
@@ -37,6 +38,7 @@ def run_train(config: TrainConfig, *, resume: bool = False, export: bool = True)
 
     Raises RunError if the run cannot go on: a service stays away, too many scores are missing, the teacher changed.
     """
+    check_files(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
