@@ -110,18 +110,17 @@ def test_a_service_that_is_away_is_left_to_the_run(caplog):
     assert "could not be checked" in caplog.text
 
 
-NOWHERE = {"path": "/no/student"}
 COMMANDS = {
-    "train": lambda out, verifier, teacher: run_train(
+    "train": lambda out, student, verifier, teacher: run_train(
         TrainConfig(
-            out=out, student=NOWHERE, teacher=None, objective={"name": "grpo"}, steps=1, verifier=verifier,
+            out=out, student=student, teacher=None, objective={"name": "grpo"}, steps=1, verifier=verifier,
             data={"limit": 4},
         )
     ),
-    "eval": lambda out, verifier, teacher: run_eval(
-        EvalConfig(out=out, student=NOWHERE, verifier=verifier, data=[{"limit": 4}])
+    "eval": lambda out, student, verifier, teacher: run_eval(
+        EvalConfig(out=out, student=student, verifier=verifier, data=[{"limit": 4}])
     ),
-    "traces": lambda out, verifier, teacher: run_traces(
+    "traces": lambda out, student, verifier, teacher: run_traces(
         TracesConfig(out=out / "traces.jsonl", teacher={"url": teacher}, verifier=verifier, data={"limit": 4})
     ),
 }  # fmt: skip
@@ -129,9 +128,13 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_command_ends_before_it_loads_anything(command, tmp_path, verifier, pocket_teacher):
+    student, out = tmp_path / "student", tmp_path / "out"
+    student.mkdir()
+    (student / "config.json").write_text("{}")  # which no model can be loaded from
+    out.mkdir()
     with pytest.raises(UsageError, match=r"verifier\.name is 'mth'.*did you mean 'math'"):
-        command(tmp_path, {"url": verifier.grpc, "name": "mth"}, pocket_teacher.grpc)
-    assert not list(tmp_path.iterdir())
+        command(out, {"path": str(student)}, {"url": verifier.grpc, "name": "mth"}, pocket_teacher.grpc)
+    assert not list(out.iterdir())
 
 
 def test_verify_with_an_unknown_verifier_ends_before_it_writes(tmp_path, verifier):
