@@ -18,6 +18,7 @@ from vold_trainer.checking.memory import MemoryEstimate, ModelSize, available_me
 from vold_trainer.config import TeacherConfig, TrainConfig, VerifierConfig
 from vold_trainer.data import Example
 from vold_trainer.files import read_json_lines
+from vold_trainer.lock import check_free
 from vold_trainer.processes.optim import require_trainable_parameters
 from vold_trainer.scoring.items import verifier_item, verifier_name, verifier_trials
 from vold_trainer.scoring.pace import describe_slow_quota, teacher_tokens
@@ -26,6 +27,7 @@ from vold_trainer.scoring.twins import TeacherPrompts, check_twins
 from vold_trainer.services.local import Services, open_services, teacher_client, verifier_client
 from vold_trainer.services.verifiers import MAX_FAULTS, Fault, find_faults
 from vold_trainer.sources import load_examples
+from vold_trainer.sources.check import check_student, check_traces
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.tasks import ClientTasks
 from vold_trainer.terminal import progress, silenced
@@ -83,12 +85,15 @@ def _check_data(config: TrainConfig, report: CheckReport) -> list[Example]:
             report.warning("data", f"{len(repeated):,} ids are on several rows, for example {repeated[0]!r}")
         if images := sum(bool(example.images) for example in examples):
             report.ok("data", f"{images:,} prompts have images")
+    with report.catch_errors("traces"):
+        check_traces(config)
     return examples
 
 
 def _check_student(config: TrainConfig, report: CheckReport, examples: Sequence[Example]) -> Student | None:
     student = None
     with report.catch_errors("student"):
+        check_student(config.student)
         student = load_student(config.student)
         trainable = sum(value.numel() for value in require_trainable_parameters(student.model))
         total = sum(value.numel() for value in student.model.parameters())
@@ -325,6 +330,8 @@ def _check_folder(config: TrainConfig, report: CheckReport) -> None:
     parent = next(folder for folder in (config.out, *config.out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(parent).free
     text = f"{config.out}, {format_bytes(free)} free"
+    with report.catch_errors("folder"):
+        check_free(config.out, "run")
     if (config.out / "metrics.jsonl").exists():
         report.warning("folder", f"{text}; the folder holds a run: a new run overwrites it, --resume continues it")
     else:
