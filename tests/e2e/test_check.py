@@ -39,7 +39,7 @@ def test_a_valid_config_passes_a_dry_step_and_leaves_no_files(config, tmp_path):
         ("student.path=/no/such/folder", "student", "/no/such/folder"),
         ("data.source=/no/such/file.jsonl", "data", "/no/such/file.jsonl"),
         ('objective={"name": "gkd", "traces": "/no/traces"}', "traces", "objective.traces '/no/traces' does not exist"),
-        ("verifier.parameters={precent: 1}", "verifier", "verifier.parameters.precent: verifier 'math' has no such"),
+        ("verifier.parameters={precent: 1}", "verifier", "verifier.parameters.precent: verifier 'numeric' has no"),
         ("rollout.max_tokens=100000", "student", "lower rollout.max_tokens"),
     ],
 )
