@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from vold_trainer.checking import run_check
 from vold_trainer.config import TrainConfig, load
+from vold_trainer.lock import holding
 
 
 @pytest.fixture
@@ -37,6 +38,8 @@ def test_a_valid_config_passes_a_dry_step_and_leaves_no_files(config, tmp_path):
         ("verifier.name=nobody", "verifier", "verifier.name is 'nobody'"),
         ("student.path=/no/such/folder", "student", "/no/such/folder"),
         ("data.source=/no/such/file.jsonl", "data", "/no/such/file.jsonl"),
+        ('objective={"name": "gkd", "traces": "/no/traces"}', "traces", "objective.traces '/no/traces' does not exist"),
+        ("verifier.parameters={precent: 1}", "verifier", "verifier.parameters.precent: verifier 'numeric' has no"),
         ("rollout.max_tokens=100000", "student", "lower rollout.max_tokens"),
     ],
 )
@@ -46,6 +49,13 @@ def test_an_error_is_reported_and_the_other_topics_are_still_checked(config, ove
     assert any(f.level == "error" and message in f.text for f in report.of_topic(topic)), report.findings
     assert not report.of_topic("a dry step")
     assert report.of_topic("folder")
+
+
+def test_a_folder_in_use_is_reported(config):
+    made = config("student.path=/no/such/folder")
+    with holding(made.out, "run"):
+        report = run_check(made, dry=False)
+    assert any("is in use by process" in finding.text for finding in report.of_topic("folder"))
 
 
 def test_a_reference_that_its_verifier_rejects_is_a_warning(config, tmp_path):

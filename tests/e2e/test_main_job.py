@@ -108,7 +108,7 @@ def test_training_updates_the_student_from_scores_of_the_services(tmp_path, pock
     assert all(row["teacher/k2"] > 0 for row in rows)
     lanes = {row["lane"] for row in read_json_lines(tmp_path / "vold" / "timeline.jsonl")}
     lanes -= {"wait"}  # only if a score is late
-    assert lanes == {"generate", "teacher", "verifier", "diagnose", "optimise", "sync"}
+    assert lanes == {"generate", "teacher", "verifier", "diagnose", "optimise", "sync", "checkpoint"}
     sample = read_json_lines(tmp_path / "vold" / "rollouts.jsonl")[0]
     assert len(sample["tokens"]) == len(sample["student_logprobs"]) == len(sample["teacher_logprobs"])
     assert load_student(load(EvalConfig, Path("pocket:eval"), [f"student.path={model}"]).student).model is not None
@@ -323,10 +323,10 @@ def test_a_tokenizer_of_another_family_is_refused(tmp_path, verifier):
         (["student.freeze=[eyes]"], "'eyes' is no part"),
     ],
 )
-def test_invalid_settings_end_with_a_clear_message(tmp_path, verifier, overrides, message):
+def test_invalid_settings_end_with_a_clear_message(tmp_path, pocket_teacher, verifier, overrides, message):
     from vold_client import VoldError
 
-    config = train_config(tmp_path, "local:pocket:teacher", verifier.grpc, *overrides)
+    config = train_config(tmp_path, pocket_teacher.grpc, verifier.grpc, *overrides)
     with pytest.raises((UsageError, VoldError), match=message):
         run_train(config)
 

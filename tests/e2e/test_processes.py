@@ -165,7 +165,7 @@ def test_two_processes_compute_the_same_as_one(name, runs, in_two, tmp_path):
 def test_both_processes_generate_and_score_and_one_writes(in_two):
     out = in_two[0] / "vold"
     lanes = {row["lane"] for row in read_json_lines(out / "timeline.jsonl")}
-    both = {"generate", "teacher", "verifier", "diagnose", "optimise", "sync"}
+    both = {"generate", "teacher", "verifier", "diagnose", "optimise", "sync", "checkpoint"}
     assert lanes - {"wait", "wait 1"} == both | {f"{lane} 1" for lane in both}
     assert json.loads((out / "run.json").read_text())["processes"] == 2
 

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -13,6 +13,12 @@ from vold_proto.distribution import VERSION, IncompatibleVersionError
 
 from vold_trainer.errors import ReportedElsewhereError, VoldTrainerError
 from vold_trainer.launch import is_local_main_process, is_main_process, processes_connected
+
+if TYPE_CHECKING:
+    from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig
+    from vold_trainer.lock import Kind
+
+    WritingConfigT = TypeVar("WritingConfigT", EvalConfig, SftConfig, TracesConfig, TrainConfig)
 
 # No child process continues as a fork. Without this setting gRPC writes a line for each child process.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -37,6 +43,22 @@ def _split(config: Path | None, overrides: list[str] | None) -> tuple[Path | Non
     if config is not None and "=" in str(config):
         return None, [str(config), *keys]
     return config, keys
+
+
+def _load(
+    kind: "type[WritingConfigT]", config: Path | None, overrides: list[str] | None, *, writes: "Kind"
+) -> "WritingConfigT":
+    """The command's config, once every file and folder that it names is there and its `out` is free: a command calls
+    this before it imports what needs torch, so that a mistake is told at once.
+    """
+    from vold_trainer.config import load
+    from vold_trainer.lock import check_free
+    from vold_trainer.sources.check import check_files
+
+    settings = load(kind, *_split(config, overrides))
+    check_files(settings)
+    check_free(settings.out, writes)
+    return settings
 
 
 def _print_version(requested: bool) -> None:
@@ -64,6 +86,9 @@ def demo(
     ] = None,
 ) -> None:
     """Run the whole recipe in the pocket world: minutes on two CPU cores."""
+    from vold_trainer.config.stages import check_stages
+
+    check_stages(override or ())
     from vold_trainer.experiments.demo import run_demo
 
     run_demo(out, teacher_url=teacher_url, verifier_url=verifier_url, seed=seed, overrides=tuple(override or ()))
@@ -76,10 +101,10 @@ def traces(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file `out`")] = False,
 ) -> None:
     """Generate cold-start traces with the teacher; the verifier may filter them."""
-    from vold_trainer.config import TracesConfig, load
+    from vold_trainer.config import TracesConfig
     from vold_trainer.runs.start import refuse_existing
 
-    settings = load(TracesConfig, *_split(config, overrides))
+    settings = _load(TracesConfig, config, overrides, writes="traces")
     refuse_existing(settings.out, overwrite)
     from vold_trainer.coldstart.traces import run_traces
 
@@ -97,10 +122,10 @@ def sft(
     overwrite: Overwrite = False,
 ) -> None:
     """Cold start: fine-tune a student on traces, with the loss on completion tokens only."""
-    from vold_trainer.config import SftConfig, load
+    from vold_trainer.config import SftConfig
     from vold_trainer.runs.start import Start
 
-    settings = load(SftConfig, *_split(config, overrides))
+    settings = _load(SftConfig, config, overrides, writes="run")
     Start(resume, step, overwrite).check(settings.out)
     from vold_trainer.coldstart.sft import run_sft
 
@@ -116,10 +141,10 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Train with GRPO, distillation, or both; teacher and verifier by URL."""
-    from vold_trainer.config import TrainConfig, load
+    from vold_trainer.config import TrainConfig
     from vold_trainer.runs.start import Start
 
-    settings = load(TrainConfig, *_split(config, overrides))
+    settings = _load(TrainConfig, config, overrides, writes="run")
     Start(resume, step, overwrite).check(settings.out)
     from vold_trainer.training.train import run_train
 
@@ -150,11 +175,12 @@ def evaluate(
     categories: Annotated[bool, typer.Option("--categories", help="print every category too")] = False,
 ) -> None:
     """Evaluate greedy and sampled accuracy of a student on one or more sets; continues from the answers in `out`."""
-    from vold_trainer.config import EvalConfig, load
+    from vold_trainer.config import EvalConfig
+
+    settings = _load(EvalConfig, config, overrides, writes="eval")
     from vold_trainer.evaluation import run_eval
     from vold_trainer.evaluation.tables import category_table, result_table
 
-    settings = load(EvalConfig, *_split(config, overrides))
     results = run_eval(settings, fresh=fresh)
     Console().print(result_table(results, settings.student.path))
     if categories and (table := category_table(results)) is not None:
@@ -191,10 +217,12 @@ def check(
     dry: Annotated[bool, typer.Option(help="run one small step too")] = True,
 ) -> None:
     """Check everything that a `vold train` config needs, before training; exit status 1 if there is an error."""
-    from vold_trainer.checking import run_check
     from vold_trainer.config import TrainConfig, load
 
-    result = run_check(load(TrainConfig, *_split(config, overrides)), dry=dry)
+    settings = load(TrainConfig, *_split(config, overrides))
+    from vold_trainer.checking import run_check
+
+    result = run_check(settings, dry=dry)
     Console().print(result.table())
     raise typer.Exit(0 if result.passed else 1)
 
@@ -227,6 +255,9 @@ def ablation(
     override: Annotated[list[str] | None, typer.Option("--set", help="[STAGE:]KEY=VALUE for every row")] = None,
 ) -> None:
     """Run the component table of the VOLD paper in the pocket world, several seeds; write table and plot."""
+    from vold_trainer.config.stages import check_stages
+
+    check_stages(override or ())
     from vold_trainer.experiments.ablation import run_ablation
 
     run_ablation(out, results, seeds=seeds, workers=workers, only=rows, overrides=tuple(override or ()))
@@ -235,8 +266,6 @@ def ablation(
 def main() -> None:
     """Entry point: an error that a user can fix ends the command with its message and status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    from vold_client import VoldError
-
     from vold_trainer.pocket_building.cli import app as pocket_app
 
     app.add_typer(pocket_app, name="pocket", help="The pocket world: its problems, its pictures, its checkpoints.")
@@ -244,10 +273,18 @@ def main() -> None:
         app()
     except ReportedElsewhereError:
         sys.exit(1)
-    except (VoldTrainerError, VoldError, IncompatibleVersionError) as error:
+    except _errors_with_a_message() as error:
         if is_local_main_process() or processes_connected():
             Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _errors_with_a_message() -> tuple[type[Exception], ...]:
+    """The errors whose message is for the user. Those of the client, which takes half a second to import, are among
+    them only if something has imported it.
+    """
+    client = sys.modules.get("vold_client")
+    return (VoldTrainerError, IncompatibleVersionError, *(() if client is None else (client.VoldError,)))
 
 
 def _print_line(text: str) -> None:

@@ -112,10 +112,13 @@ def test_a_broken_line_is_named_and_affects_no_other(server, tmp_path):
 
 
 def test_an_unknown_verifier_is_named(server, tmp_path):
-    done = run(write(tmp_path / "in.jsonl", [RIGHT]), "--url", server.url, "--verifier", "nosuch")
+    done = run(write(tmp_path / "in.jsonl", [RIGHT, {**RIGHT, "verifier": "nosuch"}]), "--url", server.url)
     assert done.returncode == 1
-    assert "no verifier is called 'nosuch'" in done.stderr
-    assert read(done.stdout)[0]["reward"] is None
+    assert "line 2: NOT_FOUND: no verifier is called 'nosuch'" in done.stderr
+    assert [row["reward"] for row in read(done.stdout)] == [1.0, None]
+    done = run(tmp_path / "in.jsonl", "--url", server.url, "--verifier", "nosuch")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--verifier is 'nosuch': no verifier is called 'nosuch'" in done.stderr
 
 
 def test_an_exceeded_limit_is_an_error_without_reward_and_no_broken_line(server):

@@ -1,5 +1,6 @@
 """The checks of a `vold train` config, topic by topic. An error in one topic does not stop the next check."""
 
+import contextlib
 import math
 import shutil
 import tempfile
@@ -10,20 +11,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from vold_client import AsyncTeacherClient, Completion, Item, Verdict, VerifierInfo
+from vold_client import AsyncTeacherClient, Completion, Item, Verdict, VoldError
 
 from vold_trainer.checking.findings import CheckReport
 from vold_trainer.checking.memory import MemoryEstimate, ModelSize, available_memory, estimate_memory, format_bytes
 from vold_trainer.config import TeacherConfig, TrainConfig, VerifierConfig
 from vold_trainer.data import Example
 from vold_trainer.files import read_json_lines
+from vold_trainer.lock import check_free
 from vold_trainer.processes.optim import require_trainable_parameters
 from vold_trainer.runs.start import holds_run
-from vold_trainer.scoring.items import verifier_item, verifier_name
+from vold_trainer.scoring.items import verifier_item, verifier_name, verifier_trials
+from vold_trainer.scoring.pace import describe_slow_quota, teacher_tokens
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements, TeacherRouter, configured_teachers
-from vold_trainer.scoring.twins import check_twins
+from vold_trainer.scoring.twins import TeacherPrompts, check_twins
 from vold_trainer.services.local import Services, open_services, teacher_client, verifier_client
+from vold_trainer.services.verifiers import MAX_FAULTS, Fault, find_faults
 from vold_trainer.sources import load_examples
+from vold_trainer.sources.check import check_student, check_traces
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.tasks import ClientTasks
 from vold_trainer.terminal import progress, silenced
@@ -81,12 +86,15 @@ def _check_data(config: TrainConfig, report: CheckReport) -> list[Example]:
             report.warning("data", f"{len(repeated):,} ids are on several rows, for example {repeated[0]!r}")
         if images := sum(bool(example.images) for example in examples):
             report.ok("data", f"{images:,} prompts have images")
+    with report.catch_errors("traces"):
+        check_traces(config)
     return examples
 
 
 def _check_student(config: TrainConfig, report: CheckReport, examples: Sequence[Example]) -> Student | None:
     student = None
     with report.catch_errors("student"):
+        check_student(config.student)
         student = load_student(config.student)
         trainable = sum(value.numel() for value in require_trainable_parameters(student.model))
         total = sum(value.numel() for value in student.model.parameters())
@@ -226,10 +234,31 @@ def _check_teacher(
                 f"the longest prompt with its completion may have {longest:,} tokens, and the teacher takes "
                 f"{info.max_sequence:,}: lower rollout.max_tokens, or serve the teacher with a larger --max-sequence",
             )
+        _check_quota(config, connected, topic, report, tasks, student, examples)
         _probe_teacher(config, connected, info.max_sequence, topic, report, tasks)
     finally:
         tasks.run(connected.client.aclose())
         tasks.close()
+
+
+def _check_quota(
+    config: TrainConfig,
+    teacher: Teacher,
+    topic: str,
+    report: CheckReport,
+    tasks: ClientTasks,
+    student: Student,
+    examples: Sequence[Example],
+) -> None:
+    """Warn if a step needs more tokens than the teacher's tenant has in a minute."""
+    with contextlib.suppress(VoldError):  # a service of an earlier version does not tell
+        quota = tasks.run(teacher.client.quota())
+        router = TeacherRouter(config)
+        own = [example for example in examples if router(example) == teacher.name]
+        share = len(own) / max(1, len(examples))
+        tokens = teacher_tokens(TeacherPrompts(student, teacher), config.rollout, own, share)
+        if text := describe_slow_quota(teacher.key, quota, len(teacher.client.urls), tokens):
+            report.warning(topic, text)
 
 
 def _probe_teacher(
@@ -265,26 +294,26 @@ def _check_verifier(
 ) -> None:
     tasks = ClientTasks()
 
-    async def query(items: list[Item]) -> tuple[list[VerifierInfo], list[Verdict]]:
+    async def find() -> list[Fault]:
         async with verifier_client(config, services) as client:
-            verifiers = await client.list_verifiers()
-            return verifiers, await client.verify(items) if items else []
+            return await find_faults(client, verifier_trials(examples, config.name, config.parameters))
+
+    async def verify(items: list[Item]) -> list[Verdict]:
+        async with verifier_client(config, services) as client:
+            return await client.verify(items)
 
     rows_by_verifier = Counter(verifier_name(example, config.name) for example in examples) or Counter([config.name])
     try:
-        verifiers, _ = tasks.run(query([]))
-        names = {info.name for info in verifiers}
-        if unknown := [name for name in rows_by_verifier if name not in names]:
-            row = next((e.id for e in examples if e.meta.get("verifier") == unknown[0]), None)
-            where = f"row {row!r}, field 'verifier'" if row else "verifier.name"
-            report.error("verifier", f"{where} is {unknown[0]!r}, and {config.url} has: {', '.join(sorted(names))}")
+        if faults := tasks.run(find()):
+            for fault in faults[:MAX_FAULTS]:
+                report.error("verifier", fault.text)
             return
         report.ok("verifier", f"{config.url} has {', '.join(f'{n} ({c:,} rows)' for n, c in rows_by_verifier.items())}")
         if not examples:
             return
         step = max(1, math.ceil(len(examples) / MAX_VERIFIED_REFERENCES))
         sample = examples[::step]
-        _, verdicts = tasks.run(query([_reference_as_answer(config, example) for example in sample]))
+        verdicts = tasks.run(verify([_reference_as_answer(config, example) for example in sample]))
         accepted = sum(bool(verdict.correct) for verdict in verdicts)
         text = f"{accepted} of {len(sample)} references are accepted as answers in \\boxed{{}}"
         if accepted == len(sample):
@@ -307,6 +336,8 @@ def _check_folder(config: TrainConfig, report: CheckReport) -> None:
     parent = next(folder for folder in (config.out, *config.out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(parent).free
     text = f"{config.out}, {format_bytes(free)} free"
+    with report.catch_errors("folder"):
+        check_free(config.out, "run")
     if holds_run(config.out):
         report.warning("folder", f"{text}; the folder holds a run: --resume goes on with it, --overwrite deletes it")
     else:

@@ -13,6 +13,7 @@ from vold_trainer.config.resuming import Change
 from vold_trainer.data import PromptOrder
 from vold_trainer.data.digest import digest
 from vold_trainer.files import read_json_lines
+from vold_trainer.lock import holds_out
 from vold_trainer.processes.ranks import Ranks, make_accelerator, share
 from vold_trainer.processes.wrapping import PreparedModel
 from vold_trainer.runs import trackers
@@ -28,6 +29,7 @@ from vold_trainer.student.traces import Trace, read_traces
 from vold_trainer.terminal import console
 
 
+@holds_out("run")
 def run_sft(config: SftConfig, *, resume: bool = False, step: str = "last", overwrite: bool = False) -> Path:
     """Train the student and write it to `out/model`. Returns that folder.
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
-
 
 class PromptOrder:
     """The examples of each step: a new shuffle for every epoch, which depends on the seed alone, so that a resumed run
@@ -22,6 +20,8 @@ class PromptOrder:
         return [self._epoch(n // self.count)[n % self.count] for n in range(first, first + self.per_step)]
 
     def _epoch(self, number: int) -> Sequence[int]:
+        import torch  # not for whoever only reads rows: importing it takes seconds
+
         if number not in self._epochs:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
             self._epochs = {epoch: order for epoch, order in self._epochs.items() if epoch >= number - 1} | {

@@ -22,10 +22,13 @@ from vold_trainer.data.faults import OnFault, RowFault
 from vold_trainer.evaluation.answers import GREEDY, NAME, Answer, AnswerStore, prompt_digest, unique_keys
 from vold_trainer.evaluation.results import SetResult, VerifiedExample, error_reasons, summarise
 from vold_trainer.files import write_json, write_lines
+from vold_trainer.lock import holds_out
 from vold_trainer.rollout.hf import generate
-from vold_trainer.scoring.items import verifier_item
+from vold_trainer.scoring.items import verifier_item, verifier_trials
 from vold_trainer.services.local import Services, open_services, verifier_client
+from vold_trainer.services.verifiers import check_verifier
 from vold_trainer.sources import load_examples
+from vold_trainer.sources.check import check_files
 from vold_trainer.student.batching import micro_batches
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.student.readable import check_images, for_readable
@@ -43,6 +46,7 @@ class GenerationBatch:
     group: int
 
 
+@holds_out("eval")
 def run_eval(config: EvalConfig, *, fresh: bool = False) -> dict[str, SetResult]:
     """Generate and verify answers to every set; write eval.json, eval_samples.jsonl and eval_config.yaml. Returns the
     results by label.
@@ -50,19 +54,27 @@ def run_eval(config: EvalConfig, *, fresh: bool = False) -> dict[str, SetResult]
     Answers in `out` are reused, unless `fresh`. Raises UsageError if they are of another student, of other generation
     settings, or to other prompts.
     """
+    check_files(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     sets = [(data, load_examples(data)) for data in config.data]
+    with open_services(verifier=config.verifier) as services:
+        for data, examples in sets:
+            trials = verifier_trials(examples, config.verifier.name, config.verifier.parameters)
+            check_verifier(config.verifier, services, trials, skip_broken=bool(data.skip_broken))
+        return _evaluate(config, sets, services, fresh=fresh)
+
+
+def _evaluate(
+    config: EvalConfig, sets: Sequence[tuple[DataConfig, list[Example]]], services: Services, *, fresh: bool
+) -> dict[str, SetResult]:
     student = load_student(config.student)
     if torch.cuda.is_available():
         student.model.to(torch.device("cuda"))  # type: ignore[arg-type]
     results: dict[str, SetResult] = {}
     samples: list[dict[str, Any]] = []
     weights = student_digest(student)
-    with (
-        open_services(verifier=config.verifier) as services,
-        closing(AnswerStore(config.out / NAME, _generation_settings(config, weights), fresh=fresh)) as store,
-    ):
+    with closing(AnswerStore(config.out / NAME, _generation_settings(config, weights), fresh=fresh)) as store:
         (config.out / "eval_config.yaml").write_text(dump(config))
         for data, examples in sets:
             answers = answer_set(student, examples, data, config, store)

@@ -26,6 +26,7 @@ from vold_trainer.config import (
     load,
 )
 from vold_trainer.config.resuming import flat
+from vold_trainer.config.stages import stage_and_key
 from vold_trainer.errors import ResumeRefusedError
 from vold_trainer.evaluation import SetResult, run_eval
 from vold_trainer.runs.checkpoint import latest_checkpoint
@@ -54,9 +55,9 @@ class Recipe:
         if "seed" in kind.model_fields:
             settings.append(f"seed={self.seed}")
         overrides = [
-            o for o in self.overrides if _stage_and_key(o)[0] in ("", kind.__name__.removesuffix("Config").lower())
+            o for o in self.overrides if stage_and_key(o)[0] in ("", kind.__name__.removesuffix("Config").lower())
         ]
-        return load(kind, Path(f"pocket:{name}"), [*settings, *extra, *(_stage_and_key(o)[1] for o in overrides)])
+        return load(kind, Path(f"pocket:{name}"), [*settings, *extra, *(stage_and_key(o)[1] for o in overrides)])
 
     def traces(self, name: str = "traces.jsonl") -> tuple[Path, TracesSummary]:
         """Generate the teacher's traces for the training prompts; only those that the verifier accepts are written."""
@@ -97,12 +98,6 @@ def _go_on_or_begin(config: RunConfig, run: Callable[..., Path]) -> Path:
 def _without_urls(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings but for the addresses of the services, which a local service has anew in every run."""
     return {key: value for key, value in flat(settings).items() if not key.endswith(".url")}
-
-
-def _stage_and_key(override: str) -> tuple[str, str]:
-    """Split `train:steps=5` into stage and override; the stage is empty if the override is for all stages."""
-    stage, colon, rest = override.partition(":")
-    return (stage, rest) if colon and "=" not in stage else ("", override)
 
 
 @contextlib.contextmanager

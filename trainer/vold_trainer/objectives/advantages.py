@@ -3,8 +3,7 @@
 Shapes: P prompts, G completions of each, C = P * G completions, prompt by prompt.
 """
 
-import torch
-from torch import Tensor
+from vold_trainer.objectives.lazy import Tensor, torch
 
 
 def group_advantages(rewards_PG: Tensor, *, divide_by_std: bool = True, delta: float = 1e-4) -> Tensor:

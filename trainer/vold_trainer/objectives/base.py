@@ -3,8 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-import torch
-from torch import Tensor
+from vold_trainer.objectives.lazy import Tensor, torch
 
 Normalise = Literal["sequence", "token", "constant"]
 

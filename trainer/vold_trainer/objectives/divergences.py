@@ -10,8 +10,7 @@ Shapes: C completions, T positions, K ids of a support; the functions take any l
 
 from typing import Literal
 
-import torch
-from torch import Tensor
+from vold_trainer.objectives.lazy import Tensor, torch
 
 Sampled = Literal["k1", "k2", "k3"]
 

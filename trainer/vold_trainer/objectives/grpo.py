@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
-from torch import Tensor
 
 from vold_trainer.objectives.base import LossOutput, Needs, Normalise, Objective, Rollouts, per_token, rewarded_tokens
+from vold_trainer.objectives.lazy import Tensor
 from vold_trainer.objectives.policy import PolicyGradient, Ratio, Signal, capped_policy_gradient, rollout_weights
 
 

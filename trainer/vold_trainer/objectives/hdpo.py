@@ -8,13 +8,12 @@ In the paper the teacher is the student with the answer in its prompt; here it i
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge
-from torch import Tensor
 
 from vold_trainer.objectives.base import Needs, Rollouts, per_token, rewarded_tokens, teacher_gap
 from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.kdrl import unsolved_mask
+from vold_trainer.objectives.lazy import Tensor, torch
 from vold_trainer.objectives.policy import Signal
 
 

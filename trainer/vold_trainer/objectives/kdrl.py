@@ -9,9 +9,7 @@ reward, "group" for every completion of a group in which a completion is correct
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge
-from torch import Tensor
 
 from vold_trainer.objectives.base import (
     LossOutput,
@@ -23,6 +21,7 @@ from vold_trainer.objectives.base import (
     teacher_gap,
 )
 from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
+from vold_trainer.objectives.lazy import Tensor, torch
 from vold_trainer.objectives.policy import Signal
 
 

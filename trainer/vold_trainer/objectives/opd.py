@@ -7,12 +7,11 @@ token is credited with its own advantage only, else with the advantages of later
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge, Le
-from torch import Tensor
 
 from vold_trainer.objectives.base import LossOutput, Needs, Rollouts, teacher_gap
 from vold_trainer.objectives.grpo import policy_needs
+from vold_trainer.objectives.lazy import Tensor, torch
 from vold_trainer.objectives.policy import Signal
 
 

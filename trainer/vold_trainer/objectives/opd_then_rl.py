@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge
-from torch import Tensor
 
 from vold_trainer.objectives.base import LossOutput, Needs, Rollouts, per_token, rewarded_tokens, teacher_gap
 from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
+from vold_trainer.objectives.lazy import Tensor
 from vold_trainer.objectives.policy import Signal
 
 

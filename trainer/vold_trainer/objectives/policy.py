@@ -6,11 +6,10 @@ A_{c,t} may differ from token to token; with one value per completion these are 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge, Gt
-from torch import Tensor
 
 from vold_trainer.objectives.base import LossOutput, Objective, Rollouts
+from vold_trainer.objectives.lazy import Tensor, torch
 
 Ratio = Literal["token", "sequence"]
 
@@ -113,7 +112,6 @@ def capped_policy_gradient(
     return -ratio_CT.clamp(max=eps_max) * advantages_CT * logprobs_CT, metrics
 
 
-@torch.no_grad()
 def rollout_weights(rollouts: Rollouts, cap: float) -> tuple[Tensor, dict[str, float]]:
     """(min(pi_old / pi_rollout, cap) for each token, its metrics): truncated importance sampling. The weight is 1 where
     a log-probability is missing.
@@ -122,13 +120,14 @@ def rollout_weights(rollouts: Rollouts, cap: float) -> tuple[Tensor, dict[str, f
     """
     if rollouts.rollout_logprobs_CT is None:
         raise ValueError("rollout_logprobs_CT is None: rollout_cap needs the log-probabilities at sampling time")
-    known_CT = rollouts.mask_CT & rollouts.rollout_logprobs_CT.isfinite()
-    gap_CT = torch.where(known_CT, rollouts.old_logprobs_CT - rollouts.rollout_logprobs_CT, 0.0)
-    ratio_CT = gap_CT.exp()
-    count = known_CT.sum().clamp(min=1)
-    metrics = {
-        "mismatch/ratio": (torch.where(known_CT, ratio_CT, 0.0).sum() / count).item(),
-        "mismatch/capped": ((known_CT & (ratio_CT > cap)).sum() / count).item(),
-        "mismatch/k1": (-gap_CT.sum() / count).item(),
-    }
-    return ratio_CT.clamp(max=cap), metrics
+    with torch.no_grad():
+        known_CT = rollouts.mask_CT & rollouts.rollout_logprobs_CT.isfinite()
+        gap_CT = torch.where(known_CT, rollouts.old_logprobs_CT - rollouts.rollout_logprobs_CT, 0.0)
+        ratio_CT = gap_CT.exp()
+        count = known_CT.sum().clamp(min=1)
+        metrics = {
+            "mismatch/ratio": (torch.where(known_CT, ratio_CT, 0.0).sum() / count).item(),
+            "mismatch/capped": ((known_CT & (ratio_CT > cap)).sum() / count).item(),
+            "mismatch/k1": (-gap_CT.sum() / count).item(),
+        }
+        return ratio_CT.clamp(max=cap), metrics

@@ -8,11 +8,9 @@ A completion without a verdict has no loss, because c is unknown.
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from vold_trainer.objectives.base import Needs, Rollouts, per_token, rewarded_tokens, teacher_gap
 from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
+from vold_trainer.objectives.lazy import Tensor, torch
 from vold_trainer.objectives.policy import Signal
 
 

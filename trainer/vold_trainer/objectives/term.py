@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge, Le
-from torch import Tensor
 
 from vold_trainer.objectives.base import Needs, Rollouts, Support, teacher_gap
 from vold_trainer.objectives.divergences import forward_kl, generalised_jsd, reverse_kl, sampled
+from vold_trainer.objectives.lazy import Tensor, torch
 
 Divergence = Literal["k2", "k3", "reverse-kl", "forward-kl", "jsd"]
 SupportSource = Literal["student", "teacher"]
@@ -66,12 +65,12 @@ def support_of(rollouts: Rollouts) -> tuple[Support, Tensor]:
     return rollouts.support, rollouts.mask_CT & (rollouts.support.mask_CTK.sum(-1) > 1)
 
 
-@torch.no_grad()
 def support_metrics(support: Support, known_CT: Tensor) -> dict[str, float]:
     """The number of ids in the support of a position and their probability under each model: means over known_CT."""
-    count = known_CT.sum().clamp(min=1)
-    metrics = {"support/ids": (torch.where(known_CT, support.mask_CTK.sum(-1), 0).sum() / count).item()}
-    for model, logprobs_CTK in (("student", support.student_CTK), ("teacher", support.teacher_CTK)):
-        mass_CT = torch.where(support.mask_CTK, logprobs_CTK, -torch.inf).exp().sum(-1)
-        metrics[f"support/{model}_mass"] = (torch.where(known_CT, mass_CT, 0.0).sum() / count).item()
-    return metrics
+    with torch.no_grad():
+        count = known_CT.sum().clamp(min=1)
+        metrics = {"support/ids": (torch.where(known_CT, support.mask_CTK.sum(-1), 0).sum() / count).item()}
+        for model, logprobs_CTK in (("student", support.student_CTK), ("teacher", support.teacher_CTK)):
+            mass_CT = torch.where(support.mask_CTK, logprobs_CTK, -torch.inf).exp().sum(-1)
+            metrics[f"support/{model}_mass"] = (torch.where(known_CT, mass_CT, 0.0).sum() / count).item()
+        return metrics

@@ -1,11 +1,15 @@
 """Items for the verifier, made of examples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vold_client import Item
 
 from vold_trainer.data import Example
+from vold_trainer.services.verifiers import Trial
+
+MAX_TRIALS = 256
 
 
 def verifier_item(
@@ -28,3 +32,28 @@ def verifier_item(
 def verifier_name(example: Example, default: str) -> str:
     """The verifier that the example names, or else `default`."""
     return str(example.meta.get("verifier", default))
+
+
+def verifier_trials(examples: Sequence[Example], name: str, parameters: Mapping[str, Any]) -> list[Trial]:
+    """Trials of what the examples ask of the verifier, at most MAX_TRIALS: of each verifier, and then of each verifier
+    with each set of parameters by their names. name, parameters: as for `verifier_item`.
+    """
+    first: dict[object, Example] = {}
+    others: dict[object, Example] = {}
+    for example in examples:
+        verifier = verifier_name(example, name)
+        if verifier not in first:
+            first[verifier] = others[verifier, frozenset(example.meta.get("parameters", parameters))] = example
+        else:
+            others.setdefault((verifier, frozenset(example.meta.get("parameters", parameters))), example)
+    chosen = {id(example): example for example in (*first.values(), *others.values())}
+    trials = [_trial(example, name, parameters) for example in list(chosen.values())[:MAX_TRIALS]]
+    return trials or [Trial(Item(verifier=name, completion="", reference="", parameters=dict(parameters)))]
+
+
+def _trial(example: Example, name: str, parameters: Mapping[str, Any]) -> Trial:
+    item = replace(verifier_item(example, "", name, parameters), prompt="")
+    own_name, own_parameters = "verifier" in example.meta, "parameters" in example.meta
+    row = f"row {example.id!r}" if own_name or own_parameters else ""
+    named = f"{row}, field 'verifier'" if own_name else "verifier.name"
+    return Trial(item, named, row, parameters_in_row=own_parameters)

@@ -177,6 +177,13 @@ class TeacherPrompts:
         ids = self._prepared[id(example)].ids
         return prompt_ids if ids is None else tuple(ids)
 
+    def length(self, example: Example) -> int:
+        """How many ids the teacher's prompt of this example has."""
+        own = self(example, ())  # empty if the teacher reads the student's ids, and so no image
+        return len(own) or len(
+            self.student.tokenizer(self.student.render(example), add_special_tokens=False)["input_ids"]
+        )
+
     def _render(self, example: Example) -> str:
         messages = teacher_messages(example, self.teacher.config.system)
         if self._template is None:

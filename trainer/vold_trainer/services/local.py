@@ -26,7 +26,7 @@ from vold_client import (
 from vold_trainer.child import child_process
 from vold_trainer.config import TeacherConfig, TlsConfig, VerifierConfig
 from vold_trainer.errors import UsageError
-from vold_trainer.pocket.shipped import resolve_model
+from vold_trainer.sources.check import listed_urls, local_model
 
 START_SECONDS = 180.0
 
@@ -95,11 +95,10 @@ def open_services(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vold-")))
         children: dict[str, ChildService] = {}
 
-        def resolve(urls: str | Sequence[str], service: str, key: str) -> tuple[str, ...]:
-            listed = [url.strip() for url in (urls.split(",") if isinstance(urls, str) else urls)]
+        def resolve(urls: str | list[str], service: str, key: str) -> tuple[str, ...]:
             return tuple(
                 _start_local(url, service, key, folder, children, stack) if url.startswith("local:") else url
-                for url in listed
+                for url in listed_urls(urls)
             )
 
         configs = {"": teacher} if teacher is not None else dict(teachers or {})
@@ -128,7 +127,7 @@ def _start_local(
     if service == "teacher":
         # Half of the cores: two pools of spinning threads on the same cores starve each other.
         threads = max(1, (os.cpu_count() or 2) // 2)
-        arguments += ["--model", _local_model(url, key), "--threads", str(threads)]
+        arguments += ["--model", local_model(url, f"{key}.url"), "--threads", str(threads)]
     log = folder / f"{service}-{len(children)}.log"
     process = child_process(f"vold_{service}", arguments, log, local_service_environment())
     children[socket] = ChildService(url, stack.enter_context(process), log)
@@ -175,16 +174,6 @@ def local_service_environment() -> dict[str, str]:
     """
     excluded = _SHARED_SERVICE_VARIABLES | _LAUNCH_VARIABLES
     return {name: value for name, value in os.environ.items() if name not in excluded}
-
-
-def _local_model(url: str, key: str) -> str:
-    model = url.removeprefix("local:")
-    if not model:
-        raise UsageError(f"{key}.url 'local:' names no model: write local:PATH, or local:pocket:teacher")
-    path = resolve_model(model)
-    if not Path(path).is_dir():
-        raise UsageError(f"{key}.url {url!r}: there is no model folder {path!r}")
-    return path
 
 
 def _wait_until_ready(

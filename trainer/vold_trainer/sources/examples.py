@@ -16,6 +16,7 @@ from vold_trainer.data.files import JSONL, PARQUET, file_rows
 from vold_trainer.data.hub import dataset_rows
 from vold_trainer.data.rows import Reader, Row
 from vold_trainer.errors import UsageError
+from vold_trainer.paths import require_folder
 from vold_trainer.pocket.problems import Split
 from vold_trainer.pocket.world import make_examples
 
@@ -45,6 +46,19 @@ def load_examples(config: DataConfig) -> list[Example]:
     return examples
 
 
+def check_source(config: DataConfig) -> None:
+    """Raise UsageError if the source, its image folder, its adapter or a mapped field can be seen not to exist, without
+    reading a row.
+    """
+    if config.source == "pocket":
+        return
+    _make_reader(config)
+    if not _find_files(config.source, config.split):
+        _require_folder_or_hub_name(config.source)
+    if config.image_folder is not None:
+        require_folder(config.image_folder, "data.image_folder", "give the folder that relative image paths start from")
+
+
 def _make_reader(config: DataConfig) -> tuple[Columns, Reader | AdapterReader]:
     if config.adapter:
         by_adapter = adapter_reader(config)
@@ -60,12 +74,17 @@ def _make_reader(config: DataConfig) -> tuple[Columns, Reader | AdapterReader]:
 
 
 def _read_rows(config: DataConfig, columns: Columns) -> Iterator[Row]:
-    source, path = config.source, Path(config.source)
-    files = _find_files(source, config.split)
+    files = _find_files(config.source, config.split)
     for file in files:
         yield from file_rows(file, columns)
     if files:
         return
+    _require_folder_or_hub_name(config.source)
+    yield from dataset_rows(config, columns)
+
+
+def _require_folder_or_hub_name(source: str) -> None:
+    path = Path(source)
     may_be_hub_name = (
         not source.startswith((".", "/", "~")) and path.suffix not in (*JSONL, *PARQUET) and source.count("/") <= 1
     )
@@ -74,7 +93,6 @@ def _read_rows(config: DataConfig, columns: Columns) -> Iterator[Row]:
             f"data.source {source!r} is neither 'pocket' nor a file or folder that exists, nor the name of a data set "
             "of the hub (OWNER/NAME)"
         )
-    yield from dataset_rows(config, columns)
 
 
 def _find_files(source: str, split: str) -> list[Path]:

@@ -27,6 +27,8 @@ from vold_proto.distribution import missing_extra_message
 from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
+from vold_trainer.hub import explain_hub_failure
+from vold_trainer.paths import is_evident_path, require_model_folder
 from vold_trainer.pocket.shipped import resolve_model
 from vold_trainer.student import encoding
 from vold_trainer.student.liger import apply_liger
@@ -132,9 +134,8 @@ def load_student(config: StudentConfig) -> Student:
     """
     try_transformers()
     path = resolve_model(config.path)
-    looks_local = path.startswith((".", "/")) or Path(path).exists()
-    if looks_local and not (Path(path) / "config.json").is_file():
-        raise UsageError(f"student.path {config.path!r} is no model folder: there is no config.json in it")
+    if is_evident_path(path):
+        require_model_folder(path, f"student.path {config.path!r}", "OWNER/NAME of a model of the hub, or pocket:NAME")
     model, processor, tokenizer = _load_pretrained(path, config)
     _check_logits(model)
     embeddings: Any = model.get_input_embeddings()
@@ -155,7 +156,7 @@ def _load_pretrained(path: str, config: StudentConfig) -> tuple[PreTrainedModel,
     try:
         model_config = AutoConfig.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
-        raise UsageError(f"student.path {config.path!r} cannot be loaded: {error}") from error
+        raise _loading_error(path, config, error) from error
     options |= {"dtype": getattr(torch, config.dtype), "use_safetensors": True}
     auto = AutoModelForImageTextToText if _reads_images(model_config) else AutoModelForCausalLM
     unset_hf_deepspeed_config()  # otherwise the weights would be partitioned here, before they are checked
@@ -169,8 +170,13 @@ def _load_pretrained(path: str, config: StudentConfig) -> tuple[PreTrainedModel,
     except (OSError, ValueError, ImportError) as error:
         if isinstance(error, ImportError) and "num2words" in str(error) and find_spec("num2words") is None:
             raise UsageError(missing_extra_message(f"student.path {config.path!r}", "num2words", "smolvlm")) from error
-        raise UsageError(f"student.path {config.path!r} cannot be loaded: {error}") from error
+        raise _loading_error(path, config, error) from error
     return model, processor, tokenizer
+
+
+def _loading_error(path: str, config: StudentConfig, error: Exception) -> UsageError:
+    why = None if is_evident_path(path) else explain_hub_failure(error, path)
+    return UsageError(f"student.path {config.path!r}" + (f": {why}" if why else f" cannot be loaded: {error}"))
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

@@ -28,6 +28,7 @@ from vold_trainer.runs.live import TRAIN_TABLES, Dashboard
 from vold_trainer.runs.rescue import ended_run
 from vold_trainer.runs.saving import Saver
 from vold_trainer.runs.start import Start
+from vold_trainer.scoring.pace import warn_of_slow_quotas
 from vold_trainer.scoring.sanity import Figures
 from vold_trainer.scoring.scorer import Scorer, StepScores
 from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRequirements
@@ -184,6 +185,8 @@ class Loop:
             refused = self.generator.refuse if config.data.skip_broken else None
             prompts = [*examples, *(trace.example for trace in traces)]
             self.ranks.run_on_all(lambda: self.scorer.prepare_prompts(prompts, refused))
+        if self.ranks.is_main:
+            warn_of_slow_quotas(self.scorer, config.rollout, examples)
         source = BatchSource(config, self.objective, self.generator, examples, traces)
         self.pipeline = Pipeline(source.start, self.engine, ahead=config.rollout.ahead, steps=config.steps)
         self.student.model.train()

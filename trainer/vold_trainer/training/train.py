@@ -13,24 +13,29 @@ from vold_trainer import tracing
 from vold_trainer.config import TrainConfig
 from vold_trainer.data import Example
 from vold_trainer.data.digest import digest
+from vold_trainer.lock import holds_out
 from vold_trainer.objectives import AnyObjective, Gkd
 from vold_trainer.processes.ranks import Ranks, make_accelerator
 from vold_trainer.rollout.engines import make_engine
 from vold_trainer.runs import trackers
 from vold_trainer.runs.start import Start
+from vold_trainer.scoring.items import verifier_trials
 from vold_trainer.scoring.scorer import Scorer
 from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRouter, configured_teachers, make_teachers
 from vold_trainer.scoring.twins import check_twins
-from vold_trainer.services.local import teacher_client, verifier_client
+from vold_trainer.services.local import Services, teacher_client, verifier_client
 from vold_trainer.services.outages import Outages
 from vold_trainer.services.shared import shared_services
+from vold_trainer.services.verifiers import check_verifier
 from vold_trainer.sources import load_examples
+from vold_trainer.sources.check import check_files
 from vold_trainer.student.fingerprint import fingerprint
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.student.traces import Trace, read_traces
 from vold_trainer.training.loop import Loop
 
 
+@holds_out("run")
 def run_train(
     config: TrainConfig, *, resume: bool = False, step: str = "last", overwrite: bool = False, export: bool = True
 ) -> Path:
@@ -43,20 +48,21 @@ def run_train(
     """
     start = Start(resume, step, overwrite)
     start.check(config.out)
+    check_files(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     trackers.check_installed(config.trackers)
     ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
-    student, examples, traces = ranks.run_on_all(lambda: _load(config))
     teachers, verifier = configured_teachers(config), config.verifier
-    content = {"student.path": fingerprint(student), "data.source": digest((example, ()) for example in examples)}
-    if traces:
-        content["objective.traces"] = digest((trace.example, trace.ids) for trace in traces)
     with (
         tracing.exporting(config.out.name),
         shared_services(ranks, teacher=teachers.get(SINGLE_TEACHER), verifier=verifier, teachers=teachers) as services,
     ):
+        student, examples, traces = ranks.run_on_all(lambda: _load(config, services, ranks))
+        content = {"student.path": fingerprint(student), "data.source": digest((example, ()) for example in examples)}
+        if traces:
+            content["objective.traces"] = digest((trace.example, trace.ids) for trace in traces)
         scorer = Scorer(
             make_teachers=partial(
                 make_teachers,
@@ -82,10 +88,15 @@ def run_train(
             scorer.close()
 
 
-def _load(config: TrainConfig) -> tuple[Student, list[Example], list[Trace]]:
-    """The student, the prompts and the traces, after a check that each row has a teacher that can read it."""
-    student = load_student(config.student)
+def _load(config: TrainConfig, services: Services, ranks: Ranks) -> tuple[Student, list[Example], list[Trace]]:
+    """The student, the prompts and the traces, after a check that each row has a teacher that can read it, and a
+    verifier that knows what it asks for.
+    """
     examples = load_examples(config.data)
+    if config.verifier is not None and ranks.is_main:
+        trials = verifier_trials(examples, config.verifier.name, config.verifier.parameters)
+        check_verifier(config.verifier, services, trials, skip_broken=bool(config.data.skip_broken))
+    student = load_student(config.student)
     traces = _load_traces(config.objective, student, skip_broken=bool(config.data.skip_broken))
     if configured_teachers(config):
         TeacherRouter(config).check([*examples, *(trace.example for trace in traces)])

@@ -20,12 +20,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
-from vold_client import AsyncVerifierClient, InvalidArgument, Verdict, VoldError
+from vold_client import AsyncVerifierClient, InvalidArgument, Item, Verdict, VoldError
 
 from vold_trainer.config import VerifierConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.sentences import Sentences
 from vold_trainer.services.local import Services, open_services, verifier_client
+from vold_trainer.services.verifiers import Trial, check_verifier
 from vold_trainer.verification.lines import Line, LineParser, error_message, is_broken_line, output_row
 
 BATCH_LINES, BATCH_BYTES, MAX_PENDING_BATCHES = 256, 4 << 20, 4
@@ -101,6 +102,8 @@ def run_verify(path: str, out: str, config: VerifierConfig, *, explain: str | No
         if explain is None and path != "-" and out != "-" and Path(out).exists() and os.path.samefile(path, out):
             raise UsageError(f"-o {out!r} is the input: name another file")
         services = stack.enter_context(open_services(verifier=config))
+        if config.name != VerifierConfig().name:  # a server without that may have the verifiers that the lines name
+            check_verifier(config, services, [Trial(Item(config.name, "", ""), "--verifier")])
         if explain is not None:
             return asyncio.run(_explain(source, config, services, explain))
         target = _open_output(stack, out)

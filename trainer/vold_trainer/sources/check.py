@@ -1,0 +1,128 @@
+"""Whether the files and folders that a config names are there: known in a moment, and before anything is loaded."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from vold_trainer.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    RunConfig,
+    SftConfig,
+    StudentConfig,
+    TeacherConfig,
+    TlsConfig,
+    TracesConfig,
+    TrainConfig,
+    VerifierConfig,
+)
+from vold_trainer.errors import UsageError
+from vold_trainer.hub import require_hub_model
+from vold_trainer.launch import is_local_main_process, is_main_process
+from vold_trainer.paths import is_evident_path, require_file, require_model_folder, require_writable
+from vold_trainer.pocket.shipped import resolve_model
+from vold_trainer.sources.examples import check_source
+
+STUDENTS_BESIDE_FOLDERS = "OWNER/NAME of a model of the hub, or pocket:NAME"
+TEACHERS_BESIDE_FOLDERS = "local:pocket:teacher"
+
+
+def check_files(config: Config) -> None:
+    """Check every file, folder and model that the config of a command names. Raises UsageError with a line for each
+    that is not there.
+
+    A model of the hub that this machine has not got costs one request; data sets of the hub are not asked for.
+    """
+    faults = []
+    for check in _checks(config):
+        try:
+            check()
+        except UsageError as error:
+            faults.append(str(error))
+    if faults:
+        raise UsageError("\n".join(faults))
+
+
+def check_student(config: StudentConfig) -> None:
+    """Raise UsageError if there is no model at the student's path: no folder, and none of the hub."""
+    path, said = resolve_model(config.path), f"student.path {config.path!r}"
+    if is_evident_path(path):
+        require_model_folder(path, said, STUDENTS_BESIDE_FOLDERS)
+    elif is_local_main_process():  # the processes of a machine share the hub's cache
+        require_hub_model(path, said)
+
+
+def check_traces(config: SftConfig | TrainConfig) -> None:
+    """Raise UsageError if the file of completions that a run trains on does not exist."""
+    remedy = "give a file that `vold traces` wrote, or JSONL or Parquet like it"
+    if isinstance(config, SftConfig):
+        require_file(config.traces, "traces", remedy)
+    elif config.objective.needs.traces:
+        require_file(Path(str(getattr(config.objective, "traces", None))), "objective.traces", remedy)
+
+
+def _checks(config: Config) -> Iterator[Callable[[], None]]:
+    if isinstance(config, RunConfig | EvalConfig):
+        yield partial(check_student, config.student)
+    if isinstance(config, SftConfig | TrainConfig):
+        yield partial(check_traces, config)
+    for data in _data(config):
+        yield partial(check_source, data)
+    for key, teacher in _teachers(config).items():
+        yield from (partial(_check_local_teacher, url, f"{key}.url") for url in listed_urls(teacher.url))
+        yield partial(_check_tls, teacher.tls, key)
+    verifier = getattr(config, "verifier", None)
+    if isinstance(verifier, VerifierConfig):
+        yield partial(_check_tls, verifier.tls, "verifier")
+    if is_main_process():  # which alone writes
+        if isinstance(config, RunConfig | EvalConfig):
+            yield partial(require_writable, config.out, "out", config.out)
+        elif isinstance(config, TracesConfig):
+            yield partial(require_writable, config.out.parent, "out", config.out)
+
+
+def _data(config: Config) -> list[DataConfig]:
+    data = getattr(config, "data", None)
+    return data if isinstance(data, list) else [data] if isinstance(data, DataConfig) else []
+
+
+def _teachers(config: Config) -> dict[str, TeacherConfig]:
+    """The teachers that the command calls, by their key."""
+    if isinstance(config, TracesConfig):
+        return {"teacher": config.teacher}
+    if not isinstance(config, TrainConfig) or not config.objective.needs.teacher:
+        return {}
+    if config.teacher is not None:
+        return {"teacher": config.teacher}
+    return {f"teachers.{name}": teacher for name, teacher in config.teachers.items()}
+
+
+def listed_urls(urls: str | list[str]) -> list[str]:
+    return [url.strip() for url in (urls.split(",") if isinstance(urls, str) else urls)]
+
+
+def _check_local_teacher(url: str, field: str) -> None:
+    if url.startswith("local:"):
+        local_model(url, field)
+
+
+def local_model(url: str, field: str) -> str:
+    """The model's folder of a `local:` URL. Raises UsageError if no model is there."""
+    model = url.removeprefix("local:")
+    if not model:
+        raise UsageError(f"{field} 'local:' names no model: write local:PATH, or local:pocket:teacher")
+    path = resolve_model(model)
+    require_model_folder(path, f"{field} {url!r}", TEACHERS_BESIDE_FOLDERS)
+    return path
+
+
+def _check_tls(tls: TlsConfig, key: str) -> None:
+    if tls == TlsConfig():
+        return
+    from vold_client import InvalidArgument, Tls  # gRPC with it: for whoever uses certificates
+
+    try:
+        Tls(ca=tls.ca, cert=tls.cert, key=tls.key).ssl_context()
+    except InvalidArgument as error:
+        raise UsageError(f"{key}.{error.message}") from error
