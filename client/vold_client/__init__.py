@@ -20,7 +20,9 @@ from vold_client.errors import (
     Unavailable,
     VoldError,
 )
+from vold_client.keys import KeySource
 from vold_client.packing import Budget
+from vold_client.replicas import Throttled
 from vold_client.sync import TeacherClient, VerifierClient
 from vold_client.teacher import AsyncTeacherClient
 from vold_client.tls import Tls
@@ -56,6 +58,7 @@ __all__ = [
     "InvalidArgument",
     "Item",
     "ItemBudget",
+    "KeySource",
     "NotFound",
     "Part",
     "PermissionDenied",
@@ -64,6 +67,7 @@ __all__ = [
     "ScoreResult",
     "TeacherClient",
     "TeacherInfo",
+    "Throttled",
     "Tls",
     "TokenizerFile",
     "Unauthenticated",

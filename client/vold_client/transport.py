@@ -39,6 +39,11 @@ class RequestStream(Protocol[RequestT, ReplyT]):
         """Whether the stream has ended, so that a new one is needed."""
         ...
 
+    @property
+    def has_old_key(self) -> bool:
+        """Whether the client's API key has changed since the stream was opened with it."""
+        ...
+
     async def aclose(self) -> None: ...
 
 

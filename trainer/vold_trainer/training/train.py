@@ -45,18 +45,19 @@ def run_train(config: TrainConfig, *, resume: bool = False, export: bool = True)
         tracing.exporting(config.out.name),
         shared_services(ranks, teacher=teachers.get(SINGLE_TEACHER), verifier=verifier, teachers=teachers) as services,
     ):
+        outages = Outages(config.outage.wait, why_ended=services.why_ended)
         scorer = Scorer(
             make_teachers=partial(
                 make_teachers,
                 teachers,
-                lambda name, teacher: teacher_client(teacher, services, config.out.name, name),
+                lambda name, teacher: teacher_client(teacher, services, config.out.name, name, outages),
             ),
-            make_verifier=partial(verifier_client, verifier, services, config.out.name) if verifier else None,
+            make_verifier=partial(verifier_client, verifier, services, config.out.name, outages) if verifier else None,
             route=TeacherRouter(config),
             verifier_name=verifier.name if verifier else "",
             verifier_parameters=verifier.parameters if verifier else None,
             temperature=config.rollout.temperature,
-            outages=Outages(config.outage.wait, why_ended=services.why_ended),
+            outages=outages,
         )
         engine = make_engine(config.rollout, student)
         try:
