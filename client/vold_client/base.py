@@ -4,7 +4,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -178,7 +178,24 @@ class RequestStreams:
         self._open: dict[int, RequestStream] = {}
         self._replaced: list[RequestStream] = []
 
-    async def get(self, transport: Transport) -> RequestStream | None:
+    async def call(
+        self, transport: Transport, message: Request, seconds: float, send_alone: Callable[[], Awaitable[Reply]]
+    ) -> Reply:
+        """The reply to `message` on the stream to this replica. send_alone: sends the message without a stream: over
+        HTTP, and to learn why the service refuses the stream.
+        """
+        stream = await self._get(transport)
+        if stream is None:
+            return await send_alone()
+        try:
+            reply: Reply = await stream.call(message, seconds)
+        except Unavailable:
+            if not stream.lost_refusal:
+                raise
+            return await send_alone()
+        return reply
+
+    async def _get(self, transport: Transport) -> RequestStream | None:
         """The stream to this replica, opened again if it is broken or has an old API key; None for HTTP, which has no
         streams.
         """

@@ -169,6 +169,7 @@ class GrpcRequestStream(Generic[Request, Reply]):
         self._sent = 0
         self._writing = asyncio.Lock()  # gRPC allows one write at a time
         self._failure: VoldError | None = None
+        self._replied = self._lost_reason = False
         self._reader: asyncio.Task[None] | None = None
 
     @property
@@ -178,6 +179,10 @@ class GrpcRequestStream(Generic[Request, Reply]):
     @property
     def has_old_key(self) -> bool:
         return self._has_old_key()
+
+    @property
+    def lost_refusal(self) -> bool:
+        return self._lost_reason and not self._replied
 
     async def call(self, message: Request, timeout: float) -> Reply:
         return await run_on_client_loop(self._send(message, timeout))
@@ -220,11 +225,14 @@ class GrpcRequestStream(Generic[Request, Reply]):
     async def _read(self) -> None:
         try:
             async for reply in self._call:
+                self._replied = True
                 future = self._pending.pop(getattr(reply, self._id_field), None)
                 if future is not None and not future.done():
                     future.set_result(reply)
             self._failure = Unavailable("the service ended the stream", url=self._url)
         except grpc.aio.AioRpcError as error:
+            # If a write is under way when the service ends the call, gRPC drops the status that the service sent.
+            self._lost_reason = "Internal error from Core" in (error.details() or "")
             self._failure = from_grpc(error, self._url)
         for future in self._pending.values():
             if not future.done():

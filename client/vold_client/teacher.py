@@ -179,11 +179,9 @@ class AsyncTeacherClient(AsyncClient):
         async with RequestStreams(SCORE_STREAM, "request_id", self._run_id) as streams:
 
             async def send(transport: Transport, message: pb.ScoreRequest, seconds: float) -> pb.ScoreReply:
-                stream = await streams.get(transport)
-                if stream is None:
-                    return await transport.unary(SCORE, message, self._context(seconds, message.request_id))
                 message.timeout_seconds = seconds
-                return await stream.call(message, seconds)
+                context = self._context(seconds, message.request_id)
+                return await streams.call(transport, message, seconds, lambda: transport.unary(SCORE, message, context))
 
             async def score(request: ScoreRequest) -> ScoreResult:
                 if not request.request_id:

@@ -44,6 +44,11 @@ class RequestStream(Protocol[RequestT, ReplyT]):
         """Whether the client's API key has changed since the stream was opened with it."""
         ...
 
+    @property
+    def lost_refusal(self) -> bool:
+        """Whether the stream broke before its first reply, without a reason: the service may have refused it."""
+        ...
+
     async def aclose(self) -> None: ...
 
 

@@ -95,9 +95,9 @@ class AsyncVerifierClient(AsyncClient):
         async with RequestStreams(VERIFY_STREAM, "id", self._run_id) as streams:
 
             async def send(transport: Transport, message: pb.VerifyItem, seconds: float) -> pb.VerifyResult:
-                stream = await streams.get(transport)
-                if stream is not None:
-                    return await stream.call(message, seconds)
+                return await streams.call(transport, message, seconds, lambda: send_alone(transport, message, seconds))
+
+            async def send_alone(transport: Transport, message: pb.VerifyItem, seconds: float) -> pb.VerifyResult:
                 request = pb.VerifyRequest(request_id=new_request_id(), items=[message], run_id=self._run_id)
                 reply = await transport.unary(VERIFY, request, self._context(seconds, request.request_id))
                 if len(reply.results) != 1:
