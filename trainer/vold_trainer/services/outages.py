@@ -32,6 +32,9 @@ OUTAGE_ERRORS = (Unavailable, DeadlineExceeded, Unauthenticated, PermissionDenie
 """Errors of a service that is away. Before a run begins its key has been accepted, so that a refusal is an outage too,
 which ends when the key is valid again or replaced."""
 
+MAX_SPANS = 10_000
+"""Outages and throttled times that wait to be written to the timeline."""
+
 Span = tuple[str, float, float]
 """(lane, start, end), seconds on time.monotonic()'s clock."""
 
@@ -60,6 +63,11 @@ class Outages:
     spans: list[Span] = field(default_factory=list)
     throttled: dict[str, Callable[[], str]] = field(default_factory=dict)
     key_origins: dict[str, Callable[[], str]] = field(default_factory=dict)
+
+    def add_span(self, lane: str, start: float) -> None:
+        """Record what has ended. Their number is bounded, because without a timeline nobody takes them."""
+        if len(self.spans) < MAX_SPANS:
+            self.spans.append((lane, start, time.monotonic()))
 
     def take_spans(self) -> list[Span]:
         """Return the outages that ended since the last call."""
@@ -178,7 +186,7 @@ class MonitoredService:
     def _end_outage(self) -> None:
         if self._notice is not None:
             notice, self._notice = self._notice, None
-            self.outages.spans.append(("outage", notice.since, time.monotonic()))
+            self.outages.add_span("outage", notice.since)
             notice.close()
             notice.announce_end()
 

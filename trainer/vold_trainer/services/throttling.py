@@ -61,9 +61,8 @@ class Throttling:
         finally:
             self._set_next_try(number, None)
             if not self._next_tries:
-                now = time.monotonic()
-                self._ended_seconds += now - self._since
-                self.outages.spans.append(("throttled", self._since, now))
+                self._ended_seconds += time.monotonic() - self._since
+                self.outages.add_span("throttled", self._since)
 
     def _set_next_try(self, number: int, until: float | None) -> None:
         if until is None:
