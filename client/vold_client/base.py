@@ -6,7 +6,9 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
+
+from vold_proto.v1 import quota_pb2
 
 from vold_client.concurrency import Deadline, check_timeout
 from vold_client.errors import InvalidArgument, Unavailable, VoldError
@@ -17,6 +19,7 @@ from vold_client.methods import Method, Reply, Request
 from vold_client.replicas import Replicas, Throttled
 from vold_client.tls import Tls
 from vold_client.transport import CallContext, RequestStream, Transport
+from vold_client.types import Quota
 from vold_client.urls import Address, parse_urls
 
 PROBE_SECONDS = 5.0
@@ -27,6 +30,8 @@ PROBE_INTERVAL = 0.2
 
 class AsyncClient:
     """Connections open with the first call. The client then belongs to the event loop of that call."""
+
+    _quota_method: ClassVar[Method[quota_pb2.GetQuotaRequest, quota_pb2.Quota]]
 
     def __init__(
         self,
@@ -100,6 +105,21 @@ class AsyncClient:
                 return
         reason = last.message if last is not None else "no answer"
         raise Unavailable(f"not ready within {timeout:g} s: {reason}", url=transport.address.url)
+
+    async def quota(self, *, timeout: float | None = None) -> Quota:
+        """The limits of the key's tenant, and how much of them is used. With several replicas, those of one of them:
+        each replica counts for itself. Raises NotFound if the service is of a version that does not tell.
+        """
+        reply, _ = await self._unary(self._quota_method, quota_pb2.GetQuotaRequest(), self._deadline(timeout))
+        return Quota(
+            tenant=reply.tenant,
+            tokens_per_minute=reply.tokens_per_minute if reply.HasField("tokens_per_minute") else None,
+            max_concurrent=reply.max_concurrent if reply.HasField("max_concurrent") else None,
+            max_sequence=reply.max_sequence if reply.HasField("max_sequence") else None,
+            tokens_left=reply.tokens_left if reply.HasField("tokens_left") else None,
+            running=reply.running,
+            refused=reply.refused,
+        )
 
     async def aclose(self) -> None:
         """Close the connections. Calls in flight fail, and the client cannot be used again."""

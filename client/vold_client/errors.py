@@ -17,17 +17,22 @@ class VoldError(Exception):
 
     code: the wire's error code ("INVALID_ARGUMENT", ...). message: what is wrong, the value and the remedy. field: the
     path of the field at fault ("completions[3].ids"), or "". retry_seconds: the retry delay that the service suggests,
-    0 for none. url: the service's; "" if the client refused the call before sending it.
+    0 for none. url: the service's; "" if the client refused the call before sending it. reason: which rule of the
+    service refused the call: "quota" (a limit of the caller's tenant), "queue_full" (the service is busy), "invalid",
+    "auth" and others; "" if the service gives none.
     """
 
     code = "INTERNAL"
 
-    def __init__(self, message: str, *, field: str = "", retry_seconds: float = 0.0, url: str = "") -> None:
+    def __init__(
+        self, message: str, *, field: str = "", retry_seconds: float = 0.0, url: str = "", reason: str = ""
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.retry_seconds = retry_seconds
         self.url = url
+        self.reason = reason
 
     def __str__(self) -> str:
         url = f" [{self.url}]" if self.url else ""
@@ -64,7 +69,7 @@ class NotFound(VoldError):
 
 
 class ResourceExhausted(VoldError):
-    """The request is over a limit at this time. Retried."""
+    """The request is over a limit at this time: its tenant's, if `reason` is "quota", or the service's. Retried."""
 
     code = "RESOURCE_EXHAUSTED"
 
@@ -106,6 +111,7 @@ def copy_error(error: VoldError, *, message: str | None = None, field: str | Non
         field=error.field if field is None else field,
         retry_seconds=error.retry_seconds,
         url=error.url,
+        reason=error.reason,
     )
 
 
@@ -196,7 +202,9 @@ def from_status(status: status_pb2.Status, url: str = "") -> VoldError | None:
     if status.code == status_pb2.OK:
         return None
     name = status_pb2.Code.Name(status.code) if status.code in status_pb2.Code.values() else "INTERNAL"
-    return _CLASS_BY_CODE[name](status.message, field=status.field, retry_seconds=status.retry_seconds, url=url)
+    return _CLASS_BY_CODE[name](
+        status.message, field=status.field, retry_seconds=status.retry_seconds, url=url, reason=status.reason
+    )
 
 
 def from_grpc(error: grpc.aio.AioRpcError, url: str) -> VoldError:
@@ -255,6 +263,7 @@ def _from_json(body: bytes, url: str) -> VoldError | None:
     try:
         error = json.loads(body)["error"]
         error_class, message, field = _CLASS_BY_CODE[error["code"]], str(error["message"]), str(error.get("field", ""))
-        return error_class(message, field=field, retry_seconds=float(error.get("retry_seconds", 0.0)), url=url)
+        delay, reason = float(error.get("retry_seconds", 0.0)), str(error.get("reason", ""))
+        return error_class(message, field=field, retry_seconds=delay, url=url, reason=reason)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None  # not the body of a vold service, but for example of a proxy

@@ -19,6 +19,7 @@ from vold_client.types import (
     Identity,
     Ids,
     Item,
+    Quota,
     ReplyDType,
     ScoreRequest,
     ScoreResult,
@@ -52,6 +53,10 @@ class SyncClient(Generic[C]):
     ) -> None:
         """See AsyncClient.ready."""
         self._run(self._client.ready(timeout, every=every, waiting=waiting))
+
+    def quota(self, *, timeout: float | None = None) -> Quota:
+        """See AsyncClient.quota."""
+        return self._run(self._client.quota(timeout=timeout))
 
     def close(self) -> None:
         """Close the connections. The client cannot be used again."""

@@ -14,7 +14,7 @@ from vold_client.base import AsyncClient, RequestStreams, new_request_id
 from vold_client.concurrency import map_as_completed
 from vold_client.errors import IdentityChanged, Internal, InvalidArgument, Unavailable, VoldError, from_status
 from vold_client.keys import KeySource
-from vold_client.methods import GENERATE, GET_INFO, GET_TOKENIZER, GET_USAGE, SCORE, SCORE_STREAM
+from vold_client.methods import GENERATE, GET_INFO, GET_TEACHER_QUOTA, GET_TOKENIZER, GET_USAGE, SCORE, SCORE_STREAM
 from vold_client.packing import Budget, RequestPart, pack_array, restore_indices, split_request, unpack_score
 from vold_client.replicas import Throttled
 from vold_client.tls import Tls
@@ -60,6 +60,8 @@ class AsyncTeacherClient(AsyncClient):
 
     Every method raises a subclass of VoldError.
     """
+
+    _quota_method = GET_TEACHER_QUOTA
 
     def __init__(
         self,

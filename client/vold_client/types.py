@@ -173,6 +173,25 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """The limits of the key's tenant at one server, and how much of them is used. A limit of None is no limit.
+
+    max_concurrent: requests at a time. max_sequence: tokens of a prompt and its completion; the teacher's alone.
+    tokens_left: tokens that can be spent at once now, negative while a request of more than a minute's tokens is paid
+    off; None without `tokens_per_minute`. running: requests under way. refused: requests that these limits have refused
+    since the service started.
+    """
+
+    tenant: str
+    tokens_per_minute: int | None
+    max_concurrent: int | None
+    max_sequence: int | None
+    tokens_left: float | None
+    running: int
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """A completion to verify. verifier: its name ("math", "numeric", ...). completion: the whole text. reference: the
     reference answer. parameters: the verifier's, as JSON values. id: copied to the verdict; if empty, the item's index.

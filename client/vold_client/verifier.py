@@ -14,7 +14,7 @@ from vold_client.base import AsyncClient, RequestStreams, new_request_id
 from vold_client.concurrency import map_as_completed
 from vold_client.errors import RETRYABLE, Internal, InvalidArgument, VoldError, from_status
 from vold_client.keys import KEY_REFUSED, KeySource
-from vold_client.methods import LIST_VERIFIERS, VERIFY, VERIFY_STREAM
+from vold_client.methods import GET_VERIFIER_QUOTA, LIST_VERIFIERS, VERIFY, VERIFY_STREAM
 from vold_client.replicas import Throttled
 from vold_client.tls import Tls
 from vold_client.transport import Transport
@@ -35,6 +35,8 @@ class AsyncVerifierClient(AsyncClient):
     urls, timeout, retries, api_key, tls, run_id, throttled: as for AsyncTeacherClient. max_in_flight: concurrent items
     in one `verify_stream`. budget: limits of one message.
     """
+
+    _quota_method = GET_VERIFIER_QUOTA
 
     def __init__(
         self,

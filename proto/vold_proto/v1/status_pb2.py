@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1avold_proto/v1/status.proto\x12\x07vold.v1\"\\\n\x06Status\x12\x1b\n\x04\x63ode\x18\x01 \x01(\x0e\x32\r.vold.v1.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x15\n\rretry_seconds\x18\x04 \x01(\x02*\xd5\x01\n\x04\x43ode\x12\x06\n\x02OK\x10\x00\x12\x14\n\x10INVALID_ARGUMENT\x10\x01\x12\x13\n\x0fUNAUTHENTICATED\x10\x02\x12\x15\n\x11PERMISSION_DENIED\x10\x03\x12\r\n\tNOT_FOUND\x10\x04\x12\x16\n\x12RESOURCE_EXHAUSTED\x10\x05\x12\x15\n\x11\x44\x45\x41\x44LINE_EXCEEDED\x10\x06\x12\x0f\n\x0bUNAVAILABLE\x10\x07\x12\x17\n\x13\x46\x41ILED_PRECONDITION\x10\x08\x12\r\n\tCANCELLED\x10\t\x12\x0c\n\x08INTERNAL\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1avold_proto/v1/status.proto\x12\x07vold.v1\"l\n\x06Status\x12\x1b\n\x04\x63ode\x18\x01 \x01(\x0e\x32\r.vold.v1.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x15\n\rretry_seconds\x18\x04 \x01(\x02\x12\x0e\n\x06reason\x18\x05 \x01(\t*\xd5\x01\n\x04\x43ode\x12\x06\n\x02OK\x10\x00\x12\x14\n\x10INVALID_ARGUMENT\x10\x01\x12\x13\n\x0fUNAUTHENTICATED\x10\x02\x12\x15\n\x11PERMISSION_DENIED\x10\x03\x12\r\n\tNOT_FOUND\x10\x04\x12\x16\n\x12RESOURCE_EXHAUSTED\x10\x05\x12\x15\n\x11\x44\x45\x41\x44LINE_EXCEEDED\x10\x06\x12\x0f\n\x0bUNAVAILABLE\x10\x07\x12\x17\n\x13\x46\x41ILED_PRECONDITION\x10\x08\x12\r\n\tCANCELLED\x10\t\x12\x0c\n\x08INTERNAL\x10\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vold_proto.v1.status_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CODE']._serialized_start=134
-  _globals['_CODE']._serialized_end=347
+  _globals['_CODE']._serialized_start=150
+  _globals['_CODE']._serialized_end=363
   _globals['_STATUS']._serialized_start=39
-  _globals['_STATUS']._serialized_end=131
+  _globals['_STATUS']._serialized_end=147
 # @@protoc_insertion_point(module_scope)

@@ -31,13 +31,15 @@ CANCELLED: Code
 INTERNAL: Code
 
 class Status(_message.Message):
-    __slots__ = ("code", "message", "field", "retry_seconds")
+    __slots__ = ("code", "message", "field", "retry_seconds", "reason")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
     RETRY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     code: Code
     message: str
     field: str
     retry_seconds: float
-    def __init__(self, code: _Optional[_Union[Code, str]] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_seconds: _Optional[float] = ...) -> None: ...
+    reason: str
+    def __init__(self, code: _Optional[_Union[Code, str]] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_seconds: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...

@@ -23,32 +23,33 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from vold_proto.v1 import quota_pb2 as vold__proto_dot_v1_dot_quota__pb2
 from vold_proto.v1 import status_pb2 as vold__proto_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvold_proto/v1/verifier.proto\x12\x07vold.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1avold_proto/v1/status.proto\"\x16\n\x14ListVerifiersRequest\"V\n\x0cVerifierInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x19\n\x11parameters_schema\x18\x03 \x01(\t\x12\x0c\n\x04pool\x18\x04 \x01(\t\"\x8a\x01\n\x12ListVerifiersReply\x12(\n\tverifiers\x18\x01 \x03(\x0b\x32\x15.vold.v1.VerifierInfo\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12\x1a\n\x12time_limit_seconds\x18\x03 \x01(\x02\x12\x16\n\x0esandbox_layers\x18\x04 \x03(\t\"\xa7\x01\n\nVerifyItem\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08verifier\x18\x02 \x01(\t\x12\x12\n\ncompletion\x18\x03 \x01(\t\x12\x11\n\treference\x18\x04 \x01(\t\x12\x0e\n\x06prompt\x18\x05 \x01(\t\x12+\n\nparameters\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fzero_on_failure\x18\x07 \x01(\x08\"W\n\rVerifyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\"\n\x05items\x18\x02 \x03(\x0b\x32\x13.vold.v1.VerifyItem\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"\x85\x02\n\x0cVerifyResult\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x06reward\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07\x63orrect\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x16\n\textracted\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x1e\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x0f.vold.v1.Status\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\x12\x0c\n\x04rule\x18\x08 \x01(\t\x12\"\n\x05parts\x18\t \x03(\x0b\x32\x13.vold.v1.PartResult\x12\x0e\n\x06\x63\x61\x63hed\x18\n \x01(\x08\x42\t\n\x07_rewardB\n\n\x08_correctB\x0c\n\n_extracted\"_\n\nPartResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12%\n\x06result\x18\x04 \x01(\x0b\x32\x15.vold.v1.VerifyResult\"a\n\x0bVerifyReply\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12&\n\x07results\x18\x02 \x03(\x0b\x32\x15.vold.v1.VerifyResult\x12\x16\n\x0eserver_version\x18\x03 \x01(\t2\xd6\x01\n\x0fVerifierService\x12K\n\rListVerifiers\x12\x1d.vold.v1.ListVerifiersRequest\x1a\x1b.vold.v1.ListVerifiersReply\x12\x36\n\x06Verify\x12\x16.vold.v1.VerifyRequest\x1a\x14.vold.v1.VerifyReply\x12>\n\x0cVerifyStream\x12\x13.vold.v1.VerifyItem\x1a\x15.vold.v1.VerifyResult(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvold_proto/v1/verifier.proto\x12\x07vold.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x19vold_proto/v1/quota.proto\x1a\x1avold_proto/v1/status.proto\"\x16\n\x14ListVerifiersRequest\"V\n\x0cVerifierInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x19\n\x11parameters_schema\x18\x03 \x01(\t\x12\x0c\n\x04pool\x18\x04 \x01(\t\"\x8a\x01\n\x12ListVerifiersReply\x12(\n\tverifiers\x18\x01 \x03(\x0b\x32\x15.vold.v1.VerifierInfo\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12\x1a\n\x12time_limit_seconds\x18\x03 \x01(\x02\x12\x16\n\x0esandbox_layers\x18\x04 \x03(\t\"\xa7\x01\n\nVerifyItem\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08verifier\x18\x02 \x01(\t\x12\x12\n\ncompletion\x18\x03 \x01(\t\x12\x11\n\treference\x18\x04 \x01(\t\x12\x0e\n\x06prompt\x18\x05 \x01(\t\x12+\n\nparameters\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fzero_on_failure\x18\x07 \x01(\x08\"W\n\rVerifyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\"\n\x05items\x18\x02 \x03(\x0b\x32\x13.vold.v1.VerifyItem\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"\x85\x02\n\x0cVerifyResult\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x06reward\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07\x63orrect\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x16\n\textracted\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x1e\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x0f.vold.v1.Status\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\x12\x0c\n\x04rule\x18\x08 \x01(\t\x12\"\n\x05parts\x18\t \x03(\x0b\x32\x13.vold.v1.PartResult\x12\x0e\n\x06\x63\x61\x63hed\x18\n \x01(\x08\x42\t\n\x07_rewardB\n\n\x08_correctB\x0c\n\n_extracted\"_\n\nPartResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12%\n\x06result\x18\x04 \x01(\x0b\x32\x15.vold.v1.VerifyResult\"a\n\x0bVerifyReply\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12&\n\x07results\x18\x02 \x03(\x0b\x32\x15.vold.v1.VerifyResult\x12\x16\n\x0eserver_version\x18\x03 \x01(\t2\x8c\x02\n\x0fVerifierService\x12K\n\rListVerifiers\x12\x1d.vold.v1.ListVerifiersRequest\x1a\x1b.vold.v1.ListVerifiersReply\x12\x36\n\x06Verify\x12\x16.vold.v1.VerifyRequest\x1a\x14.vold.v1.VerifyReply\x12>\n\x0cVerifyStream\x12\x13.vold.v1.VerifyItem\x1a\x15.vold.v1.VerifyResult(\x01\x30\x01\x12\x34\n\x08GetQuota\x12\x18.vold.v1.GetQuotaRequest\x1a\x0e.vold.v1.Quotab\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vold_proto.v1.verifier_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTVERIFIERSREQUEST']._serialized_start=99
-  _globals['_LISTVERIFIERSREQUEST']._serialized_end=121
-  _globals['_VERIFIERINFO']._serialized_start=123
-  _globals['_VERIFIERINFO']._serialized_end=209
-  _globals['_LISTVERIFIERSREPLY']._serialized_start=212
-  _globals['_LISTVERIFIERSREPLY']._serialized_end=350
-  _globals['_VERIFYITEM']._serialized_start=353
-  _globals['_VERIFYITEM']._serialized_end=520
-  _globals['_VERIFYREQUEST']._serialized_start=522
-  _globals['_VERIFYREQUEST']._serialized_end=609
-  _globals['_VERIFYRESULT']._serialized_start=612
-  _globals['_VERIFYRESULT']._serialized_end=873
-  _globals['_PARTRESULT']._serialized_start=875
-  _globals['_PARTRESULT']._serialized_end=970
-  _globals['_VERIFYREPLY']._serialized_start=972
-  _globals['_VERIFYREPLY']._serialized_end=1069
-  _globals['_VERIFIERSERVICE']._serialized_start=1072
-  _globals['_VERIFIERSERVICE']._serialized_end=1286
+  _globals['_LISTVERIFIERSREQUEST']._serialized_start=126
+  _globals['_LISTVERIFIERSREQUEST']._serialized_end=148
+  _globals['_VERIFIERINFO']._serialized_start=150
+  _globals['_VERIFIERINFO']._serialized_end=236
+  _globals['_LISTVERIFIERSREPLY']._serialized_start=239
+  _globals['_LISTVERIFIERSREPLY']._serialized_end=377
+  _globals['_VERIFYITEM']._serialized_start=380
+  _globals['_VERIFYITEM']._serialized_end=547
+  _globals['_VERIFYREQUEST']._serialized_start=549
+  _globals['_VERIFYREQUEST']._serialized_end=636
+  _globals['_VERIFYRESULT']._serialized_start=639
+  _globals['_VERIFYRESULT']._serialized_end=900
+  _globals['_PARTRESULT']._serialized_start=902
+  _globals['_PARTRESULT']._serialized_end=997
+  _globals['_VERIFYREPLY']._serialized_start=999
+  _globals['_VERIFYREPLY']._serialized_end=1096
+  _globals['_VERIFIERSERVICE']._serialized_start=1099
+  _globals['_VERIFIERSERVICE']._serialized_end=1367
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,5 @@
 from google.protobuf import struct_pb2 as _struct_pb2
+from vold_proto.v1 import quota_pb2 as _quota_pb2
 from vold_proto.v1 import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from vold_proto.v1 import quota_pb2 as vold__proto_dot_v1_dot_quota__pb2
 from vold_proto.v1 import verifier_pb2 as vold__proto_dot_v1_dot_verifier__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
@@ -49,6 +50,11 @@ class VerifierServiceStub(object):
                 request_serializer=vold__proto_dot_v1_dot_verifier__pb2.VerifyItem.SerializeToString,
                 response_deserializer=vold__proto_dot_v1_dot_verifier__pb2.VerifyResult.FromString,
                 _registered_method=True)
+        self.GetQuota = channel.unary_unary(
+                '/vold.v1.VerifierService/GetQuota',
+                request_serializer=vold__proto_dot_v1_dot_quota__pb2.GetQuotaRequest.SerializeToString,
+                response_deserializer=vold__proto_dot_v1_dot_quota__pb2.Quota.FromString,
+                _registered_method=True)
 
 
 class VerifierServiceServicer(object):
@@ -73,6 +79,13 @@ class VerifierServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetQuota(self, request, context):
+        """The limits of the caller's tenant, and how much of them is used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VerifierServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -90,6 +103,11 @@ def add_VerifierServiceServicer_to_server(servicer, server):
                     servicer.VerifyStream,
                     request_deserializer=vold__proto_dot_v1_dot_verifier__pb2.VerifyItem.FromString,
                     response_serializer=vold__proto_dot_v1_dot_verifier__pb2.VerifyResult.SerializeToString,
+            ),
+            'GetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQuota,
+                    request_deserializer=vold__proto_dot_v1_dot_quota__pb2.GetQuotaRequest.FromString,
+                    response_serializer=vold__proto_dot_v1_dot_quota__pb2.Quota.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -173,6 +191,33 @@ class VerifierService(object):
             '/vold.v1.VerifierService/VerifyStream',
             vold__proto_dot_v1_dot_verifier__pb2.VerifyItem.SerializeToString,
             vold__proto_dot_v1_dot_verifier__pb2.VerifyResult.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vold.v1.VerifierService/GetQuota',
+            vold__proto_dot_v1_dot_quota__pb2.GetQuotaRequest.SerializeToString,
+            vold__proto_dot_v1_dot_quota__pb2.Quota.FromString,
             options,
             channel_credentials,
             insecure,

@@ -118,6 +118,14 @@ def record_error(error: ServiceError) -> None:
         _set_error(record, error)
 
 
+def count_refusal(error: ServiceError) -> None:
+    """Count the refusal of one item of a stream, whose own request goes on."""
+    if (record := _current.get()) and error.reason:
+        REJECTED.labels(record.face, error.reason).inc()
+        name = f"refused_{error.reason}"
+        record.figures[name] = int(record.figures.get(name, 0)) + 1
+
+
 def _set_error(record: AccessRecord, error: ServiceError) -> None:
     record.code, record.reason, record.error_field = Code.Name(error.code), error.reason, error.field
 

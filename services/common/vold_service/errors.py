@@ -37,15 +37,18 @@ REASONS: dict[int, str] = {
     status_pb2.UNAVAILABLE: "unavailable",
     status_pb2.FAILED_PRECONDITION: "identity",
 }
-"""The metric label of a refusal, by code, if the error names no other reason. A code that is not here is no refusal."""
+"""The reason of a refusal, by code, if the error names no other reason. A code that is not here is no refusal."""
+
+QUOTA = "quota"
+"""The reason of a refusal by a limit of the caller's tenant. It is RESOURCE_EXHAUSTED, as a full queue is."""
 
 
 class ServiceError(Exception):
     """A request, or one item of it, that cannot be served.
 
     message: what is wrong, with the value and the remedy. field: the path of the field at fault
-    ("completions[3].ids"). retry_seconds: when to send the request again; 0 if a retry does not help. reason: the
-    metric label of the refusal ("quota"); if empty, the label in REASONS.
+    ("completions[3].ids"). retry_seconds: when to send the request again; 0 if a retry does not help. reason: which
+    rule refused the request ("quota"), for the caller, the log and the metrics; if empty, the reason in REASONS.
     """
 
     def __init__(
@@ -66,7 +69,11 @@ class ServiceError(Exception):
 
     def status(self) -> status_pb2.Status:
         return status_pb2.Status(
-            code=self.code, message=self.message, field=self.field, retry_seconds=self.retry_seconds
+            code=self.code,
+            message=self.message,
+            field=self.field,
+            retry_seconds=self.retry_seconds,
+            reason=self.reason,
         )
 
 

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 from starlette.websockets import WebSocketClose
 from vold_proto.distribution import VERSION
-from vold_proto.v1 import status_pb2
+from vold_proto.v1 import quota_pb2, status_pb2
 
 from vold_service import access
 from vold_service.call import Call
@@ -159,7 +159,7 @@ class AuthenticationMiddleware:
 
 
 def error_response(error: ServiceError, *, protobuf: bool) -> Response:
-    """`{"error": {code, message, field, retry_seconds}}` as JSON, or a Status message as protobuf."""
+    """`{"error": {code, message, field, retry_seconds, reason}}` as JSON, or a Status message as protobuf."""
     access.record_error(error)
     headers = {"retry-after": str(math.ceil(error.retry_seconds))} if error.retry_seconds else {}
     if error.code == status_pb2.UNAUTHENTICATED:
@@ -172,6 +172,7 @@ def error_response(error: ServiceError, *, protobuf: bool) -> Response:
         "message": error.message,
         "field": error.field,
         "retry_seconds": error.retry_seconds,
+        "reason": error.reason,
     }
     return JSONResponse({"error": body}, status, headers)
 
@@ -183,6 +184,17 @@ def wants_protobuf(request: Request | Headers) -> bool:
     if PROTOBUF in accept:
         return True
     return "json" not in accept and headers.get("content-type", "").startswith(PROTOBUF)
+
+
+def quota_response(quota: quota_pb2.Quota, *, protobuf: bool) -> Response:
+    """The reply of GET /v1/quota. In JSON an absent limit is null."""
+    if protobuf:
+        return Response(quota.SerializeToString(), media_type=PROTOBUF)
+    values = {
+        field.name: getattr(quota, field.name) if not field.has_presence or quota.HasField(field.name) else None
+        for field in quota.DESCRIPTOR.fields
+    }
+    return JSONResponse(values)
 
 
 async def read_protobuf(request: Request, kind: type[M]) -> M:
@@ -309,8 +321,9 @@ def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys
     async def _http_error(request: Request, error: HTTPException) -> Response:
         code = status_pb2.NOT_FOUND if error.status_code == 404 else status_pb2.INVALID_ARGUMENT
         message = f"{request.method} {request.url.path}: {error.detail}; /docs lists the routes"
-        access.record_error(ServiceError(code, message, field="path"))
-        body = {"code": status_pb2.Code.Name(code), "field": "path", "message": message}
+        refusal = ServiceError(code, message, field="path")
+        access.record_error(refusal)
+        body = {"code": status_pb2.Code.Name(code), "field": "path", "message": message, "reason": refusal.reason}
         return JSONResponse({"error": body}, error.status_code)
 
     add_health(app, ready)

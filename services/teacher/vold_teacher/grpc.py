@@ -7,8 +7,8 @@ from contextlib import aclosing
 
 import grpc
 from google.protobuf.message import DecodeError
+from vold_proto.v1 import quota_pb2, teacher_pb2_grpc
 from vold_proto.v1 import teacher_pb2 as pb
-from vold_proto.v1 import teacher_pb2_grpc
 from vold_service.access import record_request
 from vold_service.call import Call
 from vold_service.errors import ServiceError, internal, invalid
@@ -39,6 +39,13 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         try:
             with count_request("grpc", "GetUsage"):
                 return self.teacher.get_usage(request, parse_call(context))
+        except Exception as error:
+            await abort(context, error)
+
+    async def GetQuota(self, request: quota_pb2.GetQuotaRequest, context: grpc.aio.ServicerContext) -> quota_pb2.Quota:  # noqa: N802
+        try:
+            with count_request("grpc", "GetQuota"):
+                return self.teacher.get_quota(parse_call(context))
         except Exception as error:
             await abort(context, error)
 

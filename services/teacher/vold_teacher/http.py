@@ -17,7 +17,15 @@ from starlette.responses import JSONResponse
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.call import Call
 from vold_service.errors import ServiceError
-from vold_service.http import PROTOBUF, cancel_on_disconnect, parse_call, read_protobuf, stream_events, wants_protobuf
+from vold_service.http import (
+    PROTOBUF,
+    cancel_on_disconnect,
+    parse_call,
+    quota_response,
+    read_protobuf,
+    stream_events,
+    wants_protobuf,
+)
 
 from vold_teacher.metrics import count_request
 from vold_teacher.openai.routes import add_openai_routes
@@ -76,6 +84,12 @@ def _add_info_routes(app: FastAPI, teacher: Teacher) -> None:
             if wants_protobuf(request):
                 return _protobuf(reply)
             return Response(UsageOut.of(reply).model_dump_json(), media_type="application/json")
+
+    @app.get("/v1/quota", tags=["teacher"])
+    async def quota(request: Request) -> Response:
+        """The limits of the caller's tenant, and how much of them is used."""
+        with count_request("http", "GetQuota"):
+            return quota_response(teacher.get_quota(parse_call(request)), protobuf=wants_protobuf(request))
 
 
 def _add_model_routes(app: FastAPI, teacher: Teacher) -> None:

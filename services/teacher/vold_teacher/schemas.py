@@ -98,6 +98,7 @@ class StatusOut(_Message):
     message: str
     field: str
     retry_seconds: float
+    reason: str
 
     @classmethod
     def of(cls, status: status_pb2.Status) -> "StatusOut":
@@ -106,6 +107,7 @@ class StatusOut(_Message):
             message=status.message,
             field=status.field,
             retry_seconds=status.retry_seconds,
+            reason=status.reason,
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from vold_proto.arrays import pack_floats, pack_ids
 from vold_proto.distribution import VERSION
-from vold_proto.v1 import status_pb2
+from vold_proto.v1 import quota_pb2, status_pb2
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.call import Call
 from vold_service.errors import ServiceError, invalid, not_found, unavailable
@@ -277,6 +277,10 @@ class Teacher:
         rows = (pb.Usage(tenant=name, run_id=run, **asdict(counts)) for name, run, counts in self.usage.rows(tenant))
         return pb.UsageReply(usage=rows, since=self.usage.since)
 
+    def get_quota(self, call: Call) -> quota_pb2.Quota:
+        """The limits of the caller's tenant, and how much of them is used."""
+        return self.quotas.quota(call.tenant)
+
     async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreReply:
         """Score every valid completion. An invalid completion has its own status in the reply."""
         model = self.model(request.model)
@@ -287,7 +291,8 @@ class Teacher:
         check_count("prompts", len(request.prompts), limits)
         with time_stage("parse"):
             sequences, errors = read_sequences(request, options, limits)
-        with self.quotas.admit(call.tenant, count_sent_tokens(request, sequences)):
+        tokens = count_sent_tokens(request, sequences)
+        with self.quotas.admit(call.tenant, tokens, caller=call.request_id, remaining=call.remaining()):
             scored = await model.engine.score(sequences, call=call, priority=request.priority)
         tokens = sum(
             len(sequences[index].completion)
@@ -372,7 +377,7 @@ class Teacher:
         reserved = sum(len(prompt.ids) + options.n * prompt.max_tokens for prompt in prompts)
         max_tokens = {prompt.index: prompt.max_tokens for prompt in prompts}
         lengths: Counter[tuple[int, int]] = Counter()
-        with self.quotas.admit(call.tenant, reserved) as admission:
+        with self.quotas.admit(call.tenant, reserved, caller=call.request_id, remaining=call.remaining()) as admission:
             self.usage.add(call, Counts(requests=1))
             async with aclosing(model.engine.generate(prompts, options, call=call, priority=priority)) as chunks:
                 async for chunk in chunks:

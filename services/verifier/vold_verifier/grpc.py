@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import grpc
-from vold_proto.v1 import verifier_pb2, verifier_pb2_grpc
+from vold_proto.v1 import quota_pb2, verifier_pb2, verifier_pb2_grpc
 from vold_service.grpc import GrpcServer, abort, parse_call
 from vold_service.keys import Keys
 from vold_service.tls import Tls
@@ -24,6 +24,14 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         self, request: verifier_pb2.ListVerifiersRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> verifier_pb2.ListVerifiersReply:
         return self.engine.list_verifiers()
+
+    async def GetQuota(  # noqa: N802
+        self, request: quota_pb2.GetQuotaRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> quota_pb2.Quota:
+        try:
+            return self.engine.get_quota(parse_call(context))
+        except Exception as error:
+            await abort(context, error)
 
     async def Verify(  # noqa: N802
         self, request: verifier_pb2.VerifyRequest, context: "grpc.aio.ServicerContext[Any, Any]"

@@ -9,7 +9,15 @@ from google.protobuf.message import Message
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vold_proto.v1 import verifier_pb2
 from vold_service.errors import Code, invalid
-from vold_service.http import PROTOBUF, cancel_on_disconnect, make_app, parse_call, read_protobuf, wants_protobuf
+from vold_service.http import (
+    PROTOBUF,
+    cancel_on_disconnect,
+    make_app,
+    parse_call,
+    quota_response,
+    read_protobuf,
+    wants_protobuf,
+)
 from vold_service.keys import Keys
 
 from vold_verifier.engine.engine import Engine
@@ -53,6 +61,7 @@ class StatusModel(BaseModel):
     message: str
     field: str
     retry_seconds: float
+    reason: str
 
 
 class PartModel(BaseModel):
@@ -106,6 +115,11 @@ def create_app(engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool]
     async def list_verifiers(request: Request) -> Response:
         """The verifiers, each with the JSON schema of its parameters."""
         return _reply(request, engine.list_verifiers(), _verifiers_json)
+
+    @app.get("/v1/quota", tags=["verifier"])
+    async def quota(request: Request) -> Response:
+        """The limits of the caller's tenant, and how much of them is used."""
+        return quota_response(engine.get_quota(parse_call(request)), protobuf=wants_protobuf(request))
 
     body = {
         "content": {"application/json": {"schema": RequestModel.model_json_schema()}, PROTOBUF: {}},
@@ -177,6 +191,7 @@ def _result_json(result: verifier_pb2.VerifyResult) -> dict[str, Any]:
             "message": result.error.message,
             "field": result.error.field,
             "retry_seconds": result.error.retry_seconds,
+            "reason": result.error.reason,
         }
     return {
         "id": result.id,

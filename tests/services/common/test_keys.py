@@ -1,10 +1,13 @@
 """API keys, quotas and usage at real servers, on both faces."""
 
+import asyncio
 import base64
 import os
+import re
 import signal
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +22,13 @@ from teacher_fixtures import save_model, teacher_server
 from typer.testing import CliRunner
 from verifier_server import running
 from vold_client import (
+    AsyncTeacherClient,
+    AsyncVerifierClient,
     Completion,
     InvalidArgument,
     Item,
     PermissionDenied,
+    Quota,
     ResourceExhausted,
     ScoreRequest,
     TeacherClient,
@@ -45,7 +51,7 @@ from vold_verifier.engine.engine import Engine
 from vold_verifier.http import create_app
 from vold_verifier.settings import VerifierSettings
 
-NAMES = ("ops", "maths", "bound", "slow", "single", "short", "expired", "mortal", "later")
+NAMES = ("ops", "maths", "bound", "slow", "spent", "single", "short", "expired", "mortal", "later")
 KEY = {name: known_key(name) for name in NAMES}
 WRONG = known_key("wrong")
 OPEN_PATHS = {"/healthz", "/readyz"}
@@ -64,6 +70,7 @@ def tenants() -> list[dict[str, object]]:
             "keys": [entry("maths"), entry("bound", run_id="beta-low"), entry("expired", expires="2020-01-01")],
         },
         {"name": "slow", "tokens_per_minute": 1200, "keys": [entry("slow")]},
+        {"name": "spent", "tokens_per_minute": 60, "keys": [entry("spent")]},
         {"name": "single", "max_concurrent": 1, "keys": [entry("single")]},
         {"name": "short", "max_sequence": 6, "keys": [entry("short")]},
         {"name": "mortal", "keys": [entry("mortal")]},
@@ -374,11 +381,130 @@ def test_requests_at_a_time(teacher):
         next(long)
         with pytest.raises(ResourceExhausted, match="1 requests under way") as caught:
             score(teacher.http, KEY["single"])
-        assert caught.value.retry_seconds > 0
+        assert (caught.value.reason, caught.value.retry_seconds > 0) == ("quota", True)
+        with TeacherClient(teacher.http, api_key=KEY["single"]) as client:
+            assert client.quota().running == 1
         score(teacher.http, KEY["maths"])  # other tenants are not affected
         long.cancel()
     with TeacherClient(teacher.grpc, api_key=KEY["single"], retries=10) as client:
         client.score([PROMPT], [COMPLETION])
+
+
+def rejected(service: Service) -> Counter[tuple[str, str]]:
+    """Refused requests by face and reason, and by tenant and limit."""
+    text = httpx.get(f"{service.http}/metrics", headers=bearer(KEY["ops"])).text
+    refused = r'^vold_rejected_requests_total{face="(\w+)",reason="(\w+)"} (\S+)$'
+    by_limit = r'^vold_tenant_quota_refusals_total{limit="(\w+)",tenant="(\w+)"} (\S+)$'
+    rows = re.findall(refused, text, re.M) + re.findall(by_limit, text, re.M)
+    return Counter({(first, second): int(float(value)) for first, second, value in rows})
+
+
+def refused_by_quota(call) -> None:
+    with pytest.raises(ResourceExhausted) as caught:
+        call()
+    assert caught.value.reason == "quota"
+    assert caught.value.retry_seconds > 60
+
+
+def test_a_refusal_by_quota_is_told_and_counted_as_such(teacher):
+    with TeacherClient(teacher.grpc, api_key=KEY["spent"], retries=0) as client:
+        client.score([[5] * 400], [Completion(0, [7] * 100)] * 8)  # 20 minutes' worth
+    before = rejected(teacher)
+    for url in (teacher.http, teacher.grpc):
+        with TeacherClient(url, api_key=KEY["spent"], retries=0) as client:
+            refused_by_quota(lambda client=client: client.score([PROMPT], [COMPLETION]))
+            refused_by_quota(lambda client=client: list(client.generate([PROMPT], max_tokens=4)))
+            streamed = next(client.score_stream([ScoreRequest([PROMPT], [COMPLETION])])).error
+            assert isinstance(streamed, ResourceExhausted)
+            assert (streamed.reason, streamed.retry_seconds > 60) == ("quota", True)
+    score = {"prompts": [{"ids": PROMPT}], "completions": [{"ids": [7]}]}
+    generate = {"prompts": [{"ids": PROMPT}], "options": {"max_tokens": 4}}
+    completion = {"model": "tiny", "prompt": PROMPT, "max_tokens": 4}
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 4}
+    posts = [
+        ("/v1/score", score),
+        ("/v1/generate", generate),
+        ("/v1/generate", generate | {"stream": True}),
+        ("/v1/completions", completion),
+        ("/v1/completions", completion | {"echo": True, "logprobs": 1, "max_tokens": 0}),
+        ("/v1/completions", completion | {"prompt_logprobs": 1, "max_tokens": 1}),
+        ("/v1/completions", completion | {"stream": True}),
+        ("/v1/chat/completions", chat),
+        ("/v1/chat/completions", chat | {"stream": True}),
+    ]
+    with httpx.Client(base_url=teacher.http, headers=bearer(KEY["spent"])) as http:
+        for path, body in posts:
+            reply = http.post(path, json=body)
+            assert (reply.status_code, reply.json()["error"]["reason"]) == (429, "quota"), f"{path} {body}"
+            assert int(reply.headers["retry-after"]) > 60
+    assert rejected(teacher) - before == Counter(
+        {("http", "quota"): 3 + len(posts), ("grpc", "quota"): 3, ("tokens_per_minute", "spent"): 6 + len(posts)}
+    )
+    status = httpx.get(f"{teacher.http}/v1/status", headers=bearer(KEY["spent"])).json()
+    assert status["rejected"]["quota"] >= 6 + len(posts)
+    lines = [line for line in teacher.log.read_text().splitlines() if "tenant=spent" in line and "EXHAUSTED" in line]
+    assert len(lines) == 6 + len(posts)
+    assert all("reason=quota" in line for line in lines)
+    with TeacherClient(teacher.http, api_key=KEY["spent"]) as client:
+        quota = client.quota()
+    assert (quota.refused, quota.tokens_left < -1000) == (6 + len(posts), True)
+
+
+def test_a_refusal_of_the_verifier_by_quota_is_told_and_counted_as_such(verifier):
+    item = Item("exact", "so \\boxed{7}", "7")
+    with VerifierClient(verifier.grpc, api_key=KEY["spent"], retries=0) as client:
+        assert client.verify([Item("exact", "7" * 4_800, "7")])[0].error is None
+    before = rejected(verifier)
+    for url in (verifier.http, verifier.grpc):
+        with VerifierClient(url, api_key=KEY["spent"], retries=0) as client:
+            refused_by_quota(lambda client=client: client.verify([item]))
+            for verdict in client.verify_stream([item, item]):
+                assert isinstance(verdict.error, ResourceExhausted)
+                assert (verdict.error.reason, verdict.error.retry_seconds > 60) == ("quota", True)
+    body = {"items": [{"verifier": "exact", "completion": "7", "reference": "7"}]}
+    reply = httpx.post(f"{verifier.http}/v1/verify", json=body, headers=bearer(KEY["spent"]))
+    assert (reply.status_code, reply.json()["error"]["reason"]) == (429, "quota")
+    assert rejected(verifier) - before == Counter(
+        {("http", "quota"): 4, ("grpc", "quota"): 3, ("tokens_per_minute", "spent"): 7}
+    )
+    until(lambda: "refused_quota=2" in verifier.log.read_text())
+
+
+@pytest.mark.parametrize("face", ["http", "grpc"])
+def test_a_tenant_reads_its_limits(teacher, verifier, face):
+    for service, sync, client_class in (
+        (teacher, TeacherClient, AsyncTeacherClient),
+        (verifier, VerifierClient, AsyncVerifierClient),
+    ):
+
+        async def read(url, client_class=client_class) -> Quota:
+            async with client_class(url, api_key=KEY["mortal"]) as client:
+                return await client.quota()
+
+        url = getattr(service, face)
+        assert asyncio.run(read(url)) == Quota("mortal", None, None, None, None, 0, 0)
+        with sync(url, api_key=KEY["short"]) as client:
+            assert client.quota() == Quota("short", None, None, 6, None, 0, 0)
+        with sync(url, api_key=KEY["single"]) as client:
+            assert client.quota().max_concurrent == 1
+        with sync(url, api_key=KEY["slow"]) as client:
+            quota = client.quota()
+        assert (quota.tenant, quota.tokens_per_minute, quota.max_concurrent) == ("slow", 1200, None)
+        assert quota.tokens_left <= 1200
+
+
+def test_limits_as_json(teacher, verifier):
+    for service in (teacher, verifier):
+        reply = httpx.get(f"{service.http}/v1/quota", headers=bearer(KEY["short"])).json()
+        assert reply == {
+            "tenant": "short",
+            "tokens_per_minute": None,
+            "max_concurrent": None,
+            "max_sequence": 6,
+            "tokens_left": None,
+            "running": 0,
+            "refused": 0,
+        }
 
 
 def test_the_longest_sequence_of_a_tenant(teacher, url):

@@ -139,6 +139,7 @@ def test_a_full_queue_refuses_with_a_delay(server):
     assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     status = status_pb2.Status.FromString(dict(raised.value.trailing_metadata())["vold-status-bin"])
     assert (status.code, status.field) == (status_pb2.RESOURCE_EXHAUSTED, "completions")
+    assert status.reason == "queue_full"
     assert 0 < status.retry_seconds <= 60
     response = httpx.post(f"{server.http}/v1/score", content=OTHER.SerializeToString(), headers=PROTOBUF, timeout=60)
     assert response.status_code == 429

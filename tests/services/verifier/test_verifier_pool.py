@@ -148,7 +148,7 @@ def test_a_full_queue_names_the_delay_before_a_retry():
             with pytest.raises(ServiceError) as caught:
                 pool.check_capacity(5)
             assert caught.value.code == status_pb2.RESOURCE_EXHAUSTED
-            assert caught.value.retry_seconds > 0
+            assert (caught.value.reason, caught.value.retry_seconds > 0) == ("queue_full", True)
             assert not pool.has_room.is_set()
             queue.close()
             pool.check_capacity(5)

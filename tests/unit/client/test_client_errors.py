@@ -13,17 +13,24 @@ from vold_proto.v1 import status_pb2
 
 @pytest.mark.parametrize("name", [name for name in status_pb2.Code.keys() if name != "OK"])  # noqa: SIM118
 def test_every_code_of_the_wire_has_a_class(name):
-    status = status_pb2.Status(code=name, message="why", field="where", retry_seconds=2.0)
+    status = status_pb2.Status(code=name, message="why", field="where", retry_seconds=2.0, reason="quota")
     error = from_status(status, "grpc://a:1")
     assert isinstance(error, VoldError)
     assert type(error) is not VoldError
     assert (error.code, error.message, error.field, error.retry_seconds) == (name, "why", "where", 2.0)
     assert str(error) == f"{name}: where: why [grpc://a:1]"
     protobuf = from_http(500, "application/x-protobuf", status.SerializeToString(), "")
-    body = {"error": {"code": name, "message": "why", "field": "where", "retry_seconds": 2.0}}
+    body = {"error": {"code": name, "message": "why", "field": "where", "retry_seconds": 2.0, "reason": "quota"}}
     text = from_http(500, "application/json", json.dumps(body).encode(), "")
     assert type(error) is type(protobuf) is type(text)
     assert text.retry_seconds == 2.0
+    assert error.reason == protobuf.reason == text.reason == "quota"
+
+
+def test_an_error_of_a_service_that_gives_no_reason_has_none():
+    body = json.dumps({"error": {"code": "RESOURCE_EXHAUSTED", "message": "why"}}).encode()
+    assert from_http(429, "application/json", body, "").reason == ""
+    assert from_http(429, "text/html", b"", "").reason == ""
 
 
 @pytest.mark.parametrize(

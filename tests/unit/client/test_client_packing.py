@@ -110,11 +110,11 @@ def test_an_error_of_a_part_has_the_callers_indices():
 
 
 def test_copy_error_returns_an_equal_new_object():
-    error = InvalidArgument("m", field="f", retry_seconds=1.0, url="u")
+    error = InvalidArgument("m", field="f", retry_seconds=1.0, url="u", reason="invalid")
     copy = copy_error(error)
     assert copy is not error
     assert type(copy) is InvalidArgument
-    assert (copy.message, copy.field, copy.retry_seconds, copy.url) == ("m", "f", 1.0, "u")
+    assert (copy.message, copy.field, copy.retry_seconds, copy.url, copy.reason) == ("m", "f", 1.0, "u", "invalid")
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8), st.integers(1, 50))

@@ -1,4 +1,4 @@
-"""The service's errors in OpenAI's format: `{"error": {message, type, param, code}}`."""
+"""The service's errors in OpenAI's format, `{"error": {message, type, param, code}}`."""
 
 import math
 import re
@@ -28,7 +28,9 @@ OPENAI_NAMES = (
 
 def raise_status(status: status_pb2.Status) -> NoReturn:
     """Raise the status of a failed part of a reply: on these routes one failed part fails the request."""
-    raise ServiceError(status.code, status.message, field=status.field, retry_seconds=status.retry_seconds)
+    raise ServiceError(
+        status.code, status.message, field=status.field, retry_seconds=status.retry_seconds, reason=status.reason
+    )
 
 
 def with_openai_names(text: str) -> str:
@@ -43,14 +45,15 @@ def error_body(error: ServiceError) -> dict[str, Any]:
     code: str = status_pb2.Code.Name(error.code).lower()
     if error.code == status_pb2.NOT_FOUND and param == "model":
         code = "model_not_found"
-    return {
-        "error": {
-            "message": with_openai_names(error.message),
-            "type": TYPES.get(error.code, "invalid_request_error"),
-            "param": re.sub(r"\[.*", "", param) or None,
-            "code": code,
-        }
+    body = {
+        "message": with_openai_names(error.message),
+        "type": TYPES.get(error.code, "invalid_request_error"),
+        "param": re.sub(r"\[.*", "", param) or None,
+        "code": code,
     }
+    if error.code == status_pb2.RESOURCE_EXHAUSTED:
+        body["reason"] = error.reason  # "quota" or "queue_full": the code is one for both
+    return {"error": body}
 
 
 def error_response(error: ServiceError) -> Response:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from vold_proto.distribution import VERSION
-from vold_proto.v1 import status_pb2, verifier_pb2
+from vold_proto.v1 import quota_pb2, status_pb2, verifier_pb2
 from vold_service import access
 from vold_service.call import Call
 from vold_service.errors import Code, ServiceError, deadline_exceeded, invalid
@@ -72,6 +72,10 @@ class Engine:
             sandbox_layers=self.dispatcher.sandbox.layers,
         )
 
+    def get_quota(self, call: Call) -> quota_pb2.Quota:
+        """The limits of the caller's tenant, and how much of them is used."""
+        return self.quotas.quota(call.tenant)
+
     async def verify(self, call: Call, items: Sequence[verifier_pb2.VerifyItem]) -> verifier_pb2.VerifyReply:
         """Return results in the order of `items`. Raises ServiceError if the call as a whole cannot be served."""
         started = time.monotonic()
@@ -84,7 +88,7 @@ class Engine:
         accepted, duplicates = self._accept(items, results)
         if accepted:
             tokens = sum(estimate_tokens(items[index]) for index, _ in (*accepted, *duplicates))
-            with self.quotas.admit(call.tenant, tokens):
+            with self.quotas.admit(call.tenant, tokens, caller=call.request_id, remaining=call.remaining()):
                 pending = await self._verify_without_workers(call, items, accepted, results)
                 if pending:
                     await self._verify_pending(call, items, pending, results)
@@ -234,7 +238,7 @@ class Engine:
                 await self.dispatcher.wait_for_room()
                 try:
                     verifier = self._validate(item, "")
-                    self.quotas.charge(current_call().tenant, estimate_tokens(item))
+                    self._charge_item(current_call, item)
                 except ServiceError as error:
                     results.put_nowait(self._error_result(item, error))
                 else:
@@ -248,7 +252,7 @@ class Engine:
             return count
 
         yielded = 0
-        with self.quotas.admit(call.tenant, 0):
+        with self.quotas.admit(call.tenant, 0, caller=call.request_id, remaining=call.remaining()):
             reader = asyncio.create_task(read_items())
             reader.add_done_callback(lambda _: results.put_nowait(None))
             try:
@@ -267,6 +271,16 @@ class Engine:
                 reader.cancel()
                 with contextlib.suppress(asyncio.CancelledError, ServiceError):
                     await reader
+
+    def _charge_item(self, current_call: Callable[[], Call], item: verifier_pb2.VerifyItem) -> None:
+        """Charge an item of a stream to its tenant. Raises ServiceError if the key or the quota refuses the item."""
+        try:
+            call = current_call()
+            caller = f"{call.request_id}/{item.id}" if item.id else ""
+            self.quotas.charge(call.tenant, estimate_tokens(item), caller=caller, remaining=call.remaining())
+        except ServiceError as error:
+            access.count_refusal(error)
+            raise
 
     def _validate(self, item: verifier_pb2.VerifyItem, path: str) -> Verifier[Any]:
         """Return the item's verifier. Raises ServiceError for an unknown verifier, a long text or bad parameters.
