@@ -91,7 +91,7 @@ class Readiness:
             nonlocal last
             last = Unavailable(error.message, url=error.url)
             waiting.what, waiting.limit = self._describe(field, last.url)
-            waiting.reason = last.message
+            waiting.reason = "" if last.url in self.children else last.message  # it has no socket before it has loaded
 
         def check() -> None:
             self.check_children()
