@@ -75,7 +75,7 @@ def test_a_throttled_run_that_loses_its_key_for_a_while_changes_no_metric(
 
 def test_traces_of_a_throttled_verifier_are_all_written(tmp_path, pocket_teacher, monkeypatch):
     def config(name: str, *overrides: str) -> TracesConfig:
-        settings = (f"out={tmp_path / name}", f"teacher.url={pocket_teacher.grpc}", "data.limit=8", *overrides)
+        settings = (f"out={tmp_path / name}", f"teacher.url={pocket_teacher.grpc}", "data.limit=4", *overrides)
         return load(TracesConfig, Path("pocket:traces"), settings)
 
     monkeypatch.setenv("RUN_KEY", KEY)
