@@ -20,7 +20,9 @@ from vold_client.errors import (
     Unavailable,
     VoldError,
 )
+from vold_client.keys import KeySource
 from vold_client.packing import Budget
+from vold_client.replicas import Throttled
 from vold_client.sync import TeacherClient, VerifierClient
 from vold_client.teacher import AsyncTeacherClient
 from vold_client.tls import Tls
@@ -57,6 +59,7 @@ __all__ = [
     "InvalidArgument",
     "Item",
     "ItemBudget",
+    "KeySource",
     "NotFound",
     "Part",
     "PermissionDenied",
@@ -66,6 +69,7 @@ __all__ = [
     "ScoreResult",
     "TeacherClient",
     "TeacherInfo",
+    "Throttled",
     "Tls",
     "TokenizerFile",
     "Unauthenticated",

@@ -4,7 +4,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -14,8 +14,9 @@ from vold_client.concurrency import Deadline, check_timeout
 from vold_client.errors import InvalidArgument, Unavailable, VoldError
 from vold_client.grpc_transport import GrpcTransport
 from vold_client.http_transport import HttpTransport
+from vold_client.keys import KEY_REFUSED, ApiKey, KeySource
 from vold_client.methods import Method, Reply, Request
-from vold_client.replicas import Replicas
+from vold_client.replicas import Replicas, Throttled
 from vold_client.tls import Tls
 from vold_client.transport import CallContext, RequestStream, Transport
 from vold_client.types import Quota
@@ -38,16 +39,18 @@ class AsyncClient:
         *,
         timeout: float = 60.0,
         retries: int = 4,
-        api_key: str | None = None,
+        api_key: KeySource = None,
         tls: Tls | None = None,
         run_id: str = "",
+        throttled: Throttled | None = None,
     ) -> None:
         self._addresses = parse_urls(urls)
         self._timeout = check_timeout(timeout)
         if retries < 0:
             raise InvalidArgument(f"retries is {retries}: give 0 or more", field="retries")
         self._retries = retries
-        self._api_key = api_key
+        self._api_key = ApiKey(api_key)
+        self._throttled = throttled
         if tls is not None and tls != Tls() and not any(address.tls for address in self._addresses):
             listed = ", ".join(self.urls)
             raise InvalidArgument(f"tls is set, but {listed} is plain text: write grpcs:// or https://", field="tls")
@@ -61,8 +64,12 @@ class AsyncClient:
     def urls(self) -> list[str]:
         return [address.url for address in self._addresses]
 
-    async def ready(self, timeout: float = 60.0, *, every: bool = True) -> None:
+    async def ready(
+        self, timeout: float = 60.0, *, every: bool = True, waiting: Callable[[VoldError], None] | None = None
+    ) -> None:
         """Wait until every replica, or with `every` False any replica, reports that it accepts requests.
+
+        waiting: called with the reason whenever a replica is not ready yet.
 
         Raises Unavailable, with the URL and the last reason, after `timeout` seconds. An error that a retry does not
         help (a service of another kind, a refused API key) is raised at once; with `every` False only if all replicas
@@ -71,10 +78,33 @@ class AsyncClient:
         end = Deadline.start(timeout).at
         replicas = self._open().replicas
         if not every:
-            await _first_success([_wait_ready(replica.transport, timeout, end) for replica in replicas])
+            await _first_success([self._wait_ready(each.transport, timeout, end, waiting) for each in replicas])
             return
         for replica in replicas:
-            await _wait_ready(replica.transport, timeout, end)
+            await self._wait_ready(replica.transport, timeout, end, waiting)
+
+    async def _wait_ready(
+        self, transport: Transport, timeout: float, end: float, waiting: Callable[[VoldError], None] | None
+    ) -> None:
+        last: VoldError | None = None
+        while (left := end - time.monotonic()) > 0:
+            key = self._api_key.value
+            try:
+                await transport.check_ready(min(left, PROBE_SECONDS))
+            except KEY_REFUSED:
+                if not self._api_key.renew(key):
+                    raise
+            except VoldError as error:
+                if error.code not in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"):
+                    raise
+                last = error
+                if waiting is not None:
+                    waiting(error)
+                await asyncio.sleep(min(PROBE_INTERVAL, max(0.0, end - time.monotonic())))
+            else:
+                return
+        reason = last.message if last is not None else "no answer"
+        raise Unavailable(f"not ready within {timeout:g} s: {reason}", url=transport.address.url)
 
     async def quota(self, *, timeout: float | None = None) -> Quota:
         """The limits of the key's tenant, and how much of them is used. With several replicas, those of one of them:
@@ -112,7 +142,8 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         if self._replicas is None:
             self._loop = loop
-            self._replicas = Replicas([self._connect(address) for address in self._addresses], self._retries)
+            transports = [self._connect(address) for address in self._addresses]
+            self._replicas = Replicas(transports, self._retries, api_key=self._api_key, throttled=self._throttled)
         elif self._loop is not loop:
             raise RuntimeError(
                 "this client belongs to another event loop: create a client for each loop, or use the sync client"
@@ -137,22 +168,6 @@ class AsyncClient:
             return reply, transport.address.url
 
         return await self._open().call(send, deadline)
-
-
-async def _wait_ready(transport: Transport, timeout: float, end: float) -> None:
-    last: VoldError | None = None
-    while (left := end - time.monotonic()) > 0:
-        try:
-            await transport.check_ready(min(left, PROBE_SECONDS))
-        except VoldError as error:
-            if error.code not in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"):
-                raise
-            last = error
-            await asyncio.sleep(min(PROBE_INTERVAL, max(0.0, end - time.monotonic())))
-        else:
-            return
-    reason = last.message if last is not None else "no answer"
-    raise Unavailable(f"not ready within {timeout:g} s: {reason}", url=transport.address.url)
 
 
 async def _first_success(probes: Sequence[Coroutine[Any, Any, None]]) -> None:
@@ -181,12 +196,35 @@ class RequestStreams:
         self._id_field = id_field
         self._run_id = run_id
         self._open: dict[int, RequestStream] = {}
+        self._replaced: list[RequestStream] = []
 
-    async def get(self, transport: Transport) -> RequestStream | None:
-        """The stream to this replica, reopened if it is broken; None for HTTP, which has none."""
+    async def call(
+        self, transport: Transport, message: Request, seconds: float, send_alone: Callable[[], Awaitable[Reply]]
+    ) -> Reply:
+        """The reply to `message` on the stream to this replica. send_alone: sends the message without a stream: over
+        HTTP, and to learn why the service refuses the stream.
+        """
+        stream = await self._get(transport)
+        if stream is None:
+            return await send_alone()
+        try:
+            reply: Reply = await stream.call(message, seconds)
+        except Unavailable:
+            if not stream.lost_refusal:
+                raise
+            return await send_alone()
+        return reply
+
+    async def _get(self, transport: Transport) -> RequestStream | None:
+        """The stream to this replica, opened again if it is broken or has an old API key; None for HTTP, which has no
+        streams.
+        """
         stream = self._open.get(id(transport))
         if stream is not None and stream.broken:
             await stream.aclose()
+            stream = None
+        elif stream is not None and stream.has_old_key:
+            self._replaced.append(stream)  # requests that it has accepted are still answered on it
             stream = None
         if stream is None:
             stream = transport.request_stream(self._method, self._id_field, self._run_id)
@@ -200,7 +238,7 @@ class RequestStreams:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.gather(*(stream.aclose() for stream in self._open.values()))
+        await asyncio.gather(*(stream.aclose() for stream in (*self._open.values(), *self._replaced)))
 
 
 def new_request_id() -> str:

@@ -3,7 +3,8 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,12 +16,17 @@ R = TypeVar("R")
 _END: Any = object()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Deadline:
-    """The time by which a whole call, retries included, must end."""
+    """The time by which a whole call, retries included, must end. at: on time.monotonic()'s clock.
+
+    The parts of a call share its deadline, and while one of them pauses it, it moves on for all of them.
+    """
 
     seconds: float
     at: float
+    _pauses: int = 0
+    _paused_at: float = 0.0
 
     @classmethod
     def start(cls, seconds: float) -> "Deadline":
@@ -29,12 +35,25 @@ class Deadline:
 
     def remaining(self) -> float:
         """Seconds left. Raises DeadlineExceeded if none are left."""
-        left = self.at - time.monotonic()
+        left = self.at - (self._paused_at if self._pauses else time.monotonic())
         if left <= 0:
             raise DeadlineExceeded(
                 f"no answer within the call's {self.seconds:g} s: allow a longer timeout or send less"
             )
         return left
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside this block out of the call's time."""
+        if not self._pauses:
+            self._paused_at = time.monotonic()
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+            if not self._pauses:
+                self.at += time.monotonic() - self._paused_at
 
 
 def check_timeout(seconds: float) -> float:

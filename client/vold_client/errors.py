@@ -2,6 +2,7 @@
 
 # ruff: noqa: N818  (the classes have the names of the wire's codes)
 import json
+import re
 from typing import Any
 
 import grpc
@@ -49,6 +50,10 @@ class Unauthenticated(VoldError):
     """The API key is missing or unknown to the service, or one side does not trust the other's certificate."""
 
     code = "UNAUTHENTICATED"
+
+
+class CertificateRefused(Unauthenticated):
+    """This side does not trust the service's certificate."""
 
 
 class PermissionDenied(VoldError):
@@ -124,11 +129,10 @@ _WRONG_HOST = ("Hostname Verification", "is not in peer certificate")
 def connection_error(reason: str, url: str) -> VoldError:
     """The error for a connection that cannot be opened, or that breaks before the reply.
 
-    Unavailable, which is retried; but Unauthenticated if the service's certificate is refused, where a retry does not
-    help.
+    Unavailable, which is retried; but CertificateRefused, where a retry does not help, if the service's certificate is.
     """
     if any(words in reason for words in ("CERTIFICATE_VERIFY_FAILED", *_WRONG_HOST)):
-        return Unauthenticated(f"the service's certificate is refused: {_certificate_fault(reason)}", url=url)
+        return CertificateRefused(f"the service's certificate is refused: {_certificate_fault(reason)}", url=url)
     if "WRONG_VERSION_NUMBER" in reason:
         hint = "it does not speak TLS: write grpc:// or http://, or start it with --tls-cert"
     elif not any(word in reason for word in _CONNECTION_CLOSED):
@@ -231,10 +235,11 @@ def from_grpc(error: grpc.aio.AioRpcError, url: str) -> VoldError:
     return error_class(f"{details} (gRPC {code})", url=url)
 
 
-def from_http(status_code: int, content_type: str, body: bytes, url: str) -> VoldError:
+def from_http(status_code: int, content_type: str, body: bytes, url: str, retry_after: str = "") -> VoldError:
     """The error of an unsuccessful HTTP reply: from its body, else from its status code.
 
     The body is a Status in protobuf, or JSON if the service refused the request before it read the accepted type.
+    retry_after: the header, which counts if the body is neither, because for example a proxy has refused.
     """
     if content_type.startswith("application/x-protobuf"):
         try:
@@ -249,7 +254,9 @@ def from_http(status_code: int, content_type: str, body: bytes, url: str) -> Vol
     error_class = _CLASS_BY_HTTP_STATUS.get(status_code, InvalidArgument if 400 <= status_code < 500 else Internal)
     if error_class is NotFound:
         return NotFound(f"HTTP {status_code} ({text}): is this the URL of a service of another kind?", url=url)
-    return error_class(f"HTTP {status_code}: {text}", url=url)
+    # A date, the header's other form, would need clocks that agree.
+    retry_seconds = float(retry_after) if re.fullmatch(r"[0-9]{1,6}", retry_after) else 0.0
+    return error_class(f"HTTP {status_code}: {text}", retry_seconds=retry_seconds, url=url)
 
 
 def _from_json(body: bytes, url: str) -> VoldError | None:

@@ -10,6 +10,7 @@ import grpc
 
 from vold_client import tracing
 from vold_client.errors import NotFound, Unavailable, VoldError, copy_error, deadline_exceeded, from_grpc
+from vold_client.keys import ApiKey
 from vold_client.loop import client_loop, run_on_client_loop
 from vold_client.methods import Method, Reply, Request
 from vold_client.tls import Tls
@@ -44,9 +45,9 @@ _SERVING = b"\x08\x01"
 class GrpcTransport:
     """One channel to one replica, opened by the first call. All its calls run on the client loop (loop.py)."""
 
-    def __init__(self, address: Address, api_key: str | None, tls: Tls) -> None:
+    def __init__(self, address: Address, api_key: ApiKey, tls: Tls) -> None:
         self.address = address
-        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._api_key = api_key
         self._credentials = tls.grpc_credentials() if address.tls else None
         self._open_channel: grpc.aio.Channel | None = None
 
@@ -106,6 +107,7 @@ class GrpcTransport:
     def request_stream(
         self, method: Method[Request, Reply], id_field: str, run_id: str
     ) -> "GrpcRequestStream[Request, Reply]":
+        key = self._api_key.value
         metadata = self._call_metadata(CallContext(0, run_id=run_id))
 
         def open_call() -> Any:
@@ -114,13 +116,13 @@ class GrpcTransport:
             )
             return start_call(None, metadata=metadata)
 
-        return GrpcRequestStream(open_call, id_field, self.address.url)
+        return GrpcRequestStream(open_call, id_field, self.address.url, lambda: self._api_key.value != key)
 
     async def check_ready(self, timeout: float) -> None:
         async def send() -> bytes:
             call = self._channel.unary_unary(_HEALTH_CHECK, None, None)
             async with asyncio.timeout(timeout + DEADLINE_GRACE):
-                return await call(b"", timeout=timeout, metadata=self._metadata)
+                return await call(b"", timeout=timeout, metadata=self._key_metadata())
 
         try:
             reply = await run_on_client_loop(send())
@@ -143,7 +145,12 @@ class GrpcTransport:
 
     def _call_metadata(self, context: CallContext) -> tuple[tuple[str, str], ...]:
         ids = (("x-request-id", context.request_id), ("x-vold-run-id", context.run_id))
-        return self._metadata + tuple((key, value) for key, value in ids if value) + tuple(tracing.headers().items())
+        given = tuple((key, value) for key, value in ids if value)
+        return self._key_metadata() + given + tuple(tracing.headers().items())
+
+    def _key_metadata(self) -> tuple[tuple[str, str], ...]:
+        header = self._api_key.header
+        return (("authorization", header),) if header else ()
 
 
 class GrpcRequestStream(Generic[Request, Reply]):
@@ -151,9 +158,10 @@ class GrpcRequestStream(Generic[Request, Reply]):
     opens the stream.
     """
 
-    def __init__(self, open_call: Callable[[], Any], id_field: str, url: str) -> None:
-        """open_call: opens the gRPC stream; called on the client loop."""
+    def __init__(self, open_call: Callable[[], Any], id_field: str, url: str, has_old_key: Callable[[], bool]) -> None:
+        """open_call: opens the gRPC stream; called on the client loop. has_old_key: see RequestStream."""
         self._open_call = open_call
+        self._has_old_key = has_old_key
         self._call: Any = None
         self._id_field = id_field
         self._url = url
@@ -161,11 +169,20 @@ class GrpcRequestStream(Generic[Request, Reply]):
         self._sent = 0
         self._writing = asyncio.Lock()  # gRPC allows one write at a time
         self._failure: VoldError | None = None
+        self._replied = self._lost_reason = False
         self._reader: asyncio.Task[None] | None = None
 
     @property
     def broken(self) -> bool:
         return self._failure is not None
+
+    @property
+    def has_old_key(self) -> bool:
+        return self._has_old_key()
+
+    @property
+    def lost_refusal(self) -> bool:
+        return self._lost_reason and not self._replied
 
     async def call(self, message: Request, timeout: float) -> Reply:
         return await run_on_client_loop(self._send(message, timeout))
@@ -208,11 +225,14 @@ class GrpcRequestStream(Generic[Request, Reply]):
     async def _read(self) -> None:
         try:
             async for reply in self._call:
+                self._replied = True
                 future = self._pending.pop(getattr(reply, self._id_field), None)
                 if future is not None and not future.done():
                     future.set_result(reply)
             self._failure = Unavailable("the service ended the stream", url=self._url)
         except grpc.aio.AioRpcError as error:
+            # If a write is under way when the service ends the call, gRPC drops the status that the service sent.
+            self._lost_reason = "Internal error from Core" in (error.details() or "")
             self._failure = from_grpc(error, self._url)
         for future in self._pending.values():
             if not future.done():

@@ -19,6 +19,7 @@ from vold_client.errors import (
     from_http,
 )
 from vold_client.framing import FrameDecoder
+from vold_client.keys import ApiKey
 from vold_client.methods import Method, Reply, Request
 from vold_client.tls import Tls
 from vold_client.transport import USER_AGENT, CallContext
@@ -30,17 +31,15 @@ PROTOBUF = "application/x-protobuf"
 class HttpTransport:
     """One connection pool to one replica. Created in the event loop that uses it."""
 
-    def __init__(self, address: Address, api_key: str | None, tls: Tls) -> None:
+    def __init__(self, address: Address, api_key: ApiKey, tls: Tls) -> None:
         self.address = address
-        headers = {"accept": PROTOBUF, "user-agent": USER_AGENT} | (
-            {"authorization": f"Bearer {api_key}"} if api_key else {}
-        )
+        self._api_key = api_key
         # The deadline covers the whole call. Connecting has its own limit of 10 s, so that a host that does not answer
         # leaves time for a retry.
         self._client = httpx.AsyncClient(
             base_url=address.target,
             verify=tls.ssl_context() if address.tls else False,  # creating a context is slow, and plain text needs none
-            headers=headers,
+            headers={"accept": PROTOBUF, "user-agent": USER_AGENT},
             timeout=httpx.Timeout(None, connect=10.0),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
         )
@@ -97,7 +96,7 @@ class HttpTransport:
     async def check_ready(self, timeout: float) -> None:
         try:
             async with asyncio.timeout(timeout):
-                response = await self._client.get("/readyz")
+                response = await self._client.get("/readyz", headers=self._key_header())
         except TimeoutError:
             raise deadline_exceeded(self.address.url) from None
         except httpx.TransportError as error:
@@ -110,7 +109,7 @@ class HttpTransport:
         await self._client.aclose()
 
     def _build_request(self, method: Method[Request, Reply], message: Message, context: CallContext) -> httpx.Request:
-        headers = {"x-vold-timeout-seconds": f"{context.timeout:.3f}"} | tracing.headers()
+        headers = {"x-vold-timeout-seconds": f"{context.timeout:.3f}"} | tracing.headers() | self._key_header()
         if context.request_id:
             headers["x-request-id"] = context.request_id
         if context.run_id:
@@ -123,10 +122,14 @@ class HttpTransport:
             method.verb, method.route, content=message.SerializeToString(), headers=headers
         )
 
+    def _key_header(self) -> dict[str, str]:
+        header = self._api_key.header
+        return {"authorization": header} if header else {}
+
     def _raise_for_status(self, response: httpx.Response) -> None:
         if not response.is_success:
-            content_type = response.headers.get("content-type", "")
-            raise from_http(response.status_code, content_type, response.content, self.address.url)
+            content_type, retry_after = (response.headers.get(name, "") for name in ("content-type", "retry-after"))
+            raise from_http(response.status_code, content_type, response.content, self.address.url, retry_after)
 
     def _decode(self, method: Method[Request, Reply], data: bytes) -> Reply:
         try:

@@ -10,10 +10,15 @@ from typing import TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from vold_client.concurrency import Deadline
-from vold_client.errors import RETRYABLE, Unavailable, VoldError, copy_error
+from vold_client.errors import RETRYABLE, ResourceExhausted, Unavailable, VoldError, copy_error
+from vold_client.keys import KEY_REFUSED, ApiKey
 from vold_client.transport import Transport
 
 T = TypeVar("T")
+
+Throttled = Callable[[ResourceExhausted, float], Awaitable[None]]
+"""Waits in place of the client before a call is sent again that the service refuses for now: called with the refusal,
+which has the service's retry delay, and the seconds to wait. An exception ends the call."""
 
 MIN_BACKOFF = 0.5
 MAX_BACKOFF = 10.0
@@ -54,11 +59,17 @@ class Replicas:
     """Calls go to the replicas round robin.
 
     A replica that is unavailable or full gets a cooldown, and the call goes to the next replica at once. If all
-    replicas have a cooldown, the call waits and retries, `retries` times in all and never past its deadline.
+    replicas have a cooldown, the call waits and retries, `retries` times in all and never past its deadline. With
+    `throttled`, a refusal with a retry delay is waited for however often and long it takes: neither `retries` nor the
+    deadline counts it.
     """
 
-    def __init__(self, transports: list[Transport], retries: int) -> None:
+    def __init__(
+        self, transports: list[Transport], retries: int, *, api_key: ApiKey, throttled: Throttled | None = None
+    ) -> None:
         self.replicas = [Replica(transport) for transport in transports]
+        self._api_key = api_key
+        self._throttled = throttled
         self._attempts = retries + len(transports)  # the first attempt at another replica is no retry
         self._next = 0
 
@@ -78,19 +89,36 @@ class Replicas:
             ):
                 with attempt:
                     attempts += 1
-                    replica = self._next_replica()
-                    try:
-                        result = await work(replica.transport, deadline.remaining())
-                    except RETRYABLE as error:
-                        replica.record_failure(error)
-                        raise
-                    replica.record_success()
-                    return result
+                    return await self._attempt(work, deadline)
         except RETRYABLE as error:
             if attempts > 1:
                 raise copy_error(error, message=f"{error.message}; given up after {attempts} attempts") from None
             raise
         raise AssertionError("a retry loop ends with a result or an error")
+
+    async def _attempt(self, work: Callable[[Transport, float], Awaitable[T]], deadline: Deadline) -> T:
+        """The result of `work` on the next replica. A call that is throttled, or whose key the service refuses while
+        there is another key, is sent again within the attempt.
+        """
+        refusals = 0
+        while True:
+            replica, key = self._next_replica(), self._api_key.value
+            try:
+                result = await work(replica.transport, deadline.remaining())
+            except RETRYABLE as error:
+                replica.record_failure(error)
+                if self._throttled is None or not isinstance(error, ResourceExhausted) or not error.retry_seconds:
+                    raise
+                refusals += 1
+                if seconds := self._pause(error, refusals):
+                    with deadline.paused():
+                        await self._throttled(error, seconds)
+            except KEY_REFUSED:
+                if not self._api_key.renew(key):
+                    raise
+            else:
+                replica.record_success()
+                return result
 
     async def aclose(self) -> None:
         await asyncio.gather(*(replica.transport.aclose() for replica in self.replicas))
@@ -105,10 +133,13 @@ class Replicas:
 
     def _backoff(self, state: RetryCallState) -> float:
         """Seconds until the next attempt."""
+        return self._pause(state.outcome.exception() if state.outcome is not None else None, state.attempt_number)
+
+    def _pause(self, error: BaseException | None, failures: int) -> float:
+        """Seconds until the call is sent again after its last `failures` ended with `error`."""
         now = time.monotonic()
         if any(replica.cooldown_until <= now for replica in self.replicas):
             return 0.0
-        error = state.outcome.exception() if state.outcome is not None else None
         retry_seconds = error.retry_seconds if isinstance(error, VoldError) else 0.0
-        backoff = min(MIN_BACKOFF * 2 ** max(0, state.attempt_number - len(self.replicas)), MAX_BACKOFF)
+        backoff = min(MIN_BACKOFF * 2 ** min(max(0, failures - len(self.replicas)), 10), MAX_BACKOFF)
         return retry_seconds + _JITTER.uniform(0.0, backoff)

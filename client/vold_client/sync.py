@@ -1,13 +1,16 @@
 """The sync clients: the async clients, run on the client loop (loop.py)."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from vold_client.base import AsyncClient
+from vold_client.errors import VoldError
+from vold_client.keys import KeySource
 from vold_client.loop import client_loop, open_iterators
 from vold_client.packing import Budget
+from vold_client.replicas import Throttled
 from vold_client.teacher import AsyncTeacherClient, Messages
 from vold_client.tls import Tls
 from vold_client.types import (
@@ -45,9 +48,11 @@ class SyncClient(Generic[C]):
     def urls(self) -> list[str]:
         return self._client.urls
 
-    def ready(self, timeout: float = 60.0, *, every: bool = True) -> None:
+    def ready(
+        self, timeout: float = 60.0, *, every: bool = True, waiting: Callable[[VoldError], None] | None = None
+    ) -> None:
         """See AsyncClient.ready."""
-        self._run(self._client.ready(timeout, every=every))
+        self._run(self._client.ready(timeout, every=every, waiting=waiting))
 
     def quota(self, *, timeout: float | None = None) -> Quota:
         """See AsyncClient.quota."""
@@ -100,12 +105,13 @@ class TeacherClient(SyncClient[AsyncTeacherClient]):
         *,
         timeout: float = 60.0,
         retries: int = 4,
-        api_key: str | None = None,
+        api_key: KeySource = None,
         tls: Tls | None = None,
         run_id: str = "",
         model: str = "",
         max_in_flight: int = 32,
         budget: Budget | None = None,
+        throttled: Throttled | None = None,
     ) -> None:
         super().__init__(
             AsyncTeacherClient(
@@ -118,6 +124,7 @@ class TeacherClient(SyncClient[AsyncTeacherClient]):
                 model=model,
                 max_in_flight=max_in_flight,
                 budget=budget,
+                throttled=throttled,
             )
         )
 
@@ -211,11 +218,12 @@ class VerifierClient(SyncClient[AsyncVerifierClient]):
         *,
         timeout: float = 60.0,
         retries: int = 4,
-        api_key: str | None = None,
+        api_key: KeySource = None,
         tls: Tls | None = None,
         run_id: str = "",
         max_in_flight: int = 256,
         budget: ItemBudget | None = None,
+        throttled: Throttled | None = None,
     ) -> None:
         super().__init__(
             AsyncVerifierClient(
@@ -227,6 +235,7 @@ class VerifierClient(SyncClient[AsyncVerifierClient]):
                 run_id=run_id,
                 max_in_flight=max_in_flight,
                 budget=budget,
+                throttled=throttled,
             )
         )
 

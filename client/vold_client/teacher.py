@@ -13,8 +13,10 @@ from vold_proto.v1 import teacher_pb2 as pb
 from vold_client.base import AsyncClient, RequestStreams, new_request_id
 from vold_client.concurrency import map_as_completed
 from vold_client.errors import IdentityChanged, Internal, InvalidArgument, Unavailable, VoldError, from_status
+from vold_client.keys import KeySource
 from vold_client.methods import GENERATE, GET_INFO, GET_TEACHER_QUOTA, GET_TOKENIZER, GET_USAGE, SCORE, SCORE_STREAM
 from vold_client.packing import Budget, RequestPart, pack_array, restore_indices, split_request, unpack_score
+from vold_client.replicas import Throttled
 from vold_client.tls import Tls
 from vold_client.transport import Transport
 from vold_client.types import (
@@ -50,9 +52,11 @@ class AsyncTeacherClient(AsyncClient):
 
     urls: grpc://HOST:PORT, grpcs://, http(s):// or unix:PATH; several in a list, or separated by commas, are replicas.
     timeout: seconds for a whole call, retries included, unless the call sets its own. retries: number of retries while
-    the service is unavailable or full. api_key: sent as a bearer token. tls: certificates for grpcs:// and https://.
-    run_id: names this training run in the service's accounting. model: one of the service's models; "" for the default.
-    max_in_flight: concurrent requests in one `score_stream` or one large `score`. budget: limits of one message.
+    the service is unavailable or full. api_key: sent as a bearer token; a function is called for the key, and again
+    when a service refuses the key. tls: certificates for grpcs:// and https://. run_id: names this training run in the
+    service's accounting. model: one of the service's models; "" for the default. max_in_flight: concurrent requests in
+    one `score_stream` or one large `score`. budget: limits of one message. throttled: waits for a service that is over
+    a limit for now (Throttled); without it such a call is retried within `timeout` and `retries`.
 
     Every method raises a subclass of VoldError.
     """
@@ -65,14 +69,17 @@ class AsyncTeacherClient(AsyncClient):
         *,
         timeout: float = 60.0,
         retries: int = 4,
-        api_key: str | None = None,
+        api_key: KeySource = None,
         tls: Tls | None = None,
         run_id: str = "",
         model: str = "",
         max_in_flight: int = 32,
         budget: Budget | None = None,
+        throttled: Throttled | None = None,
     ) -> None:
-        super().__init__(urls, timeout=timeout, retries=retries, api_key=api_key, tls=tls, run_id=run_id)
+        super().__init__(
+            urls, timeout=timeout, retries=retries, api_key=api_key, tls=tls, run_id=run_id, throttled=throttled
+        )
         self._model = model
         self._max_in_flight = max_in_flight
         self._budget = budget or Budget()
@@ -174,11 +181,9 @@ class AsyncTeacherClient(AsyncClient):
         async with RequestStreams(SCORE_STREAM, "request_id", self._run_id) as streams:
 
             async def send(transport: Transport, message: pb.ScoreRequest, seconds: float) -> pb.ScoreReply:
-                stream = await streams.get(transport)
-                if stream is None:
-                    return await transport.unary(SCORE, message, self._context(seconds, message.request_id))
                 message.timeout_seconds = seconds
-                return await stream.call(message, seconds)
+                context = self._context(seconds, message.request_id)
+                return await streams.call(transport, message, seconds, lambda: transport.unary(SCORE, message, context))
 
             async def score(request: ScoreRequest) -> ScoreResult:
                 if not request.request_id:

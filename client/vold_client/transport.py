@@ -39,6 +39,16 @@ class RequestStream(Protocol[RequestT, ReplyT]):
         """Whether the stream has ended, so that a new one is needed."""
         ...
 
+    @property
+    def has_old_key(self) -> bool:
+        """Whether the client's API key has changed since the stream was opened with it."""
+        ...
+
+    @property
+    def lost_refusal(self) -> bool:
+        """Whether the stream broke before its first reply, without a reason: the service may have refused it."""
+        ...
+
     async def aclose(self) -> None: ...
 
 

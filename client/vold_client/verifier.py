@@ -13,7 +13,9 @@ from vold_proto.v1 import verifier_pb2 as pb
 from vold_client.base import AsyncClient, RequestStreams, new_request_id
 from vold_client.concurrency import map_as_completed
 from vold_client.errors import RETRYABLE, Internal, InvalidArgument, VoldError, from_status
+from vold_client.keys import KEY_REFUSED, KeySource
 from vold_client.methods import GET_VERIFIER_QUOTA, LIST_VERIFIERS, VERIFY, VERIFY_STREAM
+from vold_client.replicas import Throttled
 from vold_client.tls import Tls
 from vold_client.transport import Transport
 from vold_client.types import Item, Part, Verdict, VerifierInfo
@@ -30,8 +32,8 @@ class ItemBudget:
 class AsyncVerifierClient(AsyncClient):
     """A client of a verifier service, or of several replicas of it, by URL.
 
-    urls, timeout, retries, api_key, tls, run_id: as for AsyncTeacherClient. max_in_flight: concurrent items in one
-    `verify_stream`. budget: limits of one message.
+    urls, timeout, retries, api_key, tls, run_id, throttled: as for AsyncTeacherClient. max_in_flight: concurrent items
+    in one `verify_stream`. budget: limits of one message.
     """
 
     _quota_method = GET_VERIFIER_QUOTA
@@ -42,13 +44,16 @@ class AsyncVerifierClient(AsyncClient):
         *,
         timeout: float = 60.0,
         retries: int = 4,
-        api_key: str | None = None,
+        api_key: KeySource = None,
         tls: Tls | None = None,
         run_id: str = "",
         max_in_flight: int = 256,
         budget: ItemBudget | None = None,
+        throttled: Throttled | None = None,
     ) -> None:
-        super().__init__(urls, timeout=timeout, retries=retries, api_key=api_key, tls=tls, run_id=run_id)
+        super().__init__(
+            urls, timeout=timeout, retries=retries, api_key=api_key, tls=tls, run_id=run_id, throttled=throttled
+        )
         self._max_in_flight = max_in_flight
         self._budget = budget or ItemBudget()
 
@@ -92,9 +97,9 @@ class AsyncVerifierClient(AsyncClient):
         async with RequestStreams(VERIFY_STREAM, "id", self._run_id) as streams:
 
             async def send(transport: Transport, message: pb.VerifyItem, seconds: float) -> pb.VerifyResult:
-                stream = await streams.get(transport)
-                if stream is not None:
-                    return await stream.call(message, seconds)
+                return await streams.call(transport, message, seconds, lambda: send_alone(transport, message, seconds))
+
+            async def send_alone(transport: Transport, message: pb.VerifyItem, seconds: float) -> pb.VerifyResult:
                 request = pb.VerifyRequest(request_id=new_request_id(), items=[message], run_id=self._run_id)
                 reply = await transport.unary(VERIFY, request, self._context(seconds, request.request_id))
                 if len(reply.results) != 1:
@@ -109,7 +114,7 @@ class AsyncVerifierClient(AsyncClient):
                     # A new message for each attempt: the stream replaces an id that is in use.
                     result = await send(transport, _pack_item(item, identifier, index), seconds)
                     failure = from_status(result.error, transport.address.url)
-                    if isinstance(failure, RETRYABLE):
+                    if isinstance(failure, (*RETRYABLE, *KEY_REFUSED)):
                         raise failure
                     return _unpack_verdict(result, identifier, transport.address.url)
 

@@ -6,6 +6,7 @@ The server stands in for the protocol only; test_rollout_vllm.py runs a real vLL
 import contextlib
 import json
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -24,11 +25,12 @@ from vold_trainer.config import RolloutConfig, StudentConfig
 from vold_trainer.data.faults import RowError
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.pocket.world import make_examples
-from vold_trainer.rollout import vllm_server
+from vold_trainer.rollout import vllm, vllm_server
 from vold_trainer.rollout.base import Sampling
 from vold_trainer.rollout.engines import make_engine
 from vold_trainer.rollout.vllm import row_seed
 from vold_trainer.rollout.weights import FanOutClient, checkpoint_tensors
+from vold_trainer.services import readiness
 from vold_trainer.student.models import load_student
 
 PROMPTS = make_examples("train", 3, modality="text")
@@ -39,7 +41,8 @@ SAMPLING = Sampling(group=2, max_tokens=8, logprobs=True)
 @dataclass
 class StandIn:
     """A stand-in for vLLM. answers: replies by route, each used once in place of the normal reply; None for the normal
-    reply. requests: (route, body), in order. change: applied to each completion. reads: prompt ids of chat messages.
+    reply. requests: (route, body), in order. keys: (route, authorization header), in order. change: applied to each
+    completion. reads: prompt ids of chat messages.
     """
 
     tokenizer: Any
@@ -47,6 +50,7 @@ class StandIn:
     url: str = ""
     answers: dict[str, list[Any]] = field(default_factory=dict)
     requests: list[tuple[str, Any]] = field(default_factory=list)
+    keys: list[tuple[str, str | None]] = field(default_factory=list)
     weight_version: str = "default"
     weights: dict[str, Any] = field(default_factory=dict)
     change: Callable[[dict[str, Any]], None] = lambda answer: None
@@ -109,6 +113,7 @@ def serving(stand_in: StandIn):
         protocol_version = "HTTP/1.1"
 
         def _answer(self) -> None:
+            stand_in.keys.append((self.path.partition("?")[0], self.headers.get("authorization")))
             text = self.rfile.read(int(self.headers.get("content-length") or 0))
             status, answer = stand_in.answer(self.path.partition("?")[0], json.loads(text) if text else None)
             if status == 0:  # hang up
@@ -366,6 +371,46 @@ def test_invalid_urls_are_refused(student, url):
 def test_a_server_that_cannot_be_reached_is_refused(student):
     with pytest.raises(UsageError, match=r"rollout\.url http://127\.0\.0\.1:1: it cannot be reached.*still running"):
         make_engine(RolloutConfig(engine="vllm", url="http://127.0.0.1:1"), student)
+
+
+def test_a_server_that_never_answers_is_refused_after_a_waiting_line(student, monkeypatch, capfd):
+    monkeypatch.setattr(vllm, "HANDSHAKE_SECONDS", 0.2)
+    monkeypatch.setattr(readiness, "WAITING_LINE_SECONDS", 0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UsageError, match=rf"rollout\.url {url}: no answer within 0\.2 s"):
+            make_engine(RolloutConfig(engine="vllm", url=url), student)
+    assert f"waiting for rollout.url {url} to answer, 0 s so far, at most 0.2 s" in " ".join(
+        capfd.readouterr().err.split()
+    )
+
+
+def test_a_key_that_is_replaced_in_its_file_is_taken_at_the_next_refusal(student, stand_in, tmp_path, monkeypatch):
+    file = tmp_path / "key"
+    file.write_text("old")
+    monkeypatch.setattr(vllm_server, "RETRY_SECONDS", 0)  # a refusal that is not answered with the new key is an error
+    with engine_on(student, stand_in, api_key_file=file) as engine:
+        engine.generate(PROMPTS[:1], SAMPLING, seed=0)
+        file.write_text("new")
+        stand_in.answers["/v1/completions"] = [(401, {"error": "Unauthorized"})]
+        assert len(engine.generate(PROMPTS[:1], SAMPLING, seed=0)) == SAMPLING.group
+    keys = [key for route, key in stand_in.keys if route == "/v1/completions"]
+    assert keys[:2] == ["Bearer old"] * 2
+    assert sorted(keys[2:]) in (["Bearer new", "Bearer new", "Bearer old"], ["Bearer new"] + 2 * ["Bearer old"])
+
+
+def test_a_key_that_is_revoked_for_good_stops_the_run(student, stand_in, monkeypatch):
+    monkeypatch.setenv("VOLD_ROLLOUT_API_KEY", "secret")
+    monkeypatch.setattr(vllm_server, "RETRY_SECONDS", 0)
+    with engine_on(student, stand_in) as engine:
+        engine.generate(PROMPTS[:1], SAMPLING, seed=0)
+        stand_in.answers["/v1/completions"] = [(401, {"error": "Unauthorized"})] * 2
+        message = (
+            r"rollout\.url .*401 Unauthorized.*variable VOLD_ROLLOUT_API_KEY \(rollout\.api_key_env\), which is set"
+        )
+        with pytest.raises(RunError, match=message) as caught:
+            engine.generate(PROMPTS[:1], SAMPLING, seed=0)
+    assert "secret" not in str(caught.value)
 
 
 def test_unsupported_weight_transfers_are_refused(student, stand_in, monkeypatch):

@@ -58,6 +58,20 @@ def _check_variable_name(name: str) -> str:
 VariableName = Annotated[str, AfterValidator(_check_variable_name)]
 
 
+def _check_key_file(file: Path | None) -> Path | None:
+    """Refuse a key in place of a file's name, without showing it."""
+    if file is not None and str(file).startswith("vold_") and not file.exists():
+        raise ValueError(
+            "no such file, and it looks like a key: put the API key into a file and give the file's path, so that no "
+            "config and no log holds the key"
+        )
+    return file
+
+
+KeyFilePath = Annotated[Path | None, AfterValidator(_check_key_file)]
+KEY_FILE = "file with the API key, before api_key_env; read again when the service refuses the key"
+
+
 class TlsConfig(Config):
     """For grpcs:// and https:// URLs."""
 
@@ -83,6 +97,7 @@ class TeacherConfig(Config):
     api_key_env: VariableName = Field(
         default="VOLD_TEACHER_API_KEY", description="environment variable with the API key"
     )
+    api_key_file: KeyFilePath = Field(default=None, description=KEY_FILE)
     tls: TlsConfig = TlsConfig()
     timeout: float = Field(default=120.0, gt=0, description="seconds for one call, retries included")
     allow_identity_change: bool = Field(default=False, description="continue if the teacher changes during the run")
@@ -114,6 +129,7 @@ class VerifierConfig(Config):
     api_key_env: VariableName = Field(
         default="VOLD_VERIFIER_API_KEY", description="environment variable with the API key"
     )
+    api_key_file: KeyFilePath = Field(default=None, description=KEY_FILE)
     tls: TlsConfig = TlsConfig()
     timeout: float = Field(default=120.0, gt=0, description="seconds for one call, retries included")
 
@@ -233,6 +249,7 @@ class RolloutConfig(Config):
     api_key_env: VariableName = Field(
         default="VOLD_ROLLOUT_API_KEY", description="vllm: environment variable with the API key of the servers"
     )
+    api_key_file: KeyFilePath = Field(default=None, description=f"vllm: {KEY_FILE}")
     timeout: float = Field(default=1800.0, gt=0, description="vllm: seconds for one completion, retries included")
 
 

@@ -19,7 +19,7 @@ from vold_trainer.report.stats import ema, evenly_spaced, mean_and_std, wilson
 
 COLOURS = ("#2f86d6", "#d9730d", "#15976e", "#b65fa6", "#7f8791", "#1fa3b8", "#b8912a", "#6a6fd0")
 DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
-LANE_COLOURS = dict(zip(LANES, (*(COLOURS[i] for i in (0, 2, 3, 4, 5, 1, 6, 7)), "#c23b3b"), strict=True))
+LANE_COLOURS = dict(zip(LANES, (*(COLOURS[i] for i in (0, 2, 3, 4, 5, 1, 6, 7)), "#c23b3b", "#c28a3b"), strict=True))
 TONES = {"right": COLOURS[2], "wrong": COLOURS[1], "teacher": COLOURS[3]}
 """The colours of legend entries that have the same meaning in every panel."""
 MODALITIES = {"image_accuracy": ("pictures", COLOURS[1]), "text_accuracy": ("text", COLOURS[0])}
@@ -255,7 +255,7 @@ def hidden_share(spans: Iterable[Span]) -> float | None:
     """
     intervals: dict[int, tuple[list[tuple[float, float]], list[tuple[float, float]]]] = {}
     for span in spans:
-        if span.lane not in ("wait", "outage"):
+        if span.lane not in ("wait", "outage", "throttled"):
             scoring, training = intervals.setdefault(span.process, ([], []))
             (scoring if span.lane in ("teacher", "verifier") else training).append((span.start, span.end))
     total = sum(_covered(scoring) for scoring, _ in intervals.values())

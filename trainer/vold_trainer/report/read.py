@@ -9,7 +9,7 @@ from vold_trainer.report.evaluation import Evaluation, evaluation_of, number
 from vold_trainer.report.files import config_text, json_object, read_lines, read_records, read_records_at
 from vold_trainer.report.stats import evenly_spaced
 
-LANES = ("generate", "teacher", "verifier", "wait", "diagnose", "optimise", "sync", "checkpoint", "outage")
+LANES = ("generate", "teacher", "verifier", "wait", "diagnose", "optimise", "sync", "checkpoint", "outage", "throttled")
 OUTCOMES = ("right", "wrong", "unverified")
 
 T = TypeVar("T")

@@ -12,13 +12,13 @@ import asyncio
 import base64
 import hashlib
 import io
-import os
 import queue
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -33,6 +33,8 @@ from vold_trainer.rollout.base import OnFinished, Rollout, Sampling
 from vold_trainer.rollout.vllm_local import LOCAL, serve_student
 from vold_trainer.rollout.vllm_server import RefusedError, Reply, Server, ServerInfo
 from vold_trainer.rollout.weights import make_transfer
+from vold_trainer.services.keys import api_key, describe_key
+from vold_trainer.services.readiness import Waiting
 from vold_trainer.student.models import Student
 from vold_trainer.student.readable import for_readable
 from vold_trainer.tasks import ClientTasks
@@ -42,6 +44,8 @@ T = TypeVar("T")
 Results: TypeAlias = "queue.SimpleQueue[tuple[int, Reply | BaseException]]"
 """(row, reply or error) of each request that has ended."""
 
+HANDSHAKE_SECONDS = 60.0
+"""Seconds for the settings of a server and the comparison of tokenizers."""
 PROBE_IDS = 512
 """Token ids that the comparison of tokenizers samples from the vocabulary."""
 GROUP_TIMEOUT = timedelta(days=1)
@@ -70,7 +74,7 @@ class VllmEngine:
             self.run_id = self.processes.run_on_main(lambda: uuid.uuid4().hex[:8])
             self.servers = self.tasks.run(self._connect(self.processes.run_on_main(self._server_urls)))
             self._resources.callback(lambda: self.tasks.run(self._disconnect()))
-            self.infos = [self.tasks.run(self._handshake(server)) for server in self.servers]
+            self.infos = [self.tasks.run(self._wait_for_handshake(server)) for server in self.servers]
             self.transfer = make_transfer(config, student, self.servers, self.infos, self.tasks)
             self._resources.callback(self.transfer.close)
         except BaseException:
@@ -96,13 +100,13 @@ class VllmEngine:
         return [local if url == LOCAL else url for url in urls]
 
     async def _connect(self, urls: Sequence[str]) -> list[Server]:
-        key = os.environ.get(self.config.api_key_env) or None
+        key = api_key(self.config, "rollout")
         return [
             Server(
                 url,
                 name=LOCAL if url.startswith("unix:") else url,
                 key=None if url.startswith("unix:") else key,
-                key_env=self.config.api_key_env,
+                key_origin=partial(describe_key, self.config, "rollout", key),
                 timeout=self.config.timeout,
             )
             for url in urls
@@ -110,6 +114,17 @@ class VllmEngine:
 
     async def _disconnect(self) -> None:
         await asyncio.gather(*(server.close() for server in self.servers))
+
+    async def _wait_for_handshake(self, server: Server) -> ServerInfo:
+        """Complete the handshake within HANDSHAKE_SECONDS."""
+        waiting = Waiting(f"rollout.url {server.name} to answer", HANDSHAKE_SECONDS)
+        try:
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                return await waiting.during(self._handshake(server))
+        except TimeoutError as error:
+            raise UsageError(
+                f"rollout.url {server.name}: no answer within {HANDSHAKE_SECONDS:g} s. Is it `vllm serve`, and idle?"
+            ) from error
 
     async def _handshake(self, server: Server) -> ServerInfo:
         """Return the server's info. Raises UsageError if the server cannot serve the student."""

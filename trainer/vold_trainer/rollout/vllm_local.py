@@ -15,6 +15,7 @@ from vold_trainer.config import RolloutConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.pocket.shipped import resolve_model
 from vold_trainer.services.local import local_service_environment
+from vold_trainer.services.readiness import Waiting
 from vold_trainer.student.models import Student
 
 LOCAL = "local:"
@@ -37,12 +38,15 @@ def serve_student(student: Student, config: RolloutConfig) -> Iterator[str]:
         with child_process("vllm.entrypoints.openai.api_server", arguments, log, environment) as process:
             client = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://vllm")
             deadline = time.monotonic() + START_SECONDS
-            with client:
+            waiting = Waiting(f"rollout.url {LOCAL!r} to start", START_SECONDS)
+            with client, contextlib.closing(waiting):
                 while not _is_ready(client):
+                    waiting.show()
                     if process.poll() is not None or time.monotonic() > deadline:
                         tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
                         raise UsageError(f"rollout.url {LOCAL!r}: vLLM did not start:\n{tail}")
                     time.sleep(0.5)
+                waiting.announce_ready()
             yield f"unix:{socket}"
 
 

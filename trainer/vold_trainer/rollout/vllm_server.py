@@ -7,16 +7,20 @@ VLLM_SERVER_DEV_MODE=1.
 import asyncio
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from vold_client import KeySource
+from vold_client.keys import ApiKey
 
 from vold_trainer.errors import RunError, UsageError
 
 RETRY_SECONDS = 30.0
-"""Seconds for which a server may be away, or answer 5xx, before the run stops."""
+"""Seconds for which a server may be away, answer 5xx, or refuse a key that it has accepted, before the run stops."""
+KEY_REFUSED = (401, 403)
+RUNNING = "Is `vllm serve` still running there?"
 ABORTED_SECONDS = 1.0
 """Seconds before a completion that the server aborted is requested again; doubled the second time."""
 IN_FLIGHT = 1024
@@ -61,10 +65,15 @@ class RefusedError(RunError):
 class Server:
     """A vLLM server. Create and use it on one event loop. Every error names the server's URL and the remedy."""
 
-    def __init__(self, url: str, *, name: str = "", key: str | None, key_env: str, timeout: float) -> None:
+    def __init__(
+        self, url: str, *, name: str = "", key: KeySource, key_origin: Callable[[], str], timeout: float
+    ) -> None:
+        """key_origin: a sentence that says where the key is from."""
         self.url = url
         self.name = name or url
-        self.key_env = key_env
+        self.api_key = ApiKey(key)
+        self.key_origin = key_origin
+        self.key_accepted = False
         self.timeout = timeout
         socket = url.removeprefix("unix:") if url.startswith("unix:") else None
         limits = httpx.Limits(max_connections=IN_FLIGHT, max_keepalive_connections=IN_FLIGHT)
@@ -72,7 +81,6 @@ class Server:
             base_url="http://vllm" if socket else url,
             transport=httpx.AsyncHTTPTransport(uds=socket, limits=limits) if socket else None,
             limits=limits,
-            headers={"authorization": f"Bearer {key}"} if key else {},
         )
 
     async def close(self) -> None:
@@ -163,11 +171,15 @@ class Server:
         patience = RETRY_SECONDS if patience is None else patience
         started, failing_since, wait = clock(), None, 0.25
         while True:
+            key = self.api_key.value
             response = await self._attempt(method, route, seconds, json=json, params=params)
             if isinstance(response, str):
                 problem = response
             elif response.status_code < 400:
+                self.key_accepted = True
                 return self._json(response, route)
+            elif response.status_code in KEY_REFUSED and self.api_key.renew(key):
+                continue
             elif response.status_code == 404 and if_not_found is not None:
                 return if_not_found
             else:
@@ -175,7 +187,7 @@ class Server:
             failing_since = clock() if failing_since is None else failing_since
             if clock() + wait > min(failing_since + patience, started + self.timeout):
                 duration = f" for {clock() - failing_since:.0f} s" if patience else ""
-                raise RunError(f"rollout.url {self.name}{duration}: {problem}. Is `vllm serve` still running there?")
+                raise RunError(f"rollout.url {self.name}{duration}: {problem}")
             await asyncio.sleep(wait * random.SystemRandom().uniform(0.75, 1.25))
             wait = min(2 * wait, 4.0)
 
@@ -183,16 +195,18 @@ class Server:
         """Send a request once. Returns the response, or a message if the server cannot be reached."""
         timeout = httpx.Timeout(seconds, connect=10.0, pool=None)
         try:
-            return await self.client.request(method, route, timeout=timeout, **content)
+            header = self.api_key.header
+            headers = {"authorization": header} if header else {}
+            return await self.client.request(method, route, timeout=timeout, headers=headers, **content)
         except httpx.ConnectTimeout:
-            return "it cannot be reached"
+            return f"it cannot be reached. {RUNNING}"
         except httpx.TimeoutException as error:
             raise RunError(
                 f"rollout.url {self.name}: no answer from {route} in {seconds:g} s "
                 "(rollout.timeout for a completion). Is the server overloaded, or paused?"
             ) from error
         except httpx.TransportError as error:
-            return f"it cannot be reached ({type(error).__name__}: {error})"
+            return f"it cannot be reached ({type(error).__name__}: {error}). {RUNNING}"
         except httpx.InvalidURL as error:
             raise UsageError(f"rollout.url {self.name}: not a URL ({error})") from error
 
@@ -207,17 +221,17 @@ class Server:
     def _temporary_problem(self, response: httpx.Response, route: str) -> str:
         """Describe an error reply that may be temporary. Raises if the error is permanent."""
         status, message = response.status_code, _message(response)
-        if status in (401, 403):
-            raise UsageError(
-                f"rollout.url {self.name}: {status} {message}. The key is taken from the environment variable "
-                f"{self.key_env} (rollout.api_key_env)"
-            )
+        if status in KEY_REFUSED:
+            problem = f"{status} {message}. {self.key_origin()}"
+            if not self.key_accepted:
+                raise UsageError(f"rollout.url {self.name}: {problem}")
+            return problem
         if status == 404:
             raise UsageError(f"rollout.url {self.name}: it has no route {route}: {START_ADVICE}")
         if status < 500 and status != 429:
             kind = RefusedError if status in (400, 413, 422) else RunError
             raise kind(f"rollout.url {self.name}: {route} refused: {message}")
-        return f"{route} answered {status}: {message}"
+        return f"{route} answered {status}: {message}. {RUNNING}"
 
 
 def read_reply(body: Mapping[str, Any]) -> tuple[Reply, str]:

@@ -7,28 +7,26 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vold_client import (
-    AsyncTeacherClient,
-    AsyncVerifierClient,
-    PermissionDenied,
-    TeacherClient,
-    Tls,
-    Unauthenticated,
-    VerifierClient,
-    VoldError,
-)
+from vold_client import AsyncTeacherClient, AsyncVerifierClient, KeySource, PermissionDenied, Tls, Unauthenticated
 
 from vold_trainer.child import child_process
 from vold_trainer.config import TeacherConfig, TlsConfig, VerifierConfig
 from vold_trainer.errors import UsageError
+from vold_trainer.services.keys import api_key, describe_key
+from vold_trainer.services.outages import Outages
+from vold_trainer.services.readiness import Readiness
+from vold_trainer.services.throttling import Throttling
 from vold_trainer.sources.check import listed_urls, local_model
+from vold_trainer.tasks import ClientTasks
 
 START_SECONDS = 180.0
+"""Seconds until a service that this process starts has to be ready."""
 
 _SHARED_SERVICE_VARIABLES = {"VOLD_API_KEYS"} | {
     prefix + name
@@ -56,6 +54,12 @@ class Services:
         """Say how the services at these URLs ended, if this process started all of them and all have ended; else ""."""
         reports = [self.children[url].exit_report() if url in self.children else "" for url in urls]
         return "; ".join(reports) if reports and all(reports) else ""
+
+    def check_started(self) -> None:
+        """Raise UsageError if a service that this process started has ended."""
+        for child in self.children.values():
+            if report := child.exit_report(" before it was ready"):
+                raise UsageError(report)
 
     def __reduce__(self) -> tuple[type["Services"], tuple[Any, ...]]:
         """Pickle only the URLs: only the process that started a child can watch it."""
@@ -88,8 +92,8 @@ def open_services(
 ) -> Iterator[Services]:
     """Start the local services, wait until all services are ready, and stop the local ones on leaving.
 
-    patience: seconds within which a remote service has to be ready. Raises UsageError with the URL if a service does
-    not become ready.
+    patience: seconds within which the remote services have to be ready; the local ones have START_SECONDS from the same
+    moment on. Raises UsageError with the URL if a service does not become ready.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vold-")))
@@ -102,20 +106,46 @@ def open_services(
             )
 
         configs = {"": teacher} if teacher is not None else dict(teachers or {})
-        keys = {name: f"teachers.{name}" if name else "teacher" for name in configs}
+        keys = {name: _config_key(name) for name in configs}
+        sources = {name: api_key(config, keys[name]) for name, config in configs.items()}
+        verifier_source = api_key(verifier, "verifier") if verifier is not None else None
         urls = {name: resolve(config.url, "teacher", keys[name]) for name, config in configs.items()}
         verifier_urls = resolve(verifier.url, "verifier", "verifier") if verifier is not None else ()
-        for name, config in configs.items():
-            key, tls = _key(config.api_key_env), _tls(config.tls, urls[name])
-            with TeacherClient(list(urls[name]), api_key=key, tls=tls, model=config.model) as teacher_probe:
-                _wait_until_ready(teacher_probe, f"{keys[name]}.url", children, patience)
-                _check_key(teacher_probe.info, keys[name], config.api_key_env)
+        opened = Services(urls.get("", ()), verifier_urls, urls, children)
+        readiness = Readiness(
+            patience=patience,
+            local_seconds=START_SECONDS,
+            children={socket: child.url for socket, child in children.items()},
+            check_children=opened.check_started,
+        )
+        timeout = max(patience, 1.0)
+
+        async def probe_teacher(name: str) -> None:
+            config, source = configs[name], sources[name]
+            tls = _tls(config.tls, urls[name])
+            async with AsyncTeacherClient(
+                list(urls[name]), timeout=timeout, api_key=source, tls=tls, model=config.model
+            ) as client:
+                await readiness.wait(client, f"{keys[name]}.url")
+                await _check_key(client.info, keys[name], config, source)
+
+        async def probe_verifier(config: VerifierConfig) -> None:
+            tls = _tls(config.tls, verifier_urls)
+            async with AsyncVerifierClient(
+                list(verifier_urls), timeout=timeout, api_key=verifier_source, tls=tls
+            ) as client:
+                await readiness.wait(client, "verifier.url")
+                await _check_key(client.list_verifiers, "verifier", config, verifier_source)
+
+        probes = [(urls[name], partial(probe_teacher, name)) for name in configs]
         if verifier is not None:
-            key, tls = _key(verifier.api_key_env), _tls(verifier.tls, verifier_urls)
-            with VerifierClient(list(verifier_urls), api_key=key, tls=tls) as verifier_probe:
-                _wait_until_ready(verifier_probe, "verifier.url", children, patience)
-                _check_key(verifier_probe.list_verifiers, "verifier", verifier.api_key_env)
-        yield Services(urls.get("", ()), verifier_urls, urls, children)
+            probes.append((verifier_urls, partial(probe_verifier, verifier)))
+        tasks = ClientTasks()
+        stack.callback(tasks.close)
+        # Remote services first, so that a wrong URL shows before a local service has loaded its model.
+        for _, probe in sorted(probes, key=lambda each: any(url in children for url in each[0])):
+            tasks.run(probe())
+        yield opened
 
 
 def _start_local(
@@ -134,31 +164,46 @@ def _start_local(
     return socket
 
 
-def teacher_client(config: TeacherConfig, services: Services, run_id: str = "", name: str = "") -> AsyncTeacherClient:
-    """A client of the only teacher, or of the teacher `name`. Requests go to the replicas in turn."""
-    urls = services.teachers.get(name, services.teacher_urls)
+def teacher_client(
+    config: TeacherConfig, services: Services, run_id: str = "", name: str = "", outages: Outages | None = None
+) -> AsyncTeacherClient:
+    """A client of the only teacher, or of the teacher `name`. Requests go to the replicas in turn.
+
+    outages: of the run. Calls that the service refuses for now wait, whether or not there is a run.
+    """
+    urls, key = services.teachers.get(name, services.teacher_urls), _config_key(name)
+    outages, source = outages or Outages(), api_key(config, key)
+    outages.key_origins[key] = partial(describe_key, config, key, source)
     return AsyncTeacherClient(
         list(urls),
         timeout=config.timeout,
-        api_key=_key(config.api_key_env),
+        api_key=source,
         tls=_tls(config.tls, urls),
         run_id=run_id,
         model=config.model,
+        throttled=Throttling(key, urls, outages).wait,
     )
 
 
-def verifier_client(config: VerifierConfig, services: Services, run_id: str = "") -> AsyncVerifierClient:
+def verifier_client(
+    config: VerifierConfig, services: Services, run_id: str = "", outages: Outages | None = None
+) -> AsyncVerifierClient:
+    """A client of the verifier. outages: as for `teacher_client`."""
+    outages, source = outages or Outages(), api_key(config, "verifier")
+    outages.key_origins["verifier"] = partial(describe_key, config, "verifier", source)
     return AsyncVerifierClient(
         list(services.verifier_urls),
         timeout=config.timeout,
-        api_key=_key(config.api_key_env),
+        api_key=source,
         tls=_tls(config.tls, services.verifier_urls),
         run_id=run_id,
+        throttled=Throttling("verifier", services.verifier_urls, outages).wait,
     )
 
 
-def _key(variable: str) -> str | None:
-    return os.environ.get(variable) or None
+def _config_key(name: str) -> str:
+    """The config's key of the teacher `name`; of the only teacher if it is empty."""
+    return f"teachers.{name}" if name else "teacher"
 
 
 def _tls(config: TlsConfig, urls: Sequence[str]) -> Tls | None:
@@ -176,33 +221,13 @@ def local_service_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in excluded}
 
 
-def _wait_until_ready(
-    client: TeacherClient | VerifierClient, field: str, children: Mapping[str, ChildService], patience: float
+async def _check_key(
+    request: Callable[[], Awaitable[object]], section: str, config: TeacherConfig | VerifierConfig, source: KeySource
 ) -> None:
-    waited = 0.0
-    while True:
-        for child in children.values():
-            if report := child.exit_report(" before it was ready"):
-                raise UsageError(report)
-        timeout = 5.0 if children else patience
-        try:
-            client.ready(timeout)
-            return
-        except VoldError as error:
-            waited += timeout
-            if not children or waited >= START_SECONDS:
-                raise UsageError(f"{field}: {error}") from error
-
-
-def _check_key(request: Callable[[], object], service: str, variable: str) -> None:
-    """Raise UsageError if a service rejects the run's API key. The readiness check needs no key, and without this check
-    the first step's scores would be missing.
+    """Raise UsageError if a service refuses the run's API key. The readiness check needs no key, and without this check
+    the run would wait in its first step.
     """
     try:
-        request()
+        await request()
     except (Unauthenticated, PermissionDenied) as error:
-        state = "is set" if os.environ.get(variable) else "is not set"
-        raise UsageError(
-            f"{service}.url: {error}. The key is taken from the environment variable {variable} "
-            f"({service}.api_key_env), which {state}"
-        ) from error
+        raise UsageError(f"{section}.url: {error}. {describe_key(config, section, source)}") from error

@@ -1,8 +1,8 @@
 """Outages of a service: print a notice, wait until the service is ready again, and stop the run after a time limit.
 
-If a service is unreachable, still loading or shutting down, the call is repeated once the service is back, so that an
-outage loses no score. A call that exceeds its deadline counts as an outage only if the service's health check fails
-too. Otherwise the call was too slow, and its scores are missing.
+If a service is unreachable, still loading or shutting down, or refuses the run's API key, the call is repeated once the
+service is back, so that an outage loses no score. A call that exceeds its deadline counts as an outage only if the
+service's health check fails too. Otherwise the call was too slow, and its scores are missing.
 """
 
 import asyncio
@@ -11,17 +11,29 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from rich.markup import escape
-from rich.status import Status
-from vold_client import AsyncTeacherClient, AsyncVerifierClient, DeadlineExceeded, Unavailable, VoldError
+from vold_client import (
+    AsyncTeacherClient,
+    AsyncVerifierClient,
+    DeadlineExceeded,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    VoldError,
+)
+from vold_client.errors import CertificateRefused
 
 from vold_trainer.errors import RunError
-from vold_trainer.terminal import console
+from vold_trainer.services.notices import Notice, print_notice
 
 PROBE_SECONDS = 1.0
 """Seconds that one health check of a service that is away takes; the notice is updated after each."""
 
-FIRST_REMINDER = 10.0
-"""Seconds until the notice is printed again if there is no terminal. The interval doubles each time."""
+OUTAGE_ERRORS = (Unavailable, DeadlineExceeded, Unauthenticated, PermissionDenied)
+"""Errors of a service that is away. Before a run begins its key has been accepted, so that a refusal is an outage too,
+which ends when the key is valid again or replaced."""
+
+MAX_SPANS = 10_000
+"""Outages and throttled times that wait to be written to the timeline."""
 
 Span = tuple[str, float, float]
 """(lane, start, end), seconds on time.monotonic()'s clock."""
@@ -40,13 +52,22 @@ class Outages:
     """The limits on outages, and the outages so far.
 
     wait: seconds for which a service may be away, `outage.wait`. stop_requested: whether the run has to stop.
-    why_ended: why the services at these URLs cannot come back; "" if they can. spans: the outages that are over.
+    why_ended: why the services at these URLs cannot come back; "" if they can. spans: the outages and the throttled
+    times that are over. throttled: the state of each service's throttled calls; "" if none waits. key_origins: where
+    each service's API key is from. Both are by the service's key in the config.
     """
 
     wait: float = 600.0
     stop_requested: Callable[[], bool] = bool
     why_ended: Callable[[Sequence[str]], str] = lambda urls: ""
     spans: list[Span] = field(default_factory=list)
+    throttled: dict[str, Callable[[], str]] = field(default_factory=dict)
+    key_origins: dict[str, Callable[[], str]] = field(default_factory=dict)
+
+    def add_span(self, lane: str, start: float) -> None:
+        """Record what has ended. Their number is bounded, because without a timeline nobody takes them."""
+        if len(self.spans) < MAX_SPANS:
+            self.spans.append((lane, start, time.monotonic()))
 
     def take_spans(self) -> list[Span]:
         """Return the outages that ended since the last call."""
@@ -67,11 +88,13 @@ class MonitoredService:
         self._waiting: asyncio.Task[None] | None = None
 
     def state(self) -> str:
-        """Describe the service in a line: the calls in flight and the seconds of the last call, or how long the service
-        has been away. Thread-safe.
+        """Describe the service in a line: the calls in flight and the seconds of the last call, or when a throttled
+        call is sent again, or how long the service has been away. Thread-safe.
         """
         if (notice := self._notice) is not None:
-            return f"away for {time.monotonic() - notice.since:.0f} s, waiting up to {notice.limit:g} s"
+            return f"{notice.state} for {notice.seconds():.0f} s, waiting up to {notice.limit:g} s"
+        if throttled := self.outages.throttled.get(self.name, str)():
+            return f"{self.in_flight} in flight · {throttled}"
         last = "no request yet" if self.last_seconds is None else f"last request {self.last_seconds:.2f} s"
         return f"{self.in_flight} in flight · {last}"
 
@@ -91,7 +114,7 @@ class MonitoredService:
             started = time.monotonic()
             try:
                 await make()
-            except (Unavailable, DeadlineExceeded) as error:
+            except OUTAGE_ERRORS as error:
                 if isinstance(error, DeadlineExceeded) and await self._why_not_ready(PROBE_SECONDS) is None:
                     self._end_outage()
                     raise
@@ -126,17 +149,24 @@ class MonitoredService:
         """
         try:
             while True:
-                away = time.monotonic() - notice.since
+                refused = _refuses_key(error)
+                notice.state = "refuses the API key" if refused else "away"
+                reason = error.message
+                if refused:
+                    reason += f". {self.outages.key_origins.get(self.name, str)()}"
+                away = notice.seconds()
                 if why := self.outages.why_ended(self.client.urls):
                     raise ServiceGoneError(f"{notice.service} has ended and cannot come back: {why}")
                 if self.outages.stop_requested():
                     raise InterruptedWaitError(f"the run was asked to stop while {notice.service} was away")
                 if away >= self.outages.wait:
+                    was = "refused the API key" if refused else "was away"
                     raise ServiceGoneError(
-                        f"{notice.service} was away for {away:.0f} s, and outage.wait is {self.outages.wait:g} s: "
-                        f"{error.message}"
+                        f"{notice.service} {was} for {away:.0f} s, and outage.wait is {self.outages.wait:g} s: {reason}"
                     )
-                notice.update(error.message)
+                notice.update(reason)
+                if refused:  # the health check may succeed all the same
+                    await asyncio.sleep(min(PROBE_SECONDS, self.outages.wait - away))
                 problem = await self._why_not_ready(min(PROBE_SECONDS, self.outages.wait - away))
                 if problem is None:
                     return
@@ -149,51 +179,36 @@ class MonitoredService:
         """Return why no replica is ready, or None if a replica is. Raises an error that waiting cannot fix."""
         try:
             await self.client.ready(seconds, every=False)
-        except (Unavailable, DeadlineExceeded) as error:
+        except OUTAGE_ERRORS as error:
             return error
         return None
 
     def _end_outage(self) -> None:
         if self._notice is not None:
             notice, self._notice = self._notice, None
-            self.outages.spans.append(("outage", notice.since, time.monotonic()))
+            self.outages.add_span("outage", notice.since)
             notice.close()
             notice.announce_end()
 
 
-class _OutageNotice:
-    """The message about an outage: a line that is updated on a terminal, or else a line at growing intervals."""
+def _refuses_key(error: VoldError) -> bool:
+    return isinstance(error, Unauthenticated | PermissionDenied) and not isinstance(error, CertificateRefused)
+
+
+class _OutageNotice(Notice):
+    """The message about an outage. state: how the service is."""
 
     def __init__(self, name: str, urls: Sequence[str], limit: float) -> None:
+        super().__init__()
         self.service = f"{name} {', '.join(urls)}"
-        self.since = time.monotonic()
         self.limit = limit
-        self._next_reminder = 0.0
-        self._status: Status | None = None
+        self.state = "away"
 
     def update(self, reason: str) -> None:
-        away = time.monotonic() - self.since
-        text = f"[yellow]{escape(self.service)} is away for {away:.0f} s"
+        state = "is away" if self.state == "away" else self.state
+        text = f"[yellow]{escape(self.service)} {state} for {self.seconds():.0f} s"
         limit = f"waiting up to {self.limit:g} s, then the run saves and stops (outage.wait)"
-        if self._next_reminder == 0.0:
-            self._next_reminder = FIRST_REMINDER
-            console.print(f"{text}: {escape(reason)}; {limit}", highlight=False, soft_wrap=True)
-        elif console.is_terminal and not console.quiet:
-            if self._status is None:
-                self._status = console.status(text)
-                self._status.start()
-            self._status.update(f"{text}; {limit}")
-        elif away >= self._next_reminder:
-            self._next_reminder = 2 * away
-            console.print(f"{text}; {limit}", highlight=False, soft_wrap=True)
+        self.show(f"{text}: {escape(reason)}; {limit}", f"{text}; {limit}")
 
     def announce_end(self) -> None:
-        away = time.monotonic() - self.since
-        console.print(
-            f"[green]{escape(self.service)} answers again, after {away:.0f} s", highlight=False, soft_wrap=True
-        )
-
-    def close(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        print_notice(f"[green]{escape(self.service)} answers again, after {self.seconds():.0f} s")

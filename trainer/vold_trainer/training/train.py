@@ -63,18 +63,19 @@ def run_train(
         content = {"student.path": fingerprint(student), "data.source": digest((example, ()) for example in examples)}
         if traces:
             content["objective.traces"] = digest((trace.example, trace.ids) for trace in traces)
+        outages = Outages(config.outage.wait, why_ended=services.why_ended)
         scorer = Scorer(
             make_teachers=partial(
                 make_teachers,
                 teachers,
-                lambda name, teacher: teacher_client(teacher, services, config.out.name, name),
+                lambda name, teacher: teacher_client(teacher, services, config.out.name, name, outages),
             ),
-            make_verifier=partial(verifier_client, verifier, services, config.out.name) if verifier else None,
+            make_verifier=partial(verifier_client, verifier, services, config.out.name, outages) if verifier else None,
             route=TeacherRouter(config),
             verifier_name=verifier.name if verifier else "",
             verifier_parameters=verifier.parameters if verifier else None,
             temperature=config.rollout.temperature,
-            outages=Outages(config.outage.wait, why_ended=services.why_ended),
+            outages=outages,
             stop_at_faults=config.data.skip_broken is False,
         )
         engine = make_engine(config.rollout, student)

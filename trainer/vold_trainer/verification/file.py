@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 from vold_client import AsyncVerifierClient, InvalidArgument, Item, Verdict, VoldError
 
+from vold_trainer import terminal
 from vold_trainer.config import VerifierConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.sentences import Sentences
@@ -96,7 +97,7 @@ def run_verify(path: str, out: str, config: VerifierConfig, *, explain: str | No
     explain: verify the line with this id alone, and print its verdict instead of writing `out`.
     Raises UsageError if a file cannot be used, VoldError if the service cannot be reached.
     """
-    console = Console(stderr=True)
+    console = terminal.console
     with ExitStack() as stack:
         source = _open_input(stack, path)
         if explain is None and path != "-" and out != "-" and Path(out).exists() and os.path.samefile(path, out):
