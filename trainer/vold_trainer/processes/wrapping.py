@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from vold_trainer.config import OptimConfig
+from vold_trainer.processes.gradients import IMAGE_PARTS, Gradients
 from vold_trainer.processes.optim import make_optimizer
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.processes.sharding import needs_lock_step, trainable_parameters
@@ -48,6 +49,7 @@ class PreparedModel:
             # accelerate 1.15 always passes this argument to DDP, under the name that torch 2.13 deprecates.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self.module, self.optimizer = self.accelerator.prepare(scorer, optimizer)
+        self.gradients = Gradients(student, self.module, self.optimizer)
         self.scheduler = scheduler
         if ranks.size > 1:
             torch.manual_seed(seed * 1_000_003 + ranks.rank)  # dropout differs between processes
@@ -68,7 +70,7 @@ class PreparedModel:
         """Clip the gradient and update the weights. Returns the gradient norm before clipping."""
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.max_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.gradients.clear()
         return float(norm)
 
     def scheduler_step(self) -> float:
@@ -81,7 +83,7 @@ class PreparedModel:
 def _may_lack_gradients(student: Student) -> bool:
     """Whether trainable parameters may get no gradient in a step: those of the vision part, if no prompt has images."""
     owners = parameter_parts(student.model)
-    return any(owners[name] in ("vision", "projector") for name in trainable_parameters(student.model))
+    return any(owners[name] in IMAGE_PARTS for name in trainable_parameters(student.model))
 
 
 def _fsdp_layers(student: Student) -> list[str]:
