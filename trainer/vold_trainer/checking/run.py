@@ -18,6 +18,7 @@ from vold_trainer.config import TeacherConfig, TrainConfig, VerifierConfig
 from vold_trainer.data import Example
 from vold_trainer.files import read_json_lines
 from vold_trainer.processes.optim import require_trainable_parameters
+from vold_trainer.processes.rounding import rounding_warning
 from vold_trainer.scoring.items import verifier_item, verifier_name
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements, TeacherRouter, configured_teachers
 from vold_trainer.scoring.twins import check_twins
@@ -94,12 +95,8 @@ def _check_student(config: TrainConfig, report: CheckReport, examples: Sequence[
             f"{type(student.model).__name__}, {_count(total)} parameters, {_count(trainable)} of them trainable, "
             f"{config.student.dtype}",
         )
-        if config.student.dtype != "float32" and config.optim.lr < 1e-4:
-            report.warning(
-                "student",
-                f"optim.lr {config.optim.lr:g} in {config.student.dtype} weights: rounding loses updates this small. "
-                "Use student.dtype=float32",
-            )
+        if warning := rounding_warning(student.model, config.optim.lr):
+            report.warning("student", warning)
         _check_lengths(config, report, student, examples)
     return student
 

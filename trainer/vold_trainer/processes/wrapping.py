@@ -17,6 +17,7 @@ from vold_trainer.config import OptimConfig
 from vold_trainer.processes.gradients import IMAGE_PARTS, Gradients
 from vold_trainer.processes.optim import make_optimizer
 from vold_trainer.processes.ranks import Ranks
+from vold_trainer.processes.rounding import RoundingWatch
 from vold_trainer.processes.sharding import needs_lock_step, trainable_parameters
 from vold_trainer.student.models import CompletionScorer, Student
 from vold_trainer.student.parts import parameter_parts
@@ -50,6 +51,8 @@ class PreparedModel:
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self.module, self.optimizer = self.accelerator.prepare(scorer, optimizer)
         self.gradients = Gradients(student, self.module, self.optimizer)
+        # DeepSpeed updates float32 copies of the weights.
+        self.rounding = None if self.deepspeed else RoundingWatch(student.model, config.lr)
         self.scheduler = scheduler
         if ranks.size > 1:
             torch.manual_seed(seed * 1_000_003 + ranks.rank)  # dropout differs between processes
@@ -69,7 +72,8 @@ class PreparedModel:
     def optimizer_step(self) -> float:
         """Clip the gradient and update the weights. Returns the gradient norm before clipping."""
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.max_norm)
-        self.optimizer.step()
+        with self.rounding.step(self.optimizer) if self.rounding is not None else contextlib.nullcontext():
+            self.optimizer.step()
         self.gradients.clear()
         return float(norm)
 
