@@ -42,7 +42,7 @@ class _Entry:
 
 
 class PictureCache:
-    """Stores nothing outside `within_steps`. Threads may share it. joins: whether the inputs of a batch are put together
+    """Stores nothing outside `within_steps`. Threads may share it. joins: whether the inputs of a batch are made
     from those of its prompts.
 
     If there is no room, what is stored remains: a step reads its prompts in turn, so that replacing the oldest would
