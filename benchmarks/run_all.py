@@ -16,6 +16,11 @@ SCRIPTS = (
     "step_time.py",
     "overlap.py",
     "verifier.py",
+    "bookkeeping.py",
+    "pictures.py",
+    "gradients.py",
+    "training_memory.py",
+    "rounding.py",
 )
 
 for script in SCRIPTS:

@@ -23,6 +23,7 @@ from vold_trainer.coldstart.sft import run_sft
 from vold_trainer.coldstart.traces import run_traces
 from vold_trainer.config import SftConfig, TracesConfig, TrainConfig, load
 from vold_trainer.files import read_json_lines
+from vold_trainer.processes.ranks import DEVICE_TIMEOUT
 from vold_trainer.runs.checkpoint import list_checkpoints
 from vold_trainer.runs.export import run_export
 from vold_trainer.training.train import run_train
@@ -62,6 +63,7 @@ def runs(traces, urls):
         name: ("train", [*urls, *SMALL, f"objective={text.replace('TRACES', str(traces))}", "steps=3"])
         for name, text in OBJECTIVES.items()
     }
+    by_name["gkd"][1].append("student.freeze=[vision, projector]")  # each parameter has a gradient in each step
     by_name["sft"] = (
         "sft",
         [
@@ -176,6 +178,10 @@ def test_an_error_of_one_process_ends_all_with_the_same_message(in_two):
         "VoldTrainerError: process 1 of 2: data.source is not there",
         "ReportedElsewhereError: data.source is not there",
     ]
+
+
+def test_a_collective_operation_of_the_devices_has_the_time_that_was_set(in_two):
+    assert [(in_two[0] / f"timeout-{rank}").read_text() for rank in (0, 1)] == [str(DEVICE_TIMEOUT)] * 2
 
 
 def run_sharded(environment: dict[str, str], *arguments: str) -> None:

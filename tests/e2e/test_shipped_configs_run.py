@@ -15,6 +15,7 @@ from servers import serving
 from tiny_students import CONFIG_FAMILIES, VISION_FAMILIES, tiny_student
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from vold_trainer.config import StudentConfig, TrainConfig, load
+from vold_trainer.data.images import LazyImage
 from vold_trainer.files import read_json_lines, write_lines
 from vold_trainer.runs.checkpoint import latest_checkpoint
 from vold_trainer.student.models import load_student
@@ -71,8 +72,23 @@ def data(tmp_path_factory):
     return {False: folder / "text.jsonl", True: folder / "pictures.jsonl"}
 
 
+@pytest.fixture
+def decoded_images(monkeypatch):
+    """Names each image when it is decoded."""
+    names, decode = [], LazyImage._decode
+
+    def note(image, source):
+        names.append(image.where)
+        return decode(image, source)
+
+    monkeypatch.setattr(LazyImage, "_decode", note)
+    return names
+
+
 @pytest.mark.parametrize("name", CONFIG_FAMILIES)
-def test_a_shipped_config_trains_two_steps_and_exports(name, tmp_path, students, teacher, verifier, data):
+def test_a_shipped_config_trains_two_steps_and_exports(
+    name, tmp_path, students, teacher, verifier, data, decoded_images
+):
     family, out = CONFIG_FAMILIES[name], tmp_path / "run"
     shipped = load(TrainConfig, CONFIGS / f"{name}.yaml")
     overrides = [f"out={out}", f"student.path={students[family]}", f"data.source={data[family in VISION_FAMILIES]}"]
@@ -91,6 +107,7 @@ def test_a_shipped_config_trains_two_steps_and_exports(name, tmp_path, students,
         assert ("teacher/gap" in row) == (shipped.teacher is not None)
     assert any(row["grad_norm"] > 0 for row in rows)
     assert any(row["reward/std"] > 0 for row in rows)
+    assert len(decoded_images) == (2 if family in VISION_FAMILIES else 0), "the picture once a step"
     samples = read_json_lines(out / "rollouts.jsonl")
     assert any("[image]" in sample["prompt"] for sample in samples) == (family in VISION_FAMILIES)
     assert {span["lane"] for span in read_json_lines(out / "timeline.jsonl")} >= {"generate", "verifier", "optimise"}

@@ -3,8 +3,8 @@
     launched_runs.py runs RUNS.json     several runs one after the other, as starting them takes longer than the runs
     launched_runs.py vold ARGUMENT...   a command of vold
 
-RUNS.json: a list of ["train" | "sft", folder, overrides]. Then the second process fails by itself, which has to end
-both.
+RUNS.json: a list of ["train" | "sft", folder, overrides]. Then each process writes how long a collective operation of
+the devices may take, and the second process fails by itself, which has to end both.
 """
 
 import json
@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from vold_trainer.cli import main
@@ -44,6 +46,8 @@ def runs(file: Path) -> None:
         else:
             run_sft(load(SftConfig, Path("pocket:sft"), [f"out={out}", *overrides]))
     ranks = Ranks(make_accelerator())
+    backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+    file.with_name(f"timeout-{ranks.rank}").write_text(str(backend.options._timeout))
 
     def work() -> None:
         if ranks.rank == 1:

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 from vold_client import Identity, TeacherInfo
 from vold_trainer.errors import HandshakeError
@@ -57,6 +59,32 @@ def test_a_completion_is_cut_before_the_first_id_that_the_teacher_cannot_score()
     assert truncate_for_teacher([0, 1, 2], known, 4) == ([0, 1, 2], [True, False, True])
     assert truncate_for_teacher([0, 3, 2], known, 3) == ([0], [True])
     assert truncate_for_teacher([3], known, 3) == ([], [])
+    assert truncate_for_teacher([], known, 3) == ([], [])
+
+
+def token_by_token(ids, shared_V, teacher_size):
+    sent = list(ids)
+    for position, token in enumerate(sent):
+        if token >= teacher_size:
+            sent = sent[:position]
+            break
+    return sent, [bool(shared_V[token]) for token in sent]
+
+
+@given(st.data(), st.lists(st.booleans(), min_size=1, max_size=40))
+def test_a_completion_is_cut_and_masked_as_token_by_token(data, shared):
+    shared_V = torch.tensor(shared)
+    ids = tuple(data.draw(st.lists(st.integers(0, len(shared) - 1), max_size=60)))
+    teacher_size = data.draw(st.integers(0, len(shared) + 5))
+    sent, mask = truncate_for_teacher(ids, shared_V, teacher_size)
+    assert (sent, mask) == token_by_token(ids, shared_V, teacher_size)
+    assert {type(token) for token in sent} <= {int}
+    assert {type(flag) for flag in mask} <= {bool}
+
+
+def test_an_id_that_the_students_vocabulary_lacks_is_an_error():
+    with pytest.raises(IndexError):
+        truncate_for_teacher([2], torch.tensor([True, True]), 4)
 
 
 def test_an_id_that_only_the_teacher_has_is_listed_if_the_student_can_sample_it():

@@ -150,6 +150,24 @@ def test_the_picture_is_seen(students, family):
     assert not torch.allclose(scored(student, [PICTURES[0]], ids), scored(student, [other], ids), atol=1e-6)
 
 
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_within_a_step_a_batch_has_the_inputs_that_its_prompts_have_together(students, family):
+    """Put together from prompts that were processed alone, in other batches, with images of other sizes."""
+    student = students(family)
+    batches = [PICTURES, MIXED, [PICTURES[1], TWO], [TWO], MIXED[::-1], [PICTURES[0], PICTURES[0]]]
+    expected = [student.encode(batch) for batch in batches]
+    with student.pictures.within_steps(0):
+        for batch, whole in zip(batches, expected, strict=True):
+            found = student.encode(batch)
+            assert found.keys() == whole.keys()
+            for name, value in whole.items():
+                assert value.dtype == found[name].dtype, name
+                assert torch.equal(value, found[name]), name
+        assert student.pictures.joins
+        assert student.pictures.stored_input_bytes > 0
+    assert student.pictures.stored_input_bytes == 0
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rollouts_get_the_same_logprobs_when_they_are_scored(students, family):
     student = students(family)

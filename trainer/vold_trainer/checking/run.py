@@ -6,8 +6,9 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from vold_trainer.data import Example
 from vold_trainer.files import read_json_lines
 from vold_trainer.lock import check_free
 from vold_trainer.processes.optim import require_trainable_parameters
+from vold_trainer.processes.rounding import rounding_warning
 from vold_trainer.runs.start import holds_run
 from vold_trainer.scoring.items import verifier_item, verifier_name, verifier_trials
 from vold_trainer.scoring.pace import describe_slow_quota, teacher_tokens
@@ -103,12 +105,8 @@ def _check_student(config: TrainConfig, report: CheckReport, examples: Sequence[
             f"{type(student.model).__name__}, {_count(total)} parameters, {_count(trainable)} of them trainable, "
             f"{config.student.dtype}",
         )
-        if config.student.dtype != "float32" and config.optim.lr < 1e-4:
-            report.warning(
-                "student",
-                f"optim.lr {config.optim.lr:g} in {config.student.dtype} weights: rounding loses updates this small. "
-                "Use student.dtype=float32",
-            )
+        if warning := rounding_warning(student.model, config.optim.lr):
+            report.warning("student", warning)
         _check_lengths(config, report, student, examples)
     return student
 
@@ -140,19 +138,27 @@ def _check_memory(
 ) -> None:
     if student is None:
         return
-    model = ModelSize.of(student.model, student.model.config.get_text_config(), config.student.dtype)
-    longest = max(_prompt_lengths(student, examples[:MAX_MEASURED_PROMPTS]), default=0) + config.rollout.max_tokens
+    text_config = student.model.config.get_text_config()
+    model = ModelSize.of(student.model, text_config, config.student.dtype, config.student.compute)
+    prompt = max(_prompt_lengths(student, examples[:MAX_MEASURED_PROMPTS]), default=0)
     rollouts = config.rollout.prompts * config.rollout.group
-    needed = estimate_memory(
+    estimate = partial(
+        estimate_memory,
         model,
-        tokens=longest,
+        tokens=prompt + config.rollout.max_tokens,
         micro_batch=config.batch.micro,
-        generation_batch=config.rollout.batch or rollouts,
+        generation_batch=0 if config.rollout.engine != "hf" else config.rollout.batch or rollouts,
         checkpointing=config.student.checkpoint_activations,
+        prompt=prompt,
+        group=config.rollout.group,
+        fused=torch.cuda.is_available(),
     )
+    needed, spread = estimate(), estimate(processes=2)
     free, device = available_memory()
     peak = f"peak of about {format_bytes(needed.peak)}, with {format_bytes(free)} available ({device})"
     text = f"{peak}: {_describe_memory(needed)}"
+    if spread.peak > needed.peak:
+        text += f"; in each of several processes (DDP) about {format_bytes(spread.peak)}"
     if needed.peak <= 0.9 * free:
         report.ok("memory", text)
         return
@@ -160,14 +166,28 @@ def _check_memory(
 
 
 def _describe_memory(needed: MemoryEstimate) -> str:
-    parts = {
-        "weights": needed.weights,
-        "gradients": needed.gradients,
-        "optimizer": needed.moments,
-        "activations": needed.activations,
-        "cache during generation": needed.cache,
-    }
-    return ", ".join(f"{name} {format_bytes(count)}" for name, count in parts.items())
+    parts = {"weights": needed.weights, "optimizer": needed.moments}
+    if needed.generation > needed.update:
+        parts |= {
+            "casts of the weights": needed.generation_casts,
+            "cache": needed.cache,
+            "a decoding step": needed.decoding,
+        }
+        return f"during generation {_list_parts(parts)}"
+    parts["gradients"] = needed.gradients
+    if needed.step > needed.micro_batch:
+        parts["the optimizer's step"] = needed.temporaries
+    else:
+        parts |= {
+            "activations": needed.activations,
+            "casts of the weights": needed.casts,
+            "logits": needed.logits,
+        }
+    return f"during the policy update {_list_parts(parts)}"
+
+
+def _list_parts(parts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {format_bytes(count)}" for name, count in parts.items() if count)
 
 
 def _memory_advice(config: TrainConfig, needed: MemoryEstimate) -> str:

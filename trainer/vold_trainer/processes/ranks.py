@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from vold_client import VoldError
 
 from vold_trainer.errors import (
@@ -31,6 +31,10 @@ T = TypeVar("T")
 
 GROUP_TIMEOUT = timedelta(days=1)
 """Of collective operations: a process may wait for a service, or write a checkpoint, for a long time."""
+DEVICE_TIMEOUT = timedelta(hours=1)
+"""Of collective operations between the devices, in place of NCCL's ten minutes. Processes enter them together, except
+that one with longer completions computes its micro-batches longer. If a process hangs, the others end after this time.
+"""
 
 
 def make_accelerator(**options: Any) -> Accelerator:
@@ -38,7 +42,12 @@ def make_accelerator(**options: Any) -> Accelerator:
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # buffers are constants
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                broadcast_buffers=False, gradient_as_bucket_view=True
+            ),  # buffers are constants
+            InitProcessGroupKwargs(timeout=DEVICE_TIMEOUT),
+        ],
         **options,
     )
 

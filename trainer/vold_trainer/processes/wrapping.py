@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from vold_trainer.config import OptimConfig
 from vold_trainer.errors import RunError
+from vold_trainer.processes.gradients import IMAGE_PARTS, Gradients
 from vold_trainer.processes.optim import make_optimizer
 from vold_trainer.processes.ranks import Ranks
+from vold_trainer.processes.rounding import RoundingWatch
 from vold_trainer.processes.sharding import needs_lock_step, trainable_parameters
 from vold_trainer.processes.skipped import SkippedSteps
 from vold_trainer.student.models import CompletionScorer, Student
@@ -59,6 +61,9 @@ class PreparedModel:
             # accelerate 1.15 always passes this argument to DDP, under the name that torch 2.13 deprecates.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self.module, self.optimizer = self.accelerator.prepare(scorer, optimizer)
+        self.gradients = Gradients(student, self.module, self.optimizer)
+        # DeepSpeed updates float32 copies of the weights.
+        self.rounding = None if self.deepspeed else RoundingWatch(student.model, config.lr)
         self.scheduler = scheduler
 
     def begin_step(self, step: int) -> None:
@@ -101,12 +106,12 @@ class PreparedModel:
                     f"the gradient's norm is {norm}, and DeepSpeed has updated the weights with it: lower optim.lr, or "
                     "launch without DeepSpeed, where such a step is skipped"
                 )
-            return norm
         # With fp16 the scaler has to see such a gradient: it skips the step itself and lowers its scale.
-        if not skip or self.accelerator.scaler is not None:
+        elif not skip or self.accelerator.scaler is not None:
             self.mid_update = True
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+            with self.rounding.step(self.optimizer) if self.rounding is not None else contextlib.nullcontext():
+                self.optimizer.step()
+        self.gradients.clear()
         return norm
 
     def scheduler_step(self) -> float:
@@ -129,7 +134,7 @@ class PreparedModel:
 def _may_lack_gradients(student: Student) -> bool:
     """Whether trainable parameters may get no gradient in a step: those of the vision part, if no prompt has images."""
     owners = parameter_parts(student.model)
-    return any(owners[name] in ("vision", "projector") for name in trainable_parameters(student.model))
+    return any(owners[name] in IMAGE_PARTS for name in trainable_parameters(student.model))
 
 
 def _fsdp_layers(student: Student) -> list[str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vold_trainer.config import RunConfig
 from vold_trainer.config.resuming import Change, changes, flat, require_resumable
 from vold_trainer.errors import ResumeRefusedError, RunError, UsageError
+from vold_trainer.processes.optim import restore_state
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.processes.sharding import full_tensor, gathered_weights, load_full_tensor, trainable_parameters
 from vold_trainer.processes.wrapping import PreparedModel
@@ -295,12 +296,7 @@ class Saver:
             return
         for key, value in checkpoint.tensors("optimizer").items():
             name, _, parameter = key.partition(".")
-            state = self.optimizer.state[parameters[parameter]]
-            if value.ndim:
-                state[name] = torch.zeros_like(parameters[parameter])
-                load_full_tensor(state[name], value)
-            else:
-                state[name] = value
+            restore_state(self.optimizer, parameters[parameter], name, value)
 
     def _restore_deepspeed(self, checkpoint: Checkpoint) -> None:
         if checkpoint.state["processes"] != self.ranks.size or not (checkpoint.path / "deepspeed").is_dir():

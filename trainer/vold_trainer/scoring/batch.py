@@ -42,9 +42,14 @@ class ScoredBatch:
     correct_C: Tensor = field(init=False)
     rewarded_C: Tensor = field(init=False)
     unsolved_C: Tensor = field(init=False)
+    _settled: set[int] = field(init=False, default_factory=set)
+    """The groups whose scores have been waited for: their values are final."""
 
     def __post_init__(self) -> None:
-        self._compute_advantages()
+        count = len(self.rollouts)
+        self.rewards_C, self.advantages_C = torch.empty(count), torch.empty(count)
+        self.correct_C, self.rewarded_C, self.unsolved_C = (torch.empty(count, dtype=torch.bool) for _ in range(3))
+        self._compute_advantages(range(count // self.group))
 
     def wait(self, rows: Sequence[int] | None = None) -> None:
         """Wait until these completions (None: all) have their teacher's scores, and their whole groups have rewards.
@@ -54,31 +59,39 @@ class ScoredBatch:
         if self.await_scores is None:
             return
         teacher_rows = range(len(self.rollouts)) if rows is None else rows
-        starts = sorted({row - row % self.group for row in teacher_rows})
-        verifier_rows = (row for start in starts for row in range(start, start + self.group))
+        groups = sorted({row // self.group for row in teacher_rows})
+        verifier_rows = (row for group in groups for row in range(group * self.group, (group + 1) * self.group))
         self.await_scores(
             [self.rollouts[row].row for row in teacher_rows], [self.rollouts[row].row for row in verifier_rows]
         )
         if rows is None:
             self.await_scores = None
-        self._compute_advantages()
+        self._compute_advantages([group for group in groups if group not in self._settled])
+        self._settled.update(groups)
 
-    def _compute_advantages(self) -> None:
-        """Set all tensors from rewards and verdicts. The values of a group depend on that group alone."""
-        self.rewards_C = torch.tensor(
-            [np.nan if score.reward is None else score.reward for score in self.scores], dtype=torch.float32
-        )
-        self.correct_C = torch.tensor([bool(score.correct) for score in self.scores], dtype=torch.bool)
-        shaped_C = self.rewards_C
+    def _compute_advantages(self, groups: Sequence[int]) -> None:
+        """Set the values of these groups from rewards and verdicts. They depend on nothing but the group, so a
+        micro-batch computes its own groups alone.
+        """
+        if not groups:
+            return
+        rows = [row for group in groups for row in range(group * self.group, (group + 1) * self.group)]
+        scores = [self.scores[row] for row in rows]
+        rewards_C = torch.tensor([np.nan if s.reward is None else s.reward for s in scores], dtype=torch.float32)
+        correct_C = torch.tensor([bool(score.correct) for score in scores], dtype=torch.bool)
+        shaped_C = rewards_C
         if self.overlong:
-            lengths_C = torch.tensor([len(rollout.ids) for rollout in self.rollouts])
-            shaped_C = self.rewards_C + overlong_penalty(lengths_C, self.max_tokens, self.overlong)
-        shape = (len(self.rollouts) // self.group, self.group)  # no -1: there may be no completion at all
-        advantages_PG = group_advantages(shaped_C.view(shape), divide_by_std=self.advantage_std)
-        unsolved_P = unsolved_groups(self.rewards_C.view(shape), self.correct_C.view(shape))
-        self.advantages_C = advantages_PG.flatten()
-        self.rewarded_C = ~self.rewards_C.isnan()
-        self.unsolved_C = unsolved_P.repeat_interleave(self.group)
+            lengths_C = torch.tensor([len(self.rollouts[row].ids) for row in rows])
+            shaped_C = rewards_C + overlong_penalty(lengths_C, self.max_tokens, self.overlong)
+        rewards_PG, correct_PG = rewards_C.view(-1, self.group), correct_C.view(-1, self.group)
+        index = torch.tensor(rows)
+        self.rewards_C[index] = rewards_C
+        self.correct_C[index] = correct_C
+        self.rewarded_C[index] = ~rewards_C.isnan()
+        self.advantages_C[index] = group_advantages(
+            shaped_C.view(-1, self.group), divide_by_std=self.advantage_std
+        ).flatten()
+        self.unsolved_C[index] = unsolved_groups(rewards_PG, correct_PG).repeat_interleave(self.group)
 
     @property
     def informative(self) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -155,9 +156,7 @@ def truncate_for_teacher(ids: Sequence[int], shared_V: Tensor, teacher_size: int
     The completion is cut before the first id that is not below teacher_size, the rows of the teacher's output head.
     Ids below it that mean another token to the teacher are sent, because they were sampled, and masked.
     """
-    sent = list(ids)
-    for position, token in enumerate(sent):
-        if token >= teacher_size:
-            sent = sent[:position]
-            break
-    return sent, [bool(shared_V[token]) for token in sent]
+    ids_T = np.asarray(ids, dtype=np.int64)
+    too_large = ids_T >= teacher_size
+    sent_T = ids_T[: int(too_large.argmax())] if too_large.any() else ids_T
+    return sent_T.tolist(), shared_V.numpy()[sent_T].tolist()

@@ -72,9 +72,11 @@ def _checks(config: Config) -> Iterator[Callable[[], None]]:
     for key, teacher in _teachers(config).items():
         yield from (partial(_check_local_teacher, url, f"{key}.url") for url in listed_urls(teacher.url))
         yield partial(_check_tls, teacher.tls, key)
+        yield partial(_check_key_file, teacher.api_key_file, key)
     verifier = getattr(config, "verifier", None)
     if isinstance(verifier, VerifierConfig):
         yield partial(_check_tls, verifier.tls, "verifier")
+        yield partial(_check_key_file, verifier.api_key_file, "verifier")
     if is_main_process():  # which alone writes
         if isinstance(config, RunConfig | EvalConfig):
             yield partial(require_writable, config.out, "out", config.out)
@@ -115,6 +117,11 @@ def local_model(url: str, field: str) -> str:
     path = resolve_model(model)
     require_model_folder(path, f"{field} {url!r}", TEACHERS_BESIDE_FOLDERS)
     return path
+
+
+def _check_key_file(path: Path | None, key: str) -> None:
+    if path is not None:
+        require_file(path, f"{key}.api_key_file", "write the API key into it, alone")
 
 
 def _check_tls(tls: TlsConfig, key: str) -> None:

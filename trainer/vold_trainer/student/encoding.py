@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
+from vold_trainer.student.pictures import PictureCache
 
 TYPES = ("token_type_ids", "mm_token_type_ids")
 """Inputs with the type of each token, which some models need: 0 is text."""
@@ -55,7 +56,13 @@ def _content(content: Any, as_parts: bool) -> Any:
 
 
 def encode(
-    processor: Any, tokenizer: Any, model: nn.Module, examples: Sequence[Example], pad_id: int, path: str
+    processor: Any,
+    tokenizer: Any,
+    model: nn.Module,
+    examples: Sequence[Example],
+    pad_id: int,
+    path: str,
+    pictures: PictureCache,
 ) -> dict[str, Tensor]:
     """Model inputs of the prompts, padded on the left: input_ids and attention_mask [B, S], the token types [B, S] that
     the model takes, and the processor's outputs for the images, in the order of the examples.
@@ -70,9 +77,13 @@ def encode(
         raise UsageError(f"student {path!r} reads text only, but example {examples[with_images[0]].id!r} has an image")
     parts: list[tuple[list[int], dict[str, Tensor]]] = []
     if with_images:
-        images = [list(examples[index].images) for index in with_images]
-        image_texts = [texts[index] for index in with_images]
-        parts.append((with_images, dict(processor(text=image_texts, images=images, **options))))
+
+        def process(indices: Sequence[int]) -> dict[str, Tensor]:
+            chosen = [with_images[index] for index in indices]
+            images = [list(examples[index].images) for index in chosen]
+            return dict(processor(text=[texts[index] for index in chosen], images=images, **options))
+
+        parts.append((with_images, pictures.inputs([examples[index] for index in with_images], process, pad_id)))
     if text_only := [index for index in range(len(examples)) if index not in set(with_images)]:
         parts.append((text_only, dict(tokenizer([texts[index] for index in text_only], **options))))
     inputs = parts[0][1] if len(parts) == 1 else _merge(parts, len(examples), pad_id)

@@ -6,7 +6,7 @@ Shapes: B sequences, S positions of prompt and completion together, T completion
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from vold_trainer.student.liger import apply_liger
 from vold_trainer.student.logprobs import RECOMPUTE_BYTES, TokenScores, chunk_size, token_logprobs
 from vold_trainer.student.lora import add_lora, has_lora, merge_lora, save_adapter
 from vold_trainer.student.parts import freeze
+from vold_trainer.student.pictures import PictureCache
 from vold_trainer.student.prefill import PROMPT_INDEX, shared_hidden
 from vold_trainer.student.processors import load_processor
 from vold_trainer.student.trial import try_transformers
@@ -56,6 +57,8 @@ class Student:
     path: str
     vocab_size: int
     """Rows of the embedding, padding included. Stored because partitioned weights do not show it."""
+    pictures: PictureCache = field(default_factory=PictureCache, repr=False, compare=False)
+    """What the processor made of prompts with images, within a training step."""
 
     @property
     def eos_ids(self) -> list[int]:
@@ -102,7 +105,9 @@ class Student:
 
         Raises UsageError if an example has images and the student reads text only.
         """
-        return encoding.encode(self.processor, self.tokenizer, self.model, examples, self.pad_id, self.path)
+        return encoding.encode(
+            self.processor, self.tokenizer, self.model, examples, self.pad_id, self.path, self.pictures
+        )
 
     def prompt_ids(self, examples: Sequence[Example]) -> list[list[int]]:
         """The token ids of each prompt, image placeholders included, without padding."""

@@ -190,7 +190,13 @@ class Loop:
         source = BatchSource(config, self.objective, self.generator, examples, traces)
         self.pipeline = Pipeline(source.start, self.engine, ahead=config.rollout.ahead, steps=config.steps)
         self.student.model.train()
-        with StopSignal() as stop, self._dashboard() as live, closing(self.pipeline):
+        pictures = self.student.pictures
+        with (
+            pictures.within_steps(config.rollout.ahead),
+            StopSignal() as stop,
+            self._dashboard() as live,
+            closing(self.pipeline),
+        ):
             self.scorer.outages.stop_requested = lambda: stop.requested
             self._restore_batches(source)
             try:
@@ -198,6 +204,7 @@ class Loop:
                     with tracing.span("step", step=step + 1):
                         metrics = self._step(step)
                     spans = self.pipeline.sync(self.steps_done)
+                    pictures.end_step()
                     live.update(self.steps_done, **metrics)
                     asked = self.ranks.gather((stop.requested, self.saver.is_due(self.steps_done)))
                     stopped = any(requested for requested, _ in asked)
