@@ -126,7 +126,7 @@ def test_a_run_that_diverges_stops_with_weights_from_before_and_goes_on_from_an_
     out = config().out
     run_train(config("checkpoints.every=1", "checkpoints.keep_last=9"))
     high = ("checkpoints.every=1", "checkpoints.keep_last=9", "steps=12", "optim.lr=1e18", "optim.max_skipped=3")
-    with pytest.raises(RunError, match=r"(probabilities are not finite: the run has diverged|not finite in 3 optim)"):
+    with pytest.raises(RunError, match=r"(logits are not numbers .*training has diverged|not finite in 3 optimiser)"):
         run_train(config(*high), resume=True, step="2")
     for checkpoint in list_checkpoints(out):
         assert all(tensor.isfinite().all() for tensor in checkpoint.tensors("learning").values())

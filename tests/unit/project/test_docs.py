@@ -179,7 +179,8 @@ def test_commands_use_what_exists(words, programs):
     except UsageError as error:
         pytest.fail(f"{shlex.join(words)}: {error.format_message()}")
     if command.name in KINDS and words[0] == "vold":
-        stage(command.name, [word for word in rest if not word.startswith("-")])
+        given = (context.params["config"], *(context.params["overrides"] or ()))
+        stage(command.name, [str(word) for word in given if word is not None])
 
 
 def stage(name, given):

@@ -43,7 +43,7 @@ def ended_run(
     message = f"{_said(error)}. {saved}"
     if isinstance(error, VoldTrainerError):
         ended: Exception = type(error)(message)
-    elif isinstance(error, VoldError) or is_out_of_memory(error) or _is_undrawable(error):
+    elif isinstance(error, VoldError) or is_out_of_memory(error):
         ended = RunError(message)
     else:
         error.add_note(saved)
@@ -93,17 +93,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _is_undrawable(error: BaseException) -> bool:
-    """Whether torch could not draw a token, because the student's probabilities are not finite."""
-    return isinstance(error, RuntimeError) and "probability tensor contains" in str(error)
-
-
 def _said(error: Exception) -> str:
-    if _is_undrawable(error):
-        return (
-            "the student's probabilities are not finite: the run has diverged. Lower optim.lr, or go back to an "
-            "earlier checkpoint with --resume --step"
-        )
     if is_out_of_memory(error):
         first = str(error).partition("\n")[0] or type(error).__name__
         return f"out of memory: {first} (lower batch.micro, rollout.batch or rollout.max_tokens)"
