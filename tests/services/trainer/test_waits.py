@@ -271,7 +271,14 @@ def no_patience(monkeypatch):
     monkeypatch.setattr(readiness, "MIN_SECONDS", 0)
 
 
-@pytest.mark.parametrize("url", [NOBODY, NOBODY.replace("grpc", "http"), "unix:/nowhere/teacher.sock"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param(NOBODY, id="grpc"),
+        pytest.param(NOBODY.replace("grpc", "http"), id="http"),
+        pytest.param("unix:/nowhere/teacher.sock", id="unix"),
+    ],
+)
 def test_a_waiting_line_names_field_url_and_limit(no_patience, capfd, url):
     with pytest.raises(UsageError, match=rf"teacher\.url: UNAVAILABLE: not ready within 0\.5 s: .*{url}"):
         open_services(teacher=TeacherConfig(url=url), patience=0.5).__enter__()
