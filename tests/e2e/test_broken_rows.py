@@ -156,7 +156,9 @@ def test_the_config_may_say_that_a_broken_row_stops_the_run(tmp_path, train):
 def test_pictures_that_vanish_cost_their_groups_and_past_the_limit_stop_the_run(
     tmp_path, train, generated, monkeypatch, caplog
 ):
-    """One goes between its completions and the update, all go before the next step: no weight changes any more."""
+    """One goes between its completions and the update, which has it still; all go before the next step: no weight
+    changes any more.
+    """
     file, out = write_rows(tmp_path, broken=False), tmp_path / "run"
     generate = RolloutGenerator.generate
 
@@ -171,7 +173,7 @@ def test_pictures_that_vanish_cost_their_groups_and_past_the_limit_stop_the_run(
     with pytest.raises(RunError, match=r"100% of the scores were missing for 2 steps in a row.*mend .*rows\.jsonl:\d"):
         train(out, file, "missing.patience=2", "optim.lr=1e-3")
     rows = read_json_lines(out / "metrics.jsonl")
-    assert [row["missing/rows"] for row in rows] == [1, 2, 2]
+    assert [row["missing/rows"] for row in rows] == [0, 2, 2]
     assert [len(batch.scored.rollouts) for batch in generated] == [2 * GROUP, 0, 0]
     assert [row.get("loss") is None for row in rows] == [False, True, True]
     assert all(row["lr"] > 0 for row in rows)

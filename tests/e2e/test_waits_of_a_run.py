@@ -73,6 +73,7 @@ def test_a_throttled_run_that_loses_its_key_for_a_while_changes_no_metric(
     assert KEY not in stderr
 
 
+@pytest.mark.slow
 def test_traces_of_a_throttled_verifier_are_all_written(tmp_path, pocket_teacher, monkeypatch):
     def config(name: str, *overrides: str) -> TracesConfig:
         settings = (f"out={tmp_path / name}", f"teacher.url={pocket_teacher.grpc}", "data.limit=4", *overrides)

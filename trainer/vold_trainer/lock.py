@@ -71,6 +71,7 @@ def holding(out: Path, kind: Kind) -> Iterator[None]:
     if not is_main_process():
         yield
         return
+    new_folder = not file.parent.exists()
     try:
         descriptor = _acquire(file)
     except BlockingIOError as error:
@@ -87,6 +88,9 @@ def holding(out: Path, kind: Kind) -> Iterator[None]:
         with contextlib.suppress(OSError):
             file.unlink()  # before the lock ends, so that nobody else's file is removed
         os.close(descriptor)
+        if new_folder:
+            with contextlib.suppress(OSError):  # something was written into it
+                file.parent.rmdir()
 
 
 def _lock_file(out: Path, kind: Kind) -> Path:

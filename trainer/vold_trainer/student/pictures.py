@@ -60,6 +60,10 @@ class PictureCache:
         self._lock = threading.Lock()
         self.stored_input_bytes = self.stored_image_bytes = 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PictureCache":
+        """An empty one: the copy of a student has its own steps."""
+        return PictureCache(*self._limits)
+
     @contextlib.contextmanager
     def within_steps(self, ahead: int) -> Iterator[None]:
         """Store inside this block. ahead: how many steps before its update a step's completions are generated."""
