@@ -149,8 +149,8 @@ def test_sigterm_while_a_service_is_away_saves_at_once(tmp_path, verifier):
     assert (out / "checkpoints" / f"step-{done:06d}").is_dir()
 
 
-def test_a_local_service_that_died_is_not_waited_for(tmp_path, verifier, monkeypatch):
-    """Only a new run would restart it."""
+def test_a_local_service_that_died_is_not_waited_for(tmp_path, pocket_teacher, monkeypatch):
+    """Only a new run would restart it. The verifier stands for both: it starts sooner."""
     children = []
     child_process = local.child_process
 
@@ -162,8 +162,8 @@ def test_a_local_service_that_died_is_not_waited_for(tmp_path, verifier, monkeyp
 
     monkeypatch.setattr(local, "child_process", recording)
     before_step(monkeypatch, 1, lambda: (children[0].kill(), children[0].wait()))
-    with pytest.raises(RunError, match=r"(?s)'local:pocket:teacher' ended with status -9.*after step 1 is saved"):
-        run_train(config(tmp_path / "run", "local:pocket:teacher", verifier.grpc))
+    with pytest.raises(RunError, match=r"(?s)'local:' ended with status -9.*after step 1 is saved"):
+        run_train(config(tmp_path / "run", pocket_teacher.grpc, "local:"))
 
 
 def test_missing_scores_are_masked_and_counted_and_stop_the_run_after_a_checkpoint(tmp_path, verifier, capfd):

@@ -32,7 +32,7 @@ DIFFERING = range(151_665, 151_669)
 DRAWN = (*DIFFERING, 15, 16, 17, 151_645)  # with 0, 1, 2 and <|im_end|>
 SMALL = (
     *("rollout.prompts=2", "rollout.group=3", "rollout.max_tokens=6", "steps=3", "samples_every=1", "threads=1"),
-    *("optim.lr=1e-3", "optim.warmup_steps=0", "checkpoints.every=0"),
+    *("optim.lr=1e-3", "optim.warmup_steps=0", "checkpoints.every=0", "checkpoints.minutes=0"),
 )
 
 

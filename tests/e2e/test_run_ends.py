@@ -76,7 +76,7 @@ def assert_same(out: Path, whole: Path, processes: int = 1) -> None:
         ("backward", 5, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), RunError, 2),
         pytest.param("backward", 5, RuntimeError("Allocator: can't allocate memory"), RunError, 2, marks=SLOW),
         ("diagnose", 2, RunError("the teacher changed"), RunError, 2),
-        ("sync", 2, OSError("No space left on device"), OSError, 2),
+        pytest.param("sync", 2, OSError("No space left on device"), OSError, 2, marks=SLOW),
         pytest.param("export", 1, OSError("No space left on device"), OSError, 4, marks=SLOW),
     ],
 )
@@ -112,6 +112,7 @@ def test_an_error_within_an_update_leaves_the_newest_checkpoint(number, newest, 
     assert_same(config().out, whole)
 
 
+@SLOW
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(config, whole, monkeypatch):
     """The disk is full: three attempts, of the second checkpoint and of the last whole step."""
     for number in (3, 5):
@@ -124,6 +125,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(config, whole
     assert_same(config().out, whole)
 
 
+@SLOW
 def test_a_run_that_diverges_stops_with_weights_from_before_and_goes_on_from_an_earlier_step(config, whole, capsys):
     """The rate is far too high from step 3 on: its gradients are not finite, which the weights never see."""
     out = config().out
@@ -195,7 +197,7 @@ def test_a_run_that_is_killed_in_any_phase_of_a_step_goes_on_from_its_newest_che
 
 # (point, number, process, checkpoints.every, the step from which the run goes on)
 TWO = [
-    pytest.param("backward", "error:5", "1", 0, 2, id="an error of one alone"),
+    pytest.param("backward", "error:5", "1", 0, 2, id="an error of one alone", marks=SLOW),
     pytest.param("generate", "error:3", "1", 0, 2, id="an error that they agree on", marks=SLOW),
     pytest.param("backward", "error:5", "0", 0, 2, id="an error of the main one alone", marks=SLOW),
     pytest.param("optimise", "error:6", "1", 1, 2, id="an error within the update", marks=SLOW),

@@ -94,7 +94,8 @@ def sanity_state(out: Path, step: int) -> dict:
     return json.loads((out / "checkpoints" / f"step-{step:06d}" / "state.json").read_text())["loop"]["sanity"]
 
 
-@pytest.mark.parametrize("same_fingerprint", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("same_fingerprint", [False, True])
 def test_a_teacher_that_is_uniform_after_a_restart_stops_the_run(
     same_fingerprint, tmp_path, uniform, verifier, monkeypatch, capfd
 ):
