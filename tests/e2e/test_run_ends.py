@@ -76,8 +76,8 @@ def assert_same(out: Path, whole: Path, processes: int = 1) -> None:
         ("backward", 5, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), RunError, 2),
         pytest.param("backward", 5, RuntimeError("Allocator: can't allocate memory"), RunError, 2, marks=SLOW),
         ("diagnose", 2, RunError("the teacher changed"), RunError, 2),
-        pytest.param("sync", 2, OSError("No space left on device"), OSError, 2, marks=SLOW),
-        pytest.param("export", 1, OSError("No space left on device"), OSError, 4, marks=SLOW),
+        pytest.param("sync", 2, OSError("No space left on device"), RunError, 2, marks=SLOW),
+        pytest.param("export", 1, OSError("No space left on device"), RunError, 4, marks=SLOW),
     ],
 )
 def test_an_error_outside_an_update_saves_the_last_whole_step(
@@ -89,7 +89,7 @@ def test_an_error_outside_an_update_saves_the_last_whole_step(
     said = "\n".join([str(ended.value), *getattr(ended.value, "__notes__", ())])
     assert f"The student after step {step} is saved" in said
     assert str(error).rstrip(".")[:30] in said
-    if raised is RunError and not isinstance(error, RunError | InvalidArgument):
+    if raised is RunError and not isinstance(error, RunError | InvalidArgument | OSError):
         assert "lower batch.micro" in said
     assert latest_checkpoint(config().out).step == step
     run_train(config(), resume=True)
@@ -117,9 +117,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(config, whole
     """The disk is full: three attempts, of the second checkpoint and of the last whole step."""
     for number in (3, 5):
         faults.at("tensors", number, lambda: faults.raise_(OSError("No space left on device")), monkeypatch.setattr)
-    with pytest.raises(OSError, match="No space left") as ended:
+    with pytest.raises(RunError, match=r"No space left.*after step 2 (failed too|is saved)"):
         run_train(config("checkpoints.every=1"))
-    assert "after step 2 failed too" in ended.value.__notes__[0] or "after step 2 is saved" in ended.value.__notes__[0]
     monkeypatch.undo()
     run_train(config(), resume=True)
     assert_same(config().out, whole)

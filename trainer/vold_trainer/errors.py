@@ -21,6 +21,10 @@ class RunError(VoldTrainerError):
     """The run has to stop: too many missing scores, a teacher that changed, a service that is gone."""
 
 
+class DivergedError(RunError):
+    """The student's values are not finite: its weights are of no use."""
+
+
 class ReportedElsewhereError(VoldTrainerError):
     """Another process of the run has failed and reports the error: this process ends without a message."""
 

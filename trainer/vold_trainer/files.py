@@ -31,15 +31,26 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSONL file."""
+    """Write a JSONL file atomically."""
+    write_text(path, "".join(json.dumps(replace_non_finite(row)) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: killed, or on a full disk, it is as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(replace_non_finite(row)) + "\n" for row in rows))
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a JSONL file that may still be written; an empty list if there is no file."""
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict)]

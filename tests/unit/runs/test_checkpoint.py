@@ -273,3 +273,35 @@ def test_export_refuses_folders_that_are_not_of_a_run(tmp_path):
 def test_sft_checkpoints_are_ranked_by_loss():
     keep = SftConfig(out="x", student={"path": "p"}, traces="t", checkpoints={"every": 5, "keep_best": 2}).checkpoints
     assert (keep.metric, keep.mode, keep.every, keep.keep_best) == ("loss", "min", 5, 2)
+
+
+def test_what_runs_did_not_write_beside_their_checkpoints_is_left(tmp_path):
+    root = tmp_path / "checkpoints"
+    for name in ("good-000400", "my-own", "step-best"):
+        (root / name).mkdir(parents=True)
+    (root / "step-notes.txt").write_text("")
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    prune_checkpoints(tmp_path, keep_last=1, keep_best=0, mode="max")
+    assert sorted(path.name for path in root.iterdir()) == [
+        "good-000400", "my-own", "step-000002", "step-best", "step-notes.txt",
+    ]  # fmt: skip
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path):
+    path = write(tmp_path, 1) / "learning.safetensors"
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(UsageError, match=r"step-000001/learning\.safetensors cannot be read .*--resume --step"):
+        latest_checkpoint(tmp_path).tensors("learning")
+
+
+def test_checkpoints_from_before_a_skipped_step_are_kept(config):
+    config.checkpoints.keep_last = 1
+    _, prepared, saver = trained(config, 1)
+    saver.save(1, {})
+    prepared.skipped.record(float("nan"), skipped=True)
+    saver.save(2, {})
+    assert steps(config.out) == [1, 2]
+    prepared.skipped.record(1.0, skipped=False)
+    saver.save(3, {})
+    assert steps(config.out) == [3]

@@ -8,7 +8,7 @@ from vold_trainer.errors import UsageError
 from vold_trainer.runs.start import Start, clear_run, holds_run
 
 
-@pytest.mark.parametrize("left", ["run.json", "metrics.jsonl", "checkpoints", "model", "best"])
+@pytest.mark.parametrize("left", ["config.yaml", "run.json", "metrics.jsonl", "checkpoints", "model", "best"])
 def test_a_folder_that_holds_any_part_of_a_run_is_refused(left, tmp_path):
     Start().check(tmp_path)
     path = tmp_path / left

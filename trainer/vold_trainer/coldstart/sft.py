@@ -1,15 +1,15 @@
 """Cold start: supervised fine-tuning on the teacher's traces, with the loss on completion tokens only."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vold_trainer.coldstart.broken import BrokenTraces
 from vold_trainer.config import SftConfig
-from vold_trainer.config.resuming import Change
 from vold_trainer.data import PromptOrder
 from vold_trainer.data.digest import digest
 from vold_trainer.files import read_json_lines
@@ -55,7 +55,7 @@ def run_sft(config: SftConfig, *, resume: bool = False, step: str = "last", over
     saver = Saver(config, student, prepared, ranks, content)
     restored = saver.restore(start)
     steps_done = restored.step if restored else 0
-    folder = _open_folder(config, ranks, steps_done, saver.changes, resumed=restored is not None)
+    folder = _open_folder(config, ranks, steps_done, saver.history, resumed=restored is not None)
     order = PromptOrder(len(traces), config.batch, config.seed)
     loop_state = restored.state.get("loop", {}) if restored else {}
     in_a_row = int(loop_state.get("missing_in_a_row", 0))
@@ -103,7 +103,7 @@ def run_sft(config: SftConfig, *, resume: bool = False, step: str = "last", over
 
 
 def _open_folder(
-    config: SftConfig, ranks: Ranks, steps_done: int, changes: Sequence[Change], *, resumed: bool
+    config: SftConfig, ranks: Ranks, steps_done: int, history: Sequence[Mapping[str, Any]], *, resumed: bool
 ) -> RunFolder:
     """Open the run's folder. If the run is resumed, first remove what it logged after `steps_done`."""
     if resumed and ranks.is_main:
@@ -118,7 +118,7 @@ def _open_folder(
     }
     elapsed = ranks.gather(elapsed_seconds(config.out) if resumed else 0.0)[0]
     return RunFolder(
-        config, about, ranks.accelerator, resumed=resumed, steps_done=steps_done, elapsed=elapsed, changes=changes
+        config, about, ranks.accelerator, resumed=resumed, steps_done=steps_done, elapsed=elapsed, history=history
     )
 
 

@@ -150,8 +150,11 @@ def require_resumable(found: Sequence[Change], other_content: Sequence[str], *, 
     Raises ResumeRefusedError with every key that may not change, its values, the reason and the remedy.
     """
     lines = [f"{change} ({rule_of(change.key)[1]})" for change in found if change.rule == "refused"]
+    refused = {change.key.partition(".")[0] for change in found if change.rule == "refused"}
     for key in other_content:
         section = key.partition(".")[0]
+        if section == "student" and section in refused:  # what is frozen differs with it
+            continue
         if section == "data" and allow_data:
             continue
         said = [str(change) for change in found if change.rule == "content" and change.key.startswith(section)]

@@ -25,6 +25,12 @@ class SkippedSteps:
     total: int = 0
     recent: int = 0
     norm: float = 0.0
+    stopped: bool = False
+
+    @property
+    def diverging(self) -> bool:
+        """Whether the last optimiser step was skipped: the weights may be on their way to nowhere."""
+        return self.stopped or self.in_a_row > 0
 
     def record(self, norm: float, *, skipped: bool) -> None:
         """Count an optimiser step with this gradient norm."""
@@ -51,7 +57,7 @@ class SkippedSteps:
             soft_wrap=True,
         )
         if self.in_a_row >= self.limit:
-            count, self.in_a_row = self.in_a_row, 0
+            count, self.in_a_row, self.stopped = self.in_a_row, 0, True
             raise RunError(
                 f"the gradient's norm was not finite in {count} optimiser steps in a row (the last: {self.norm}), and "
                 f"optim.max_skipped is {self.limit}: the run has diverged. Lower optim.lr, or go back to an earlier "

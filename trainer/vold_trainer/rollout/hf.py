@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vold_trainer.data import Example
 from vold_trainer.data.faults import OnFault, PromptTooLongError
-from vold_trainer.errors import RunError
+from vold_trainer.errors import DivergedError
 from vold_trainer.rollout.base import OnFinished, Rollout, Sampling
 from vold_trainer.rollout.sampler import SampledTokens, Sampler, uniforms
 from vold_trainer.student.decoder import Decoder
@@ -133,7 +133,7 @@ class _CompletionBuffer:
         # One transfer for each position. float64 holds every id exactly.
         values = torch.cat([column.double() for column in columns], -1).cpu().numpy()
         if np.isnan(values[:, 1]).any():
-            raise RunError(
+            raise DivergedError(
                 "the student's logits are not numbers (NaN or infinite): training has diverged, or the weights are "
                 "broken. Lower optim.lr, or start from an earlier checkpoint"
             )

@@ -8,12 +8,14 @@ they were. A checkpoint that is incomplete after a machine crash or an interrupt
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -36,8 +38,14 @@ class Checkpoint:
         return None if score is None else float(score)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of the file `name`.safetensors."""
-        return load_file(self.path / f"{name}.safetensors")
+        """The tensors of the file `name`.safetensors. Raises UsageError if it cannot be read."""
+        file = self.path / f"{name}.safetensors"
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise UsageError(
+                f"{file} cannot be read ({error}): go on from another one with --resume --step, or delete it"
+            ) from error
 
 
 def begin_checkpoint(out: Path, step: int) -> Path:
@@ -93,7 +101,8 @@ def choose_checkpoint(out: Path, which: str, mode: Mode) -> Checkpoint:
         best = best_checkpoints(checkpoints, 1, mode)
         if not best:
             raise UsageError(
-                f"no checkpoint of {str(out)!r} has a score: set checkpoints.metric to a figure of metrics.jsonl"
+                f"no checkpoint of {str(out)!r} has a score: set checkpoints.metric to a figure of metrics.jsonl, and "
+                "checkpoints.keep_best above 0, before a run"
             )
         return best[0]
     for checkpoint in checkpoints:
@@ -133,7 +142,7 @@ def prune_checkpoints(out: Path, *, keep_last: int, keep_best: int, mode: Mode) 
     checkpoints = list_checkpoints(out)
     kept = {c.path for c in [*checkpoints[-keep_last:], *best_checkpoints(checkpoints, keep_best, mode)]}
     for path in (out / "checkpoints").glob("*-*"):
-        if path not in kept:
+        if path not in kept and path.is_dir() and re.fullmatch(r"(step|partial|partial-stale)-\d+", path.name):
             shutil.rmtree(path)
 
 

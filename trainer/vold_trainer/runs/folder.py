@@ -14,7 +14,8 @@ from accelerate import Accelerator
 
 from vold_trainer.config import RunConfig, dump
 from vold_trainer.config.resuming import Change
-from vold_trainer.files import read_json_lines, replace_non_finite, write_json, write_lines
+from vold_trainer.errors import UsageError
+from vold_trainer.files import read_json_lines, replace_non_finite, write_json, write_lines, write_text
 from vold_trainer.runs import trackers
 from vold_trainer.terminal import console
 
@@ -22,8 +23,8 @@ from vold_trainer.terminal import console
 class RunFolder:
     """Writes the files of a run, on the main process only.
 
-    about: for run.json. For a resumed run, steps_done: the steps so far, elapsed: the seconds that they took, changes:
-    what differs in its config from then on.
+    about: for run.json. For a resumed run, steps_done: the steps so far, elapsed: the seconds that they took, history:
+    what has changed in its config, as Saver.history.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class RunFolder:
         resumed: bool,
         steps_done: int = 0,
         elapsed: float = 0.0,
-        changes: Sequence[Change] = (),
+        history: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.path = config.out
         self.writes = accelerator.is_main_process
@@ -45,12 +46,16 @@ class RunFolder:
         self._files: dict[str, IO[str]] = {}
         self._mode = "a" if resumed else "w"
         if self.writes:
-            self.path.mkdir(parents=True, exist_ok=True)
-            history = change_history(self.path, steps_done) if resumed else []
-            history += [record for record in _change_records(changes, steps_done) if record not in history]
-            (self.path / "config.yaml").write_text(dump(config) + _history_comment(history))
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(
+                    f"out {str(self.path)!r} cannot be made ({error.strerror}): set another out"
+                ) from error
+            if not resumed or steps_done < config.steps:  # or no step uses this config
+                write_text(self.path / "config.yaml", dump(config) + _history_comment(history))
             started = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
-            write_json(self.path / "run.json", {**about, **started, **({"changes": history} if history else {})})
+            write_json(self.path / "run.json", {**about, **started, **({"changes": list(history)} if history else {})})
         trackers.start(accelerator, config.trackers, self.path, _flatten(config.model_dump(mode="json")), steps_done)
 
     def write_metrics(self, step: int, values: Mapping[str, Any]) -> None:
@@ -104,8 +109,16 @@ def change_history(out: Path, step: int) -> list[dict[str, Any]]:
     return []
 
 
-def _change_records(changes: Sequence[Change], step: int) -> list[dict[str, Any]]:
-    return [{"after_step": step, "key": c.key, "before": c.before, "now": c.now} for c in changes]
+def extended(history: Iterable[Mapping[str, Any]], changes: Sequence[Change], step: int) -> list[dict[str, Any]]:
+    """The history with the changes after `step`. What was changed twice after the same step is one change, or none:
+    no step has used the value in between.
+    """
+    records: dict[tuple[int, str], dict[str, Any]] = {}
+    new = ({"after_step": step, "key": c.key, "before": c.before, "now": c.now} for c in changes)
+    for record in (*history, *new):
+        place = record["after_step"], record["key"]
+        records[place] = {**record, "before": records.get(place, record)["before"]}
+    return [record for record in records.values() if record["before"] != record["now"]]
 
 
 def _history_comment(history: Sequence[Mapping[str, Any]]) -> str:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from vold_client import VoldError
 
-from vold_trainer.errors import RunError, VoldTrainerError
+from vold_trainer.errors import DivergedError, RunError, VoldTrainerError
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.processes.wrapping import PreparedModel
 from vold_trainer.runs.checkpoint import latest_checkpoint
@@ -39,11 +40,11 @@ def ended_run(
     together = ranks.all_have(error)
     if not together:
         ranks.announce_failure(error)
-    saved = _save(step, out, prepared, ranks, save, together=together)
+    saved = _save(error, step, out, prepared, ranks, save, together=together)
     message = f"{_said(error)}. {saved}"
     if isinstance(error, VoldTrainerError):
         ended: Exception = type(error)(message)
-    elif isinstance(error, VoldError) or is_out_of_memory(error):
+    elif isinstance(error, VoldError | OSError | SafetensorError) or is_out_of_memory(error):
         ended = RunError(message)
     else:
         error.add_note(saved)
@@ -53,13 +54,22 @@ def ended_run(
 
 
 def _save(
-    step: int, out: Path, prepared: PreparedModel, ranks: Ranks, save: Callable[[], object], *, together: bool
+    error: Exception,
+    step: int,
+    out: Path,
+    prepared: PreparedModel,
+    ranks: Ranks,
+    save: Callable[[], object],
+    *,
+    together: bool,
 ) -> str:
     """Save if possible. Returns a sentence about what there is to go on from."""
     if prepared.mid_update:
         return f"It came within the update of step {step + 1}, which is lost. {_newest(out)}"
     if not together and (not ranks.is_main or prepared.lock_step):
         return f"The processes cannot save together any more. {_newest(out)}"
+    if isinstance(error, DivergedError):
+        return f"Its weights are not saved. {_newest(out)}; add --step for an earlier one"
     prepared.free_gradients()
     gc.collect()
     if torch.cuda.is_available():

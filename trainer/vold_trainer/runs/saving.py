@@ -34,6 +34,7 @@ from vold_trainer.runs.checkpoint import (
     set_aside_after,
 )
 from vold_trainer.runs.export import run_export, write_model
+from vold_trainer.runs.folder import change_history, extended
 from vold_trainer.runs.start import Start, clear_run, holds_run
 from vold_trainer.student.models import Student
 from vold_trainer.terminal import console
@@ -47,7 +48,8 @@ class Saver:
     """Writes and restores the checkpoints of a run. All processes call its methods at the same time.
 
     content: digests of what the config leads to, by key: the rows, the frozen weights. changes: what differs in the
-    config from that of the checkpoint that was restored.
+    config from that of the checkpoint that was restored; history: with the changes before, for every checkpoint holds
+    those up to it; other_content: the keys that lead to other content.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Saver:
         self.ranks = ranks
         self.content = dict(content)
         self.changes: list[Change] = []
+        self.history: list[dict[str, Any]] = []
+        self.other_content: list[str] = []
         self.recent_scores: list[float] = []
         self._configured = [{key: group[key] for key in _CONFIGURED if key in group} for group in self._groups()]
         self._saved_at = time.monotonic()
@@ -78,6 +82,10 @@ class Saver:
         if checkpoint is None:
             return None
         self.changes = self.ranks.run_on_all(lambda: self._compare(checkpoint))
+        before = checkpoint.state.get("changes")  # a checkpoint of an older version has none
+        before = change_history(self.out, checkpoint.step) if before is None else before
+        used = self.changes if checkpoint.step < self.config.steps else []
+        self.history = extended(before, used, checkpoint.step)
         if self.prepared.deepspeed:
             self._restore(checkpoint)
         else:
@@ -116,6 +124,7 @@ class Saver:
         found = changes(before, now, flat(not_default)) if before else []
         recorded = checkpoint.state.get("content", {})
         other = [key for key, value in self.content.items() if recorded.get(key, value) != value]
+        self.other_content = other
         allow_data = bool(flat(now).get("data.allow_change"))
         require_resumable(found, other, allow_data=allow_data)
         if checkpoint.step > self.config.steps:
@@ -123,7 +132,7 @@ class Saver:
                 f"steps is {self.config.steps}, and the checkpoint is of step {checkpoint.step}: set steps higher, or "
                 "go back with --step"
             )
-        taken = [change for change in found if change.rule == "taken"]
+        taken = [change for change in found if change.rule == "taken" or (other and change.rule == "content")]
         if taken or other:
             lines = [*map(str, taken), *(f"{key}: other content" for key in other)]
             text = "\n".join(f"  {escape(line)}" for line in lines)
@@ -191,6 +200,7 @@ class Saver:
             "scheduler": _json_values(self.scheduler.state_dict()),
             "config": self.config.model_dump(mode="json"),
             "content": self.content,
+            "changes": self.history,
             "skipped": self.prepared.skipped.state(),
             "score": sum(self.recent_scores) / len(self.recent_scores) if self.recent_scores else None,
             "recent": self.recent_scores,
@@ -204,6 +214,8 @@ class Saver:
     ) -> None:
         settings = self.settings
         finish_checkpoint(folder, step, tensors, about)
+        if self.prepared.skipped.diverging:
+            return  # those from before may be needed
         prune_checkpoints(self.out, keep_last=settings.keep_last, keep_best=settings.keep_best, mode=settings.mode)
 
     def export(self) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from vold_trainer.errors import UsageError
 from vold_trainer.files import read_json_lines
 
-_MARKS = ("run.json", "metrics.jsonl", "checkpoints", "model", "best")
+_MARKS = ("config.yaml", "run.json", "metrics.jsonl", "checkpoints", "model", "best")
 """Any of these shows that a run has been in the folder."""
 
-_FILES = (*_MARKS, "config.yaml", "timeline.jsonl", "rollouts.jsonl", "report.html",
+_FILES = (*_MARKS, "timeline.jsonl", "rollouts.jsonl", "report.html",
           "eval.json", "answers.jsonl", "eval_samples.jsonl")  # fmt: skip
 """What a run, its evaluation and its report leave in its folder."""
 

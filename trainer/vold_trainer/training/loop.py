@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -140,7 +140,7 @@ class Loop:
             resumed=resumed,
             steps_done=self.first_step,
             elapsed=elapsed,
-            changes=self.saver.changes,
+            history=self.saver.history,
         )
 
     def _handshake(self) -> dict[str, Any]:
@@ -165,7 +165,9 @@ class Loop:
     def _check_same_teachers(self, about: Mapping[str, Any]) -> None:
         """Raise RunError if a resumed run has other teachers than it began with, unless the config allows that."""
         file = self.config.out / "run.json"
-        before = json.loads(file.read_text()) if file.is_file() else {}
+        before: dict[str, Any] = {}
+        with suppress(OSError, ValueError):  # a power cut may have left a part of it
+            before = json.loads(file.read_text())
         for name, teacher in self.scorer.teachers.items():
             old = before.get("teachers", {}).get(name) if name else before.get("teacher")
             new = about["teachers"][name] if name else about["teacher"]
@@ -250,8 +252,9 @@ class Loop:
         if self.checkpoint is None:
             return
         self.engine.sync(self.first_step)
-        if any(change.key in SAMPLING for change in self.saver.changes):
-            return  # they were drawn otherwise: the steps ahead are generated again
+        drawn_otherwise = any(change.key in SAMPLING for change in self.saver.changes)
+        if drawn_otherwise or "data.source" in self.saver.other_content:  # or for other rows, perhaps of the same ids
+            return  # the steps ahead are generated again
         folder, processes = self.checkpoint.path, int(self.checkpoint.state["processes"])
         for batch in self.ranks.run_on_all(lambda: list(source.restore(folder, processes))):
             self.pipeline.restore(batch)
