@@ -234,6 +234,7 @@ def write_traces(folder: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_traces_at_fault_are_left_out(tmp_path, train, caplog):
     traces = write_traces(tmp_path)
     settings = [f"traces={traces}", "steps=4", "batch=2", "micro=3", "threads=1", "missing.max_share=0.5"]

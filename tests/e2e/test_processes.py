@@ -266,6 +266,7 @@ def test_a_run_in_two_processes_survives_kill_and_stop(tmp_path, urls, alone):
     assert_same(alone, tmp_path / "copy", STEPS)
 
 
+@pytest.mark.slow
 def test_a_run_in_one_process_survives_kill(tmp_path, urls, alone):
     out = tmp_path / "run"
     process = launch("alone", out, urls, "checkpoints.keep_best=1", "checkpoints.window=1")

@@ -18,6 +18,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_a_throttled_run_that_loses_its_key_for_a_while_changes_no_metric(
     tmp_path, pocket_teacher, verifier, monkeypatch, capfd
 ):

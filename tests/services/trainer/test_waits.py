@@ -293,6 +293,7 @@ def test_a_remote_service_gets_no_longer_because_a_local_one_loads(no_patience, 
     assert "waiting for teachers.maths.url" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_local_service_that_loads_has_a_waiting_line(no_patience, capfd):
     with open_services(verifier=VerifierConfig(url="local:"), patience=0):
         pass
