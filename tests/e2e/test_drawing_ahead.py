@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from vold_trainer.config import TrainConfig, load
+from vold_trainer.errors import ResumeRefusedError
 from vold_trainer.files import read_json_lines
 from vold_trainer.rollout.hf import HfEngine
 from vold_trainer.runs.saving import Saver
@@ -148,6 +149,21 @@ def test_a_batch_older_than_the_bound_is_generated_again(tmp_path, pocket_teache
     shutil.rmtree(out / "checkpoints" / "step-000005")
     run_train(config(out, pocket_teacher, verifier, "rollout.ahead=1", "steps=6"), resume=True)
     assert [row["staleness"] for row in metrics(out)] == [0, 1, 2, 0, 1, 1]
+
+
+@pytest.mark.slow
+def test_batches_that_were_generated_ahead_for_other_rows_are_not_trained_on(tmp_path, pocket_teacher, verifier):
+    """The rows have the same ids and other texts."""
+    out = tmp_path / "run"
+    settings = ("rollout.ahead=1", "checkpoints.every=1", "checkpoints.keep_last=9")
+    run_train(config(out, pocket_teacher, verifier, *settings))
+    assert (out / "checkpoints" / "step-000002" / saved_batches.FILE.format(0)).is_file()
+    other = config(out, pocket_teacher, verifier, *settings, "data.seed=1")
+    with pytest.raises(ResumeRefusedError, match=r"data\.seed: 0 -> 1: leads to other content"):
+        run_train(other, resume=True, step="2")
+    other.data.allow_change = True
+    run_train(other, resume=True, step="2")
+    assert [row["staleness"] for row in metrics(out)] == [0, 1, 0, 1]
 
 
 def test_an_engine_with_its_own_weights_generates_during_the_update(

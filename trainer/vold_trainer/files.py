@@ -22,12 +22,9 @@ def replace_non_finite(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
-    partial.write_text(json.dumps(replace_non_finite(value), indent=2) + "\n")
-    partial.replace(path)
+    write_text(path, json.dumps(replace_non_finite(value), indent=2) + "\n")
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
