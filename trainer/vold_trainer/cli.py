@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -89,6 +90,12 @@ def demo(
     from vold_trainer.config.stages import check_stages
 
     check_stages(override or ())
+    from vold_trainer.paths import require_writable
+    from vold_trainer.sources.check import check_service_urls
+
+    check_service_urls(teacher_url, "--teacher-url", teacher=True)
+    check_service_urls(verifier_url, "--verifier-url")
+    require_writable(out, "--out", out)
     from vold_trainer.experiments.demo import run_demo
 
     run_demo(out, teacher_url=teacher_url, verifier_url=verifier_url, seed=seed, overrides=tuple(override or ()))
@@ -106,9 +113,12 @@ def traces(
 
     settings = _load(TracesConfig, config, overrides, writes="traces")
     refuse_existing(settings.out, overwrite)
-    from vold_trainer.coldstart.traces import run_traces
+    from vold_trainer.services.opening import opening
 
-    summary = run_traces(settings)
+    with opening(settings) as opened:
+        from vold_trainer.coldstart.traces import run_traces
+
+        summary = run_traces(settings, opened=opened)
     dropped = summary.describe_dropped()
     _print_line(f"{summary.written} of {summary.requested} traces written to {settings.out}; dropped: {dropped}")
 
@@ -126,7 +136,7 @@ def sft(
     from vold_trainer.runs.start import Start
 
     settings = _load(SftConfig, config, overrides, writes="run")
-    Start(resume, step, overwrite).check(settings.out)
+    Start(resume, step, overwrite).check(settings.out, settings.student.path)
     from vold_trainer.coldstart.sft import run_sft
 
     _print_line(f"student written to {run_sft(settings, resume=resume, step=step, overwrite=overwrite)}")
@@ -145,10 +155,14 @@ def train(
     from vold_trainer.runs.start import Start
 
     settings = _load(TrainConfig, config, overrides, writes="run")
-    Start(resume, step, overwrite).check(settings.out)
-    from vold_trainer.training.train import run_train
+    Start(resume, step, overwrite).check(settings.out, settings.student.path)
+    from vold_trainer.services.opening import opening
 
-    _print_line(f"student written to {run_train(settings, resume=resume, step=step, overwrite=overwrite)}")
+    with opening(settings) if is_local_main_process() else nullcontext() as opened:
+        from vold_trainer.training.train import run_train
+
+        model = run_train(settings, resume=resume, step=step, overwrite=overwrite, opened=opened)
+    _print_line(f"student written to {model}")
 
 
 @app.command()
@@ -178,10 +192,13 @@ def evaluate(
     from vold_trainer.config import EvalConfig
 
     settings = _load(EvalConfig, config, overrides, writes="eval")
-    from vold_trainer.evaluation import run_eval
-    from vold_trainer.evaluation.tables import category_table, result_table
+    from vold_trainer.services.opening import opening
 
-    results = run_eval(settings, fresh=fresh)
+    with opening(settings) as opened:
+        from vold_trainer.evaluation import run_eval
+        from vold_trainer.evaluation.tables import category_table, result_table
+
+        results = run_eval(settings, fresh=fresh, opened=opened)
     Console().print(result_table(results, settings.student.path))
     if categories and (table := category_table(results)) is not None:
         Console().print(table)
@@ -218,8 +235,14 @@ def check(
 ) -> None:
     """Check everything that a `vold train` config needs, before training; exit status 1 if there is an error."""
     from vold_trainer.config import TrainConfig, load
+    from vold_trainer.errors import UsageError
+    from vold_trainer.sources.check import check_files
 
     settings = load(TrainConfig, *_split(config, overrides))
+    try:
+        check_files(settings)
+    except UsageError as error:  # what is known at once; the table of all topics takes seconds
+        _print_error(error)
     from vold_trainer.checking import run_check
 
     result = run_check(settings, dry=dry)
@@ -258,6 +281,10 @@ def ablation(
     from vold_trainer.config.stages import check_stages
 
     check_stages(override or ())
+    from vold_trainer.paths import require_writable
+
+    require_writable(out, "--out", out)
+    require_writable(results, "--results", results)
     from vold_trainer.experiments.ablation import run_ablation
 
     run_ablation(out, results, seeds=seeds, workers=workers, only=rows, overrides=tuple(override or ()))
@@ -275,7 +302,7 @@ def main() -> None:
         sys.exit(1)
     except _errors_with_a_message() as error:
         if is_local_main_process() or processes_connected():
-            Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            _print_error(error)
         sys.exit(1)
 
 
@@ -285,6 +312,10 @@ def _errors_with_a_message() -> tuple[type[Exception], ...]:
     """
     client = sys.modules.get("vold_client")
     return (VoldTrainerError, IncompatibleVersionError, *(() if client is None else (client.VoldError,)))
+
+
+def _print_error(error: Exception) -> None:
+    Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
 def _print_line(text: str) -> None:

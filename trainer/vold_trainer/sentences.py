@@ -6,6 +6,7 @@ The sentences are bounded in number and in length, because a step may lose thous
 whoever prints them with markup escapes them, as a sentence may quote a prompt.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,9 +16,17 @@ MAX_CHARS = 300
 """Characters of a sentence; of a row's id a quarter of it."""
 
 
+_INDEX = re.compile(r"\b(?:items|completions|prompts)\[\d+\]\.(?=[a-z])")
+
+
+def without_index(text: str) -> str:
+    """The text without the index of a row in its request, of which whoever has the row knows nothing."""
+    return _INDEX.sub("", text)
+
+
 def sentence(error: object) -> str:
     """The text of an error in one line of at most MAX_CHARS characters."""
-    return _shorten(str(error), MAX_CHARS)
+    return _shorten(without_index(str(error)), MAX_CHARS)
 
 
 def _shorten(text: str, limit: int) -> str:

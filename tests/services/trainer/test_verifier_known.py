@@ -6,13 +6,14 @@ import json
 import logging
 
 import pytest
+from fresh_interpreter import in_a_fresh_interpreter
 from vold_client import Item
 from vold_trainer.coldstart import run_traces
 from vold_trainer.config import EvalConfig, TracesConfig, TrainConfig, VerifierConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 from vold_trainer.evaluation import run_eval
-from vold_trainer.scoring.items import MAX_TRIALS, verifier_trials
+from vold_trainer.services.items import MAX_TRIALS, verifier_trials
 from vold_trainer.services.local import Services
 from vold_trainer.services.verifiers import check_verifier
 from vold_trainer.training.train import run_train
@@ -135,6 +136,34 @@ def test_a_command_ends_before_it_loads_anything(command, tmp_path, verifier, po
     with pytest.raises(UsageError, match=r"verifier\.name is 'mth'.*did you mean 'math'"):
         command(out, {"path": str(student)}, {"url": verifier.grpc, "name": "mth"}, pocket_teacher.grpc)
     assert not list(out.iterdir())
+
+
+def test_a_command_ends_before_torch_is_imported(tmp_path, verifier):
+    common = [f"verifier.url={verifier.grpc}", "verifier.name=mth", "data.limit=4"]
+    own = ["objective.name=grpo", "teacher=null", "student.path=pocket:student"]
+    commands = [
+        ["train", "pocket:vold", f"out={tmp_path}/run", *own, *common],
+        ["eval", "pocket:eval", f"out={tmp_path}/run", "student.path=pocket:student", *common[:2]],
+        ["verify", "-", "--verifier", "mth", "--url", verifier.grpc],
+    ]
+    for status, said, slow in in_a_fresh_interpreter(f"print(json.dumps([run(a) for a in {commands}]))"):
+        assert (status, slow) == (1, [])
+        assert "is 'mth': no verifier is called 'mth': did you mean 'math'?" in said
+
+
+def test_a_row_is_told_with_its_line(tmp_path, verifier):
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"id": str(n), "prompt": "1 + 1?", "reference": "2", "verifier": name} for n, name in enumerate(["math", "mth"])
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UsageError, match=r"rows\.jsonl:2: row '1', field 'verifier' is 'mth': no verifier is called"):
+        run_eval(
+            EvalConfig(
+                out=tmp_path / "out", student={"path": "pocket:student"}, verifier={"url": verifier.grpc},
+                data=[{"source": str(file)}],
+            )
+        )  # fmt: skip
 
 
 def test_verify_with_an_unknown_verifier_ends_before_it_writes(tmp_path, verifier):

@@ -1,34 +1,10 @@
 """A mistake in a config, and a file or model that it names and that is not there, is told before torch is imported."""
 
-import json
-import subprocess
-import sys
 import typing
 
 import pytest
+from fresh_interpreter import SLOW, in_a_fresh_interpreter
 from vold_trainer.objectives import REGISTRY
-
-SLOW = ("torch", "transformers", "accelerate")
-FRESH = f"""
-import contextlib, io, json, sys
-def run(arguments):
-    sys.argv = ["vold", *arguments]
-    from vold_trainer import cli
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-    return [status, " ".join(said.getvalue().split()), [name for name in {SLOW} if name in sys.modules]]
-"""
-
-
-def in_a_fresh_interpreter(code: str) -> list:
-    """What `code` prints as JSON: nothing that this process has imported is there."""
-    done = subprocess.run([sys.executable, "-c", FRESH + code], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def test_every_kind_of_config_loads_without_torch():
@@ -57,12 +33,28 @@ TYPOS = [
     (["demo", "--set", "trian:optim.lr=1"], "--set 'trian:optim.lr=1': 'trian' is no stage; did you mean 'train'?"),
     (["ablation", "--set", "sft:stepz=4"], "pocket:sft: unknown key 'stepz'; did you mean 'steps'?"),
     (["check", "pocket:vold", "out=x", "student.path=y", "stps=4"], "unknown key 'stps'; did you mean 'steps'?"),
+    (["train", "pocket:sft", "out=x"], "pocket:sft holds the settings of `vold sft`: give it to that command"),
+    (["eval", "pocket:traces", "out=x"], "pocket:traces holds the settings of `vold traces`"),
 ]
+VOLD = ("pocket:vold", "out=x", "student.path=pocket:student")
 NOT_THERE = [
     (["traces", "pocket:traces", "out=x/t", "teacher.url=local:./no"], "teacher.url 'local:./no': there is no model"),
     (["sft", "pocket:sft", "out=x", "traces=no.jsonl"], "traces 'no.jsonl' does not exist: give a file"),
     (["train", "pocket:vold", "out=x", "student.path=/no/model"], "student.path '/no/model': there is no model folder"),
     (["eval", "pocket:eval", "out=x", "student.path=no/such/model"], "student.path 'no/such/model': there is no model"),
+    (["train", *VOLD, "teacher.url=host:41051"], "teacher.url: the URL 'host:41051' has no scheme"),
+    (["train", *VOLD, "verifier.url=ftp://host"], "verifier.url: the URL 'ftp://host' has the scheme 'ftp'"),
+    (["train", *VOLD, "teacher.url=[local:pocket:teacher, grpc://host]"], "the URL 'grpc://host' has no port"),
+    (["train", *VOLD, "teacher=null", "teachers={a: {url: ''}}"], "teachers.a.url: the URL '' names no service"),
+    (["traces", "pocket:traces", "out=x/t", "teacher.url=host"], "teacher.url: the URL 'host' has no scheme"),
+    (["eval", "pocket:eval", "out=x", "student.path=pocket:student", "verifier.url=:1"], "verifier.url: the URL ':1'"),
+    (["demo", "--teacher-url", "host:1"], "--teacher-url: the URL 'host:1' has no scheme"),
+    (["demo", "--teacher-url", "local:./no"], "--teacher-url 'local:./no': there is no model"),
+    (["demo", "--verifier-url", "host"], "--verifier-url: the URL 'host' has no scheme"),
+    (["demo", "--out", __file__], f"--out '{__file__}': '{__file__}' is no folder: name another place"),
+    (["ablation", "--results", f"{__file__}/x"], f"--results '{__file__}/x': '{__file__}' is no folder"),
+    (["train", *VOLD, "--resume", "--step", "best"], "'x' has no checkpoint of step 'best': there is none: leave"),
+    (["train", "pocket:vold", "out=/", "student.path=pocket:student", "--overwrite"], "which --overwrite would delete"),
 ]
 
 

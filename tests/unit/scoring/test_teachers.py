@@ -6,7 +6,7 @@ import pytest
 from vold_trainer.config import TrainConfig, dump, load
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
-from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRouter, configured_teachers
+from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRouter
 
 THREE = (
     "objective={name: mopd}",
@@ -50,9 +50,9 @@ def test_a_row_without_a_teacher_is_an_error_before_the_run():
 
 def test_a_single_teacher_needs_no_routes():
     single = config()
-    assert list(configured_teachers(single)) == [SINGLE_TEACHER]
+    assert list(single.used_teachers) == [SINGLE_TEACHER]
     assert TeacherRouter(single)(row(teacher="whoever")) == SINGLE_TEACHER
-    assert configured_teachers(config("objective.name=grpo")) == {}
+    assert config("objective.name=grpo").used_teachers == {}
 
 
 def test_several_teachers_replace_the_default_teacher(tmp_path):

@@ -106,7 +106,7 @@ def hub(monkeypatch, tmp_path):
 
         def do_HEAD(self):
             self.asked.append(self.path)
-            owner = self.path.split("/")[1]
+            owner = self.path.removeprefix("/datasets").split("/")[1]
             status, code = {"gated": (403, "GatedRepo"), "data": (404, "EntryNotFound"), "busy": (503, "")}.get(
                 owner, (404, "RepoNotFound") if owner != "good" else (200, "")
             )
@@ -169,3 +169,33 @@ def test_a_hub_that_cannot_be_reached_is_told_with_its_address(hub, folder, monk
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match=r"HF_HUB_OFFLINE forbids to ask the hub for it.*run `hf download nobody/not"):
         check_files(config_of("train", folder, "student.path=nobody/nothing"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nobody/nothing", "no file and no folder 'nobody/nothing' here, and the hub shows no data set of this name"),
+        ("gated/rows", "ask for access at http://127.0.0.1"),
+        ("two--dashes", "it cannot be a name of the hub, which is OWNER/NAME: give a folder that exists"),
+        ("nope/", "is neither 'pocket' nor a file or folder that exists, nor the name of a data set of the hub"),
+    ],
+)
+def test_a_data_set_that_the_hub_does_not_give_is_told_at_once(name, message, hub, folder):
+    with pytest.raises(UsageError) as raised:
+        check_files(config_of("train", folder, f"data.source={name}"))
+    assert str(raised.value).startswith(f"data.source {name!r}")
+    assert message in str(raised.value)
+
+
+def test_a_data_set_that_the_hub_has_costs_one_request_and_one_in_a_cache_none(hub, folder, tmp_path, monkeypatch):
+    for name in ("good/rows", "busy/rows", "data/rows"):  # the last has no such file, but is there
+        check_files(config_of("train", folder, f"data.source={name}"))
+    assert hub.asked == [
+        f"/datasets/{name}/resolve/main/.gitattributes" for name in ("good/rows", "busy/rows", "data/rows")
+    ]
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "prepared"))
+    (tmp_path / "prepared" / "owner___my_rows").mkdir(parents=True)
+    (tmp_path / "cache" / "datasets--Owner--Other").mkdir(parents=True)
+    for name in ("Owner/MyRows", "Owner/Other"):
+        check_files(config_of("train", folder, f"data.source={name}"))
+    assert len(hub.asked) == 3

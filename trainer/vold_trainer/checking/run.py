@@ -23,10 +23,10 @@ from vold_trainer.lock import check_free
 from vold_trainer.processes.optim import require_trainable_parameters
 from vold_trainer.processes.rounding import rounding_warning
 from vold_trainer.runs.start import holds_run
-from vold_trainer.scoring.items import verifier_item, verifier_name, verifier_trials
 from vold_trainer.scoring.pace import describe_slow_quota, teacher_tokens
-from vold_trainer.scoring.teachers import Teacher, TeacherRequirements, TeacherRouter, configured_teachers
+from vold_trainer.scoring.teachers import Teacher, TeacherRequirements, TeacherRouter
 from vold_trainer.scoring.twins import TeacherPrompts, check_twins
+from vold_trainer.services.items import verifier_item, verifier_name, verifier_trials
 from vold_trainer.services.local import Services, open_services, teacher_client, verifier_client
 from vold_trainer.services.verifiers import MAX_FAULTS, Fault, find_faults
 from vold_trainer.sources import load_examples
@@ -204,7 +204,7 @@ def _memory_advice(config: TrainConfig, needed: MemoryEstimate) -> str:
 def _check_services(
     config: TrainConfig, report: CheckReport, student: Student | None, examples: Sequence[Example]
 ) -> None:
-    teachers = configured_teachers(config)
+    teachers = config.used_teachers
     if teachers:
         with report.catch_errors("teacher"):
             TeacherRouter(config).check(examples)

@@ -37,7 +37,7 @@ def run_sft(config: SftConfig, *, resume: bool = False, step: str = "last", over
     is in `out`.
     """
     start = Start(resume, step, overwrite)
-    start.check(config.out)
+    start.check(config.out, config.student.path)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)

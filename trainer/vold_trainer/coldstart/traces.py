@@ -4,7 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -17,12 +17,11 @@ from vold_trainer.data.faults import RowError, RowFault
 from vold_trainer.data.traces import prompt_fields
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.lock import holds_out
-from vold_trainer.scoring.items import verifier_item, verifier_trials
 from vold_trainer.scoring.twins import check_twins, flatten_content, teacher_messages
 from vold_trainer.sentences import Sentences
-from vold_trainer.services.local import open_services, teacher_client, verifier_client
-from vold_trainer.services.verifiers import check_verifier
-from vold_trainer.sources import load_examples
+from vold_trainer.services.items import verifier_item
+from vold_trainer.services.local import teacher_client, verifier_client
+from vold_trainer.services.opening import Opened, opening
 from vold_trainer.sources.check import check_files
 from vold_trainer.tasks import ClientTasks
 from vold_trainer.terminal import ProgressLine, progress
@@ -47,27 +46,27 @@ class TracesSummary:
 
 
 @holds_out("traces")
-def run_traces(config: TracesConfig) -> TracesSummary:
-    """Write `config.out`, one JSON object per trace. Raises RunError if there is no trace to write."""
+def run_traces(config: TracesConfig, *, opened: Opened | None = None) -> TracesSummary:
+    """Write `config.out`, one JSON object per trace.
+
+    opened: the rows and the services, if this process has opened them. Raises RunError if there is no trace to write.
+    """
     if config.keep == "correct" and config.verifier is None:
         raise UsageError("keep is 'correct' but there is no verifier: set verifier.url, or keep=all")
     check_files(config)
-    examples = load_examples(config.data)
-    check_twins(examples)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     partial = config.out.with_name(config.out.name + ".partial")
-    with open_services(teacher=config.teacher, verifier=config.verifier) as services:
-        if config.verifier is not None and config.keep == "correct":
-            trials = verifier_trials(examples, config.verifier.name, config.verifier.parameters)
-            check_verifier(config.verifier, services, trials, skip_broken=bool(config.data.skip_broken))
+    with nullcontext(opened) if opened is not None else opening(config) as both:
+        services, (examples,) = both.services, both.sets
+        check_twins(examples)
         tasks = ClientTasks()
 
         async def generate_traces(live: ProgressLine, stream: IO[str]) -> TracesSummary:
             async with AsyncExitStack() as stack:
                 teacher = await stack.enter_async_context(teacher_client(config.teacher, services))
                 verifier = None
-                if config.verifier is not None and config.keep == "correct":
-                    verifier = await stack.enter_async_context(verifier_client(config.verifier, services))
+                if config.used_verifier is not None:
+                    verifier = await stack.enter_async_context(verifier_client(config.used_verifier, services))
                 return await _write_traces(config, examples, teacher, verifier, stream, live)
 
         try:

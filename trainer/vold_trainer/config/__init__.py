@@ -25,9 +25,18 @@ from vold_trainer.config.parts import (
     TlsConfig,
     VerifierConfig,
 )
-from vold_trainer.config.runs import EvalConfig, RunConfig, SftConfig, TracesConfig, TrainConfig
+from vold_trainer.config.runs import (
+    SINGLE_TEACHER,
+    EvalConfig,
+    RunConfig,
+    SftConfig,
+    TracesConfig,
+    TrainConfig,
+    teacher_key,
+)
 
 __all__ = [
+    "SINGLE_TEACHER",
     "BatchConfig",
     "CheckpointsConfig",
     "Config",
@@ -53,4 +62,5 @@ __all__ = [
     "VerifierConfig",
     "dump",
     "load",
+    "teacher_key",
 ]

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vold_trainer.config.parts import Config
+from vold_trainer.config.runs import COMMANDS
 from vold_trainer.errors import UsageError
 from vold_trainer.objectives import REGISTRY, Vold
 
@@ -41,7 +42,22 @@ def load(kind: type[ConfigT], path: Path | None, overrides: Sequence[str] = ()) 
     try:
         return kind.model_validate(_parse_numbers(raw))
     except ValidationError as error:
+        if path is not None and (other := _other_command(kind, raw)):
+            raise UsageError(f"{where} holds the settings of `vold {other}`: give it to that command") from error
         raise UsageError(_explain(kind, error, where)) from error
+
+
+def _other_command(kind: type[Config], raw: dict[str, Any]) -> str | None:
+    """The command whose config these settings are, though they may not be complete."""
+    for command, other in COMMANDS.items():
+        if other is not kind:
+            try:
+                other.model_validate(_parse_numbers(raw))
+            except ValidationError as error:
+                if any(item["type"] != "missing" for item in error.errors()):
+                    continue
+            return command
+    return None
 
 
 def _shipped_config(name: str) -> Path:

@@ -29,6 +29,15 @@ DEFAULT_ROLLOUT_CAP = 2.0
 """Cap of truncated importance sampling for runs that generate ahead, if the config sets none."""
 
 
+SINGLE_TEACHER = ""
+"""The teacher's name in a run that has one teacher."""
+
+
+def teacher_key(name: str) -> str:
+    """The config's key of the teacher `name`; of the only teacher if it is empty."""
+    return f"teachers.{name}" if name else "teacher"
+
+
 class RunConfig(Config):
     """The settings that sft and train share."""
 
@@ -80,6 +89,17 @@ class TrainConfig(RunConfig):
     outage: OutageConfig = OutageConfig()
     steps: int = Field(default=60, ge=1)
     samples_every: int = Field(default=10, ge=1, description="steps between rollouts written for the report")
+
+    @property
+    def used_teachers(self) -> dict[str, TeacherConfig]:
+        """The teachers that the objective needs, by name; the only teacher's name is empty."""
+        if not self.objective.needs.teacher:
+            return {}
+        return {SINGLE_TEACHER: self.teacher} if self.teacher is not None else dict(self.teachers)
+
+    @property
+    def used_verifier(self) -> VerifierConfig | None:
+        return self.verifier
 
     @model_validator(mode="before")
     @classmethod
@@ -152,6 +172,14 @@ class TracesConfig(Config):
     )
     request: int = Field(default=256, ge=1, description="prompts in one request")
 
+    @property
+    def used_teachers(self) -> dict[str, TeacherConfig]:
+        return {SINGLE_TEACHER: self.teacher}
+
+    @property
+    def used_verifier(self) -> VerifierConfig | None:
+        return self.verifier if self.keep == "correct" else None
+
 
 class EvalConfig(Config):
     """`vold eval`: greedy and sampled completions of one or more sets, verified by a verifier."""
@@ -173,6 +201,14 @@ class EvalConfig(Config):
     samples: int = Field(default=12, ge=0, description="completions of each set written for the report")
     threads: int = Field(default=0, ge=0, description="CPU threads of this process; 0: torch's choice")
 
+    @property
+    def used_teachers(self) -> dict[str, TeacherConfig]:
+        return {}
+
+    @property
+    def used_verifier(self) -> VerifierConfig:
+        return self.verifier
+
     @model_validator(mode="after")
     def _check_sets(self) -> "EvalConfig":
         if not self.greedy and not self.sampling.n:
@@ -183,3 +219,12 @@ class EvalConfig(Config):
         if "errors" in labels:
             raise ValueError("data: a set has the name 'errors', which is a key of eval.json: rename it")
         return self
+
+
+COMMANDS: dict[str, type[Config]] = {
+    "traces": TracesConfig,
+    "sft": SftConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+}
+"""The commands by their configs."""

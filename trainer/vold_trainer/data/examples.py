@@ -42,6 +42,12 @@ class Example:
             raise ValueError(f"its text holds {half}, which is half of a character: take it out") from error
 
     @property
+    def label(self) -> str:
+        """The row's place, if it has one, and its id, for messages."""
+        name = f"row {self.id!r}"
+        return name if not self.where else self.where if self.where == self.id else f"{self.where}: {name}"
+
+    @property
     def prompt_text(self) -> str:
         """The text of the last turn, with [image] for an image part, for people and verifiers."""
         content = self.messages[-1]["content"]

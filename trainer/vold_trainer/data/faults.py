@@ -6,6 +6,7 @@ from typing import Literal
 
 from vold_trainer.data.examples import Example
 from vold_trainer.errors import RunError, UsageError
+from vold_trainer.sentences import without_index
 
 FaultKind = Literal["unreadable", "too long", "refused"]
 
@@ -31,7 +32,7 @@ class RowFault:
         kind: FaultKind = "refused" if refused else "unreadable"
         if isinstance(error, PromptTooLongError):
             kind = "too long"
-        reason = " ".join(str(error).split()) or repr(error)
+        reason = " ".join(without_index(str(error)).split()) or repr(error)
         for place in (example.where, f"row {example.id!r}", f"example {example.id!r}"):
             reason = reason.removeprefix(f"{place}: ")
         return cls(example.where, example.id, reason, kind)

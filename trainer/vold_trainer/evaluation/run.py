@@ -6,7 +6,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,10 +24,9 @@ from vold_trainer.evaluation.results import SetResult, VerifiedExample, error_re
 from vold_trainer.files import write_json, write_lines
 from vold_trainer.lock import holds_out
 from vold_trainer.rollout.hf import generate
-from vold_trainer.scoring.items import verifier_item, verifier_trials
-from vold_trainer.services.local import Services, open_services, verifier_client
-from vold_trainer.services.verifiers import check_verifier
-from vold_trainer.sources import load_examples
+from vold_trainer.services.items import verifier_item
+from vold_trainer.services.local import Services, verifier_client
+from vold_trainer.services.opening import Opened, opening
 from vold_trainer.sources.check import check_files
 from vold_trainer.student.batching import micro_batches
 from vold_trainer.student.models import Student, load_student
@@ -47,22 +46,18 @@ class GenerationBatch:
 
 
 @holds_out("eval")
-def run_eval(config: EvalConfig, *, fresh: bool = False) -> dict[str, SetResult]:
+def run_eval(config: EvalConfig, *, fresh: bool = False, opened: Opened | None = None) -> dict[str, SetResult]:
     """Generate and verify answers to every set; write eval.json, eval_samples.jsonl and eval_config.yaml. Returns the
     results by label.
 
-    Answers in `out` are reused, unless `fresh`. Raises UsageError if they are of another student, of other generation
-    settings, or to other prompts.
+    Answers in `out` are reused, unless `fresh`. opened: the rows and the services, if this process has opened them.
+    Raises UsageError if the answers are of another student, of other generation settings, or to other prompts.
     """
     check_files(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    sets = [(data, load_examples(data)) for data in config.data]
-    with open_services(verifier=config.verifier) as services:
-        for data, examples in sets:
-            trials = verifier_trials(examples, config.verifier.name, config.verifier.parameters)
-            check_verifier(config.verifier, services, trials, skip_broken=bool(data.skip_broken))
-        return _evaluate(config, sets, services, fresh=fresh)
+    with nullcontext(opened) if opened is not None else opening(config) as both:
+        return _evaluate(config, list(zip(config.data, both.sets, strict=True)), both.services, fresh=fresh)
 
 
 def _evaluate(

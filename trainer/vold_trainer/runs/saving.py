@@ -94,13 +94,8 @@ class Saver:
         return checkpoint
 
     def _choose(self, start: Start) -> Checkpoint | None:
-        start.check(self.out)
+        start.check(self.out, self.config.student.path)
         if start.overwrite:
-            if Path(self.config.student.path).resolve().is_relative_to(self.out.resolve()):
-                raise UsageError(
-                    f"student.path {self.config.student.path!r} is in out {str(self.out)!r}, which --overwrite would "
-                    "delete: set another out"
-                )
             clear_run(self.out)
             return None
         if not start.resume:

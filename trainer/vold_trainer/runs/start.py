@@ -27,12 +27,22 @@ class Start:
     step: str = "last"
     overwrite: bool = False
 
-    def check(self, out: Path) -> None:
-        """Raise UsageError if the options contradict each other or the folder holds a run that would be lost."""
+    def check(self, out: Path, student: str = "") -> None:
+        """Raise UsageError if the options contradict each other, the folder holds a run or a student (its path in the
+        config) that would be lost, or no checkpoint to go on from.
+        """
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite exclude each other: go on with the run, or delete it")
         if self.step != "last" and not self.resume:
             raise UsageError(f"--step {self.step} says from which checkpoint to go on: add --resume")
+        if self.overwrite and student and Path(student).resolve().is_relative_to(out.resolve()):
+            raise UsageError(
+                f"student.path {student!r} is in out {str(out)!r}, which --overwrite would delete: set another out"
+            )
+        steps = [str(step) for step in _checkpoint_steps(out)]
+        if self.step not in ("last", "best" if steps else "last", *steps):
+            choice = f"choose last, best, or one of {', '.join(steps)}" if steps else "there is none: leave --step away"
+            raise UsageError(f"{str(out)!r} has no checkpoint of step {self.step!r}: {choice}")
         if not self.resume and not self.overwrite and holds_run(out):
             raise UsageError(
                 f"{str(out)!r} holds a run{_progress(out)}: go on with it with --resume, delete it with --overwrite, "
@@ -61,10 +71,14 @@ def clear_run(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _checkpoint_steps(out: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in (out / "checkpoints").glob("step-*") if path.name[5:].isdigit())
+
+
 def _progress(out: Path) -> str:
     """How far the run in the folder is, as far as its files say."""
     done = [row["step"] for row in read_json_lines(out / "metrics.jsonl") if isinstance(row.get("step"), int)]
-    done += [int(path.name[5:]) for path in (out / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+    done += _checkpoint_steps(out)
     if not done:
         return ""
     with suppress(OSError, ValueError, KeyError, TypeError):

@@ -31,12 +31,12 @@ from vold_trainer.data.faults import RowError, RowFault
 from vold_trainer.objectives import Needs
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.handshake import truncate_for_teacher
-from vold_trainer.scoring.items import verifier_item
 from vold_trainer.scoring.refusals import may_be_a_rows, refuses_row, split_by_example
 from vold_trainer.scoring.sanity import valid_entropies, valid_logprobs
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements
 from vold_trainer.scoring.twins import OnRefused, TeacherPrompts
 from vold_trainer.sentences import Sentences, sentence
+from vold_trainer.services.items import verifier_item
 from vold_trainer.services.outages import MonitoredService, Outages, Span
 from vold_trainer.student.models import Student
 from vold_trainer.tasks import ClientTasks

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vold_client import AsyncTeacherClient, Identity, TeacherInfo, TokenizerFile
 
-from vold_trainer.config import TeacherConfig, TrainConfig
+from vold_trainer.config import SINGLE_TEACHER, TeacherConfig, TrainConfig, teacher_key
 from vold_trainer.data import Example
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.objectives import Needs
@@ -20,9 +20,6 @@ from vold_trainer.scoring.handshake import (
 from vold_trainer.student.models import Student
 
 log = logging.getLogger("vold.teachers")
-
-SINGLE_TEACHER = ""
-"""The teacher's name in a run that has one teacher."""
 
 
 @dataclass
@@ -42,7 +39,7 @@ class Teacher:
     @property
     def key(self) -> str:
         """The teacher's key in the config."""
-        return f"teachers.{self.name}" if self.name else "teacher"
+        return teacher_key(self.name)
 
     def complete_handshake(
         self, info: TeacherInfo, tokenizer: TokenizerFile, student: Student, requirements: "TeacherRequirements"
@@ -99,22 +96,13 @@ class TeacherRequirements:
     temperature: float
 
 
-def configured_teachers(config: TrainConfig) -> dict[str, TeacherConfig]:
-    """A run's teachers by name; empty if the objective needs no teacher."""
-    if not config.objective.needs.teacher:
-        return {}
-    if config.teacher is not None:
-        return {SINGLE_TEACHER: config.teacher}
-    return dict(config.teachers)
-
-
 class TeacherRouter:
     """Maps a row to the teacher that scores it: the teacher that its field `teacher` names; else the teacher that has
     one of its `tags`, or its `category`; else the default teacher.
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.names = list(configured_teachers(config))
+        self.names = list(config.used_teachers)
         self.by_tag = {tag: name for name, teacher in config.teachers.items() for tag in teacher.tags}
         self.default = next((name for name, teacher in config.teachers.items() if teacher.default), None)
 
@@ -126,7 +114,7 @@ class TeacherRouter:
         if requested is not None:
             if requested not in self.names:
                 raise UsageError(
-                    f"row {example.id!r}: field 'teacher' is {requested!r}; the config's teachers are "
+                    f"{example.label}: field 'teacher' is {requested!r}; the config's teachers are "
                     f"{', '.join(self.names)}: mend the row, or add teachers.{requested}"
                 )
             return str(requested)
@@ -136,7 +124,7 @@ class TeacherRouter:
                 return self.by_tag[tag]
         if self.default is None:
             raise UsageError(
-                f"row {example.id!r} names no teacher, and nobody claims its tags {tags}: give it a field 'teacher', "
+                f"{example.label} names no teacher, and nobody claims its tags {tags}: give it a field 'teacher', "
                 "put a tag into teachers.NAME.tags, or set teachers.NAME.default=true"
             )
         return self.default

@@ -42,7 +42,7 @@ def teacher_messages(example: Example, system: str = "") -> tuple[Message, ...]:
     messages = example.messages if example.twin is None else example.twin
     if count_image_parts(messages):
         raise UsageError(
-            f"row {example.id!r} has an image, and a teacher reads text only: give the row a 'twin', which says in "
+            f"{example.label} has an image, and a teacher reads text only: give the row a 'twin', which says in "
             "words what the image shows; or leave out such rows, or choose an objective without a teacher (grpo)"
         )
     return tuple(prepend_system(messages, system))
@@ -195,9 +195,7 @@ class TeacherPrompts:
                 )
             )
         except Exception as error:  # a template may raise any exception
-            raise UsageError(
-                f"row {example.id!r}: the chat template of {self.teacher.key} refuses it: {error}"
-            ) from error
+            raise UsageError(f"{example.label}: the chat template of {self.teacher.key} refuses it: {error}") from error
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         if self._template is not None:
@@ -210,10 +208,10 @@ class TeacherPrompts:
 
     def _check(self, example: Example, ids: Sequence[int]) -> None:
         if not ids:
-            raise UsageError(f"row {example.id!r}: the prompt for {self.teacher.key} is empty: give the row a prompt")
+            raise UsageError(f"{example.label}: the prompt for {self.teacher.key} is empty: give the row a prompt")
         if max(ids) >= self.vocab_size:
             raise UsageError(
-                f"row {example.id!r}: its prompt holds the id {max(ids)} ({self._tokenizer.id_to_token(max(ids))!r}), "
+                f"{example.label}: its prompt holds the id {max(ids)} ({self._tokenizer.id_to_token(max(ids))!r}), "
                 f"and {self.teacher.key} knows the ids below {self.vocab_size}: give the row a 'twin' without it"
             )
 

@@ -16,13 +16,13 @@ from typing import Any
 from vold_client import AsyncTeacherClient, AsyncVerifierClient, KeySource, PermissionDenied, Tls, Unauthenticated
 
 from vold_trainer.child import child_process
-from vold_trainer.config import TeacherConfig, TlsConfig, VerifierConfig
+from vold_trainer.config import SINGLE_TEACHER, TeacherConfig, TlsConfig, VerifierConfig, teacher_key
 from vold_trainer.errors import UsageError
 from vold_trainer.services.keys import api_key, describe_key
 from vold_trainer.services.outages import Outages
 from vold_trainer.services.readiness import Readiness
 from vold_trainer.services.throttling import Throttling
-from vold_trainer.sources.check import listed_urls, local_model
+from vold_trainer.sources.check import check_service_urls, listed_urls, local_model
 from vold_trainer.tasks import ClientTasks
 
 START_SECONDS = 180.0
@@ -89,11 +89,13 @@ def open_services(
     verifier: VerifierConfig | None = None,
     teachers: Mapping[str, TeacherConfig] | None = None,
     patience: float = 20.0,
+    check_verifier: Callable[[Services], None] = lambda services: None,
 ) -> Iterator[Services]:
     """Start the local services, wait until all services are ready, and stop the local ones on leaving.
 
     patience: seconds within which the remote services have to be ready; the local ones have START_SECONDS from the same
-    moment on. Raises UsageError with the URL if a service does not become ready.
+    moment on. check_verifier: called when the verifier is ready, before a local teacher, which loads its weights, is
+    waited for. Raises UsageError with the URL if a service does not become ready.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vold-")))
@@ -105,13 +107,17 @@ def open_services(
                 for url in listed_urls(urls)
             )
 
-        configs = {"": teacher} if teacher is not None else dict(teachers or {})
-        keys = {name: _config_key(name) for name in configs}
+        configs = {SINGLE_TEACHER: teacher} if teacher is not None else dict(teachers or {})
+        keys = {name: teacher_key(name) for name in configs}
+        for name, config in configs.items():
+            check_service_urls(config.url, f"{keys[name]}.url", teacher=True)
+        if verifier is not None:
+            check_service_urls(verifier.url, "verifier.url")
         sources = {name: api_key(config, keys[name]) for name, config in configs.items()}
         verifier_source = api_key(verifier, "verifier") if verifier is not None else None
         urls = {name: resolve(config.url, "teacher", keys[name]) for name, config in configs.items()}
         verifier_urls = resolve(verifier.url, "verifier", "verifier") if verifier is not None else ()
-        opened = Services(urls.get("", ()), verifier_urls, urls, children)
+        opened = Services(urls.get(SINGLE_TEACHER, ()), verifier_urls, urls, children)
         readiness = Readiness(
             patience=patience,
             local_seconds=START_SECONDS,
@@ -137,14 +143,21 @@ def open_services(
                 await readiness.wait(client, "verifier.url")
                 await _check_key(client.list_verifiers, "verifier", config, verifier_source)
 
-        probes = [(urls[name], partial(probe_teacher, name)) for name in configs]
-        if verifier is not None:
-            probes.append((verifier_urls, partial(probe_verifier, verifier)))
         tasks = ClientTasks()
         stack.callback(tasks.close)
+
+        def wait_for_teacher(name: str) -> None:
+            tasks.run(probe_teacher(name))
+
+        def wait_for_verifier(config: VerifierConfig) -> None:
+            tasks.run(probe_verifier(config))
+            check_verifier(opened)
+
+        probes = [] if verifier is None else [(verifier_urls, partial(wait_for_verifier, verifier))]
+        probes += [(urls[name], partial(wait_for_teacher, name)) for name in configs]
         # Remote services first, so that a wrong URL shows before a local service has loaded its model.
         for _, probe in sorted(probes, key=lambda each: any(url in children for url in each[0])):
-            tasks.run(probe())
+            probe()
         yield opened
 
 
@@ -171,7 +184,7 @@ def teacher_client(
 
     outages: of the run. Calls that the service refuses for now wait, whether or not there is a run.
     """
-    urls, key = services.teachers.get(name, services.teacher_urls), _config_key(name)
+    urls, key = services.teachers.get(name, services.teacher_urls), teacher_key(name)
     outages, source = outages or Outages(), api_key(config, key)
     outages.key_origins[key] = partial(describe_key, config, key, source)
     return AsyncTeacherClient(
@@ -199,11 +212,6 @@ def verifier_client(
         run_id=run_id,
         throttled=Throttling("verifier", services.verifier_urls, outages).wait,
     )
-
-
-def _config_key(name: str) -> str:
-    """The config's key of the teacher `name`; of the only teacher if it is empty."""
-    return f"teachers.{name}" if name else "teacher"
 
 
 def _tls(config: TlsConfig, urls: Sequence[str]) -> Tls | None:

@@ -7,7 +7,6 @@ that nothing is run, and no judge is called. The verdicts do not matter.
 
 import difflib
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,13 +14,13 @@ from vold_client import AsyncVerifierClient, DeadlineExceeded, Item, ResourceExh
 
 from vold_trainer.config import VerifierConfig
 from vold_trainer.errors import UsageError
+from vold_trainer.sentences import without_index
 from vold_trainer.services.local import Services, verifier_client
 from vold_trainer.tasks import ClientTasks
 
 log = logging.getLogger("vold.verifier")
 
 MAX_FAULTS = 5
-_INDEX = re.compile(r"^items\[\d+\]\.")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ async def find_faults(client: AsyncVerifierClient, trials: Sequence[Trial]) -> l
 
 def _explain(trial: Trial, error: VoldError, known: dict[str, Iterable[str]]) -> str:
     """What is wrong with the item's verifier or parameters; empty if something else is, or nothing for good."""
-    field, message = _INDEX.sub("", error.field), _INDEX.sub("", error.message)
+    field, message = without_index(error.field), without_index(error.message)
     url = f" [{error.url}]" if error.url else ""
     if field == "verifier":
         return f"{trial.name} is {trial.item.verifier!r}: {message}{url}"

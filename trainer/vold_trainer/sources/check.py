@@ -16,6 +16,7 @@ from vold_trainer.config import (
     TracesConfig,
     TrainConfig,
     VerifierConfig,
+    teacher_key,
 )
 from vold_trainer.errors import UsageError
 from vold_trainer.hub import require_hub_model
@@ -70,11 +71,12 @@ def _checks(config: Config) -> Iterator[Callable[[], None]]:
     for data in _data(config):
         yield partial(check_source, data)
     for key, teacher in _teachers(config).items():
-        yield from (partial(_check_local_teacher, url, f"{key}.url") for url in listed_urls(teacher.url))
+        yield partial(check_service_urls, teacher.url, f"{key}.url", teacher=True)
         yield partial(_check_tls, teacher.tls, key)
         yield partial(_check_key_file, teacher.api_key_file, key)
     verifier = getattr(config, "verifier", None)
     if isinstance(verifier, VerifierConfig):
+        yield partial(check_service_urls, verifier.url, "verifier.url")
         yield partial(_check_tls, verifier.tls, "verifier")
         yield partial(_check_key_file, verifier.api_key_file, "verifier")
     if is_main_process():  # which alone writes
@@ -93,20 +95,34 @@ def _teachers(config: Config) -> dict[str, TeacherConfig]:
     """The teachers that the command calls, by their key."""
     if isinstance(config, TracesConfig):
         return {"teacher": config.teacher}
-    if not isinstance(config, TrainConfig) or not config.objective.needs.teacher:
+    if not isinstance(config, TrainConfig):
         return {}
-    if config.teacher is not None:
-        return {"teacher": config.teacher}
-    return {f"teachers.{name}": teacher for name, teacher in config.teachers.items()}
+    return {teacher_key(name): teacher for name, teacher in config.used_teachers.items()}
 
 
 def listed_urls(urls: str | list[str]) -> list[str]:
-    return [url.strip() for url in (urls.split(",") if isinstance(urls, str) else urls)]
+    parts = urls.split(",") if isinstance(urls, str) else urls
+    return [url.strip() for url in parts if url.strip()]
 
 
-def _check_local_teacher(url: str, field: str) -> None:
-    if url.startswith("local:"):
-        local_model(url, field)
+def check_service_urls(urls: str | list[str], field: str, *, teacher: bool = False) -> None:
+    """Raise UsageError if one of a service's URLs is none that the client takes, or names a local teacher's model that
+    is not there.
+    """
+    listed = listed_urls(urls)
+    local = [url for url in listed if url.startswith("local:")]
+    if teacher:
+        for url in local:
+            local_model(url, field)
+    if listed and len(local) == len(listed):
+        return
+    from vold_client import InvalidArgument  # gRPC with it: for whoever calls other services than its own
+    from vold_client.urls import parse_urls
+
+    try:
+        parse_urls(",".join(url for url in listed if url not in local))
+    except InvalidArgument as error:
+        raise UsageError(f"{field}: {error.message}; local: starts a service here") from error
 
 
 def local_model(url: str, field: str) -> str:

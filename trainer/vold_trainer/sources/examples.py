@@ -16,6 +16,8 @@ from vold_trainer.data.files import JSONL, PARQUET, file_rows
 from vold_trainer.data.hub import dataset_rows
 from vold_trainer.data.rows import Reader, Row
 from vold_trainer.errors import UsageError
+from vold_trainer.hub import require_hub_dataset
+from vold_trainer.launch import is_local_main_process
 from vold_trainer.paths import require_folder
 from vold_trainer.pocket.problems import Split
 from vold_trainer.pocket.world import make_examples
@@ -55,6 +57,8 @@ def check_source(config: DataConfig) -> None:
     _make_reader(config)
     if not _find_files(config.source, config.split):
         _require_folder_or_hub_name(config.source)
+        if not Path(config.source).is_dir() and is_local_main_process():  # the processes of a machine share the cache
+            require_hub_dataset(config.source, f"data.source {config.source!r}")
     if config.image_folder is not None:
         require_folder(config.image_folder, "data.image_folder", "give the folder that relative image paths start from")
 
@@ -86,7 +90,10 @@ def _read_rows(config: DataConfig, columns: Columns) -> Iterator[Row]:
 def _require_folder_or_hub_name(source: str) -> None:
     path = Path(source)
     may_be_hub_name = (
-        not source.startswith((".", "/", "~")) and path.suffix not in (*JSONL, *PARQUET) and source.count("/") <= 1
+        not source.startswith((".", "/", "~"))
+        and not source.endswith("/")
+        and path.suffix not in (*JSONL, *PARQUET)
+        and source.count("/") <= 1
     )
     if not path.is_dir() and (not may_be_hub_name or glob.has_magic(source)):
         raise UsageError(

@@ -4,6 +4,7 @@ A step takes P prompts, generates G completions of each and has them scored (gen
 optimiser steps on all of them (update.py). The objective determines the requests to the services and the loss.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,15 +20,13 @@ from vold_trainer.processes.ranks import Ranks, make_accelerator
 from vold_trainer.rollout.engines import make_engine
 from vold_trainer.runs import trackers
 from vold_trainer.runs.start import Start
-from vold_trainer.scoring.items import verifier_trials
 from vold_trainer.scoring.scorer import Scorer
-from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRouter, configured_teachers, make_teachers
+from vold_trainer.scoring.teachers import TeacherRouter, make_teachers
 from vold_trainer.scoring.twins import check_twins
-from vold_trainer.services.local import Services, teacher_client, verifier_client
+from vold_trainer.services.local import teacher_client, verifier_client
+from vold_trainer.services.opening import Opened
 from vold_trainer.services.outages import Outages
-from vold_trainer.services.shared import shared_services
-from vold_trainer.services.verifiers import check_verifier
-from vold_trainer.sources import load_examples
+from vold_trainer.services.shared import shared_opening
 from vold_trainer.sources.check import check_files
 from vold_trainer.student.fingerprint import fingerprint
 from vold_trainer.student.models import Student, load_student
@@ -37,29 +36,33 @@ from vold_trainer.training.loop import Loop
 
 @holds_out("run")
 def run_train(
-    config: TrainConfig, *, resume: bool = False, step: str = "last", overwrite: bool = False, export: bool = True
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    step: str = "last",
+    overwrite: bool = False,
+    export: bool = True,
+    opened: Opened | None = None,
 ) -> Path:
     """Train, and write the student to `out/model` if `export`. Returns that folder.
 
     resume: go on from the checkpoint `step` ("last", "best", a number) if there is one. overwrite: delete the run that
-    is in `out`.
+    is in `out`. opened: the rows and the services, if this process has opened them.
 
     Raises RunError if the run cannot go on: a service stays away, too many scores are missing, the teacher changed.
     """
     start = Start(resume, step, overwrite)
-    start.check(config.out)
+    start.check(config.out, config.student.path)
     check_files(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     trackers.check_installed(config.trackers)
     ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
-    teachers, verifier = configured_teachers(config), config.verifier
-    with (
-        tracing.exporting(config.out.name),
-        shared_services(ranks, teacher=teachers.get(SINGLE_TEACHER), verifier=verifier, teachers=teachers) as services,
-    ):
-        student, examples, traces = ranks.run_on_all(lambda: _load(config, services, ranks))
+    teachers, verifier = config.used_teachers, config.verifier
+    with tracing.exporting(config.out.name), shared_opening(ranks, config, opened) as shared:
+        services, (examples,) = shared.services, shared.sets
+        student, traces = ranks.run_on_all(lambda: _load(config, examples))
         content = {"student.path": fingerprint(student), "data.source": digest((example, ()) for example in examples)}
         if traces:
             content["objective.traces"] = digest((trace.example, trace.ids) for trace in traces)
@@ -89,20 +92,18 @@ def run_train(
             scorer.close()
 
 
-def _load(config: TrainConfig, services: Services, ranks: Ranks) -> tuple[Student, list[Example], list[Trace]]:
-    """The student, the prompts and the traces, after a check that each row has a teacher that can read it, and a
-    verifier that knows what it asks for.
-    """
-    examples = load_examples(config.data)
-    if config.verifier is not None and ranks.is_main:
-        trials = verifier_trials(examples, config.verifier.name, config.verifier.parameters)
-        check_verifier(config.verifier, services, trials, skip_broken=bool(config.data.skip_broken))
+def _load(config: TrainConfig, examples: Sequence[Example]) -> tuple[Student, list[Trace]]:
+    """The student and the traces, after a check that each row has a teacher that can read it."""
+    router = TeacherRouter(config)
+    if config.used_teachers:
+        router.check(examples)
+        check_twins(examples)
     student = load_student(config.student)
     traces = _load_traces(config.objective, student, skip_broken=bool(config.data.skip_broken))
-    if configured_teachers(config):
-        TeacherRouter(config).check([*examples, *(trace.example for trace in traces)])
-        check_twins([*examples, *(trace.example for trace in traces)])
-    return student, examples, traces
+    if config.used_teachers:
+        router.check([trace.example for trace in traces])
+        check_twins([trace.example for trace in traces])
+    return student, traces
 
 
 def _load_traces(objective: AnyObjective, student: Student, *, skip_broken: bool) -> list[Trace]:

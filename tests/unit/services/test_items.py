@@ -2,7 +2,7 @@
 
 from vold_client import Item
 from vold_trainer.data import Example
-from vold_trainer.scoring.items import verifier_item
+from vold_trainer.services.items import verifier_item
 
 
 def example(**meta):

@@ -54,6 +54,6 @@ def verifier_trials(examples: Sequence[Example], name: str, parameters: Mapping[
 def _trial(example: Example, name: str, parameters: Mapping[str, Any]) -> Trial:
     item = replace(verifier_item(example, "", name, parameters), prompt="")
     own_name, own_parameters = "verifier" in example.meta, "parameters" in example.meta
-    row = f"row {example.id!r}" if own_name or own_parameters else ""
+    row = example.label if own_name or own_parameters else ""
     named = f"{row}, field 'verifier'" if own_name else "verifier.name"
     return Trial(item, named, row, parameters_in_row=own_parameters)
