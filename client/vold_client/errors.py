@@ -135,6 +135,10 @@ def connection_error(reason: str, url: str) -> VoldError:
         return CertificateRefused(f"the service's certificate is refused: {_certificate_fault(reason)}", url=url)
     if "WRONG_VERSION_NUMBER" in reason:
         hint = "it does not speak TLS: write grpc:// or http://, or start it with --tls-cert"
+    elif any(words in reason for words in ("http1.x server", "Failed parsing HTTP/2")):
+        hint = "it does not speak gRPC: write http://, or give the service's gRPC port"
+    elif "illegal request line" in reason:
+        hint = "it does not speak HTTP/1: write grpc://, or give the service's HTTP port"
     elif not any(word in reason for word in _CONNECTION_CLOSED):
         hint = "is the service running there?"
     elif url.startswith(("grpcs:", "https:")):

@@ -293,6 +293,21 @@ def test_a_remote_service_gets_no_longer_because_a_local_one_loads(no_patience, 
     assert "waiting for teachers.maths.url" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("face", ["grpc", "http"])
+def test_a_service_of_another_kind_is_told_with_the_key(verifier, face):
+    with pytest.raises(UsageError, match=r"^teacher\.url: a service answers that is no teacher; give the URL of one\."):
+        open_services(teacher=TeacherConfig(url=getattr(verifier, face))).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("face", "other", "hint"), [("grpc", "http", "write http://"), ("http", "grpc", "write grpc://")]
+)
+def test_a_port_that_speaks_another_protocol_is_told_with_the_one_to_write(no_patience, verifier, face, other, hint):
+    url = getattr(verifier, other).replace(other, face, 1)
+    with pytest.raises(UsageError, match=rf"^verifier\.url: .*{hint}"):
+        open_services(verifier=VerifierConfig(url=url), patience=0.5).__enter__()
+
+
 @pytest.mark.slow
 def test_a_local_service_that_loads_has_a_waiting_line(no_patience, capfd):
     with open_services(verifier=VerifierConfig(url="local:"), patience=0):

@@ -13,7 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vold_client import AsyncTeacherClient, AsyncVerifierClient, KeySource, PermissionDenied, Tls, Unauthenticated
+from vold_client import (
+    AsyncTeacherClient,
+    AsyncVerifierClient,
+    KeySource,
+    NotFound,
+    PermissionDenied,
+    Tls,
+    Unauthenticated,
+)
 
 from vold_trainer.child import child_process
 from vold_trainer.config import SINGLE_TEACHER, TeacherConfig, TlsConfig, VerifierConfig, teacher_key
@@ -133,7 +141,7 @@ def open_services(
                 list(urls[name]), timeout=timeout, api_key=source, tls=tls, model=config.model
             ) as client:
                 await readiness.wait(client, f"{keys[name]}.url")
-                await _check_key(client.info, keys[name], config, source)
+                await _check_kind_and_key(client.info, "teacher", keys[name], config, source)
 
         async def probe_verifier(config: VerifierConfig) -> None:
             tls = _tls(config.tls, verifier_urls)
@@ -141,7 +149,7 @@ def open_services(
                 list(verifier_urls), timeout=timeout, api_key=verifier_source, tls=tls
             ) as client:
                 await readiness.wait(client, "verifier.url")
-                await _check_key(client.list_verifiers, "verifier", config, verifier_source)
+                await _check_kind_and_key(client.list_verifiers, "verifier", "verifier", config, verifier_source)
 
         tasks = ClientTasks()
         stack.callback(tasks.close)
@@ -229,13 +237,19 @@ def local_service_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in excluded}
 
 
-async def _check_key(
-    request: Callable[[], Awaitable[object]], section: str, config: TeacherConfig | VerifierConfig, source: KeySource
+async def _check_kind_and_key(
+    request: Callable[[], Awaitable[object]],
+    kind: str,
+    section: str,
+    config: TeacherConfig | VerifierConfig,
+    source: KeySource,
 ) -> None:
-    """Raise UsageError if a service refuses the run's API key. The readiness check needs no key, and without this check
-    the run would wait in its first step.
+    """Raise UsageError if a service is of another kind or refuses the run's API key. The readiness check is the same
+    for all kinds and needs no key, and without this check the run would wait in its first step.
     """
     try:
         await request()
+    except NotFound as error:
+        raise UsageError(f"{section}.url: a service answers that is no {kind}; give the URL of one. {error}") from error
     except (Unauthenticated, PermissionDenied) as error:
         raise UsageError(f"{section}.url: {error}. {describe_key(config, section, source)}") from error
