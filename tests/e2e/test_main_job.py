@@ -65,6 +65,7 @@ def test_demo_runs_every_stage_and_writes_its_summary(tmp_path, pocket_teacher, 
     assert [line for line in lines if unwanted.search(line)] == [], "a message about which a user can do nothing"
 
 
+@pytest.mark.slow
 def test_the_ablation_runs_rows_in_parallel_and_only_missing_ones(tmp_path, pocket_teacher, verifier, monkeypatch):
     monkeypatch.setattr(ablation, "TEACHER", pocket_teacher.grpc)
     monkeypatch.setattr(ablation, "VERIFIER", verifier.grpc)

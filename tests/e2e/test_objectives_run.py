@@ -84,7 +84,8 @@ def test_every_objective_runs_through_the_real_services(name, tmp_path, pocket_t
 
 def test_gkd_samples_the_source_of_the_completions_of_each_step(tmp_path, pocket_teacher, verifier, traces):
     objective = f"{{name: gkd, traces: {traces}, student_share: 0.5}}"
-    rows = train(tmp_path, objective, pocket_teacher.grpc, verifier.grpc, "steps=6", "rollout.group=2")
+    kept = ("checkpoints.every=1", "checkpoints.keep_best=1")  # by the reward, which steps on traces have not
+    rows = train(tmp_path, objective, pocket_teacher.grpc, verifier.grpc, "steps=6", "rollout.group=2", *kept)
     on_traces = [row for row in rows if row.get("objective/on_policy") == 0]
     assert 0 < len(on_traces) < 6
     assert not any(row["sane/alarms"] for row in rows), "traces differ from the student's own completions"

@@ -133,6 +133,7 @@ def run(tmp_path, student, teacher, verifier, data, monkeypatch, capsys):
     return three_steps
 
 
+@pytest.mark.slow
 def test_qwen2_5_vl_learns_from_qwen3_with_the_four_differing_ids_masked(run, student, teacher, tokenizer):
     first = run("a")
     named = "151665 token ids compared, 4 differ and are masked in the teacher's term: "

@@ -70,7 +70,7 @@ def assert_equals_forward(model, request: pb.ScoreRequest, reply: pb.ScoreReply)
             logits = model(sequence).logits[0, len(prompt) - 1 : -1] / request.options.temperature
         expected = logits.log_softmax(-1)
         rows = torch.arange(len(ids))
-        np.testing.assert_allclose(unpack_floats(score.logprobs), expected[rows, ids], **TOLERANCE)
+        np.testing.assert_allclose(unpack_floats(score.logprobs), expected[rows, ids.astype(np.int64)], **TOLERANCE)
         top = expected.topk(5, -1)
         np.testing.assert_allclose(unpack_floats(score.top_logprobs).reshape(-1, 5), top.values, **TOLERANCE)
         top_ids = torch.from_numpy(unpack_ids(score.top_ids).reshape(-1, 5).astype(np.int64))
@@ -121,7 +121,7 @@ def test_greedy_generation_equals_transformers(served):
         ids = unpack_ids(event.ids)
         np.testing.assert_array_equal(ids, whole[len(prompt) :])
         rows = len(prompt) - 1 + np.arange(len(ids))
-        np.testing.assert_allclose(unpack_floats(event.logprobs), expected[rows, ids], **TOLERANCE)
+        np.testing.assert_allclose(unpack_floats(event.logprobs), expected[rows, ids.astype(np.int64)], **TOLERANCE)
 
 
 def test_a_seed_gives_the_same_tokens_in_any_company(qwen):

@@ -1,5 +1,6 @@
 """The decoding loop: a completion depends on seed, row and prompt alone, and follows the student's distribution."""
 
+import logging
 import math
 import re
 from dataclasses import replace
@@ -248,6 +249,21 @@ def test_an_example_at_fault_costs_its_own_group_alone(pocket, one_call, batch, 
     )
     with pytest.raises(RowError, match=r"rows\.jsonl:2: row .* Mend the row, or set data\.skip_broken=true"):
         generate(pocket, [broken[1]], max_tokens=4)
+
+
+def test_a_prompt_that_is_too_long_has_no_warning_of_the_tokenizer(pocket):
+    warned = []
+    handler = logging.Handler()
+    handler.emit = warned.append
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    pocket.tokenizer.deprecation_warnings.clear()  # it warns once
+    long = Example("long", ({"role": "user", "content": "3 + " * 300},), "")
+    try:
+        generate(pocket, [long], max_tokens=4, on_fault=lambda index, fault: None)
+    finally:
+        logger.removeHandler(handler)
+    assert not [record.getMessage() for record in warned]
 
 
 def test_a_chat_template_may_raise_anything(pocket):

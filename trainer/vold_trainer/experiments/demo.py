@@ -49,7 +49,7 @@ def run_demo(
         results = {}
         print_line("1/6 evaluate the base student: it reads the problems, but cannot solve them")
         results["base"] = recipe.evaluate("pocket:student", "base")
-        print_line("2/6 traces: the teacher solves 3,000 problems; only traces that the verifier accepts are written")
+        print_line("2/6 traces: the teacher solves problems; only traces that the verifier accepts are written")
         traces, counts = recipe.traces()
         print_line(f"    {counts.written} of {counts.requested} traces written; dropped: {counts.describe_dropped()}")
         print_line("3/6 cold start: supervised fine-tuning on those traces, text only; the vision tower is frozen")

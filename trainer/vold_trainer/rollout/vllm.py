@@ -139,7 +139,7 @@ class VllmEngine:
         tokenizer = self.student.tokenizer
         ids = sorted(set(tokenizer.get_vocab().values()))
         text = tokenizer.decode(ids[:: max(1, len(ids) // PROBE_IDS)])
-        student_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        student_ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         server_ids = await server.tokenize(info.model, text)
         if student_ids != server_ids:
             start = first_difference(student_ids, server_ids)

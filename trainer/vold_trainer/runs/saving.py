@@ -149,14 +149,17 @@ class Saver:
         if left is not None:
             console.print(f"the checkpoints after step {step} are kept in {left}", highlight=False, soft_wrap=True)
 
-    def record_metrics(self, metrics: Mapping[str, Any]) -> None:
+    def record_metrics(self, metrics: Mapping[str, Any], *, complete: bool = True) -> None:
         """Record a step's value of `checkpoints.metric`, from which the score of a checkpoint is computed.
 
-        Raises UsageError if the metric is not among the metrics.
+        complete: whether a step has every metric; one on traces has no rewards. Raises UsageError if the metric is not
+        among those of a complete step.
         """
         if not self.settings.keep_best:
             return
         if self.settings.metric not in metrics:
+            if not complete:
+                return
             known = ", ".join(name for name, value in metrics.items() if isinstance(value, int | float))
             raise UsageError(f"checkpoints.metric {self.settings.metric!r} is not a metric of this run; it has {known}")
         value = metrics[self.settings.metric]

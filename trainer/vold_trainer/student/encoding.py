@@ -70,7 +70,7 @@ def encode(
     Raises UsageError if an example has images and the student reads text only.
     """
     texts = [render(processor, tokenizer, example) for example in examples]
-    options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+    options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt", "verbose": False}
     options |= {"return_token_type_ids": False, "add_special_tokens": _adds_special_tokens(processor, tokenizer, texts)}
     with_images = [index for index, example in enumerate(examples) if example.images]
     if with_images and processor is tokenizer:

@@ -37,7 +37,7 @@ def read_traces(path: Path, student: Student, *, skip_broken: bool = False) -> l
 def _make_trace(example: Example, completion: str, ids: Sequence[int] | None, student: Student) -> Trace:
     if ids and _decodes_to(student, ids, completion):
         return Trace(example, tuple(ids))
-    ids = student.tokenizer(completion, add_special_tokens=False)["input_ids"]
+    ids = student.tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"]
     return Trace(example, (*ids, student.eos_ids[0]))
 
 

@@ -355,7 +355,8 @@ class Loop:
         }
         self.folder.write_metrics(step + 1, metrics)
         if dummy is not None:
-            self.ranks.run_on_all(lambda: self.saver.record_metrics(metrics))
+            on_policy = batch.version is not None
+            self.ranks.run_on_all(lambda: self.saver.record_metrics(metrics, complete=on_policy))
         if failure is not None:
             raise failure
         self.ranks.run_on_all(lambda: self.prepared.skipped.report(step + 1))
