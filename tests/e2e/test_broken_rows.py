@@ -148,8 +148,9 @@ def test_the_config_may_say_that_a_broken_row_stops_the_run(tmp_path, train):
         r"data\.skip_broken=true.*step \d is saved"
     )
     file, out = write_rows(tmp_path), tmp_path / "run"
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(RunError, match=message) as raised:
         train(out, file, "data.skip_broken=false")
+    assert str(raised.value).count("Mend the row") == 1
     assert len(list((out / "checkpoints").glob("step-*"))) == 1
 
 

@@ -232,3 +232,14 @@ def test_a_missing_extra_is_named(module, source, tmp_path, monkeypatch):
         UsageError, match=rf"needs {module}, which is not installed: install vold with the extra 'data'"
     ):
         load_examples(DataConfig(source=source))
+
+
+def test_an_offset_past_the_end_is_told_with_the_number_of_rows(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "1 + 1?", "reference": "2"}\n' * 3)
+    with pytest.raises(UsageError, match=r"has 3 rows, and data\.offset skips 3,000: lower it"):
+        load_examples(DataConfig(source=str(file), offset=3000))
+    assert len(load_examples(DataConfig(source=str(file), offset=2))) == 1
+    file.write_text("")
+    with pytest.raises(UsageError, match="has no rows"):
+        load_examples(DataConfig(source=str(file)))

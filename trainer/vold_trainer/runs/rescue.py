@@ -4,6 +4,7 @@ The weights are those of a whole step except within an update, between its first
 there leaves the newest checkpoint, and says which step that is.
 """
 
+import copy
 import gc
 import logging
 import traceback
@@ -43,7 +44,8 @@ def ended_run(
     saved = _save(error, step, out, prepared, ranks, save, together=together)
     message = f"{_said(error)}. {saved}"
     if isinstance(error, VoldTrainerError):
-        ended: Exception = type(error)(message)
+        ended: Exception = copy.copy(error)
+        ended.args = (message,)
     elif isinstance(error, VoldError | OSError | SafetensorError) or is_out_of_memory(error):
         ended = RunError(message)
     else:

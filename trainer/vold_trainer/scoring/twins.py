@@ -181,7 +181,7 @@ class TeacherPrompts:
         """How many ids the teacher's prompt of this example has."""
         own = self(example, ())  # empty if the teacher reads the student's ids, and so no image
         return len(own) or len(
-            self.student.tokenizer(self.student.render(example), add_special_tokens=False)["input_ids"]
+            self.student.tokenizer(self.student.render(example), add_special_tokens=False, verbose=False)["input_ids"]
         )
 
     def _render(self, example: Example) -> str:
@@ -200,7 +200,7 @@ class TeacherPrompts:
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         if self._template is not None:
             return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-        ids: list[list[int]] = self.student.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        ids: list[list[int]] = self.student.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
     def _has_foreign(self, ids: Sequence[int]) -> bool:

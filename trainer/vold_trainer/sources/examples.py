@@ -39,12 +39,17 @@ def load_examples(config: DataConfig) -> list[Example]:
         )
     columns, reader = _make_reader(config)
     rows = _RecordedRows(_read_rows(config, columns))
-    end = None if config.limit is None else config.offset + config.limit
-    examples = list(islice(_valid_examples(rows, reader, config), config.offset, end))
+    valid = _valid_examples(rows, reader, config)
+    before = sum(1 for _ in islice(valid, config.offset))
+    examples = list(islice(valid, config.limit))
     if rows.exhausted and rows.columns:
         columns.check_seen(list(rows.columns), repr(config.source))
     if not examples:
-        raise UsageError(f"data.source {config.source!r} has no rows from data.offset {config.offset} on")
+        if before:
+            raise UsageError(
+                f"data.source {config.source!r} has {before:,} rows, and data.offset skips {config.offset:,}: lower it"
+            )
+        raise UsageError(f"data.source {config.source!r} has no rows")
     return examples
 
 
