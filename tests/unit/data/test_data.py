@@ -115,7 +115,7 @@ def test_sources_that_are_none(tmp_path):
 
 def test_an_offset_past_the_end_is_named(tmp_path):
     config = write(tmp_path / "rows.jsonl", {"prompt": "fine", "reference": "1"})
-    with pytest.raises(UsageError, match=r"data\.offset 5"):
+    with pytest.raises(UsageError, match=r"has 1 rows, and data\.offset skips 5: lower it"):
         load_examples(config.model_copy(update={"offset": 5}))
 
 

@@ -1,17 +1,17 @@
 """The base of the adapters: reading a row's columns, composing its prompt, and the class Adapter."""
 
 import ast
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vold_trainer.data import Example
-from vold_trainer.data.images import LazyImage, LazyImages
+from vold_trainer.data.images import LazyImage, LazyImages, read_rgb, to_rgb
+from vold_trainer.data.numbers import number_text
 from vold_trainer.errors import UsageError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -82,9 +82,10 @@ class BenchmarkRow:
         value = self.columns.get(column)
         if value is None:
             return ""
-        if not isinstance(value, str | int | float) or isinstance(value, bool):
+        text = value if isinstance(value, str) else number_text(value)
+        if text is None:
             raise self.error(column, "give text")
-        return str(value).strip()
+        return text.strip()
 
     def texts(self, column: str) -> list[str]:
         """The texts of a column: a list, or a list written as text, as in MMMU; may be empty."""
@@ -98,7 +99,7 @@ class BenchmarkRow:
             return []
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise self.error(column, "give a list of texts")
-        return [str(item) for item in value]
+        return [number_text(item) or str(item) for item in value]
 
     def names(self, column: str) -> list[str]:
         """The names in a column: a text, a list, or a list written as text; may be empty."""
@@ -188,22 +189,12 @@ def image_reader(folder: Path) -> ReadImage:
             value = value.get("bytes") or value.get("path")
         try:
             if isinstance(value, Image.Image):
-                return _to_rgb(value)
-            with Image.open(io.BytesIO(value) if isinstance(value, bytes) else folder / str(value)) as image:
-                return _to_rgb(image)
-        except (OSError, UnidentifiedImageError, ValueError) as error:
+                return to_rgb(value)
+            return read_rgb(value if isinstance(value, bytes) else folder / str(value))
+        except ValueError as error:
             raise UsageError(f"{where} is no picture that can be read: {error}") from error
 
     return read
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    on_white = Image.new("RGBA", image.size, "white")
-    on_white.alpha_composite(image)
-    return on_white.convert("RGB")
 
 
 def letter_options(texts: Sequence[str]) -> dict[str, str]:

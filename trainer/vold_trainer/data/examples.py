@@ -34,7 +34,7 @@ class Example:
 
     def check_unicode(self) -> None:
         """Raise ValueError if a text cannot be sent: JSON may hold half of a character, such as "\\ud83d"."""
-        texts = [self.messages, self.twin, self.reference, self.meta.get("parameters")]
+        texts = [self.id, self.category, self.messages, self.twin, self.reference, dict(self.meta)]
         try:
             json.dumps(texts, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError as error:

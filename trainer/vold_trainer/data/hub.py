@@ -10,6 +10,7 @@ from vold_proto.distribution import require_extra
 
 from vold_trainer.config import DataConfig
 from vold_trainer.data.columns import Columns
+from vold_trainer.data.numbers import shortened
 from vold_trainer.data.rows import Row
 from vold_trainer.errors import UsageError
 
@@ -68,6 +69,8 @@ def _value(feature: Any, value: Any) -> Any:
     kind = type(feature).__name__
     if value is None:
         return None
+    if isinstance(value, float):
+        return shortened(value, str(getattr(feature, "dtype", "")))
     if kind == "ClassLabel":
         return feature.int2str(value) if value >= 0 else None
     if kind == "Json":

@@ -11,16 +11,27 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
+from urllib.parse import unquote
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps
 
 from vold_trainer.errors import UsageError
 
 ImageSource = Path | bytes
 """An image file, or its content."""
 
-# The exceptions of Pillow for invalid and truncated files, depending on the format.
-_UNREADABLE = (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, EOFError)
+MAX_QUOTED = 60
+"""Characters of a value in an error."""
+
+MAX_PATH = 255
+"""Characters of a path in an error."""
+
+MIN_BASE64 = 64
+"""Characters that the base64 of an image has at least."""
+
+_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+"""How the files begin whose base64 is read in place of a path."""
 
 
 class LazyImage:
@@ -41,7 +52,7 @@ class LazyImage:
             with Image.open(_file(source)) as image:
                 self.pixels = image.width * image.height
                 image.verify()
-        except _UNREADABLE as error:
+        except Exception as error:  # whatever the decoder of a format raises
             raise self._error(error) from error
         if decode:
             self._decode(source)
@@ -56,14 +67,13 @@ class LazyImage:
 
     def _decode(self, source: ImageSource) -> Image.Image:
         try:
-            with Image.open(_file(source)) as image:
-                return to_rgb(image)
-        except _UNREADABLE as error:
+            return read_rgb(source)
+        except ValueError as error:
             raise self._error(error) from error
 
     def _error(self, error: Exception) -> UsageError:
-        name = f" {str(self.path)!r}" if self.path else ""
-        return UsageError(f"{self.where}: image{name} cannot be read: {error}")
+        name = f" {_shorten_path(self.path)}" if self.path else ""
+        return UsageError(f"{self.where}: image{name} cannot be read: {_reason(error)}")
 
 
 class LazyImages(Sequence[Image.Image]):
@@ -92,15 +102,44 @@ class LazyImages(Sequence[Image.Image]):
     __hash__ = None  # type: ignore[assignment]
 
 
+def read_rgb(source: ImageSource) -> Image.Image:
+    """The decoded image, as `to_rgb`. Raises ValueError if it cannot be decoded."""
+    try:
+        with Image.open(_file(source)) as image:
+            return to_rgb(image)
+    except Exception as error:  # whatever the decoder of a format raises
+        raise ValueError(_reason(error)) from error
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to RGB, turned upright by its EXIF orientation, with white for transparent pixels."""
+    """Convert an image to RGB, turned upright by its EXIF orientation, with white for transparent pixels. Grey of 16
+    bits, and of floating point from 0 to 1, is scaled to 8 bits. Raises ValueError for pixels of another range.
+    """
     image = ImageOps.exif_transpose(image)
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        image = _to_8_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
     on_white = Image.new("RGB", image.size, "white")
     on_white.paste(image, mask=image.getchannel("A"))
     return on_white
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """A grey image as LA or L. Pillow cuts its values at 255."""
+    values = np.asarray(image).astype(np.float64)
+    top = 1.0 if image.mode == "F" else 65535.0
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= top):  # also where a value is not a number
+        raise ValueError(
+            f"its pixels are from {low:g} to {high:g}, and only 0 to {top:g} has a meaning: convert it to 8 bits"
+        )
+    grey = Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+    clear = image.info.get("transparency")  # the grey value that is transparent, with all bits
+    if isinstance(clear, int):
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def image_source(value: Any, folder: Path) -> ImageSource:
@@ -123,12 +162,41 @@ def image_source(value: Any, folder: Path) -> ImageSource:
             raise ValueError(f"{_shorten(value)}: not base64 ({error})") from error
     if value.startswith(("http://", "https://")):
         raise ValueError(f"{_shorten(value)}: nothing is fetched in a run: download it, and give its path")
-    return folder / value.removeprefix("file://")
+    if value.startswith("~"):
+        raise ValueError(f"{_shorten(value)}: ~ has no meaning in a row: write the whole path")
+    if content := _bare_base64(value):
+        return content
+    return folder / (unquote(value.removeprefix("file://")) if value.startswith("file://") else value)
+
+
+def _bare_base64(value: str) -> bytes | None:
+    """The image whose base64 the text is, without a data: URL around it; None if it may be a path."""
+    if len(value) < MIN_BASE64:
+        return None
+    try:
+        content = base64.b64decode("".join(value.split()), validate=True)
+    except ValueError:
+        return None
+    return content if content.startswith(_BEGINNINGS) else None
 
 
 def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    text = repr(value[:MAX_QUOTED] if isinstance(value, str | bytes) else value)
+    cut = isinstance(value, str | bytes) and len(value) > MAX_QUOTED
+    return text if not cut and len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 3] + "..."
+
+
+def _shorten_path(path: Path) -> str:
+    """The path, or the end of one that is longer than any file's."""
+    text = str(path)
+    return repr(text if len(text) <= MAX_PATH else "..." + text[-MAX_QUOTED:])
+
+
+def _reason(error: Exception) -> str:
+    """The error in one line of a few words, without the path or the content that it may repeat."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    first = (text or type(error).__name__).splitlines()[0]
+    return first if len(first) <= 2 * MAX_QUOTED else first[: 2 * MAX_QUOTED - 3] + "..."
 
 
 def _file(source: ImageSource) -> Any:

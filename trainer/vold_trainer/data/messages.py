@@ -7,8 +7,15 @@ from typing import Any
 from vold_trainer.data.columns import drop_nulls
 from vold_trainer.data.examples import Message
 
+ROLES = ("system", "user", "assistant", "tool")
+SYNONYMS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
+"""Other names of roles, in small letters, in data sets of chats."""
+
 IMAGE_KEYS = ("image", "path", "url", "bytes", "base64", "image_url")
 """The keys under which an image part may hold its image."""
+
+MAX_QUOTED = 60
+"""Characters of a value in an error."""
 
 
 def read_messages(value: Any) -> tuple[list[Message], list[Any]]:
@@ -23,13 +30,16 @@ def read_messages(value: Any) -> tuple[list[Message], list[Any]]:
         except json.JSONDecodeError as error:
             raise ValueError(f" is text, and not JSON ({error}): give a list of role and content") from error
     if not isinstance(value, list) or not value:
-        raise ValueError(f" is {str(value)[:60]!r}: give a list of role and content")
+        raise ValueError(f" is {_quote(value)}: give a list of role and content")
     messages: list[Message] = []
     images: list[Any] = []
     for index, message in enumerate(value):
         message = drop_nulls(message)
+        if isinstance(message, dict) and not message.keys() & {"role", "content"}:  # ShareGPT's names
+            message = {{"from": "role", "value": "content"}.get(key, key): value for key, value in message.items()}
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise ValueError(f"[{index}] is {str(message)[:60]!r}: give role and content")
+            raise ValueError(f"[{index}] is {_quote(message)}: give role and content")
+        message = {**message, "role": _role(message["role"], f"[{index}]")}
         content = message["content"]
         if isinstance(content, list):
             parts = [_part(part, f"[{index}].content[{place}]", images) for place, part in enumerate(content)]
@@ -37,11 +47,25 @@ def read_messages(value: Any) -> tuple[list[Message], list[Any]]:
         elif isinstance(content, str):
             messages.append(message)
         else:
-            raise ValueError(f"[{index}].content is {str(content)[:60]!r}: give text, or a list of parts")
+            raise ValueError(f"[{index}].content is {_quote(content)}: give text, or a list of parts")
     return messages, images
 
 
+def _role(role: str, position: str) -> str:
+    name = role.strip().lower()
+    name = SYNONYMS.get(name, name)
+    if name not in ROLES:
+        known = ", ".join((*ROLES, *SYNONYMS))
+        raise ValueError(f"{position}.role is {_quote(role)}: roles are {known}")
+    return name
+
+
+def _quote(value: Any) -> str:
+    return repr(str(value)[:MAX_QUOTED])
+
+
 def _part(part: Any, position: str, images: list[Any]) -> Mapping[str, str]:
+    _check_keys(part, position)
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     if isinstance(part, dict) and part.get("type") in ("image", "image_url"):
@@ -51,7 +75,20 @@ def _part(part: Any, position: str, images: list[Any]) -> Mapping[str, str]:
             base64 = part.get("base64")
             images.append(f"data:;base64,{base64}" if base64 else values[0]["url"] if nested else values[0])
         return {"type": "image"}
-    raise ValueError(f"{position} is {str(part)[:60]!r}: give a part of type text, with its text, or of type image")
+    raise ValueError(f"{position} is {_quote(part)}: give a part of type text, with its text, or of type image")
+
+
+def _check_keys(part: Any, position: str) -> None:
+    """Raise ValueError if a part has a key that is not read."""
+    if not isinstance(part, dict):
+        return
+    keys = {"text": ("type", "text"), "image": ("type", *IMAGE_KEYS), "image_url": ("type", *IMAGE_KEYS)}
+    for key in part if part.get("type") in keys else ():
+        if key not in keys[part["type"]]:
+            raise ValueError(f"{position} has {key!r}, which is not read: take it out")
+    nested = part.get("image_url")
+    if isinstance(nested, dict) and (unread := nested.keys() - {"url"}) and nested.get("detail", "auto") != "auto":
+        raise ValueError(f"{position}.image_url has {sorted(unread)[0]!r}, which is not read: take it out")
 
 
 def insert_image_parts(messages: Sequence[Message], token: str) -> list[Message]:

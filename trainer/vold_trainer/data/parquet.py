@@ -7,6 +7,7 @@ from typing import Any
 from vold_proto.distribution import require_extra
 
 from vold_trainer.data.columns import Columns
+from vold_trainer.data.numbers import shortened
 from vold_trainer.data.rows import Row
 from vold_trainer.errors import UsageError
 
@@ -30,14 +31,37 @@ def parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
         batches = file.iter_batches(batch_size=BATCH, columns=names or None)
         while True:
             try:
-                rows = next(batches).to_pylist()
+                batch = next(batches)
             except StopIteration:
                 return
             except (OSError, arrow.ArrowInvalid) as error:
                 raise UsageError(f"{path} cannot be read from row {index} on: {error}") from error
-            for values in rows:
-                yield Row(f"{path}[{index}]", values, path.parent)
+            for place in range(len(batch)):
+                where = f"{path}[{index}]"
+                yield Row(where, _values(batch, place, where), path.parent)
                 index += 1
+
+
+def _values(batch: Any, place: int, where: str) -> dict[str, Any] | UsageError:
+    """The values of one row of a batch of Arrow, or the error of the row."""
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = _plain(column[place].as_py(), column.type)
+        except (ValueError, OverflowError, RecursionError) as error:  # text that is not UTF-8, a date past year 9999
+            return UsageError(f"{where}: column {name!r} cannot be read ({str(error)[:80]}): mend it")
+    return row
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """The value, with numbers of 16 and 32 bits shortened wherever they are in it."""
+    if isinstance(value, float):
+        return shortened(value, str(kind))
+    if isinstance(value, list) and hasattr(kind, "value_type"):
+        return [_plain(item, kind.value_type) for item in value]
+    if isinstance(value, dict):
+        return {field.name: _plain(value[field.name], field.type) for field in kind}
+    return value
 
 
 def _pyarrow() -> Any:

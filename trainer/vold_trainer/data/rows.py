@@ -10,6 +10,7 @@ from vold_trainer.data.columns import Columns, drop_nulls
 from vold_trainer.data.examples import Example, Message
 from vold_trainer.data.images import ImageSource, LazyImage, LazyImages, image_source
 from vold_trainer.data.messages import add_system, count_image_parts, insert_image_parts, read_messages
+from vold_trainer.data.numbers import number_text
 from vold_trainer.errors import UsageError
 
 
@@ -71,11 +72,11 @@ class _RowFields:
         images = self._images(message_images)
         messages = self._with_image_parts(messages, len(images))
         return Example(
-            id=str(self.values.get("id", self.row.where)),
+            id=self._name("id") or self.row.where,
             messages=tuple(messages),
             reference=reference,
             images=images or (),
-            category=str(self.values.get("category", "")),
+            category=self._name("category"),
             meta=self._meta(),
             twin=self._twin(messages),
             where=self.row.where,
@@ -91,11 +92,17 @@ class _RowFields:
         value = self.values.get("reference")
         if value is None and not self.reader.references:
             return ""
-        if not isinstance(value, str | int | float) or isinstance(value, bool):
+        text = value if isinstance(value, str) else number_text(value)
+        if text is None:
             raise self.error(
                 "reference", f"give the reference answer as text or a number{self._column_hint('reference')}"
             )
-        return str(value)
+        return text
+
+    def _name(self, field: str) -> str:
+        """The text of a field that names something; a number is its text."""
+        value = self.values.get(field, "")
+        return number_text(value) or str(value)
 
     def _column_hint(self, field: str) -> str:
         """The remedy for a field that is missing because its column has another name."""
@@ -122,11 +129,6 @@ class _RowFields:
         """(the conversation, the images inside its messages)."""
         if "messages" in self.values:
             messages, images = self._conversation("messages")
-            if messages[-1]["role"] == "assistant":
-                raise UsageError(
-                    f"{self._at('messages')} ends with an assistant's turn: a prompt ends with the user's; take the "
-                    "answer out"
-                )
         else:
             prompt = self.values.get("prompt")
             if isinstance(prompt, list):
@@ -137,7 +139,18 @@ class _RowFields:
         system = self._text("system")
         if system and messages[0]["role"] == "system":
             raise self.error("system", "the messages have a system prompt of their own: keep one of the two")
+        self._check_last_turn(messages[-1]["role"])
         return add_system(messages, system or self.reader.system), images
+
+    def _check_last_turn(self, role: str) -> None:
+        if role in ("user", "tool"):
+            return
+        turn, remedy = (
+            ("an assistant's turn", "take the answer out")
+            if role == "assistant"
+            else ("the system's turn", "add the question")
+        )
+        raise UsageError(f"{self._at('messages')} ends with {turn}: a prompt ends with the user's; {remedy}")
 
     def _images(self, message_images: Sequence[Any]) -> LazyImages:
         values = self.values.get("images")
@@ -230,5 +243,5 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _shorten(value: Any) -> str:
-    text = repr(value)
+    text = repr(value[:80] if isinstance(value, str | bytes) else value)
     return text if len(text) <= 80 else text[:77] + "..."
