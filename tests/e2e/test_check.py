@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from vold_trainer.checking import run_check
 from vold_trainer.config import TrainConfig, load
 from vold_trainer.lock import holding
@@ -67,6 +68,24 @@ def test_a_reference_that_its_verifier_rejects_is_a_warning(config, tmp_path):
     (warning,) = [finding for finding in report.of_topic("verifier") if finding.level == "warning"]
     assert "1 of 2" in warning.text
     assert "'bad'" in warning.text
+
+
+@pytest.mark.parametrize(("skip_broken", "level"), [("null", "error"), ("true", "warning")])
+def test_a_row_that_the_student_refuses_is_named_and_the_other_topics_are_checked(config, tmp_path, skip_broken, level):
+    Image.new("RGB", (3000, 3)).save(tmp_path / "thin.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "square.png")
+    file = tmp_path / "rows.jsonl"
+    pictures = ["square.png", "thin.png", "square.png"]
+    rows = [{"prompt": "a", "twin": "a", "reference": "3", "image": name} for name in pictures]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ("data.limit=null", "data.offset=0", "rollout.prompts=2", f"data.skip_broken={skip_broken}")
+    report = run_check(config(f"data.source={file}", *own), dry=False)
+    (fault,) = [finding for finding in report.findings if "at fault" in finding.text]
+    assert (fault.topic, fault.level) == ("data", level)
+    assert f"1 of 3 rows are at fault for this student: {file}:2: absolute aspect ratio" in fault.text
+    assert report.passed == (level == "warning")
+    for topic in ("student", "memory", "teacher", "verifier", "folder"):
+        assert report.of_topic(topic)
 
 
 @pytest.mark.slow

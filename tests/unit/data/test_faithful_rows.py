@@ -255,6 +255,7 @@ def test_a_file_url_may_be_quoted(tmp_path):
     assert row.images[0].size == (24, 16)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # about the file
 @given(data=st.data(), kind=st.sampled_from(["png", "jpeg", "gif", "webp", "bmp", "tiff", "avif"]))
 def test_a_corrupted_picture_is_an_error_of_its_row_or_a_picture(data, kind, tmp_path_factory):
     content = bytearray(encoded(kind))

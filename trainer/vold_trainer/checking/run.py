@@ -18,6 +18,7 @@ from vold_trainer.checking.findings import CheckReport
 from vold_trainer.checking.memory import MemoryEstimate, ModelSize, available_memory, estimate_memory, format_bytes
 from vold_trainer.config import TeacherConfig, TrainConfig, VerifierConfig
 from vold_trainer.data import Example
+from vold_trainer.data.faults import RowFault
 from vold_trainer.files import read_json_lines
 from vold_trainer.lock import check_free
 from vold_trainer.processes.optim import require_trainable_parameters
@@ -32,6 +33,7 @@ from vold_trainer.services.verifiers import MAX_FAULTS, Fault, find_faults
 from vold_trainer.sources import load_examples
 from vold_trainer.sources.check import check_student, check_traces
 from vold_trainer.student.models import Student, load_student
+from vold_trainer.student.readable import for_readable
 from vold_trainer.tasks import ClientTasks
 from vold_trainer.terminal import progress, silenced
 from vold_trainer.training.train import run_train
@@ -55,11 +57,11 @@ def run_check(config: TrainConfig, *, dry: bool = True) -> CheckReport:
     with progress("checking", 5) as live:
         examples = _check_data(config, report)
         live.update(1)
-        student = _check_student(config, report, examples)
+        student, lengths = _check_student(config, report, examples)
         live.update(2)
-        _check_memory(config, report, student, examples)
+        _check_memory(config, report, student, lengths)
         live.update(3)
-        _check_services(config, report, student, examples)
+        _check_services(config, report, student, examples, lengths)
         live.update(4)
         _check_folder(config, report)
         if dry and report.passed:
@@ -93,8 +95,11 @@ def _check_data(config: TrainConfig, report: CheckReport) -> list[Example]:
     return examples
 
 
-def _check_student(config: TrainConfig, report: CheckReport, examples: Sequence[Example]) -> Student | None:
-    student = None
+def _check_student(
+    config: TrainConfig, report: CheckReport, examples: Sequence[Example]
+) -> tuple[Student | None, list[int]]:
+    """(the student, the lengths of the measured prompts in tokens)"""
+    student, lengths = None, list[int]()
     with report.catch_errors("student"):
         check_student(config.student)
         student = load_student(config.student)
@@ -107,12 +112,12 @@ def _check_student(config: TrainConfig, report: CheckReport, examples: Sequence[
         )
         if warning := rounding_warning(student.model, config.optim.lr):
             report.warning("student", warning)
-        _check_lengths(config, report, student, examples)
-    return student
+        lengths = _measure_prompts(config, report, student, examples[:MAX_MEASURED_PROMPTS])
+        _check_lengths(config, report, student, sorted(lengths))
+    return student, lengths
 
 
-def _check_lengths(config: TrainConfig, report: CheckReport, student: Student, examples: Sequence[Example]) -> None:
-    lengths = sorted(_prompt_lengths(student, examples[:MAX_MEASURED_PROMPTS]))
+def _check_lengths(config: TrainConfig, report: CheckReport, student: Student, lengths: Sequence[int]) -> None:
     if not lengths:
         return
     longest = lengths[-1] + config.rollout.max_tokens
@@ -127,20 +132,32 @@ def _check_lengths(config: TrainConfig, report: CheckReport, student: Student, e
         report.ok("student", text)
 
 
-def _prompt_lengths(student: Student, examples: Sequence[Example]) -> list[int]:
-    return [
-        len(ids) for start in range(0, len(examples), 64) for ids in student.prompt_ids(examples[start : start + 64])
-    ]
+def _measure_prompts(
+    config: TrainConfig, report: CheckReport, student: Student, examples: Sequence[Example]
+) -> list[int]:
+    """The lengths of the prompts in tokens, without those of rows at fault, which are reported."""
+    lengths: list[int] = []
+    faults: list[RowFault] = []
+    for start in range(0, len(examples), 64):
+        part = examples[start : start + 64]
+        _, ids = for_readable(student.prompt_ids, part, lambda index, fault: faults.append(fault))
+        lengths += map(len, ids or ())
+    if faults:
+        say = report.warning if config.data.skip_broken else report.error
+        say(
+            "data",
+            f"{len(faults)} of {len(examples):,} rows are at fault for this student: {faults[0]}. Mend them, or set "
+            "data.skip_broken=true",
+        )
+    return lengths
 
 
-def _check_memory(
-    config: TrainConfig, report: CheckReport, student: Student | None, examples: Sequence[Example]
-) -> None:
+def _check_memory(config: TrainConfig, report: CheckReport, student: Student | None, lengths: Sequence[int]) -> None:
     if student is None:
         return
     text_config = student.model.config.get_text_config()
     model = ModelSize.of(student.model, text_config, config.student.dtype, config.student.compute)
-    prompt = max(_prompt_lengths(student, examples[:MAX_MEASURED_PROMPTS]), default=0)
+    prompt = max(lengths, default=0)
     rollouts = config.rollout.prompts * config.rollout.group
     estimate = partial(
         estimate_memory,
@@ -202,7 +219,11 @@ def _memory_advice(config: TrainConfig, needed: MemoryEstimate) -> str:
 
 
 def _check_services(
-    config: TrainConfig, report: CheckReport, student: Student | None, examples: Sequence[Example]
+    config: TrainConfig,
+    report: CheckReport,
+    student: Student | None,
+    examples: Sequence[Example],
+    lengths: Sequence[int],
 ) -> None:
     teachers = config.used_teachers
     if teachers:
@@ -212,7 +233,7 @@ def _check_services(
     for name, teacher in teachers.items():
         topic = f"teacher {name}" if name else "teacher"
         with report.catch_errors(topic), open_services(teacher=teacher, patience=READY_SECONDS) as services:
-            _check_teacher(config, name, teacher, services, topic, report, student, examples)
+            _check_teacher(config, name, teacher, services, topic, report, student, examples, lengths)
     if config.verifier is not None:
         with (
             report.catch_errors("verifier"),
@@ -230,6 +251,7 @@ def _check_teacher(
     report: CheckReport,
     student: Student | None,
     examples: Sequence[Example],
+    lengths: Sequence[int],
 ) -> None:
     tasks = ClientTasks()
     connected = Teacher(name, teacher, tasks.run(_make_client(teacher, services)))
@@ -247,7 +269,7 @@ def _check_teacher(
         connected.complete_handshake(info, tasks.run(connected.client.tokenizer()), student, required)
         assert connected.handshake is not None
         report.ok(topic, connected.handshake.describe())
-        longest = max(_prompt_lengths(student, examples[:MAX_MEASURED_PROMPTS]), default=1) + config.rollout.max_tokens
+        longest = max(lengths, default=1) + config.rollout.max_tokens
         if longest > info.max_sequence:
             report.error(
                 topic,
