@@ -53,7 +53,7 @@ def test_the_first_sentences_that_differ_stand_beside_their_count():
 
 def test_a_long_sentence_is_cut_and_says_so():
     text = sentence(InvalidArgument("x\n" * 1000, field="completions[0].ids"))
-    assert text.startswith("INVALID_ARGUMENT: completions[0].ids: x x")
+    assert text.startswith("INVALID_ARGUMENT: ids: x x")
     assert text.endswith("…")
     assert len(text) == MAX_CHARS
 

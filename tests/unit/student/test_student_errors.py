@@ -1,6 +1,7 @@
 """What a student cannot be or do is said before anything is trained, with the field, the value and the remedy."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -57,6 +58,40 @@ def test_a_template_that_drops_the_question_is_an_error(root):
     student.processor.chat_template = "{% for message in messages %}{{ message['role'] }}: {% endfor %}"
     with pytest.raises(UsageError, match=r"example 'q1': the student's chat template drops 'How far is it\?'"):
         student.encode([example])
+
+
+SYSTEM_TURN = "{% if messages[0].role == 'system' %}{{ messages[0].content }} {% endif %}"
+TURNS = (
+    "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endif %}{% endfor %}"
+)
+OPENING = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+MISTRAL = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}{{ m.content }}<|im_end|>"
+    "{% endif %}{% endfor %}"
+)
+
+
+def with_template(root, folder, template):
+    shutil.copytree(root / "qwen3", folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return StudentConfig(path=str(folder))
+
+
+def test_a_template_that_drops_the_system_prompt_is_an_error_of_the_row(root, tmp_path):
+    student = load_student(with_template(root, tmp_path / "student", TURNS + OPENING))
+    turns = ({"role": "system", "content": "Always box."}, {"role": "user", "content": "1 + 3?"})
+    with pytest.raises(UsageError, match=r"chat template drops 'Always box\.' of the turn of 'system'"):
+        student.render(Example("q1", turns, ""))
+    assert "1 + 3?" in student.render(Example("q1", turns[1:], ""))
+
+
+def test_a_template_that_does_not_open_the_answers_turn_is_refused(root, tmp_path):
+    with pytest.raises(UsageError, match=r"does not open the answer's turn, which '<\|im_start\|>assistant' does"):
+        load_student(with_template(root, tmp_path / "without", SYSTEM_TURN + TURNS))
+    opened = load_student(with_template(root, tmp_path / "with", SYSTEM_TURN + TURNS + OPENING))
+    assert opened.render(Example("q", ({"role": "user", "content": "a"},), "")).endswith("assistant\n")
+    load_student(with_template(root, tmp_path / "none", MISTRAL))  # whose answers follow the question itself
 
 
 def test_content_is_given_in_the_form_that_the_template_reads(root):

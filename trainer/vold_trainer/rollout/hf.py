@@ -77,9 +77,7 @@ def _decoding_batches(student: Student, examples: Sequence[Example], group: int,
         return [list(range(count))] if count else []
 
     def count_tokens(part: Sequence[Example]) -> list[int]:
-        texts = student.tokenizer(
-            [student.render(example) for example in part], add_special_tokens=False, verbose=False
-        )["input_ids"]
+        texts = student.text_ids(part)
         return [len(ids) + example.pixels // PIXELS_PER_TOKEN for ids, example in zip(texts, part, strict=True)]
 
     # An example at fault is said to be so when it is decoded.

@@ -20,6 +20,7 @@ from vold_trainer.data.faults import RowFault
 from vold_trainer.data.messages import count_image_parts, prepend_system
 from vold_trainer.errors import HandshakeError, UsageError
 from vold_trainer.scoring.teachers import Teacher
+from vold_trainer.student.marks import Marks, Prompt
 from vold_trainer.student.models import Student
 from vold_trainer.terminal import progress
 
@@ -112,6 +113,7 @@ class TeacherPrompts:
         }
         self._same_vocabulary = not self.foreign_ids and max(student.tokenizer.get_vocab().values()) < self.vocab_size
         self._tokenizer = Tokenizer.from_buffer(teacher.tokenizer.tokenizer_json)
+        self._marks = Marks(self._tokenizer)
         self._template = _template_tokenizer(teacher, self._tokenizer) if teacher.config.template == "teacher" else None
         self._prepared: dict[int, _PreparedPrompt] = {}
 
@@ -151,17 +153,18 @@ class TeacherPrompts:
     def _prepare(self, examples: Sequence[Example], on_refused: OnRefused | None) -> int:
         """Returns how many of the prompts were tokenized again, by the teacher's tokenizer."""
         retokenized = 0
-        texts: list[str] = []
+        marks = self.student.shield.marks if self._template is None else self._marks
+        prompts: list[Prompt] = []
         rendered = []
         for example in examples:
             with _refusing(example, on_refused):
-                texts.append(self._render(example))
+                prompts.append(self._render(example, marks))
                 rendered.append(example)
-        for example, text, ids in zip(rendered, texts, self._tokenize(texts) if texts else (), strict=True):
-            foreign = self._template is None and self._has_foreign(ids)
+        for example, own in zip(rendered, marks.ids(prompts), strict=True):
+            foreign, ids = self._template is None and self._has_foreign(own), own
             if foreign:
                 retokenized += 1
-                ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+                (ids,) = self._marks.ids([self._render(example, self._marks)])
             with _refusing(example, on_refused):
                 self._check(example, ids)
                 same = not foreign and self._reads_student_messages(example)
@@ -180,28 +183,18 @@ class TeacherPrompts:
     def length(self, example: Example) -> int:
         """How many ids the teacher's prompt of this example has."""
         own = self(example, ())  # empty if the teacher reads the student's ids, and so no image
-        return len(own) or len(
-            self.student.tokenizer(self.student.render(example), add_special_tokens=False, verbose=False)["input_ids"]
-        )
+        return len(own) or len(self.student.text_ids([example])[0])
 
-    def _render(self, example: Example) -> str:
+    def _render(self, example: Example, marks: Marks) -> Prompt:
         messages = teacher_messages(example, self.teacher.config.system)
         if self._template is None:
-            return self.student.render(Example(example.id, messages, ""))
+            return self.student.prompt(Example(example.id, messages, ""), marks)
+        shielded, found = marks.shield(flatten_content(messages))
         try:
-            return str(
-                self._template.apply_chat_template(
-                    flatten_content(messages), tokenize=False, add_generation_prompt=True
-                )
-            )
+            text = self._template.apply_chat_template(list(shielded), tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template may raise any exception
             raise UsageError(f"{example.label}: the chat template of {self.teacher.key} refuses it: {error}") from error
-
-    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        if self._template is not None:
-            return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-        ids: list[list[int]] = self.student.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+        return Prompt(str(text), found)
 
     def _has_foreign(self, ids: Sequence[int]) -> bool:
         return not self.foreign_ids.isdisjoint(ids) or max(ids, default=0) >= self.vocab_size

@@ -8,6 +8,7 @@ Shapes: B sequences, S positions.
 """
 
 import inspect
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,34 +17,65 @@ from torch import Tensor, nn
 
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
+from vold_trainer.student.marks import THOUGHTS_AND_TOOLS, Marks, Prompt, Shield
 from vold_trainer.student.pictures import PictureCache
+
+_ANSWER = "forty-two"
 
 TYPES = ("token_type_ids", "mm_token_type_ids")
 """Inputs with the type of each token, which some models need: 0 is text."""
 
 
-def render(processor: Any, tokenizer: Any, example: Example) -> str:
-    """The prompt as the chat template renders it, up to the start of the answer.
+def render(processor: Any, tokenizer: Any, marks: Marks, example: Example) -> Prompt:
+    """The prompt of an example.
 
     Templates of image models expect content as a list of parts, and some silently drop strings. Templates of text
     models expect strings. Content is converted to the expected form. Raises UsageError if the template still drops
-    text of the last turn.
+    text of the system or of the user.
     """
     as_parts = processor is not tokenizer
-    messages = [{**message, "content": _content(message["content"], as_parts)} for message in example.messages]
+    shielded, found = marks.shield(example.messages)
+    messages = [{**message, "content": _content(message["content"], as_parts)} for message in shielded]
+    text = _fill_in(processor, tokenizer, messages, add_generation_prompt=True)
+    for message in messages:
+        for part in _content(message["content"], True) if message["role"] in ("system", "user") else ():
+            if part["type"] == "text" and part["text"].strip() not in text:
+                raise UsageError(
+                    f"example {example.id!r}: the student's chat template drops {part['text'].strip()[:60]!r} of the "
+                    f"turn of {message['role']!r}: correct its template, or the form of the messages"
+                )
+    return Prompt(text, found)
+
+
+def check_template(processor: Any, tokenizer: Any, path: str) -> None:
+    """Raise UsageError if the template does not open the answer's turn at the end of a prompt: what is generated there
+    is no answer in a conversation.
+    """
+    as_parts = processor is not tokenizer
+    question = {"role": "user", "content": _content("6 times 7?", as_parts)}
+    answer = {"role": "assistant", "content": _content(_ANSWER, as_parts)}
+    try:
+        prompt = _fill_in(processor, tokenizer, [question], add_generation_prompt=True)
+        whole = _fill_in(processor, tokenizer, [question, answer], add_generation_prompt=False)
+    except Exception:  # of a template that takes no such conversation: its rows say what it refuses
+        return
+    before, found, _ = whole.removeprefix(prompt).partition(_ANSWER)
+    missing = re.sub(THOUGHTS_AND_TOOLS, "", before).strip()
+    if found and whole.startswith(prompt) and missing:
+        raise UsageError(
+            f"student {path!r}: its chat template does not open the answer's turn, which {missing[:60]!r} does in a "
+            "conversation: correct the template, which has to heed add_generation_prompt"
+        )
+
+
+def _fill_in(processor: Any, tokenizer: Any, messages: Sequence[Any], *, add_generation_prompt: bool) -> str:
     # With the tokenizer's method, because some processors need their video part even to render text.
     template = processor.chat_template
     if isinstance(template, dict):
         template = template["default"]
     text: str = tokenizer.apply_chat_template(
-        messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
     )
-    for part in _content(example.messages[-1]["content"], True):
-        if part["type"] == "text" and part["text"].strip() not in text:
-            raise UsageError(
-                f"example {example.id!r}: the student's chat template drops {part['text'].strip()[:60]!r} of the last "
-                "message: correct its template, or the form of the messages"
-            )
     return text
 
 
@@ -63,29 +95,42 @@ def encode(
     pad_id: int,
     path: str,
     pictures: PictureCache,
+    shield: Shield,
 ) -> dict[str, Tensor]:
     """Model inputs of the prompts, padded on the left: input_ids and attention_mask [B, S], the token types [B, S] that
     the model takes, and the processor's outputs for the images, in the order of the examples.
 
     Raises UsageError if an example has images and the student reads text only.
     """
-    texts = [render(processor, tokenizer, example) for example in examples]
+    prompts = [render(processor, tokenizer, shield.marks, example) for example in examples]
+    texts = [prompt.text for prompt in prompts]
     options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt", "verbose": False}
     options |= {"return_token_type_ids": False, "add_special_tokens": _adds_special_tokens(processor, tokenizer, texts)}
     with_images = [index for index, example in enumerate(examples) if example.images]
     if with_images and processor is tokenizer:
         raise UsageError(f"student {path!r} reads text only, but example {examples[with_images[0]].id!r} has an image")
     parts: list[tuple[list[int], dict[str, Tensor]]] = []
-    if with_images:
 
-        def process(indices: Sequence[int]) -> dict[str, Tensor]:
-            chosen = [with_images[index] for index in indices]
-            images = [list(examples[index].images) for index in chosen]
-            return dict(processor(text=[texts[index] for index in chosen], images=images, **options))
+    def marked(indices: Sequence[int]) -> bool:
+        return any(prompts[index].marks for index in indices)
 
-        parts.append((with_images, pictures.inputs([examples[index] for index in with_images], process, pad_id)))
+    def process(indices: Sequence[int], *, images: bool = True) -> dict[str, Tensor]:
+        own = shield.copies() if marked(indices) else (processor, tokenizer)
+        chosen = [texts[index] for index in indices]
+        if images:
+            inputs = own[0](text=chosen, images=[list(examples[index].images) for index in indices], **options)
+        else:
+            inputs = own[1](chosen, **options)
+        return shield.expand(inputs, [prompts[i].marks for i in indices], pad_id) if marked(indices) else dict(inputs)
+
+    if with_images and marked(with_images):
+        parts.append((with_images, process(with_images)))
+    elif with_images:
+        chosen = [examples[index] for index in with_images]
+        cached = pictures.inputs(chosen, lambda part: process([with_images[index] for index in part]), pad_id)
+        parts.append((with_images, cached))
     if text_only := [index for index in range(len(examples)) if index not in set(with_images)]:
-        parts.append((text_only, dict(tokenizer([texts[index] for index in text_only], **options))))
+        parts.append((text_only, process(text_only, images=False)))
     inputs = parts[0][1] if len(parts) == 1 else _merge(parts, len(examples), pad_id)
     for name in TYPES:
         if processor is not tokenizer and name not in inputs and name in inspect.signature(model.forward).parameters:

@@ -34,6 +34,7 @@ from vold_trainer.student import encoding
 from vold_trainer.student.liger import apply_liger
 from vold_trainer.student.logprobs import RECOMPUTE_BYTES, TokenScores, chunk_size, token_logprobs
 from vold_trainer.student.lora import add_lora, has_lora, merge_lora, save_adapter
+from vold_trainer.student.marks import Marks, Prompt, Shield, reveal
 from vold_trainer.student.parts import freeze
 from vold_trainer.student.pictures import PictureCache
 from vold_trainer.student.prefill import PROMPT_INDEX, shared_hidden
@@ -97,7 +98,21 @@ class Student:
 
         Raises UsageError if the template drops text of the last message.
         """
-        return encoding.render(self.processor, self.tokenizer, example)
+        return reveal(self.prompt(example, self.shield.marks))
+
+    def prompt(self, example: Example, marks: Marks) -> Prompt:
+        """The prompt as `render` has it, for a tokenizer with these marks."""
+        return encoding.render(self.processor, self.tokenizer, marks, example)
+
+    def text_ids(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The token ids of the text of each prompt, with one placeholder for an image. Raises as `render`."""
+        marks = self.shield.marks
+        return marks.ids([self.prompt(example, marks) for example in examples])
+
+    @functools.cached_property
+    def shield(self) -> Shield:
+        """Keeps the texts of rows from becoming control tokens."""
+        return Shield(self.processor, self.tokenizer)
 
     def encode(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Model inputs of the prompts, padded on the left: input_ids and attention_mask [B, S] and, if there are
@@ -106,7 +121,7 @@ class Student:
         Raises UsageError if an example has images and the student reads text only.
         """
         return encoding.encode(
-            self.processor, self.tokenizer, self.model, examples, self.pad_id, self.path, self.pictures
+            self.processor, self.tokenizer, self.model, examples, self.pad_id, self.path, self.pictures, self.shield
         )
 
     def prompt_ids(self, examples: Sequence[Example]) -> list[list[int]]:
@@ -143,6 +158,7 @@ def load_student(config: StudentConfig) -> Student:
         require_model_folder(path, f"student.path {config.path!r}", "OWNER/NAME of a model of the hub, or pocket:NAME")
     model, processor, tokenizer = _load_pretrained(path, config)
     _check_logits(model)
+    encoding.check_template(processor, tokenizer, config.path)
     embeddings: Any = model.get_input_embeddings()
     vocab_size = int(embeddings.weight.shape[0])
     _set_trainable(model, config)

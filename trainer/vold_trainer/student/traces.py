@@ -7,6 +7,7 @@ from pathlib import Path
 from vold_trainer.data import Example
 from vold_trainer.data.traces import trace_rows
 from vold_trainer.errors import UsageError
+from vold_trainer.student.marks import TooManyMarksError
 from vold_trainer.student.models import Student
 
 
@@ -22,8 +23,8 @@ def read_traces(path: Path, student: Student, *, skip_broken: bool = False) -> l
     """Read the traces of `vold traces`, or any JSONL or Parquet with "messages" (or "prompt") and "completion".
 
     "completion_ids" are used unchanged if the student's tokenizer decodes them to the same text. Otherwise the text is
-    tokenized, and the student's EOS is appended. Raises UsageError that names file, line and field of a broken row,
-    unless skip_broken leaves it out.
+    tokenized, with the control tokens that it spells as text, and the student's EOS is appended. Raises UsageError that
+    names file, line and field of a broken row, unless skip_broken leaves it out.
     """
     if not path.is_file():
         raise UsageError(f"traces {str(path)!r} does not exist: create it with `vold traces`")
@@ -37,8 +38,13 @@ def read_traces(path: Path, student: Student, *, skip_broken: bool = False) -> l
 def _make_trace(example: Example, completion: str, ids: Sequence[int] | None, student: Student) -> Trace:
     if ids and _decodes_to(student, ids, completion):
         return Trace(example, tuple(ids))
-    ids = student.tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"]
-    return Trace(example, (*ids, student.eos_ids[0]))
+    for end in map(student.tokenizer.convert_ids_to_tokens, student.eos_ids):  # of which it gets one
+        if completion.rstrip().endswith(end):
+            completion = completion.rstrip().removesuffix(end)
+    try:
+        return Trace(example, (*student.shield.marks.completion_ids(completion), student.eos_ids[0]))
+    except TooManyMarksError as error:
+        raise UsageError(f"{example.where}: {error}") from error
 
 
 def _decodes_to(student: Student, ids: Sequence[int], text: str) -> bool:
