@@ -207,6 +207,7 @@ class AsyncTeacherClient(AsyncClient):
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int | None = None,
+        seeds: Sequence[int] | None = None,
         stop_ids: Sequence[int] = (),
         priority: int = 0,
         timeout: float | None = None,
@@ -214,15 +215,22 @@ class AsyncTeacherClient(AsyncClient):
         """`n` completions of each prompt (token ids, or chat messages), in order of completion.
 
         temperature: 0 is greedy. top_p: 1 for all tokens. top_k: 0 for all tokens. seed: the same seed and request give
-        the same tokens. stop_ids: in addition to the model's. A prompt that fails yields one Generation with its
-        `error`. The call is retried only before its first completion; a later error is raised.
+        the same tokens. seeds: one for each prompt in its place; a prompt and its seed give the same tokens in every
+        request, if the teacher has "prompt_seed" among its capabilities. stop_ids: in addition to the model's. A prompt
+        that fails yields one Generation with its `error`. The call is retried only before its first completion; a later
+        error is raised.
         """
         request_id = new_request_id()
+        if seeds is not None and len(seeds) != len(prompts):
+            raise InvalidArgument(f"{len(seeds)} seeds for {len(prompts)} prompts: give one for each", field="seeds")
         options = _pack_sampling(n, max_tokens, temperature, top_p, top_k, seed, stop_ids)
         message = pb.GenerateRequest(
             request_id=request_id,
             model=self._model,
-            prompts=[_pack_prompt(prompt, index) for index, prompt in enumerate(prompts)],
+            prompts=[
+                _pack_prompt(prompt, index, None if seeds is None else seeds[index])
+                for index, prompt in enumerate(prompts)
+            ],
             options=options,
             priority=priority,
             run_id=self._run_id,
@@ -342,7 +350,9 @@ def _pack_sampling(
         raise InvalidArgument(f"a sampling option is out of range: {error}", field="options") from None
 
 
-def _pack_prompt(prompt: Ids | Messages, index: int) -> pb.GeneratePrompt:
+def _pack_prompt(prompt: Ids | Messages, index: int, seed: int | None) -> pb.GeneratePrompt:
+    if seed is not None and not 0 <= seed < 2**64:
+        raise InvalidArgument(f"seeds[{index}] is {seed}: give a number from 0 to 2^64 - 1", field=f"seeds[{index}]")
     if len(prompt) and isinstance(prompt[0], Mapping):
         try:
             messages = [pb.ChatMessage(**cast(Mapping[str, str], message)) for message in prompt]
@@ -350,8 +360,8 @@ def _pack_prompt(prompt: Ids | Messages, index: int) -> pb.GeneratePrompt:
             raise InvalidArgument(
                 f"prompts[{index}]: a message has a role and a content, both text: {error}", field=f"prompts[{index}]"
             ) from None
-        return pb.GeneratePrompt(id=str(index), messages=messages)
-    return pb.GeneratePrompt(id=str(index), ids=pack_array(cast(Ids, prompt), f"prompts[{index}]"))
+        return pb.GeneratePrompt(id=str(index), messages=messages, seed=seed)
+    return pb.GeneratePrompt(id=str(index), ids=pack_array(cast(Ids, prompt), f"prompts[{index}]"), seed=seed)
 
 
 def _unpack_generation(event: pb.GenerateEvent, url: str) -> Generation:

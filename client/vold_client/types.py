@@ -32,7 +32,7 @@ class TeacherInfo:
     """vocab_size: rows of the output head, padding included. tokenizer_size: ids of the tokenizer. special_ids: "eos",
     "bos" and "pad", if they exist. eos_ids: all ids that end a generation. max_sequence: tokens of prompt and
     completion together. max_candidates: per position. capabilities: of "temperature", "top_k", "candidates", "entropy",
-    "hidden_states", "generate", "ranks".
+    "hidden_states", "generate", "ranks", "seed", "prompt_seed".
     """
 
     identity: Identity

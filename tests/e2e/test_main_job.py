@@ -235,12 +235,8 @@ def test_a_teacher_that_changes_in_mid_run_stops_it(tmp_path, verifier, monkeypa
 
 
 def test_traces_are_correct_completions_of_the_teacher(tmp_path, pocket_teacher, verifier):
-    config = load(
-        TracesConfig,
-        Path("pocket:traces"),
-        [f"out={tmp_path / 't.jsonl'}", f"teacher.url={pocket_teacher.grpc}", f"verifier.url={verifier.grpc}",
-         "data.limit=40"],
-    )  # fmt: skip
+    overrides = [f"teacher.url={pocket_teacher.grpc}", f"verifier.url={verifier.grpc}", "data.limit=40"]
+    config = load(TracesConfig, Path("pocket:traces"), [*overrides, f"out={tmp_path / 't.jsonl'}"])
     summary = run_traces(config)
     rows = read_json_lines(config.out)
     assert summary.requested == 40
@@ -257,6 +253,16 @@ def test_traces_are_correct_completions_of_the_teacher(tmp_path, pocket_teacher,
          "data.limit=40"],
     )  # fmt: skip
     assert run_traces(unfiltered).written >= summary.written
+    # Which rows share a request, and which stand before a row, changes no trace of it.
+    part = load(
+        TracesConfig,
+        Path("pocket:traces"),
+        [*overrides, f"out={tmp_path / 'part.jsonl'}", "data.offset=7", "data.limit=20", "request=3"],
+    )
+    run_traces(part)
+    ids = {row["id"] for row in read_json_lines(part.out)}
+    assert read_json_lines(part.out) == [row for row in rows if row["id"] in ids]
+    assert len(ids) > 10
 
 
 def test_sft_lowers_the_loss(tmp_path, pocket_teacher, verifier):

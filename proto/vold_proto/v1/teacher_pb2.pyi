@@ -37,7 +37,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class Capabilities(_message.Message):
-    __slots__ = ("temperature", "top_k", "candidates", "entropy", "hidden_states", "generate", "ranks", "seed")
+    __slots__ = ("temperature", "top_k", "candidates", "entropy", "hidden_states", "generate", "ranks", "seed", "prompt_seed")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class Capabilities(_message.Message):
     GENERATE_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_SEED_FIELD_NUMBER: _ClassVar[int]
     temperature: bool
     top_k: bool
     candidates: bool
@@ -54,7 +55,8 @@ class Capabilities(_message.Message):
     generate: bool
     ranks: bool
     seed: bool
-    def __init__(self, temperature: bool = ..., top_k: bool = ..., candidates: bool = ..., entropy: bool = ..., hidden_states: bool = ..., generate: bool = ..., ranks: bool = ..., seed: bool = ...) -> None: ...
+    prompt_seed: bool
+    def __init__(self, temperature: bool = ..., top_k: bool = ..., candidates: bool = ..., entropy: bool = ..., hidden_states: bool = ..., generate: bool = ..., ranks: bool = ..., seed: bool = ..., prompt_seed: bool = ...) -> None: ...
 
 class TeacherInfo(_message.Message):
     __slots__ = ("identity", "vocab_size", "tokenizer_size", "special_ids", "max_sequence", "max_top_k", "max_candidates", "dtype", "backend", "server_version", "capabilities", "eos_ids")
@@ -226,14 +228,16 @@ class ChatMessage(_message.Message):
     def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
 
 class GeneratePrompt(_message.Message):
-    __slots__ = ("id", "ids", "messages")
+    __slots__ = ("id", "ids", "messages", "seed")
     ID_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
     id: str
     ids: bytes
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
-    def __init__(self, id: _Optional[str] = ..., ids: _Optional[bytes] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ...) -> None: ...
+    seed: int
+    def __init__(self, id: _Optional[str] = ..., ids: _Optional[bytes] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class GenerateOptions(_message.Message):
     __slots__ = ("n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop_ids", "stream_tokens")

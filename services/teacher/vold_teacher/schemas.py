@@ -12,6 +12,7 @@ from vold_proto.v1 import teacher_pb2 as pb
 
 TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)] | None
 
 
 class _Message(BaseModel):
@@ -213,6 +214,7 @@ class GeneratePromptIn(_Message):
     id: str = ""
     ids: list[TokenId] = []
     messages: list[MessageIn] = []
+    seed: Seed = None
 
 
 class GenerateOptionsIn(_Message):
@@ -221,7 +223,7 @@ class GenerateOptionsIn(_Message):
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: Count = 0
-    seed: int | None = Field(default=None, ge=0, lt=2**64)
+    seed: Seed = None
     stop_ids: list[TokenId] = []
     stream_tokens: bool = False
 
@@ -244,6 +246,7 @@ class GenerateIn(_Message):
                     id=prompt.id,
                     ids=pack_ids(prompt.ids),
                     messages=[pb.ChatMessage(role=item.role, content=item.content) for item in prompt.messages],
+                    seed=prompt.seed,
                 )
                 for prompt in self.prompts
             ],

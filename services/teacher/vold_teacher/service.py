@@ -255,6 +255,7 @@ class Teacher:
                 generate=capabilities.generate,
                 ranks=capabilities.ranks,
                 seed=capabilities.seed,
+                prompt_seed=capabilities.seed,
             ),
             eos_ids=model.eos_ids,
         )
@@ -408,7 +409,8 @@ def _read_prompt(
         ids = model.tokenizer.render(list(message.messages), f"{field}.messages")
     else:
         ids = read_token_ids(message.ids, f"{field}.ids", limits)
-    return make_prompt(ids, index, options, limits)
+    seed = message.seed if message.HasField("seed") else None
+    return make_prompt(ids, seed, index, options, limits)
 
 
 def _score_message(identifier: str, score: SequenceScore, dtype: "pb.DType", cached: bool) -> pb.CompletionScore:

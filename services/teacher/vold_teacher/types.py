@@ -77,11 +77,18 @@ class SamplingOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GeneratePrompt:
-    """A prompt to complete n times. index: its place in the request; the sampling seed depends on it."""
+    """A prompt to complete n times. index: its place in the request. seed: its own, or None."""
 
     ids: Ids
     index: int
     max_tokens: int
+    seed: int | None = None
+
+    def seed_and_place(self, options: SamplingOptions) -> tuple[int, int]:
+        """What its random numbers follow from: the request's seed and its place there, or its own seed, as if it were
+        alone in a request with that one.
+        """
+        return (options.seed, self.index) if self.seed is None else (self.seed, 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

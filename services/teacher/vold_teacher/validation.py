@@ -255,11 +255,8 @@ def read_sampling_options(options: pb.GenerateOptions, limits: Limits, eos_ids: 
         if not 0 <= stop < limits.vocab_size:
             field = f"options.stop_ids[{index}]"
             raise invalid(field, f"{field} is {stop}: ids must be in 0 to {limits.vocab_size - 1}")
-    if options.HasField("seed") and temperature and not limits.capabilities.seed:
-        raise invalid(
-            "options.seed",
-            f"options.seed is {options.seed}: the {limits.backend} backend samples without regard to it; leave it out",
-        )
+    if options.HasField("seed") and temperature:
+        _check_seed("options.seed", options.seed, limits)
     return SamplingOptions(
         max_tokens=options.max_tokens,
         n=options.n or 1,
@@ -272,8 +269,15 @@ def read_sampling_options(options: pb.GenerateOptions, limits: Limits, eos_ids: 
     )
 
 
-def make_prompt(ids: Ids, index: int, options: SamplingOptions, limits: Limits) -> GeneratePrompt:
-    """A prompt whose max_tokens is cut to the tokens that max_sequence leaves for its completions."""
+def _check_seed(field: str, seed: int, limits: Limits) -> None:
+    if not limits.capabilities.seed:
+        raise invalid(
+            field, f"{field} is {seed}: the {limits.backend} backend samples without regard to it; leave it out"
+        )
+
+
+def make_prompt(ids: Ids, seed: int | None, index: int, options: SamplingOptions, limits: Limits) -> GeneratePrompt:
+    """A prompt whose max_tokens is cut to the tokens that max_sequence leaves for its completions. seed: its own."""
     field = f"prompts[{index}].ids"
     if not len(ids):
         raise invalid(field, f"{field} is empty: send at least one token, or messages")
@@ -283,4 +287,6 @@ def make_prompt(ids: Ids, index: int, options: SamplingOptions, limits: Limits) 
             field,
             f"{field} has {len(ids)} tokens, which leaves no room for a completion: {limits.sequence_limit} together",
         )
-    return GeneratePrompt(ids, index, min(options.max_tokens, room))
+    if seed is not None and options.temperature:
+        _check_seed(f"prompts[{index}].seed", seed, limits)
+    return GeneratePrompt(ids, index, min(options.max_tokens, room), seed)

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -326,10 +327,13 @@ def test_calls_from_several_threads(backend, reference):
             assert_sampled(reference, wanted, score)
 
 
-def run(backend, options: SamplingOptions, *prompts: np.ndarray) -> dict[tuple[int, int], list]:
-    """Everything that a decoder gives for one request, by (prompt, completion)."""
+def run(
+    backend, options: SamplingOptions, *prompts: np.ndarray, seeds: Mapping[int, int] = {}
+) -> dict[tuple[int, int], list]:
+    """Everything that a decoder gives for one request, by (prompt, completion). seeds: prompts' own, by place."""
     decoder = backend.decoder()
-    decoder.add(7, [GeneratePrompt(ids, index, options.max_tokens) for index, ids in enumerate(prompts)], options, 0)
+    sent = [GeneratePrompt(ids, index, options.max_tokens, seeds.get(index)) for index, ids in enumerate(prompts)]
+    decoder.add(7, sent, options, 0)
     chunks: dict[tuple[int, int], list] = {}
     while decoder.busy:
         for request, chunk in decoder.advance(0.05):
@@ -416,6 +420,9 @@ def test_a_seed_gives_the_same_completions_and_another_does_not(backend, referen
         np.testing.assert_array_equal(ids, again[key][0])
         assert_scored_alike(reference, prompts[key[0]], ids, logprobs)
     assert any(not np.array_equal(ids, other[key][0]) for key, (ids, _) in first.items())
+    moved = run(backend, options, prompts[1], prompts[0], seeds={1: 11})
+    for index in range(2):
+        np.testing.assert_array_equal(joined(moved[1, index])[0], first[0, index][0])
 
 
 def test_a_seed_is_refused_where_nothing_is_drawn_by_it(backend):

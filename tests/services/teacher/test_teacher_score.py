@@ -139,6 +139,35 @@ def test_a_seed_gives_the_same_tokens_in_any_company(qwen):
     assert len({tuple(ids) for ids in few.values()}) > 6
 
 
+def test_a_prompt_with_a_seed_of_its_own_gives_the_same_tokens_in_every_request(qwen):
+    prompts = [[5, 9, 12], [7, 7], [5, 9, 12]]
+    seeds = [2**64 - 1, 0, 5]
+
+    def tokens(order: list[int], options: dict) -> dict[tuple[str, int], list[int]]:
+        body = {
+            "prompts": [{"id": str(place), "ids": prompts[place], "seed": seeds[place]} for place in order],
+            "options": {"max_tokens": 12, "n": 2, **options},
+        }
+        by_json = httpx.post(f"{qwen.http}/v1/generate", json=body).json()["events"]
+        request = pb.GenerateRequest(options=pb.GenerateOptions(**body["options"]))
+        for prompt in body["prompts"]:
+            request.prompts.add(id=prompt["id"], ids=pack_ids(prompt["ids"]), seed=prompt["seed"])
+        by_grpc = {(event.id, event.index): unpack_ids(event.ids).tolist() for event in stub(qwen).Generate(request)}
+        assert {(event["id"], event["index"]): event["ids"] for event in by_json} == by_grpc
+        return by_grpc
+
+    whole = tokens([0, 1, 2], {})
+    assert tokens([2, 1, 0], {"seed": 3}) == whole
+    alone = {key: ids for place in range(3) for key, ids in tokens([place], {}).items()}
+    assert alone == whole
+    assert whole["0", 0] != whole["2", 0]
+    assert whole["0", 0] != whole["0", 1]
+    request = pb.GenerateRequest(options=pb.GenerateOptions(max_tokens=12, n=2, seed=5))
+    request.prompts.add(id="2", ids=pack_ids(prompts[2]))
+    of_the_request = {(event.id, event.index): unpack_ids(event.ids).tolist() for event in stub(qwen).Generate(request)}
+    assert of_the_request == tokens([2], {})
+
+
 def test_every_face_gives_the_same_numbers(qwen):
     request = ragged(11)
     request.options.ranks = True

@@ -254,6 +254,9 @@ def test_a_seed_without_effect_is_refused_and_traces_say_so(port, tmp_path, capl
             with pytest.raises(InvalidArgument, match=refusal):
                 list(teacher.generate([[3, 4, 5]], max_tokens=4, seed=7))
             assert len(list(teacher.generate([[3, 4, 5]], max_tokens=4, seed=7, temperature=0))) == 1
+            (failed,) = teacher.generate([[3, 4, 5]], max_tokens=4, seeds=[7])
+            assert "prompts[0].seed is 7: the upstream-sglang backend samples without" in str(failed.error)
+            assert next(teacher.generate([[3, 4, 5]], max_tokens=4, seeds=[7], temperature=0)).error is None
         out = tmp_path / "traces.jsonl"
         settings = ["verifier=null", "keep=all", "data.limit=4", "samples=4", "max_tokens=60", "temperature=2.0"]
         run_traces(

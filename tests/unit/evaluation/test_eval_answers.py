@@ -5,7 +5,7 @@ import json
 import pytest
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
-from vold_trainer.evaluation.answers import GREEDY, Answer, AnswerStore, prompt_digest, unique_keys
+from vold_trainer.evaluation.answers import GREEDY, Answer, AnswerStore, prompt_digest
 
 SETTINGS = {"student weights": "abc", "max_tokens": 96}
 
@@ -89,12 +89,6 @@ def test_a_file_that_holds_no_answers_is_refused(tmp_path, line):
     path.write_text(json.dumps({"drawn": SETTINGS}) + "\n" + line)
     with pytest.raises(UsageError, match=r"answers\.jsonl:2 is no line of an evaluation"):
         AnswerStore(path, SETTINGS)
-
-
-def test_examples_with_the_same_id_have_unique_keys():
-    keys = unique_keys([example("x", name) for name in ("a", "b", "a", "a#2", "a")])
-    assert len(set(keys)) == 5
-    assert keys[:3] == ["a", "b", "a#2"]
 
 
 def test_the_digest_of_a_prompt_depends_on_its_messages_only():

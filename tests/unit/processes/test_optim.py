@@ -1,9 +1,12 @@
-"""The optimizer, and its state from a checkpoint."""
+"""The optimizer, its schedule, and its state from a checkpoint."""
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.optim import AdamW
+from transformers import get_scheduler
 from vold_trainer.config import OptimConfig
 from vold_trainer.processes.optim import make_optimizer, restore_state
 
@@ -61,3 +64,39 @@ def test_a_restored_step_is_where_the_optimizer_keeps_it(fused, device):
     restore_state(optimizer, parameter, "step", torch.tensor(4.0))
     assert optimizer.state[parameter]["step"].device.type == device
     assert optimizer.state[parameter]["exp_avg"].device.type == "meta"
+
+
+def rates(config: OptimConfig, steps: int) -> list[float]:
+    optimizer, schedule = make_optimizer(model(), config, steps)
+    found = []
+    for _ in range(steps):
+        found.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+@given(
+    steps=st.integers(1, 12),
+    warmup=st.integers(0, 15),
+    schedule=st.sampled_from(["constant", "cosine", "linear"]),
+)
+@settings(max_examples=30)
+def test_every_step_of_a_schedule_has_a_rate(steps, warmup, schedule):
+    config = OptimConfig(lr=0.5, warmup_steps=warmup, schedule=schedule)
+    found = rates(config, steps)
+    assert all(0 < rate <= 0.5 for rate in found)
+    assert found[:warmup] == pytest.approx([0.5 * (step + 1) / warmup for step in range(min(steps, warmup))])
+    if steps > warmup:
+        assert found[warmup] == 0.5
+        assert (found[-1] < 0.5) == (schedule != "constant" and steps > warmup + 1)
+        assert found[warmup:] == sorted(found[warmup:], reverse=True)
+
+
+@pytest.mark.parametrize(("schedule", "name"), [("cosine", "cosine"), ("linear", "linear")])
+def test_a_decay_is_that_of_transformers(schedule, name):
+    """After the warm-up, to the last digit."""
+    config = OptimConfig(lr=3e-4, warmup_steps=3, schedule=schedule)
+    theirs = get_scheduler(name, AdamW(model().parameters(), lr=config.lr), num_warmup_steps=3, num_training_steps=40)
+    expected = [config.lr * theirs.lr_lambdas[0](step) for step in range(3, 40)]
+    assert rates(config, 40)[3:] == expected

@@ -11,6 +11,7 @@ from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
 from vold_trainer.scoring.scorer import RolloutScore
 from vold_trainer.student.models import load_student
+from vold_trainer.training.means import Means
 from vold_trainer.training.token_log import TokenLog, token_metrics
 
 SAMPLED = ([-1.0, -2.0, -0.5], None, [-0.25])
@@ -42,6 +43,24 @@ def test_mismatch_is_the_gap_between_sampling_and_training_where_both_are_known(
     assert metrics["mismatch/abs"] == pytest.approx((0.5 + 1.0 + 0.0 + 0.25) / 4)
     k3 = [math.exp(-gap) - 1 + gap for gap in (0.5, -1.0, 0.0, 0.25)]
     assert metrics["mismatch/k3"] == pytest.approx(sum(k3) / 4)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_figures_of_the_gap_are_of_all_tokens_of_all_processes(parts):
+    example = Example("a", ({"role": "user", "content": "?"},), "1")
+    gaps = np.array([0.01] * 193 + [-3.0, 2.0, -9.0, np.nan, 4.0, 7.0, -np.inf], np.float32)
+    means = []
+    for gap in np.array_split(np.random.default_rng(0).permutation(gaps), parts):
+        rollouts = [Rollout(0, example, (1,), (2,) * len(gap), "", False)]
+        scored = ScoredBatch(rollouts, [RolloutScore(teacher_logprobs=gap - 1)], 1)
+        log = TokenLog(scored, gap_cap=3.5)
+        log.add([0], torch.full((len(gap),), -1.0), torch.ones(len(gap)))
+        means.append(log.finish())
+    metrics = token_metrics(Means.joined(means))
+    assert metrics["teacher/capped"] == pytest.approx(3 / 198)
+    assert 7.0 <= metrics["teacher/gap_p99"] < 7.0 * 1.05
+    assert "teacher/capped" not in token_metrics(TokenLog(scored).finish())
+    assert metrics["missing/masked_positions"] == 2
 
 
 def test_an_update_within_the_step_is_no_mismatch():

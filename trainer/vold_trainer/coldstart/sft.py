@@ -10,8 +10,9 @@ import torch
 
 from vold_trainer.coldstart.broken import BrokenTraces
 from vold_trainer.config import SftConfig
-from vold_trainer.data import PromptOrder
+from vold_trainer.data import TraceOrder
 from vold_trainer.data.digest import digest
+from vold_trainer.data.keys import row_keys
 from vold_trainer.files import read_json_lines
 from vold_trainer.lock import holds_out
 from vold_trainer.processes.ranks import Ranks, make_accelerator, share
@@ -56,7 +57,7 @@ def run_sft(config: SftConfig, *, resume: bool = False, step: str = "last", over
     restored = saver.restore(start)
     steps_done = restored.step if restored else 0
     folder = _open_folder(config, ranks, steps_done, saver.history, resumed=restored is not None)
-    order = PromptOrder(len(traces), config.batch, config.seed)
+    order = TraceOrder(row_keys([trace.example for trace in traces]), config.batch, config.seed)
     loop_state = restored.state.get("loop", {}) if restored else {}
     in_a_row = int(loop_state.get("missing_in_a_row", 0))
     broken = BrokenTraces(config, student, ranks, step=steps_done, in_a_row=in_a_row)

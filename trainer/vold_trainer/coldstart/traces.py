@@ -1,5 +1,9 @@
-"""Cold-start traces: the teacher generates completions for the prompts, and the verifier may filter them."""
+"""Cold-start traces: the teacher generates completions for the prompts, and the verifier may filter them.
 
+A row's completions follow from the run's seed and the row alone, whichever rows share its request.
+"""
+
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -14,6 +18,7 @@ from vold_client import AsyncTeacherClient, AsyncVerifierClient, Generation
 from vold_trainer.config import TracesConfig
 from vold_trainer.data import Example
 from vold_trainer.data.faults import RowError, RowFault
+from vold_trainer.data.keys import row_keys
 from vold_trainer.data.traces import prompt_fields
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.lock import holds_out
@@ -93,7 +98,8 @@ async def _write_traces(
     dropped, sentences = Counter[str](), Sentences()
     written = 0
     info = await teacher.info()
-    seeded = not config.temperature or "seed" in info.capabilities
+    seeds = [_seed(config.seed, key) for key in row_keys(examples)]
+    seeded = not config.temperature or "prompt_seed" in info.capabilities
     if not seeded:
         log.warning("%s ignores seeds: the traces will differ from run to run", info.identity.model)
     for start in range(0, len(examples), config.request):
@@ -106,7 +112,7 @@ async def _write_traces(
                 max_tokens=config.max_tokens,
                 temperature=config.temperature,
                 top_p=config.top_p,
-                seed=config.seed * 1_000_003 + start if seeded else None,
+                seeds=seeds[start : start + config.request] if seeded else None,
             )
         ]
         generations.sort(key=lambda generation: (generation.prompt, generation.index))
@@ -166,6 +172,11 @@ async def _filter_correct(
         else:
             accepted.append(generation)
     return accepted
+
+
+def _seed(seed: int, key: str) -> int:
+    """The seed of the row with this key, 64 bits: a hash, so that rows and runs have seeds of their own."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest(), "big")
 
 
 def _trace_row(example: Example, generation: Generation, out: Path) -> dict[str, object]:

@@ -6,6 +6,6 @@ a config.
 
 from vold_trainer.data.examples import Example, Message
 from vold_trainer.data.jsonl import read_jsonl
-from vold_trainer.data.order import PromptOrder
+from vold_trainer.data.order import PromptOrder, TraceOrder
 
-__all__ = ["Example", "Message", "PromptOrder", "read_jsonl"]
+__all__ = ["Example", "Message", "PromptOrder", "TraceOrder", "read_jsonl"]

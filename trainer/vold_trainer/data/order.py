@@ -1,12 +1,13 @@
-"""The order of a run's examples."""
+"""The order of a run's rows: a new shuffle for every epoch, which depends on the seed alone, so that a resumed run goes
+on in the same order.
+"""
 
+import hashlib
 from collections.abc import Sequence
 
 
 class PromptOrder:
-    """The examples of each step: a new shuffle for every epoch, which depends on the seed alone, so that a resumed run
-    continues with the same order.
-    """
+    """The prompts of each step. Another number of prompts is another shuffle."""
 
     def __init__(self, count: int, per_step: int, seed: int) -> None:
         self.count = count
@@ -20,11 +21,32 @@ class PromptOrder:
         return [self._epoch(n // self.count)[n % self.count] for n in range(first, first + self.per_step)]
 
     def _epoch(self, number: int) -> Sequence[int]:
-        import torch  # not for whoever only reads rows: importing it takes seconds
-
         if number not in self._epochs:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
             self._epochs = {epoch: order for epoch, order in self._epochs.items() if epoch >= number - 1} | {
-                number: torch.randperm(self.count, generator=generator).tolist()
+                number: self._shuffle(number)
             }
         return self._epochs[number]
+
+    def _shuffle(self, epoch: int) -> Sequence[int]:
+        import torch  # not for whoever only reads rows: importing it takes seconds
+
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        indices: list[int] = torch.randperm(self.count, generator=generator).tolist()
+        return indices
+
+
+class TraceOrder(PromptOrder):
+    """The traces of each step, ordered by a hash of seed, epoch and key: whatever else is among the traces, two of them
+    come in the same order. Which traces a verifier accepts may differ by a few between two machines.
+    """
+
+    def __init__(self, keys: Sequence[str], per_step: int, seed: int) -> None:
+        """keys: of the traces, unique."""
+        super().__init__(len(keys), per_step, seed)
+        self._keys = keys
+
+    def _shuffle(self, epoch: int) -> Sequence[int]:
+        def rank(index: int) -> bytes:
+            return hashlib.blake2b(f"{self.seed}:{epoch}:{self._keys[index]}".encode(), digest_size=16).digest()
+
+        return sorted(range(self.count), key=rank)

@@ -113,21 +113,6 @@ def _compare_settings(path: Path, stored: Mapping[str, Any], current: Mapping[st
             )
 
 
-def unique_keys(examples: Sequence[Example]) -> list[str]:
-    """A unique key for each example of a set: its id, with #2, #3, ... if the id is repeated."""
-    keys: list[str] = []
-    used: set[str] = set()
-    counts: dict[str, int] = {}
-    for example in examples:
-        key = example.id
-        while key in used:
-            counts[example.id] = counts.get(example.id, 1) + 1
-            key = f"{example.id}#{counts[example.id]}"
-        used.add(key)
-        keys.append(key)
-    return keys
-
-
 def prompt_digest(example: Example) -> str:
     """A short digest of the messages and the number of images."""
     text = json.dumps([list(map(dict, example.messages)), len(example.images)], sort_keys=True, default=str)

@@ -19,7 +19,8 @@ from vold_trainer.adapters.registry import REGISTRY
 from vold_trainer.config import DataConfig, EvalConfig, dump
 from vold_trainer.data import Example
 from vold_trainer.data.faults import OnFault, RowFault
-from vold_trainer.evaluation.answers import GREEDY, NAME, Answer, AnswerStore, prompt_digest, unique_keys
+from vold_trainer.data.keys import unique_names
+from vold_trainer.evaluation.answers import GREEDY, NAME, Answer, AnswerStore, prompt_digest
 from vold_trainer.evaluation.results import SetResult, VerifiedExample, error_reasons, summarise
 from vold_trainer.files import write_json, write_lines
 from vold_trainer.lock import holds_out
@@ -105,7 +106,8 @@ def answer_set(
     same answers as one that was not. A row at fault has no answers, which is logged. Raises RowError if it stops the
     evaluation.
     """
-    keys, digests = unique_keys(examples), [prompt_digest(example) for example in examples]
+    keys = unique_names([example.id for example in examples])
+    digests = [prompt_digest(example) for example in examples]
     numbers = _numbers(config)
     faults: dict[int, RowFault] = {}
 

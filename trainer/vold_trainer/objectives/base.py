@@ -134,16 +134,25 @@ def masked_mean(
     return (masked_CT.sum(-1) / divisor_CT.sum(-1).clamp(min=1)).mean()
 
 
-def teacher_gap(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+def teacher_gap(rollouts: Rollouts, cap: float | None = None) -> tuple[Tensor, Tensor]:
     """(log pi_T - log pi_theta, bool: where the teacher's score is known), both [C, T]. The gap has the gradient of
-    log pi_theta, and is 0 where unknown.
+    log pi_theta, and is 0 where unknown. cap: a bound on its absolute value, nats.
 
     Raises ValueError if the rollouts have no teacher scores.
     """
     if rollouts.teacher_logprobs_CT is None or rollouts.teacher_mask_CT is None:
         raise ValueError("teacher_logprobs_CT is None: this objective needs the teacher's scores")
     known_CT = rollouts.mask_CT & rollouts.teacher_mask_CT
-    return torch.where(known_CT, rollouts.teacher_logprobs_CT - rollouts.logprobs_CT, 0.0), known_CT
+    teacher_CT = rollouts.teacher_logprobs_CT
+    if cap is not None:
+        teacher_CT = move_within(teacher_CT, rollouts.logprobs_CT, cap)
+    return torch.where(known_CT, teacher_CT - rollouts.logprobs_CT, 0.0), known_CT
+
+
+def move_within(teacher: Tensor, student: Tensor, cap: float) -> Tensor:
+    """The teacher's log-probabilities, moved to the nearest value within `cap` nats of the student's. No gradient."""
+    student = student.detach()
+    return teacher.clamp(student - cap, student + cap)
 
 
 def rewarded_tokens(rollouts: Rollouts) -> Tensor:

@@ -12,11 +12,12 @@ from annotated_types import Ge, Le
 
 from vold_trainer.objectives.base import LossOutput, Needs, Objective, Rollouts
 from vold_trainer.objectives.divergences import generalised_jsd
+from vold_trainer.objectives.gap import GapOptions
 from vold_trainer.objectives.term import support_metrics, support_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gkd(Objective):
+class Gkd(GapOptions, Objective):
     """student_share: lambda, the probability that a step uses the student's own completions. traces: JSONL file of the
     other completions, as `vold traces` writes it. beta: 0 is the forward KL, 1 the reverse KL. top_k: how many of the
     teacher's most likely ids the divergence is computed over; the paper uses the whole vocabulary.
@@ -34,6 +35,7 @@ class Gkd(Objective):
 
     def __call__(self, rollouts: Rollouts) -> LossOutput:
         support, known_CT = support_of(rollouts)
-        divergence_CT = generalised_jsd(support.student_CTK, support.teacher_CTK, support.mask_CTK, self.beta)
+        bounded, bound_metrics = self.bound(support, known_CT)
+        divergence_CT = generalised_jsd(bounded.student_CTK, bounded.teacher_CTK, bounded.mask_CTK, self.beta)
         loss = self.mean(divergence_CT, known_CT, rollouts)
-        return LossOutput(loss, {"loss/teacher": loss.item(), **support_metrics(support, known_CT)})
+        return LossOutput(loss, {"loss/teacher": loss.item(), **support_metrics(support, known_CT), **bound_metrics})

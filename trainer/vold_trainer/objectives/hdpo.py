@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from vold_trainer.objectives.base import Needs, Rollouts, per_token, rewarded_tokens, teacher_gap
+from vold_trainer.objectives.base import Needs, Rollouts, per_token, rewarded_tokens
+from vold_trainer.objectives.gap import GapOptions
 from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.kdrl import unsolved_mask
 from vold_trainer.objectives.lazy import Tensor, torch
@@ -18,7 +19,7 @@ from vold_trainer.objectives.policy import Signal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hdpo(GroupAdvantageOptions, Signal):
+class Hdpo(GapOptions, GroupAdvantageOptions, Signal):
     """beta: the weight of the teacher's advantage in unsolved groups. A group with a missing reward does not count as
     unsolved.
     """
@@ -31,6 +32,6 @@ class Hdpo(GroupAdvantageOptions, Signal):
         return policy_needs(self, reward=True, teacher=True)
 
     def signal(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        gap_CT, known_CT = teacher_gap(rollouts)
+        gap_CT, known_CT = self.gap(rollouts)
         teacher_CT = torch.where(known_CT & unsolved_mask(rollouts).unsqueeze(-1), gap_CT.detach(), 0.0)
         return per_token(rollouts.advantages_C, rollouts) + self.beta * teacher_CT, rewarded_tokens(rollouts)

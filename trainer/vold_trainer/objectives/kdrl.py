@@ -11,22 +11,15 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from vold_trainer.objectives.base import (
-    LossOutput,
-    Needs,
-    Normalise,
-    Rollouts,
-    per_token,
-    rewarded_tokens,
-    teacher_gap,
-)
+from vold_trainer.objectives.base import LossOutput, Needs, Normalise, Rollouts, per_token, rewarded_tokens
+from vold_trainer.objectives.gap import GapOptions
 from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.lazy import Tensor, torch
 from vold_trainer.objectives.policy import Signal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kdrl(GroupAdvantageOptions, Signal):
+class Kdrl(GapOptions, GroupAdvantageOptions, Signal):
     """beta: at the first step. anneal: the decrease of beta per step, 0 for a constant beta. mask: see above."""
 
     name: Literal["kdrl"] = "kdrl"
@@ -45,7 +38,7 @@ class Kdrl(GroupAdvantageOptions, Signal):
         return max(self.beta - self.anneal * step, min(self.beta, self.beta_min))
 
     def signal(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        gap_CT, known_CT = teacher_gap(rollouts)
+        gap_CT, known_CT = self.gap(rollouts)
         if self.mask == "response":
             known_CT = known_CT & (rollouts.rewarded_C & ~rollouts.correct_C).unsqueeze(-1)
         elif self.mask == "group":

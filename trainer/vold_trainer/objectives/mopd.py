@@ -10,14 +10,15 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from vold_trainer.objectives.base import Needs, Rollouts, per_token, rewarded_tokens, teacher_gap
+from vold_trainer.objectives.base import Needs, Rollouts, per_token, rewarded_tokens
+from vold_trainer.objectives.gap import GapOptions
 from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.lazy import Tensor
 from vold_trainer.objectives.policy import Signal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mopd(GroupAdvantageOptions, Signal):
+class Mopd(GapOptions, GroupAdvantageOptions, Signal):
     """alpha: the weight of the group advantage; with 0 no verifier is needed."""
 
     name: Literal["mopd"] = "mopd"
@@ -28,7 +29,7 @@ class Mopd(GroupAdvantageOptions, Signal):
         return policy_needs(self, reward=self.alpha > 0, teacher=True)
 
     def signal(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        gap_CT, known_CT = teacher_gap(rollouts)
+        gap_CT, known_CT = self.gap(rollouts)
         if not self.alpha:
             return gap_CT.detach(), known_CT
         advantages_CT = gap_CT.detach() + self.alpha * per_token(rollouts.advantages_C, rollouts)

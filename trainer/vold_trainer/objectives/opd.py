@@ -9,14 +9,15 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from vold_trainer.objectives.base import LossOutput, Needs, Rollouts, teacher_gap
+from vold_trainer.objectives.base import LossOutput, Needs, Rollouts
+from vold_trainer.objectives.gap import GapOptions
 from vold_trainer.objectives.grpo import policy_needs
 from vold_trainer.objectives.lazy import Tensor, torch
 from vold_trainer.objectives.policy import Signal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opd(Signal):
+class Opd(GapOptions, Signal):
     """L = mean over tokens of -min(ratio A_t, clip(ratio) A_t), A_t = coefficient * sg(log pi_T - log pi_theta).
 
     discount: the factor per token with which the advantages of later tokens are added to a token's own.
@@ -31,7 +32,7 @@ class Opd(Signal):
         return policy_needs(self, teacher=True)
 
     def signal(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        gap_CT, known_CT = teacher_gap(rollouts)
+        gap_CT, known_CT = self.gap(rollouts)
         advantages_CT = self.coefficient * gap_CT.detach()
         return (discounted(advantages_CT, self.discount) if self.discount else advantages_CT), known_CT
 

@@ -8,14 +8,15 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from vold_trainer.objectives.base import LossOutput, Needs, Rollouts, per_token, rewarded_tokens, teacher_gap
+from vold_trainer.objectives.base import LossOutput, Needs, Rollouts, per_token, rewarded_tokens
+from vold_trainer.objectives.gap import GapOptions
 from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.lazy import Tensor
 from vold_trainer.objectives.policy import Signal
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpdThenRl(GroupAdvantageOptions, Signal):
+class OpdThenRl(GapOptions, GroupAdvantageOptions, Signal):
     """switch: the number of distillation steps before reinforcement learning."""
 
     name: Literal["opd-then-rl"] = "opd-then-rl"
@@ -31,7 +32,7 @@ class OpdThenRl(GroupAdvantageOptions, Signal):
 
     def signal(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         if rollouts.step < self.switch:
-            gap_CT, known_CT = teacher_gap(rollouts)
+            gap_CT, known_CT = self.gap(rollouts)
             return gap_CT.detach(), known_CT
         return per_token(rollouts.advantages_C, rollouts), rewarded_tokens(rollouts)
 

@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from vold_trainer.objectives.base import LossOutput, Needs, Objective, Rollouts, teacher_gap
+from vold_trainer.objectives.base import LossOutput, Needs, Objective, Rollouts
 from vold_trainer.objectives.divergences import forward_kl
+from vold_trainer.objectives.gap import GapOptions
 from vold_trainer.objectives.grpo import policy_needs
 from vold_trainer.objectives.policy import PolicyGradient
 from vold_trainer.objectives.term import Divergence, TeacherTerm, support_metrics, support_of
@@ -37,7 +38,7 @@ class OpdTopK(TeacherTerm, Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpdEntropy(PolicyGradient):
+class OpdEntropy(GapOptions, PolicyGradient):
     """L = L_OPD + weight * mean over tokens of 1[H(pi_T) > threshold] KL(pi_T || pi_theta) over the teacher's top_k.
 
     threshold: nats.
@@ -55,12 +56,13 @@ class OpdEntropy(PolicyGradient):
     def __call__(self, rollouts: Rollouts) -> LossOutput:
         if rollouts.teacher_entropy_CT is None:
             raise ValueError("teacher_entropy_CT is None: this objective needs the teacher's entropy")
-        gap_CT, known_CT = teacher_gap(rollouts)
+        gap_CT, known_CT = self.gap(rollouts)
         reverse, metrics = self.policy_loss(rollouts, gap_CT.detach(), known_CT)
         support, supported_CT = support_of(rollouts)
         # a missing entropy is NaN, which is not above the threshold
         high_entropy_CT = supported_CT & (rollouts.teacher_entropy_CT > self.threshold)
-        forward_CT = forward_kl(support.student_CTK, support.teacher_CTK, support.mask_CTK)
+        bounded, bound_metrics = self.bound(support, high_entropy_CT)
+        forward_CT = forward_kl(bounded.student_CTK, bounded.teacher_CTK, bounded.mask_CTK)
         forward = self.mean(forward_CT, high_entropy_CT, rollouts)
         loss = reverse + self.weight * forward
         share = high_entropy_CT.sum() / rollouts.mask_CT.sum().clamp(min=1)
@@ -73,5 +75,6 @@ class OpdEntropy(PolicyGradient):
                 "teacher/unsure": share.item(),
                 **metrics,
                 **support_metrics(support, supported_CT),
+                **bound_metrics,
             },
         )

@@ -8,14 +8,15 @@ A completion without a verdict has no loss, because c is unknown.
 from dataclasses import dataclass
 from typing import Literal
 
-from vold_trainer.objectives.base import Needs, Rollouts, per_token, rewarded_tokens, teacher_gap
+from vold_trainer.objectives.base import Needs, Rollouts, per_token, rewarded_tokens
+from vold_trainer.objectives.gap import GapOptions
 from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.lazy import Tensor, torch
 from vold_trainer.objectives.policy import Signal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Srpo(GroupAdvantageOptions, Signal):
+class Srpo(GapOptions, GroupAdvantageOptions, Signal):
     name: Literal["srpo"] = "srpo"
 
     @property
@@ -23,7 +24,7 @@ class Srpo(GroupAdvantageOptions, Signal):
         return policy_needs(self, reward=True, teacher=True)
 
     def signal(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        gap_CT, known_CT = teacher_gap(rollouts)
+        gap_CT, known_CT = self.gap(rollouts)
         rewarded_CT = rewarded_tokens(rollouts)
         correct_CT = rewarded_CT & rollouts.correct_C.unsqueeze(-1)
         wrong_CT = rewarded_CT & known_CT & ~rollouts.correct_C.unsqueeze(-1)

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from vold_trainer.objectives.base import Needs, Rollouts, Support, teacher_gap
+from vold_trainer.objectives.base import Needs, Rollouts, Support
 from vold_trainer.objectives.divergences import forward_kl, generalised_jsd, reverse_kl, sampled
+from vold_trainer.objectives.gap import GapOptions
 from vold_trainer.objectives.lazy import Tensor, torch
 
 Divergence = Literal["k2", "k3", "reverse-kl", "forward-kl", "jsd"]
@@ -14,7 +15,7 @@ SupportSource = Literal["student", "teacher"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherTerm:
+class TeacherTerm(GapOptions):
     """The options of a divergence from the teacher.
 
     divergence: k2 and k3 use the sampled token alone, the others top_k ids, renormalised over these. support: whose
@@ -40,17 +41,18 @@ class TeacherTerm:
     def teacher_divergence(self, rollouts: Rollouts) -> tuple[Tensor, Tensor, dict[str, float]]:
         """(the divergence [C, T] with gradient, bool [C, T]: where it is known, its metrics)."""
         if self.divergence in ("k2", "k3"):
-            gap_CT, known_CT = teacher_gap(rollouts)
+            gap_CT, known_CT = self.gap(rollouts)
             return sampled(self.divergence, gap_CT), known_CT, {}
         support, known_CT = support_of(rollouts)
-        arguments = (support.student_CTK, support.teacher_CTK, support.mask_CTK)
+        bounded, bound_metrics = self.bound(support, known_CT)
+        arguments = (bounded.student_CTK, bounded.teacher_CTK, bounded.mask_CTK)
         if self.divergence == "reverse-kl":
             divergence_CT = reverse_kl(*arguments)
         elif self.divergence == "forward-kl":
             divergence_CT = forward_kl(*arguments)
         else:
             divergence_CT = generalised_jsd(*arguments, beta=self.jsd_beta)
-        return divergence_CT, known_CT, support_metrics(support, known_CT)
+        return divergence_CT, known_CT, {**support_metrics(support, known_CT), **bound_metrics}
 
 
 def support_of(rollouts: Rollouts) -> tuple[Support, Tensor]:

@@ -1,18 +1,17 @@
 """The optimizer and its schedule."""
 
+import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from vold_trainer.config import OptimConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.processes.sharding import load_full_tensor
-
-SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "linear"}
 
 
 def require_trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -34,10 +33,21 @@ def make_optimizer(model: nn.Module, config: OptimConfig, steps: int) -> tuple[A
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = AdamW(groups, lr=config.lr, betas=config.betas, fused=torch.cuda.is_available() or None)
-    scheduler = get_scheduler(
-        SCHEDULES[config.schedule], optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
-    )
-    return optimizer, scheduler
+    return optimizer, LambdaLR(optimizer, partial(rate_factor, config=config, steps=steps))
+
+
+def rate_factor(step: int, *, config: OptimConfig, steps: int) -> float:
+    """The learning rate of step `step`, counted from 0, as a share of `config.lr`. steps: of the run.
+
+    Of N warm-up steps the first has 1 / N and the last 1, so that no step is without effect; then the schedule decays
+    towards 0, which it would reach after the last step.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    decay_steps = max(1, steps - config.warmup_steps)
+    if config.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - config.warmup_steps) / decay_steps)))
+    return max(0.0, (steps - step) / decay_steps) if config.schedule == "linear" else 1.0
 
 
 def restore_state(optimizer: Any, parameter: nn.Parameter, name: str, value: Tensor) -> None:

@@ -109,7 +109,7 @@ class RoundingWatch:
     def step(self, optimizer: Any) -> Iterator[None]:
         """Wrap an optimizer step."""
         sample = self._sample
-        if sample is None or optimizer.param_groups[0]["lr"] < 0.99 * self._lr:  # the warm-up begins at 0
+        if sample is None or optimizer.param_groups[0]["lr"] < 0.99 * self._lr:  # in the warm-up
             yield
             return
         self._sample = None

@@ -105,7 +105,6 @@ class Figures:
         teacher_N, student_N, repeated_N = teacher_N[known_N], student_N[known_N], repeated_N[known_N]
         uniform = math.log(max(2, vocab_size))
         row_N = ~repeated_N & ~((teacher_N > _CERTAIN) & ((student_N > _FAIRLY_CERTAIN) | (not on_policy)))
-        gap_N = np.abs(teacher_N - student_N)
         figures = cls(
             on_policy=on_policy,
             tokens=len(teacher_N),
@@ -114,7 +113,7 @@ class Figures:
             flat=int((~repeated_N & (np.abs(teacher_N + uniform) < FLAT_BAND * uniform)).sum()),
             rows=int(row_N.sum()),
             values=_largest(np.bincount(_value_bins(teacher_N[row_N])), _MOST_COMMON),
-            gaps=_largest(np.bincount(_gap_bins(gap_N[np.isfinite(gap_N)])), 2 * _BINS_PER_OCTAVE * _OCTAVES + 1),
+            gaps=count_gaps(teacher_N - student_N),
         )
         if entropy_N is not None:
             entropy_N = entropy_N[np.isfinite(entropy_N)]
@@ -143,16 +142,23 @@ class Figures:
         count, edge = max((self.values[value] + self.values[value + 1], value) for value in self.values)
         return -edge * ROUNDING, count / self.rows
 
-    def gap_percentile(self) -> float | None:
-        """The 99th percentile of |log pi_theta - log pi_T|, nats, rounded up to a bin's edge (by less than 5 %); None
-        if there are too few tokens.
-        """
-        total = self.gaps.total()
-        if total < MIN_TOKENS:
-            return None
-        edges, counts = zip(*sorted(self.gaps.items()), strict=True)
-        edge = edges[int(np.searchsorted(np.cumsum(counts), PERCENTILE * total))]
-        return float(2.0 ** ((edge + 1) / _BINS_PER_OCTAVE - _OCTAVES))
+
+def count_gaps(gap_N: Floats) -> Counter[int]:
+    """The finite values of |log pi_theta - log pi_T|, nats, counted in logarithmic bins."""
+    gap_N = np.abs(gap_N)
+    return _largest(np.bincount(_gap_bins(gap_N[np.isfinite(gap_N)])), 2 * _BINS_PER_OCTAVE * _OCTAVES + 1)
+
+
+def gap_percentile(gaps: Counter[int]) -> float | None:
+    """The 99th percentile of counted gaps, nats, rounded up to a bin's edge (by less than 5 %); None if there are too
+    few tokens.
+    """
+    total = gaps.total()
+    if total < MIN_TOKENS:
+        return None
+    edges, counts = zip(*sorted(gaps.items()), strict=True)
+    edge = edges[int(np.searchsorted(np.cumsum(counts), PERCENTILE * total))]
+    return float(2.0 ** ((edge + 1) / _BINS_PER_OCTAVE - _OCTAVES))
 
 
 @dataclass(frozen=True)
@@ -220,7 +226,7 @@ class TeacherSanity:
         return [Alarm("invalid", f"{text}; they are masked")]
 
     def _gap(self, figures: Figures) -> Sequence[Alarm]:
-        percentile = figures.gap_percentile() if figures.on_policy else None
+        percentile = gap_percentile(figures.gaps) if figures.on_policy else None
         if percentile is None:
             return []
         usual = median(self.percentiles) if len(self.percentiles) >= MIN_HISTORY else math.inf

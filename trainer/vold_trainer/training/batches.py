@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vold_trainer.config import TrainConfig
-from vold_trainer.data import Example, PromptOrder
+from vold_trainer.data import Example, PromptOrder, TraceOrder
+from vold_trainer.data.keys import row_keys
 from vold_trainer.objectives import AnyObjective, Gkd, Needs
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.student.traces import Trace
@@ -30,7 +31,8 @@ class BatchSource:
         self._examples = examples
         self._traces = traces
         self._prompt_order = PromptOrder(len(examples), config.rollout.prompts * generator.max_rounds, config.seed)
-        self._trace_order = PromptOrder(len(traces), config.rollout.prompts * config.rollout.group, config.seed)
+        keys = row_keys([trace.example for trace in traces])
+        self._trace_order = TraceOrder(keys, config.rollout.prompts * config.rollout.group, config.seed)
 
     def start(self, step: int) -> RolloutBatch:
         """Generate the completions of step `step` or take them from the traces, and request their scores."""

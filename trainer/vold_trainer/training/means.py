@@ -1,5 +1,6 @@
 """Means over the tokens for which a value is known, over all processes of a run."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,10 +11,11 @@ from torch import Tensor
 @dataclass
 class Means:
     """(sum, count) by name, added up over micro-batches and processes. The sums are float64, so that the order of the
-    additions has no visible effect.
+    additions has no visible effect. gaps: |log pi_T - log pi_theta| of the tokens, as `sanity.count_gaps` counts them.
     """
 
     sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+    gaps: Counter[int] = field(default_factory=Counter)
 
     def add(self, name: str, values_N: Tensor) -> None:
         """Add the finite values."""
@@ -49,6 +51,7 @@ class Means:
         for part in parts:
             for name, (total, count) in part.sums.items():
                 out._add(name, total, count)
+            out.gaps.update(part.gaps)
         return out
 
     def _add(self, name: str, total: float, count: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vold_trainer.data.pictures import encode_thumbnail
 from vold_trainer.scoring.batch import ScoredBatch, teacher_logprobs
+from vold_trainer.scoring.sanity import count_gaps, gap_percentile
 from vold_trainer.student.models import Student
 from vold_trainer.student.readable import check_images, for_readable
 from vold_trainer.training.means import Means
@@ -84,10 +85,15 @@ SUFFIXES = {True: "_correct", False: "_wrong", None: ""}
 class TokenLog:
     """The student's log-probability of each token of a step, for the metrics and the samples."""
 
-    def __init__(self, scored: ScoredBatch, old: Mapping[int, Tensor] | None = None) -> None:
-        """old: the log-probabilities before the step's first update, by row; None if the step has one update."""
+    def __init__(
+        self, scored: ScoredBatch, old: Mapping[int, Tensor] | None = None, gap_cap: float | None = None
+    ) -> None:
+        """old: the log-probabilities before the step's first update, by row; None if the step has one update. gap_cap:
+        the objective's bound, nats.
+        """
         self.scored = scored
         self.old = old
+        self.gap_cap = gap_cap
         self.logprobs: dict[int, Tensor] = {}
         self.means = Means()
 
@@ -116,6 +122,9 @@ class TokenLog:
     def _add_gaps(self, rows: list[int], gap_N: Tensor) -> None:
         """gap_N: the teacher's log-probabilities of these rows' tokens minus the student's, NaN where masked."""
         self.means.add("masked", gap_N[~gap_N.isfinite()].nan_to_num(0.0, 0.0, 0.0))
+        self.means.gaps.update(count_gaps(gap_N.numpy()))
+        if self.gap_cap is not None:
+            self.means.add("capped", (gap_N[gap_N.isfinite()].abs() > self.gap_cap).float())
         lengths = torch.tensor([len(self.logprobs[row]) for row in rows])
         verdicts = [self.scored.scores[row].correct for row in rows]
         for selected, suffix in SUFFIXES.items():
@@ -162,7 +171,8 @@ def _spread(rows: Sequence[int], count: int) -> list[int]:
 def token_metrics(means: Means) -> dict[str, Any]:
     """The entropy; log pi_rollout - log pi_old, if the rollouts have log-probabilities: its mean, its mean absolute
     value and k3; and if there is a teacher, the gap log pi_T - log pi_theta and k2: of all tokens, by verdict, and by
-    position.
+    position; the 99th percentile of the gap's absolute value, and the share of it beyond the objective's bound, if it
+    has one.
     """
     metrics: dict[str, Any] = {"student/entropy": means.mean("student/entropy")}
     metrics |= {name: means.mean(name) for name in MISMATCHES if name in means.sums}
@@ -171,6 +181,9 @@ def token_metrics(means: Means) -> dict[str, Any]:
     for suffix in ("", "_correct", "_wrong"):
         metrics[f"teacher/gap{suffix}"] = means.mean(f"gap{suffix}")
         metrics[f"teacher/k2{suffix}"] = means.mean(f"k2{suffix}")
+    metrics["teacher/gap_p99"] = gap_percentile(means.gaps)
+    if "capped" in means.sums:
+        metrics["teacher/capped"] = means.mean("capped")
     metrics["missing/masked_positions"] = float(means.count("masked"))
     metrics["gap_by_position"] = [means.mean(f"position/{index}") for index in range(DECILES)]
     return metrics

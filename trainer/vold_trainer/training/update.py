@@ -61,7 +61,7 @@ class PolicyUpdater:
         size, micro, even = self.config.batch.size, self.config.batch.micro, self.prepared.lock_step
         updates = plan_optimiser_steps(lengths, self.ranks.rank, size=size, micro=micro, seed=seed, equal_counts=even)
         old = self._old_logprobs(scored.rollouts, max(map(len, lengths)), dummy) if len(updates) > 1 else None
-        log = TokenLog(scored, old)
+        log = TokenLog(scored, old, getattr(self.objective, "gap_cap", None))
         sums: dict[str, float] = {}
         norms = []
         for update in updates:

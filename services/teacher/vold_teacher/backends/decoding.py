@@ -396,7 +396,7 @@ class TorchDecoder:
                 -1,
                 row.prompt.max_tokens,
                 options.stream_tokens,
-                stream_key(options.seed, row.prompt.index, row.index),
+                stream_key(*row.prompt.seed_and_place(options), row.index),
                 options.temperature,
                 options.top_p,
                 options.top_k,

@@ -154,4 +154,4 @@ class LoopDecoder:
 
 def completion_seed(prompt: GeneratePrompt, index: int, options: SamplingOptions) -> int:
     """The seed of one completion, independent of the others in its request; 63 bits, as vLLM and SGLang take it."""
-    return stream_key(options.seed, prompt.index, index) >> 1
+    return stream_key(*prompt.seed_and_place(options), index) >> 1
