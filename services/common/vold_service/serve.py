@@ -28,13 +28,32 @@ STALLED_READER_SECONDS = 600
 
 
 class Readiness:
-    """Whether the service accepts requests. `serve` sets it, and the HTTP face reads it."""
+    """Whether the service accepts requests: it has started, it does not drain, and its engine can work.
 
-    def __init__(self) -> None:
-        self.ready = False
+    can_work: of the engine, which calls `update` when the answer may have changed.
+    """
+
+    def __init__(self, can_work: Callable[[], bool] = lambda: True) -> None:
+        self._can_work = can_work
+        self._serving = False
+        self._changed = asyncio.Event()
 
     def __call__(self) -> bool:
-        return self.ready
+        return self._serving and self._can_work()
+
+    def set_serving(self, serving: bool) -> None:
+        self._serving = serving
+        self.update()
+
+    def update(self) -> None:
+        self._changed.set()
+
+    async def report_to(self, grpc_server: GrpcServer) -> None:
+        """Keep the health service of the gRPC face in step, until cancelled."""
+        while True:
+            self._changed.clear()
+            await grpc_server.set_ready(self())
+            await self._changed.wait()
 
 
 class _HttpServer(uvicorn.Server):
@@ -95,6 +114,7 @@ async def serve(
     if settings.grpc is not None:
         grpc_address = await grpc_server.start(settings.grpc)
 
+    health = asyncio.create_task(readiness.report_to(grpc_server), name="health")
     starting = asyncio.create_task(_as_coroutine(start))
     stop_signal = asyncio.create_task(stopping.wait())
     await asyncio.wait({starting, stop_signal}, return_when=asyncio.FIRST_COMPLETED)
@@ -102,8 +122,8 @@ async def serve(
     if not starting.done():
         starting.cancel()
     elif failure is None and not stopping.is_set():
-        readiness.ready = True
-        await grpc_server.set_ready(True)
+        readiness.set_serving(True)
+        await grpc_server.set_ready(readiness())
         urls = {face: server.url for face, server in http_servers.items()}
         ready = {"ready": name, "http": None, "grpc": grpc_address, "pid": os.getpid(), **urls}
         print(json.dumps(ready), flush=True)
@@ -114,13 +134,14 @@ async def serve(
     grace = 0.0 if failure else settings.drain_seconds
     if failure is None:
         log.info("draining for up to %.0f s", grace)
-    readiness.ready = False
+    readiness.set_serving(False)
     await grpc_server.set_ready(False)
     for server in http_servers.values():
         server.should_exit = True
     await asyncio.gather(grpc_server.stop(grace), *http_tasks)
-    if certificates is not None:
-        certificates.cancel()
+    for task in (health, certificates):
+        if task is not None:
+            task.cancel()
     await stop()
     if grpc_address is not None and grpc_address.startswith("unix:"):
         with contextlib.suppress(FileNotFoundError):

@@ -118,11 +118,11 @@ async def _serve(settings: VerifierSettings, keys: Keys, tls: Tls | None) -> Non
     from vold_verifier.http import create_app
     from vold_verifier.status import create_history, snapshot
 
+    readiness, history = Readiness(lambda: engine.available), create_history()
     try:
-        engine = Engine(settings)
+        engine = Engine(settings, readiness.update)
     except registry.PluginError as error:
         raise SystemExit(f"error: {error}") from error
-    readiness, history = Readiness(), create_history()
     app = create_app(engine, max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys)
     add_status_page(app, lambda viewer: snapshot(engine, history, ready=readiness()), "vold_verifier")
 
