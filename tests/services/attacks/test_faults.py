@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +14,16 @@ from pathlib import Path
 
 import held_plugin
 import httpx
+import numpy as np
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from teacher_fixtures import save_model, teacher_server
 from verifier_server import Server, item, running
+from vold_client import Completion, TeacherClient
 from vold_proto.v1 import status_pb2, verifier_pb2
+from vold_teacher.engine.cache import _pack
+from vold_teacher.types import SequenceScore
 from vold_verifier.engine.pool import RESPAWN_DELAY_SECONDS, Pool, PoolOptions
 
 
@@ -126,3 +132,43 @@ def test_a_fork_server_that_stands_still_is_replaced():
         assert not psutil.wait_procs([still], timeout=10)[1]
 
     asyncio.run(main())
+
+
+# -- the teacher's scores on disk
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("teacher") / "tiny")
+
+
+def test_a_damaged_cache_folder_changes_no_score_and_stops_no_teacher(model, tmp_path):
+    prompts, completions = [[6, 7, 8]], [Completion(0, range(10 + index, 50 + index)) for index in range(4)]
+    options = ("--cache-dir", str(tmp_path / "scores"))
+    file = tmp_path / "scores" / "scores.sqlite"
+
+    def scores() -> tuple[list[bool], list[np.ndarray]]:
+        """Of a teacher that starts with the folder as it is: which came from the cache, and the values."""
+        with teacher_server(model, *options) as server, TeacherClient(f"grpc://{server.grpc}") as teacher:
+            found = teacher.score(prompts, completions, top_k=2).scores
+        return [score.cached for score in found], [score.logprobs for score in found]
+
+    cached, first = scores()
+    assert not any(cached)
+    store = sqlite3.connect(file)
+    rows = store.execute("SELECT key, score FROM scores ORDER BY key").fetchall()
+    flipped = bytearray(rows[0][1])
+    flipped[-1] ^= 0x40  # of the last value's exponent
+    short = _pack(rows[1][0], SequenceScore(np.zeros(5, np.float32)))
+    for key, row in ((rows[0][0], flipped), (rows[1][0], short), (rows[2][0], rows[3][1])):
+        store.execute("UPDATE scores SET score = ? WHERE key = ?", (bytes(row), key))
+    store.commit()
+    store.close()
+    cached, again = scores()
+    assert sorted(cached) == [False, False, False, True]
+    file.write_bytes(b"rubbish" * 1000)
+    cached, anew = scores()
+    assert not any(cached)
+    assert file.with_name("scores.sqlite.damaged").exists()
+    for other in (again, anew):
+        np.testing.assert_allclose(other, first, atol=1e-5)
