@@ -3,6 +3,7 @@ are served, and the service says what state it is in.
 """
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -11,16 +12,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import held_plugin
 import httpx
 import numpy as np
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from teacher_fixtures import save_model, teacher_server
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from teacher_fixtures import VOCAB, save_model, teacher_server
+from verifier_server import HERE as HELPERS
 from verifier_server import Server, item, running
-from vold_client import Completion, TeacherClient
+from vold_client import Completion, InvalidArgument, TeacherClient
 from vold_proto.v1 import status_pb2, verifier_pb2
 from vold_teacher.engine.cache import _pack
 from vold_teacher.types import SequenceScore
@@ -37,11 +41,11 @@ def until(condition: Callable[[], object]) -> None:
 
 
 @contextmanager
-def held_verifier(folder: Path) -> Iterator[Server]:
-    """A verifier whose fork servers do not load while `folder` has a file `hold`."""
-    shutil.copy(held_plugin.__file__, folder / "held_plugin.py")
-    path = os.pathsep.join([str(folder), str(Path(held_plugin.__file__).parent), os.environ.get("PYTHONPATH", "")])
-    options = ("--workers", "2", "--sandbox-workers", "2", "--plugin", "held_plugin")
+def held_verifier(folder: Path, pool: str) -> Iterator[Server]:
+    """A verifier whose fork servers do not load while `folder` has a file `hold`; `agree` runs in `pool`."""
+    shutil.copy(HELPERS / "held_plugin.py", folder / f"held_{pool}.py")
+    path = os.pathsep.join([str(folder), str(HELPERS), os.environ.get("PYTHONPATH", "")])
+    options = ("--workers", "2", "--sandbox-workers", "2", "--plugin", f"held_{pool}")
     with running(*options, environment={"PYTHONPATH": path}) as server:
         yield server
 
@@ -67,20 +71,21 @@ def workers_up(server: Server) -> int:
     return httpx.get(f"{server.url}/v1/status").json()["workers"]["up"]
 
 
-@pytest.mark.parametrize("pool", ["main", "sandbox"])
+@pytest.mark.parametrize("pool", ["main", pytest.param("sandbox", marks=pytest.mark.slow)])
 def test_a_verifier_whose_fork_servers_die_while_they_load_says_so_and_comes_back(pool, tmp_path):
-    agree = item(f"agree-{pool}", name="a")
-    with held_verifier(tmp_path) as server:
+    agree = item("agree")
+    others = 2 if pool == "sandbox" else 0
+    with held_verifier(tmp_path, pool) as server:
         assert server.verify(agree)[0].reward == 1.0
         assert ready(server) == {True}
-        assert workers_up(server) == 4
+        assert workers_up(server) == 2 + others
         (tmp_path / "hold").touch()
         first = fork_server(server, pool)
         first.kill()
         until((tmp_path / "loading").exists)
         waiting = server.stub.Verify.future(verifier_pb2.VerifyRequest(items=[agree]), timeout=60)
         until(lambda: ready(server) == {False})
-        assert workers_up(server) == 2, "those of the other pool"
+        assert workers_up(server) == others
         time.sleep(2 * RESPAWN_DELAY_SECONDS)  # a worker that ended is replaced after this delay, in the same pool
         assert not waiting.done(), "the item waits for the fork server that loads"
         second = fork_server(server, pool)
@@ -94,7 +99,7 @@ def test_a_verifier_whose_fork_servers_die_while_they_load_says_so_and_comes_bac
             assert not result.HasField("reward")
         (tmp_path / "hold").unlink()
         until(lambda: ready(server) == {True})
-        assert workers_up(server) == 4
+        assert workers_up(server) == 2 + others
         assert [result.reward for result in server.verify(*[agree] * 20)] == [1.0] * 20
         server.process.terminate()
         assert server.process.wait(60) == 0
@@ -172,3 +177,93 @@ def test_a_damaged_cache_folder_changes_no_score_and_stops_no_teacher(model, tmp
     assert file.with_name("scores.sqlite.damaged").exists()
     for other in (again, anew):
         np.testing.assert_allclose(other, first, atol=1e-5)
+
+
+# -- requests
+
+
+PROMPT, COMPLETION = [{"ids": [5, 6]}], [{"ids": [7, 8, 9]}]
+MESSAGES = [{"role": "user", "content": "ab"}]
+VERIFIED = {"verifier": "numeric", "completion": "1", "reference": "1"}
+VALID: dict[str, dict[str, Any]] = {
+    "/v1/score": {"prompts": PROMPT, "completions": COMPLETION, "options": {"top_k": 1}, "request_id": "a"},
+    "/v1/generate": {"prompts": PROMPT, "options": {"max_tokens": 1}, "run_id": "a"},
+    "/v1/completions": {"prompt": "ab", "max_tokens": 1, "stop": ["b"], "request_id": "a", "temperature": 1},
+    "/v1/chat/completions": {"messages": MESSAGES, "max_tokens": 1, "model": ""},
+    "/tokenize": {"prompt": "ab", "model": ""},
+    "/detokenize": {"tokens": [5, 6]},
+    "/v1/models/load": {"name": "a", "path": "a"},
+    "/v1/models/unload": {"name": "a"},
+    "/v1/verify": {"items": [VERIFIED], "request_id": "a", "run_id": "a"},
+    "/v1/verify#": {**VERIFIED, "parameters": {"tolerance": 1}, "id": "a", "prompt": "a"},
+}
+"""A valid body for each route; "#": an item of its list."""
+
+TEXTS = st.text(st.characters(), max_size=8) | st.sampled_from(["\ud800", "a\udfffb", "\0", "\u202e"])
+NUMBERS = st.integers() | st.floats() | st.sampled_from([2**31, -(2**63), 10**400, 1e-38])
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+NESTED = st.tuples(VALUES, st.sampled_from([1, 3, 150, 190, 800])).map(lambda pair: nested(*pair))
+
+
+def nested(value: Any, depth: int) -> Any:
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@st.composite
+def bodies(draw) -> tuple[str, str]:
+    """A route, and its body with the value of one field, or with all of it, replaced by anything."""
+    route = draw(st.sampled_from(sorted(VALID)))
+    value = draw(VALUES | NESTED)
+    body = VALID[route] | {draw(st.sampled_from(sorted(VALID[route])) | TEXTS): value}
+    if route.endswith("#"):
+        body = {"items": [body]}
+    return route.rstrip("#"), json.dumps(draw(st.sampled_from([body, body, body, value])))
+
+
+def test_no_json_is_a_fault_of_the_server(model):
+    with teacher_server(model) as teacher, running("--workers", "1") as verifier, httpx.Client(timeout=60) as client:
+
+        def status(route: str, body: str | bytes) -> int:
+            url = verifier.url if route == "/v1/verify" else teacher.http
+            return client.post(url + route, content=body, headers={"content-type": "application/json"}).status_code
+
+        @settings(max_examples=100, suppress_health_check=list(HealthCheck))
+        @given(bodies())
+        def ask(request: tuple[str, str]) -> None:
+            assert status(*request) < 500
+
+        ask()
+        for route in {route.rstrip("#") for route in VALID}:
+            for body in (b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b'{"\\ud800": 1}', b""):
+                assert 400 <= status(route, body) < 500, (route, body[:20])
+            valid = VALID[route] if route + "#" not in VALID else {"items": [VERIFIED]}
+            assert status(route, json.dumps(valid)) in (200, 403, 404, 422), route
+
+
+def test_no_temperature_gives_scores_without_values_or_fails_another_request(model):
+    completion = [Completion(0, [7, 8, 9])]
+    with teacher_server(model) as server, TeacherClient(f"grpc://{server.grpc}") as teacher:
+        others = teacher.generate([[5, 6]], max_tokens=200, temperature=1.0, seed=1)
+        for exponent in (-45, -40, -38, -37, -20, -7, -5, -4, -3, 0, 10, 38):
+            temperature = float(np.float32(10.0**exponent))
+            if exponent < -4:
+                with pytest.raises(InvalidArgument, match=r"at least 0\.0001"):
+                    teacher.score([[5, 6]], completion, temperature=temperature)
+            else:
+                (score,) = teacher.score(
+                    [[5, 6]], completion, temperature=temperature, top_k=VOCAB, entropy=True
+                ).scores
+                for values in (score.logprobs, score.top_logprobs, score.entropy):
+                    assert np.isfinite(values).all(), temperature
+            (sampled,) = teacher.generate([[5, 6]], max_tokens=2, temperature=temperature, seed=1)
+            assert np.isfinite(sampled.logprobs).all()
+            if exponent < -6:
+                (greedy,) = teacher.generate([[5, 6]], max_tokens=2, temperature=0.0)
+                assert list(sampled.ids) == list(greedy.ids), temperature
+        assert next(iter(others)).finish_reason
