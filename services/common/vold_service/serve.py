@@ -15,10 +15,11 @@ from fastapi import FastAPI
 
 from vold_service import logs, tracing
 from vold_service.connection import Connection
+from vold_service.descriptors import ConnectionCount, connections_of_a_face, raise_limit
 from vold_service.grpc import GrpcServer
 from vold_service.http import make_probe_app
 from vold_service.keys import Keys
-from vold_service.settings import ServerSettings, split_address
+from vold_service.settings import ServerSettings, is_loopback, split_address
 from vold_service.tls import Tls, watch_certificate
 
 log = logging.getLogger("vold.serve")
@@ -65,11 +66,16 @@ class _HttpServer(uvicorn.Server):
         self.url = f"{'http' if tls is None else 'https'}://{host}:{port}"
         config = uvicorn.Config(
             app,
-            http=partial(Connection, idle_seconds=settings.idle_seconds),  # type: ignore[arg-type]
+            http=partial(  # type: ignore[arg-type]
+                Connection,
+                idle_seconds=settings.idle_seconds,
+                connections=ConnectionCount(connections_of_a_face()),
+            ),
             ws="none",
             log_config=None,
             log_level="warning",
             access_log=False,
+            server_header=False,
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
             lifespan="off",
         )
@@ -176,7 +182,7 @@ def _log_open_access(settings: ServerSettings, keys: Keys, tls: Tls | None) -> N
     """Log who may call if the service has no keys, and that keys are not encrypted if it has no TLS."""
     if keys.open:
         addresses = [address for address in (settings.http, settings.grpc) if address]
-        if any(not address.startswith(("127.", "[::1]", "::1", "localhost:", "unix:")) for address in addresses):
+        if not all(map(is_loopback, addresses)):
             log.warning("anybody who reaches %s may call: --api-keys asks for a key", " and ".join(addresses))
     elif tls is None:
         log.info("API keys travel in plain text: --tls-cert and --tls-key hide them on a network")
@@ -209,12 +215,13 @@ def _bind_listener(address: str) -> socket.socket:
 
 
 def run(main: Callable[[], Awaitable[None]], *, name: str, settings: ServerSettings) -> None:
-    """Set up logging and tracing, and run a server's `main` under asyncio. name: of the service in traces.
+    """Set up logging, tracing and limits, and run a server's `main` under asyncio. name: of the service in traces.
 
     If the start fails, the process exits with the error message and status 1.
     """
     logs.setup(settings.log_level, settings.log_format)
     tracing.setup(name)
+    raise_limit()
     try:
         asyncio.run(_as_coroutine(main))  # type: ignore[arg-type]
     except OSError as error:

@@ -5,17 +5,24 @@ are served, and the service says what state it is in.
 import asyncio
 import json
 import os
+import resource
 import shutil
 import signal
+import socket
 import sqlite3
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
+import programs
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -25,7 +32,7 @@ from teacher_fixtures import VOCAB, save_model, teacher_server
 from verifier_server import HERE as HELPERS
 from verifier_server import Server, item, running
 from vold_client import Completion, InvalidArgument, TeacherClient
-from vold_proto.v1 import status_pb2, verifier_pb2
+from vold_proto.v1 import status_pb2, verifier_pb2, verifier_pb2_grpc
 from vold_teacher.engine.cache import _pack
 from vold_teacher.types import SequenceScore
 from vold_verifier.engine.pool import RESPAWN_DELAY_SECONDS, Pool, PoolOptions
@@ -267,3 +274,128 @@ def test_no_temperature_gives_scores_without_values_or_fails_another_request(mod
                 (greedy,) = teacher.generate([[5, 6]], max_tokens=2, temperature=0.0)
                 assert list(sampled.ids) == list(greedy.ids), temperature
         assert next(iter(others)).finish_reason
+
+
+# -- connections
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[tuple[str, str]]:
+    """The addresses of a verifier that may have 400 files open: 72 connections for each face, 36 of one address."""
+    options = (
+        *("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--workers", "1"),
+        *("--idle-seconds", "1", "--max-body-bytes", str(1 << 18)),
+    )
+    process = programs.start(
+        ["bash", "-c", 'ulimit -n 400; exec "$0" "$@"', sys.executable, "-m", "vold_verifier", "serve", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        ready = json.loads(process.stdout.readline())
+        yield ready["http"].removeprefix("http://"), ready["grpc"]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def connect(address: str, sent: bytes = b"", source: str = "127.0.0.1") -> socket.socket:
+    host, port = address.rsplit(":", 1)
+    connection = socket.create_connection((host, int(port)), timeout=60, source_address=(source, 0))
+    connection.sendall(sent)
+    return connection
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the service closes the connection, at once or after its limit of silence. Closes this end too."""
+    with connection:
+        try:
+            while connection.recv(65536):
+                pass
+        except ConnectionError:
+            pass
+        return True
+
+
+def serves(address: str, source: str = "127.0.0.1") -> bool:
+    transport = httpx.HTTPTransport(local_address=source)
+    with httpx.Client(transport=transport, timeout=60) as client:
+        return client.get(f"http://{address}/v1/verifiers").status_code == 200
+
+
+def test_the_limit_of_open_files_is_raised(verifier):
+    soft, hard = resource.prlimit(verifier.process.pid, resource.RLIMIT_NOFILE)
+    assert soft >= min(hard, 65_536)
+
+
+SILENT = {
+    "idle": b"",
+    "headers": b"GET / HTTP/1.1\r\nhost: localhost\r\n",
+    "body": b"POST /v1/verify HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{",
+}
+
+
+@pytest.mark.parametrize("kind", SILENT)
+def test_one_address_does_not_shut_the_http_door(kind, narrow):
+    held = [connect(narrow[0], SILENT[kind]) for _ in range(150)]
+    for _ in range(10):
+        assert serves(narrow[0], source="127.0.0.2")
+    assert all(map(ended, held))
+    until(lambda: serves(narrow[0]))
+
+
+H2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
+"""The client's preface and empty settings."""
+
+
+def h2_call(path: str, sent: bytes = b"") -> bytes:
+    """A call's headers, and the beginning of its message, which does not end."""
+
+    def literal(name: bytes, value: bytes) -> bytes:
+        return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+    fields = (b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode()), (b":authority", b"localhost")
+    block = b"".join(
+        literal(*field) for field in (*fields, (b"content-type", b"application/grpc"), (b"te", b"trailers"))
+    )
+    head = len(block).to_bytes(3, "big") + b"\1\4" + (1).to_bytes(4, "big") + block
+    return head + (len(sent).to_bytes(3, "big") + b"\0\0" + (1).to_bytes(4, "big") + sent if sent else b"")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        H2,
+        H2 + h2_call("/vold.v1.VerifierService/Verify"),
+        H2 + h2_call("/vold.v1.VerifierService/Verify", b"\0\0\1\0\0half of a message"),
+        H2 + h2_call("/grpc.health.v1.Health/Check"),
+    ],
+    ids=["silence", "no call", "no message", "half a message", "health"],
+)
+def test_connections_without_a_whole_call_do_not_shut_the_grpc_door(sent, narrow):
+    held = [connect(narrow[1], sent) for _ in range(100)]
+    with grpc.insecure_channel(narrow[1], options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stub = verifier_pb2_grpc.VerifierServiceStub(channel)
+        assert stub.ListVerifiers(verifier_pb2.ListVerifiersRequest(), timeout=60, wait_for_ready=True).verifiers
+    assert all(map(ended, held))
+
+
+def test_a_body_that_trickles_is_cut_off_and_a_slow_one_is_not(narrow):
+    """Both never pause for the limit of silence, of one second."""
+    head = "POST /v1/verify HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    trickle = connect(narrow[0], f"{head}content-length: 100000\r\n\r\n".encode())
+    cut = threading.Event()
+    threading.Thread(target=lambda: ended(trickle) and cut.set(), daemon=True).start()
+    body = json.dumps({"items": [VERIFIED]}).encode() + b" " * 60_000
+    slow = connect(narrow[0], f"{head}content-length: {len(body)}\r\n\r\n".encode())
+    for at in range(0, len(body), 4000):
+        if not cut.is_set():
+            with suppress(OSError):
+                trickle.sendall(b"x")
+        slow.sendall(body[at : at + 4000])
+        time.sleep(0.15)
+    with slow:
+        assert slow.recv(12) == b"HTTP/1.1 200"
+    assert cut.wait(60)
