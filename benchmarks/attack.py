@@ -125,8 +125,9 @@ def measure(
             try:
                 call()
                 phase.waits.append(time.perf_counter() - began)
-            except VoldError:
+            except VoldError as error:
                 phase.failed += 1
+                print(f"an honest call failed: {error}", file=sys.stderr)
             time.sleep(0.02)
     finally:
         stop.set()

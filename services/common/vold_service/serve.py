@@ -24,6 +24,10 @@ from vold_service.tls import Tls, watch_certificate
 
 log = logging.getLogger("vold.serve")
 
+BACKLOG = 1024
+"""Connections that the kernel holds until they are accepted."""
+ACCEPTED_PER_TURN = 32
+"""Connections accepted before the event loop turns to other work."""
 STALLED_READER_SECONDS = 600
 """How long a caller may leave a reply unread while the buffers of its connection are full."""
 
@@ -76,6 +80,7 @@ class _HttpServer(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
+            backlog=ACCEPTED_PER_TURN,  # asyncio takes this number both for the kernel and for its own turn
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
             lifespan="off",
         )
@@ -83,6 +88,10 @@ class _HttpServer(uvicorn.Server):
         if tls is not None:
             config.ssl = tls.ssl_context()
         super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listener.listen(BACKLOG)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -196,7 +205,7 @@ def _bind_listener(address: str) -> socket.socket:
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), backlog=1024, family=family)
+        listener = socket.create_server((host, port), backlog=BACKLOG, family=family)
     except OSError as error:
         message = f"cannot listen on {address}: {error.strerror}; choose another port, or 0 for a free one"
         raise OSError(message) from error
