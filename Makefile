@@ -22,7 +22,7 @@ TOOLS := cryptography grpc-stubs hypothesis import-linter mypy packaging psutil 
 	types-PyYAML types-cachetools types-protobuf
 OURS := -m pip install --quiet --no-deps --no-build-isolation --editable .
 
-.PHONY: install wheel demo test test-python test-slow test-vllm test-sglang test-compose test-newest test-oldest lint format proto lock bench bench-ablation compose clean
+.PHONY: install wheel demo test test-python test-slow test-vllm test-sglang test-compose test-newest test-oldest lint format proto lock bench bench-ablation attack compose clean
 
 install: .venv/.installed  ## .venv with everything that locks/dev.txt pins, and vold itself, editable
 
@@ -116,6 +116,9 @@ bench: install  ## the tables of benchmarks/README.md
 
 bench-ablation: install  ## the component table, 3 seeds: three quarters of an hour on 2 cores
 	$(BIN)/vold ablation --out runs/ablation --results benchmarks
+
+attack: install  ## attacks on real services beside an honest tenant, and what that tenant waits: ten minutes
+	$(BIN)/python benchmarks/attack.py
 
 compose:
 	docker compose up --build --exit-code-from trainer

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from vold_service import access
 from vold_service.call import Call
+from vold_service.descriptors import connections_of_a_face
 from vold_service.errors import GRPC_STATUS, STATUS_METADATA, ServiceError, internal, invalid
 from vold_service.keys import OPEN_GRANT, Grant, Keys
 from vold_service.tls import Tls
@@ -19,6 +20,8 @@ from vold_service.tls import Tls
 REQUEST_ID_METADATA = "x-request-id"
 RUN_ID_METADATA = "x-vold-run-id"
 AUTHORIZATION_METADATA = "authorization"
+MIN_MESSAGE_BYTES_PER_SECOND = 1 << 18
+"""A call's request message has the time of the largest one at this rate, and the idle time of the service."""
 HEALTH_METHODS = f"/{health.SERVICE_NAME}/"
 
 log = logging.getLogger("vold.grpc")
@@ -168,6 +171,47 @@ class _AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         )
 
 
+class _SlowMessageInterceptor(grpc.aio.ServerInterceptor):
+    """Ends a call whose only request message has not arrived after `seconds`. A stream's messages may take their time:
+    its tenant's limit on requests holds.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """A call's handler that reads the message itself: gRPC calls any other handler after it has read it."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler
+
+        async def unary(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
+            return await handler.unary_unary(await self._read(requests, context), context)
+
+        async def server_stream(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            async for reply in handler.unary_stream(await self._read(requests, context), context):
+                yield reply
+
+        serializers = (handler.request_deserializer, handler.response_serializer)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(server_stream, *serializers)
+        return grpc.stream_unary_rpc_method_handler(unary, *serializers)
+
+    async def _read(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await anext(aiter(requests))
+        except TimeoutError:
+            message = f"the request has not arrived within {self._seconds:.0f} s: send a smaller one"
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, message)
+        except StopAsyncIteration:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request message: send one")
+
+
 class GrpcServer:
     """A grpc.aio server with the standard health service and reflection. keys: the callers' API keys. tls: None for
     plain text; a Unix socket is always in plain text.
@@ -186,7 +230,11 @@ class GrpcServer:
     ) -> None:
         self.tls = tls
         self.server = grpc.aio.server(
-            interceptors=[_AccessInterceptor(services), _AuthenticationInterceptor(keys)],
+            interceptors=[
+                _SlowMessageInterceptor(idle_seconds + max_body_bytes / MIN_MESSAGE_BYTES_PER_SECOND),
+                _AccessInterceptor(services),
+                _AuthenticationInterceptor(keys),
+            ],
             options=[
                 ("grpc.max_receive_message_length", max_body_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -197,6 +245,9 @@ class GrpcServer:
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.server_handshake_timeout_ms", round(idle_seconds * 1000)),
+                # A connection without a call costs its caller nothing to open again.
+                ("grpc.max_connection_idle_ms", round(idle_seconds * 1000)),
+                ("grpc.max_allowed_incoming_connections", connections_of_a_face()),
             ],
         )
         self.services = ["", *services]

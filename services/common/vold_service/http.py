@@ -24,10 +24,11 @@ from vold_proto.distribution import VERSION
 from vold_proto.v1 import quota_pb2, status_pb2
 
 from vold_service import access
+from vold_service.browsers import HeadersMiddleware, check_same_site
 from vold_service.call import Call
 from vold_service.errors import HTTP_STATUS, ServiceError, internal, invalid
 from vold_service.keys import Keys
-from vold_service.page import status_page_reply
+from vold_service.page import routes_page_reply, status_page_reply
 from vold_service.tenants import Tenant
 
 PROTOBUF = "application/x-protobuf"
@@ -129,14 +130,16 @@ class BodyLimitMiddleware:
 
 class AuthenticationMiddleware:
     """Refuses a request without a valid key before its body is read. vold_service.keys says which paths need no key.
+    Without keys, refuses a request of another site's page (vold_service.browsers).
 
     The key is a bearer token. On GET it may also be the password of HTTP Basic, which browsers ask the user for. No
     other method takes Basic: a browser would also send the password with a request that another site makes it post.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, tls: bool) -> None:
         self.app = app
         self.keys = keys
+        self.tls = tls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"] == HEALTH_PATH:
@@ -147,9 +150,11 @@ class AuthenticationMiddleware:
         if header is not None or scope["path"] != READY_PATH:
             try:
                 grant = self.keys.authenticate(header, basic=scope.get("method") in ("GET", "HEAD"))
+                if self.keys.open:
+                    check_same_site(headers, tls=self.tls)
             except ServiceError as error:
                 if scope["type"] == "websocket":
-                    await WebSocketClose(1008, "UNAUTHENTICATED")(scope, receive, send)
+                    await WebSocketClose(1008, status_pb2.Code.Name(error.code))(scope, receive, send)
                 else:
                     response = error_response(error, protobuf=wants_protobuf(headers))
                     await response(scope, receive, send)
@@ -298,12 +303,16 @@ def add_status_page(app: FastAPI, snapshot: Callable[[Tenant], dict[str, Any]], 
         return snapshot(parse_call(request).tenant)
 
 
-def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys: Keys) -> FastAPI:
-    """A FastAPI app with /healthz, /readyz, /metrics, API keys, the body limit and the error replies."""
-    app = FastAPI(title=title, version=VERSION, docs_url="/docs", redoc_url=None)
+def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys: Keys, tls: bool = False) -> FastAPI:
+    """A FastAPI app with /healthz, /readyz, /metrics, API keys, the body limit and the error replies.
+
+    tls: whether it is served with TLS.
+    """
+    app = FastAPI(title=title, version=VERSION, docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimitMiddleware, limit=max_body_bytes)
-    app.add_middleware(AuthenticationMiddleware, keys=keys)  # outside the body limit: the key is checked first
-    app.add_middleware(AccessMiddleware)  # added last, so the outermost
+    app.add_middleware(AuthenticationMiddleware, keys=keys, tls=tls)  # outside the body limit: keys are checked first
+    app.add_middleware(AccessMiddleware)
+    app.add_middleware(HeadersMiddleware)  # added last, so the outermost
 
     @app.exception_handler(ServiceError)
     async def _service_error(request: Request, error: ServiceError) -> Response:
@@ -327,6 +336,10 @@ def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys
         return JSONResponse({"error": body}, error.status_code)
 
     add_health(app, ready)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return routes_page_reply(app.openapi())
 
     @app.get("/metrics", tags=["health"])
     async def metrics() -> Response:
@@ -353,5 +366,6 @@ def add_health(app: FastAPI, ready: Callable[[], bool]) -> None:
 def make_probe_app(ready: Callable[[], bool]) -> FastAPI:
     """An app with the health paths only, for a separate listener."""
     app = FastAPI(openapi_url=None)
+    app.add_middleware(HeadersMiddleware)
     add_health(app, ready)
     return app

@@ -1,10 +1,11 @@
-"""The status pages: one self-contained HTML file that shows GET /v1/status, the fields that the status of every service
-has, and the metrics history that the page plots.
+"""The pages for a browser, each a self-contained HTML file: the status page, which shows GET /v1/status, and the list
+of routes. Also the fields that the status of every service has, and the metrics history that its page plots.
 """
 
 import asyncio
 import contextlib
 import html
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -39,6 +40,29 @@ def status_page_reply(package: str, title: str) -> HTMLResponse:
     ):
         text = text.replace(mark, part)
     return HTMLResponse(text, headers={"content-security-policy": _POLICY, "cache-control": "no-store"})
+
+
+def routes_page_reply(openapi: dict[str, Any]) -> HTMLResponse:
+    """The routes of an OpenAPI schema: method, path, description, and the schema of the body."""
+    title, style = html.escape(openapi["info"]["title"]), _read("vold_service", "status.css")
+    sections = []
+    for path, operations in openapi["paths"].items():
+        for method, operation in operations.items():
+            about = operation.get("description") or operation.get("summary", "")
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+            shown = (
+                f"<details><summary>JSON body</summary><pre>{html.escape(json.dumps(body, indent=2))}</pre></details>"
+            )
+            sections.append(
+                f'<section class="card"><h2><code>{method.upper()} {html.escape(path)}</code></h2>'
+                f"<p>{html.escape(about)}</p>{shown if body else ''}</section>"
+            )
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}: routes</title>'
+        f'<link rel="icon" href="data:,"><style>{style}</style></head><body><header><h1>{title}: routes</h1></header>'
+        f'<main>{"".join(sections)}</main><footer><a href="openapi.json">as OpenAPI</a></footer></body></html>'
+    )
+    return HTMLResponse(page, headers={"content-security-policy": _POLICY})
 
 
 def _read(package: str, name: str) -> str:

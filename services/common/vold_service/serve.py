@@ -15,26 +15,50 @@ from fastapi import FastAPI
 
 from vold_service import logs, tracing
 from vold_service.connection import Connection
+from vold_service.descriptors import ConnectionCount, connections_of_a_face, raise_limit
 from vold_service.grpc import GrpcServer
 from vold_service.http import make_probe_app
 from vold_service.keys import Keys
-from vold_service.settings import ServerSettings, split_address
+from vold_service.settings import ServerSettings, is_loopback, split_address
 from vold_service.tls import Tls, watch_certificate
 
 log = logging.getLogger("vold.serve")
 
+BACKLOG = 1024
+"""Connections that the kernel holds until they are accepted."""
+ACCEPTED_PER_TURN = 32
+"""Connections accepted before the event loop turns to other work."""
 STALLED_READER_SECONDS = 600
 """How long a caller may leave a reply unread while the buffers of its connection are full."""
 
 
 class Readiness:
-    """Whether the service accepts requests. `serve` sets it, and the HTTP face reads it."""
+    """Whether the service accepts requests: it has started, it does not drain, and its engine can work.
 
-    def __init__(self) -> None:
-        self.ready = False
+    can_work: of the engine, which calls `update` when the answer may have changed.
+    """
+
+    def __init__(self, can_work: Callable[[], bool] = lambda: True) -> None:
+        self._can_work = can_work
+        self._serving = False
+        self._changed = asyncio.Event()
 
     def __call__(self) -> bool:
-        return self.ready
+        return self._serving and self._can_work()
+
+    def set_serving(self, serving: bool) -> None:
+        self._serving = serving
+        self.update()
+
+    def update(self) -> None:
+        self._changed.set()
+
+    async def report_to(self, grpc_server: GrpcServer) -> None:
+        """Keep the health service of the gRPC face in step, until cancelled."""
+        while True:
+            self._changed.clear()
+            await grpc_server.set_ready(self())
+            await self._changed.wait()
 
 
 class _HttpServer(uvicorn.Server):
@@ -46,11 +70,17 @@ class _HttpServer(uvicorn.Server):
         self.url = f"{'http' if tls is None else 'https'}://{host}:{port}"
         config = uvicorn.Config(
             app,
-            http=partial(Connection, idle_seconds=settings.idle_seconds),  # type: ignore[arg-type]
+            http=partial(  # type: ignore[arg-type]
+                Connection,
+                idle_seconds=settings.idle_seconds,
+                connections=ConnectionCount(connections_of_a_face()),
+            ),
             ws="none",
             log_config=None,
             log_level="warning",
             access_log=False,
+            server_header=False,
+            backlog=ACCEPTED_PER_TURN,  # asyncio takes this number both for the kernel and for its own turn
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
             lifespan="off",
         )
@@ -58,6 +88,10 @@ class _HttpServer(uvicorn.Server):
         if tls is not None:
             config.ssl = tls.ssl_context()
         super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listener.listen(BACKLOG)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -95,6 +129,7 @@ async def serve(
     if settings.grpc is not None:
         grpc_address = await grpc_server.start(settings.grpc)
 
+    health = asyncio.create_task(readiness.report_to(grpc_server), name="health")
     starting = asyncio.create_task(_as_coroutine(start))
     stop_signal = asyncio.create_task(stopping.wait())
     await asyncio.wait({starting, stop_signal}, return_when=asyncio.FIRST_COMPLETED)
@@ -102,8 +137,8 @@ async def serve(
     if not starting.done():
         starting.cancel()
     elif failure is None and not stopping.is_set():
-        readiness.ready = True
-        await grpc_server.set_ready(True)
+        readiness.set_serving(True)
+        await grpc_server.set_ready(readiness())
         urls = {face: server.url for face, server in http_servers.items()}
         ready = {"ready": name, "http": None, "grpc": grpc_address, "pid": os.getpid(), **urls}
         print(json.dumps(ready), flush=True)
@@ -114,13 +149,14 @@ async def serve(
     grace = 0.0 if failure else settings.drain_seconds
     if failure is None:
         log.info("draining for up to %.0f s", grace)
-    readiness.ready = False
+    readiness.set_serving(False)
     await grpc_server.set_ready(False)
     for server in http_servers.values():
         server.should_exit = True
     await asyncio.gather(grpc_server.stop(grace), *http_tasks)
-    if certificates is not None:
-        certificates.cancel()
+    for task in (health, certificates):
+        if task is not None:
+            task.cancel()
     await stop()
     if grpc_address is not None and grpc_address.startswith("unix:"):
         with contextlib.suppress(FileNotFoundError):
@@ -155,7 +191,7 @@ def _log_open_access(settings: ServerSettings, keys: Keys, tls: Tls | None) -> N
     """Log who may call if the service has no keys, and that keys are not encrypted if it has no TLS."""
     if keys.open:
         addresses = [address for address in (settings.http, settings.grpc) if address]
-        if any(not address.startswith(("127.", "[::1]", "::1", "localhost:", "unix:")) for address in addresses):
+        if not all(map(is_loopback, addresses)):
             log.warning("anybody who reaches %s may call: --api-keys asks for a key", " and ".join(addresses))
     elif tls is None:
         log.info("API keys travel in plain text: --tls-cert and --tls-key hide them on a network")
@@ -169,7 +205,7 @@ def _bind_listener(address: str) -> socket.socket:
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), backlog=1024, family=family)
+        listener = socket.create_server((host, port), backlog=BACKLOG, family=family)
     except OSError as error:
         message = f"cannot listen on {address}: {error.strerror}; choose another port, or 0 for a free one"
         raise OSError(message) from error
@@ -188,12 +224,13 @@ def _bind_listener(address: str) -> socket.socket:
 
 
 def run(main: Callable[[], Awaitable[None]], *, name: str, settings: ServerSettings) -> None:
-    """Set up logging and tracing, and run a server's `main` under asyncio. name: of the service in traces.
+    """Set up logging, tracing and limits, and run a server's `main` under asyncio. name: of the service in traces.
 
     If the start fails, the process exits with the error message and status 1.
     """
     logs.setup(settings.log_level, settings.log_format)
     tracing.setup(name)
+    raise_limit()
     try:
         asyncio.run(_as_coroutine(main))  # type: ignore[arg-type]
     except OSError as error:

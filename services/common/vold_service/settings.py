@@ -1,5 +1,6 @@
 """Settings that all services share. A service adds its own in a subclass."""
 
+import ipaddress
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +38,24 @@ class ServerSettings(BaseSettings):
     tls_key: Path | None = Field(default=None, description="PEM file of the certificate's key, not encrypted")
     tls_client_ca: Path | None = Field(default=None, description="PEM file of the CA that callers' certificates need")
 
+    open: bool = Field(
+        default=False, description="serve without keys whoever reaches an address that is not of this machine alone"
+    )
+
+    def check_exposure(self, keys: Keys, tls: Tls | None) -> None:
+        """Raise ExposureError if other machines reach a face, nobody needs a key or a certificate, and `open` is
+        not set.
+        """
+        if self.open or not keys.open or (tls is not None and tls.client_ca is not None):
+            return
+        for face, address in (("http", self.http), ("grpc", self.grpc)):
+            if address is not None and not is_loopback(address):
+                raise ExposureError(
+                    f"--{face} {address}: other machines reach this address, and the service has no API keys. Name a "
+                    "file of them with --api-keys or set VOLD_API_KEYS (the command `key` makes one), listen on "
+                    "127.0.0.1, or allow every caller with --open"
+                )
+
     def keys(self) -> Keys:
         """Raises KeysError if the keys cannot be used."""
         return Keys.load(self.api_keys_file)
@@ -58,6 +77,21 @@ class ServerSettings(BaseSettings):
         if value is None or value.startswith("unix:"):
             return value
         return "{}:{}".format(*split_address(value))
+
+
+class ExposureError(ValueError):
+    """A service without keys would answer other machines. The message names the address and the remedies."""
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches HOST:PORT or unix:PATH."""
+    if address.startswith("unix:"):
+        return True
+    host = split_address(address)[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def split_address(address: str) -> tuple[str, int]:

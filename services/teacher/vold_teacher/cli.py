@@ -59,6 +59,7 @@ def serve(
     max_candidates: Annotated[int | None, typer.Option(help=_help("max_candidates"))] = None,
     max_sequences: Annotated[int | None, typer.Option(help=_help("max_sequences"))] = None,
     api_keys_file: Annotated[Path | None, typer.Option("--api-keys", help=_help("api_keys_file"))] = None,
+    open_: Annotated[bool | None, typer.Option("--open", help=_help("open"))] = None,
     probes: Annotated[str | None, typer.Option(help=_help("probes"))] = None,
     tls_cert: Annotated[Path | None, typer.Option(help=_help("tls_cert"))] = None,
     tls_key: Annotated[Path | None, typer.Option(help=_help("tls_key"))] = None,
@@ -70,11 +71,16 @@ def serve(
     log_format: Annotated[str | None, typer.Option(help=_help("log_format"))] = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; prints one JSON line when ready. Options are also VOLD_TEACHER_ variables."""
-    options = {key: value for key, value in locals().items() if value is not None and key not in ("no_http", "no_grpc")}
+    options = {
+        key.rstrip("_"): value
+        for key, value in locals().items()
+        if value is not None and key not in ("no_http", "no_grpc")
+    }
     try:
         settings = _settings(options, no_http=no_http, no_grpc=no_grpc)
         check_backend(settings)
         keys, tls = settings.keys(), settings.tls()
+        settings.check_exposure(keys, tls)
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

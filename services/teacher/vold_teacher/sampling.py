@@ -8,6 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+MIN_TEMPERATURE = 1e-20
+"""A lower temperature samples like this one: only the most likely token, and those that are as likely."""
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -46,7 +49,9 @@ def sample_tokens(
     if bool(greedy_R.all()):
         ids_R = logits_RV.argmax(-1)
     else:
-        scaled_RV = logits_RV / torch.where(greedy_R, 1.0, temperature_R)[:, None]
+        # Relative to the largest logit, which a low temperature would otherwise divide to infinity.
+        relative_RV = logits_RV - logits_RV.amax(-1, keepdim=True)
+        scaled_RV = relative_RV / torch.where(greedy_R, 1.0, temperature_R).clamp_min(MIN_TEMPERATURE)[:, None]
         vocab = logits_RV.shape[-1]
         if bool((top_p_R < 1).any()) or bool(((top_k_R > 0) & (top_k_R < vocab)).any()):
             ids_R = _invert_sorted(scaled_RV, uniform_R, top_p_R, top_k_R)

@@ -57,7 +57,9 @@ async def main(settings: TeacherSettings, keys: Keys, tls: Tls | None) -> None:
     """Serve until SIGTERM or SIGINT."""
     teacher = make_teacher(settings)
     readiness = Readiness()
-    app = make_app("vold teacher", max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys)
+    app = make_app(
+        "vold teacher", max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys, tls=tls is not None
+    )
     add_routes(app, teacher)
     history = make_history(teacher)
     add_status_page(app, lambda viewer: snapshot(teacher, history, ready=readiness(), viewer=viewer), "vold_teacher")

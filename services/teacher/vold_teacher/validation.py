@@ -17,6 +17,8 @@ from vold_teacher.types import GeneratePrompt, Ids, SamplingOptions, ScoreOption
 
 MAX_N = 4096
 MAX_STOP_IDS = 64
+MIN_SCORE_TEMPERATURE = float(np.float32(1e-4))  # as the wire rounds it
+"""Logits that are divided by less have log-probabilities that float32 cannot hold, or that mean nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +108,11 @@ def read_token_ids(data: bytes, field: str, limits: Limits, max_ids: int | None 
 
 def read_score_options(options: pb.ScoreOptions, limits: Limits) -> ScoreOptions:
     temperature = options.temperature if options.HasField("temperature") else 1.0
-    if not (temperature > 0 and math.isfinite(temperature)):
+    if not (temperature >= MIN_SCORE_TEMPERATURE and math.isfinite(temperature)):
         raise invalid(
-            "options.temperature", f"options.temperature is {temperature:g}: scoring needs a finite value above 0"
+            "options.temperature",
+            f"options.temperature is {temperature:g}: scoring needs a finite value of at least "
+            f"{MIN_SCORE_TEMPERATURE:g}",
         )
     capabilities = limits.capabilities
     if temperature != 1 and not capabilities.temperature:

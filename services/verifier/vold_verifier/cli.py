@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from vold_service.keys import Keys, KeysError, describe_new_key
 from vold_service.serve import Readiness, run, serve
+from vold_service.settings import ExposureError
 from vold_service.tls import Tls, TlsError
 from vold_service.version import version_option
 
@@ -63,6 +64,10 @@ def serve_command(
         Path | None,
         typer.Option("--api-keys", help="YAML file of tenants and the digests of their keys; also VOLD_API_KEYS"),
     ] = None,
+    open_: Annotated[
+        bool | None,
+        typer.Option("--open", help="serve without keys whoever reaches an address that is not of this machine alone"),
+    ] = None,
     probes: Annotated[
         str | None, typer.Option(help="HOST:PORT of /healthz and /readyz in plain HTTP, with or without TLS")
     ] = None,
@@ -83,11 +88,12 @@ def serve_command(
     plugins: Plugins = None,
 ) -> None:
     """Serve over HTTP and gRPC until SIGTERM. Each option is also an environment variable, such as VOLD_TIME_LIMIT."""
-    options = {name: value for name, value in locals().items() if value not in (None, [])}
+    options = {name.rstrip("_"): value for name, value in locals().items() if value not in (None, [])}
     settings = _settings(options)
     try:
         keys, tls = settings.keys(), settings.tls()
-    except (KeysError, TlsError) as error:
+        settings.check_exposure(keys, tls)
+    except (KeysError, TlsError, ExposureError) as error:
         raise typer.BadParameter(str(error)) from None
     run(lambda: _serve(settings, keys, tls), name="vold-verifier", settings=settings)
 
@@ -118,12 +124,12 @@ async def _serve(settings: VerifierSettings, keys: Keys, tls: Tls | None) -> Non
     from vold_verifier.http import create_app
     from vold_verifier.status import create_history, snapshot
 
+    readiness, history = Readiness(lambda: engine.available), create_history()
     try:
-        engine = Engine(settings)
+        engine = Engine(settings, readiness.update)
     except registry.PluginError as error:
         raise SystemExit(f"error: {error}") from error
-    readiness, history = Readiness(), create_history()
-    app = create_app(engine, max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys)
+    app = create_app(engine, max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys, tls=tls is not None)
     add_status_page(app, lambda viewer: snapshot(engine, history, ready=readiness()), "vold_verifier")
 
     async def start() -> None:

@@ -108,8 +108,10 @@ class ListModel(BaseModel):
     sandbox_layers: list[str]
 
 
-def create_app(engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool], keys: Keys) -> FastAPI:
-    app = make_app("vold verifier", max_body_bytes=max_body_bytes, ready=ready, keys=keys)
+def create_app(
+    engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool], keys: Keys, tls: bool = False
+) -> FastAPI:
+    app = make_app("vold verifier", max_body_bytes=max_body_bytes, ready=ready, keys=keys, tls=tls)
 
     @app.get("/v1/verifiers", response_model=ListModel, tags=["verifier"])
     async def list_verifiers(request: Request) -> Response:

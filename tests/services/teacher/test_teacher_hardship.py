@@ -209,7 +209,7 @@ def test_a_bad_item_says_what_is_wrong_on_both_faces(server, bad, field, texts):
 @pytest.mark.parametrize(
     ("options", "field", "text"),
     [
-        ({"temperature": 0}, "options.temperature", "is 0: scoring needs a finite value above 0"),
+        ({"temperature": 0}, "options.temperature", "is 0: scoring needs a finite value of at least 0.0001"),
         ({"temperature": -2}, "options.temperature", "is -2"),
         ({"temperature": float("nan")}, "options.temperature", "is nan"),
         ({"top_k": 51}, "options.top_k", "is 51: this server gives at most 50"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vold_teacher.engine.cache import ENTRY_OVERHEAD, DiskTier, ScoreCache, score_key
+from vold_teacher.engine.cache import ENTRY_OVERHEAD, DiskTier, ScoreCache, fits, score_key
 from vold_teacher.types import ScoreOptions, Sequence, SequenceScore
 
 PLAIN = ScoreOptions()
@@ -140,6 +140,89 @@ def test_what_somebody_else_wrote_into_the_file_is_not_believed(tmp_path):
     assert tier.load([b"key"]) == {}
     assert tier.failures == 1
     tier.close()
+
+
+def test_a_damaged_row_is_never_a_score(tmp_path):
+    tier = DiskTier(tmp_path, 1 << 20)
+    tier.store({b"key": score(-1, 40, top_k=2), b"other": score(-2, 40, top_k=2), b"good": score(-3)})
+    tier._writer.submit(int).result()
+    rows = dict(tier._connection.execute("SELECT key, score FROM scores"))
+    whole = rows[b"key"]
+
+    @settings(max_examples=40)
+    @given(
+        st.one_of(
+            st.tuples(st.integers(0, len(whole) - 1), st.integers(1, 255)).map(
+                lambda flip: whole[: flip[0]] + bytes([whole[flip[0]] ^ flip[1]]) + whole[flip[0] + 1 :]
+            ),
+            st.integers(0, len(whole) - 1).map(lambda size: whole[:size]),
+            st.binary(max_size=200),
+            st.just(rows[b"other"]),
+            st.just(whole + b"\0"),
+            st.none() | st.integers(-5, 5) | st.text(max_size=20) | st.floats(),
+        )
+    )
+    def damage(row):
+        tier._connection.execute("UPDATE scores SET score = ? WHERE key = ?", (row, b"key"))
+        assert tier.load([b"key", b"good"]).keys() == {b"good"}
+
+    damage()
+    tier.store({b"key": score(-4)})
+    tier._writer.submit(int).result()
+    assert tier.load([b"key"])[b"key"].logprobs[0] == -4, "computed again, it takes the damaged row's place"
+    tier.close()
+
+
+def test_a_score_of_another_shape_does_not_fit():
+    plain = sequence(completion=range(40))
+    assert fits(score(-1, 40), plain)
+    assert not fits(score(-1, 5), plain)
+    assert not fits(score(-1, 40, top_k=2), plain)
+    assert not fits(SequenceScore(np.zeros(40, np.float64)), plain)
+    with_top = sequence(completion=range(40), options=ScoreOptions(top_k=2))
+    assert fits(score(-1, 40, top_k=2), with_top)
+    assert not fits(score(-1, 40, top_k=3), with_top)
+    assert not fits(score(-1, 40), with_top)
+    with_all = sequence(options=ScoreOptions(entropy=True, ranks=True), candidates=(5, 6, 7), counts=(1, 2))
+    arrays = {"candidate_logprobs": np.zeros(3, np.float32), "entropy": np.zeros(2, np.float32)}
+    assert fits(SequenceScore(np.zeros(2, np.float32), ranks=np.zeros(2, np.int32), **arrays), with_all)
+    assert not fits(SequenceScore(np.zeros(2, np.float32), ranks=np.zeros(3, np.int32), **arrays), with_all)
+    assert not fits(SequenceScore(np.zeros(2, np.float32), **arrays), with_all)
+
+
+def other_table(file):
+    connection = sqlite3.connect(file)
+    connection.execute("CREATE TABLE scores (anything TEXT)")
+    connection.commit()
+    connection.close()
+
+
+def half_a_store(file):
+    tier = DiskTier(file.parent, 1 << 20)
+    tier.store({bytes([number]): score(-1, 2000) for number in range(40)})
+    tier.close()
+    file.write_bytes(file.read_bytes()[:9000])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda file: file.write_bytes(b"rubbish" * 1000), other_table, half_a_store],
+    ids=["rubbish", "another program's", "cut off"],
+)
+def test_garbage_in_the_place_of_the_file_is_set_aside(make, tmp_path, caplog):
+    file = tmp_path / "scores.sqlite"
+    make(file)
+    (tmp_path / "scores.sqlite-wal").write_bytes(b"a journal of the old file")
+    garbage = file.read_bytes()
+    for _ in range(2):
+        tier = DiskTier(tmp_path, 1 << 20)
+        tier.store({b"key": score(-1)})
+        tier._writer.submit(int).result()
+        assert tier.load([b"key"])
+        assert tier.failures == 0
+        tier.close()
+    assert (tmp_path / "scores.sqlite.damaged").read_bytes() == garbage
+    assert caplog.text.count("is no store of scores") == 1
 
 
 def test_a_folder_that_cannot_be_used_is_a_clear_error(tmp_path):

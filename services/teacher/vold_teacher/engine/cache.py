@@ -6,7 +6,9 @@ the place of all other scores.
 """
 
 import hashlib
+import hmac
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -26,6 +28,7 @@ log = logging.getLogger("vold.teacher.cache")
 
 ENTRY_OVERHEAD = 500
 """Approximate bytes of memory that an entry takes besides its arrays."""
+CHECKSUM_BYTES = 16
 EVICTION_TARGET = 0.9
 """Eviction empties a full disk tier to this fraction of its limit, so that the next eviction is not due at once."""
 
@@ -46,6 +49,25 @@ def score_key(sequence: Sequence, model: bytes) -> bytes | None:
         digest.update(sequence.candidate_counts.tobytes())
         digest.update(sequence.candidates.tobytes())
     return digest.digest()
+
+
+def fits(score: SequenceScore, sequence: Sequence) -> bool:
+    """Whether a stored score has the arrays that the sequence asks for, in their shapes and types."""
+    options, positions = sequence.options, len(sequence.completion)
+    expected: dict[str, tuple[type, tuple[int, ...]]] = {"logprobs": (np.float32, (positions,))}
+    if options.top_k:
+        expected["top_ids"] = (np.int32, (positions, options.top_k))
+        expected["top_logprobs"] = (np.float32, (positions, options.top_k))
+    if sequence.candidates is not None:
+        expected["candidate_logprobs"] = (np.float32, (len(sequence.candidates),))
+    if options.entropy:
+        expected["entropy"] = (np.float32, (positions,))
+    if options.ranks:
+        expected["ranks"] = (np.int32, (positions,))
+    arrays = _arrays(score)
+    return arrays.keys() == expected.keys() and all(
+        (arrays[name].dtype, arrays[name].shape) == form for name, form in expected.items()
+    )
 
 
 class ScoreCache:
@@ -81,7 +103,8 @@ class ScoreCache:
 class DiskTier:
     """Scores in one SQLite file, which several services may share. A disk failure never fails a request.
 
-    Entries are plain arrays (safetensors), so a file that another program wrote can do no harm.
+    Entries are plain arrays (safetensors) behind a checksum, so a file that another program wrote can do no harm, and
+    a damaged entry is computed again. A file that is no such store when the service starts is set aside.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -93,16 +116,39 @@ class DiskTier:
         self._failures = 0
         self._writer = ThreadPoolExecutor(1, "cache-writer")
         try:
-            self._connection = sqlite3.connect(self._path, timeout=5, check_same_thread=False, isolation_level=None)
-            with closing(self._connection.cursor()) as cursor:
+            try:
+                self._connection, self._bytes = self._open()
+            except sqlite3.Error as error:
+                if not _is_damage(error):
+                    raise
+                self._set_aside(error)
+                self._connection, self._bytes = self._open()
+        except sqlite3.Error as error:
+            raise OSError(f"cannot keep scores in {self._path}: {error}; choose another --cache-dir") from error
+
+    def _open(self) -> tuple[sqlite3.Connection, int]:
+        """A connection to the file, which is made if it is not there, and the bytes of its entries."""
+        connection = sqlite3.connect(self._path, timeout=5, check_same_thread=False, isolation_level=None)
+        try:
+            with closing(connection.cursor()) as cursor:
                 cursor.execute("PRAGMA journal_mode=WAL")
                 cursor.execute("PRAGMA synchronous=OFF")  # a lost entry is computed again
                 cursor.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score BLOB, used REAL)")
                 cursor.execute("CREATE INDEX IF NOT EXISTS scores_used ON scores (used)")
                 cursor.execute("SELECT COALESCE(SUM(LENGTH(score)), 0) FROM scores")
-                self._bytes = int(cursor.fetchone()[0])
-        except sqlite3.Error as error:
-            raise OSError(f"cannot keep scores in {self._path}: {error}; choose another --cache-dir") from error
+                return connection, int(cursor.fetchone()[0])
+        except BaseException:
+            connection.close()
+            raise
+
+    def _set_aside(self, error: sqlite3.Error) -> None:
+        """Rename the file, in the place of one set aside before."""
+        aside = f"{self._path}.damaged"
+        log.warning("%s is no store of scores (%s): a new one begins, and the file is now %s", self._path, error, aside)
+        for suffix in ("-wal", "-shm"):  # SQLite would play the old journal back into the new file
+            with suppress(FileNotFoundError):
+                os.replace(f"{self._path}{suffix}", f"{aside}{suffix}")
+        os.replace(self._path, aside)
 
     @property
     def failures(self) -> int:
@@ -112,17 +158,25 @@ class DiskTier:
     def load(self, keys: list[bytes]) -> dict[bytes, SequenceScore]:
         """The stored scores among `keys`."""
         scores: dict[bytes, SequenceScore] = {}
+        damaged = 0
         try:
             with self._lock, closing(self._connection.cursor()) as cursor:
                 now = time.time()
                 for key in keys:
                     row = cursor.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
-                    if row is not None:
-                        scores[key] = _unpack(row[0])
+                    if row is None:
+                        continue
+                    score = _unpack(key, row[0])
+                    if score is None:
+                        damaged += 1
+                    else:
+                        scores[key] = score
                         with suppress(sqlite3.Error):  # on a full disk an entry can still be read
                             cursor.execute("UPDATE scores SET used = ? WHERE key = ?", (now, key))
         except Exception as error:
             self._count_failure("read", error)
+        if damaged:
+            self._count_failure("read", ValueError(f"{damaged} of {len(keys)} are damaged, and are computed again"))
         return scores
 
     def store(self, scores: Mapping[bytes, SequenceScore]) -> None:
@@ -137,7 +191,7 @@ class DiskTier:
 
     def _write(self, scores: dict[bytes, SequenceScore]) -> None:
         now = time.time()
-        rows = [(key, _pack(score), now) for key, score in scores.items()]
+        rows = [(key, _pack(key, score), now) for key, score in scores.items()]
         try:
             with self._lock, closing(self._connection.cursor()) as cursor:
                 cursor.execute("BEGIN")
@@ -183,9 +237,29 @@ def _arrays(score: SequenceScore) -> dict[str, np.ndarray]:
     return {name: array for name, array in named if array is not None}
 
 
-def _pack(score: SequenceScore) -> bytes:
-    return save({name: np.ascontiguousarray(array) for name, array in _arrays(score).items()})
+def _pack(key: bytes, score: SequenceScore) -> bytes:
+    data = save({name: np.ascontiguousarray(array) for name, array in _arrays(score).items()})
+    return _checksum(key, data) + data
 
 
-def _unpack(data: bytes) -> SequenceScore:
-    return SequenceScore(**load(data))
+def _unpack(key: bytes, row: object) -> SequenceScore | None:
+    """The score in a row; None if the row is not as `_pack` wrote it for this key."""
+    if not isinstance(row, bytes):
+        return None
+    data = row[CHECKSUM_BYTES:]
+    if not hmac.compare_digest(row[:CHECKSUM_BYTES], _checksum(key, data)):
+        return None
+    try:
+        return SequenceScore(**load(data))
+    except Exception:  # of a version that stores other arrays
+        return None
+
+
+def _checksum(key: bytes, data: bytes) -> bytes:
+    return hashlib.blake2b(data, key=key, digest_size=CHECKSUM_BYTES).digest()
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file is not a database, or a damaged one, or has other tables. Else the place cannot be used."""
+    primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR)

@@ -17,7 +17,7 @@ from vold_service.errors import ServiceError, deadline_exceeded, internal, unava
 
 from vold_teacher import metrics
 from vold_teacher.backends.base import Backend, ScoredBatch
-from vold_teacher.engine.cache import ScoreCache, score_key
+from vold_teacher.engine.cache import ScoreCache, fits, score_key
 from vold_teacher.engine.queue import Entry, Job, ScoreQueue
 from vold_teacher.types import Sequence, SequenceScore
 
@@ -101,7 +101,7 @@ class Scorer:
         self.active_requests += 1
         try:
             async with asyncio.timeout(call.remaining()):
-                results = await self._cached_scores(keys)
+                results = await self._cached_scores(sequences, keys)
                 cached = set(results)
                 # Another pass computes the sequences whose other request was cancelled or failed.
                 while missing := {index: sequences[index] for index in sequences if index not in results}:
@@ -166,7 +166,9 @@ class Scorer:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _cached_scores(self, keys: dict[int, bytes | None]) -> dict[int, ScoreOrError]:
+    async def _cached_scores(
+        self, sequences: dict[int, Sequence], keys: dict[int, bytes | None]
+    ) -> dict[int, ScoreOrError]:
         """Scores in the cache, by index."""
         if self.cache is None:
             return {}
@@ -182,8 +184,9 @@ class Scorer:
         if missing and self.cache.disk is not None:
             loaded = await asyncio.to_thread(self.cache.disk.load, list(missing))
             for key, score in loaded.items():
-                self.cache.put(key, score)
-                scores |= dict.fromkeys(missing[key], score)
+                if fits(score, sequences[missing[key][0]]):
+                    self.cache.put(key, score)
+                    scores |= dict.fromkeys(missing[key], score)
         metrics.CACHE_HITS.inc(len(scores))
         metrics.CACHE_MISSES.inc(sum(key is not None for key in keys.values()) - len(scores))
         return scores

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,7 +41,10 @@ class ServiceVerifier(Protocol):
 class Dispatcher:
     """The pools of workers. Call `start` and `stop` once each, on the event loop that serves."""
 
-    def __init__(self, settings: VerifierSettings, verifiers: dict[str, Verifier[Any]]) -> None:
+    def __init__(
+        self, settings: VerifierSettings, verifiers: dict[str, Verifier[Any]], on_change: Callable[[], None]
+    ) -> None:
+        """on_change: called when `available` may have changed."""
         self.settings = settings
         self.verifiers = verifiers
         options = PoolOptions(
@@ -54,7 +57,7 @@ class Dispatcher:
             plugins=settings.plugins,
             enable=settings.enable,
         )
-        self.main = Pool(options)
+        self.main = Pool(options, on_change)
         self.sandbox = Pool(
             replace(
                 options,
@@ -62,9 +65,16 @@ class Dispatcher:
                 wall_seconds=settings.wall_limit + (settings.code_wall_limit if "code" in settings.enable else 0.0),
                 memory_bytes=settings.sandbox_memory_bytes,
                 sandbox=True,
-            )
+            ),
+            on_change,
         )
         self._sandbox_start: asyncio.Task[None] | None = None
+
+    @property
+    def available(self) -> bool:
+        """Whether every pool that was started has its workers."""
+        sandbox_started = self._sandbox_start is not None and self._sandbox_start.done()
+        return self.main.available and (self.sandbox.available or not sandbox_started)
 
     @property
     def target_workers(self) -> int:

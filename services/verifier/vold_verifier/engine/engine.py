@@ -42,13 +42,19 @@ IndexedVerifiers = list[tuple[int, Verifier[Any]]]
 class Engine:
     """Verifies items for both faces. Call `start` before use and `stop` after, on the event loop that serves."""
 
-    def __init__(self, settings: VerifierSettings) -> None:
+    def __init__(self, settings: VerifierSettings, on_change: Callable[[], None] = lambda: None) -> None:
+        """on_change: called when `available` may have changed."""
         self.settings = settings
         self.verifiers = registry.load_configured(settings)
         self.server_version = VERSION
         self.quotas = Quotas()
         self.cache = ResultCache(settings.cache_bytes, self.server_version)
-        self.dispatcher = Dispatcher(settings, self.verifiers)
+        self.dispatcher = Dispatcher(settings, self.verifiers, on_change)
+
+    @property
+    def available(self) -> bool:
+        """Whether the workers are up."""
+        return self.dispatcher.available
 
     async def start(self) -> None:
         await self.dispatcher.start()

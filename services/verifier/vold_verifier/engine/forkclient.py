@@ -48,8 +48,8 @@ class ForkServerClient:
     async def start(self) -> None:
         """Start the process, and wait until it has loaded every verifier.
 
-        Raises OSError if a verifier cannot be loaded, TimeoutError after START_SECONDS. Call it in the main thread: the
-        kernel ends the process with the thread that started it.
+        Raises OSError if a verifier cannot be loaded, or has not been after START_SECONDS. Call it in the main thread:
+        the kernel ends the process with the thread that started it.
         """
         local, remote = socket.socketpair()
         options = {**self.options, "parent": os.getpid(), "fd": remote.fileno()}
@@ -70,8 +70,11 @@ class ForkServerClient:
         loop.add_reader(local.fileno(), self._on_readable)
         try:
             await asyncio.wait_for(self._ready, START_SECONDS)
-        except BaseException:
+        except BaseException as error:
             await self.stop()
+            if isinstance(error, TimeoutError):
+                message = f"the workers cannot start: their fork server has not loaded them in {START_SECONDS:.0f} s"
+                raise OSError(message) from None
             raise
 
     async def stop(self) -> None:
@@ -81,6 +84,12 @@ class ForkServerClient:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
+
+    def kill_all(self) -> None:
+        """Kill the process and, by the kernel, its workers; `on_lost` follows."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
 
     def spawn(self, number: int) -> socket.socket:
         """Start a worker; return the service's end of its pipe, in non-blocking mode."""

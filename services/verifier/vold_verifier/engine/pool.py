@@ -7,6 +7,9 @@ the heads of their queues.
 
 An item whose worker crashed is tried once more in a new worker. An item that runs past the wall-clock limit is not: its
 worker is killed, and the item gets DEADLINE_EXCEEDED.
+
+When the fork server ends or stops working, its workers go with it, and another fork server starts with workers of its
+own. Items wait for the first one that follows; once a start has failed, they get UNAVAILABLE until a start succeeds.
 """
 
 import asyncio
@@ -34,6 +37,8 @@ MAX_IN_FLIGHT_COST = 32
 MAX_RESULT_BYTES = 1 << 20
 MAX_ATTEMPTS = 2
 RESPAWN_DELAY_SECONDS = 0.5
+MAX_RESTART_DELAY_SECONDS = 10.0
+NO_WORKERS = "no worker can verify the item: the workers' processes do not start, and the server's log says why"
 
 OnResult = Callable[[int, verifier_pb2.VerifyResult], None]
 
@@ -44,7 +49,8 @@ log = logging.getLogger("vold.verifier.pool")
 class PoolOptions:
     """cpu_seconds: soft limit for one item. wall_seconds: hard limit for one item. memory_bytes: address space of one
     worker. recycle_after: items after which a worker is replaced. max_queued: items in all queues. enable: verifiers
-    that are off by default. sandbox: the workers are confined, and serve the verifiers of pool "sandbox" only."""
+    that are off by default. sandbox: the workers are confined, and serve the verifiers of pool "sandbox" only.
+    stall_seconds: time for the fork server to start or to end a worker; then it is replaced."""
 
     workers: int
     cpu_seconds: float = 1.0
@@ -55,6 +61,7 @@ class PoolOptions:
     plugins: tuple[str, ...] = ()
     enable: tuple[str, ...] = ()
     sandbox: bool = False
+    stall_seconds: float = 30.0
 
 
 @dataclass(slots=True, eq=False)
@@ -99,6 +106,7 @@ class _Worker(asyncio.Protocol):
         self.item_started = 0.0
         self.buffer = bytearray()
         self.stop_reason = ""  # why the pool wants the worker to end; empty while the worker is wanted
+        self.changing_since = time.monotonic()  # when the worker was told to start, or to end
         self.started = False
         self.disconnected = False
         self.exit_status: int | None = None
@@ -111,6 +119,14 @@ class _Worker(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.disconnected = True
         self.pool.replace_if_ended(self)
+
+    def expect_end(self, reason: str) -> None:
+        self.stop_reason, self.changing_since = reason, time.monotonic()
+
+    @property
+    def changing(self) -> bool:
+        """Whether the worker's process is to start or to end, and has not."""
+        return bool(self.stop_reason) or not self.started
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -143,7 +159,7 @@ class _Worker(asyncio.Protocol):
         self.answered += 1
         self.item_started = time.monotonic()
         if result.error.code == status_pb2.DEADLINE_EXCEEDED:
-            self.stop_reason = "cpu_limit"  # the worker ends by itself after such an item
+            self.expect_end("cpu_limit")  # the worker ends by itself after such an item
         self.pool.finish(item, result)
         return True
 
@@ -151,8 +167,11 @@ class _Worker(asyncio.Protocol):
 class Pool:
     """Call `start` and `stop` once each, on the event loop that uses the pool. The loop must run in the main thread."""
 
-    def __init__(self, options: PoolOptions) -> None:
+    def __init__(self, options: PoolOptions, on_change: Callable[[], None] = lambda: None) -> None:
+        """on_change: called when `available` may have changed."""
         self.options = options
+        self.available = False  # whether the fork server is up and has started every worker
+        self._on_change = on_change
         self.queued = 0
         self.has_room = asyncio.Event()
         self.has_room.set()
@@ -161,7 +180,8 @@ class Pool:
         self._retries: deque[_QueuedItem] = deque()
         self._last_number = 0
         self._fork_server: ForkServerClient | None = None
-        self._all_started = asyncio.Event()
+        self._all_started: asyncio.Future[None] | None = None  # of the fork server that started last
+        self._refusing = False  # whether items get UNAVAILABLE instead of waiting for workers
         self._stopping = False
         self._background: set[asyncio.Task[None]] = set()
         self._sweep_handle: asyncio.TimerHandle | None = None
@@ -205,6 +225,8 @@ class Pool:
 
     def fail_queued(self, message: str) -> None:
         """Answer every queued item with UNAVAILABLE: no worker will start."""
+        while self._retries:
+            self.finish(self._retries.popleft(), error_result(status_pb2.UNAVAILABLE, message))
         while self._round_robin:
             queue = self._round_robin.popleft()
             items = list(queue.waiting)
@@ -215,6 +237,8 @@ class Pool:
 
     def dispatch(self) -> None:
         """Send queued items to workers that have room. Call it after a round of `RequestQueue.put`."""
+        if self._refusing:
+            self.fail_queued(NO_WORKERS)
         for worker in tuple(self._workers.values()):
             if not self.queued and not self._retries:
                 return
@@ -228,7 +252,7 @@ class Pool:
             return
         if worker.answered >= self.options.recycle_after:
             if not worker.in_flight:
-                worker.stop_reason = "recycled"
+                worker.expect_end("recycled")
                 worker.transport.close()
             return
         # While the queue is long, a worker gets several items at a time; towards its end, item by item, so that no
@@ -269,8 +293,8 @@ class Pool:
 
     def kill(self, worker: _Worker, reason: str) -> None:
         """Send SIGKILL through the fork server: it alone knows that the process id is still the worker's."""
-        if not worker.stop_reason or reason == "wall_limit":
-            worker.stop_reason = reason
+        if not worker.stop_reason or worker.stop_reason != reason == "wall_limit":
+            worker.expect_end(reason)
             if self._fork_server is not None:
                 self._fork_server.kill(worker.number)
 
@@ -278,7 +302,8 @@ class Pool:
         """If the worker's pipe has closed and its process is reaped, settle its items in flight and replace it."""
         if not (worker.disconnected and worker.reaped) or self._workers.pop(worker.number, None) is None:
             return
-        metrics.WORKERS.dec()
+        if worker.started:
+            metrics.WORKERS.dec()
         if self._stopping:
             return
         reason = worker.stop_reason or _cause_of_exit(worker.exit_status)
@@ -341,10 +366,12 @@ class Pool:
     async def stop(self) -> None:
         """End every process of the pool, and drop the queued items."""
         self._stopping = True
+        self._set_available(False)
         if self._sweep_handle is not None:
             self._sweep_handle.cancel()
         for task in self._background:
             task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         for worker in tuple(self._workers.values()):
             if worker.transport is not None:
                 worker.transport.close()
@@ -352,8 +379,8 @@ class Pool:
             await self._fork_server.stop()
 
     async def _start_workers(self) -> None:
-        self._all_started.clear()
-        self._fork_server = ForkServerClient(
+        """Start a fork server and every worker. Raises OSError, and then leaves no process and no worker behind."""
+        fork_server = ForkServerClient(
             {
                 "pool": "sandbox" if self.options.sandbox else "main",
                 "plugins": self.options.plugins,
@@ -365,10 +392,26 @@ class Pool:
             on_exited=self._on_worker_exited,
             on_lost=self._on_fork_server_lost,
         )
-        await self._fork_server.start()
-        for _ in range(self.options.workers):
-            self._spawn()
-        await asyncio.wait_for(self._all_started.wait(), START_SECONDS)
+        await fork_server.start()
+        # Not earlier: a fork server that ends while it loads would leave behind the workers that it was told to start.
+        self._fork_server = fork_server
+        self._all_started = asyncio.get_running_loop().create_future()
+        try:
+            for _ in range(self.options.workers):
+                self._spawn()
+            await asyncio.wait_for(self._all_started, START_SECONDS)
+        except BaseException:
+            self._fork_server = None
+            self._abandon_workers()
+            await fork_server.stop()
+            raise
+        self._refusing = False
+        self._set_available(True)
+
+    def _set_available(self, available: bool) -> None:
+        if available != self.available:
+            self.available = available
+            self._on_change()
 
     def _spawn(self) -> None:
         if self._fork_server is None or self._stopping or len(self._workers) >= self.options.workers:
@@ -376,12 +419,14 @@ class Pool:
         self._last_number += 1
         worker = _Worker(self, self._last_number)
         self._workers[worker.number] = worker
-        metrics.WORKERS.inc()
         self._run_in_background(self._connect(worker, self._fork_server.spawn(worker.number)))
 
     async def _connect(self, worker: _Worker, connection: socket.socket) -> None:
-        await asyncio.get_running_loop().create_connection(lambda: worker, sock=connection)
-        self.dispatch_to(worker)
+        transport, _ = await asyncio.get_running_loop().create_connection(lambda: worker, sock=connection)
+        if worker.number in self._workers:
+            self.dispatch_to(worker)
+        else:
+            transport.abort()  # its fork server has ended
 
     def _run_in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -391,8 +436,10 @@ class Pool:
     def _on_worker_started(self, number: int) -> None:
         worker = self._workers[number]
         worker.started = True
-        if all(each.started for each in self._workers.values()):
-            self._all_started.set()
+        metrics.WORKERS.inc()
+        all_started = all(each.started for each in self._workers.values())
+        if all_started and self._all_started is not None and not self._all_started.done():
+            self._all_started.set_result(None)
         self.dispatch_to(worker)
 
     def _on_worker_exited(self, number: int, status: int) -> None:
@@ -401,35 +448,59 @@ class Pool:
         self.replace_if_ended(worker)
 
     def _on_fork_server_lost(self) -> None:
+        assert self._all_started is not None
         if self._stopping:
             return
-        log.error("the fork server ended: starting another")
         lost, self._fork_server = self._fork_server, None
+        self._set_available(False)
+        self._abandon_workers()
+        if self._all_started.done():
+            log.error("the fork server ended: starting another")
+            self._run_in_background(self._restart(lost))
+        else:
+            self._all_started.set_exception(OSError("the fork server ended while its workers started"))
+
+    def _abandon_workers(self) -> None:
+        """Give up every worker: the kernel kills it with its fork server, and its items go back to their queues."""
         for worker in tuple(self._workers.values()):
             worker.stop_reason = worker.stop_reason or "forkserver"
-            worker.reaped = True  # the kernel kills the worker with the fork server; its pipe then closes
+            worker.reaped = worker.disconnected = True
+            if worker.transport is not None:
+                worker.transport.abort()
             self.replace_if_ended(worker)
-        self._run_in_background(self._restart(lost))
 
     async def _restart(self, lost: ForkServerClient | None) -> None:
-        while not self._stopping:
-            if lost is not None:
-                await lost.stop()
+        """Start fork servers until one is up with its workers."""
+        if lost is not None:
+            await lost.stop()
+        delay = RESPAWN_DELAY_SECONDS
+        while True:
             try:
                 await self._start_workers()
-            except (OSError, TimeoutError) as error:
-                lost, self._fork_server = self._fork_server, None
-                log.error("%s; trying again in %.1f s", error, RESPAWN_DELAY_SECONDS)
-                await asyncio.sleep(RESPAWN_DELAY_SECONDS)
-            else:
                 return
+            except Exception as error:  # whatever it is: without this loop no worker would ever return
+                log.error("%s; trying again in %.1f s", error, delay)
+                self._refusing = True
+                self.dispatch()
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, MAX_RESTART_DELAY_SECONDS)
 
     def _sweep(self) -> None:
-        """Kill the workers that are past the wall-clock limit, and measure the rate of results; repeats itself."""
+        """Kill the workers that are past the wall-clock limit, and the fork server if it does not do its work; measure
+        the rate of results. Repeats itself.
+        """
         now = time.monotonic()
         for worker in self._workers.values():
             if worker.in_flight and now - worker.item_started > self.options.wall_seconds:
                 self.kill(worker, "wall_limit")
+            if self._fork_server is not None and worker.changing:
+                stalled = now - worker.changing_since
+                if stalled > self.options.stall_seconds:
+                    log.error(
+                        "worker %d did not start or end in %.0f s: ending its fork server", worker.number, stalled
+                    )
+                    self._fork_server.kill_all()
+                    break
         if self._swept_at:
             self._rate += 0.2 * (self._finished / (now - self._swept_at) - self._rate)
         self._finished, self._swept_at = 0, now
