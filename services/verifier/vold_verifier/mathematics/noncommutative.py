@@ -1,4 +1,7 @@
-r"""Compare products of matrices, whose factors do not commute: (AB)^{-1} is B^{-1}A^{-1} and not A^{-1}B^{-1}."""
+r"""Compare products of matrices and vectors, whose factors do not commute.
+
+(AB)^{-1} is B^{-1}A^{-1} and not A^{-1}B^{-1}, and a \times b is -b \times a.
+"""
 
 import re
 
@@ -13,6 +16,9 @@ _MARK = re.compile(r"\^\s*(?:\{\s*(?:-1|T|-T)\s*\}|T)")
 _DIMENSIONS = frozenset("MLT")
 """The letters of physical dimensions, which do commute: MLT^{-2}."""
 
+_VECTOR = r"(?:\\(?:vec|mathbf|overrightarrow|boldsymbol|bm|hat)\{?[A-Za-z]{1,2}\}?)"
+_CROSS_PRODUCT = re.compile(rf"(?P<sign>-?)(?P<first>{_VECTOR})\\times(?P<second>{_VECTOR})")
+
 Word = tuple[tuple[str, int, bool], ...]
 """The factors of a product: (letter, exponent 1 or -1, whether transposed)."""
 Sum = dict[Word, int]
@@ -24,6 +30,11 @@ class _NoProductError(Exception):
 
 def are_equal(reference: str, answer: str) -> bool | None:
     """Whether two expressions of matrices are equal; None if `reference` is none whose order of factors matters."""
+    crossed = _CROSS_PRODUCT.fullmatch(re.sub(r"\s+", "", reference))
+    if crossed is not None:
+        answer = re.sub(r"\s+", "", answer)
+        reversed_sign = "" if crossed["sign"] else "-"
+        return answer in (crossed.group(), rf"{reversed_sign}{crossed['second']}\times{crossed['first']}")
     known = _read(reference)
     if known is None or not _is_ordered(reference, known):
         return None

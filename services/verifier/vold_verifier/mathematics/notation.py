@@ -28,6 +28,14 @@ _ABOUT = re.compile(
     r"|(?:about|approximately|approx\.?|roughly|around)\s)\s*(?=[-+]?\\?[\d.$]|\\[dt]?frac)",
     re.IGNORECASE,
 )
+_OHM = re.compile(
+    r"(?<=[\d}\s,;~])(?:\\(?:text|mathrm)\s*\{\s*(?P<text>[kMGm]?)\s*\}\s*|(?P<bare>[kMGm])?\s*)\\Omega\s*$"
+)
+_MICRO_UNIT = r"mol|[mAsgFCHLVWTN]"
+_MICRO = re.compile(
+    rf"(?<=[\d}}])(?:\\[,; ]|~|\s)*\\mu\s*(?:\\(?:text|mathrm)\s*\{{\s*(?P<text>{_MICRO_UNIT})\s*\}}"
+    rf"|(?P<bare>{_MICRO_UNIT}))\s*$"
+)
 _BARE_BINOMIAL = re.compile(r"\\([dt]?binom)\s*(\d)\s*(\d)")
 _ROOT_IN_PARENTHESES = re.compile(r"\\sqrt\s*\(([^()]*)\)")
 _PRICE = re.compile(r"^(-?)\$(?=[\d.])")
@@ -118,6 +126,9 @@ def _clean_commands(text: str) -> str:
     text = _LOST_BACKSLASH.sub(_restore_backslash, text)
     text = _FONT.sub(r"\\text", _FONT_SWITCH.sub("", text))
     text = _THIN_SPACE_AFTER_COMMA.sub(",", text)
+    if "\\Omega" in text or "\\mu" in text:
+        text = _OHM.sub(lambda m: rf" \text{{{m['text'] or m['bare'] or ''}Ω}}", text)
+        text = _MICRO.sub(lambda m: rf" \text{{µ{m['text'] or m['bare']}}}", text)
     text = _BARE_BINOMIAL.sub(r"\\\1{\2}{\3}", text)
     text = _ROOT_IN_PARENTHESES.sub(r"\\sqrt{\1}", text)
     inner = _TEXT_COMMAND.sub("", text.strip())

@@ -31,7 +31,8 @@ from vold_verifier.mathematics import (
     worked_out,
 )
 
-_NUMBER_IN_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox)\s*\{[^{}\d]*[^{}\d\s][^{}\d]*\d")
+_NUMBER_IN_CLOSED_FORM = re.compile(r"[\w\s.+*/^(){}\\!-]+", re.ASCII)
+_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox)\s*\{[^{}\d]*[^{}\d\s][^{}\d]*\d")
 _ASSIGNMENT = re.compile(r"^[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?\s*=(?!=)\s*")
 _BACKWARD_ASSIGNMENT = re.compile(r"^([^=<>,]*[^=<>,\s!\\])\s*=\s*([A-Za-z])$")
 _FUNCTION_HEAD = re.compile(r"^\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*\([^()]*,[^()]*\)$")
@@ -51,12 +52,13 @@ _CONSTANT_COMMANDS = frozenset(
     {"frac", "dfrac", "tfrac", "cfrac", "sqrt", "cdot", "times", "div", "pi", "binom", "exp", "log", "ln"}
     | {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan"}
 )
+_CLOSED_FORM = re.compile(r"[\w\s.+*/^(){}\\!-]+", re.ASCII)
 _TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname)\s*\{[^{}]*\}")
 _PROSE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 _KINDS = (
-    (spoken.same_words, "words"),
     (clock.same_time, "time"),
+    (spoken.same_words, "words"),
     (spoken.same_ratio_or_time, "ratio or time"),
     (literals.are_equal, "text"),
     (geometry.are_equal, "figure"),
@@ -144,7 +146,11 @@ def compare(reference: str, answer: str, *, allow_unevaluated: bool = False) -> 
         if converted is None:
             return False, f"another unit: {answer_unit}", ""
         answer = converted
-    return _compare_values(notation.separate_with_commas(reference), notation.separate_with_commas(answer))
+    joined_by_or = [notation.OR.search(text) is not None for text in (reference, answer)]
+    reference, answer = notation.separate_with_commas(reference), notation.separate_with_commas(answer)
+    if joined_by_or[0] != joined_by_or[1] and tuples.is_assignment(reference) and tuples.is_assignment(answer):
+        return False, "one value each and a choice of values", ""
+    return _compare_values(reference, answer)
 
 
 def _compare_values(reference: str, answer: str) -> tuple[bool, str, str]:
@@ -321,7 +327,7 @@ def _constants_agree(sides: list[str], tolerance: float) -> bool:
 
 def constant_value(text: str) -> Fraction | None:
     """The value of a closed form, such as \\sqrt{2}/2, rounded to DIGITS digits; None if `text` is none or not real."""
-    value = _constant_value(text)
+    value = _constant_value(text) if _CLOSED_FORM.fullmatch(text) is not None else None
     return Fraction(str(value)) if value is not None and value.is_real else None
 
 

@@ -25,7 +25,7 @@ def are_equal(reference: str, answer: str, equal: Callable[[str, str], bool]) ->
     """Whether two texts are the same tuple; None if either is not a tuple. equal: compares two values.
 
     If both tuples have names, values with the same name are compared. Otherwise values are compared in order. An answer
-    such as "y = 2, x = 1" is then in the alphabetical order of its names. If the reference has names, "1, 2" is in order.
+    such as "y = 2, x = 1" is then in the alphabetical order of its names. Beside names "1, 2" is in order.
     """
     reference_tuple, answer_tuple = _parse(reference), _parse(answer)
     if reference_tuple is not None and _FINITE_SET.match(answer):
@@ -43,6 +43,12 @@ def are_equal(reference: str, answer: str, equal: Callable[[str, str], bool]) ->
     elif answer_tuple.from_assignments:
         answer_tuple = _reorder(answer_tuple, tuple(sorted(answer_tuple.names)))
     return all(equal(first, second) for first, second in zip(reference_tuple.values, answer_tuple.values, strict=True))
+
+
+def is_assignment(text: str) -> bool:
+    """Whether `text` gives several names one value each, as in "x = 1, y = 2"."""
+    parsed = _parse(text)
+    return parsed is not None and parsed.from_assignments
 
 
 def _reorder(parsed: _Tuple, names: tuple[str, ...]) -> _Tuple:
