@@ -31,8 +31,7 @@ from vold_verifier.mathematics import (
     worked_out,
 )
 
-_NUMBER_IN_CLOSED_FORM = re.compile(r"[\w\s.+*/^(){}\\!-]+", re.ASCII)
-_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox)\s*\{[^{}\d]*[^{}\d\s][^{}\d]*\d")
+_NUMBER_IN_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox)\s*\{[^{}\d]*[^{}\d\s][^{}\d]*\d")
 _ASSIGNMENT = re.compile(r"^[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?\s*=(?!=)\s*")
 _BACKWARD_ASSIGNMENT = re.compile(r"^([^=<>,]*[^=<>,\s!\\])\s*=\s*([A-Za-z])$")
 _FUNCTION_HEAD = re.compile(r"^\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*\([^()]*,[^()]*\)$")
