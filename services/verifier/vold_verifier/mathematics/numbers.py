@@ -46,6 +46,7 @@ _PERCENT = re.compile(
     r"\s*(?:\\[,; ]|~)*\s*(?:\\?%|percent|per cent|\\(?:text|mathrm)\s*\{\s*(?:\\?%|percent|per cent)\s*\})$",
     re.IGNORECASE,
 )
+_ENDS_OF_PERCENT = ("%", "t", "T", "}")
 _WRAPPER = r"\\(?:text|mathrm|textrm|mbox|textbf|mathbf|textnormal|operatorname)"
 _UNIT_TEXT = rf"{_WRAPPER}\s*\{{(?:[^{{}}\\\d]|\\[,;: ]|\\cdot(?![A-Za-z])|\^\s*\{{?-?[1-9]\}}?)*\}}"
 _LETTER = "A-Za-zÀ-ÖØ-öø-ÿµμΩ°$€£¥₹¢\u4e00-\u9fff"
@@ -97,6 +98,8 @@ def parse(text: str, *, with_unit: bool = False) -> Number | None:
     """
     if len(text) > MAX_CHARS:
         return None
+    if text.isdecimal() and text.isascii():
+        return Number(Fraction(int(text)), False, 0, len(text.lstrip("0")))
     text = text.strip()
     if len(text) > 2 and text[0] == text[-1] == "$":
         text = text[1:-1]
@@ -109,7 +112,7 @@ def parse(text: str, *, with_unit: bool = False) -> Number | None:
     if match := _CURRENCY.match(text):
         currency = match["symbol"] or match["code"] or _CURRENCY_NAMES[match["name"]]
         text = match["sign"] + text[match.end() :]
-    percent = _PERCENT.search(text)
+    percent = _PERCENT.search(text) if text[-1:] in _ENDS_OF_PERCENT else None
     if percent is not None:
         text = text[: percent.start()]
     number = _parse_without_unit(text)

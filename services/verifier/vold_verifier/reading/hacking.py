@@ -104,7 +104,7 @@ def has_hidden_characters(text: str) -> bool:
     No font shows any of them. Zero-width spaces and joiners are allowed: they are dropped, and the remaining text is
     the text that a reader sees.
     """
-    return _HIDDEN.search(text) is not None
+    return not (text.isascii() and text.isprintable()) and _HIDDEN.search(text) is not None
 
 
 def has_look_alikes(text: str) -> bool:
