@@ -33,6 +33,7 @@ _WRITTEN_DATES = tuple(
 )
 _UNWORKED = re.compile(r"\d+(?:-\d+){2,}|\d+(?:-\d+)*-0\d+(?:-\d+)*|0\d+(?:-\d+)+")
 _ARROW = re.compile(r"\\(?:to|rightarrow|longrightarrow|Rightarrow|mapsto)(?![A-Za-z])|->|→|⇒")
+_STATION = re.compile(r"[\w'.]+")
 
 
 def are_equal(reference: str, answer: str) -> bool | None:
@@ -99,6 +100,6 @@ def _date(text: str) -> tuple[int, int, int] | None:
 def _same_chain(reference: str, answer: str) -> bool | None:
     r"""Sequences with arrows: A \to B \to C."""
     parts = [_squeeze(part) for part in _ARROW.split(reference)]
-    if len(parts) < 3 or not all(parts):
+    if len(parts) < 3 or any(_STATION.fullmatch(part) is None for part in parts):
         return None
     return parts == [_squeeze(part) for part in _ARROW.split(answer)]
