@@ -37,7 +37,7 @@ def split_unit(text: str) -> tuple[str, str]:
         words = wording.read(match["unit"], is_markup=False, is_separate=True)
         if words is None or words.power != 1:
             return text, ""
-        is_letter = len(match["unit"]) == 1 and match["unit"] in units.LETTERS
+        is_letter = match["unit"].rstrip("^{}23 ") in units.LETTERS
         is_known = is_letter or not words.may_be_variables
         if is_known and (units.parse(words.unit) is not None or units.is_generic(words.unit) or is_letter):
             return _scaled(match["value"], words.scale), words.unit
