@@ -33,7 +33,8 @@ _WRITTEN_DATES = tuple(
 )
 _UNWORKED = re.compile(r"\d+(?:-\d+){2,}|\d+(?:-\d+)*-0\d+(?:-\d+)*|0\d+(?:-\d+)+")
 _ARROW = re.compile(r"\\(?:to|rightarrow|longrightarrow|Rightarrow|mapsto)(?![A-Za-z])|->|→|⇒")
-_STATION = re.compile(r"[\w'.]+")
+_LESS, _GREATER = re.compile(r"<|\\lt(?![A-Za-z])"), re.compile(r">|\\gt(?![A-Za-z])")
+_STATION = re.compile(r"[A-Za-z][\w'.]*")
 
 
 def are_equal(reference: str, answer: str) -> bool | None:
@@ -98,8 +99,12 @@ def _date(text: str) -> tuple[int, int, int] | None:
 
 
 def _same_chain(reference: str, answer: str) -> bool | None:
-    r"""Sequences with arrows: A \to B \to C."""
-    parts = [_squeeze(part) for part in _ARROW.split(reference)]
-    if len(parts) < 3 or any(_STATION.fullmatch(part) is None for part in parts):
-        return None
-    return parts == [_squeeze(part) for part in _ARROW.split(answer)]
+    r"""Sequences with arrows, A \to B \to C, and orders, A > B > C, which may be written from the other end."""
+    for sign, opposite in ((_ARROW, None), (_LESS, _GREATER), (_GREATER, _LESS)):
+        parts = [_squeeze(part) for part in sign.split(reference)]
+        if len(parts) < 3 or any(_STATION.fullmatch(part) is None for part in parts):
+            continue
+        if parts == [_squeeze(part) for part in sign.split(answer)]:
+            return True
+        return opposite is not None and parts[::-1] == [_squeeze(part) for part in opposite.split(answer)]
+    return None

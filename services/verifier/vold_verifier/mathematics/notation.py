@@ -51,6 +51,7 @@ OR = re.compile(
 AND = re.compile(
     rf"\s*,?\s*(?:\\q?quad\s*)*(?:{_AND_OR.format('and')}|[和与、]|\\land(?![A-Za-z])|\\wedge(?![A-Za-z]))(?:\s|\\q?quad)*"
 )
+_DOTS_AFTER_INTEGER = re.compile(r"^-?\d+\s*(?:\\(?:ldots|dots|cdots)|\.\.\.+)$")
 _SEMICOLON = re.compile(r"\s*;\s*|(?:\s|,)*\\q?quad\s*")
 _ROOT_WITHOUT_BRACES = re.compile(r"\\sqrt\s*(\[[^\[\]]{1,5}\])\s*([A-Za-z\d])")
 _ROW_GAP = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|cm|mm)\s*\]")
@@ -96,6 +97,7 @@ _REPLACEMENTS = (
     (re.compile(r"\\(?:text|mathrm)\s*\{\s*infinity\s*\}|(?<![A-Za-z\\])infinity(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"\\bmod(?![A-Za-z])"), r"\\mod "),
     (re.compile(r"\\imath(?![A-Za-z])"), "i"),
+    (re.compile(r"\\frac\s*\{\s*d\s*([A-Za-z])\s*\}\s*\{\s*d\s*([A-Za-z])\s*\}"), r"D_{\1\2}"),
     (re.compile(r"\\lg(?![A-Za-z])"), r"\\log_{10} "),
     (re.compile(r"\^\s*\{?\s*\\(?:top|intercal|mathsf\{T\}|mathrm\{T\})(?![A-Za-z])\s*\}?"), "^{T}"),
     (re.compile(r"(?<!\\)\\[,;: ]"), " "),
@@ -162,6 +164,11 @@ def normalise(text: str) -> str:
     if match := _SET_BUILDER.match(text.strip()):
         text = match["rule"]
     return _MEMBERSHIP.sub("", text).strip()
+
+
+def is_unfinished(text: str) -> bool:
+    """Whether `text` is an integer and dots, 4..., which is some number from 4 to 5 or a list."""
+    return _DOTS_AFTER_INTEGER.match(text) is not None
 
 
 def separate_with_commas(text: str) -> str:

@@ -28,9 +28,10 @@ _DECIMAL = re.compile(
     r"(?P<frac>\.\d*)?(?:[eE](?P<exp>[+-]?\d+))?$"
 )
 _MIXED = re.compile(r"^(?P<sign>[+-]?)(?P<whole>\d+)(?: +| and )(?P<top>\d+)/(?P<bottom>0*[1-9]\d*)$")
+_CURRENCY_CODES = r"USD|EUR|GBP|JPY|CNY|RMB|INR|CHF|AUD|CAD|KRW|Rs\.?"
 _CURRENCY = re.compile(
     r"^(?P<sign>[+-]?)\s*(?:(?:US)?\\?(?P<symbol>[$€£¥₹])|\\(?P<name>euro|pounds)\b"
-    r"|(?:\\(?:text|mathrm)\s*\{\s*)?(?P<code>USD|EUR|GBP|JPY|CNY|RMB|INR|Rs\.?)\s*\}?(?=[\s\d.\\]))\s*(?:\\[,; ])?\s*"
+    rf"|(?:\\(?:text|mathrm)\s*\{{\s*)?(?P<code>{_CURRENCY_CODES})\s*\}}?(?=[\s\d.\\]))\s*(?:\\[,; ])?\s*"
 )
 _CURRENCY_NAMES = {"euro": "€", "pounds": "£"}
 _REPEATING = re.compile(
@@ -63,6 +64,10 @@ _PIECE = re.compile(
 )
 _QUOTED = {"'": "ft", "''": "in", '"': "in"}
 MAX_PIECES = 5
+_AND_A_PART = re.compile(
+    rf"(?<=\d)\s*(?:{_WRAPPER}\s*\{{\s*)?\band (?:a|an|one)[ -](half|third|quarter|fourth|fifth|eighth|tenth)\b\s*\}}?",
+    re.IGNORECASE,
+)
 _TIMES_TEN = re.compile(r"\*\s*10\s*(?:\*\*|\^)\s*\(?\{?([+-]?\d+)\}?\)?$")
 
 
@@ -122,27 +127,47 @@ def parse(text: str, *, with_unit: bool = False) -> Number | None:
         return None
     if text[:1].isalpha():
         return _parse_words(text)
+    text = _AND_A_PART.sub(lambda m: f" 1/{wording.PARTS[m[1].lower()]}", text)
+    number = _parse_without_unit(text)
+    if number is not None:
+        return Number(number.value, unit=currency)
     number = _parse_with_words(text, currency)
     return number if number is not None else _parse_compound(text)
 
 
 def _parse_words(text: str) -> Number | None:
-    """Numbers in words: forty-two, a dozen, three hundred, two thirds."""
-    first, _, rest = text.lower().partition(" ")
-    first, _, second = first.partition("-")
-    rest = f"{second} {rest}".strip()
-    value = 1 if first in ("a", "an") and rest else _WORD_NUMBERS.get(first, _TENS.get(first))
-    if value is None:
+    """Numbers in words: forty-two, a dozen, three hundred and five, two thirds, minus one."""
+    words = text.lower().replace("-", " ").replace("hundred and ", "hundred ").split()
+    sign = -1 if words[0] in ("minus", "negative") else 1
+    words = words[sign < 0 :]
+    if words[:1] in (["a"], ["an"]) and len(words) > 1 and words[1] in wording.SCALES:
+        words[0] = "one"
+    value, length = _parse_cardinal(words)
+    if not length:
         return None
-    following, _, after = rest.partition(" ")
-    if first in _TENS and 0 < _WORD_NUMBERS.get(following, 10) < 10:
-        value, rest = value + _WORD_NUMBERS[following], after
+    rest = " ".join(words[length:])
     if not rest:
-        return Number(Fraction(value))
-    words = wording.read(rest, is_markup=False, is_separate=True)
-    if words is None or words.may_be_variables or (first in ("a", "an") and words.scale == 1):
+        return Number(Fraction(sign * value))
+    read = wording.read(rest, is_markup=False, is_separate=True)
+    if read is None or read.may_be_variables:
         return None
-    return Number((value * words.scale) ** words.power, unit=words.unit)
+    return Number(sign * (value * read.scale) ** read.power, unit=read.unit)
+
+
+def _parse_cardinal(words: list[str]) -> tuple[int, int]:
+    """(the number below 1000 at the start of `words`, the number of its words, 0 for none)."""
+    value, length, room = 0, 0, 1000
+    for word in words:
+        if word == "hundred" and 0 < value < 10 and room == 1:
+            value, room = 100 * value, 100
+        elif word in _TENS and room >= 100:
+            value, room = value + _TENS[word], 10
+        elif 0 <= (digit := _WORD_NUMBERS.get(word, -1)) < room and (digit or not length):
+            value, room = value + digit, 1
+        else:
+            break
+        length += 1
+    return value, length
 
 
 def _parse_with_words(text: str, currency: str) -> Number | None:

@@ -19,6 +19,8 @@ _WORD_UNIT = re.compile(
     r"(?:\s*/\s*[A-Za-z]+(?:\s*\^\s*\{?[23]\}?)?)?)$"
 )
 _CURRENCY = re.compile(r"^(?P<sign>-?)\s*\\?(?P<unit>[$€£¥₹])\s*(?P<value>\S.*)$")
+_COMMAND_NAME = re.compile(r"\\[A-Za-z]+")
+_VARIABLE = re.compile(r"[A-Za-z]")
 _WRAPPED = re.compile(rf"{_COMMAND}\s*\{{([^{{}}]*)\}}")
 
 
@@ -38,6 +40,8 @@ def split_unit(text: str) -> tuple[str, str]:
         if words is None or words.power != 1:
             return text, ""
         is_letter = match["unit"].rstrip("^{}23 ") in units.LETTERS
+        if is_letter and _VARIABLE.search(_COMMAND_NAME.sub("", match["value"])) is not None:
+            return text, ""  # the h of \pi r^2 h
         is_known = is_letter or not words.may_be_variables
         if is_known and (units.parse(words.unit) is not None or units.is_generic(words.unit) or is_letter):
             return _scaled(match["value"], words.scale), words.unit

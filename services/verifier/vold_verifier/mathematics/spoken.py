@@ -31,6 +31,7 @@ _SYMBOLS = {
 }
 _TEXT = re.compile(r"^\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}$")
 _RATIO_NAMES = re.compile(r"^(?P<names>[^=]*[A-Za-z][^=]*:[^=]*)=\s*(?P<parts>[^=]*)$")
+_WRITTEN_TO = re.compile(r"\s*\\(?:text|mathrm)\s*\{\s*to\s*\}\s*")
 _COLON = re.compile(r"^(?P<parts>\d+(?:\.\d+)?(?:\s*(?::|\\colon|\bto\b)\s*\d+(?:\.\d+)?)+)\s*(?P<half>.*)$")
 _HALF = re.compile(r"^\\?,?\s*(?:\\(?:text|mathrm|textrm)\s*\{\s*)?([ap])\.?\s*m\.?\s*\}?$", re.IGNORECASE)
 _PART = re.compile(r"\s*(?::|\\colon|\bto\b)\s*")
@@ -72,6 +73,7 @@ def same_ratio_or_time(reference: str, answer: str) -> bool | None:
     multiples, and a ratio of two numbers equals their quotient. The names of the parts (a:b = 3:4) may be left out, or
     stand in another order with their parts.
     """
+    reference, answer = _WRITTEN_TO.sub(" to ", reference), _WRITTEN_TO.sub(" to ", answer)
     reference_names, reference = _split_names(reference)
     answer_names, answer = _split_names(answer)
     if reference_names and answer_names and reference_names != answer_names:

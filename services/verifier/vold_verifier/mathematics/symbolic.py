@@ -35,6 +35,8 @@ _NUMBER_IN_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox)\s*\{[^{}\d]*[^{}\d\
 _ASSIGNMENT = re.compile(r"^[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?\s*=(?!=)\s*")
 _BACKWARD_ASSIGNMENT = re.compile(r"^([^=<>,]*[^=<>,\s!\\])\s*=\s*([A-Za-z])$")
 _FUNCTION_HEAD = re.compile(r"^\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*\([^()]*,[^()]*\)$")
+_NAME = re.compile(r"^[A-Za-z](?:_\{?\w+\}?)?$")
+_RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?![A-Za-z])")
 _FUNCTION_DEFINITION = re.compile(r"^([A-Za-z]\([A-Za-z]\)|y)\s*=(?!=)\s*")
 _SPACING = re.compile(r"(?<!\d)\s+|\s+(?!\d)|\\[,;: ](?!\d)")
 _IN_BASE = re.compile(r"^\(?([0-9A-Za-z]+)\)?_\{?(\d+)\}?$")
@@ -132,6 +134,8 @@ def compare(reference: str, answer: str, *, allow_unevaluated: bool = False) -> 
     if _NUMBER_IN_TEXT.search(answer) and not _NUMBER_IN_TEXT.search(reference):
         return False, "a number inside text, which algebra would ignore", ""
     reference, answer = notation.normalise(reference), notation.normalise(answer)
+    if notation.is_unfinished(answer) and not notation.is_unfinished(reference):
+        return False, "a number that is not written to its end", ""
     if not allow_unevaluated and (operation := worked_out.operation_left(reference, answer, _parse)) is not None:
         return False, f"{operation} is left to do", "unevaluated"
     if (same := families.same_family(reference, answer, _parse)) is not None:
@@ -217,13 +221,18 @@ def _compare_expressions(reference: str, answer: str) -> tuple[bool, str, str]:
 
 
 def _same_head(reference: str, answer: str) -> tuple[str, str] | None:
-    """The right sides of two definitions of the same function, E(x, y) = ...; None for other equations."""
+    """The right sides of two definitions of one name or function, V = ... or E(x, y) = ...; None for other equations.
+
+    The answer may leave out the head.
+    """
     reference_sides, answer_sides = _split_at_equals(reference), _split_at_equals(answer)
-    if len(reference_sides) != 2 or _FUNCTION_HEAD.match(reference_sides[0]) is None:
+    if len(reference_sides) != 2 or len(answer_sides) > 2 or _RELATION.search(answer) is not None:
         return None
+    is_function = _FUNCTION_HEAD.match(reference_sides[0]) is not None
     if len(answer_sides) == 1:
-        return reference_sides[1], answer
-    if len(answer_sides) != 2 or remove_spacing(answer_sides[0]) != remove_spacing(reference_sides[0]):
+        is_name = is_function or _NAME.match(reference_sides[0]) is not None
+        return (reference_sides[1], answer) if is_name else None
+    if not is_function or remove_spacing(answer_sides[0]) != remove_spacing(reference_sides[0]):
         return None
     return reference_sides[1], answer_sides[1]
 

@@ -99,6 +99,8 @@ mph | | 1609.344/3600 | L T-1 |
 kph kmh kmph | | 1000/3600 | L T-1 |
 fps | | 0.3048 | L T-1 |
 rpm | | 360/60 | A T-1 |
+ppm | | 1/1000000 | parts |
+ppb | | 1/1000000000 | parts |
 deg ° | degree | 1 | A |
 arcmin | arcminute | 1/60 | A |
 arcsec | arcsecond | 1/3600 | A |
@@ -118,6 +120,11 @@ p | penny pence | 1/100 | sterling |
 ¥ JPY jpy | yen | 1 | yen |
 ₹ INR inr Rs rs | rupee | 1 | rupees |
  | paisa paise | 1/100 | rupees |
+CHF | franc | 1 | francs |
+ | peso | 1 | pesos |
+AUD | | 1 | AUD |
+CAD | | 1 | CAD |
+KRW ₩ | won | 1 | won |
 元 RMB CNY | yuan 人民币 块 | 1 | yuan |
 角 | | 1/10 | yuan |
 米 | | 1 | L |
@@ -156,6 +163,6 @@ f femto -15, a atto -18, z zepto -21, y yocto -24, r ronto -27, q quecto -30
 COMMON = """
 mm cm dm km in ft yd mi mg kg lb oz lbs ml mL cL dL gal min mins sec hr hrs
 yr yrs mph rpm kph psi rad deg cc
-USD EUR GBP JPY INR CNY RMB
+USD EUR GBP JPY INR CNY RMB CHF AUD CAD KRW
 """
 """Symbols that nobody reads as a product of variables."""

@@ -32,7 +32,20 @@ _JOINED = (
 _POWER_BEFORE = re.compile(r"^(?:(square|sq\.?)|(cubic|cu\.?))[ -]+", re.IGNORECASE)
 _POWER_AFTER = re.compile(r"(?:\s*\^\s*\{?\s*\(?([+-]?\d)\)?\s*\}?|([²³])|\s+(squared|cubed))$", re.IGNORECASE)
 _GENERIC = frozenset(
-    {"unit", "units", "square unit", "square units", "cubic unit", "cubic units", "sq units", "units^2"}
+    {
+        "unit",
+        "units",
+        "square unit",
+        "square units",
+        "cubic unit",
+        "cubic units",
+        "sq units",
+        "sq. units",
+        "units^2",
+        "units^3",
+        "unit^2",
+        "unit^3",
+    }
 )
 _MODIFIERS = re.compile(
     r"\s+(?:tall|long|wide|high|deep|old|away|apart|total|in total|altogether|each|left|remaining|thick|of age)$", re.I
@@ -180,7 +193,7 @@ def _look_up(name: str) -> Unit | None:
 
 def is_generic(text: str) -> bool:
     """Whether `text` is "units" or "square units", which stand for any unit."""
-    return " ".join(_MARKUP.sub(r"\1", text).lower().split()) in _GENERIC
+    return " ".join(_MARKUP.sub(r"\1", text).lower().split()).replace(" ^", "^") in _GENERIC
 
 
 def convert(source: str, target: str) -> Conversion | None:

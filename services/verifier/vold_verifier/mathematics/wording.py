@@ -51,7 +51,7 @@ twice thrice fold root roots power powers factorial inverse reciprocal negative 
 base percent percentage percents pct logarithm log exponent prime zero one two three four five six seven eight nine
 ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty
 seventy eighty ninety ago early late short extra off wrong incorrect false invalid impossible undefined unknown true
-correct right works work fails fail solution solutions infinity infinite infinitely divides over sqrt pi
+correct right works work fails fail solution solutions infinity infinite infinitely divides over sqrt pi ish odd
 """
 _NO_NOUNS = frozenset(_FUNCTION_WORDS.split()) | frozenset(_OPERATIONS.split()) | frozenset(PARTS) | frozenset(SCALES)
 _NOUN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿ]{2,}(?:['-][A-Za-z]+)*\.?")
