@@ -17,7 +17,12 @@ import sys
 import time
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 from types import FrameType
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
+from verifier_neighbours import KINDS
 
 LIMIT_SECONDS = 5.0
 
@@ -139,6 +144,12 @@ class Fuzz:
             if self.check(verifier, rf"so \boxed{{{answer}}}", reference):
                 self._report_finding(f"{verifier.name} rewarded another number", answer, reference)
         self.tried["pairs of different numbers"] += 1
+        kind = rng.choice(sorted(KINDS))
+        neighbours = KINDS[kind](rng)
+        for answer in neighbours.refused:
+            if self.check(self.math, rf"so \boxed{{{answer}}}", neighbours.reference):
+                self._report_finding(f"math rewarded another answer ({kind})", answer, neighbours.reference)
+            self.tried["pairs of different units, dates, orders, ..."] += 1
 
     def report(self, seconds: float) -> int:
         for name, count in self.tried.items():

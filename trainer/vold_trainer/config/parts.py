@@ -126,6 +126,11 @@ class VerifierConfig(Config):
     url: str | list[str] = Field(default="local:", description="URL of the verifier; local: starts one")
     name: str = Field(default="math", description="verifier of rows that do not name one")
     parameters: dict[str, Any] = Field(default_factory=dict, description="parameters of the verifier")
+    on_limit: Literal["mask", "zero"] = Field(
+        default="mask",
+        description="an answer that is too long, exceeds a limit of the verifier or crashes it: without a reward, and "
+        "counted as missing, or with reward 0",
+    )
     api_key_env: VariableName = Field(
         default="VOLD_VERIFIER_API_KEY", description="environment variable with the API key"
     )

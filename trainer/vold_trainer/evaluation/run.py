@@ -25,7 +25,7 @@ from vold_trainer.evaluation.results import SetResult, VerifiedExample, error_re
 from vold_trainer.files import write_json, write_lines
 from vold_trainer.lock import holds_out
 from vold_trainer.rollout.hf import generate
-from vold_trainer.services.items import verifier_item
+from vold_trainer.services.items import settle, verifier_item
 from vold_trainer.services.local import Services, verifier_client
 from vold_trainer.services.opening import Opened, opening
 from vold_trainer.sources.check import check_files
@@ -212,7 +212,12 @@ def verify_set(
     """Verify the answers to every example. A verdict that could not be reached has an `error`."""
     items = [
         verifier_item(
-            example, answer.completion, config.verifier.name, config.verifier.parameters, f"{index}:{answer.sample}"
+            example,
+            answer.completion,
+            config.verifier.name,
+            config.verifier.parameters,
+            f"{index}:{answer.sample}",
+            zero_on_limit=config.verifier.on_limit == "zero",
         )
         for index, (example, example_answers) in enumerate(zip(examples, answers, strict=True))
         for answer in example_answers
@@ -237,7 +242,7 @@ async def _collect_verdicts(
     with progress(f"verifying {len(items)} {data.label} answers", len(items)) as live:
         async with verifier_client(config.verifier, services) as client:
             async for verdict in client.verify_stream(items):
-                verdicts[verdict.id] = verdict
+                verdicts[verdict.id] = settle(verdict)
                 live.update(len(verdicts))
     return verdicts
 

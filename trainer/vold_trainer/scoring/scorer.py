@@ -36,7 +36,7 @@ from vold_trainer.scoring.sanity import valid_entropies, valid_logprobs
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements
 from vold_trainer.scoring.twins import OnRefused, TeacherPrompts
 from vold_trainer.sentences import Sentences, sentence
-from vold_trainer.services.items import verifier_item
+from vold_trainer.services.items import settle, verifier_item
 from vold_trainer.services.outages import MonitoredService, Outages, Span
 from vold_trainer.student.models import Student
 from vold_trainer.tasks import ClientTasks
@@ -175,8 +175,9 @@ class Scorer:
 
     make_teachers, make_verifier: build the clients on their event loop; no teachers, and None, if the run needs no such
     score. route: maps an example to the name of its teacher. verifier_name, verifier_parameters: for rows that name
-    none. request_size: rollouts in one request. outages: how long to wait for a service that is away. stop_at_faults:
-    raise RowError for a row that a service refuses, whose scores are missing otherwise.
+    none. zero_on_limit: see `verifier_item`. request_size: rollouts in one request. outages: how long to wait for a
+    service that is away. stop_at_faults: raise RowError for a row that a service refuses, whose scores are missing
+    otherwise.
     """
 
     def __init__(
@@ -187,6 +188,7 @@ class Scorer:
         route: Callable[[Example], str],
         verifier_name: str = "math",
         verifier_parameters: Mapping[str, Any] | None = None,
+        zero_on_limit: bool = False,
         temperature: float = 1.0,
         request_size: int = 32,
         outages: Outages | None = None,
@@ -198,6 +200,7 @@ class Scorer:
         self.route = route
         self.verifier_name = verifier_name
         self.verifier_parameters = dict(verifier_parameters or {})
+        self.zero_on_limit = zero_on_limit
         self.temperature = temperature
         self.request_size = request_size
         self.outages = outages or Outages()
@@ -368,11 +371,18 @@ class Scorer:
     async def _verify(self, rollouts: list[Rollout], scores: StepScores) -> None:
         assert self.verifier is not None
         items = [
-            verifier_item(rollout.example, rollout.text, self.verifier_name, self.verifier_parameters, str(rollout.row))
+            verifier_item(
+                rollout.example,
+                rollout.text,
+                self.verifier_name,
+                self.verifier_parameters,
+                str(rollout.row),
+                zero_on_limit=self.zero_on_limit,
+            )
             for rollout in rollouts
         ]
         by_row = {rollout.row: rollout for rollout in rollouts}
-        for verdict in await self.verifier.verify(items):
+        for verdict in map(settle, await self.verifier.verify(items)):
             row = int(verdict.id)
             score = scores.rows[row]
             if verdict.error is not None or verdict.reward is None or not math.isfinite(verdict.reward):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vold_client import Item
+from vold_client import Item, Verdict
 
 from vold_trainer.data import Example
 from vold_trainer.services.verifiers import Trial
@@ -13,11 +13,18 @@ MAX_TRIALS = 256
 
 
 def verifier_item(
-    example: Example, completion: str, name: str, parameters: Mapping[str, Any], identifier: str = ""
+    example: Example,
+    completion: str,
+    name: str,
+    parameters: Mapping[str, Any],
+    identifier: str = "",
+    *,
+    zero_on_limit: bool = False,
 ) -> Item:
     """The item that verifies `completion` as an answer to the example's prompt.
 
     name, parameters: the verifier and its parameters for an example that names none. identifier: the id of the item.
+    zero_on_limit: reward 0 if the completion exceeds a limit of the verifier or crashes it; see `settle`.
     """
     return Item(
         verifier=verifier_name(example, name),
@@ -26,7 +33,15 @@ def verifier_item(
         prompt=example.prompt_text,
         parameters=dict(example.meta.get("parameters", parameters)),
         id=identifier,
+        zero_on_failure=zero_on_limit,
     )
+
+
+def settle(verdict: Verdict) -> Verdict:
+    """`verdict`, as a wrong answer if it has reward 0 beside its error, as an item with `zero_on_limit` may have."""
+    if verdict.error is None or verdict.reward is None:
+        return verdict
+    return replace(verdict, error=None, correct=False, reason=str(verdict.error))
 
 
 def verifier_name(example: Example, default: str) -> str:

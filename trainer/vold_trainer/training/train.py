@@ -77,6 +77,7 @@ def run_train(
             route=TeacherRouter(config),
             verifier_name=verifier.name if verifier else "",
             verifier_parameters=verifier.parameters if verifier else None,
+            zero_on_limit=verifier is not None and verifier.on_limit == "zero",
             temperature=config.rollout.temperature,
             outages=outages,
             stop_at_faults=config.data.skip_broken is False,

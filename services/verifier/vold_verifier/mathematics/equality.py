@@ -5,10 +5,13 @@ The exact path is faster, and gives the same result as algebra.
 
 from dataclasses import dataclass
 
-from vold_verifier.mathematics import notation, numbers, symbolic
+from vold_verifier.mathematics import magnitude, notation, numbers, symbolic
 from vold_verifier.reading import bounds
 from vold_verifier.reading.text import shorten, symbols_to_latex
 from vold_verifier.types import BadReferenceError
+
+MAX_TEXT_CHARS = 80
+"""Up to this length a reference that is no mathematics is an answer, and other texts are wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +27,13 @@ class Comparison:
     by_algebra: bool = False
 
 
-def compare(reference: str, answer: str, *, use_exact_path: bool = True) -> Comparison:
+def compare(reference: str, answer: str, *, use_exact_path: bool = True, allow_unevaluated: bool = False) -> Comparison:
     """Compare the value of `answer` with the value of `reference`.
 
     Both are raw text of at most `bounds.MAX_ANSWER_CHARS`. The computation may never end: the caller limits its time.
     Raises BadReferenceError if `reference` is empty, breaks a bound, does not parse or has no value.
 
-    use_exact_path: False compares by algebra alone.
+    use_exact_path: False compares by algebra alone. allow_unevaluated: see `symbolic.compare`.
     """
     reference_latex = notation.clean(symbols_to_latex(reference))
     answer_latex = notation.clean(symbols_to_latex(answer))
@@ -46,7 +49,7 @@ def compare(reference: str, answer: str, *, use_exact_path: bool = True) -> Comp
         if (
             reference_number is not None
             and answer_number is not None
-            and not _unit_may_be_variable(reference_number, answer_number)
+            and not _unit_may_be_variables(reference_number, answer_number)
         ):
             is_equal = numbers.are_equal(reference_number, answer_number)
             return Comparison(is_equal, "equal numbers" if is_equal else "different numbers")
@@ -54,13 +57,23 @@ def compare(reference: str, answer: str, *, use_exact_path: bool = True) -> Comp
         return Comparison(False, f"the answer is not parsed: {violation}", "unsafe")
     if (violation := bounds.violation(reference_latex)) is not None:
         raise BadReferenceError(f"the reference cannot be parsed safely: {violation}: {shorten(reference)}")
+    if magnitude.are_apart(symbolic.value_side(reference_latex), symbolic.value_side(answer_latex)):
+        return Comparison(False, "not equal: of another size", by_algebra=True)
     try:
-        return Comparison(*symbolic.compare(reference_latex, answer_latex), by_algebra=True)
+        comparison = symbolic.compare(reference_latex, answer_latex, allow_unevaluated=allow_unevaluated)
+        return Comparison(*comparison, by_algebra=True)
     except symbolic.UnreadableError as error:
+        if error.is_text and _is_short_text(reference_latex):
+            return Comparison(False, "another text than the reference, which is no mathematics")
         raise BadReferenceError(f"{error}: {shorten(reference)}") from error
 
 
-def _unit_may_be_variable(first: numbers.Number, second: numbers.Number) -> bool:
-    """Whether the unit of one of two numbers may be a variable: 5 m compared with 5, but not with 5 cm."""
-    unit = first.unit or second.unit
-    return not (first.unit and second.unit) and len(unit) == 1 and unit.isalpha()
+def _is_short_text(reference: str) -> bool:
+    """Whether a reference that does not parse is an answer of its own, and no broken formula."""
+    is_balanced = all(reference.count(opening) == reference.count(closing) for opening, closing in ("{}", "()"))
+    return len(reference) <= MAX_TEXT_CHARS and is_balanced and "\\begin" not in reference
+
+
+def _unit_may_be_variables(first: numbers.Number, second: numbers.Number) -> bool:
+    """Whether the unit of one of two numbers may be a product: 5 m compared with 5, but not with 5 cm."""
+    return not (first.unit and second.unit) and (first.may_be_variables or second.may_be_variables)

@@ -10,6 +10,34 @@ from vold_verifier.mathematics import numbers
 _DELIMITERS = re.compile(
     r"(?<!\\)\\[()\[\]]|(?<!\\)\$+|\\(?:displaystyle|limits|left|right|big|Big|bigl|bigr|bigg|Bigg)(?![A-Za-z])\.?|\\!"
 )
+_LOST_BACKSLASH = re.compile(  # JSON and Python read the \f of \frac as a form feed, the \t of \text as a tab, ...
+    r"\x0c(?=rac|orall)|\t(?=ext\{|imes|heta|an(?![a-z])|frac)|\x08(?=inom|eta|ar\{|egin\{)"
+    r"|(?<![\\A-Za-z\x0c\t])(?=(?:d?frac|sqrt)\s*\{)|(?<![\\A-Za-z\x0c])(?=rac\{)"
+)
+_LOST = {"\x0c": r"\f", "\t": r"\t", "\x08": r"\b", "": "\\"}
+_FONT_SWITCH = re.compile(r"\\(?:bf|rm|it|sf|tt|sl|bfseries|itshape|boldmath|large|Large|small)(?![A-Za-z])\s*")
+_FONT = re.compile(r"\\(?:textbf|textnormal|textit|textsf|texttt|textup|textsl|emph|underline)(?=\s*\{)")
+_TEXT_COMMAND = re.compile(r"^\\text\s*(?=\{)")
+_MATHEMATICS = re.compile(r"\\(?:[dt]?frac|sqrt|pi|times|cdot|infty|pm|le|ge|ne)(?![A-Za-z])")
+_THIN_SPACE_AFTER_COMMA = re.compile(r",\s*\\!\s*(?=\d{3})")
+_CONCLUSION = re.compile(
+    r"^(?:\\(?:therefore|implies|Rightarrow|Longrightarrow|Leftrightarrow|to|rightarrow)(?![A-Za-z])|[∴⇒→])\s*"
+)
+_ABOUT = re.compile(
+    r"^(?:\\(?:approx|simeq|sim)(?![A-Za-z])|~|\\text\s*\{\s*(?:about|approximately|approx\.?|roughly|around)\s*\}"
+    r"|(?:about|approximately|approx\.?|roughly|around)\s)\s*(?=[-+]?\\?[\d.$]|\\[dt]?frac)",
+    re.IGNORECASE,
+)
+_OHM = re.compile(
+    r"(?<=[\d}\s,;~])(?:\\(?:text|mathrm)\s*\{\s*(?P<text>[kMGm]?)\s*\}\s*|(?P<bare>[kMGm])?\s*)\\Omega\s*$"
+)
+_MICRO_UNIT = r"mol|[mAsgFCHLVWTN]"
+_MICRO = re.compile(
+    rf"(?<=[\d}}])(?:\\[,; ]|~|\s)*\\mu\s*(?:\\(?:text|mathrm)\s*\{{\s*(?P<text>{_MICRO_UNIT})\s*\}}"
+    rf"|(?P<bare>{_MICRO_UNIT}))\s*$"
+)
+_BARE_BINOMIAL = re.compile(r"\\([dt]?binom)\s*(\d)\s*(\d)")
+_ROOT_IN_PARENTHESES = re.compile(r"\\sqrt\s*\(([^()]*)\)")
 _PRICE = re.compile(r"^(-?)\$(?=[\d.])")
 _SQRT = re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)")
 _FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan|pi)(?![A-Za-z])")
@@ -18,11 +46,12 @@ _MARKED_FUNCTION = re.compile(
 )
 _AND_OR = r"\\(?:text|mbox|textrm|mathrm)\s*\{{\s*,?\s*{0}\s*,?\s*\}}|(?<![A-Za-z\\]){0}(?![A-Za-z])"
 OR = re.compile(
-    rf"\s*,?\s*(?:\\q?quad\s*)*(?:{_AND_OR.format('or')}|\\lor(?![A-Za-z])|\\vee(?![A-Za-z]))(?:\s|\\q?quad)*"
+    rf"\s*,?\s*(?:\\q?quad\s*)*(?:{_AND_OR.format('or')}|或者?|\\lor(?![A-Za-z])|\\vee(?![A-Za-z]))(?:\s|\\q?quad)*"
 )
 AND = re.compile(
-    rf"\s*,?\s*(?:\\q?quad\s*)*(?:{_AND_OR.format('and')}|\\land(?![A-Za-z])|\\wedge(?![A-Za-z]))(?:\s|\\q?quad)*"
+    rf"\s*,?\s*(?:\\q?quad\s*)*(?:{_AND_OR.format('and')}|[和与、]|\\land(?![A-Za-z])|\\wedge(?![A-Za-z]))(?:\s|\\q?quad)*"
 )
+_DOTS_AFTER_INTEGER = re.compile(r"^-?\d+\s*(?:\\(?:ldots|dots|cdots)|\.\.\.+)$")
 _SEMICOLON = re.compile(r"\s*;\s*|(?:\s|,)*\\q?quad\s*")
 _ROOT_WITHOUT_BRACES = re.compile(r"\\sqrt\s*(\[[^\[\]]{1,5}\])\s*([A-Za-z\d])")
 _ROW_GAP = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|cm|mm)\s*\]")
@@ -68,12 +97,19 @@ _REPLACEMENTS = (
     (re.compile(r"\\(?:text|mathrm)\s*\{\s*infinity\s*\}|(?<![A-Za-z\\])infinity(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"\\bmod(?![A-Za-z])"), r"\\mod "),
     (re.compile(r"\\imath(?![A-Za-z])"), "i"),
+    (re.compile(r"\\frac\s*\{\s*d\s*([A-Za-z])\s*\}\s*\{\s*d\s*([A-Za-z])\s*\}"), r"D_{\1\2}"),
+    (re.compile(r"\\lg(?![A-Za-z])"), r"\\log_{10} "),
+    (re.compile(r"\^\s*\{?\s*\\(?:top|intercal|mathsf\{T\}|mathrm\{T\})(?![A-Za-z])\s*\}?"), "^{T}"),
     (re.compile(r"(?<!\\)\\[,;: ]"), " "),
 )
 
 
 def clean(text: str) -> str:
     """Remove delimiters, and punctuation and backslashes at the end; write functions as LaTeX commands."""
+    if text.isdigit():
+        return text
+    if "\\" in text or "\x0c" in text or "\t" in text or "{" in text:
+        text = _clean_commands(text)
     if text.count("$") == 1:
         text = _PRICE.sub(r"\1\\$", text.strip())
     text = _DELIMITERS.sub("", text).strip()
@@ -81,9 +117,30 @@ def clean(text: str) -> str:
         text = text[2:-2].strip()
     while text.endswith(("\\", ",", ";")) or (text.endswith(".") and not text.endswith("..")):
         text = text[:-1].rstrip()
+    text = _ABOUT.sub("", _CONCLUSION.sub("", text))
     if "sqrt" in text:
         text = _SQRT.sub(r"\\sqrt{\1}", text)
     return _FUNCTION.sub(r"\\\1", text).replace("**", "^").strip()
+
+
+def _clean_commands(text: str) -> str:
+    """Repair commands, remove fonts, and write the sloppy forms of a command in its full form."""
+    text = _LOST_BACKSLASH.sub(_restore_backslash, text)
+    text = _FONT.sub(r"\\text", _FONT_SWITCH.sub("", text))
+    text = _THIN_SPACE_AFTER_COMMA.sub(",", text)
+    if "\\Omega" in text or "\\mu" in text:
+        text = _OHM.sub(lambda m: rf" \text{{{m['text'] or m['bare'] or ''}Ω}}", text)
+        text = _MICRO.sub(lambda m: rf" \text{{µ{m['text'] or m['bare']}}}", text)
+    text = _BARE_BINOMIAL.sub(r"\\\1{\2}{\3}", text)
+    text = _ROOT_IN_PARENTHESES.sub(r"\\sqrt{\1}", text)
+    inner = _TEXT_COMMAND.sub("", text.strip())
+    if len(inner) < len(text.strip()) and is_enclosed(inner) and _MATHEMATICS.search(inner) is not None:
+        return inner[1:-1]
+    return text
+
+
+def _restore_backslash(match: re.Match[str]) -> str:
+    return r"\f" if not match.group() and match.string.startswith("rac", match.end()) else _LOST[match.group()]
 
 
 def normalise(text: str) -> str:
@@ -109,6 +166,11 @@ def normalise(text: str) -> str:
     return _MEMBERSHIP.sub("", text).strip()
 
 
+def is_unfinished(text: str) -> bool:
+    """Whether `text` is an integer and dots, 4..., which is some number from 4 to 5 or a list."""
+    return _DOTS_AFTER_INTEGER.match(text) is not None
+
+
 def separate_with_commas(text: str) -> str:
     """Replace "and", "or" and semicolons by commas, and each plus-minus by both values. `text` is normalised."""
     text = _SEMICOLON.sub(", ", AND.sub(", ", OR.sub(", ", text)))
@@ -130,6 +192,16 @@ def split(text: str, separator: str = ",") -> list[str]:
             parts.append(text[start:position])
             start = position + 1
     return [part.strip() for part in [*parts, text[start:]]]
+
+
+def is_enclosed(text: str) -> bool:
+    """Whether the first bracket closes at the end of `text`; not so in the product (1)(2, 3)."""
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0:
+            return position == len(text) - 1
+    return False
 
 
 def separate_factors(text: str) -> str:

@@ -14,9 +14,24 @@ _SYNONYMS = (
     frozenset({"does not exist", "dne", "doesn't exist"}),
     frozenset({"all real numbers", "all reals", "the real numbers", "every real number"}),
     frozenset({"infinitely many", "infinitely many solutions"}),
+    frozenset({"all integers", "the integers", "every integer", "any integer", "the set of integers"}),
+    frozenset({"all rational numbers", "the rational numbers", "all rationals"}),
+    frozenset({"all natural numbers", "the natural numbers", "all positive integers"}),
+    frozenset({"all complex numbers", "the complex numbers"}),
 )
-_SYMBOLS = {r"\emptyset": "no solution", r"\mathbb{R}": "all real numbers", r"(-\infty,\infty)": "all real numbers"}
+_SYMBOLS = {
+    r"\emptyset": "no solution",
+    r"\varnothing": "no solution",
+    r"\mathbb{R}": "all real numbers",
+    r"(-\infty,\infty)": "all real numbers",
+    r"\mathbb{Z}": "all integers",
+    r"\mathbb{Q}": "all rational numbers",
+    r"\mathbb{N}": "all natural numbers",
+    r"\mathbb{C}": "all complex numbers",
+}
 _TEXT = re.compile(r"^\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}$")
+_RATIO_NAMES = re.compile(r"^(?P<names>[^=]*[A-Za-z][^=]*:[^=]*)=\s*(?P<parts>[^=]*)$")
+_WRITTEN_TO = re.compile(r"\s*\\(?:text|mathrm)\s*\{\s*to\s*\}\s*")
 _COLON = re.compile(r"^(?P<parts>\d+(?:\.\d+)?(?:\s*(?::|\\colon|\bto\b)\s*\d+(?:\.\d+)?)+)\s*(?P<half>.*)$")
 _HALF = re.compile(r"^\\?,?\s*(?:\\(?:text|mathrm|textrm)\s*\{\s*)?([ap])\.?\s*m\.?\s*\}?$", re.IGNORECASE)
 _PART = re.compile(r"\s*(?::|\\colon|\bto\b)\s*")
@@ -55,8 +70,14 @@ def same_ratio_or_time(reference: str, answer: str) -> bool | None:
     """Whether two clock times or ratios are the same; None if the texts are not clock times or ratios.
 
     With two digits below 60 after the colon the text may be a time, and then 3:30 is not 1/10. A ratio equals its
-    multiples, and a ratio of two numbers equals their quotient.
+    multiples, and a ratio of two numbers equals their quotient. The names of the parts (a:b = 3:4) may be left out, or
+    stand in another order with their parts.
     """
+    reference, answer = _WRITTEN_TO.sub(" to ", reference), _WRITTEN_TO.sub(" to ", answer)
+    reference_names, reference = _split_names(reference)
+    answer_names, answer = _split_names(answer)
+    if reference_names and answer_names and reference_names != answer_names:
+        return _same_ratio_of_names(reference_names, reference, answer_names, answer)
     reference_figures, answer_figures = _parse_ratio_or_time(reference), _parse_ratio_or_time(answer)
     if reference_figures is None:
         if answer_figures is None or ":" not in answer:
@@ -82,6 +103,23 @@ def same_ratio_or_time(reference: str, answer: str) -> bool | None:
     return all(
         x * answer_parts[0] == y * reference_parts[0] for x, y in zip(reference_parts, answer_parts, strict=True)
     )
+
+
+def _split_names(text: str) -> tuple[tuple[str, ...], str]:
+    """(the names of the parts, the ratio); no names if there are none."""
+    if ":" not in text or "=" not in text or (match := _RATIO_NAMES.match(text)) is None:
+        return (), text
+    return tuple("".join(name.split()) for name in _PART.split(match["names"])), match["parts"].strip()
+
+
+def _same_ratio_of_names(names: tuple[str, ...], ratio: str, answer_names: tuple[str, ...], answer: str) -> bool:
+    parts, answer_parts = _PART.split(ratio), _PART.split(answer)
+    if sorted(names) != sorted(answer_names) or len(set(names)) != len(names):
+        return False
+    if len(parts) != len(names) or len(answer_parts) != len(names):
+        return False
+    reordered = ":".join(answer_parts[answer_names.index(name)] for name in names)
+    return same_ratio_or_time(":".join(parts), reordered) is True
 
 
 def _equals_quotient(parts: list[Fraction], number_text: str, ratio_text: str) -> bool:

@@ -8,13 +8,35 @@ values that agree in six decimals. Expressions that algebra finds different are 
 
 import logging
 import re
+from fractions import Fraction
 from typing import Any
 
-from vold_verifier.mathematics import grammar, matrices, notation, numbers, polynomials, reals, spoken, tuples, units
+from vold_verifier.mathematics import (
+    clock,
+    families,
+    geometry,
+    grammar,
+    identities,
+    literals,
+    matrices,
+    noncommutative,
+    notation,
+    numbers,
+    polynomials,
+    propositions,
+    quantities,
+    reals,
+    spoken,
+    tuples,
+    worked_out,
+)
 
 _NUMBER_IN_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox)\s*\{[^{}\d]*[^{}\d\s][^{}\d]*\d")
 _ASSIGNMENT = re.compile(r"^[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?\s*=(?!=)\s*")
 _BACKWARD_ASSIGNMENT = re.compile(r"^([^=<>,]*[^=<>,\s!\\])\s*=\s*([A-Za-z])$")
+_FUNCTION_HEAD = re.compile(r"^\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*\([^()]*,[^()]*\)$")
+_NAME = re.compile(r"^[A-Za-z](?:_\{?\w+\}?)?$")
+_RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?![A-Za-z])")
 _FUNCTION_DEFINITION = re.compile(r"^([A-Za-z]\([A-Za-z]\)|y)\s*=(?!=)\s*")
 _SPACING = re.compile(r"(?<!\d)\s+|\s+(?!\d)|\\[,;: ](?!\d)")
 _IN_BASE = re.compile(r"^\(?([0-9A-Za-z]+)\)?_\{?(\d+)\}?$")
@@ -24,19 +46,6 @@ _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven
     "twelve": "12",
     "sixteen": "16",
 }
-_TEXT_UNIT = re.compile(
-    r"^(?P<value>.*\S)\s*(?:\\[,; ]|~)*\s*"
-    r"(?P<unit>\\(?:text|mathrm|textrm|mbox)\s*\{\s*[A-Za-z ./²³-]+\}(?:\^\s*\{?-?[1-3]\}?)?)$"
-)
-_DEGREES = re.compile(r"^(?P<value>.*\S)\s*(?P<unit>\^\s*\{?\s*\\circ\s*\}?)$")
-_WORD_UNIT = re.compile(
-    r"^(?P<value>.*[\d})\]a-z])\s+(?P<unit>(?:(?:square|sq|cubic|cu)\s+)?[A-Za-z]+(?:\s*\^\s*\{?[23]\}?)?"
-    r"(?:\s*/\s*[A-Za-z]+(?:\s*\^\s*\{?[23]\}?)?)?)$"
-)
-_CURRENCY = re.compile(r"^(?P<sign>-?)\s*\\?(?P<unit>[$€£¥₹])\s*(?P<value>\S.*)$")
-_UNIT_LETTERS = frozenset("mgshlL")
-_GENERIC_UNITS = frozenset({"units", "unit", "square units", "cubic units"})
-_OPERATOR = re.compile(r"\\(?:i+nt|oint|sum|prod|lim)(?![A-Za-z])|\\frac\{d\}\{d[a-z]\}")
 _APPROX = re.compile(r"\\(?:approx|simeq|doteq|sim)(?![A-Za-z])")
 _EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
@@ -44,20 +53,36 @@ _CONSTANT_COMMANDS = frozenset(
     {"frac", "dfrac", "tfrac", "cfrac", "sqrt", "cdot", "times", "div", "pi", "binom", "exp", "log", "ln"}
     | {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan"}
 )
+_CLOSED_FORM = re.compile(r"[\w\s.+*/^(){}\\!-]+", re.ASCII)
 _TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname)\s*\{[^{}]*\}")
 _PROSE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+
+_KINDS = (
+    (clock.same_time, "time"),
+    (spoken.same_words, "words"),
+    (spoken.same_ratio_or_time, "ratio or time"),
+    (literals.are_equal, "text"),
+    (geometry.are_equal, "figure"),
+    (propositions.are_equal, "formula"),
+    (noncommutative.are_equal, "product"),
+    (families.same_residues, "congruence"),
+)
+"""Answers that algebra does not compare: each function gives None for a reference of another kind."""
 
 FLOAT_TOLERANCE = 1e-6
 DIGITS = 30
 APPROXIMATION_TOLERANCE = 0.01
 POINTS = ("0.7310", "-1.3719", "2.1931", "-0.4173", "3.3391", "1.1273", "-2.7151")
 MIN_AGREEING_POINTS = 4
-MIN_UNKNOWN_UNIT_CHARS = 4
 MAX_SYMBOLS = 5
 
 
 class UnreadableError(ValueError):
-    """The reference does not parse, or has no value."""
+    """The reference does not parse (`is_text`), or has no value."""
+
+    def __init__(self, message: str, *, is_text: bool) -> None:
+        super().__init__(message)
+        self.is_text = is_text
 
 
 def remove_spacing(text: str) -> str:
@@ -92,33 +117,43 @@ def warm_up() -> None:
     compare(r"\{1, 2\}", r"x = 1, x = 2")
 
 
-def compare(reference: str, answer: str) -> tuple[bool, str, str]:
+def compare(reference: str, answer: str, *, allow_unevaluated: bool = False) -> tuple[bool, str, str]:
     """(whether the two are equal, the reason, the anti-hacking rule that refused the answer or "").
 
     Both texts are outputs of `notation.clean` and within `bounds`. The computation may never end: the caller limits its
     time. Raises UnreadableError if the reference does not parse or has no value.
+
+    allow_unevaluated: an operation that is left to do (\\gcd(12, 18) for 6) is an answer.
     """
-    if (same := spoken.same_words(reference, answer)) is not None:
-        return same, "the same words" if same else "different words", ""
-    if (same := spoken.same_ratio_or_time(reference, answer)) is not None:
-        return same, "the same ratio or time" if same else "another ratio or time", ""
+    for are_equal, kind in _KINDS:
+        if (same := are_equal(reference, answer)) is not None:
+            return same, f"the same {kind}" if same else f"another {kind}", ""
     reference, answer = _normalise_base(reference), _normalise_base(answer)
     if (mismatch := _base_mismatch(reference, answer)) is not None:
         return False, mismatch, ""
     if _NUMBER_IN_TEXT.search(answer) and not _NUMBER_IN_TEXT.search(reference):
         return False, "a number inside text, which algebra would ignore", ""
     reference, answer = notation.normalise(reference), notation.normalise(answer)
+    if notation.is_unfinished(answer) and not notation.is_unfinished(reference):
+        return False, "a number that is not written to its end", ""
+    if not allow_unevaluated and (operation := worked_out.operation_left(reference, answer, _parse)) is not None:
+        return False, f"{operation} is left to do", "unevaluated"
+    if (same := families.same_family(reference, answer, _parse)) is not None:
+        return same, "the same family" if same else "another family", ""
     if (same := reals.are_equal(_remove_set_name(reference), _remove_set_name(answer), _parse)) is not None:
         return same, "the same set" if same else "another set", ""
-    reference, reference_unit = _split_unit(reference)
-    answer, answer_unit = _split_unit(answer)
+    reference, reference_unit = quantities.split_unit(reference)
+    answer, answer_unit = quantities.split_unit(answer)
     if reference_unit and answer_unit:
-        factor = units.conversion_factor(answer_unit, reference_unit)
-        if factor is None:
+        converted = quantities.convert(answer, answer_unit, reference_unit)
+        if converted is None:
             return False, f"another unit: {answer_unit}", ""
-        if factor != 1:
-            answer = rf"\frac{{{factor.numerator}}}{{{factor.denominator}}} \cdot ({answer})"
-    return _compare_values(notation.separate_with_commas(reference), notation.separate_with_commas(answer))
+        answer = converted
+    joined_by_or = [notation.OR.search(text) is not None for text in (reference, answer)]
+    reference, answer = notation.separate_with_commas(reference), notation.separate_with_commas(answer)
+    if joined_by_or[0] != joined_by_or[1] and tuples.is_assignment(reference) and tuples.is_assignment(answer):
+        return False, "one value each and a choice of values", ""
+    return _compare_values(reference, answer)
 
 
 def _compare_values(reference: str, answer: str) -> tuple[bool, str, str]:
@@ -156,31 +191,56 @@ def _compare_expressions(reference: str, answer: str) -> tuple[bool, str, str]:
         if len(sides) > 1 and not ("," in answer or ";" in answer):
             if not _constants_agree(sides, FLOAT_TOLERANCE):
                 return False, "a chain of equalities that is false", "false_chain"
-            if _OPERATOR.search(sides[-1]) is None and (
-                _OPERATOR.search(answer) is not None or _constant_value(sides[0]) is not None
-            ):
+            if _parse(sides[0]) is None or _constant_value(sides[0]) is not None:
                 answer = sides[-1]
+    elif (same := identities.are_equal(reference, answer, _parse, _agree_at_points)) is not None:
+        return same, "the same identity" if same else "another identity", ""
+    elif (definitions := _same_head(reference, answer)) is not None:
+        reference, answer = definitions
     elif (
         (reference_head := _FUNCTION_DEFINITION.match(reference))
         and (answer_head := _FUNCTION_DEFINITION.match(answer))
         and "y" in (reference_head[1], answer_head[1])
     ):  # y = x^2 and f(x) = x^2 define the same function
         reference, answer = reference[reference_head.end() :], answer[answer_head.end() :]
-    if _OPERATOR.search(answer) is not None and _OPERATOR.search(reference) is None:
-        return False, "an unevaluated integral, sum, product, limit or derivative", "unevaluated"
     parsed_reference, parsed_answer = _parse(reference), _parse(answer)
     if parsed_reference is None or _is_undefined(parsed_reference):
+        is_text = parsed_reference is None
         raise UnreadableError(
-            "the reference has no value" if parsed_reference is not None else "the reference does not parse"
+            "the reference does not parse" if is_text else "the reference has no value", is_text=is_text
         )
     if parsed_answer is None or _is_undefined(parsed_answer):
         return False, "the answer has no value" if parsed_answer is not None else "the answer does not parse", ""
-    equal, reason = _compare_parsed(parsed_reference, parsed_answer, has_percent="%" in reference + answer)
+    has_percent = "%" in reference + answer
+    equal, reason = _compare_parsed(parsed_reference, parsed_answer, has_percent=has_percent)
+    if not equal and identities.with_constants_of(
+        parsed_reference, parsed_answer, lambda x, y: _compare_parsed(x, y, has_percent=has_percent)[0]
+    ):
+        return True, "equal but for the names of constants", ""
     return equal, reason, ""
+
+
+def _same_head(reference: str, answer: str) -> tuple[str, str] | None:
+    """The right sides of two definitions of one name or function, V = ... or E(x, y) = ...; None for other equations.
+
+    The answer may leave out the head.
+    """
+    reference_sides, answer_sides = _split_at_equals(reference), _split_at_equals(answer)
+    if len(reference_sides) != 2 or len(answer_sides) > 2 or _RELATION.search(answer) is not None:
+        return None
+    is_function = _FUNCTION_HEAD.match(reference_sides[0]) is not None
+    if len(answer_sides) == 1:
+        is_name = is_function or _NAME.match(reference_sides[0]) is not None
+        return (reference_sides[1], answer) if is_name else None
+    if not is_function or remove_spacing(answer_sides[0]) != remove_spacing(reference_sides[0]):
+        return None
+    return reference_sides[1], answer_sides[1]
 
 
 def _compare_parsed(reference: Any, answer: Any, *, has_percent: bool) -> tuple[bool, str]:
     """Compare two SymPy expressions: (whether they are equal, the reason)."""
+    if reference == answer:
+        return True, "equal by algebra"
     if (has_matrix := matrices.contains_matrix(reference)) != matrices.contains_matrix(answer):
         return False, "only one of the two is a matrix"
     if has_matrix:
@@ -267,25 +327,16 @@ def _normalise_base(text: str) -> str:
     return f"{match[1]}_{{{match[2]}}}" if match else text
 
 
-def _split_unit(text: str) -> tuple[str, str]:
-    """(`text` without its unit, the unit or "")."""
-    if match := _CURRENCY.match(text):
-        return match["sign"] + match["value"], match["unit"]
-    for pattern in (_TEXT_UNIT, _DEGREES):
-        if match := pattern.match(text):
-            return match["value"], match["unit"]
-    if match := _WORD_UNIT.match(text):
-        unit = match["unit"]
-        is_unit = unit in _UNIT_LETTERS or unit in _GENERIC_UNITS or (len(unit) > 1 and units.parse(unit) is not None)
-        if is_unit or (len(unit.split("^")[0]) >= MIN_UNKNOWN_UNIT_CHARS and numbers.parse(match["value"]) is not None):
-            return match["value"], unit
-    return text, ""
-
-
 def _constants_agree(sides: list[str], tolerance: float) -> bool:
     """Whether all constants among `sides` are equal, within a relative `tolerance`."""
     values = [value for side in sides if (value := _constant_value(side)) is not None]
     return all(_is_close(values[0], value, tolerance) for value in values[1:])
+
+
+def constant_value(text: str) -> Fraction | None:
+    """The value of a closed form, such as \\sqrt{2}/2, rounded to DIGITS digits; None if `text` is none or not real."""
+    value = _constant_value(text) if _CLOSED_FORM.fullmatch(text) is not None else None
+    return Fraction(str(value)) if value is not None and value.is_real else None
 
 
 def _constant_value(side: str) -> Any:

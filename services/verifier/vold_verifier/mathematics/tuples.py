@@ -25,11 +25,13 @@ def are_equal(reference: str, answer: str, equal: Callable[[str, str], bool]) ->
     """Whether two texts are the same tuple; None if either is not a tuple. equal: compares two values.
 
     If both tuples have names, values with the same name are compared. Otherwise values are compared in order. An answer
-    such as "y = 2, x = 1" is then in the alphabetical order of its names.
+    such as "y = 2, x = 1" is then in the alphabetical order of its names. Beside names "1, 2" is in order.
     """
     reference_tuple, answer_tuple = _parse(reference), _parse(answer)
     if reference_tuple is not None and _FINITE_SET.match(answer):
         return False
+    if reference_tuple is not None and reference_tuple.from_assignments and answer_tuple is None:
+        answer_tuple = _parse_list(answer)
     if reference_tuple is None or answer_tuple is None:
         return None
     if len(reference_tuple.values) != len(answer_tuple.values):
@@ -43,8 +45,19 @@ def are_equal(reference: str, answer: str, equal: Callable[[str, str], bool]) ->
     return all(equal(first, second) for first, second in zip(reference_tuple.values, answer_tuple.values, strict=True))
 
 
+def is_assignment(text: str) -> bool:
+    """Whether `text` gives several names one value each, as in "x = 1, y = 2"."""
+    parsed = _parse(text)
+    return parsed is not None and parsed.from_assignments
+
+
 def _reorder(parsed: _Tuple, names: tuple[str, ...]) -> _Tuple:
     return _Tuple(tuple(parsed.values[parsed.names.index(name)] for name in names), names)
+
+
+def _parse_list(text: str) -> _Tuple | None:
+    values = tuple(notation.split(text))
+    return _Tuple(values) if len(values) > 1 and all(values) else None
 
 
 def _parse(text: str) -> _Tuple | None:
@@ -55,7 +68,7 @@ def _parse(text: str) -> _Tuple | None:
         text = match["values"]
     if text.startswith("(") and text.endswith(")") and len(notation.split(text)) == 1:
         values = tuple(notation.split(text[1:-1]))
-        if len(values) > 1 and is_enclosed(text) and all(values) and (not names or len(names) == len(values)):
+        if len(values) > 1 and notation.is_enclosed(text) and all(values) and (not names or len(names) == len(values)):
             return _Tuple(values, names)
         return None
     parts = [_ASSIGNED.match(part) for part in notation.split(text)]
@@ -66,13 +79,3 @@ def _parse(text: str) -> _Tuple | None:
                 tuple(value for _, value in assignments), tuple(name for name, _ in assignments), from_assignments=True
             )
     return None
-
-
-def is_enclosed(text: str) -> bool:
-    """Whether the first bracket closes at the end of `text`; not so in the product (1)(2, 3)."""
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        if depth == 0:
-            return position == len(text) - 1
-    return False

@@ -28,9 +28,9 @@ RULES = {
     SEVERAL_BOXES: "several different boxes joined by a conjunction, which together are not the answer",
     SEVERAL_ANSWERS: "more answers, or more options, than the reference has",
     ECHOED_PROMPT: "the answer is copied from the prompt, not worked out",
-    HIDDEN_CHARACTERS: "characters that reverse the direction of text, or tag characters, which are invisible",
+    HIDDEN_CHARACTERS: "control characters, and characters that reverse the direction of text or are invisible",
     LOOK_ALIKE: "letters of another alphabet that look like ASCII letters",
-    UNEVALUATED: "a sum, integral, limit or derivative is named instead of its value",
+    UNEVALUATED: "an operation is left to do: a sum, integral, limit, gcd, system, inequality to solve, ...",
     FALSE_CHAIN: "a chain of equalities with a false equality in it",
     UNSAFE: "the answer is not evaluated, because that could take unbounded time or memory",
     JUDGE_INJECTION: "the text addresses the judge",
@@ -38,7 +38,7 @@ RULES = {
 
 MIN_ECHOED_CHARS = 20
 _MARKED_LINE = re.compile(r"\\boxed|\\fbox|<\w+>|####|answer", re.IGNORECASE)
-_HIDDEN = re.compile("[\u202a\u202b\u202d\u202e\U000e0000-\U000e007f]")
+_HIDDEN = re.compile("[\x00-\x07\x0e-\x1f\x7f\u202a\u202b\u202d\u202e\U000e0000-\U000e007f]")
 _LOOK_ALIKES = dict(
     zip(
         "АВСЕНІЈКМОРЅТХУаеоіјрсѕухԁԛԝ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧορνι" + "ＡᎪᏴᏟᎠᎬᎻᎫᏦᎷᏢᏚᎢ",
@@ -99,11 +99,12 @@ def judge_injection(text: str) -> str | None:
 
 
 def has_hidden_characters(text: str) -> bool:
-    """Whether `text` contains characters that reverse its direction, or tag characters, which no font shows.
+    """Whether `text` contains control characters, characters that reverse its direction, or tag characters.
 
-    Zero-width spaces and joiners are allowed: they are dropped, and the remaining text is the text that a reader sees.
+    No font shows any of them. Zero-width spaces and joiners are allowed: they are dropped, and the remaining text is
+    the text that a reader sees.
     """
-    return not text.isascii() and _HIDDEN.search(text) is not None
+    return not (text.isascii() and text.isprintable()) and _HIDDEN.search(text) is not None
 
 
 def has_look_alikes(text: str) -> bool:

@@ -8,6 +8,7 @@ _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "01
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 _SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎]+")
+_CIRCLED = re.compile("[①-⑳]+")
 _VULGAR = re.compile("[¼½¾⅐-⅞]")
 _ROOT = re.compile(r"(?P<root>[√∛∜])\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
@@ -35,6 +36,19 @@ _SYMBOLS = {
     "∅": r"\emptyset ",
     "ℝ": r"\mathbb{R}",
     "°": r"^{\circ}",
+    "∠": r"\angle ",
+    "△": r"\triangle ",
+    "∥": r"\parallel ",
+    "⊥": r"\perp ",
+    "∼": r"\sim ",
+    "≅": r"\cong ",
+    "→": r"\to ",
+    "⇒": r"\Rightarrow ",
+    "¬": r"\neg ",
+    "∧": r"\land ",
+    "∨": r"\lor ",
+    "≡": r"\equiv ",
+    "∴": r"\therefore ",
     "∫": r"\int ",
     "∑": r"\sum ",
     "∏": r"\prod ",
@@ -62,12 +76,13 @@ def normalise(text: str) -> str:
 def symbols_to_latex(text: str) -> str:
     """`text` normalised, with mathematical characters as LaTeX.
 
-    Superscripts, subscripts and vulgar fractions are converted before NFKC, which would turn x² into x2 and 2½ into
-    21/2.
+    Superscripts, subscripts, vulgar fractions and circled numbers are converted before NFKC, which would turn x² into
+    x2, 2½ into 21/2 and ①③ into 13.
     """
     if not text.isascii():
         text = _SUPERSCRIPT_RUN.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
         text = _SUBSCRIPT_RUN.sub(lambda m: "_{" + m.group().translate(_SUBSCRIPTS) + "}", text)
+        text = _CIRCLED.sub(lambda m: ", ".join(f"({ord(c) - ord('①') + 1})" for c in m.group()), text)
         text = _VULGAR.sub(_fraction_to_latex, text)
         text = _ROOT.sub(lambda m: _ROOTS[m["root"]] + "{" + (m.group(2) or m.group(3) or "") + "}", text)
         text = text.translate(_SYMBOL_TABLE)

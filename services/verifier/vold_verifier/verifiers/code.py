@@ -22,6 +22,9 @@ from vold_verifier.verifiers.base import BadParameterError, Item, NoVerdictError
 MAX_TESTS = 256
 MAX_PROGRAM_CHARS = 100_000
 MAX_OUTPUT_BYTES = 1 << 20
+INTEGER_TOLERANCE = 1e-6
+"""Of a float beside an integer, however large: an answer that is off by one is wrong."""
+_INTEGER = re.compile(r"[+-]?\d{1,4000}", re.ASCII)
 _RUNNER = Path(__file__).with_name("code_runner.py")
 _FENCE = re.compile(r"^[ \t]*(?P<mark>```+|~~~+)[ \t]*(?P<language>[\w+-]*)[^\n]*$", re.MULTILINE)
 _LANGUAGES = frozenset(("", "py", "python", "python3"))
@@ -253,17 +256,36 @@ def _tokens_equal(token: str, expected: str) -> bool:
     if token == expected:
         return True
     try:
-        return math.isclose(float(token), float(expected), rel_tol=1e-6, abs_tol=1e-9)
+        return _numbers_equal(_read_number(token), _read_number(expected), relative=1e-6, absolute=1e-9)
     except ValueError:
         return False
 
 
+def _read_number(token: str) -> float:
+    """`token` as an int if it is written as one, else as a float. Raises ValueError."""
+    return int(token) if _INTEGER.fullmatch(token) is not None else float(token)
+
+
+def _numbers_equal(value: float, expected: float, *, relative: float, absolute: float) -> bool:
+    """Whether two numbers are equal: two integers exactly, an integer and a float within INTEGER_TOLERANCE at most."""
+    if value == expected:
+        return True
+    if isinstance(value, int) and isinstance(expected, int):
+        return False
+    try:
+        close = math.isclose(value, expected, rel_tol=relative, abs_tol=absolute)
+        has_integer = isinstance(value, int) or isinstance(expected, int)
+        return close and (not has_integer or abs(value - expected) <= INTEGER_TOLERANCE)
+    except OverflowError:  # an integer beyond the range of floats
+        return False
+
+
 def values_equal(value: Any, expected: Any) -> bool:
-    """Whether two JSON values are equal; numbers are compared with a tolerance, and True is not 1."""
+    """Whether two JSON values are equal: integers exactly, other numbers within a tolerance; and True is not 1."""
     if isinstance(value, bool) or isinstance(expected, bool):
         return value is expected
     if isinstance(value, int | float) and isinstance(expected, int | float):
-        return value == expected or math.isclose(value, expected, rel_tol=1e-9, abs_tol=1e-12)
+        return _numbers_equal(value, expected, relative=1e-9, absolute=1e-12)
     if isinstance(value, list) and isinstance(expected, list):
         return len(value) == len(expected) and all(map(values_equal, value, expected))
     if isinstance(value, dict) and isinstance(expected, dict):

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vold_verifier.mathematics import notation, numbers, symbolic, tuples
+from vold_verifier.mathematics import notation, numbers, symbolic
 from vold_verifier.mathematics.equality import compare
 from vold_verifier.reading import bounds, hacking
 from vold_verifier.reading.extraction import Extraction, find, reference_text
@@ -96,7 +96,7 @@ def parse_items(text: str, parameters: ListParameters) -> list[str]:
             return [value if isinstance(value, str) else json.dumps(value) for value in array]
     if match := _SET.match(text):
         text = match[1]
-    elif text[:1] + text[-1:] in ("[]", "()", "{}") and tuples.is_enclosed(text):
+    elif text[:1] + text[-1:] in ("[]", "()", "{}") and notation.is_enclosed(text):
         text = text[1:-1]
     if parameters.separator:
         parts = text.split(parameters.separator)

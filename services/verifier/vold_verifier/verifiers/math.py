@@ -5,7 +5,9 @@ math-verify. math-verify's own time limits are off: they need SIGALRM in the mai
 answer. The limits of the worker pool apply instead.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+from pydantic import Field
 
 from vold_verifier.mathematics import spoken, symbolic
 from vold_verifier.mathematics.equality import compare
@@ -15,15 +17,23 @@ from vold_verifier.types import BadReferenceError
 from vold_verifier.verifiers.base import Item, Verdict, Verifier
 
 
-class MathVerifier(Verifier[Extraction]):
+class MathParameters(Extraction):
+    unevaluated: Literal["refuse", "allow"] = Field(
+        default="refuse",
+        description="refuse an operation that is left to do (an integral, a limit, a gcd, an inequality to solve, ...) "
+        "where the reference is worked out, or compare its value",
+    )
+
+
+class MathVerifier(Verifier[MathParameters]):
     name: ClassVar[str] = "math"
     summary: ClassVar[str] = "mathematical equality: numbers, expressions, sets, intervals, matrices, equations"
-    parameters: ClassVar[type[Extraction]] = Extraction
+    parameters: ClassVar[type[MathParameters]] = MathParameters
 
     def warm_up(self) -> None:
         symbolic.warm_up()
 
-    def check(self, item: Item, parameters: Extraction, /) -> Verdict:
+    def check(self, item: Item, parameters: MathParameters, /) -> Verdict:
         reference = reference_text(item.reference)
         if len(reference) > bounds.MAX_ANSWER_CHARS:
             raise BadReferenceError(
@@ -44,7 +54,7 @@ class MathVerifier(Verifier[Extraction]):
             and not spoken.as_words(reference)
         ):
             return Verdict.wrong(None, "no marked answer: the text is a sentence")
-        comparison = compare(reference, extracted.answer)
+        comparison = compare(reference, extracted.answer, allow_unevaluated=parameters.unevaluated == "allow")
         if comparison.equal:
             if item.prompt and comparison.by_algebra and hacking.is_echo(extracted.answer, reference, item.prompt):
                 return Verdict.wrong(extracted.answer, "copied from the prompt, not worked out", hacking.ECHOED_PROMPT)

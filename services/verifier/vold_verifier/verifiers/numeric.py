@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vold_verifier.mathematics import numbers, units
-from vold_verifier.reading import hacking
+from vold_verifier.mathematics import magnitude, notation, numbers, symbolic
+from vold_verifier.reading import bounds, hacking
 from vold_verifier.reading.extraction import ExtractedAnswer, Extraction, find, reference_text
 from vold_verifier.reading.text import shorten, symbols_to_latex
 from vold_verifier.types import BadReferenceError
@@ -22,7 +22,7 @@ class NumericParameters(Extraction):
     )
     units: Literal["ignore", "refuse"] = Field(
         default="ignore",
-        description="ignore words after the number (but two different known units are not equal), or refuse them",
+        description="ignore a unit after the number (but two different known units are not equal), or refuse it",
     )
 
 
@@ -32,11 +32,14 @@ class NumericVerifier(Verifier[NumericParameters]):
     parameters: ClassVar[type[NumericParameters]] = NumericParameters
     cost: ClassVar[int] = 1
 
+    def warm_up(self) -> None:
+        symbolic.warm_up()
+
     def check(self, item: Item, parameters: NumericParameters, /) -> Verdict:
         reference_answer = reference_text(item.reference)
         reference = None
         if len(reference_answer) <= numbers.MAX_CHARS:
-            reference = numbers.parse(symbols_to_latex(reference_answer), with_unit=True)
+            reference = _parse_answer(reference_answer, with_unit=True)
         if reference is None:
             raise BadReferenceError(f"the reference is not a number: {shorten(item.reference)}")
         extracted = find(item.completion, parameters, item.prompt)
@@ -46,10 +49,7 @@ class NumericVerifier(Verifier[NumericParameters]):
             return Verdict.wrong(
                 extracted.answer, f"the answer has {len(extracted.answer):,} characters: not parsed", hacking.UNSAFE
             )
-        text = symbols_to_latex(extracted.answer)
-        answer = numbers.parse(text, with_unit=parameters.units == "ignore")
-        if answer is None and "=" in text:
-            answer = numbers.parse(text.rpartition("=")[2], with_unit=parameters.units == "ignore")
+        answer = _parse_answer(extracted.answer, with_unit=parameters.units == "ignore")
         if answer is None:
             return Verdict.wrong(
                 extracted.answer,
@@ -63,6 +63,23 @@ class NumericVerifier(Verifier[NumericParameters]):
         return Verdict.wrong(extracted.answer, "different numbers")
 
 
+def _parse_answer(text: str, *, with_unit: bool) -> numbers.Number | None:
+    """The number that `text` gives, as a number, after an equals sign, about a number, or as a closed form."""
+    latex = symbols_to_latex(text)
+    number = numbers.parse(latex, with_unit=with_unit)
+    if number is not None:
+        return number
+    latex = notation.clean(latex)
+    for part in (latex, latex.rpartition("=")[2].strip()):
+        number = numbers.parse(notation.clean(part), with_unit=with_unit)
+        if number is not None:
+            return number
+    if bounds.violation(latex) is not None or magnitude.are_apart("1", latex):
+        return None
+    value = symbolic.constant_value(notation.normalise(latex))
+    return None if value is None else numbers.Number(value, places=symbolic.DIGITS - 5, digits=symbolic.DIGITS - 5)
+
+
 def _rule_of_wrong_answer(extracted: ExtractedAnswer) -> str:
     """The anti-hacking rule that an answer breaks if it is not one number, or ""."""
     assert extracted.answer is not None
@@ -74,14 +91,14 @@ def _rule_of_wrong_answer(extracted: ExtractedAnswer) -> str:
 
 
 def _within_tolerance(answer: numbers.Number, reference: numbers.Number, parameters: NumericParameters) -> bool:
-    scale = units.conversion_factor(answer.unit, reference.unit) if answer.unit and reference.unit else Fraction(1)
-    if scale is None:
+    value = numbers.converted_value(answer, reference)
+    if value is None:
         return False
     relative, absolute = Fraction(str(parameters.relative_tolerance)), Fraction(str(parameters.absolute_tolerance))
     if not relative and not absolute:
         return False
     pairs = (
-        [(answer.value * scale, reference.value)]
+        [(value, reference.value)]
         if answer.percent == reference.percent
         else [(x, y) for x in answer.possible_values() for y in reference.possible_values()]
     )

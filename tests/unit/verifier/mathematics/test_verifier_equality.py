@@ -4,12 +4,13 @@ A row of the file has a `reference`, the answers that are `equal` to it, and ans
 """
 
 import json
+import re
 from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paths import CASES
+from paths import CASES, ROOT
 from vold_verifier.mathematics import numbers
 from vold_verifier.mathematics.equality import compare
 from vold_verifier.reading.text import symbols_to_latex
@@ -34,6 +35,23 @@ def test_equal_answers_are_correct_and_different_answers_are_wrong(row):
     correct = {answer: check(answer, row["reference"]) for answer in row["equal"] + row["different"]}
     assert [answer for answer in row["equal"] if not correct[answer]] == [], row["reference"]
     assert [answer for answer in row["different"] if correct[answer]] == [], row["reference"]
+
+
+def documented_kinds() -> list[tuple[str, str, list[str], list[str]]]:
+    """(kind, reference, answers that are paid, answers that are not) of each row of the table in docs/verifiers.md."""
+    text = (ROOT / "docs" / "verifiers.md").read_text(encoding="utf-8")
+    table = text.split("| Kind | Reference | Paid | Not paid |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.strip().splitlines()[1:]]
+    examples = [[re.findall(r"`([^`]+)`", cell) for cell in row[1:]] for row in rows]
+    return [(row[0], *reference, paid, refused) for row, (reference, paid, refused) in zip(rows, examples, strict=True)]
+
+
+@pytest.mark.parametrize(("kind", "reference", "paid", "refused"), documented_kinds())
+def test_the_table_of_answers_holds(kind, reference, paid, refused):
+    assert paid
+    assert refused
+    assert [answer for answer in paid if not check(answer, reference)] == [], kind
+    assert [answer for answer in refused if check(answer, reference)] == [], kind
 
 
 def test_the_exact_path_and_the_full_path_agree_on_every_case():

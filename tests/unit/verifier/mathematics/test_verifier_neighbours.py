@@ -1,0 +1,75 @@
+"""Answers that are equal to a reference by construction are paid, and answers that differ by construction are not."""
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from verifier_neighbours import KINDS
+from vold_verifier.engine import worker
+from vold_verifier.mathematics import magnitude
+from vold_verifier.verifiers.base import Item
+from vold_verifier.verifiers.code import outputs_equal, values_equal
+from vold_verifier.verifiers.math import MathVerifier
+from vold_verifier.verifiers.numeric import NumericVerifier
+
+MATH, NUMERIC = MathVerifier(), NumericVerifier()
+QUANTITIES = ("units", "temperatures", "compound_quantities", "currencies", "scale_words", "words_after_a_number")
+
+
+def is_paid(verifier: MathVerifier | NumericVerifier, answer: str, reference: str) -> bool:
+    with worker.Timer(5.0):
+        return verifier.check(Item(rf"So \boxed{{{answer}}}.", reference), verifier.parameters()).correct
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.integers(0, 2**32))
+@settings(max_examples=12, deadline=None)
+def test_equal_answers_are_paid_and_different_answers_are_not(kind, seed):
+    drawn = KINDS[kind](Random(seed))
+    assert [answer for answer in drawn.paid if not is_paid(MATH, answer, drawn.reference)] == [], drawn.reference
+    assert [answer for answer in drawn.refused if is_paid(MATH, answer, drawn.reference)] == [], drawn.reference
+
+
+@pytest.mark.parametrize("kind", QUANTITIES)
+@given(st.integers(0, 2**32))
+@settings(max_examples=12, deadline=None)
+def test_numeric_pays_for_the_same_quantities(kind, seed):
+    drawn = KINDS[kind](Random(seed))
+    assert [answer for answer in drawn.paid if not is_paid(NUMERIC, answer, drawn.reference)] == [], drawn.reference
+    assert [answer for answer in drawn.refused if is_paid(NUMERIC, answer, drawn.reference)] == [], drawn.reference
+
+
+@given(st.integers(-(10**20), 10**20), st.integers(1, 10**3))
+def test_code_compares_integers_exactly(expected, difference):
+    other = expected + difference
+    assert values_equal(expected, expected)
+    assert not values_equal(other, expected)
+    assert not values_equal([1, {"n": other}], [1, {"n": expected}])
+    assert outputs_equal(f"a {expected}", f"a  {expected}", "tokens")
+    assert not outputs_equal(f"a {other}", f"a {expected}", "tokens")
+
+
+@given(st.integers(1, 10**15), st.floats(1e-9, 1e-7))
+def test_code_gives_a_float_no_more_room_beside_an_integer_than_beside_a_float(integer, noise):
+    assert values_equal(float(integer), integer)
+    assert not values_equal(integer + 0.5, integer)
+    assert not values_equal(integer, float(integer + 1))
+    assert values_equal(0.3, 0.1 + 0.2)
+    assert values_equal(3 + noise / 1e3, 3)
+    assert outputs_equal(f"{3 + noise}", "3", "tokens")
+
+
+bases, exponents = st.integers(2, 40), st.integers(0, 400)
+
+
+@given(bases, exponents, bases, exponents, st.integers(-3, 3))
+def test_sizes_are_apart_only_for_different_values_and_always_for_huge_ones(a, n, b, m, shift):
+    first, second = a**n + shift, b**m - shift
+    texts = f"{a}^{{{n}}}+({shift})", f"{b}^{{{m}}}-({shift})"
+    apart = magnitude.are_apart(*texts)
+    assert not (apart and first == second)
+    assert not magnitude.are_apart(texts[0], texts[0])
+    smaller, larger = sorted((abs(first), abs(second)))
+    if smaller and larger > 10**140 and larger > 100 * smaller:
+        assert apart
