@@ -2,17 +2,18 @@
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 import numpy as np
 from vold_proto.arrays import unpack_ids
 from vold_proto.v1 import teacher_pb2 as pb
-from vold_service.errors import ServiceError, invalid
+from vold_service.errors import ServiceError, check_name, invalid, shown
 from vold_service.tenants import Tenant
 
 from vold_teacher.backends.base import Capabilities
+from vold_teacher.packing import MAX_REPLY_BYTES
 from vold_teacher.types import GeneratePrompt, Ids, SamplingOptions, ScoreOptions, Sequence
 
 MAX_N = 4096
@@ -23,6 +24,7 @@ MAX_STOP_IDS = 64
 class Limits:
     """Limits of a request. vocab_size: of the model. max_top_k, max_candidates, max_sequences: of the server.
     max_sequence: of the model, or of `tenant` if that is less; tenant is "" otherwise. capabilities: of the backend.
+    max_reply_bytes: of one message with scores.
     """
 
     vocab_size: int
@@ -33,6 +35,7 @@ class Limits:
     capabilities: Capabilities
     backend: str
     tenant: str = ""
+    max_reply_bytes: int = MAX_REPLY_BYTES
 
     def for_tenant(self, tenant: Tenant) -> "Limits":
         """These limits with the tenant's max_sequence, if it is less."""
@@ -71,6 +74,16 @@ def check_count(field: str, count: int, limits: Limits) -> None:
             f"{field} has {count} entries: this server takes at most {limits.max_sequences} in a request; send "
             "several requests",
         )
+
+
+def check_names(request: pb.ScoreRequest | pb.GenerateRequest) -> None:
+    """Raise INVALID_ARGUMENT if an id of an entry of a request is too long. The entries must be counted before."""
+    if isinstance(request, pb.ScoreRequest):
+        for index, completion in enumerate(request.completions):
+            check_name(f"completions[{index}].id", completion.id)
+    else:
+        for index, prompt in enumerate(request.prompts):
+            check_name(f"prompts[{index}].id", prompt.id)
 
 
 def count_sent_tokens(request: pb.ScoreRequest, sequences: Mapping[int, Sequence]) -> int:
@@ -135,43 +148,56 @@ def read_sequences(
     request: pb.ScoreRequest, options: ScoreOptions, limits: Limits
 ) -> tuple[dict[int, Sequence], dict[int, ServiceError]]:
     """The valid completions, and the errors of the invalid ones, by index."""
-    prompts: list[Ids | ServiceError] = []
-    for index, prompt in enumerate(request.prompts):
-        field = f"prompts[{index}].ids"
-        try:
-            prompts.append(read_token_ids(prompt.ids, field, limits))
-        except ServiceError as error:
-            prompts.append(error)
     sequences: dict[int, Sequence] = {}
     errors: dict[int, ServiceError] = {}
+    for index, read in each_sequence(request, options, limits):
+        if isinstance(read, ServiceError):
+            errors[index] = read
+        else:
+            sequences[index] = read
+    return sequences, errors
+
+
+def each_sequence(
+    request: pb.ScoreRequest, options: ScoreOptions, limits: Limits
+) -> Iterator[tuple[int, Sequence | ServiceError]]:
+    """`read_sequences` one by one, so that the event loop can go on between two."""
+    prompts: dict[int, Ids | ServiceError] = {}
     seen: dict[str, int] = {}
     for index, completion in enumerate(request.completions):
+        number = completion.prompt
+        if number not in prompts and number < len(request.prompts):
+            try:
+                prompts[number] = read_token_ids(request.prompts[number].ids, f"prompts[{number}].ids", limits)
+            except ServiceError as error:
+                prompts[number] = error
         try:
             if completion.id and completion.id in seen:
                 raise invalid(
                     f"completions[{index}].id",
-                    f"completions[{index}].id is {completion.id!r}, which completions[{seen[completion.id]}] has too: "
-                    "give each its own, or none",
+                    f"completions[{index}].id is {shown(completion.id)}, which completions[{seen[completion.id]}] has "
+                    "too: give each its own, or none",
                 )
             seen[completion.id] = index
-            sequences[index] = _sequence(completion, index, prompts, options, limits)
+            read: Sequence | ServiceError = _sequence(completion, index, prompts, len(request.prompts), options, limits)
         except ServiceError as error:
-            errors[index] = error
-    return sequences, errors
+            read = error
+        yield index, read
 
 
 def _sequence(
     completion: pb.Completion,
     index: int,
-    prompts: list[Ids | ServiceError],
+    prompts: Mapping[int, Ids | ServiceError],
+    count: int,
     options: ScoreOptions,
     limits: Limits,
 ) -> Sequence:
     path = f"completions[{index}]"
-    if completion.prompt >= len(prompts):
+    if completion.prompt >= count:
         raise invalid(
             f"{path}.prompt",
-            f"{path}.prompt is {completion.prompt}, but the request has {len(prompts)} prompts, counted from 0",
+            f"{path}.prompt is {completion.prompt}, but the request has {count} prompts, counted from 0",
         )
     prompt = prompts[completion.prompt]
     if isinstance(prompt, ServiceError):
@@ -232,6 +258,16 @@ def _candidates(completion: pb.Completion, path: str, positions: int, limits: Li
             "set per_position, or counts where positions differ",
         )
     return ids, counts
+
+
+def check_reply_bytes(size: int, field: str, remedy: str, limits: Limits) -> None:
+    """Raise INVALID_ARGUMENT if a reply could have more than `max_reply_bytes`."""
+    if size > limits.max_reply_bytes:
+        raise invalid(
+            field,
+            f"{field} ask for a reply of up to {size} bytes, and this server sends at most {limits.max_reply_bytes}: "
+            f"{remedy}",
+        )
 
 
 def read_sampling_options(options: pb.GenerateOptions, limits: Limits, eos_ids: Seq[int]) -> SamplingOptions:
