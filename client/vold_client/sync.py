@@ -1,7 +1,7 @@
 """The sync clients: the async clients, run on the client loop (loop.py)."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -189,6 +189,9 @@ class TeacherClient(SyncClient[AsyncTeacherClient]):
         top_k: int = 0,
         seed: int | None = None,
         stop_ids: Sequence[int] = (),
+        min_p: float = 0.0,
+        stop: Sequence[str] = (),
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
         timeout: float | None = None,
     ) -> Iterator[Generation]:
@@ -203,6 +206,9 @@ class TeacherClient(SyncClient[AsyncTeacherClient]):
                 top_k=top_k,
                 seed=seed,
                 stop_ids=stop_ids,
+                min_p=min_p,
+                stop=stop,
+                chat_template_kwargs=chat_template_kwargs,
                 priority=priority,
                 timeout=timeout,
             )

@@ -16,7 +16,7 @@ from vold_service.messages import parse_message, peek_text
 from vold_service.quota import Place
 
 from vold_teacher.metrics import count_request, time_stage
-from vold_teacher.packing import ScoreAnswer
+from vold_teacher.reply import Form, ScoreAnswer
 from vold_teacher.service import Teacher
 
 log = logging.getLogger("vold.teacher.grpc")
@@ -94,7 +94,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
                     places.append(call.place)
                     request = await parse_message(pb.ScoreRequest, data, self.teacher.max_fields)
                     call = call.with_ids(request.request_id, request.run_id).with_timeout(_timeout(request))
-                    reply: bytes | pb.ScoreReply = await packed_whole(await self.teacher.score(request, call))
+                    reply: ScoreAnswer | pb.ScoreReply = await self.teacher.score(request, call, Form.STREAM)
             except ServiceError as error:
                 reply = pb.ScoreReply(request_id=request_id, status=error.status())
             except Exception as error:
@@ -121,7 +121,11 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         try:
             while (reply := await replies.get()) is not None:
                 try:
-                    yield reply.message
+                    if isinstance(reply.message, ScoreAnswer):
+                        async for pieces in reply.message.parts(self.teacher.max_reply_bytes):
+                            yield b"".join(pieces)
+                    else:
+                        yield reply.message
                 finally:
                     reply.close()
                 slots.release()
@@ -153,7 +157,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
 class _StreamReply:
     """A reply of a stream, and the places that it holds until it is sent."""
 
-    message: bytes | pb.ScoreReply
+    message: ScoreAnswer | pb.ScoreReply
     places: list[Place]
 
     def close(self) -> None:

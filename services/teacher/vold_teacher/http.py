@@ -32,7 +32,7 @@ from vold_service.http import (
 
 from vold_teacher.metrics import count_request, time_stage
 from vold_teacher.openai.routes import add_openai_routes
-from vold_teacher.packing import Form
+from vold_teacher.reply import Form
 from vold_teacher.schemas import (
     GenerateEventOut,
     GenerateIn,

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from vold_proto.arrays import pack_ids, unpack_floats, unpack_ids
 from vold_proto.v1 import status_pb2
 from vold_proto.v1 import teacher_pb2 as pb
-from vold_service.errors import describe_invalid
+from vold_service.errors import describe_invalid, invalid
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -229,6 +229,9 @@ class GenerateOptionsIn(_Message):
     seed: int | None = Field(default=None, ge=0, lt=2**64)
     stop_ids: TokenIds = []
     stream_tokens: bool = False
+    min_p: float = 0.0
+    stop: Annotated[list[str], FailFast()] = []
+    chat_template_kwargs: dict[str, Any] = {}
 
 
 class GenerateIn(_Message):
@@ -241,6 +244,12 @@ class GenerateIn(_Message):
     stream: bool = Field(default=False, description="answer with a line of JSON for each event, as it comes")
 
     def to_proto(self) -> pb.GenerateRequest:
+        options = pb.GenerateOptions(**self.options.model_dump(exclude_none=True, exclude={"chat_template_kwargs"}))
+        try:
+            options.chat_template_kwargs.update(self.options.chat_template_kwargs)
+        except (ValueError, RecursionError) as error:
+            field = "options.chat_template_kwargs"
+            raise invalid(field, f"{field} cannot be sent: {error}") from error
         return pb.GenerateRequest(
             request_id=self.request_id,
             model=self.model,
@@ -252,7 +261,7 @@ class GenerateIn(_Message):
                 )
                 for prompt in self.prompts
             ],
-            options=pb.GenerateOptions(**self.options.model_dump(exclude_none=True)),
+            options=options,
             priority=self.priority,
             run_id=self.run_id,
         )

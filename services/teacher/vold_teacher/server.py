@@ -55,6 +55,7 @@ def make_teacher(settings: TeacherSettings, processes: Processes) -> Teacher:
         cache=ScoreCache(settings.cache_bytes, disk) if settings.cache_bytes or disk is not None else None,
         max_sequences=settings.max_sequences,
         max_reply_bytes=settings.max_reply_bytes,
+        max_rows=settings.max_rows,
         max_tenant_bytes=settings.max_tenant_bytes,
         processes=processes,
     )

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from vold_service.usage import Counts, Usage
 from vold_teacher import metrics
 from vold_teacher.backends.base import Backend
 from vold_teacher.backends.folder import text_config
+from vold_teacher.detokenizer import StopReader
 from vold_teacher.engine.cache import ScoreCache
 from vold_teacher.engine.engine import Engine, EngineLimits
 from vold_teacher.engine.warmup import warm_up
 from vold_teacher.metrics import time_stage
-from vold_teacher.packing import Form, ScoreAnswer, json_row_bytes, row_bytes
+from vold_teacher.reply import Form, ScoreAnswer, json_row_bytes, row_bytes
 from vold_teacher.settings import check_model_folder
 from vold_teacher.texts import Texts, estimated_tokens
 from vold_teacher.tokenizer import Tokenizer
@@ -46,6 +47,8 @@ from vold_teacher.validation import (
     make_prompt,
     read_sampling_options,
     read_score_options,
+    read_stop_texts,
+    read_template_variables,
     read_token_ids,
 )
 
@@ -91,6 +94,7 @@ class Teacher:
         cache: ScoreCache | None = None,
         max_sequences: int,
         max_reply_bytes: int,
+        max_rows: int,
         max_tenant_bytes: int,
         processes: Processes,
     ) -> None:
@@ -108,7 +112,8 @@ class Teacher:
         self._loading = {spec.name for spec in models}
         self._models: dict[str, LoadedModel] = {}
         self._max_sequences = max_sequences
-        self._max_reply_bytes = max_reply_bytes
+        self.max_reply_bytes = max_reply_bytes
+        self._max_rows = max_rows
         self.processes = processes
         self.quotas = Quotas(max_bytes=max_tenant_bytes)
         self.usage = Usage()
@@ -174,7 +179,7 @@ class Teacher:
                 self._max_sequences,
                 info.capabilities,
                 info.backend,
-                max_reply_bytes=self._max_reply_bytes,
+                max_reply_bytes=self.max_reply_bytes,
             ),
             tuple(sorted(eos_ids)),
         )
@@ -290,6 +295,9 @@ class Teacher:
                 seed=capabilities.seed,
             ),
             eos_ids=model.eos_ids,
+            max_reply_bytes=self.max_reply_bytes,
+            max_rows=self._max_rows,
+            max_prompt_chars=model.texts.max_characters(backend.max_sequence),
         )
 
     def get_tokenizer(self, request: pb.GetTokenizerRequest) -> pb.TokenizerReply:
@@ -335,15 +343,18 @@ class Teacher:
             for index, read in each_sequence(request, options, limits):
                 identifier = request.completions[index].id
                 if form is Form.JSON:
-                    size += json_row_bytes(read, identifier, hidden_size)
+                    row = json_row_bytes(read, identifier, hidden_size)
                 else:
-                    size += row_bytes(read, identifier, request.options.dtype, hidden_size)
+                    row = row_bytes(read, identifier, request.options.dtype, hidden_size)
+                check_reply_bytes(row, f"completions[{index}]", "shorten it, or ask for less of it", limits)
+                size += row
                 if isinstance(read, ServiceError):
                     errors[index] = read
                 else:
                     sequences[index] = read
                 await turn.pause()
-        check_reply_bytes(size, "completions", "send fewer of them at a time, or ask for less of each", limits)
+        if form is not Form.STREAM:  # which sends a longer reply in parts
+            check_reply_bytes(size, "completions", "send fewer at a time, or on ScoreStream, or ask for less", limits)
         place = _place(call)
         place.hold(size, "completions")
         with place.charging(count_sent_tokens(request, sequences)):
@@ -383,6 +394,9 @@ class Teacher:
         options = read_sampling_options(request.options, limits, model.eos_ids)
         check_count("prompts", len(request.prompts), limits)
         check_names(request)
+        stop = read_stop_texts(request.options)
+        variables = read_template_variables(request.options, request.prompts)
+        model.tokenizer.check_variables(variables, "options.chat_template_kwargs")
         size = sum(_event_bytes(message, options, limits, whole=whole) for message in request.prompts)
         if whole:
             check_reply_bytes(size, "prompts", "set stream to true, or send fewer prompts at a time", limits)
@@ -390,13 +404,20 @@ class Teacher:
         place.hold(min(size, limits.max_reply_bytes), "prompts")
         # Before any text is rendered: a tenant without tokens left costs nothing.
         place.prepay(sum(_estimated_tokens(message, options, limits) for message in request.prompts))
-        prompts, failures = await self._read_prompts(request, options, model, limits, call)
+        prompts, failures = await self._read_prompts(request, options, model, limits, call, variables)
         unfinished: dict[tuple[int, int], list[GenerateChunk]] = {}
+        stops = StopReader(model.tokenizer, stop) if stop else None
         with place.charging(sum(len(prompt.ids) + options.n * prompt.max_tokens for prompt in prompts.values())):
             async with aclosing(
-                self._generate_metered(model, list(prompts.values()), options, call, request.priority)
+                self._generate_metered(model, list(prompts.values()), options, call, request.priority, stops)
             ) as chunks:
                 async for chunk in chunks:
+                    parts = unfinished.setdefault((chunk.prompt, chunk.index), [])
+                    parts.append(chunk)
+                    if chunk.finish_reason is None and not options.stream_tokens:
+                        continue  # the tokens come one by one for the stop texts alone
+                    if not options.stream_tokens:
+                        chunk = _joined(parts)
                     event = pb.GenerateEvent(
                         request_id=call.request_id,
                         identity=model.identity,
@@ -405,13 +426,15 @@ class Teacher:
                         ids=pack_ids(chunk.ids),
                         logprobs=pack_floats(chunk.logprobs),
                     )
-                    parts = unfinished.setdefault((chunk.prompt, chunk.index), [])
-                    parts.append(chunk)
                     if chunk.finish_reason is not None:
                         del unfinished[chunk.prompt, chunk.index]
                         event.finished = True
                         event.finish_reason = chunk.finish_reason
-                        event.text = model.tokenizer.decode(np.concatenate([part.ids for part in parts]))
+                        event.text = (
+                            stops.text(chunk.prompt, chunk.index)
+                            if stops is not None
+                            else model.tokenizer.decode(np.concatenate([part.ids for part in parts]))
+                        )
                         event.prompt_ids = pack_ids(prompts[chunk.prompt].ids)
                     yield event
         # Last: if the call as a whole is refused, and sent again, no event may have been sent.
@@ -425,7 +448,13 @@ class Teacher:
             )
 
     async def _read_prompts(
-        self, request: pb.GenerateRequest, options: SamplingOptions, model: LoadedModel, limits: Limits, call: Call
+        self,
+        request: pb.GenerateRequest,
+        options: SamplingOptions,
+        model: LoadedModel,
+        limits: Limits,
+        call: Call,
+        variables: dict[str, Any],
     ) -> tuple[dict[int, GeneratePrompt], dict[int, ServiceError]]:
         """The valid prompts, and the errors of the invalid ones, by index."""
         prompts: dict[int, GeneratePrompt] = {}
@@ -435,7 +464,7 @@ class Teacher:
             async with asyncio.timeout(call.remaining()):
                 for index, message in enumerate(request.prompts):
                     try:
-                        prompts[index] = await _read_prompt(message, index, options, model, limits)
+                        prompts[index] = await _read_prompt(message, index, options, model, limits, call, variables)
                     except ServiceError as error:
                         failures[index] = error
                     await turn.pause()
@@ -444,7 +473,13 @@ class Teacher:
         return prompts, failures
 
     async def _generate_metered(
-        self, model: LoadedModel, prompts: list[GeneratePrompt], options: SamplingOptions, call: Call, priority: int
+        self,
+        model: LoadedModel,
+        prompts: list[GeneratePrompt],
+        options: SamplingOptions,
+        call: Call,
+        priority: int,
+        stops: StopReader | None,
     ) -> AsyncGenerator[GenerateChunk, None]:
         """The engine's chunks, charged to the caller's quota and usage.
 
@@ -453,13 +488,25 @@ class Teacher:
         max_tokens = {prompt.index: prompt.max_tokens for prompt in prompts}
         lengths: Counter[tuple[int, int]] = Counter()
         self.usage.add(call, Counts(requests=1))
-        async with aclosing(model.engine.generate(prompts, options, call=call, priority=priority)) as chunks:
+        cut = None
+        if stops is not None:
+            cut, options = stops.cut, replace(options, stream_tokens=True)
+        async with aclosing(model.engine.generate(prompts, options, call=call, priority=priority, cut=cut)) as chunks:
             async for chunk in chunks:
                 self.usage.add(call, Counts(generated_tokens=len(chunk.ids)))
                 lengths[chunk.prompt, chunk.index] += len(chunk.ids)
                 if chunk.finish_reason is not None:
                     _place(call).refund(max_tokens[chunk.prompt] - lengths[chunk.prompt, chunk.index])
                 yield chunk
+
+
+def _joined(parts: list[GenerateChunk]) -> GenerateChunk:
+    """The chunks of a finished completion as one."""
+    return replace(
+        parts[-1],
+        ids=np.concatenate([part.ids for part in parts]),
+        logprobs=np.concatenate([part.logprobs for part in parts]),
+    )
 
 
 def _place(call: Call) -> Place:
@@ -494,14 +541,22 @@ def _check_fingerprint(expected: str, model: LoadedModel) -> None:
 
 
 async def _read_prompt(
-    message: pb.GeneratePrompt, index: int, options: SamplingOptions, model: LoadedModel, limits: Limits
+    message: pb.GeneratePrompt,
+    index: int,
+    options: SamplingOptions,
+    model: LoadedModel,
+    limits: Limits,
+    call: Call,
+    variables: dict[str, Any],
 ) -> GeneratePrompt:
     field = f"prompts[{index}]"
     if message.ids and message.messages:
         raise invalid(field, f"{field} has both ids and messages: send one of them")
     if message.messages:
         model.texts.check([each.content for each in message.messages], f"{field}.messages", limits.max_sequence)
-        ids = await model.texts.render(message.messages, f"{field}.messages", tenant=limits.tenant)
+        ids = await model.texts.render(
+            message.messages, f"{field}.messages", tenant=call.tenant.name, variables=variables
+        )
     else:
         ids = read_token_ids(message.ids, f"{field}.ids", limits)
     return make_prompt(ids, index, options, limits)

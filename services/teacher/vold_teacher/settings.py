@@ -9,7 +9,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from vold_service.settings import MIB, ServerSettings
 
 from vold_teacher.backends.upstream.urls import parse_urls
-from vold_teacher.packing import MAX_REPLY_BYTES
+from vold_teacher.reply import MAX_REPLY_BYTES
 
 OPTIONS_OF_BACKENDS = {
     "device": ("torch", "vllm"),

@@ -45,11 +45,15 @@ class Texts:
                 f"{field} has {characters} characters, and {max_sequence} tokens stand for at most {limit}: shorten it",
             )
 
-    async def render(self, messages: Seq[pb.ChatMessage], field: str, *, tenant: str) -> Ids:
-        """The ids of a conversation, up to the start of the assistant's reply."""
+    async def render(
+        self, messages: Seq[pb.ChatMessage], field: str, *, tenant: str, variables: dict[str, Any] | None = None
+    ) -> Ids:
+        """The ids of a conversation, up to the start of the assistant's reply. variables: of the chat template."""
         pairs = [(message.role, message.content) for message in messages]
         size = max(sum(len(role) + len(text) for role, text in pairs), len(pairs) * ENTRY_CHARACTERS)
-        return await self.run(Tokenizer.render, pairs, field, size=size, tenant=tenant)
+        if variables:  # what a template does with them is not known
+            size = INLINE_CHARACTERS + 1
+        return await self.run(Tokenizer.render, pairs, field, variables, size=size, tenant=tenant)
 
     async def encode(self, texts: Seq[str], *, special: bool, tenant: str) -> list[Ids]:
         """The ids of each text. special: add the special tokens that the tokenizer puts around a text, such as BOS."""

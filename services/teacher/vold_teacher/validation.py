@@ -5,19 +5,24 @@ import secrets
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 from vold_proto.arrays import unpack_ids
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.errors import ServiceError, check_name, invalid, shown
 from vold_service.tenants import Tenant
 
 from vold_teacher.backends.base import Capabilities
-from vold_teacher.packing import MAX_REPLY_BYTES
+from vold_teacher.reply import MAX_REPLY_BYTES
 from vold_teacher.types import GeneratePrompt, Ids, SamplingOptions, ScoreOptions, Sequence
 
 MAX_N = 4096
 MAX_STOP_IDS = 64
+MAX_STOP_TEXTS = 64
+MAX_STOP_CHARACTERS = 1000
+MAX_VARIABLES_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +270,8 @@ def check_reply_bytes(size: int, field: str, remedy: str, limits: Limits) -> Non
     if size > limits.max_reply_bytes:
         raise invalid(
             field,
-            f"{field} ask for a reply of up to {size} bytes, and this server sends at most {limits.max_reply_bytes}: "
-            f"{remedy}",
+            f"the reply to {field} may have {size} bytes, and this server sends at most {limits.max_reply_bytes} at a "
+            f"time: {remedy}",
         )
 
 
@@ -279,6 +284,9 @@ def read_sampling_options(options: pb.GenerateOptions, limits: Limits, eos_ids: 
     top_p = options.top_p if options.HasField("top_p") else 1.0
     if not 0 < top_p <= 1:
         raise invalid("options.top_p", f"options.top_p is {top_p:g}: give a value above 0 and at most 1")
+    min_p = options.min_p if options.HasField("min_p") else 0.0
+    if not 0 <= min_p <= 1:
+        raise invalid("options.min_p", f"options.min_p is {min_p:g}: give a value from 0 to 1")
     if options.n > MAX_N:
         raise invalid("options.n", f"options.n is {options.n}: at most {MAX_N} completions a prompt; send it again")
     if not options.max_tokens:
@@ -302,10 +310,44 @@ def read_sampling_options(options: pb.GenerateOptions, limits: Limits, eos_ids: 
         temperature=temperature,
         top_p=top_p,
         top_k=min(options.top_k, limits.vocab_size),
+        min_p=min_p,
         seed=options.seed if options.HasField("seed") else secrets.randbits(64),
         stop_ids=frozenset(options.stop_ids) | frozenset(eos_ids),
         stream_tokens=options.stream_tokens,
     )
+
+
+def read_stop_texts(options: pb.GenerateOptions) -> tuple[str, ...]:
+    if len(options.stop) > MAX_STOP_TEXTS:
+        raise invalid("options.stop", f"options.stop has {len(options.stop)} texts: at most {MAX_STOP_TEXTS} are taken")
+    for index, text in enumerate(options.stop):
+        if not 0 < len(text) <= MAX_STOP_CHARACTERS:
+            field = f"options.stop[{index}]"
+            raise invalid(field, f"{field} has {len(text)} characters: give 1 to {MAX_STOP_CHARACTERS}")
+    return tuple(options.stop)
+
+
+def read_template_variables(options: pb.GenerateOptions, prompts: Seq[pb.GeneratePrompt]) -> dict[str, Any]:
+    """chat_template_kwargs as Python values; whole numbers as int."""
+    field = "options.chat_template_kwargs"
+    size = options.chat_template_kwargs.ByteSize()
+    if size > MAX_VARIABLES_BYTES:
+        raise invalid(field, f"{field} has {size} bytes: at most {MAX_VARIABLES_BYTES} are taken")
+    try:
+        values = MessageToDict(options.chat_template_kwargs)
+    except (SerializeToJsonError, ValueError, RecursionError) as error:
+        raise invalid(field, f"{field} cannot be read: {error}; send finite numbers, and fewer levels") from error
+    if values and not any(prompt.messages for prompt in prompts):
+        raise invalid(field, f"{field} is set, and no prompt has messages to render: leave it out")
+    return {name: _with_integers(value) for name, value in values.items()}
+
+
+def _with_integers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_integers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_integers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def make_prompt(ids: Ids, index: int, options: SamplingOptions, limits: Limits) -> GeneratePrompt:

@@ -81,6 +81,9 @@ class Decoder(Protocol):
     def cancel(self, request: int) -> None:
         """Cancel a request: its waiting prompts at once, its running rows before the next step."""
 
+    def end(self, request: int, prompt: int, index: int) -> None:
+        """End one running completion before the next step: no further chunk of it is needed."""
+
     def advance(self, seconds: float) -> Seq[tuple[int, GenerateChunk | ServiceError]]:
         """Decode for about `seconds`, at least one step. Returns (request, chunk) for each new chunk.
 

@@ -92,7 +92,9 @@ class ChatReply:
             )
         limit = request.max_completion_tokens or request.max_tokens or 0
         completion = request.n * min(limit, model.limits.max_sequence)
-        prompt = await read_messages(request.messages, model, call, completion=completion)
+        prompt = await read_messages(
+            request.messages, model, call, completion=completion, variables=request.chat_template_kwargs
+        )
         reply = cls(teacher, request, call, model, prompt, top_k)
         if top_k:
             what = f"{request.n} choices of up to {reply.max_tokens} tokens with {top_k + 1} ids each"

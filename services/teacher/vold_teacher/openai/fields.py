@@ -50,7 +50,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "logit_bias": ({},),
     "logits_processors": ([],),
-    "min_p": (0,),
     "min_tokens": (0,),
     "modalities": (["text"],),
     "presence_penalty": (0,),

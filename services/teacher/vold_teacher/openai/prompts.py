@@ -1,6 +1,7 @@
 """Reads the prompts of a request as ids, and checks their limits before anything is computed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.call import Call
@@ -58,8 +59,18 @@ async def read_prompts(
     return prompts
 
 
-async def read_messages(messages: list[Message], model: LoadedModel, call: Call, *, completion: int = 0) -> Prompt:
-    """A conversation, rendered with the teacher's chat template. completion: as for `read_prompts`."""
+async def read_messages(
+    messages: list[Message],
+    model: LoadedModel,
+    call: Call,
+    *,
+    completion: int = 0,
+    variables: dict[str, Any] | None = None,
+) -> Prompt:
+    """A conversation, rendered with the teacher's chat template. completion: as for `read_prompts`. variables: of the
+    template.
+    """
+    model.tokenizer.check_variables(variables or {}, "chat_template_kwargs")
     for index, message in enumerate(messages):
         if not isinstance(message.content, str):
             for position, part in enumerate(message.content):
@@ -74,7 +85,7 @@ async def read_messages(messages: list[Message], model: LoadedModel, call: Call,
     model.texts.check(texts, "messages", model.limits.max_sequence)
     if call.place is not None:
         call.place.prepay(min(estimated_tokens(texts), model.limits.max_sequence) + completion)
-    prompt = Prompt(await model.texts.render(wire, "messages", tenant=call.tenant.name))
+    prompt = Prompt(await model.texts.render(wire, "messages", tenant=call.tenant.name, variables=variables))
     check_length(prompt.ids, "messages", model, 1)
     return prompt
 

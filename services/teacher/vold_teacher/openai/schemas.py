@@ -29,6 +29,7 @@ class SamplingRequest(BaseModel):
     n: Annotated[StrictInt, Field(ge=1, le=MAX_N)] = 1
     temperature: float = 1.0
     top_p: float = 1.0
+    min_p: float = 0.0
     top_k: Annotated[StrictInt, Field(ge=-1, lt=INT32)] = Field(default=0, description="0 and -1 keep all")
     seed: StrictInt | None = None
     stop: Annotated[list[StopText], FailFast()] = Field(
@@ -57,6 +58,7 @@ class SamplingRequest(BaseModel):
             max_tokens=max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
+            min_p=self.min_p,
             top_k=max(self.top_k, 0),
             seed=None if self.seed is None else self.seed % 2**64,
             stop_ids=self.stop_token_ids,
@@ -122,6 +124,7 @@ class Message(BaseModel):
 
 class ChatRequest(SamplingRequest):
     messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
+    chat_template_kwargs: dict[str, Any] = Field(default={}, description="further variables of the chat template")
     max_tokens: Annotated[StrictInt, Field(ge=1, lt=INT32)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, lt=INT32)] | None = None
     logprobs: StrictBool = False

@@ -13,9 +13,9 @@ from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.call import Call
 from vold_service.errors import ServiceError, invalid
 
+from vold_teacher.detokenizer import Detokenizer
 from vold_teacher.openai.prompts import Prompt
 from vold_teacher.openai.sharing import shared_prefix_lengths
-from vold_teacher.openai.text import Detokenizer
 from vold_teacher.service import LoadedModel, Teacher
 from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import Floats, Ids

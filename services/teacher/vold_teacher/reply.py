@@ -4,6 +4,7 @@ A reply is packed row by row, a row for each completion, so that the event loop 
 a repeated field is the concatenation of its entries, so a header and the rows after it are the whole reply.
 """
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -25,9 +26,10 @@ JSON_ROW_BYTES = 300
 
 
 class Form(Enum):
-    """What a reply to Score is sent as."""
+    """What a reply to Score is sent as: one message, messages of a stream, or JSON."""
 
     MESSAGE = "message"
+    STREAM = "stream"
     JSON = "json"
 
 
@@ -68,14 +70,35 @@ class ScoreAnswer:
     scores: list[SequenceScore | ServiceError]
     cached: frozenset[int]
 
+    async def parts(self, max_bytes: int) -> AsyncIterator[list[bytes]]:
+        """The reply in parts with rows of at most `max_bytes`, each as the pieces of one message. A single part has the
+        number 0; several count from 1, and the last says so.
+        """
+        turn, number, size = Turn(), 0, 0
+        rows: list[bytes] = []
+        for index in range(len(self.scores)):
+            row = self._row(index)
+            if rows and size + len(row) > max_bytes:
+                number += 1
+                yield [self._header(number, last=False), *rows]
+                rows, size = [], 0
+            rows.append(row)
+            size += len(row)
+            await turn.pause()
+        yield [self._header(number + 1 if number else 0, last=True), *rows]
+
     async def whole(self) -> list[bytes]:
         """The reply as the pieces of one message."""
-        turn = Turn()
-        pieces = [self.header.SerializeToString()]
+        turn, pieces = Turn(), [self._header(0, last=True)]
         for index in range(len(self.scores)):
             pieces.append(self._row(index))
             await turn.pause()
         return pieces
+
+    def _header(self, part: int, *, last: bool) -> bytes:
+        header = pb.ScoreReply(part=part, last=last)
+        header.MergeFrom(self.header)
+        return header.SerializeToString()
 
     def _row(self, index: int) -> bytes:
         score = self.scores[index]
