@@ -166,6 +166,7 @@ class GrpcRequestStream(Generic[Request, Reply]):
         self._id_field = id_field
         self._url = url
         self._pending: dict[str, asyncio.Future[Reply]] = {}
+        self._parts: dict[str, Reply] = {}
         self._sent = 0
         self._writing = asyncio.Lock()  # gRPC allows one write at a time
         self._failure: VoldError | None = None
@@ -214,6 +215,7 @@ class GrpcRequestStream(Generic[Request, Reply]):
             raise deadline_exceeded(self._url) from None
         finally:
             self._pending.pop(message_id, None)
+            self._parts.pop(message_id, None)
 
     async def _aclose(self) -> None:
         if self._reader is None:
@@ -222,11 +224,27 @@ class GrpcRequestStream(Generic[Request, Reply]):
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
 
+    def _join(self, reply_id: str, reply: Reply) -> Reply | None:
+        """A whole reply; None until the last of its parts has come."""
+        if not getattr(reply, "part", 0):  # the wire counts parts from 1
+            return reply
+        if reply_id not in self._pending:
+            self._parts.pop(reply_id, None)
+            return None
+        if reply_id in self._parts:
+            self._parts[reply_id].MergeFrom(reply)  # the scores of both, in order
+        else:
+            self._parts[reply_id] = reply
+        return self._parts.pop(reply_id) if getattr(reply, "last", True) else None
+
     async def _read(self) -> None:
         try:
             async for reply in self._call:
                 self._replied = True
-                future = self._pending.pop(getattr(reply, self._id_field), None)
+                reply_id = getattr(reply, self._id_field)
+                if (whole := self._join(reply_id, reply)) is None:
+                    continue
+                reply, future = whole, self._pending.pop(reply_id, None)
                 if future is not None and not future.done():
                     future.set_result(reply)
             self._failure = Unavailable("the service ended the stream", url=self._url)

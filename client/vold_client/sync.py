@@ -1,7 +1,7 @@
 """The sync clients: the async clients, run on the client loop (loop.py)."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -190,6 +190,9 @@ class TeacherClient(SyncClient[AsyncTeacherClient]):
         seed: int | None = None,
         seeds: Sequence[int] | None = None,
         stop_ids: Sequence[int] = (),
+        min_p: float = 0.0,
+        stop: Sequence[str] = (),
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
         timeout: float | None = None,
     ) -> Iterator[Generation]:
@@ -205,6 +208,9 @@ class TeacherClient(SyncClient[AsyncTeacherClient]):
                 seed=seed,
                 seeds=seeds,
                 stop_ids=stop_ids,
+                min_p=min_p,
+                stop=stop,
+                chat_template_kwargs=chat_template_kwargs,
                 priority=priority,
                 timeout=timeout,
             )

@@ -4,7 +4,7 @@
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from vold_proto.arrays import unpack_floats, unpack_ids
@@ -101,6 +101,9 @@ class AsyncTeacherClient(AsyncClient):
             backend=info.backend,
             server_version=info.server_version,
             capabilities=frozenset(field.name for field, value in info.capabilities.ListFields() if value),
+            max_reply_bytes=info.max_reply_bytes,
+            max_rows=info.max_rows,
+            max_prompt_chars=info.max_prompt_chars,
         )
 
     async def tokenizer(self, model: str = "", *, timeout: float | None = None) -> TokenizerFile:
@@ -209,6 +212,9 @@ class AsyncTeacherClient(AsyncClient):
         seed: int | None = None,
         seeds: Sequence[int] | None = None,
         stop_ids: Sequence[int] = (),
+        min_p: float = 0.0,
+        stop: Sequence[str] = (),
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
         timeout: float | None = None,
     ) -> AsyncGenerator[Generation, None]:
@@ -216,14 +222,19 @@ class AsyncTeacherClient(AsyncClient):
 
         temperature: 0 is greedy. top_p: 1 for all tokens. top_k: 0 for all tokens. seed: the same seed and request give
         the same tokens. seeds: one for each prompt in its place; a prompt and its seed give the same tokens in every
-        request, if the teacher has "prompt_seed" among its capabilities. stop_ids: in addition to the model's. A prompt
-        that fails yields one Generation with its `error`. The call is retried only before its first completion; a later
-        error is raised.
+        request, if the teacher has "prompt_seed" among its capabilities. stop_ids: in addition to the model's. min_p:
+        tokens less likely than this part of the most likely one are not sampled. stop: texts that end a completion,
+        whose text ends before them. chat_template_kwargs: further variables of the teacher's chat template, for chat
+        messages.
+
+        A prompt that fails yields one Generation with its `error`. The call is retried only before its first
+        completion; a later error is raised.
         """
         request_id = new_request_id()
         if seeds is not None and len(seeds) != len(prompts):
             raise InvalidArgument(f"{len(seeds)} seeds for {len(prompts)} prompts: give one for each", field="seeds")
-        options = _pack_sampling(n, max_tokens, temperature, top_p, top_k, seed, stop_ids)
+        options = _pack_sampling(n, max_tokens, temperature, top_p, top_k, seed, stop_ids, min_p, stop)
+        _pack_variables(options, chat_template_kwargs or {})
         message = pb.GenerateRequest(
             request_id=request_id,
             model=self._model,
@@ -334,7 +345,15 @@ def _identity(identity: pb.Identity) -> Identity:
 
 
 def _pack_sampling(
-    n: int, max_tokens: int, temperature: float, top_p: float, top_k: int, seed: int | None, stop_ids: Sequence[int]
+    n: int,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    seed: int | None,
+    stop_ids: Sequence[int],
+    min_p: float,
+    stop: Sequence[str],
 ) -> pb.GenerateOptions:
     try:
         return pb.GenerateOptions(
@@ -345,9 +364,22 @@ def _pack_sampling(
             top_k=top_k,
             seed=seed,
             stop_ids=[int(token) for token in stop_ids],
+            min_p=min_p or None,
+            stop=[stop] if isinstance(stop, str) else stop,
         )
     except (ValueError, TypeError) as error:
         raise InvalidArgument(f"a sampling option is out of range: {error}", field="options") from None
+
+
+def _pack_variables(options: pb.GenerateOptions, variables: Mapping[str, Any]) -> None:
+    if not variables:
+        return
+    try:
+        options.chat_template_kwargs.update(dict(variables))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidArgument(
+            f"chat_template_kwargs holds a value that JSON has not: {error}", field="chat_template_kwargs"
+        ) from None
 
 
 def _pack_prompt(prompt: Ids | Messages, index: int, seed: int | None) -> pb.GeneratePrompt:

@@ -31,8 +31,10 @@ class Identity:
 class TeacherInfo:
     """vocab_size: rows of the output head, padding included. tokenizer_size: ids of the tokenizer. special_ids: "eos",
     "bos" and "pad", if they exist. eos_ids: all ids that end a generation. max_sequence: tokens of prompt and
-    completion together. max_candidates: per position. capabilities: of "temperature", "top_k", "candidates", "entropy",
-    "hidden_states", "generate", "ranks", "seed", "prompt_seed".
+    completion together. max_reply_bytes: of one reply with scores. max_rows: completions generated at once.
+    max_prompt_chars: of the texts of one prompt. These three are 0 if the service does not say. max_candidates: per
+    position. capabilities: of "temperature", "top_k", "candidates", "entropy", "hidden_states", "generate", "ranks",
+    "seed", "prompt_seed".
     """
 
     identity: Identity
@@ -47,6 +49,9 @@ class TeacherInfo:
     backend: str
     server_version: str
     capabilities: frozenset[str]
+    max_reply_bytes: int = 0
+    max_rows: int = 0
+    max_prompt_chars: int = 0
 
 
 @dataclass(frozen=True, slots=True)

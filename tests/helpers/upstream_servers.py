@@ -63,6 +63,7 @@ class Model:
         seed: int,
         stops: set[int],
         processed: bool,
+        min_p: float,
     ):
         """(id, log-probability) token by token, until the caller disconnects."""
         rng = torch.Generator().manual_seed(seed)
@@ -72,7 +73,8 @@ class Model:
                 return
             row = self.logprobs(ids)[-1]
             scaled = (row / temperature).log_softmax(-1) if temperature else row
-            chosen = int(torch.multinomial(scaled.exp(), 1, generator=rng)) if temperature else int(row.argmax())
+            likely = torch.where(scaled.exp() >= min_p * scaled.exp().max(), scaled.exp(), 0.0)
+            chosen = int(torch.multinomial(likely, 1, generator=rng)) if temperature else int(row.argmax())
             yield chosen, float((scaled if processed else row)[chosen])
             ids.append(chosen)
             if chosen in stops:
@@ -136,6 +138,7 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
                 body["seed"],
                 set(body["stop_token_ids"]),
                 fault == "processed",
+                body["min_p"],
             )
             if body.get("stream"):
                 return StreamingResponse(events(generated, body), media_type="text/event-stream")
@@ -221,9 +224,8 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
                 stops = set() if sampling["ignore_eos"] else own | set(sampling["stop_token_ids"])
                 seed = secrets.randbits(31) if fault == "unseeded" else sampling["sampling_seed"]
                 max_tokens, temperature = sampling["max_new_tokens"], sampling["temperature"]
-                generated = [
-                    token async for token in model.generate(request, ids, max_tokens, temperature, seed, stops, True)
-                ]
+                tokens = model.generate(request, ids, max_tokens, temperature, seed, stops, True, sampling["min_p"])
+                generated = [token async for token in tokens]
                 if not generated:
                     return refuse("the caller left", 499)
                 reason = "stop" if generated[-1][0] in stops else "length"

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from vold_proto.v1 import quota_pb2 as vold__proto_dot_v1_dot_quota__pb2
 from vold_proto.v1 import status_pb2 as vold__proto_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bvold_proto/v1/teacher.proto\x12\x07vold.v1\x1a\x19vold_proto/v1/quota.proto\x1a\x1avold_proto/v1/status.proto\"g\n\x08Identity\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x1b\n\x13weights_fingerprint\x18\x03 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x04 \x01(\t\"\x1f\n\x0eGetInfoRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xb2\x01\n\x0c\x43\x61pabilities\x12\x13\n\x0btemperature\x18\x01 \x01(\x08\x12\r\n\x05top_k\x18\x02 \x01(\x08\x12\x12\n\ncandidates\x18\x03 \x01(\x08\x12\x0f\n\x07\x65ntropy\x18\x04 \x01(\x08\x12\x15\n\rhidden_states\x18\x05 \x01(\x08\x12\x10\n\x08generate\x18\x06 \x01(\x08\x12\r\n\x05ranks\x18\x07 \x01(\x08\x12\x0c\n\x04seed\x18\x08 \x01(\x08\x12\x13\n\x0bprompt_seed\x18\t \x01(\x08\"\x83\x03\n\x0bTeacherInfo\x12#\n\x08identity\x18\x01 \x01(\x0b\x32\x11.vold.v1.Identity\x12\x12\n\nvocab_size\x18\x02 \x01(\x05\x12\x16\n\x0etokenizer_size\x18\x03 \x01(\x05\x12\x39\n\x0bspecial_ids\x18\x04 \x03(\x0b\x32$.vold.v1.TeacherInfo.SpecialIdsEntry\x12\x14\n\x0cmax_sequence\x18\x05 \x01(\x05\x12\x11\n\tmax_top_k\x18\x06 \x01(\x05\x12\x16\n\x0emax_candidates\x18\x07 \x01(\x05\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\t \x01(\t\x12\x16\n\x0eserver_version\x18\n \x01(\t\x12+\n\x0c\x63\x61pabilities\x18\x0b \x01(\x0b\x32\x15.vold.v1.Capabilities\x12\x0f\n\x07\x65os_ids\x18\x0c \x03(\x05\x1a\x31\n\x0fSpecialIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"$\n\x13GetTokenizerRequest\x12\r\n\x05model\x18\x01 \x01(\t\"d\n\x0eTokenizerReply\x12#\n\x08identity\x18\x01 \x01(\x0b\x32\x11.vold.v1.Identity\x12\x16\n\x0etokenizer_json\x18\x02 \x01(\x0c\x12\x15\n\rchat_template\x18\x03 \x01(\t\"\x15\n\x06Prompt\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\"?\n\nCandidates\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\x12\x14\n\x0cper_position\x18\x02 \x01(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\x0c\"^\n\nCompletion\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x01(\x0c\x12\'\n\ncandidates\x18\x04 \x01(\x0b\x32\x13.vold.v1.Candidates\"\x9d\x01\n\x0cScoreOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x0f\n\x07\x65ntropy\x18\x03 \x01(\x08\x12\x1d\n\x05\x64type\x18\x04 \x01(\x0e\x32\x0e.vold.v1.DType\x12\x15\n\rhidden_states\x18\x05 \x01(\x08\x12\r\n\x05ranks\x18\x06 \x01(\x08\x42\x0e\n\x0c_temperature\"\x84\x02\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12 \n\x07prompts\x18\x03 \x03(\x0b\x32\x0f.vold.v1.Prompt\x12(\n\x0b\x63ompletions\x18\x04 \x03(\x0b\x32\x13.vold.v1.Completion\x12&\n\x07options\x18\x05 \x01(\x0b\x32\x15.vold.v1.ScoreOptions\x12\"\n\x1a\x65xpect_weights_fingerprint\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x0e\n\x06run_id\x18\x08 \x01(\t\x12\x17\n\x0ftimeout_seconds\x18\t \x01(\x02\"\xda\x01\n\x0f\x43ompletionScore\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1f\n\x06status\x18\x02 \x01(\x0b\x32\x0f.vold.v1.Status\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\x12\x0f\n\x07top_ids\x18\x04 \x01(\x0c\x12\x14\n\x0ctop_logprobs\x18\x05 \x01(\x0c\x12\x1a\n\x12\x63\x61ndidate_logprobs\x18\x06 \x01(\x0c\x12\x0f\n\x07\x65ntropy\x18\x07 \x01(\x0c\x12\x15\n\rhidden_states\x18\x08 \x01(\x0c\x12\x0e\n\x06\x63\x61\x63hed\x18\t \x01(\x08\x12\r\n\x05ranks\x18\n \x01(\x0c\"\xee\x01\n\nScoreReply\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x08identity\x18\x02 \x01(\x0b\x32\x11.vold.v1.Identity\x12\x1d\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0e.vold.v1.DType\x12\r\n\x05top_k\x18\x04 \x01(\r\x12(\n\x06scores\x18\x05 \x03(\x0b\x32\x18.vold.v1.CompletionScore\x12\x15\n\rqueue_seconds\x18\x06 \x01(\x02\x12\x17\n\x0f\x63ompute_seconds\x18\x07 \x01(\x02\x12\x1f\n\x06status\x18\x08 \x01(\x0b\x32\x0f.vold.v1.Status\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"m\n\x0eGeneratePrompt\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12&\n\x08messages\x18\x03 \x03(\x0b\x32\x14.vold.v1.ChatMessage\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xcc\x01\n\x0fGenerateOptions\x12\t\n\x01n\x18\x01 \x01(\r\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x10\n\x08stop_ids\x18\x07 \x03(\x05\x12\x15\n\rstream_tokens\x18\x08 \x01(\x08\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"\xab\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12(\n\x07prompts\x18\x03 \x03(\x0b\x32\x17.vold.v1.GeneratePrompt\x12)\n\x07options\x18\x04 \x01(\x0b\x32\x18.vold.v1.GenerateOptions\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x0e\n\x06run_id\x18\x06 \x01(\t\"\xee\x01\n\rGenerateEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x08identity\x18\x02 \x01(\x0b\x32\x11.vold.v1.Identity\x12\n\n\x02id\x18\x03 \x01(\t\x12\r\n\x05index\x18\x04 \x01(\r\x12\x0b\n\x03ids\x18\x05 \x01(\x0c\x12\x10\n\x08logprobs\x18\x06 \x01(\x0c\x12\x10\n\x08\x66inished\x18\x07 \x01(\x08\x12\x15\n\rfinish_reason\x18\x08 \x01(\t\x12\x0c\n\x04text\x18\t \x01(\t\x12\x1f\n\x06status\x18\n \x01(\x0b\x32\x0f.vold.v1.Status\x12\x12\n\nprompt_ids\x18\x0b \x01(\x0c\"!\n\x0fGetUsageRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\xae\x01\n\x05Usage\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x15\n\rscored_tokens\x18\x04 \x01(\x04\x12\x17\n\x0f\x63omputed_tokens\x18\x05 \x01(\x01\x12\x12\n\ncache_hits\x18\x06 \x01(\x04\x12\x15\n\rqueue_seconds\x18\x07 \x01(\x01\x12\x18\n\x10generated_tokens\x18\x08 \x01(\x04\":\n\nUsageReply\x12\x1d\n\x05usage\x18\x01 \x03(\x0b\x32\x0e.vold.v1.Usage\x12\r\n\x05since\x18\x02 \x01(\x01*#\n\x05\x44Type\x12\x07\n\x03\x46\x33\x32\x10\x00\x12\x07\n\x03\x46\x31\x36\x10\x01\x12\x08\n\x04\x42\x46\x31\x36\x10\x02\x32\xb6\x03\n\x0eTeacherService\x12\x38\n\x07GetInfo\x12\x17.vold.v1.GetInfoRequest\x1a\x14.vold.v1.TeacherInfo\x12\x45\n\x0cGetTokenizer\x12\x1c.vold.v1.GetTokenizerRequest\x1a\x17.vold.v1.TokenizerReply\x12\x33\n\x05Score\x12\x15.vold.v1.ScoreRequest\x1a\x13.vold.v1.ScoreReply\x12=\n\x0bScoreStream\x12\x15.vold.v1.ScoreRequest\x1a\x13.vold.v1.ScoreReply(\x01\x30\x01\x12>\n\x08Generate\x12\x18.vold.v1.GenerateRequest\x1a\x16.vold.v1.GenerateEvent0\x01\x12\x39\n\x08GetUsage\x12\x18.vold.v1.GetUsageRequest\x1a\x13.vold.v1.UsageReply\x12\x34\n\x08GetQuota\x12\x18.vold.v1.GetQuotaRequest\x1a\x0e.vold.v1.Quotab\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bvold_proto/v1/teacher.proto\x12\x07vold.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x19vold_proto/v1/quota.proto\x1a\x1avold_proto/v1/status.proto\"g\n\x08Identity\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x1b\n\x13weights_fingerprint\x18\x03 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x04 \x01(\t\"\x1f\n\x0eGetInfoRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xb2\x01\n\x0c\x43\x61pabilities\x12\x13\n\x0btemperature\x18\x01 \x01(\x08\x12\r\n\x05top_k\x18\x02 \x01(\x08\x12\x12\n\ncandidates\x18\x03 \x01(\x08\x12\x0f\n\x07\x65ntropy\x18\x04 \x01(\x08\x12\x15\n\rhidden_states\x18\x05 \x01(\x08\x12\x10\n\x08generate\x18\x06 \x01(\x08\x12\r\n\x05ranks\x18\x07 \x01(\x08\x12\x0c\n\x04seed\x18\x08 \x01(\x08\x12\x13\n\x0bprompt_seed\x18\t \x01(\x08\"\xc8\x03\n\x0bTeacherInfo\x12#\n\x08identity\x18\x01 \x01(\x0b\x32\x11.vold.v1.Identity\x12\x12\n\nvocab_size\x18\x02 \x01(\x05\x12\x16\n\x0etokenizer_size\x18\x03 \x01(\x05\x12\x39\n\x0bspecial_ids\x18\x04 \x03(\x0b\x32$.vold.v1.TeacherInfo.SpecialIdsEntry\x12\x14\n\x0cmax_sequence\x18\x05 \x01(\x05\x12\x11\n\tmax_top_k\x18\x06 \x01(\x05\x12\x16\n\x0emax_candidates\x18\x07 \x01(\x05\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\t \x01(\t\x12\x16\n\x0eserver_version\x18\n \x01(\t\x12+\n\x0c\x63\x61pabilities\x18\x0b \x01(\x0b\x32\x15.vold.v1.Capabilities\x12\x0f\n\x07\x65os_ids\x18\x0c \x03(\x05\x12\x17\n\x0fmax_reply_bytes\x18\r \x01(\x04\x12\x10\n\x08max_rows\x18\x0e \x01(\r\x12\x18\n\x10max_prompt_chars\x18\x0f \x01(\x04\x1a\x31\n\x0fSpecialIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"$\n\x13GetTokenizerRequest\x12\r\n\x05model\x18\x01 \x01(\t\"d\n\x0eTokenizerReply\x12#\n\x08identity\x18\x01 \x01(\x0b\x32\x11.vold.v1.Identity\x12\x16\n\x0etokenizer_json\x18\x02 \x01(\x0c\x12\x15\n\rchat_template\x18\x03 \x01(\t\"\x15\n\x06Prompt\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\"?\n\nCandidates\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\x12\x14\n\x0cper_position\x18\x02 \x01(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\x0c\"^\n\nCompletion\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x01(\x0c\x12\'\n\ncandidates\x18\x04 \x01(\x0b\x32\x13.vold.v1.Candidates\"\x9d\x01\n\x0cScoreOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x0f\n\x07\x65ntropy\x18\x03 \x01(\x08\x12\x1d\n\x05\x64type\x18\x04 \x01(\x0e\x32\x0e.vold.v1.DType\x12\x15\n\rhidden_states\x18\x05 \x01(\x08\x12\r\n\x05ranks\x18\x06 \x01(\x08\x42\x0e\n\x0c_temperature\"\x84\x02\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12 \n\x07prompts\x18\x03 \x03(\x0b\x32\x0f.vold.v1.Prompt\x12(\n\x0b\x63ompletions\x18\x04 \x03(\x0b\x32\x13.vold.v1.Completion\x12&\n\x07options\x18\x05 \x01(\x0b\x32\x15.vold.v1.ScoreOptions\x12\"\n\x1a\x65xpect_weights_fingerprint\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x0e\n\x06run_id\x18\x08 \x01(\t\x12\x17\n\x0ftimeout_seconds\x18\t \x01(\x02\"\xda\x01\n\x0f\x43ompletionScore\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1f\n\x06status\x18\x02 \x01(\x0b\x32\x0f.vold.v1.Status\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\x12\x0f\n\x07top_ids\x18\x04 \x01(\x0c\x12\x14\n\x0ctop_logprobs\x18\x05 \x01(\x0c\x12\x1a\n\x12\x63\x61ndidate_logprobs\x18\x06 \x01(\x0c\x12\x0f\n\x07\x65ntropy\x18\x07 \x01(\x0c\x12\x15\n\rhidden_states\x18\x08 \x01(\x0c\x12\x0e\n\x06\x63\x61\x63hed\x18\t \x01(\x08\x12\r\n\x05ranks\x18\n \x01(\x0c\"\x8a\x02\n\nScoreReply\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x08identity\x18\x02 \x01(\x0b\x32\x11.vold.v1.Identity\x12\x1d\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0e.vold.v1.DType\x12\r\n\x05top_k\x18\x04 \x01(\r\x12(\n\x06scores\x18\x05 \x03(\x0b\x32\x18.vold.v1.CompletionScore\x12\x15\n\rqueue_seconds\x18\x06 \x01(\x02\x12\x17\n\x0f\x63ompute_seconds\x18\x07 \x01(\x02\x12\x1f\n\x06status\x18\x08 \x01(\x0b\x32\x0f.vold.v1.Status\x12\x0c\n\x04part\x18\t \x01(\r\x12\x0c\n\x04last\x18\n \x01(\x08\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"m\n\x0eGeneratePrompt\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12&\n\x08messages\x18\x03 \x03(\x0b\x32\x14.vold.v1.ChatMessage\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xaf\x02\n\x0fGenerateOptions\x12\t\n\x01n\x18\x01 \x01(\r\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x10\n\x08stop_ids\x18\x07 \x03(\x05\x12\x15\n\rstream_tokens\x18\x08 \x01(\x08\x12\x12\n\x05min_p\x18\t \x01(\x02H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x35\n\x14\x63hat_template_kwargs\x18\x0b \x01(\x0b\x32\x17.google.protobuf.StructB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x08\n\x06_min_p\"\xab\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12(\n\x07prompts\x18\x03 \x03(\x0b\x32\x17.vold.v1.GeneratePrompt\x12)\n\x07options\x18\x04 \x01(\x0b\x32\x18.vold.v1.GenerateOptions\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x0e\n\x06run_id\x18\x06 \x01(\t\"\xee\x01\n\rGenerateEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x08identity\x18\x02 \x01(\x0b\x32\x11.vold.v1.Identity\x12\n\n\x02id\x18\x03 \x01(\t\x12\r\n\x05index\x18\x04 \x01(\r\x12\x0b\n\x03ids\x18\x05 \x01(\x0c\x12\x10\n\x08logprobs\x18\x06 \x01(\x0c\x12\x10\n\x08\x66inished\x18\x07 \x01(\x08\x12\x15\n\rfinish_reason\x18\x08 \x01(\t\x12\x0c\n\x04text\x18\t \x01(\t\x12\x1f\n\x06status\x18\n \x01(\x0b\x32\x0f.vold.v1.Status\x12\x12\n\nprompt_ids\x18\x0b \x01(\x0c\"!\n\x0fGetUsageRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\xae\x01\n\x05Usage\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x15\n\rscored_tokens\x18\x04 \x01(\x04\x12\x17\n\x0f\x63omputed_tokens\x18\x05 \x01(\x01\x12\x12\n\ncache_hits\x18\x06 \x01(\x04\x12\x15\n\rqueue_seconds\x18\x07 \x01(\x01\x12\x18\n\x10generated_tokens\x18\x08 \x01(\x04\":\n\nUsageReply\x12\x1d\n\x05usage\x18\x01 \x03(\x0b\x32\x0e.vold.v1.Usage\x12\r\n\x05since\x18\x02 \x01(\x01*#\n\x05\x44Type\x12\x07\n\x03\x46\x33\x32\x10\x00\x12\x07\n\x03\x46\x31\x36\x10\x01\x12\x08\n\x04\x42\x46\x31\x36\x10\x02\x32\xb6\x03\n\x0eTeacherService\x12\x38\n\x07GetInfo\x12\x17.vold.v1.GetInfoRequest\x1a\x14.vold.v1.TeacherInfo\x12\x45\n\x0cGetTokenizer\x12\x1c.vold.v1.GetTokenizerRequest\x1a\x17.vold.v1.TokenizerReply\x12\x33\n\x05Score\x12\x15.vold.v1.ScoreRequest\x1a\x13.vold.v1.ScoreReply\x12=\n\x0bScoreStream\x12\x15.vold.v1.ScoreRequest\x1a\x13.vold.v1.ScoreReply(\x01\x30\x01\x12>\n\x08Generate\x12\x18.vold.v1.GenerateRequest\x1a\x16.vold.v1.GenerateEvent0\x01\x12\x39\n\x08GetUsage\x12\x18.vold.v1.GetUsageRequest\x1a\x13.vold.v1.UsageReply\x12\x34\n\x08GetQuota\x12\x18.vold.v1.GetQuotaRequest\x1a\x0e.vold.v1.Quotab\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,52 +36,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TEACHERINFO_SPECIALIDSENTRY']._loaded_options = None
   _globals['_TEACHERINFO_SPECIALIDSENTRY']._serialized_options = b'8\001'
-  _globals['_DTYPE']._serialized_start=3064
-  _globals['_DTYPE']._serialized_end=3099
-  _globals['_IDENTITY']._serialized_start=95
-  _globals['_IDENTITY']._serialized_end=198
-  _globals['_GETINFOREQUEST']._serialized_start=200
-  _globals['_GETINFOREQUEST']._serialized_end=231
-  _globals['_CAPABILITIES']._serialized_start=234
-  _globals['_CAPABILITIES']._serialized_end=412
-  _globals['_TEACHERINFO']._serialized_start=415
-  _globals['_TEACHERINFO']._serialized_end=802
-  _globals['_TEACHERINFO_SPECIALIDSENTRY']._serialized_start=753
-  _globals['_TEACHERINFO_SPECIALIDSENTRY']._serialized_end=802
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=804
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=840
-  _globals['_TOKENIZERREPLY']._serialized_start=842
-  _globals['_TOKENIZERREPLY']._serialized_end=942
-  _globals['_PROMPT']._serialized_start=944
-  _globals['_PROMPT']._serialized_end=965
-  _globals['_CANDIDATES']._serialized_start=967
-  _globals['_CANDIDATES']._serialized_end=1030
-  _globals['_COMPLETION']._serialized_start=1032
-  _globals['_COMPLETION']._serialized_end=1126
-  _globals['_SCOREOPTIONS']._serialized_start=1129
-  _globals['_SCOREOPTIONS']._serialized_end=1286
-  _globals['_SCOREREQUEST']._serialized_start=1289
-  _globals['_SCOREREQUEST']._serialized_end=1549
-  _globals['_COMPLETIONSCORE']._serialized_start=1552
-  _globals['_COMPLETIONSCORE']._serialized_end=1770
-  _globals['_SCOREREPLY']._serialized_start=1773
-  _globals['_SCOREREPLY']._serialized_end=2011
-  _globals['_CHATMESSAGE']._serialized_start=2013
-  _globals['_CHATMESSAGE']._serialized_end=2057
-  _globals['_GENERATEPROMPT']._serialized_start=2059
-  _globals['_GENERATEPROMPT']._serialized_end=2168
-  _globals['_GENERATEOPTIONS']._serialized_start=2171
-  _globals['_GENERATEOPTIONS']._serialized_end=2375
-  _globals['_GENERATEREQUEST']._serialized_start=2378
-  _globals['_GENERATEREQUEST']._serialized_end=2549
-  _globals['_GENERATEEVENT']._serialized_start=2552
-  _globals['_GENERATEEVENT']._serialized_end=2790
-  _globals['_GETUSAGEREQUEST']._serialized_start=2792
-  _globals['_GETUSAGEREQUEST']._serialized_end=2825
-  _globals['_USAGE']._serialized_start=2828
-  _globals['_USAGE']._serialized_end=3002
-  _globals['_USAGEREPLY']._serialized_start=3004
-  _globals['_USAGEREPLY']._serialized_end=3062
-  _globals['_TEACHERSERVICE']._serialized_start=3102
-  _globals['_TEACHERSERVICE']._serialized_end=3540
+  _globals['_DTYPE']._serialized_start=3290
+  _globals['_DTYPE']._serialized_end=3325
+  _globals['_IDENTITY']._serialized_start=125
+  _globals['_IDENTITY']._serialized_end=228
+  _globals['_GETINFOREQUEST']._serialized_start=230
+  _globals['_GETINFOREQUEST']._serialized_end=261
+  _globals['_CAPABILITIES']._serialized_start=264
+  _globals['_CAPABILITIES']._serialized_end=442
+  _globals['_TEACHERINFO']._serialized_start=445
+  _globals['_TEACHERINFO']._serialized_end=901
+  _globals['_TEACHERINFO_SPECIALIDSENTRY']._serialized_start=852
+  _globals['_TEACHERINFO_SPECIALIDSENTRY']._serialized_end=901
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=903
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=939
+  _globals['_TOKENIZERREPLY']._serialized_start=941
+  _globals['_TOKENIZERREPLY']._serialized_end=1041
+  _globals['_PROMPT']._serialized_start=1043
+  _globals['_PROMPT']._serialized_end=1064
+  _globals['_CANDIDATES']._serialized_start=1066
+  _globals['_CANDIDATES']._serialized_end=1129
+  _globals['_COMPLETION']._serialized_start=1131
+  _globals['_COMPLETION']._serialized_end=1225
+  _globals['_SCOREOPTIONS']._serialized_start=1228
+  _globals['_SCOREOPTIONS']._serialized_end=1385
+  _globals['_SCOREREQUEST']._serialized_start=1388
+  _globals['_SCOREREQUEST']._serialized_end=1648
+  _globals['_COMPLETIONSCORE']._serialized_start=1651
+  _globals['_COMPLETIONSCORE']._serialized_end=1869
+  _globals['_SCOREREPLY']._serialized_start=1872
+  _globals['_SCOREREPLY']._serialized_end=2138
+  _globals['_CHATMESSAGE']._serialized_start=2140
+  _globals['_CHATMESSAGE']._serialized_end=2184
+  _globals['_GENERATEPROMPT']._serialized_start=2186
+  _globals['_GENERATEPROMPT']._serialized_end=2295
+  _globals['_GENERATEOPTIONS']._serialized_start=2298
+  _globals['_GENERATEOPTIONS']._serialized_end=2601
+  _globals['_GENERATEREQUEST']._serialized_start=2604
+  _globals['_GENERATEREQUEST']._serialized_end=2775
+  _globals['_GENERATEEVENT']._serialized_start=2778
+  _globals['_GENERATEEVENT']._serialized_end=3016
+  _globals['_GETUSAGEREQUEST']._serialized_start=3018
+  _globals['_GETUSAGEREQUEST']._serialized_end=3051
+  _globals['_USAGE']._serialized_start=3054
+  _globals['_USAGE']._serialized_end=3228
+  _globals['_USAGEREPLY']._serialized_start=3230
+  _globals['_USAGEREPLY']._serialized_end=3288
+  _globals['_TEACHERSERVICE']._serialized_start=3328
+  _globals['_TEACHERSERVICE']._serialized_end=3766
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from google.protobuf import struct_pb2 as _struct_pb2
 from vold_proto.v1 import quota_pb2 as _quota_pb2
 from vold_proto.v1 import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
@@ -59,7 +60,7 @@ class Capabilities(_message.Message):
     def __init__(self, temperature: bool = ..., top_k: bool = ..., candidates: bool = ..., entropy: bool = ..., hidden_states: bool = ..., generate: bool = ..., ranks: bool = ..., seed: bool = ..., prompt_seed: bool = ...) -> None: ...
 
 class TeacherInfo(_message.Message):
-    __slots__ = ("identity", "vocab_size", "tokenizer_size", "special_ids", "max_sequence", "max_top_k", "max_candidates", "dtype", "backend", "server_version", "capabilities", "eos_ids")
+    __slots__ = ("identity", "vocab_size", "tokenizer_size", "special_ids", "max_sequence", "max_top_k", "max_candidates", "dtype", "backend", "server_version", "capabilities", "eos_ids", "max_reply_bytes", "max_rows", "max_prompt_chars")
     class SpecialIdsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +80,9 @@ class TeacherInfo(_message.Message):
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     EOS_IDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_REPLY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PROMPT_CHARS_FIELD_NUMBER: _ClassVar[int]
     identity: Identity
     vocab_size: int
     tokenizer_size: int
@@ -91,7 +95,10 @@ class TeacherInfo(_message.Message):
     server_version: str
     capabilities: Capabilities
     eos_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, identity: _Optional[_Union[Identity, _Mapping]] = ..., vocab_size: _Optional[int] = ..., tokenizer_size: _Optional[int] = ..., special_ids: _Optional[_Mapping[str, int]] = ..., max_sequence: _Optional[int] = ..., max_top_k: _Optional[int] = ..., max_candidates: _Optional[int] = ..., dtype: _Optional[str] = ..., backend: _Optional[str] = ..., server_version: _Optional[str] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., eos_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    max_reply_bytes: int
+    max_rows: int
+    max_prompt_chars: int
+    def __init__(self, identity: _Optional[_Union[Identity, _Mapping]] = ..., vocab_size: _Optional[int] = ..., tokenizer_size: _Optional[int] = ..., special_ids: _Optional[_Mapping[str, int]] = ..., max_sequence: _Optional[int] = ..., max_top_k: _Optional[int] = ..., max_candidates: _Optional[int] = ..., dtype: _Optional[str] = ..., backend: _Optional[str] = ..., server_version: _Optional[str] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., eos_ids: _Optional[_Iterable[int]] = ..., max_reply_bytes: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_prompt_chars: _Optional[int] = ...) -> None: ...
 
 class GetTokenizerRequest(_message.Message):
     __slots__ = ("model",)
@@ -200,7 +207,7 @@ class CompletionScore(_message.Message):
     def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., logprobs: _Optional[bytes] = ..., top_ids: _Optional[bytes] = ..., top_logprobs: _Optional[bytes] = ..., candidate_logprobs: _Optional[bytes] = ..., entropy: _Optional[bytes] = ..., hidden_states: _Optional[bytes] = ..., cached: bool = ..., ranks: _Optional[bytes] = ...) -> None: ...
 
 class ScoreReply(_message.Message):
-    __slots__ = ("request_id", "identity", "dtype", "top_k", "scores", "queue_seconds", "compute_seconds", "status")
+    __slots__ = ("request_id", "identity", "dtype", "top_k", "scores", "queue_seconds", "compute_seconds", "status", "part", "last")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -209,6 +216,8 @@ class ScoreReply(_message.Message):
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     identity: Identity
     dtype: DType
@@ -217,7 +226,9 @@ class ScoreReply(_message.Message):
     queue_seconds: float
     compute_seconds: float
     status: _status_pb2.Status
-    def __init__(self, request_id: _Optional[str] = ..., identity: _Optional[_Union[Identity, _Mapping]] = ..., dtype: _Optional[_Union[DType, str]] = ..., top_k: _Optional[int] = ..., scores: _Optional[_Iterable[_Union[CompletionScore, _Mapping]]] = ..., queue_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    part: int
+    last: bool
+    def __init__(self, request_id: _Optional[str] = ..., identity: _Optional[_Union[Identity, _Mapping]] = ..., dtype: _Optional[_Union[DType, str]] = ..., top_k: _Optional[int] = ..., scores: _Optional[_Iterable[_Union[CompletionScore, _Mapping]]] = ..., queue_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., part: _Optional[int] = ..., last: bool = ...) -> None: ...
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content")
@@ -240,7 +251,7 @@ class GeneratePrompt(_message.Message):
     def __init__(self, id: _Optional[str] = ..., ids: _Optional[bytes] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class GenerateOptions(_message.Message):
-    __slots__ = ("n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop_ids", "stream_tokens")
+    __slots__ = ("n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop_ids", "stream_tokens", "min_p", "stop", "chat_template_kwargs")
     N_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +260,9 @@ class GenerateOptions(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     STOP_IDS_FIELD_NUMBER: _ClassVar[int]
     STREAM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    CHAT_TEMPLATE_KWARGS_FIELD_NUMBER: _ClassVar[int]
     n: int
     max_tokens: int
     temperature: float
@@ -257,7 +271,10 @@ class GenerateOptions(_message.Message):
     seed: int
     stop_ids: _containers.RepeatedScalarFieldContainer[int]
     stream_tokens: bool
-    def __init__(self, n: _Optional[int] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., stream_tokens: bool = ...) -> None: ...
+    min_p: float
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    chat_template_kwargs: _struct_pb2.Struct
+    def __init__(self, n: _Optional[int] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., stream_tokens: bool = ..., min_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., chat_template_kwargs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("request_id", "model", "prompts", "options", "priority", "run_id")

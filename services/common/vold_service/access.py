@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from prometheus_client import Counter
 
 from vold_service import tracing
-from vold_service.errors import Code, ServiceError
+from vold_service.errors import MAX_NAME, Code, ServiceError
 
 SLOW_SECONDS = 30.0
 """A failed request, or a request that takes longer than this, is logged at level info; every other one at debug."""
@@ -87,7 +87,7 @@ _current: ContextVar[AccessRecord | None] = ContextVar("vold_access", default=No
 
 def header_value(request_id: str) -> str:
     """The request id with every character replaced that an HTTP header or gRPC metadata cannot carry."""
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in request_id[:256])
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in request_id[:MAX_NAME])
 
 
 def current_record() -> AccessRecord | None:
@@ -127,7 +127,7 @@ def count_refusal(error: ServiceError) -> None:
 
 
 def _set_error(record: AccessRecord, error: ServiceError) -> None:
-    record.code, record.reason, record.error_field = Code.Name(error.code), error.reason, error.field
+    record.code, record.reason, record.error_field = Code.Name(error.code), error.reason, error.field[:MAX_NAME]
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def record_request(
 
     headers: the request's headers, which may hold a traceparent.
     """
-    record = AccessRecord(face, method, request_id or uuid.uuid4().hex[:16], quiet)
+    record = AccessRecord(face, method[:MAX_NAME], request_id[:MAX_NAME] or uuid.uuid4().hex[:16], quiet)
     if not quiet:
         record.span = tracing.start_span(method, headers or {})
     # Never reset: the task serves no other request, and a generator may be closed from another context.

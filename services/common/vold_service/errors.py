@@ -3,6 +3,9 @@
 An engine raises `ServiceError`, and the faces translate it. No other code chooses a status.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import grpc
 from vold_proto.v1 import status_pb2
 
@@ -67,6 +70,10 @@ class ServiceError(Exception):
         self.retry_seconds = retry_seconds
         self.reason = reason or REASONS.get(code, "")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For errors that another process raises (vold_service.processes)."""
+        return _service_error, (self.code, self.message, self.field, self.retry_seconds, self.reason)
+
     def status(self) -> status_pb2.Status:
         return status_pb2.Status(
             code=self.code,
@@ -77,9 +84,43 @@ class ServiceError(Exception):
         )
 
 
+def _service_error(
+    code: "status_pb2.Code", message: str, field: str, retry_seconds: float, reason: str
+) -> ServiceError:
+    return ServiceError(code, message, field=field, retry_seconds=retry_seconds, reason=reason)
+
+
+MAX_SHOWN = 80
+"""Characters of a value that an error quotes: the caller knows it, and chose its length."""
+
+MAX_NAME = 200
+"""Characters of an id or a name on the wire: they are kept, logged and sent back."""
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: its repr, cut."""
+    # Cut before repr too, which would write out all of a long text or list.
+    text = repr(value[: MAX_SHOWN + 1] if isinstance(value, str | bytes | list | tuple) else value)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+def check_name(field: str, value: str) -> None:
+    """Raise INVALID_ARGUMENT if an id or a name of a request is too long."""
+    if len(value) > MAX_NAME:
+        raise invalid(field, f"{field} has {len(value)} characters: an id or a name has at most {MAX_NAME}; shorten it")
+
+
 def invalid(field: str, message: str) -> ServiceError:
     """An INVALID_ARGUMENT error about `field`."""
     return ServiceError(status_pb2.INVALID_ARGUMENT, message, field=field)
+
+
+def describe_invalid(errors: Sequence[Any]) -> ServiceError:
+    """INVALID_ARGUMENT for the first of pydantic's errors."""
+    first = errors[0]
+    # Both may hold a key of the body.
+    field = ".".join(str(part) for part in first["loc"] if part != "body")[:MAX_NAME] or "body"
+    return invalid(field, f"{field}: {first['msg'][:MAX_NAME]}; got {shown(first.get('input'))}")
 
 
 def not_found(field: str, message: str) -> ServiceError:

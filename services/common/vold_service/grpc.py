@@ -4,17 +4,22 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.descriptor_pool import Default
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from vold_service import access
 from vold_service.call import Call
 from vold_service.descriptors import connections_of_a_face
-from vold_service.errors import GRPC_STATUS, STATUS_METADATA, ServiceError, internal, invalid
+from vold_service.errors import GRPC_STATUS, STATUS_METADATA, ServiceError, internal
 from vold_service.keys import OPEN_GRANT, Grant, Keys
+from vold_service.messages import parse_message, peek_text
+from vold_service.quota import Place, Quotas
 from vold_service.tls import Tls
 
 REQUEST_ID_METADATA = "x-request-id"
@@ -31,10 +36,15 @@ _authenticate: ContextVar[Callable[[], Grant]] = ContextVar("authenticate", defa
 """Authenticates the key of the current RPC. Called again for each request of a stream, because the key may expire."""
 
 
+_place: ContextVar[Place | None] = ContextVar("place", default=None)
+"""The place of the current RPC."""
+
+
 def parse_call(context: grpc.aio.ServicerContext, request_id: str = "", run_id: str = "") -> Call:
     """The call's request id, run id and deadline, from the message if it has them, else from the metadata.
 
-    Raises UNAUTHENTICATED if the key that opened a stream is no longer valid.
+    Raises UNAUTHENTICATED if the key that opened a stream is no longer valid, INVALID_ARGUMENT for an id that is too
+    long.
     """
     metadata = text_metadata(context)
     record = access.current_record()
@@ -44,7 +54,7 @@ def parse_call(context: grpc.aio.ServicerContext, request_id: str = "", run_id: 
         context.time_remaining(),
         _authenticate.get()(),
     )
-    return call.with_ids(request_id, run_id)
+    return replace(call, place=_place.get()).with_ids(request_id, run_id)
 
 
 def text_metadata(context: grpc.aio.ServicerContext) -> dict[str, str]:
@@ -100,20 +110,23 @@ def _request_id_metadata() -> tuple[tuple[str, str], ...]:
     return ((REQUEST_ID_METADATA, access.header_value(record.request_id)),) if record is not None else ()
 
 
-class _MalformedRequest:
-    """A request that cannot be parsed, until the handler has a context to refuse it with."""
+class _CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Takes the requests of a service as bytes. For every call it opens an access record (vold_service.access), for
+    every method in `placed` a place of the caller's tenant, and only then parses the request. Requests of a stream stay
+    bytes, for the servicer to do the same with each (`parse_placed`).
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
-class _AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Opens an access record for every call (vold_service.access) and returns the request id as trailing metadata. Ends
-    a call whose request cannot be parsed with INVALID_ARGUMENT; gRPC's own code is UNKNOWN.
+    Returns the request id as trailing metadata. A reply may be bytes already.
     """
 
-    def __init__(self, services: list[str]) -> None:
-        self._prefixes = tuple(f"/{name}/" for name in services)
+    def __init__(self, services: list[str], quotas: Quotas, placed: frozenset[str], max_fields: int) -> None:
+        self._kinds = {
+            f"/{name}/{method.name}": GetMessageClass(method.input_type)
+            for name in services
+            for method in Default().FindServiceByName(name).methods
+        }
+        self._quotas = quotas
+        self._placed = placed
+        self._max_fields = max_fields
 
     async def intercept_service(
         self,
@@ -121,7 +134,8 @@ class _AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(self._prefixes):
+        kind = self._kinds.get(handler_call_details.method)
+        if handler is None or kind is None:
             return handler  # health, reflection and unknown methods
         method = handler_call_details.method.rpartition("/")[2]
 
@@ -131,21 +145,28 @@ class _AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 "grpc", method, request_id=metadata.get(REQUEST_ID_METADATA, ""), headers=metadata
             )
 
-        async def check(request: Any, context: grpc.aio.ServicerContext) -> None:
-            if isinstance(request, _MalformedRequest):
-                await abort(context, invalid("request", f"the request of {method} cannot be parsed: {request.error}"))
+        async def parse(data: bytes, context: grpc.aio.ServicerContext) -> Any:
+            try:
+                if method in self._placed:
+                    request_id = peek_text(kind, data, "request_id")
+                    place = parse_call(context, request_id).with_place(self._quotas, len(data)).place
+                    assert place is not None
+                    _place.set(place)
+                    at_end: Any = context.add_done_callback  # when the reply is sent or given up
+                    at_end(lambda _: place.close())
+                return await parse_message(kind, data, self._max_fields)
+            except Exception as error:
+                await abort(context, error)
 
-        async def unary(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        async def unary(data: bytes, context: grpc.aio.ServicerContext) -> Any:
             with recorded(context):
-                await check(request, context)
-                reply = await handler.unary_unary(request, context)
+                reply = await handler.unary_unary(await parse(data, context), context)
                 context.set_trailing_metadata(_request_id_metadata())
                 return reply
 
-        async def server_stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        async def server_stream(data: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
             with recorded(context):
-                await check(request, context)
-                async for reply in handler.unary_stream(request, context):
+                async for reply in handler.unary_stream(await parse(data, context), context):
                     yield reply
                 context.set_trailing_metadata(_request_id_metadata())
 
@@ -155,20 +176,14 @@ class _AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     yield reply
                 context.set_trailing_metadata(_request_id_metadata())
 
-        def parse(data: bytes) -> Any:
-            try:
-                return handler.request_deserializer(data)
-            # DecodeError differs between protobuf's implementations; nothing but the parser runs here.
-            except Exception as error:
-                return _MalformedRequest(error)
+        def serialize(reply: Any) -> bytes:
+            return reply if isinstance(reply, bytes) else handler.response_serializer(reply)
 
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(unary, parse, handler.response_serializer)
+            return grpc.unary_unary_rpc_method_handler(unary, None, serialize)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(server_stream, parse, handler.response_serializer)
-        return grpc.stream_stream_rpc_method_handler(
-            both_stream, handler.request_deserializer, handler.response_serializer
-        )
+            return grpc.unary_stream_rpc_method_handler(server_stream, None, serialize)
+        return grpc.stream_stream_rpc_method_handler(both_stream, None, serialize)
 
 
 class _SlowMessageInterceptor(grpc.aio.ServerInterceptor):
@@ -224,15 +239,21 @@ class GrpcServer:
         *,
         max_body_bytes: int,
         services: list[str],
+        quotas: Quotas,
+        placed: frozenset[str],
+        max_fields: int,
         keys: Keys,
         tls: Tls | None = None,
         idle_seconds: float = 30.0,
     ) -> None:
+        """quotas: of the tenants. placed: names of the methods, other than of streams, whose calls take a place.
+        max_fields: of one request (vold_service.messages).
+        """
         self.tls = tls
         self.server = grpc.aio.server(
             interceptors=[
                 _SlowMessageInterceptor(idle_seconds + max_body_bytes / MIN_MESSAGE_BYTES_PER_SECOND),
-                _AccessInterceptor(services),
+                _CallInterceptor(services, quotas, placed, max_fields),
                 _AuthenticationInterceptor(keys),
             ],
             options=[

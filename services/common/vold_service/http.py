@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
-from google.protobuf.message import DecodeError, Message
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from google.protobuf.message import Message
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -26,9 +26,12 @@ from vold_proto.v1 import quota_pb2, status_pb2
 from vold_service import access
 from vold_service.browsers import HeadersMiddleware, check_same_site
 from vold_service.call import Call
-from vold_service.errors import HTTP_STATUS, ServiceError, internal, invalid
+from vold_service.errors import HTTP_STATUS, ServiceError, describe_invalid, internal, invalid, shown
 from vold_service.keys import Keys
+from vold_service.messages import parse_message
 from vold_service.page import routes_page_reply, status_page_reply
+from vold_service.quota import Place, Quotas
+from vold_service.settings import MIB
 from vold_service.tenants import Tenant
 
 PROTOBUF = "application/x-protobuf"
@@ -96,19 +99,25 @@ DISCONNECTED = "the caller closed the connection"
 
 
 class BodyLimitMiddleware:
-    """Refuses a body over `limit` bytes: at once if the request declares its length, else when the limit is passed."""
+    """Refuses a body over `limit` bytes, or over `json_limit` if it is not protobuf: at once if the request declares
+    its length, else when the limit is passed.
+    """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, json_limit: int) -> None:
         self.app = app
         self.limit = limit
+        self.json_limit = min(json_limit, limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self.limit:
-            await error_response(self._error(int(declared)), protobuf=False)(scope, receive, send)
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"0")
+        protobuf = headers.get(b"content-type", b"").startswith(PROTOBUF.encode())
+        limit = self.limit if protobuf else self.json_limit
+        if declared.isdigit() and int(declared[:20]) > limit:
+            await error_response(_too_large(int(declared[:20]), limit), protobuf=False)(scope, receive, send)
             return
         received = 0
 
@@ -117,15 +126,31 @@ class BodyLimitMiddleware:
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                if received > self.limit:
-                    raise self._error(received)
+                if received > limit:
+                    raise _too_large(received, limit)
             return message
 
         await self.app(scope, receive_within_limit, send)
 
-    def _error(self, size: int) -> ServiceError:
-        message = f"the body has {size} bytes or more, over the limit of {self.limit}: send smaller batches"
-        return invalid("body", message)
+
+def _too_large(size: int, limit: int) -> ServiceError:
+    message = f"the body has {size} bytes or more, over the limit of {limit}: send smaller batches, or {PROTOBUF}"
+    return invalid("body", message)
+
+
+class PlaceMiddleware:
+    """Gives back the place of a request (`admit_call`) when its reply is sent or given up."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            place: Place | None = scope.get("state", {}).get("place")
+            if place is not None:
+                place.close()
 
 
 class AuthenticationMiddleware:
@@ -202,11 +227,39 @@ def quota_response(quota: quota_pb2.Quota, *, protobuf: bool) -> Response:
     return JSONResponse(values)
 
 
-async def read_protobuf(request: Request, kind: type[M]) -> M:
-    try:
-        return kind.FromString(await request.body())
-    except DecodeError as error:
-        raise invalid("body", f"the body is not a {kind.DESCRIPTOR.full_name} message: {error}") from error
+def sent_protobuf(request: Request) -> bool:
+    """Whether the request's body is protobuf."""
+    return request.headers.get("content-type", "").startswith(PROTOBUF)
+
+
+async def read_body(request: Request, call: Call) -> bytearray:
+    """The body, whose bytes the call's place holds as they arrive."""
+    declared = _declared_length(request)
+    body = bytearray()  # grows with its chunks: to join them at the end would stop the loop
+    async for chunk in request.stream():
+        body += chunk
+        if call.place is not None and (undeclared := min(len(chunk), len(body) - declared)) > 0:
+            call.place.hold(undeclared)
+    return body
+
+
+async def read_protobuf(request: Request, call: Call, kind: type[M], max_fields: int) -> M:
+    """The body as a message. See vold_service.messages."""
+    return await parse_message(kind, await read_body(request, call), max_fields)
+
+
+async def read_json(request: Request, call: Call) -> bytearray:
+    """The body, within the limit of JSON whatever its content type says. It is not parsed."""
+    body = await read_body(request, call)
+    limit: int = request.app.state.max_json_bytes
+    if len(body) > limit:
+        raise _too_large(len(body), limit)
+    return body
+
+
+def _declared_length(request: Request) -> int:
+    declared = request.headers.get("content-length", "0")[:20]
+    return int(declared) if declared.isdecimal() and declared.isascii() else 0
 
 
 def parse_call(request: Request) -> Call:
@@ -217,12 +270,47 @@ def parse_call(request: Request) -> Call:
     except ValueError:
         seconds = math.nan
     if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
-        raise invalid(TIMEOUT_HEADER, f"{TIMEOUT_HEADER} is {timeout!r}: give a number of seconds above 0")
+        raise invalid(TIMEOUT_HEADER, f"{TIMEOUT_HEADER} is {shown(timeout)}: give a number of seconds above 0")
     record = access.current_record()
     request_id = record.request_id if record is not None else request.headers.get(REQUEST_ID_HEADER, "")
     call = Call.start(request_id, request.headers.get(RUN_ID_HEADER, ""), seconds, request.state.grant)
     access.set_caller(call)
     return call
+
+
+def admit_call(request: Request, quotas: Quotas) -> Call:
+    """The request's call, with a place of its tenant's, which PlaceMiddleware gives back. Call it before the body is
+    read. Raises RESOURCE_EXHAUSTED if the tenant is over a limit.
+    """
+    call = parse_call(request).with_place(quotas, _declared_length(request))
+    request.state.place = call.place
+    return call
+
+
+SLICE_BYTES = 1 << 18
+
+
+def sized_response(parts: Sequence[bytes], media_type: str) -> Response:
+    """A reply that is sent as fast as its caller reads it: a large body is handed to the connection in slices, so that
+    its place is held until the last slice.
+    """
+    if sum(map(len, parts)) <= SLICE_BYTES:
+        return Response(b"".join(parts), media_type=media_type)
+
+    async def slices() -> AsyncIterator[bytes]:
+        gathered: list[bytes] = []
+        size = 0
+        for part in parts:
+            for start in range(0, len(part), SLICE_BYTES):
+                piece = part[start : start + SLICE_BYTES]
+                gathered.append(piece)
+                size += len(piece)
+                if size >= SLICE_BYTES:
+                    yield b"".join(gathered)
+                    gathered, size = [], 0
+        yield b"".join(gathered)
+
+    return StreamingResponse(slices(), headers={"content-length": str(sum(map(len, parts)))}, media_type=media_type)
 
 
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -303,13 +391,23 @@ def add_status_page(app: FastAPI, snapshot: Callable[[Tenant], dict[str, Any]], 
         return snapshot(parse_call(request).tenant)
 
 
-def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys: Keys, tls: bool = False) -> FastAPI:
-    """A FastAPI app with /healthz, /readyz, /metrics, API keys, the body limit and the error replies.
+def make_app(
+    title: str,
+    *,
+    max_body_bytes: int,
+    max_json_bytes: int = MIB,
+    ready: Callable[[], bool],
+    keys: Keys,
+    tls: bool = False,
+) -> FastAPI:
+    """A FastAPI app with /healthz, /readyz, /metrics, API keys, the limits of bodies and the error replies.
 
     tls: whether it is served with TLS.
     """
     app = FastAPI(title=title, version=VERSION, docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimitMiddleware, limit=max_body_bytes)
+    app.state.max_json_bytes = max_json_bytes
+    app.add_middleware(PlaceMiddleware)
+    app.add_middleware(BodyLimitMiddleware, limit=max_body_bytes, json_limit=max_json_bytes)
     app.add_middleware(AuthenticationMiddleware, keys=keys, tls=tls)  # outside the body limit: keys are checked first
     app.add_middleware(AccessMiddleware)
     app.add_middleware(HeadersMiddleware)  # added last, so the outermost
@@ -320,16 +418,12 @@ def make_app(title: str, *, max_body_bytes: int, ready: Callable[[], bool], keys
 
     @app.exception_handler(RequestValidationError)
     async def _bad_request(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-        value = repr(first.get("input"))
-        shown = value if len(value) <= 80 else value[:77] + "..."
-        return error_response(invalid(field, f"{field}: {first['msg']}; got {shown}"), protobuf=wants_protobuf(request))
+        return error_response(describe_invalid(error.errors()), protobuf=wants_protobuf(request))
 
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> Response:
         code = status_pb2.NOT_FOUND if error.status_code == 404 else status_pb2.INVALID_ARGUMENT
-        message = f"{request.method} {request.url.path}: {error.detail}; /docs lists the routes"
+        message = f"{request.method} {shown(request.url.path)}: {error.detail}; /docs lists the routes"
         refusal = ServiceError(code, message, field="path")
         access.record_error(refusal)
         body = {"code": status_pb2.Code.Name(code), "field": "path", "message": message, "reason": refusal.reason}

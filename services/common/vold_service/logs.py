@@ -27,6 +27,18 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return fields
 
 
+def _escape(text: str, keep: str = "") -> str:
+    """`text` with every character escaped that a terminal or a viewer does not show as itself: control and format
+    characters, such as those that reverse the direction of a line. keep: characters that stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 class TextFormatter(logging.Formatter):
     """`time LEVEL logger: message key=value key=value`."""
 
@@ -35,7 +47,10 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         fields = "".join(f" {key}={_quote_if_ambiguous(value)}" for key, value in _fields(record).items())
-        return super().formatMessage(record) + fields
+        return _escape(super().formatMessage(record)) + fields
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return _escape(super().formatException(ei), keep="\n")
 
 
 class JsonFormatter(logging.Formatter):
@@ -51,7 +66,12 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        text = json.dumps(line, ensure_ascii=False, default=str)
+        return text if text.isprintable() else "".join(map(_escape_in_json, text))
+
+
+def _escape_in_json(letter: str) -> str:
+    return letter if letter.isprintable() else json.dumps(letter)[1:-1]
 
 
 def _quote_if_ambiguous(value: Any) -> str:

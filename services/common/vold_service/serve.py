@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from vold_service.descriptors import ConnectionCount, connections_of_a_face, rai
 from vold_service.grpc import GrpcServer
 from vold_service.http import make_probe_app
 from vold_service.keys import Keys
+from vold_service.processes import Processes
 from vold_service.settings import ServerSettings, is_loopback, split_address
 from vold_service.tls import Tls, watch_certificate
 
@@ -137,6 +139,8 @@ async def serve(
     if not starting.done():
         starting.cancel()
     elif failure is None and not stopping.is_set():
+        gc.collect()
+        gc.freeze()  # or each full collection would visit all that is loaded, and stop the event loop meanwhile
         readiness.set_serving(True)
         await grpc_server.set_ready(readiness())
         urls = {face: server.url for face, server in http_servers.items()}
@@ -223,16 +227,25 @@ def _bind_listener(address: str) -> socket.socket:
     return listener
 
 
-def run(main: Callable[[], Awaitable[None]], *, name: str, settings: ServerSettings) -> None:
+def run(main: Callable[[Processes], Awaitable[None]], *, name: str, settings: ServerSettings) -> None:
     """Set up logging, tracing and limits, and run a server's `main` under asyncio. name: of the service in traces.
+    main: takes the processes for work that must not run on the event loop; they are stopped after it.
 
     If the start fails, the process exits with the error message and status 1.
     """
     logs.setup(settings.log_level, settings.log_format)
+    processes = Processes.fork()  # before tracing starts a thread
     tracing.setup(name)
     raise_limit()
+
+    async def serve_and_stop() -> None:
+        try:
+            await main(processes)
+        finally:
+            await processes.stop()
+
     try:
-        asyncio.run(_as_coroutine(main))  # type: ignore[arg-type]
+        asyncio.run(serve_and_stop())
     except OSError as error:
         raise SystemExit(f"error: {error}") from error
     finally:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vold_service.keys import Keys
+from vold_service.quota import MAX_TENANT_BYTES
 from vold_service.tls import Tls
 
 MIB = 1 << 20
@@ -25,6 +26,12 @@ class ServerSettings(BaseSettings):
         description="HOST:PORT where /healthz and /readyz answer in plain HTTP, for probes without a certificate",
     )
     max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="largest request either face reads")
+    max_json_bytes: int = Field(
+        default=MIB, ge=1024, description="largest body of JSON; protobuf has the limit of --max-body-bytes"
+    )
+    max_tenant_bytes: int = Field(
+        default=MAX_TENANT_BYTES, ge=MIB, description="bytes of one tenant's requests and replies under way"
+    )
     drain_seconds: float = Field(default=20.0, ge=0, description="how long SIGTERM waits for work in flight")
     idle_seconds: float = Field(
         default=30.0, gt=0, description="how long a caller may be silent in the middle of sending a request"

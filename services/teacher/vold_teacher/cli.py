@@ -56,6 +56,7 @@ def serve(
     cache_dir: Annotated[Path | None, typer.Option(help=_help("cache_dir"))] = None,
     cache_dir_bytes: Annotated[int | None, typer.Option(help=_help("cache_dir_bytes"))] = None,
     max_top_k: Annotated[int | None, typer.Option(help=_help("max_top_k"))] = None,
+    max_reply_bytes: Annotated[int | None, typer.Option(help=_help("max_reply_bytes"))] = None,
     max_candidates: Annotated[int | None, typer.Option(help=_help("max_candidates"))] = None,
     max_sequences: Annotated[int | None, typer.Option(help=_help("max_sequences"))] = None,
     api_keys_file: Annotated[Path | None, typer.Option("--api-keys", help=_help("api_keys_file"))] = None,
@@ -65,6 +66,8 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help=_help("tls_key"))] = None,
     tls_client_ca: Annotated[Path | None, typer.Option(help=_help("tls_client_ca"))] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help=_help("max_body_bytes"))] = None,
+    max_json_bytes: Annotated[int | None, typer.Option(help=_help("max_json_bytes"))] = None,
+    max_tenant_bytes: Annotated[int | None, typer.Option(help=_help("max_tenant_bytes"))] = None,
     drain_seconds: Annotated[float | None, typer.Option(help=_help("drain_seconds"))] = None,
     idle_seconds: Annotated[float | None, typer.Option(help=_help("idle_seconds"))] = None,
     log_level: Annotated[str | None, typer.Option(help=_help("log_level"))] = None,
@@ -88,7 +91,7 @@ def serve(
 
     from vold_teacher.server import main as serve_teacher
 
-    run(lambda: serve_teacher(settings, keys, tls), name="vold-teacher", settings=settings)
+    run(lambda processes: serve_teacher(settings, keys, tls, processes), name="vold-teacher", settings=settings)
 
 
 @app.command()

@@ -4,22 +4,26 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import grpc
-from google.protobuf.message import DecodeError
 from vold_proto.v1 import quota_pb2, teacher_pb2_grpc
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.access import record_request
-from vold_service.call import Call
-from vold_service.errors import ServiceError, internal, invalid
+from vold_service.errors import MAX_NAME, ServiceError, internal, invalid
 from vold_service.grpc import abort, parse_call, text_metadata
+from vold_service.messages import parse_message, peek_text
+from vold_service.quota import Place
 
-from vold_teacher.metrics import count_request
+from vold_teacher.metrics import count_request, time_stage
+from vold_teacher.reply import Form, ScoreAnswer
 from vold_teacher.service import Teacher
 
 log = logging.getLogger("vold.teacher.grpc")
 
 SERVICE_NAME = "vold.v1.TeacherService"
+PLACED = frozenset({"Score", "Generate"})
+"""The methods whose calls take a place of their tenant. Each request of a ScoreStream takes its own."""
 MAX_STREAM_REQUESTS = 64
 """Requests of one ScoreStream under way at once; a reply makes room for the next request."""
 
@@ -58,42 +62,55 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         except Exception as error:
             await abort(context, error)
 
-    async def Score(self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext) -> pb.ScoreReply:  # noqa: N802
+    async def Score(self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext) -> bytes:  # type: ignore[override]  # noqa: N802
+        """The ScoreReply, packed: the server sends bytes as they are."""
         try:
             with count_request("grpc", "Score"):
-                return await self.teacher.score(request, parse_call(context, request.request_id, request.run_id))
+                answer = await self.teacher.score(request, parse_call(context, request.request_id, request.run_id))
+                return await packed_whole(answer)
         except Exception as error:
             await abort(context, error)
 
-    async def ScoreStream(  # noqa: N802
-        self, requests: AsyncIterator[pb.ScoreRequest], context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[pb.ScoreReply]:
+    async def ScoreStream(  # type: ignore[override]  # noqa: N802
+        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[bytes | pb.ScoreReply]:
         """Replies as they are ready. A failed request gets a reply with its status; the stream goes on."""
-        replies: asyncio.Queue[pb.ScoreReply | None] = asyncio.Queue()
+        replies: asyncio.Queue[_StreamReply | None] = asyncio.Queue()
         slots = asyncio.Semaphore(MAX_STREAM_REQUESTS)
         tasks: set[asyncio.Task[None]] = set()
 
-        async def answer(request: pb.ScoreRequest) -> None:
+        async def answer(data: bytes) -> None:
+            request_id = peek_text(pb.ScoreRequest, data, "request_id")[:MAX_NAME]
+            places: list[Place] = []
             try:
                 with (
                     record_request(
-                        "grpc", "ScoreStream/request", request_id=request.request_id, headers=text_metadata(context)
+                        "grpc", "ScoreStream/request", request_id=request_id, headers=text_metadata(context)
                     ),
                     count_request("grpc", "ScoreStream"),
                 ):
-                    reply = await self.teacher.score(request, _stream_call(context, request))
+                    call = parse_call(context, request_id).with_place(self.teacher.quotas, len(data))
+                    assert call.place is not None
+                    places.append(call.place)
+                    request = await parse_message(pb.ScoreRequest, data, self.teacher.max_fields)
+                    call = call.with_ids(request.request_id, request.run_id).with_timeout(_timeout(request))
+                    reply: ScoreAnswer | pb.ScoreReply = await self.teacher.score(request, call, Form.STREAM)
             except ServiceError as error:
-                reply = pb.ScoreReply(request_id=request.request_id, status=error.status())
+                reply = pb.ScoreReply(request_id=request_id, status=error.status())
             except Exception as error:
                 log.exception("a request of a stream failed")
-                reply = pb.ScoreReply(request_id=request.request_id, status=internal(error).status())
-            await replies.put(reply)
+                reply = pb.ScoreReply(request_id=request_id, status=internal(error).status())
+            except BaseException:  # the stream has ended
+                for place in places:
+                    place.close()
+                raise
+            replies.put_nowait(_StreamReply(reply, places))
 
         async def read() -> None:
             try:
-                async for request in requests:
+                async for data in requests:
                     await slots.acquire()
-                    task = asyncio.create_task(answer(request))
+                    task = asyncio.create_task(answer(data))
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
                 await asyncio.gather(*tasks)
@@ -103,17 +120,25 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         reader = asyncio.create_task(read())
         try:
             while (reply := await replies.get()) is not None:
-                yield reply
+                try:
+                    if isinstance(reply.message, ScoreAnswer):
+                        async for pieces in reply.message.parts(self.teacher.max_reply_bytes):
+                            yield b"".join(pieces)
+                    else:
+                        yield reply.message
+                finally:
+                    reply.close()
                 slots.release()
             await reader
-        except DecodeError as error:
-            await abort(context, invalid("request", f"a message of the stream is not a ScoreRequest: {error}"))
         except Exception as error:
             await abort(context, error)
         finally:
             reader.cancel()
             for task in tasks:
                 task.cancel()
+            while not replies.empty():
+                if (reply := replies.get_nowait()) is not None:
+                    reply.close()
 
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
@@ -128,9 +153,26 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
             await abort(context, error)
 
 
-def _stream_call(context: grpc.aio.ServicerContext, request: pb.ScoreRequest) -> Call:
-    """The call of one request: its own timeout within the stream's deadline."""
+@dataclass(frozen=True, slots=True)
+class _StreamReply:
+    """A reply of a stream, and the places that it holds until it is sent."""
+
+    message: ScoreAnswer | pb.ScoreReply
+    places: list[Place]
+
+    def close(self) -> None:
+        for place in self.places:
+            place.close()
+
+
+async def packed_whole(answer: ScoreAnswer) -> bytes:
+    with time_stage("serialize"):
+        return b"".join(await answer.whole())
+
+
+def _timeout(request: pb.ScoreRequest) -> float | None:
+    """The timeout of one request of a stream, within the stream's deadline; None for no other."""
     timeout = request.timeout_seconds
     if timeout < 0 or timeout != timeout:
         raise invalid("timeout_seconds", f"timeout_seconds is {timeout:g}: give a number above 0, or none")
-    return parse_call(context, request.request_id, request.run_id).with_timeout(timeout or None)
+    return timeout or None

@@ -7,28 +7,32 @@ from io import BytesIO
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.proto import serialize_length_prefixed
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.responses import JSONResponse
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.call import Call
 from vold_service.errors import ServiceError
 from vold_service.http import (
     PROTOBUF,
+    admit_call,
     cancel_on_disconnect,
     parse_call,
     quota_response,
+    read_json,
     read_protobuf,
+    sent_protobuf,
+    sized_response,
     stream_events,
     wants_protobuf,
 )
 
-from vold_teacher.metrics import count_request
+from vold_teacher.metrics import count_request, time_stage
 from vold_teacher.openai.routes import add_openai_routes
+from vold_teacher.reply import Form
 from vold_teacher.schemas import (
     GenerateEventOut,
     GenerateIn,
@@ -40,7 +44,11 @@ from vold_teacher.schemas import (
     ScoreOut,
     UnloadIn,
     UsageOut,
+    generate_json,
     inline_definitions,
+    pack_json,
+    parse_json,
+    score_json,
 )
 from vold_teacher.service import Teacher
 
@@ -48,6 +56,10 @@ NDJSON = "application/x-ndjson"
 
 log = logging.getLogger("vold.teacher.http")
 S = TypeVar("S", bound=BaseModel)
+W = TypeVar("W", bound=Message)
+
+INLINE_JSON_BYTES = 8192
+"""A larger body is parsed by another process."""
 
 
 def add_routes(app: FastAPI, teacher: Teacher) -> None:
@@ -107,15 +119,17 @@ def _add_model_routes(app: FastAPI, teacher: Teacher) -> None:
             ]
         )
 
-    @app.post("/v1/models/load", tags=["admin"])
-    async def load(request: Request, body: LoadIn) -> Response:
+    @app.post("/v1/models/load", tags=["admin"], openapi_extra=_request_body(LoadIn))
+    async def load(request: Request) -> Response:
         """Serve another model from the server's --models-dir. For administrators."""
+        body = await _read_json(request, parse_call(request), teacher, LoadIn)
         await teacher.load(body.name, body.path, parse_call(request))
         return JSONResponse(_as_dict(teacher.get_info(pb.GetInfoRequest(model=body.name))))
 
-    @app.post("/v1/models/unload", tags=["admin"])
-    async def unload(request: Request, body: UnloadIn) -> ModelsOut:
+    @app.post("/v1/models/unload", tags=["admin"], openapi_extra=_request_body(UnloadIn))
+    async def unload(request: Request) -> ModelsOut:
         """Stop serving a model once its requests under way are done. For administrators."""
+        body = await _read_json(request, parse_call(request), teacher, UnloadIn)
         await teacher.unload(body.name, parse_call(request))
         return await models()
 
@@ -125,15 +139,24 @@ def _add_score_route(app: FastAPI, teacher: Teacher) -> None:
     async def score(request: Request) -> Response:
         """Log-probabilities of completions that another model sampled."""
         with count_request("http", "Score"):
-            if _sent_protobuf(request):
-                message = await read_protobuf(request, pb.ScoreRequest)
+            call = admit_call(request, teacher.quotas)
+            if sent_protobuf(request):
+                message = await read_protobuf(request, call, pb.ScoreRequest, teacher.max_fields)
             else:
-                message = (await _read_json(request, ScoreIn)).to_proto()
-            call = parse_call(request).with_ids(message.request_id, message.run_id)
-            reply = await cancel_on_disconnect(request, teacher.score(message, call))
-            if wants_protobuf(request):
-                return _protobuf(reply)
-            return Response(ScoreOut.of(reply, message).model_dump_json(), media_type="application/json")
+                message, _ = await _read_message(request, call, teacher, ScoreIn, pb.ScoreRequest)
+            call = call.with_ids(message.request_id, message.run_id)
+            protobuf = wants_protobuf(request)
+            form = Form.MESSAGE if protobuf else Form.JSON
+            answer = await cancel_on_disconnect(request, teacher.score(message, call, form))
+            with time_stage("serialize"):
+                pieces = await answer.whole()
+                if protobuf:
+                    return sized_response(pieces, PROTOBUF)
+                reply = b"".join(pieces)
+                body = await teacher.encode_json(
+                    score_json, reply, message.SerializeToString(), size=len(reply), call=call
+                )
+            return sized_response([body], "application/json")
 
 
 def _add_generate_route(app: FastAPI, teacher: Teacher) -> None:
@@ -142,32 +165,39 @@ def _add_generate_route(app: FastAPI, teacher: Teacher) -> None:
         """Completions sampled from the teacher. As protobuf: a stream of GenerateEvent, each after its length as a
         varint. As JSON: one object, or with `stream` one line per event.
         """
+        call = admit_call(request, teacher.quotas)
         stream = False
-        if _sent_protobuf(request):
-            message = await read_protobuf(request, pb.GenerateRequest)
+        if sent_protobuf(request):
+            message = await read_protobuf(request, call, pb.GenerateRequest, teacher.max_fields)
         else:
-            body = await _read_json(request, GenerateIn)
-            message, stream = body.to_proto(), body.stream
-        call = parse_call(request).with_ids(message.request_id, message.run_id)
-        events = _events(teacher, message, call)
-        if wants_protobuf(request):
+            message, stream = await _read_message(request, call, teacher, GenerateIn, pb.GenerateRequest)
+        call = call.with_ids(message.request_id, message.run_id)
+        protobuf = wants_protobuf(request)
+        whole = not (protobuf or stream)
+        events = _events(teacher, message, call, whole=whole)
+        if protobuf:
             return await _stream(request, events, PROTOBUF, _delimited)
         if stream:
             return await _stream(request, events, NDJSON, _line)
         collected = await cancel_on_disconnect(request, _collect(events))
-        return Response(GenerateOut.of(call.request_id, collected).model_dump_json(), media_type="application/json")
+        size = sum(map(len, collected))
+        body = await teacher.encode_json(generate_json, call.request_id, collected, size=size, call=call)
+        return sized_response([body], "application/json")
 
 
-async def _events(teacher: Teacher, message: pb.GenerateRequest, call: Call) -> AsyncGenerator[pb.GenerateEvent, None]:
+async def _events(
+    teacher: Teacher, message: pb.GenerateRequest, call: Call, *, whole: bool
+) -> AsyncGenerator[pb.GenerateEvent, None]:
     with count_request("http", "Generate"):
-        async with aclosing(teacher.generate(message, call)) as events:
+        async with aclosing(teacher.generate(message, call, whole=whole)) as events:
             async for event in events:
                 yield event
 
 
-async def _collect(events: AsyncGenerator[pb.GenerateEvent, None]) -> list[pb.GenerateEvent]:
+async def _collect(events: AsyncGenerator[pb.GenerateEvent, None]) -> list[bytes]:
+    """The events, packed."""
     async with aclosing(events):
-        return [event async for event in events]
+        return [event.SerializeToString() async for event in events]
 
 
 async def _stream(
@@ -201,15 +231,23 @@ def _as_dict(message: Message) -> dict[str, Any]:
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
-def _sent_protobuf(request: Request) -> bool:
-    return request.headers.get("content-type", "").startswith(PROTOBUF)
+async def _read_json(request: Request, call: Call, teacher: Teacher, kind: type[S]) -> S:
+    body = await read_json(request, call)
+    if len(body) <= INLINE_JSON_BYTES:
+        return parse_json(kind, body)
+    return await teacher.processes.run(parse_json, kind, body, tenant=call.tenant.name)
 
 
-async def _read_json(request: Request, kind: type[S]) -> S:
-    try:
-        return kind.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from error
+async def _read_message(
+    request: Request, call: Call, teacher: Teacher, kind: type[ScoreIn | GenerateIn], message: type[W]
+) -> tuple[W, bool]:
+    """The body as a message of the wire, and whether it asks for a stream."""
+    body = await read_json(request, call)
+    if len(body) <= INLINE_JSON_BYTES:
+        packed, stream = pack_json(kind, body)
+    else:
+        packed, stream = await teacher.processes.run(pack_json, kind, body, tenant=call.tenant.name)
+    return message.FromString(packed), stream
 
 
 def _request_body(kind: type[BaseModel]) -> dict[str, Any]:

@@ -36,13 +36,20 @@ def uniforms(keys_R: NDArray[np.uint64], steps_R: NDArray[np.int64]) -> NDArray[
 
 
 def sample_tokens(
-    logits_RV: Tensor, uniform_R: Tensor, temperature_R: Tensor, top_p_R: Tensor, top_k_R: Tensor
+    logits_RV: Tensor,
+    uniform_R: Tensor,
+    temperature_R: Tensor,
+    top_p_R: Tensor,
+    top_k_R: Tensor,
+    min_p_R: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sample one token per row. Returns ids and their log-probabilities at temperature 1, over the whole vocabulary.
 
     logits_RV: float32. uniform_R: in [0, 1). temperature_R: 0 takes the most likely token. top_p_R: in (0, 1], keeps
-    the smallest set of most likely tokens that reaches it. top_k_R: int64, 0 keeps all. Returns int64 [R] and
-    float32 [R]. Sampling inverts the cumulative distribution, so a row's token depends on its own random number alone.
+    the smallest set of most likely tokens that reaches it. top_k_R: int64, 0 keeps all. min_p_R: in [0, 1], keeps the
+    tokens at least this fraction as likely as the most likely one (Nguyen et al., 2024, arXiv:2407.01082), before top_p
+    sees them; None keeps all. Returns int64 [R] and float32 [R]. Sampling inverts the cumulative distribution, so a
+    row's token depends on its own random number alone.
     """
     logprobs_RV = logits_RV.log_softmax(-1)
     greedy_R = temperature_R == 0
@@ -53,8 +60,10 @@ def sample_tokens(
         relative_RV = logits_RV - logits_RV.amax(-1, keepdim=True)
         scaled_RV = relative_RV / torch.where(greedy_R, 1.0, temperature_R).clamp_min(MIN_TEMPERATURE)[:, None]
         vocab = logits_RV.shape[-1]
-        if bool((top_p_R < 1).any()) or bool(((top_k_R > 0) & (top_k_R < vocab)).any()):
-            ids_R = _invert_sorted(scaled_RV, uniform_R, top_p_R, top_k_R)
+        min_p_R = torch.zeros_like(top_p_R) if min_p_R is None else min_p_R
+        cuts_R = (top_p_R < 1) | ((top_k_R > 0) & (top_k_R < vocab)) | (min_p_R > 0)
+        if bool(cuts_R.any()):
+            ids_R = _invert_sorted(scaled_RV, uniform_R, top_p_R, top_k_R, min_p_R)
         else:
             ids_R = _invert(scaled_RV.softmax(-1), uniform_R)
         ids_R = torch.where(greedy_R, logits_RV.argmax(-1), ids_R)
@@ -71,13 +80,15 @@ def _invert(probabilities_RV: Tensor, uniform_R: Tensor) -> Tensor:
     return torch.searchsorted(cumulative_RV, target_R1, right=True)[:, 0]
 
 
-def _invert_sorted(scaled_RV: Tensor, uniform_R: Tensor, top_p_R: Tensor, top_k_R: Tensor) -> Tensor:
+def _invert_sorted(scaled_RV: Tensor, uniform_R: Tensor, top_p_R: Tensor, top_k_R: Tensor, min_p_R: Tensor) -> Tensor:
     sorted_RV, order_RV = scaled_RV.sort(-1, descending=True)
     probabilities_RV = sorted_RV.softmax(-1)
     vocab = scaled_RV.shape[-1]
     rank_V = torch.arange(vocab, device=scaled_RV.device)
     limit_R = torch.where(top_k_R > 0, top_k_R, vocab)
     probabilities_RV = torch.where(rank_V < limit_R[:, None], probabilities_RV, 0.0)
+    likely_RV = probabilities_RV >= min_p_R[:, None] * probabilities_RV[:, :1]
+    probabilities_RV = torch.where(likely_RV, probabilities_RV, 0.0)
     probabilities_RV = probabilities_RV / probabilities_RV.sum(-1, keepdim=True)
     before_RV = probabilities_RV.cumsum(-1) - probabilities_RV
     # Keep a token while the tokens before it have not reached top_p: the first is always kept.

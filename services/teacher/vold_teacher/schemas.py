@@ -1,18 +1,23 @@
 """The wire's messages as JSON: the same fields, with lists of numbers in place of packed bytes."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 from vold_proto.arrays import pack_ids, unpack_floats, unpack_ids
 from vold_proto.v1 import status_pb2
 from vold_proto.v1 import teacher_pb2 as pb
+from vold_service.errors import describe_invalid, invalid
+
+M = TypeVar("M", bound=BaseModel)
 
 TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)] | None
+TokenIds = Annotated[list[TokenId], FailFast()]
+"""Validation of a list ends at its first fault: an error of each entry would take more memory than the body."""
 
 
 class _Message(BaseModel):
@@ -20,14 +25,14 @@ class _Message(BaseModel):
 
 
 class PromptIn(_Message):
-    ids: list[TokenId]
+    ids: TokenIds
 
 
 class CompletionIn(_Message):
     id: str = Field(default="", description="comes back in the result")
     prompt: Count = Field(default=0, description="index into prompts")
-    ids: list[TokenId]
-    candidates: list[list[TokenId]] | None = Field(
+    ids: TokenIds
+    candidates: list[TokenIds] | None = Field(
         default=None, description="ids to score besides the sampled one: a list for each completion position"
     )
 
@@ -53,8 +58,8 @@ class ScoreOptionsIn(_Message):
 class ScoreIn(_Message):
     request_id: str = ""
     model: str = ""
-    prompts: list[PromptIn]
-    completions: list[CompletionIn]
+    prompts: Annotated[list[PromptIn], FailFast()]
+    completions: Annotated[list[CompletionIn], FailFast()]
     options: ScoreOptionsIn = ScoreOptionsIn()
     expect_weights_fingerprint: str = ""
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
@@ -212,8 +217,8 @@ class GeneratePromptIn(_Message):
     """Either ids or messages."""
 
     id: str = ""
-    ids: list[TokenId] = []
-    messages: list[MessageIn] = []
+    ids: TokenIds = []
+    messages: Annotated[list[MessageIn], FailFast()] = []
     seed: Seed = None
 
 
@@ -224,20 +229,29 @@ class GenerateOptionsIn(_Message):
     top_p: float = 1.0
     top_k: Count = 0
     seed: Seed = None
-    stop_ids: list[TokenId] = []
+    stop_ids: TokenIds = []
     stream_tokens: bool = False
+    min_p: float = 0.0
+    stop: Annotated[list[str], FailFast()] = []
+    chat_template_kwargs: dict[str, Any] = {}
 
 
 class GenerateIn(_Message):
     request_id: str = ""
     model: str = ""
-    prompts: list[GeneratePromptIn]
+    prompts: Annotated[list[GeneratePromptIn], FailFast()]
     options: GenerateOptionsIn
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
     run_id: str = ""
     stream: bool = Field(default=False, description="answer with a line of JSON for each event, as it comes")
 
     def to_proto(self) -> pb.GenerateRequest:
+        options = pb.GenerateOptions(**self.options.model_dump(exclude_none=True, exclude={"chat_template_kwargs"}))
+        try:
+            options.chat_template_kwargs.update(self.options.chat_template_kwargs)
+        except (ValueError, RecursionError) as error:
+            field = "options.chat_template_kwargs"
+            raise invalid(field, f"{field} cannot be sent: {error}") from error
         return pb.GenerateRequest(
             request_id=self.request_id,
             model=self.model,
@@ -250,7 +264,7 @@ class GenerateIn(_Message):
                 )
                 for prompt in self.prompts
             ],
-            options=pb.GenerateOptions(**self.options.model_dump(exclude_none=True)),
+            options=options,
             priority=self.priority,
             run_id=self.run_id,
         )
@@ -294,6 +308,30 @@ class GenerateOut(_Message):
         events = list(events)
         identity = IdentityOut.of(events[0].identity) if events else None
         return cls(request_id=request_id, identity=identity, events=[GenerateEventOut.of(event) for event in events])
+
+
+def parse_json(kind: type[M], body: bytes | bytearray) -> M:
+    """A body of JSON. Raises INVALID_ARGUMENT with the first field at fault."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise describe_invalid(error.errors(include_url=False)) from error
+
+
+def pack_json(kind: type[ScoreIn | GenerateIn], body: bytes | bytearray) -> tuple[bytes, bool]:
+    """The wire's message of a body of JSON, packed, and whether the body asks for a stream."""
+    parsed = parse_json(kind, body)
+    return parsed.to_proto().SerializeToString(), isinstance(parsed, GenerateIn) and parsed.stream
+
+
+def score_json(reply: bytes, request: bytes) -> bytes:
+    """A ScoreReply to a ScoreRequest, both packed, as JSON."""
+    return ScoreOut.of(pb.ScoreReply.FromString(reply), pb.ScoreRequest.FromString(request)).model_dump_json().encode()
+
+
+def generate_json(request_id: str, events: list[bytes]) -> bytes:
+    """Packed events as one JSON object."""
+    return GenerateOut.of(request_id, map(pb.GenerateEvent.FromString, events)).model_dump_json().encode()
 
 
 class LoadIn(_Message):

@@ -8,6 +8,7 @@ from vold_proto.v1 import teacher_pb2_grpc
 from vold_service.grpc import GrpcServer
 from vold_service.http import add_status_page, make_app
 from vold_service.keys import Keys
+from vold_service.processes import Processes
 from vold_service.serve import Readiness, serve
 from vold_service.tls import Tls
 
@@ -16,7 +17,7 @@ from vold_teacher.backends.folder import text_config
 from vold_teacher.engine.cache import DiskTier, ScoreCache
 from vold_teacher.engine.engine import EngineLimits
 from vold_teacher.factory import make_backend
-from vold_teacher.grpc import SERVICE_NAME, TeacherServicer
+from vold_teacher.grpc import PLACED, SERVICE_NAME, TeacherServicer
 from vold_teacher.http import add_routes
 from vold_teacher.service import ModelSpec, Teacher
 from vold_teacher.settings import TeacherSettings, model_folder
@@ -26,8 +27,11 @@ from vold_teacher.tokenizer import Tokenizer
 log = logging.getLogger("vold.teacher")
 
 
-def make_teacher(settings: TeacherSettings) -> Teacher:
-    """The teacher of these settings, not started. Raises OSError if the cache folder cannot be used."""
+def make_teacher(settings: TeacherSettings, processes: Processes) -> Teacher:
+    """The teacher of these settings, not started. processes: for work that must not run on the event loop.
+
+    Raises OSError if the cache folder cannot be used.
+    """
 
     def load(spec: ModelSpec) -> tuple[Backend, Tokenizer]:
         transformers_logging.disable_progress_bar()  # the log holds lines only
@@ -50,15 +54,24 @@ def make_teacher(settings: TeacherSettings) -> Teacher:
         models_dir=settings.models_dir,
         cache=ScoreCache(settings.cache_bytes, disk) if settings.cache_bytes or disk is not None else None,
         max_sequences=settings.max_sequences,
+        max_reply_bytes=settings.max_reply_bytes,
+        max_rows=settings.max_rows,
+        max_tenant_bytes=settings.max_tenant_bytes,
+        processes=processes,
     )
 
 
-async def main(settings: TeacherSettings, keys: Keys, tls: Tls | None) -> None:
+async def main(settings: TeacherSettings, keys: Keys, tls: Tls | None, processes: Processes) -> None:
     """Serve until SIGTERM or SIGINT."""
-    teacher = make_teacher(settings)
+    teacher = make_teacher(settings, processes)
     readiness = Readiness()
     app = make_app(
-        "vold teacher", max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys, tls=tls is not None
+        "vold teacher",
+        max_body_bytes=settings.max_body_bytes,
+        max_json_bytes=settings.max_json_bytes,
+        ready=readiness,
+        keys=keys,
+        tls=tls is not None,
     )
     add_routes(app, teacher)
     history = make_history(teacher)
@@ -66,6 +79,9 @@ async def main(settings: TeacherSettings, keys: Keys, tls: Tls | None) -> None:
     grpc_server = GrpcServer(
         max_body_bytes=settings.max_body_bytes,
         services=[SERVICE_NAME],
+        quotas=teacher.quotas,
+        placed=PLACED,
+        max_fields=teacher.max_fields,
         keys=keys,
         tls=tls,
         idle_seconds=settings.idle_seconds,

@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from vold_proto.arrays import pack_floats, pack_ids
@@ -16,33 +17,45 @@ from vold_proto.distribution import VERSION
 from vold_proto.v1 import quota_pb2, status_pb2
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.call import Call
-from vold_service.errors import ServiceError, invalid, not_found, unavailable
+from vold_service.errors import ServiceError, check_name, deadline_exceeded, invalid, not_found, shown, unavailable
 from vold_service.keys import require_admin
-from vold_service.quota import Quotas
+from vold_service.processes import Processes
+from vold_service.quota import Place, Quotas
+from vold_service.turns import Turn
 from vold_service.usage import Counts, Usage
 
 from vold_teacher import metrics
 from vold_teacher.backends.base import Backend
 from vold_teacher.backends.folder import text_config
+from vold_teacher.detokenizer import StopReader
 from vold_teacher.engine.cache import ScoreCache
 from vold_teacher.engine.engine import Engine, EngineLimits
 from vold_teacher.engine.warmup import warm_up
 from vold_teacher.metrics import time_stage
+from vold_teacher.reply import Form, ScoreAnswer, json_row_bytes, row_bytes
 from vold_teacher.settings import check_model_folder
+from vold_teacher.texts import Texts, estimated_tokens
 from vold_teacher.tokenizer import Tokenizer
-from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, SequenceScore
+from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, Sequence
 from vold_teacher.validation import (
     Limits,
     check_count,
+    check_names,
+    check_reply_bytes,
     count_sent_tokens,
+    each_sequence,
     make_prompt,
     read_sampling_options,
     read_score_options,
-    read_sequences,
+    read_stop_texts,
+    read_template_variables,
     read_token_ids,
 )
 
 log = logging.getLogger("vold.teacher")
+
+INLINE_REPLY_BYTES = 1 << 14
+"""A larger reply is written as JSON by another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,7 @@ class LoadedModel:
 
     engine: Engine
     tokenizer: Tokenizer
+    texts: Texts
     identity: pb.Identity
     limits: Limits
     eos_ids: tuple[int, ...]
@@ -79,9 +93,14 @@ class Teacher:
         models_dir: Path | None = None,
         cache: ScoreCache | None = None,
         max_sequences: int,
+        max_reply_bytes: int,
+        max_rows: int,
+        max_tenant_bytes: int,
+        processes: Processes,
     ) -> None:
         """models: the first is the default model. load: runs on the model's device thread, and raises OSError if the
         model cannot be served. models_dir: the folder of models that an administrator may load; None forbids loading.
+        processes: for work that must not run on the event loop.
         """
         self._specs = list(models)
         self._load = load
@@ -93,8 +112,16 @@ class Teacher:
         self._loading = {spec.name for spec in models}
         self._models: dict[str, LoadedModel] = {}
         self._max_sequences = max_sequences
-        self.quotas = Quotas()
+        self.max_reply_bytes = max_reply_bytes
+        self._max_rows = max_rows
+        self.processes = processes
+        self.quotas = Quotas(max_bytes=max_tenant_bytes)
         self.usage = Usage()
+
+    @property
+    def max_fields(self) -> int:
+        """The most fields of a request in protobuf, with those of its entries (vold_service.messages)."""
+        return 32 * self._max_sequences + 1024
 
     async def start(self) -> None:
         """Load the models, one after another."""
@@ -137,6 +164,7 @@ class Teacher:
         return LoadedModel(
             engine,
             tokenizer,
+            Texts(tokenizer, self.processes),
             pb.Identity(
                 model=spec.name,
                 revision=spec.revision,
@@ -151,6 +179,7 @@ class Teacher:
                 self._max_sequences,
                 info.capabilities,
                 info.backend,
+                max_reply_bytes=self.max_reply_bytes,
             ),
             tuple(sorted(eos_ids)),
         )
@@ -182,6 +211,8 @@ class Teacher:
             )
         if not name:
             raise invalid("name", "name is empty: say what the model shall be called")
+        check_name("name", name)
+        check_name("path", path)
         if name in self._models or name in self._loading:
             raise invalid("name", f"name is {name!r}, which is served already: unload it first, or choose another")
         root = self._models_dir.resolve()
@@ -211,6 +242,7 @@ class Teacher:
 
     def model(self, name: str) -> LoadedModel:
         """The loaded model of this name; "" for the default. Raises UNAVAILABLE while it loads, or NOT_FOUND."""
+        check_name("model", name)
         if not name and self._specs and self._specs[0].name in self._loading:
             name = self._specs[0].name
         model = self._models.get(name) if name else next(iter(self._models.values()), None)
@@ -219,7 +251,7 @@ class Teacher:
         if name in self._loading or not name:
             raise unavailable(f"the teacher is still loading {name or 'its model'}")
         names = ", ".join(repr(known) for known in self._models)
-        raise not_found("model", f"there is no model {name!r} here: ask for one of {names}, or leave it empty")
+        raise not_found("model", f"there is no model {shown(name)} here: ask for one of {names}, or leave it empty")
 
     @property
     def loading(self) -> list[str]:
@@ -230,6 +262,12 @@ class Teacher:
     def models(self) -> dict[str, LoadedModel]:
         """LoadedModel models by name, the default first."""
         return self._models
+
+    async def encode_json(self, encode: Callable[..., bytes], *arguments: Any, size: int, call: Call) -> bytes:
+        """`encode(*arguments)`, a reply as JSON, by another process if `size` bytes of it could take long."""
+        if size <= INLINE_REPLY_BYTES:
+            return encode(*arguments)
+        return await self.processes.run(encode, *arguments, tenant=call.tenant.name)
 
     def get_info(self, request: pb.GetInfoRequest) -> pb.TeacherInfo:
         model = self.model(request.model)
@@ -258,6 +296,9 @@ class Teacher:
                 prompt_seed=capabilities.seed,
             ),
             eos_ids=model.eos_ids,
+            max_reply_bytes=self.max_reply_bytes,
+            max_rows=self._max_rows,
+            max_prompt_chars=model.texts.max_characters(backend.max_sequence),
         )
 
     def get_tokenizer(self, request: pb.GetTokenizerRequest) -> pb.TokenizerReply:
@@ -271,6 +312,7 @@ class Teacher:
     def get_usage(self, request: pb.GetUsageRequest, call: Call) -> pb.UsageReply:
         """The caller's own usage; for an administrator, the usage of all tenants or of the named one."""
         tenant = request.tenant
+        check_name("tenant", tenant)
         if not call.tenant.admin:
             if tenant not in ("", call.tenant.name):
                 require_admin(call.tenant, f"the usage of {tenant!r}")
@@ -282,18 +324,41 @@ class Teacher:
         """The limits of the caller's tenant, and how much of them is used."""
         return self.quotas.quota(call.tenant)
 
-    async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreReply:
-        """Score every valid completion. An invalid completion has its own status in the reply."""
+    async def score(self, request: pb.ScoreRequest, call: Call, form: Form = Form.MESSAGE) -> ScoreAnswer:
+        """Score every valid completion. An invalid completion has its own status in the reply.
+
+        call: has a place, which holds the bytes of the reply from here on. form: what the reply will be sent as.
+        """
         model = self.model(request.model)
         _check_fingerprint(request.expect_weights_fingerprint, model)
         limits = model.limits.for_tenant(call.tenant)
         options = read_score_options(request.options, limits)
         check_count("completions", len(request.completions), limits)
         check_count("prompts", len(request.prompts), limits)
+        check_names(request)
+        sequences: dict[int, Sequence] = {}
+        errors: dict[int, ServiceError] = {}
+        hidden_size = model.engine.backend.info.hidden_size
+        size, turn = 0, Turn()
         with time_stage("parse"):
-            sequences, errors = read_sequences(request, options, limits)
-        tokens = count_sent_tokens(request, sequences)
-        with self.quotas.admit(call.tenant, tokens, caller=call.request_id, remaining=call.remaining()):
+            for index, read in each_sequence(request, options, limits):
+                identifier = request.completions[index].id
+                if form is Form.JSON:
+                    row = json_row_bytes(read, identifier, hidden_size)
+                else:
+                    row = row_bytes(read, identifier, request.options.dtype, hidden_size)
+                check_reply_bytes(row, f"completions[{index}]", "shorten it, or ask for less of it", limits)
+                size += row
+                if isinstance(read, ServiceError):
+                    errors[index] = read
+                else:
+                    sequences[index] = read
+                await turn.pause()
+        if form is not Form.STREAM:  # which sends a longer reply in parts
+            check_reply_bytes(size, "completions", "send fewer at a time, or on ScoreStream, or ask for less", limits)
+        place = _place(call)
+        place.hold(size, "completions")
+        with place.charging(count_sent_tokens(request, sequences)):
             scored = await model.engine.score(sequences, call=call, priority=request.priority)
         tokens = sum(
             len(sequences[index].completion)
@@ -302,62 +367,77 @@ class Teacher:
         )
         metrics.count_score_request(call.tenant.name, tokens, scored.queue_seconds, scored.compute_seconds)
         self.usage.add(call, Counts(1, tokens, scored.computed_tokens, len(scored.cached), scored.queue_seconds))
-        with time_stage("serialize"):
-            reply = pb.ScoreReply(
+        return ScoreAnswer(
+            pb.ScoreReply(
                 request_id=call.request_id,
                 identity=model.identity,
                 dtype=request.options.dtype,
                 top_k=options.top_k,
                 queue_seconds=scored.queue_seconds,
                 compute_seconds=scored.compute_seconds,
-            )
-            for index, completion in enumerate(request.completions):
-                score = errors[index] if index in errors else scored.scores[index]
-                if isinstance(score, ServiceError):
-                    reply.scores.add(id=completion.id, status=score.status())
-                else:
-                    reply.scores.append(
-                        _score_message(completion.id, score, request.options.dtype, index in scored.cached)
-                    )
-        return reply
+            ),
+            [completion.id for completion in request.completions],
+            [errors[index] if index in errors else scored.scores[index] for index in range(len(request.completions))],
+            scored.cached,
+        )
 
-    async def generate(self, request: pb.GenerateRequest, call: Call) -> AsyncGenerator[pb.GenerateEvent, None]:
-        """Events as completions finish. An invalid prompt has one event, with its status."""
+    async def generate(
+        self, request: pb.GenerateRequest, call: Call, *, whole: bool = False
+    ) -> AsyncGenerator[pb.GenerateEvent, None]:
+        """Events as completions finish. An invalid prompt has one event, with its status.
+
+        call: has a place. whole: the events are sent in one JSON object, so that its size is bounded.
+        """
         model = self.model(request.model)
         if not model.limits.capabilities.generate:
             raise invalid("model", f"{model.identity.model} cannot generate on this server: it scores only")
         limits = model.limits.for_tenant(call.tenant)
         options = read_sampling_options(request.options, limits, model.eos_ids)
         check_count("prompts", len(request.prompts), limits)
-        prompts: dict[int, GeneratePrompt] = {}
-        failures: dict[int, ServiceError] = {}
-        for index, message in enumerate(request.prompts):
-            try:
-                prompts[index] = _read_prompt(message, index, options, model, limits)
-            except ServiceError as error:
-                failures[index] = error
+        check_names(request)
+        stop = read_stop_texts(request.options)
+        variables = read_template_variables(request.options, request.prompts)
+        model.tokenizer.check_variables(variables, "options.chat_template_kwargs")
+        size = sum(_event_bytes(message, options, limits, whole=whole) for message in request.prompts)
+        if whole:
+            check_reply_bytes(size, "prompts", "set stream to true, or send fewer prompts at a time", limits)
+        place = _place(call)
+        place.hold(min(size, limits.max_reply_bytes), "prompts")
+        # Before any text is rendered: a tenant without tokens left costs nothing.
+        place.prepay(sum(_estimated_tokens(message, options, limits) for message in request.prompts))
+        prompts, failures = await self._read_prompts(request, options, model, limits, call, variables)
         unfinished: dict[tuple[int, int], list[GenerateChunk]] = {}
-        async with aclosing(
-            self._generate_metered(model, list(prompts.values()), options, call, request.priority)
-        ) as chunks:
-            async for chunk in chunks:
-                event = pb.GenerateEvent(
-                    request_id=call.request_id,
-                    identity=model.identity,
-                    id=request.prompts[chunk.prompt].id,
-                    index=chunk.index,
-                    ids=pack_ids(chunk.ids),
-                    logprobs=pack_floats(chunk.logprobs),
-                )
-                parts = unfinished.setdefault((chunk.prompt, chunk.index), [])
-                parts.append(chunk)
-                if chunk.finish_reason is not None:
-                    del unfinished[chunk.prompt, chunk.index]
-                    event.finished = True
-                    event.finish_reason = chunk.finish_reason
-                    event.text = model.tokenizer.decode(np.concatenate([part.ids for part in parts]))
-                    event.prompt_ids = pack_ids(prompts[chunk.prompt].ids)
-                yield event
+        stops = StopReader(model.tokenizer, stop) if stop else None
+        with place.charging(sum(len(prompt.ids) + options.n * prompt.max_tokens for prompt in prompts.values())):
+            async with aclosing(
+                self._generate_metered(model, list(prompts.values()), options, call, request.priority, stops)
+            ) as chunks:
+                async for chunk in chunks:
+                    parts = unfinished.setdefault((chunk.prompt, chunk.index), [])
+                    parts.append(chunk)
+                    if chunk.finish_reason is None and not options.stream_tokens:
+                        continue  # the tokens come one by one for the stop texts alone
+                    if not options.stream_tokens:
+                        chunk = _joined(parts)
+                    event = pb.GenerateEvent(
+                        request_id=call.request_id,
+                        identity=model.identity,
+                        id=request.prompts[chunk.prompt].id,
+                        index=chunk.index,
+                        ids=pack_ids(chunk.ids),
+                        logprobs=pack_floats(chunk.logprobs),
+                    )
+                    if chunk.finish_reason is not None:
+                        del unfinished[chunk.prompt, chunk.index]
+                        event.finished = True
+                        event.finish_reason = chunk.finish_reason
+                        event.text = (
+                            stops.text(chunk.prompt, chunk.index)
+                            if stops is not None
+                            else model.tokenizer.decode(np.concatenate([part.ids for part in parts]))
+                        )
+                        event.prompt_ids = pack_ids(prompts[chunk.prompt].ids)
+                    yield event
         # Last: if the call as a whole is refused, and sent again, no event may have been sent.
         for index, failure in failures.items():
             yield pb.GenerateEvent(
@@ -368,28 +448,90 @@ class Teacher:
                 status=failure.status(),
             )
 
+    async def _read_prompts(
+        self,
+        request: pb.GenerateRequest,
+        options: SamplingOptions,
+        model: LoadedModel,
+        limits: Limits,
+        call: Call,
+        variables: dict[str, Any],
+    ) -> tuple[dict[int, GeneratePrompt], dict[int, ServiceError]]:
+        """The valid prompts, and the errors of the invalid ones, by index."""
+        prompts: dict[int, GeneratePrompt] = {}
+        failures: dict[int, ServiceError] = {}
+        turn = Turn()
+        try:
+            async with asyncio.timeout(call.remaining()):
+                for index, message in enumerate(request.prompts):
+                    try:
+                        prompts[index] = await _read_prompt(message, index, options, model, limits, call, variables)
+                    except ServiceError as error:
+                        failures[index] = error
+                    await turn.pause()
+        except TimeoutError as error:
+            raise deadline_exceeded() from error
+        return prompts, failures
+
     async def _generate_metered(
-        self, model: LoadedModel, prompts: list[GeneratePrompt], options: SamplingOptions, call: Call, priority: int
+        self,
+        model: LoadedModel,
+        prompts: list[GeneratePrompt],
+        options: SamplingOptions,
+        call: Call,
+        priority: int,
+        stops: StopReader | None,
     ) -> AsyncGenerator[GenerateChunk, None]:
         """The engine's chunks, charged to the caller's quota and usage.
 
         The quota is charged for max_tokens of every completion. When a completion ends, its unused tokens are refunded.
         """
-        reserved = sum(len(prompt.ids) + options.n * prompt.max_tokens for prompt in prompts)
         max_tokens = {prompt.index: prompt.max_tokens for prompt in prompts}
         lengths: Counter[tuple[int, int]] = Counter()
-        with self.quotas.admit(call.tenant, reserved, caller=call.request_id, remaining=call.remaining()) as admission:
-            self.usage.add(call, Counts(requests=1))
-            async with aclosing(model.engine.generate(prompts, options, call=call, priority=priority)) as chunks:
-                async for chunk in chunks:
-                    self.usage.add(call, Counts(generated_tokens=len(chunk.ids)))
-                    lengths[chunk.prompt, chunk.index] += len(chunk.ids)
-                    if chunk.finish_reason is not None:
-                        admission.refund(max_tokens[chunk.prompt] - lengths[chunk.prompt, chunk.index])
-                    yield chunk
+        self.usage.add(call, Counts(requests=1))
+        cut = None
+        if stops is not None:
+            cut, options = stops.cut, replace(options, stream_tokens=True)
+        async with aclosing(model.engine.generate(prompts, options, call=call, priority=priority, cut=cut)) as chunks:
+            async for chunk in chunks:
+                self.usage.add(call, Counts(generated_tokens=len(chunk.ids)))
+                lengths[chunk.prompt, chunk.index] += len(chunk.ids)
+                if chunk.finish_reason is not None:
+                    _place(call).refund(max_tokens[chunk.prompt] - lengths[chunk.prompt, chunk.index])
+                yield chunk
+
+
+def _joined(parts: list[GenerateChunk]) -> GenerateChunk:
+    """The chunks of a finished completion as one."""
+    return replace(
+        parts[-1],
+        ids=np.concatenate([part.ids for part in parts]),
+        logprobs=np.concatenate([part.logprobs for part in parts]),
+    )
+
+
+def _place(call: Call) -> Place:
+    assert call.place is not None, "the face has opened no place for the call"
+    return call.place
+
+
+def _estimated_tokens(message: pb.GeneratePrompt, options: SamplingOptions, limits: Limits) -> int:
+    """Tokens of a prompt and its completions, before its text is rendered."""
+    prompt = len(message.ids) // 4 or estimated_tokens([each.content for each in message.messages])
+    prompt = min(prompt, limits.max_sequence)
+    return prompt + options.n * min(options.max_tokens, limits.max_sequence - prompt)
+
+
+def _event_bytes(message: pb.GeneratePrompt, options: SamplingOptions, limits: Limits, *, whole: bool) -> int:
+    """The most bytes of the events of a prompt: ids, log-probabilities and text of its completions, and its own ids."""
+    completion = min(options.max_tokens, limits.max_sequence)
+    prompt = min(len(message.ids) // 4, limits.max_sequence) if message.ids else limits.max_sequence
+    per_token, per_id, per_event = (60, 12, 1000) if whole else (16, 4, 500)
+    return options.n * (completion * per_token + prompt * per_id + per_event + 6 * len(message.id))
 
 
 def _check_fingerprint(expected: str, model: LoadedModel) -> None:
+    check_name("expect_weights_fingerprint", expected)
     if expected and expected != model.identity.weights_fingerprint:
         raise ServiceError(
             status_pb2.FAILED_PRECONDITION,
@@ -399,31 +541,24 @@ def _check_fingerprint(expected: str, model: LoadedModel) -> None:
         )
 
 
-def _read_prompt(
-    message: pb.GeneratePrompt, index: int, options: SamplingOptions, model: LoadedModel, limits: Limits
+async def _read_prompt(
+    message: pb.GeneratePrompt,
+    index: int,
+    options: SamplingOptions,
+    model: LoadedModel,
+    limits: Limits,
+    call: Call,
+    variables: dict[str, Any],
 ) -> GeneratePrompt:
     field = f"prompts[{index}]"
     if message.ids and message.messages:
         raise invalid(field, f"{field} has both ids and messages: send one of them")
     if message.messages:
-        ids = model.tokenizer.render(list(message.messages), f"{field}.messages")
+        model.texts.check([each.content for each in message.messages], f"{field}.messages", limits.max_sequence)
+        ids = await model.texts.render(
+            message.messages, f"{field}.messages", tenant=call.tenant.name, variables=variables
+        )
     else:
         ids = read_token_ids(message.ids, f"{field}.ids", limits)
     seed = message.seed if message.HasField("seed") else None
     return make_prompt(ids, seed, index, options, limits)
-
-
-def _score_message(identifier: str, score: SequenceScore, dtype: "pb.DType", cached: bool) -> pb.CompletionScore:
-    packed = pb.CompletionScore(id=identifier, logprobs=pack_floats(score.logprobs, dtype), cached=cached)
-    if score.top_ids is not None and score.top_logprobs is not None:
-        packed.top_ids = pack_ids(score.top_ids)
-        packed.top_logprobs = pack_floats(score.top_logprobs, dtype)
-    if score.candidate_logprobs is not None:
-        packed.candidate_logprobs = pack_floats(score.candidate_logprobs, dtype)
-    if score.entropy is not None:
-        packed.entropy = pack_floats(score.entropy, dtype)
-    if score.hidden_states is not None:
-        packed.hidden_states = pack_floats(score.hidden_states, dtype)
-    if score.ranks is not None:
-        packed.ranks = pack_ids(score.ranks)
-    return packed

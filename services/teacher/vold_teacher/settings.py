@@ -9,6 +9,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from vold_service.settings import MIB, ServerSettings
 
 from vold_teacher.backends.upstream.urls import parse_urls
+from vold_teacher.reply import MAX_REPLY_BYTES
 
 OPTIONS_OF_BACKENDS = {
     "device": ("torch", "vllm"),
@@ -88,6 +89,7 @@ class TeacherSettings(ServerSettings):
     cache_dir_bytes: int = Field(default=4096 * MIB, ge=MIB, description="what the cache folder may take")
     max_top_k: int = Field(default=1024, ge=0, description="largest top-k a request may ask for")
     max_sequences: int = Field(default=4096, ge=1, description="completions, or prompts, of one request")
+    max_reply_bytes: int = Field(default=MAX_REPLY_BYTES, ge=1 << 16, description="bytes of one reply with scores")
     max_candidates: int = Field(default=1024, ge=0, description="most candidate ids at one position")
 
     @field_validator("model", mode="before")

@@ -1,19 +1,25 @@
 """The teacher's tokenizer: its file, its chat template, its special ids."""
 
+import inspect
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
-from vold_proto.v1 import teacher_pb2 as pb
-from vold_service.errors import invalid
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from vold_service.errors import invalid, shown
 
 from vold_teacher.identity import tokenizer_fingerprint
 from vold_teacher.types import Ids
 
 # Files that hold a tokenizer. Without any of them, transformers makes an empty tokenizer.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
+
+
+RESERVED_VARIABLES = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"}
+"""What a call of the chat template sets besides its variables: the template itself is one of them."""
 
 
 class Tokenizer:
@@ -26,7 +32,9 @@ class Tokenizer:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except (ValueError, KeyError, OSError, TypeError) as error:
             raise OSError(f"cannot load a tokenizer from {folder}: {error}") from error
+        self.folder = folder
         vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        self.longest_token = max(map(len, vocabulary))  # in characters, or in bytes for a tokenizer of bytes
         self.size = max(vocabulary.values()) + 1
         self.fingerprint = tokenizer_fingerprint(vocabulary)
         file = folder / "tokenizer.json"
@@ -37,17 +45,25 @@ class Tokenizer:
         special = {name: getattr(self._tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad", "unk")}
         self.special_ids: dict[str, int] = {name: index for name, index in special.items() if index is not None}
 
-    def render(self, messages: list[pb.ChatMessage], field: str) -> Ids:
-        """The ids of a conversation, up to the start of the assistant's reply."""
+    def check_variables(self, names: Iterable[str], field: str) -> None:
+        """Raise INVALID_ARGUMENT for a variable of the chat template that a caller may not set."""
+        for name in names:
+            if name in RESERVED_VARIABLES or name.startswith("_"):
+                raise invalid(field, f"{field} sets {shown(name)}, which the service sets itself: leave it out")
+
+    def render(self, messages: Seq[tuple[str, str]], field: str, variables: Mapping[str, Any] | None = None) -> Ids:
+        """The ids of a conversation of (role, content), up to the start of the assistant's reply. variables: of the
+        chat template.
+        """
         if not self._tokenizer.chat_template:
             raise invalid(field, f"{field}: this teacher's tokenizer has no chat template; send ids")
-        conversation = [{"role": message.role, "content": message.content} for message in messages]
+        conversation = [{"role": role, "content": content} for role, content in messages]
         try:
             ids = self._tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, tokenize=True, return_dict=False
+                conversation, add_generation_prompt=True, tokenize=True, return_dict=False, **(variables or {})
             )
-        except (TemplateError, ValueError) as error:
-            raise invalid(field, f"{field}: the chat template refused them: {error}") from error
+        except (TemplateError, ValueError, TypeError) as error:
+            raise invalid(field, f"{field}: the chat template refused them: {str(error)[:200]}") from error
         return np.asarray(ids, np.int32)
 
     def encode(self, text: str, *, special: bool) -> Ids:

@@ -63,13 +63,14 @@ class SequenceScore:
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """temperature 0 is greedy; top_k 0 and top_p 1 keep the whole vocabulary. stop_ids end a completion."""
+    """temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 keep the whole vocabulary. stop_ids end a completion."""
 
     max_tokens: int
     n: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     seed: int = 0
     stop_ids: frozenset[int] = frozenset()
     stream_tokens: bool = False

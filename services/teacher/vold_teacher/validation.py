@@ -2,29 +2,36 @@
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 from vold_proto.arrays import unpack_ids
 from vold_proto.v1 import teacher_pb2 as pb
-from vold_service.errors import ServiceError, invalid
+from vold_service.errors import ServiceError, check_name, invalid, shown
 from vold_service.tenants import Tenant
 
 from vold_teacher.backends.base import Capabilities
+from vold_teacher.reply import MAX_REPLY_BYTES
 from vold_teacher.types import GeneratePrompt, Ids, SamplingOptions, ScoreOptions, Sequence
 
 MAX_N = 4096
 MAX_STOP_IDS = 64
 MIN_SCORE_TEMPERATURE = float(np.float32(1e-4))  # as the wire rounds it
 """Logits that are divided by less have log-probabilities that float32 cannot hold, or that mean nothing."""
+MAX_STOP_TEXTS = 64
+MAX_STOP_CHARACTERS = 1000
+MAX_VARIABLES_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits of a request. vocab_size: of the model. max_top_k, max_candidates, max_sequences: of the server.
     max_sequence: of the model, or of `tenant` if that is less; tenant is "" otherwise. capabilities: of the backend.
+    max_reply_bytes: of one message with scores.
     """
 
     vocab_size: int
@@ -35,6 +42,7 @@ class Limits:
     capabilities: Capabilities
     backend: str
     tenant: str = ""
+    max_reply_bytes: int = MAX_REPLY_BYTES
 
     def for_tenant(self, tenant: Tenant) -> "Limits":
         """These limits with the tenant's max_sequence, if it is less."""
@@ -73,6 +81,16 @@ def check_count(field: str, count: int, limits: Limits) -> None:
             f"{field} has {count} entries: this server takes at most {limits.max_sequences} in a request; send "
             "several requests",
         )
+
+
+def check_names(request: pb.ScoreRequest | pb.GenerateRequest) -> None:
+    """Raise INVALID_ARGUMENT if an id of an entry of a request is too long. The entries must be counted before."""
+    if isinstance(request, pb.ScoreRequest):
+        for index, completion in enumerate(request.completions):
+            check_name(f"completions[{index}].id", completion.id)
+    else:
+        for index, prompt in enumerate(request.prompts):
+            check_name(f"prompts[{index}].id", prompt.id)
 
 
 def count_sent_tokens(request: pb.ScoreRequest, sequences: Mapping[int, Sequence]) -> int:
@@ -139,43 +157,56 @@ def read_sequences(
     request: pb.ScoreRequest, options: ScoreOptions, limits: Limits
 ) -> tuple[dict[int, Sequence], dict[int, ServiceError]]:
     """The valid completions, and the errors of the invalid ones, by index."""
-    prompts: list[Ids | ServiceError] = []
-    for index, prompt in enumerate(request.prompts):
-        field = f"prompts[{index}].ids"
-        try:
-            prompts.append(read_token_ids(prompt.ids, field, limits))
-        except ServiceError as error:
-            prompts.append(error)
     sequences: dict[int, Sequence] = {}
     errors: dict[int, ServiceError] = {}
+    for index, read in each_sequence(request, options, limits):
+        if isinstance(read, ServiceError):
+            errors[index] = read
+        else:
+            sequences[index] = read
+    return sequences, errors
+
+
+def each_sequence(
+    request: pb.ScoreRequest, options: ScoreOptions, limits: Limits
+) -> Iterator[tuple[int, Sequence | ServiceError]]:
+    """`read_sequences` one by one, so that the event loop can go on between two."""
+    prompts: dict[int, Ids | ServiceError] = {}
     seen: dict[str, int] = {}
     for index, completion in enumerate(request.completions):
+        number = completion.prompt
+        if number not in prompts and number < len(request.prompts):
+            try:
+                prompts[number] = read_token_ids(request.prompts[number].ids, f"prompts[{number}].ids", limits)
+            except ServiceError as error:
+                prompts[number] = error
         try:
             if completion.id and completion.id in seen:
                 raise invalid(
                     f"completions[{index}].id",
-                    f"completions[{index}].id is {completion.id!r}, which completions[{seen[completion.id]}] has too: "
-                    "give each its own, or none",
+                    f"completions[{index}].id is {shown(completion.id)}, which completions[{seen[completion.id]}] has "
+                    "too: give each its own, or none",
                 )
             seen[completion.id] = index
-            sequences[index] = _sequence(completion, index, prompts, options, limits)
+            read: Sequence | ServiceError = _sequence(completion, index, prompts, len(request.prompts), options, limits)
         except ServiceError as error:
-            errors[index] = error
-    return sequences, errors
+            read = error
+        yield index, read
 
 
 def _sequence(
     completion: pb.Completion,
     index: int,
-    prompts: list[Ids | ServiceError],
+    prompts: Mapping[int, Ids | ServiceError],
+    count: int,
     options: ScoreOptions,
     limits: Limits,
 ) -> Sequence:
     path = f"completions[{index}]"
-    if completion.prompt >= len(prompts):
+    if completion.prompt >= count:
         raise invalid(
             f"{path}.prompt",
-            f"{path}.prompt is {completion.prompt}, but the request has {len(prompts)} prompts, counted from 0",
+            f"{path}.prompt is {completion.prompt}, but the request has {count} prompts, counted from 0",
         )
     prompt = prompts[completion.prompt]
     if isinstance(prompt, ServiceError):
@@ -238,6 +269,16 @@ def _candidates(completion: pb.Completion, path: str, positions: int, limits: Li
     return ids, counts
 
 
+def check_reply_bytes(size: int, field: str, remedy: str, limits: Limits) -> None:
+    """Raise INVALID_ARGUMENT if a reply could have more than `max_reply_bytes`."""
+    if size > limits.max_reply_bytes:
+        raise invalid(
+            field,
+            f"the reply to {field} may have {size} bytes, and this server sends at most {limits.max_reply_bytes} at a "
+            f"time: {remedy}",
+        )
+
+
 def read_sampling_options(options: pb.GenerateOptions, limits: Limits, eos_ids: Seq[int]) -> SamplingOptions:
     temperature = options.temperature if options.HasField("temperature") else 1.0
     if not (temperature >= 0 and math.isfinite(temperature)):
@@ -247,6 +288,9 @@ def read_sampling_options(options: pb.GenerateOptions, limits: Limits, eos_ids: 
     top_p = options.top_p if options.HasField("top_p") else 1.0
     if not 0 < top_p <= 1:
         raise invalid("options.top_p", f"options.top_p is {top_p:g}: give a value above 0 and at most 1")
+    min_p = options.min_p if options.HasField("min_p") else 0.0
+    if not 0 <= min_p <= 1:
+        raise invalid("options.min_p", f"options.min_p is {min_p:g}: give a value from 0 to 1")
     if options.n > MAX_N:
         raise invalid("options.n", f"options.n is {options.n}: at most {MAX_N} completions a prompt; send it again")
     if not options.max_tokens:
@@ -267,6 +311,7 @@ def read_sampling_options(options: pb.GenerateOptions, limits: Limits, eos_ids: 
         temperature=temperature,
         top_p=top_p,
         top_k=min(options.top_k, limits.vocab_size),
+        min_p=min_p,
         seed=options.seed if options.HasField("seed") else secrets.randbits(64),
         stop_ids=frozenset(options.stop_ids) | frozenset(eos_ids),
         stream_tokens=options.stream_tokens,
@@ -278,6 +323,39 @@ def _check_seed(field: str, seed: int, limits: Limits) -> None:
         raise invalid(
             field, f"{field} is {seed}: the {limits.backend} backend samples without regard to it; leave it out"
         )
+
+
+def read_stop_texts(options: pb.GenerateOptions) -> tuple[str, ...]:
+    if len(options.stop) > MAX_STOP_TEXTS:
+        raise invalid("options.stop", f"options.stop has {len(options.stop)} texts: at most {MAX_STOP_TEXTS} are taken")
+    for index, text in enumerate(options.stop):
+        if not 0 < len(text) <= MAX_STOP_CHARACTERS:
+            field = f"options.stop[{index}]"
+            raise invalid(field, f"{field} has {len(text)} characters: give 1 to {MAX_STOP_CHARACTERS}")
+    return tuple(options.stop)
+
+
+def read_template_variables(options: pb.GenerateOptions, prompts: Seq[pb.GeneratePrompt]) -> dict[str, Any]:
+    """chat_template_kwargs as Python values; whole numbers as int."""
+    field = "options.chat_template_kwargs"
+    size = options.chat_template_kwargs.ByteSize()
+    if size > MAX_VARIABLES_BYTES:
+        raise invalid(field, f"{field} has {size} bytes: at most {MAX_VARIABLES_BYTES} are taken")
+    try:
+        values = MessageToDict(options.chat_template_kwargs)
+    except (SerializeToJsonError, ValueError, RecursionError) as error:
+        raise invalid(field, f"{field} cannot be read: {error}; send finite numbers, and fewer levels") from error
+    if values and not any(prompt.messages for prompt in prompts):
+        raise invalid(field, f"{field} is set, and no prompt has messages to render: leave it out")
+    return {name: _with_integers(value) for name, value in values.items()}
+
+
+def _with_integers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_integers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_integers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def make_prompt(ids: Ids, seed: int | None, index: int, options: SamplingOptions, limits: Limits) -> GeneratePrompt:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from vold_service.keys import Keys, KeysError, describe_new_key
+from vold_service.processes import Processes
 from vold_service.serve import Readiness, run, serve
 from vold_service.settings import ExposureError
 from vold_service.tls import Tls, TlsError
@@ -77,6 +78,10 @@ def serve_command(
         Path | None, typer.Option(help="PEM file of the CA that must have signed callers' certificates")
     ] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="largest request [64 MiB]")] = None,
+    max_json_bytes: Annotated[int | None, typer.Option(help="largest request of JSON [1 MiB]")] = None,
+    max_tenant_bytes: Annotated[
+        int | None, typer.Option(help="bytes of a tenant's requests and replies under way [1 GiB]")
+    ] = None,
     drain_seconds: Annotated[
         float | None, typer.Option(help="seconds that SIGTERM waits for requests in flight [20]")
     ] = None,
@@ -95,7 +100,7 @@ def serve_command(
         settings.check_exposure(keys, tls)
     except (KeysError, TlsError, ExposureError) as error:
         raise typer.BadParameter(str(error)) from None
-    run(lambda: _serve(settings, keys, tls), name="vold-verifier", settings=settings)
+    run(lambda processes: _serve(settings, keys, tls, processes), name="vold-verifier", settings=settings)
 
 
 def _settings(options: dict[str, Any]) -> VerifierSettings:
@@ -116,7 +121,7 @@ def _settings(options: dict[str, Any]) -> VerifierSettings:
     return settings
 
 
-async def _serve(settings: VerifierSettings, keys: Keys, tls: Tls | None) -> None:
+async def _serve(settings: VerifierSettings, keys: Keys, tls: Tls | None, processes: Processes) -> None:
     from vold_service.http import add_status_page
 
     from vold_verifier.engine.engine import Engine
@@ -126,7 +131,7 @@ async def _serve(settings: VerifierSettings, keys: Keys, tls: Tls | None) -> Non
 
     readiness, history = Readiness(lambda: engine.available), create_history()
     try:
-        engine = Engine(settings, readiness.update)
+        engine = Engine(settings, processes, on_change=readiness.update)
     except registry.PluginError as error:
         raise SystemExit(f"error: {error}") from error
     app = create_app(engine, max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys, tls=tls is not None)

@@ -9,6 +9,7 @@ import grpc
 from vold_proto.v1 import quota_pb2, verifier_pb2, verifier_pb2_grpc
 from vold_service.grpc import GrpcServer, abort, parse_call
 from vold_service.keys import Keys
+from vold_service.messages import parse_message
 from vold_service.tls import Tls
 
 from vold_verifier.engine.engine import Engine
@@ -41,24 +42,35 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         except Exception as error:
             await abort(context, error)
 
-    async def VerifyStream(  # noqa: N802
-        self, request_iterator: AsyncIterator[verifier_pb2.VerifyItem], context: "grpc.aio.ServicerContext[Any, Any]"
+    async def VerifyStream(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[bytes], context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[verifier_pb2.VerifyResult]:
         try:
             # The call is parsed again for each item: the key may expire during the stream.
             current_call = partial(parse_call, context)
-            async with aclosing(self.engine.verify_stream(current_call, request_iterator)) as results:
+            async with aclosing(self.engine.verify_stream(current_call, self._items(request_iterator))) as results:
                 async for result in results:
                     yield result
         except Exception as error:
             await abort(context, error)
+
+    async def _items(self, requests: AsyncIterator[bytes]) -> AsyncIterator[verifier_pb2.VerifyItem]:
+        async for data in requests:
+            yield await parse_message(verifier_pb2.VerifyItem, data, self.engine.max_fields)
 
 
 def make_server(
     engine: Engine, *, max_body_bytes: int, keys: Keys, tls: Tls | None, idle_seconds: float = 30.0
 ) -> GrpcServer:
     server = GrpcServer(
-        max_body_bytes=max_body_bytes, services=[SERVICE], keys=keys, tls=tls, idle_seconds=idle_seconds
+        max_body_bytes=max_body_bytes,
+        services=[SERVICE],
+        quotas=engine.quotas,
+        placed=frozenset({"Verify"}),
+        max_fields=engine.max_fields,
+        keys=keys,
+        tls=tls,
+        idle_seconds=idle_seconds,
     )
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(VerifierServicer(engine), server.server)
     return server

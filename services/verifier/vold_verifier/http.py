@@ -2,25 +2,36 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
 from google.protobuf.message import Message
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from vold_proto.v1 import verifier_pb2
-from vold_service.errors import Code, invalid
+from vold_service.call import Call
+from vold_service.errors import MAX_NAME, Code, invalid
 from vold_service.http import (
     PROTOBUF,
+    admit_call,
     cancel_on_disconnect,
     make_app,
     parse_call,
     quota_response,
+    read_json,
     read_protobuf,
+    sent_protobuf,
+    sized_response,
     wants_protobuf,
 )
 from vold_service.keys import Keys
 
 from vold_verifier.engine.engine import Engine
+
+INLINE_JSON_BYTES = 8192
+"""A larger body is parsed by another process."""
+
+INLINE_ITEMS = 64
+"""Results that are written as JSON on the event loop; more are by another process."""
 
 
 class ItemModel(BaseModel):
@@ -53,7 +64,7 @@ class RequestModel(BaseModel):
 
     request_id: str = ""
     run_id: str = ""
-    items: list[ItemModel]
+    items: Annotated[list[ItemModel], FailFast()]
 
 
 class StatusModel(BaseModel):
@@ -111,7 +122,14 @@ class ListModel(BaseModel):
 def create_app(
     engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool], keys: Keys, tls: bool = False
 ) -> FastAPI:
-    app = make_app("vold verifier", max_body_bytes=max_body_bytes, ready=ready, keys=keys, tls=tls)
+    app = make_app(
+        "vold verifier",
+        max_body_bytes=max_body_bytes,
+        max_json_bytes=engine.settings.max_json_bytes,
+        ready=ready,
+        keys=keys,
+        tls=tls,
+    )
 
     @app.get("/v1/verifiers", response_model=ListModel, tags=["verifier"])
     async def list_verifiers(request: Request) -> Response:
@@ -131,24 +149,43 @@ def create_app(
     @app.post("/v1/verify", response_model=ReplyModel, openapi_extra={"requestBody": body}, tags=["verifier"])
     async def verify(request: Request) -> Response:
         """A result for every item, in order. A bad item carries its own error and does not lose the others."""
-        call = parse_call(request)
-        message = await _read_request(request)
+        call = admit_call(request, engine.quotas)
+        message = await _read_request(request, call, engine)
         call = call.with_ids(message.request_id, message.run_id)
         reply = await cancel_on_disconnect(request, engine.verify(call, message.items))
-        return _reply(request, reply, _reply_json)
+        if wants_protobuf(request):
+            return sized_response([reply.SerializeToString()], PROTOBUF)
+        if len(reply.results) <= INLINE_ITEMS:
+            return sized_response([_reply_json(reply)], "application/json")
+        packed = reply.SerializeToString()
+        body = await engine.processes.run(_packed_reply_json, packed, tenant=call.tenant.name)
+        return sized_response([body], "application/json")
 
     return app
 
 
-async def _read_request(request: Request) -> verifier_pb2.VerifyRequest:
-    if request.headers.get("content-type", "").startswith(PROTOBUF):
-        return await read_protobuf(request, verifier_pb2.VerifyRequest)
+async def _read_request(request: Request, call: Call, engine: Engine) -> verifier_pb2.VerifyRequest:
+    if sent_protobuf(request):
+        return await read_protobuf(request, call, verifier_pb2.VerifyRequest, engine.max_fields)
+    body = await read_json(request, call)
+    if len(body) <= INLINE_JSON_BYTES:
+        return _parse_json(body)
+    packed = await engine.processes.run(_pack_json, body, tenant=call.tenant.name)
+    return verifier_pb2.VerifyRequest.FromString(packed)
+
+
+def _pack_json(body: bytes | bytearray) -> bytes:
+    return _parse_json(body).SerializeToString()
+
+
+def _parse_json(body: bytes | bytearray) -> verifier_pb2.VerifyRequest:
     try:
-        model = RequestModel.model_validate_json(await request.body())
+        model = RequestModel.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-        raise invalid(field or "body", f"{field or 'body'}: {first['msg']}") from None
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+        field = path.lstrip(".")[:MAX_NAME]
+        raise invalid(field or "body", f"{field or 'body'}: {first['msg'][:MAX_NAME]}") from None
     return verifier_pb2.VerifyRequest(
         request_id=model.request_id, run_id=model.run_id, items=[item.to_message() for item in model.items]
     )
@@ -177,12 +214,17 @@ def _verifiers_json(reply: verifier_pb2.ListVerifiersReply) -> dict[str, Any]:
     }
 
 
-def _reply_json(reply: verifier_pb2.VerifyReply) -> dict[str, Any]:
-    return {
+def _packed_reply_json(packed: bytes) -> bytes:
+    return _reply_json(verifier_pb2.VerifyReply.FromString(packed))
+
+
+def _reply_json(reply: verifier_pb2.VerifyReply) -> bytes:
+    body = {
         "request_id": reply.request_id,
         "results": [_result_json(result) for result in reply.results],
         "server_version": reply.server_version,
     }
+    return json.dumps(body, ensure_ascii=False).encode()
 
 
 def _result_json(result: verifier_pb2.VerifyResult) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from vold_proto.v1 import teacher_pb2 as pb
 from vold_proto.v1 import teacher_pb2_grpc, verifier_pb2
 from vold_service.http import make_app
 from vold_service.keys import Keys, digest_of
+from vold_service.processes import Processes
 from vold_teacher.cli import app as teacher_cli
 from vold_teacher.http import add_routes
 from vold_teacher.server import make_teacher
@@ -212,7 +213,7 @@ def check_routes(service: Service, app) -> None:
 
 def test_every_route_of_the_teacher_is_guarded(teacher, folder):
     app = make_app("teacher", max_body_bytes=1024, ready=lambda: True, keys=Keys())
-    add_routes(app, make_teacher(TeacherSettings(model=folder)))
+    add_routes(app, make_teacher(TeacherSettings(model=folder), Processes()))
     check_routes(teacher, app)
 
 

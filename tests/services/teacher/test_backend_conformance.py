@@ -26,7 +26,7 @@ from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.errors import ServiceError
 from vold_teacher.backends.decoding import DecoderLimits
 from vold_teacher.backends.torch import TorchBackend
-from vold_teacher.types import GeneratePrompt, SamplingOptions, ScoreOptions, Sequence
+from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, ScoreOptions, Sequence
 from vold_teacher.validation import Limits, read_sampling_options, read_score_options, read_sequences
 
 TOLERANCE = 1e-4  # float32 everywhere; vLLM's own kernels differ by up to 4e-5
@@ -371,6 +371,29 @@ def test_greedy_generation_is_that_of_transformers(backend, reference):
         assert ids.tolist() == greedy(reference, prompt, 12)
         assert chunks[index, 0][-1].finish_reason == "length"
         assert_scored_alike(reference, prompt, ids, logprobs)
+
+
+def test_min_p_of_1_leaves_the_most_likely_token_alone(backend, reference):
+    prompt = rng_ids(60, 5)
+    (chunks,) = run(backend, SamplingOptions(max_tokens=6, temperature=1.9, min_p=1.0, seed=5), prompt).values()
+    assert joined(chunks)[0].tolist() == greedy(reference, prompt, 6)
+
+
+def test_a_completion_that_its_caller_ends_leaves_and_the_others_go_on(backend):
+    decoder = backend.decoder()
+    options = SamplingOptions(max_tokens=30, n=3, temperature=1.0, seed=6, stream_tokens=True)
+    decoder.add(0, [GeneratePrompt(rng_ids(60, 5), 0, 30)], options, 0)
+    chunks: list[GenerateChunk] = []
+    while not any(chunk.index == 1 for chunk in chunks):
+        chunks += [chunk for _, chunk in decoder.advance(0.1)]
+    decoder.end(0, 0, 1)
+    later: list[GenerateChunk] = []
+    while decoder.busy:
+        later += [chunk for _, chunk in decoder.advance(0.1)]
+    assert not any(chunk.index == 1 for chunk in later)
+    for index in (0, 2):
+        assert sum(len(chunk.ids) for chunk in [*chunks, *later] if chunk.index == index) <= 30
+        assert [chunk.finish_reason for chunk in [*chunks, *later] if chunk.index == index][-1] is not None
 
 
 def test_a_stop_id_ends_a_completion_and_is_part_of_it(backend, reference):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai_fixtures import save_tokenizer
-from vold_teacher.openai.text import Detokenizer, StopTexts
+from vold_teacher.detokenizer import Detokenizer, StopTexts
 from vold_teacher.tokenizer import Tokenizer
 
 

@@ -75,10 +75,11 @@ def test_no_tensor_of_tokens_by_vocabulary_exists(tmp_path):
     assert largest.elements < tokens * vocab / 10
 
 
-def keep_by_definition(logits: np.ndarray, temperature: float, top_p: float, top_k: int) -> np.ndarray:
-    """The distribution of one row after temperature, top-k and top-p, computed the plain way."""
+def keep_by_definition(logits: np.ndarray, temperature: float, top_p: float, top_k: int, min_p: float) -> np.ndarray:
+    """The distribution of one row after temperature, min-p, top-k and top-p, computed the plain way."""
     probabilities = np.exp(logits / temperature - np.max(logits / temperature))
     order = np.argsort(-probabilities, kind="stable")[: top_k or len(logits)]
+    order = order[probabilities[order] >= min_p * probabilities.max()]
     kept = np.zeros_like(probabilities)
     kept[order] = probabilities[order] / probabilities[order].sum()
     reached = 0.0
@@ -95,10 +96,11 @@ def keep_by_definition(logits: np.ndarray, temperature: float, top_p: float, top
     temperature=st.sampled_from([0.5, 1.0, 1.7]),
     top_p=st.sampled_from([0.1, 0.5, 0.87, 1.0]),
     top_k=st.sampled_from([0, 1, 3, 50]),
+    min_p=st.sampled_from([0.0, 0.05, 0.4, 1.0]),
 )
-def test_sampling_inverts_the_distribution_that_its_options_define(logits, temperature, top_p, top_k):
+def test_sampling_inverts_the_distribution_that_its_options_define(logits, temperature, top_p, top_k, min_p):
     row = np.array(logits) / 10
-    expected = keep_by_definition(row, temperature, top_p, top_k)
+    expected = keep_by_definition(row, temperature, top_p, top_k, min_p)
     samples = 400
     ids, logprobs = sample_tokens(
         torch.tensor(row, dtype=torch.float32).expand(samples, -1),
@@ -106,6 +108,7 @@ def test_sampling_inverts_the_distribution_that_its_options_define(logits, tempe
         torch.full((samples,), temperature),
         torch.full((samples,), top_p),
         torch.full((samples,), top_k),
+        torch.full((samples,), min_p),
     )
     # Evenly spaced numbers hit every token as often as its probability says, to within one at either edge.
     np.testing.assert_allclose(np.bincount(ids, minlength=len(row)) / samples, expected, atol=2.5 / samples)

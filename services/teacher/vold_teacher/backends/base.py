@@ -37,7 +37,7 @@ class Capabilities:
 class ModelInfo:
     """A loaded model. vocab_size: rows of the output head. max_sequence: prompt and completion tokens together.
 
-    layout: how the backend runs a batch.
+    hidden_size: of the hidden states, where the backend gives them. layout: how the backend runs a batch.
     max_in_flight: batches that it takes at the same time; more than 1 if it batches itself or waits for other engines.
     """
 
@@ -48,6 +48,7 @@ class ModelInfo:
     eos_ids: tuple[int, ...]
     weights_fingerprint: str
     capabilities: Capabilities
+    hidden_size: int = 0
     layout: Layout = Layout.SEPARATE
     max_in_flight: int = 1
 
@@ -79,6 +80,9 @@ class Decoder(Protocol):
 
     def cancel(self, request: int) -> None:
         """Cancel a request: its waiting prompts at once, its running rows before the next step."""
+
+    def end(self, request: int, prompt: int, index: int) -> None:
+        """End one running completion before the next step: no further chunk of it is needed."""
 
     def advance(self, seconds: float) -> Seq[tuple[int, GenerateChunk | ServiceError]]:
         """Decode for about `seconds`, at least one step. Returns (request, chunk) for each new chunk.

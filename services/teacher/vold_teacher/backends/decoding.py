@@ -81,6 +81,7 @@ ROW_STATE = np.dtype(
         ("temperature", np.float32),
         ("top_p", np.float32),
         ("top_k", np.int64),
+        ("min_p", np.float32),
     ]
 )
 
@@ -143,6 +144,12 @@ class TorchDecoder:
         self._waiting.pop(request, None)
         for slot, row in enumerate(self._rows):
             if row is not None and row.request == request:
+                self._rows[slot] = None
+                self._state["live"][slot] = False
+
+    def end(self, request: int, prompt: int, index: int) -> None:
+        for slot, row in enumerate(self._rows):
+            if row is not None and (row.request, row.prompt.index, row.index) == (request, prompt, index):
                 self._rows[slot] = None
                 self._state["live"][slot] = False
 
@@ -319,6 +326,7 @@ class TorchDecoder:
                 self._tensor(self._state["temperature"][slots]),
                 self._tensor(self._state["top_p"][slots]),
                 self._tensor(self._state["top_k"][slots]),
+                self._tensor(self._state["min_p"][slots]),
             )
             steps = self._state["steps"][slots]
             self._state["last_id"][slots] = ids.cpu().numpy()
@@ -400,6 +408,7 @@ class TorchDecoder:
                 options.temperature,
                 options.top_p,
                 options.top_k,
+                options.min_p,
             )
 
     def _tensor(self, array: np.ndarray) -> Tensor:

@@ -69,12 +69,12 @@ class LoopDecoder:
         self._complete = complete
         self._max_rows = max_rows
         self._order = itertools.count()
-        # Unfinished completions by request; only the caller's thread reads and writes it.
-        self._unfinished: dict[int, int] = {}
+        # Unfinished completions, as (prompt, index), by request; only the caller's thread reads and writes it.
+        self._unfinished: dict[int, set[tuple[int, int]]] = {}
         self._results: queue.SimpleQueue[tuple[int, GenerateChunk | ServiceError, int]] = queue.SimpleQueue()
         # Only the loop's thread reads and writes these.
         self._waiting: list[tuple[int, int, int, GeneratePrompt, int, SamplingOptions]] = []
-        self._running: dict[asyncio.Task[None], int] = {}
+        self._running: dict[asyncio.Task[None], tuple[int, int, int]] = {}  # (request, prompt, index)
         self.computed_tokens = 0
 
     @property
@@ -82,7 +82,7 @@ class LoopDecoder:
         return bool(self._unfinished)
 
     def add(self, request: int, prompts: Seq[GeneratePrompt], options: SamplingOptions, priority: int) -> None:
-        self._unfinished[request] = len(prompts) * options.n
+        self._unfinished[request] = {(prompt.index, index) for prompt in prompts for index in range(options.n)}
         rows = [
             (-priority, next(self._order), request, prompt, index, options)
             for prompt in prompts
@@ -94,6 +94,10 @@ class LoopDecoder:
         self._unfinished.pop(request, None)
         self._thread.loop.call_soon_threadsafe(self._cancel_tasks, request)
 
+    def end(self, request: int, prompt: int, index: int) -> None:
+        self._close(request, prompt, index)
+        self._thread.loop.call_soon_threadsafe(self._end_task, request, prompt, index)
+
     def advance(self, seconds: float) -> list[tuple[int, GenerateChunk | ServiceError]]:
         """New chunks, after waiting up to `seconds` for the first."""
         chunks: list[tuple[int, GenerateChunk | ServiceError]] = []
@@ -104,17 +108,22 @@ class LoopDecoder:
             except queue.Empty:
                 break
             self.computed_tokens += computed
-            if request not in self._unfinished:
-                continue  # the request was cancelled
+            unfinished = self._unfinished.get(request, ())
+            if not unfinished or (isinstance(chunk, GenerateChunk) and (chunk.prompt, chunk.index) not in unfinished):
+                continue  # the request was cancelled, or the completion ended
             wait = False
             chunks.append((request, chunk))
             if isinstance(chunk, ServiceError):
                 self.cancel(request)
             elif chunk.finish_reason is not None:
-                self._unfinished[request] -= 1
-                if not self._unfinished[request]:
-                    del self._unfinished[request]
+                self._close(request, chunk.prompt, chunk.index)
         return chunks
+
+    def _close(self, request: int, prompt: int, index: int) -> None:
+        if unfinished := self._unfinished.get(request):
+            unfinished.discard((prompt, index))
+            if not unfinished:
+                del self._unfinished[request]
 
     def _admit(self, rows: Seq[tuple[int, int, int, GeneratePrompt, int, SamplingOptions]] = ()) -> None:
         for row in rows:
@@ -122,7 +131,7 @@ class LoopDecoder:
         while self._waiting and len(self._running) < self._max_rows:
             priority, _, request, prompt, index, options = heapq.heappop(self._waiting)
             task = self._thread.loop.create_task(self._run_completion(request, prompt, index, options, -priority))
-            self._running[task] = request
+            self._running[task] = (request, prompt.index, index)
             task.add_done_callback(self._on_end)
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
@@ -133,7 +142,12 @@ class LoopDecoder:
         self._waiting = [row for row in self._waiting if row[2] != request]
         heapq.heapify(self._waiting)
         for task, running in self._running.items():
-            if running == request:
+            if running[0] == request:
+                task.cancel()
+
+    def _end_task(self, request: int, prompt: int, index: int) -> None:
+        for task, running in self._running.items():
+            if running == (request, prompt, index):
                 task.cancel()
 
     async def _run_completion(

@@ -133,6 +133,7 @@ class TorchBackend:
             eos_ids=eos_ids(path, config.eos_token_id),
             weights_fingerprint=weights_fingerprint(path),
             capabilities=Capabilities(generate=cacheable, ranks=True),
+            hidden_size=self.model.get_output_embeddings().weight.shape[1],
             layout=Layout.PACKED if packs else self._padded_layout,
         )
 

@@ -252,6 +252,7 @@ class VllmBackend:
             temperature=options.temperature,
             top_p=options.top_p,
             top_k=options.top_k,
+            min_p=options.min_p,
             seed=completion_seed(prompt, index, options),
             stop_token_ids=sorted(options.stop_ids),
             ignore_eos=True,  # stop_ids has every id that ends a completion

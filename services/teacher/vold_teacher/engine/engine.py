@@ -86,11 +86,22 @@ class Engine:
             self._request_ended.set()
 
     async def generate(
-        self, prompts: Seq[GeneratePrompt], options: SamplingOptions, *, call: Call, priority: int = 0
+        self,
+        prompts: Seq[GeneratePrompt],
+        options: SamplingOptions,
+        *,
+        call: Call,
+        priority: int = 0,
+        cut: Callable[[GenerateChunk], int | None] | None = None,
     ) -> AsyncGenerator[GenerateChunk, None]:
-        """Chunks as completions finish. When the iterator is closed, its rows leave before the next decode step."""
+        """Chunks as completions finish. When the iterator is closed, its rows leave before the next decode step.
+
+        cut: see Generator.generate.
+        """
         try:
-            async with aclosing(self._generator.generate(prompts, options, call=call, priority=priority)) as chunks:
+            async with aclosing(
+                self._generator.generate(prompts, options, call=call, priority=priority, cut=cut)
+            ) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:

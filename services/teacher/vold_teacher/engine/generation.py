@@ -4,11 +4,12 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from vold_proto.v1 import status_pb2
 from vold_service.call import Call
 from vold_service.errors import ServiceError, deadline_exceeded, internal
 
@@ -23,15 +24,26 @@ SLICE_SECONDS = 0.05
 """How long decoding may hold the device while scoring waits; also the longest that a cancelled request decodes on."""
 
 
+MAX_UNREAD_BYTES = 64 << 20
+"""Bytes of a request's chunks that wait for their reader."""
+
+CHUNK_BYTES = 500
+"""Of a chunk besides its arrays."""
+
+
 @dataclass(slots=True, eq=False)
 class _GenerateJob:
-    """A Generate request under way. unfinished: completions still to come."""
+    """A Generate request under way. unfinished: completions still to come. unread: bytes of its events that wait to be
+    read. ended: completions that its caller has ended, as (prompt, index).
+    """
 
     number: int
     call: Call
     tokens: int
     unfinished: int
     events: asyncio.Queue[GenerateChunk | ServiceError] = field(default_factory=asyncio.Queue)
+    unread: int = 0
+    ended: set[tuple[int, int]] = field(default_factory=set)
 
 
 class Generator:
@@ -46,14 +58,24 @@ class Generator:
         self._decoder: Decoder = backend.decoder()
         self._to_add: list[tuple[int, Seq[GeneratePrompt], SamplingOptions, int]] = []
         self._to_cancel: list[int] = []
+        self._to_end: list[tuple[int, int, int]] = []
         self._numbers = itertools.count()
         self._has_work = asyncio.Event()
         self._tokens_per_second = 1000.0
 
     async def generate(
-        self, prompts: Seq[GeneratePrompt], options: SamplingOptions, *, call: Call, priority: int = 0
+        self,
+        prompts: Seq[GeneratePrompt],
+        options: SamplingOptions,
+        *,
+        call: Call,
+        priority: int = 0,
+        cut: Callable[[GenerateChunk], int | None] | None = None,
     ) -> AsyncGenerator[GenerateChunk, None]:
-        """Chunks as completions finish. When the iterator is closed, its rows leave before the next decode step."""
+        """Chunks as completions finish. When the iterator is closed, its rows leave before the next decode step.
+
+        cut: returns how many tokens of a chunk are its completion's last, or None if the completion goes on.
+        """
         if call.expired:
             raise deadline_exceeded()
         waiting = sum(job.tokens for job in self.jobs.values())
@@ -73,6 +95,14 @@ class Generator:
                 event = await asyncio.wait_for(job.events.get(), call.remaining())
                 if isinstance(event, ServiceError):
                     raise event
+                job.unread -= _size(event)
+                if (event.prompt, event.index) in job.ended:
+                    continue
+                if cut is not None and (kept := cut(event)) is not None:
+                    if event.finish_reason is None:
+                        job.ended.add((event.prompt, event.index))
+                        self._to_end.append((job.number, event.prompt, event.index))
+                    event = replace(event, ids=event.ids[:kept], logprobs=event.logprobs[:kept], finish_reason="stop")
                 job.unfinished -= event.finish_reason is not None
                 sampled += len(event.ids)
                 yield event
@@ -100,6 +130,9 @@ class Generator:
         for number in self._to_cancel:
             self._decoder.cancel(number)
         self._to_cancel.clear()
+        for number, prompt, index in self._to_end:
+            self._decoder.end(number, prompt, index)
+        self._to_end.clear()
         for number, prompts, options, priority in self._to_add:
             if number in self.jobs:
                 self._decoder.add(number, prompts, options, priority)
@@ -124,5 +157,25 @@ class Generator:
             if isinstance(chunk, GenerateChunk):
                 metrics.GENERATED_TOKENS.inc(len(chunk.ids))
             if running := self.jobs.get(number):
-                running.events.put_nowait(chunk)
+                self._deliver(running, chunk)
         return True
+
+    def _deliver(self, job: _GenerateJob, chunk: GenerateChunk | ServiceError) -> None:
+        """Hand a chunk to the request's reader; a request whose chunks nobody reads ends."""
+        if isinstance(chunk, GenerateChunk):
+            job.unread += _size(chunk)
+            if job.unread > MAX_UNREAD_BYTES:
+                chunk = ServiceError(
+                    status_pb2.RESOURCE_EXHAUSTED,
+                    f"{job.unread} bytes of this request's completions wait to be read, over the limit of "
+                    f"{MAX_UNREAD_BYTES}: read faster, or ask for fewer completions at a time",
+                )
+                self._to_cancel.append(job.number)
+                # What waits is not read either: the error is the next event.
+                job.events = asyncio.Queue()
+        job.events.put_nowait(chunk)
+
+
+def _size(chunk: GenerateChunk) -> int:
+    """Bytes of memory, approximately."""
+    return CHUNK_BYTES + chunk.ids.nbytes + chunk.logprobs.nbytes

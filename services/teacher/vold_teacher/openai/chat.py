@@ -1,21 +1,67 @@
 """/v1/chat/completions: completes a conversation."""
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Self
 
 from vold_service.call import Call
 from vold_service.errors import invalid
 
+from vold_teacher.openai.choices import write_reply
 from vold_teacher.openai.completions import usage_json
 from vold_teacher.openai.generation import Delta, generate, generate_all
 from vold_teacher.openai.prompts import Prompt, read_messages
 from vold_teacher.openai.schemas import ChatRequest
-from vold_teacher.openai.scoring import TokenScores, chat_logprobs, check_reply_size, check_top_k, score_completions
+from vold_teacher.openai.scoring import (
+    ID_BYTES,
+    TokenScores,
+    chat_logprobs,
+    check_reply_size,
+    check_top_k,
+    score_completions,
+)
 from vold_teacher.service import LoadedModel, Teacher
+from vold_teacher.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ChatWriter:
+    """Writes choices. top_k: most likely ids of each logprobs entry; None: no logprobs. Another process may use it."""
+
+    top_k: int | None
+    return_token_ids: bool
+    return_tokens_as_token_ids: bool
+
+    def choice(self, tokenizer: Tokenizer, delta: Delta, scores: TokenScores | None) -> dict[str, Any]:
+        """The JSON of a choice without its message. scores: None if the choice has no tokens yet."""
+        logprobs = None
+        if self.top_k is not None and scores is not None:
+            logprobs = chat_logprobs(scores, self.top_k, tokenizer, as_ids=self.return_tokens_as_token_ids)
+        return {
+            "index": delta.choice,
+            "logprobs": logprobs,
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+            "token_ids": delta.ids if self.return_token_ids else None,
+        }
+
+    def whole_choice(self, tokenizer: Tokenizer, delta: Delta, scores: TokenScores) -> dict[str, Any]:
+        message = {"role": "assistant", "content": delta.text, "refusal": None}
+        return {**self.choice(tokenizer, delta, scores), "message": message}
+
+
+def write_chat(
+    tokenizer: Tokenizer,
+    writer: ChatWriter,
+    rest: dict[str, Any],
+    choices: Sequence[Delta],
+    scores: Sequence[TokenScores],
+) -> bytes:
+    """The reply of /v1/chat/completions. rest: the reply without its choices."""
+    return write_reply(rest, map(writer.whole_choice, repeat(tokenizer), choices, scores))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,11 +90,15 @@ class ChatReply:
             raise invalid(
                 "top_logprobs", f"top_logprobs is {top_k}, which no stream carries: set stream to false, or it to 0"
             )
-        prompt = await asyncio.to_thread(read_messages, request.messages, model)
+        limit = request.max_completion_tokens or request.max_tokens or 0
+        completion = request.n * min(limit, model.limits.max_sequence)
+        prompt = await read_messages(
+            request.messages, model, call, completion=completion, variables=request.chat_template_kwargs
+        )
         reply = cls(teacher, request, call, model, prompt, top_k)
         if top_k:
             what = f"{request.n} choices of up to {reply.max_tokens} tokens with {top_k + 1} ids each"
-            check_reply_size(request.n * reply.max_tokens * (top_k + 1), "top_logprobs", what)
+            check_reply_size(request.n * reply.max_tokens * (top_k + 1), "top_logprobs", what, model)
         return reply
 
     @property
@@ -60,8 +110,8 @@ class ChatReply:
             or self.model.limits.max_sequence - len(self.prompt.ids)
         )
 
-    async def body(self) -> dict[str, Any]:
-        """The whole reply."""
+    async def body(self) -> bytes:
+        """The whole reply, as JSON."""
         choices = await generate_all(
             self.teacher, [self.prompt], self.request, self.max_tokens, model=self.model, offsets=False, call=self.call
         )
@@ -75,18 +125,21 @@ class ChatReply:
                 priority=self.request.wire_priority,
                 call=self.call,
             )
-        choices_json = [
-            {
-                **self._choice(delta, choice_scores),
-                "message": {"role": "assistant", "content": delta.text, "refusal": None},
-            }
-            for delta, choice_scores in zip(choices, scores, strict=True)
-        ]
         tokens = sum(len(choice.ids) for choice in choices)
-        return self._reply("chat.completion", choices_json) | {
+        rest = self._reply("chat.completion", []) | {
             "usage": usage_json(len(self.prompt.ids), tokens),
             "prompt_token_ids": self.prompt.ids.tolist() if self.request.return_token_ids else None,
         }
+        del rest["choices"]
+        return await self.model.texts.run(
+            write_chat,
+            self.writer,
+            rest,
+            choices,
+            scores,
+            size=tokens * (2 + (self.top_k or 0)) * ID_BYTES,
+            tenant=self.call.tenant.name,
+        )
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a streamed reply. The first chunk of each choice has its role."""
@@ -109,18 +162,11 @@ class ChatReply:
             yield self._chunk([]) | {"usage": usage_json(len(self.prompt.ids), tokens)}
 
     def _choice(self, delta: Delta, scores: TokenScores | None) -> dict[str, Any]:
-        """The JSON of a choice without its message. scores: None if the choice has no tokens yet."""
-        logprobs = None
-        if self.top_k is not None and scores is not None:
-            as_ids = self.request.return_tokens_as_token_ids
-            logprobs = chat_logprobs(scores, self.top_k, self.model.tokenizer, as_ids=as_ids)
-        return {
-            "index": delta.choice,
-            "logprobs": logprobs,
-            "finish_reason": delta.finish_reason,
-            "stop_reason": delta.stop_reason,
-            "token_ids": delta.ids if self.request.return_token_ids else None,
-        }
+        return self.writer.choice(self.model.tokenizer, delta, scores)
+
+    @property
+    def writer(self) -> "ChatWriter":
+        return ChatWriter(self.top_k, self.request.return_token_ids, self.request.return_tokens_as_token_ids)
 
     def _chunk(self, choices: list[dict[str, Any]], *, first: bool = False) -> dict[str, Any]:
         with_ids = first and self.request.return_token_ids

@@ -4,21 +4,20 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any, Self
 
 from vold_service.call import Call
 from vold_service.errors import invalid
 
+from vold_teacher.openai.choices import CompletionWriter, write_completions
 from vold_teacher.openai.generation import ChoiceReader, Delta, generate, generate_all
 from vold_teacher.openai.prompts import Prompt, read_prompts
 from vold_teacher.openai.schemas import CompletionRequest
 from vold_teacher.openai.scoring import (
-    LegacyLogprobs,
+    ID_BYTES,
     TokenScores,
     check_reply_size,
     check_top_k,
-    prompt_logprobs,
     score_completions,
     score_prompts,
 )
@@ -73,7 +72,12 @@ class CompletionsReply:
             if request.echo and top_k is not None:
                 raise invalid("logprobs", "logprobs of an echoed prompt are in no stream: set stream to false")
         prompts = await read_prompts(
-            request.prompt, model, special=request.add_special_tokens, room=min(request.max_tokens, 1)
+            request.prompt,
+            model,
+            special=request.add_special_tokens,
+            room=min(request.max_tokens, 1),
+            completion=request.n * min(request.max_tokens, model.limits.max_sequence),
+            call=call,
         )
         reply = cls(teacher, request, call, model, prompts, prompt_top_k, top_k)
         reply.check_size()
@@ -82,20 +86,17 @@ class CompletionsReply:
     def check_size(self) -> None:
         """Raise INVALID_ARGUMENT if the reply would be too large. Every choice repeats its prompt's logprobs."""
         request = self.request
-        ids = 0 if self.prompt_top_k is None else self.prompt_top_k + 1
-        if request.echo:
-            ids += 1 if self.top_k is None else self.top_k + 1
+        ids = self._prompt_ids()
         tokens = sum(len(prompt.ids) for prompt in self.prompts)
-        check_reply_size(
-            request.n * tokens * ids, "prompt", f"{request.n} choices of {tokens} prompt tokens with {ids} ids each"
-        )
+        what = f"{request.n} choices of {tokens} prompt tokens with {ids} ids each"
+        check_reply_size(request.n * tokens * ids, "prompt", what, self.model)
         if self.top_k:
             choices = request.n * len(self.prompts)
             what = f"{choices} choices of up to {request.max_tokens} tokens with {self.top_k + 1} ids each"
-            check_reply_size(choices * request.max_tokens * (self.top_k + 1), "logprobs", what)
+            check_reply_size(choices * request.max_tokens * (self.top_k + 1), "logprobs", what, self.model)
 
-    async def body(self) -> dict[str, Any]:
-        """The whole reply."""
+    async def body(self) -> bytes:
+        """The whole reply, as JSON."""
         prompt_scores, next_scores = await self._score_prompts()
         if next_scores:
             scores = [next_scores[index // self.request.n] for index in range(len(self.prompts) * self.request.n)]
@@ -114,7 +115,18 @@ class CompletionsReply:
         else:
             choices = [Delta(choice, finish_reason="length") for choice in range(len(self.prompts) * self.request.n)]
             scores = [choice.scores for choice in choices]
-        return self._reply(prompt_scores, choices, scores)
+        rest = self._chunk([]) | {"usage": self._usage(sum(len(choice.ids) for choice in choices))}
+        del rest["choices"]
+        return await self.model.texts.run(
+            write_completions,
+            self.writer,
+            rest,
+            choices,
+            scores,
+            prompt_scores,
+            size=self._reply_ids(choices) * ID_BYTES,
+            tenant=self.call.tenant.name,
+        )
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a streamed reply."""
@@ -123,8 +135,8 @@ class CompletionsReply:
         finish_reason = None if self.request.max_tokens else "length"
         if self.request.echo:
             for choice in range(count):
-                text = self._echo(self.prompts[choice // self.request.n])
-                yield self._chunk([self._choice(choice, text, finish_reason=finish_reason)])
+                text = self.writer.echo(self.model.tokenizer, self.prompts[choice // self.request.n])
+                yield self._chunk([self.writer.choice(choice, text, finish_reason=finish_reason)])
         if self.request.max_tokens:
             deltas = generate(
                 self.teacher,
@@ -139,7 +151,8 @@ class CompletionsReply:
             async with aclosing(deltas):
                 async for delta in deltas:
                     tokens += len(delta.ids)
-                    if choice_json := self._streamed_choice(delta, first=delta.choice not in begun):
+                    first = delta.choice not in begun
+                    if choice_json := self.writer.streamed_choice(self.model.tokenizer, delta, first=first):
                         begun.add(delta.choice)
                         yield self._chunk([choice_json])
         if self.request.stream_options.include_usage:
@@ -192,88 +205,21 @@ class CompletionsReply:
             call=self.call,
         )
 
-    def _reply(
-        self, prompt_scores: list[TokenScores], choices: list[Delta], scores: list[TokenScores]
-    ) -> dict[str, Any]:
-        """The reply. Its `choices` are an iterator, so that they are never in memory all at once."""
-        return self._chunk(map(self._whole_choice, choices, scores, repeat(prompt_scores))) | {
-            "usage": self._usage(sum(len(choice.ids) for choice in choices))
-        }
+    @property
+    def writer(self) -> CompletionWriter:
+        return CompletionWriter(self.request, self.prompts, self.prompt_top_k, self.top_k)
 
-    def _whole_choice(self, delta: Delta, scores: TokenScores, prompt_scores: list[TokenScores]) -> dict[str, Any]:
-        """The JSON of a whole choice."""
-        number = delta.choice // self.request.n
-        prompt = self.prompts[number]
-        text = self._echo(prompt) if self.request.echo else ""
-        logprobs = None
-        if self.top_k is not None:
-            logprobs = self._logprobs(prompt, prompt_scores[number] if self.request.echo else None, delta, scores)
-        return self._choice(
-            delta.choice,
-            text + delta.text,
-            logprobs=logprobs,
-            finish_reason=delta.finish_reason,
-            stop_reason=delta.stop_reason,
-            token_ids=delta.ids,
-            prompt_token_ids=prompt.ids.tolist(),
-        ) | {
-            "prompt_logprobs": None
-            if self.prompt_top_k is None
-            else prompt_logprobs(prompt_scores[number], self.prompt_top_k, self.model.tokenizer)
-        }
+    def _reply_ids(self, choices: Sequence[Delta]) -> int:
+        """The ids that the reply shows, with or without a log-probability."""
+        shown = self._prompt_ids() * sum(len(prompt.ids) for prompt in self.prompts) * self.request.n
+        return shown + (2 + (self.top_k or 0)) * sum(len(choice.ids) for choice in choices)
 
-    def _logprobs(
-        self, prompt: Prompt, prompt_scores: TokenScores | None, delta: Delta, scores: TokenScores
-    ) -> dict[str, list[Any]]:
-        assert self.top_k is not None
-        logprobs = LegacyLogprobs(self.top_k, self.model.tokenizer, as_ids=self.request.return_tokens_as_token_ids)
-        offset = 0
-        if prompt_scores is not None:
-            logprobs.add_first(int(prompt.ids[0]))
-            logprobs.add_scores(prompt_scores)
-            logprobs.add_offsets(prompt.ids, special=prompt.text is None)
-            offset = len(self._echo(prompt))
-        logprobs.add_scores(scores)
-        logprobs.json["text_offset"] += [offset + delta_offset for delta_offset in delta.offsets]
-        return logprobs.json
-
-    def _streamed_choice(self, delta: Delta, *, first: bool) -> dict[str, Any] | None:
-        """The JSON of a choice in a chunk; None if the chunk would be empty."""
-        shows_tokens = self.top_k is not None or self.request.return_token_ids
-        if not (delta.text or delta.finish_reason or shows_tokens):
-            return None
-        prompt = self.prompts[delta.choice // self.request.n]
-        return self._choice(
-            delta.choice,
-            delta.text,
-            logprobs=None if self.top_k is None else self._logprobs(prompt, None, delta, delta.scores),
-            finish_reason=delta.finish_reason,
-            stop_reason=delta.stop_reason,
-            token_ids=delta.ids,
-            prompt_token_ids=prompt.ids.tolist() if first else None,
-        )
-
-    def _choice(
-        self,
-        index: int,
-        text: str,
-        *,
-        logprobs: dict[str, list[Any]] | None = None,
-        finish_reason: str | None,
-        stop_reason: str | int | None = None,
-        token_ids: list[int] | None = None,
-        prompt_token_ids: list[int] | None = None,
-    ) -> dict[str, Any]:
-        with_ids = self.request.return_token_ids
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": logprobs,
-            "finish_reason": finish_reason,
-            "stop_reason": stop_reason,
-            "token_ids": token_ids if with_ids else None,
-            "prompt_token_ids": prompt_token_ids if with_ids else None,
-        }
+    def _prompt_ids(self) -> int:
+        """The ids that the reply shows at each position of a prompt."""
+        ids = 0 if self.prompt_top_k is None else self.prompt_top_k + 1
+        if self.request.echo:
+            ids += 1 if self.top_k is None else self.top_k + 1
+        return ids
 
     def _chunk(self, choices: Iterable[dict[str, Any]]) -> dict[str, Any]:
         identity = self.model.identity
@@ -285,9 +231,6 @@ class CompletionsReply:
             "system_fingerprint": identity.weights_fingerprint,
             "choices": choices,
         }
-
-    def _echo(self, prompt: Prompt) -> str:
-        return self.model.tokenizer.decode(prompt.ids, special=True) if prompt.text is None else prompt.text
 
     def _usage(self, completion_tokens: int) -> dict[str, int]:
         return usage_json(sum(len(prompt.ids) for prompt in self.prompts), completion_tokens)

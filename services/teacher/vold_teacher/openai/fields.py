@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
-from vold_service.errors import ServiceError, invalid
+from vold_service.errors import MAX_NAME, ServiceError, describe_invalid, invalid, shown
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -51,7 +51,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "logit_bias": ({},),
     "logits_processors": ([],),
-    "min_p": (0,),
     "min_tokens": (0,),
     "modalities": (["text"],),
     "presence_penalty": (0,),
@@ -68,7 +67,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def parse_request(kind: type[R], body: bytes) -> R:
+def parse_request(kind: type[R], body: bytes | bytearray) -> R:
     """Parse and validate a request. Raises INVALID_ARGUMENT with the first field that is unknown or invalid."""
     try:
         data = from_json(body)  # as on the service's own routes: no lone surrogates, no endless nesting
@@ -83,22 +82,16 @@ def parse_request(kind: type[R], body: bytes) -> R:
         if name in kind.model_fields:
             fields[name] = value
         elif name not in NEUTRAL:
+            name = name[:MAX_NAME]
             raise invalid(name, f"{name} is not a field of this route: leave it out; docs/openai.md lists what is")
         elif value not in NEUTRAL[name]:
             raise _refusal(name, value)
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"]) or "body"
-        raise invalid(path, f"{path}: {first['msg']}; got {_shown(first.get('input'))}") from error
+        raise describe_invalid(error.errors(include_url=False)) from error
 
 
 def _refusal(name: str, value: Any) -> ServiceError:
     neutral = "".join(f" or send {json.dumps(allowed)}" for allowed in NEUTRAL[name])
-    return invalid(name, f"{name} is {_shown(value)}, which this server does not do: leave it out{neutral}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return invalid(name, f"{name} is {shown(value)}, which this server does not do: leave it out{neutral}")

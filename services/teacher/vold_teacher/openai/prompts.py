@@ -1,19 +1,18 @@
 """Reads the prompts of a request as ids, and checks their limits before anything is computed."""
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from vold_proto.arrays import pack_ids
 from vold_proto.v1 import teacher_pb2 as pb
-from vold_service.errors import invalid
+from vold_service.call import Call
+from vold_service.errors import invalid, shown
+from vold_service.turns import Turn
 
 from vold_teacher.openai.schemas import Message
 from vold_teacher.service import LoadedModel
+from vold_teacher.texts import estimated_tokens
 from vold_teacher.types import Ids
-from vold_teacher.validation import read_token_ids
-
-FORMS = "send a text, a list of texts, a list of token ids, or a list of lists of token ids"
+from vold_teacher.validation import check_count, read_token_ids
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,51 +23,69 @@ class Prompt:
     text: str | None = None
 
 
-async def read_prompts(prompt: Any, model: LoadedModel, *, special: bool, room: int) -> list[Prompt]:
-    """The prompts, from every form that the field `prompt` may have. special: add the tokenizer's special tokens to a
-    text. room: tokens that must fit after each prompt.
+async def read_prompts(
+    items: list[str | bytes], model: LoadedModel, *, special: bool, room: int, completion: int, call: Call
+) -> list[Prompt]:
+    """The prompts. items: texts, and packed ids. special: add the tokenizer's special tokens to a text. room: tokens
+    that must fit after each prompt. completion: tokens of the completions of each prompt.
 
-    Raises INVALID_ARGUMENT that names the prompt and the position.
+    Raises INVALID_ARGUMENT that names the prompt and the position, or RESOURCE_EXHAUSTED if the call's tenant has no
+    tokens left for them.
     """
-    if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and type(prompt[0]) is int):
-        prompt = [prompt]
-    if not isinstance(prompt, list) or not prompt:
-        raise invalid("prompt", f"prompt is {'empty' if prompt == [] else 'of no form that is served'}: {FORMS}")
-    # Not on the event loop, which tokenizing a long text would block.
-    return await asyncio.to_thread(
-        lambda: [_read(item, index, model, special, room) for index, item in enumerate(prompt)]
-    )
+    check_count("prompt", len(items), model.limits)
+    max_sequence = model.limits.max_sequence
+    tokens = 0
+    for index, item in enumerate(items):
+        if isinstance(item, str):
+            model.texts.check([item], f"prompt[{index}]", max_sequence)
+            tokens += min(estimated_tokens([item]), max_sequence)
+        else:
+            check_room(len(item) // 4, f"prompt[{index}]", model, room)
+            tokens += len(item) // 4
+    if call.place is not None:  # before any text is tokenized: a tenant without tokens left costs nothing
+        call.place.prepay(tokens + len(items) * completion)
+    texts = [item for item in items if isinstance(item, str)]
+    encoded = iter(await model.texts.encode(texts, special=special, tenant=call.tenant.name))
+    prompts, turn = [], Turn()
+    for index, item in enumerate(items):
+        field = f"prompt[{index}]"
+        if isinstance(item, str):
+            prompt = Prompt(next(encoded), item)
+        else:
+            prompt = Prompt(read_token_ids(item, field, model.limits))
+        check_length(prompt.ids, field, model, room)
+        prompts.append(prompt)
+        await turn.pause()
+    return prompts
 
 
-def _read(item: Any, index: int, model: LoadedModel, special: bool, room: int) -> Prompt:
-    field = f"prompt[{index}]"
-    if isinstance(item, str):
-        result = Prompt(model.tokenizer.encode(item, special=special), item)
-    elif isinstance(item, list) and all(type(token) is int for token in item):
-        try:
-            packed = pack_ids(item)
-        except ValueError as error:
-            raise invalid(field, f"{field}: {error}") from error
-        result = Prompt(read_token_ids(packed, field, model.limits))
-    else:
-        raise invalid(field, f"{field} is neither a text nor a list of token ids: {FORMS}")
-    check_length(result.ids, field, model, room)
-    return result
-
-
-def read_messages(messages: list[Message], model: LoadedModel) -> Prompt:
-    """A conversation, rendered with the teacher's chat template."""
+async def read_messages(
+    messages: list[Message],
+    model: LoadedModel,
+    call: Call,
+    *,
+    completion: int = 0,
+    variables: dict[str, Any] | None = None,
+) -> Prompt:
+    """A conversation, rendered with the teacher's chat template. completion: as for `read_prompts`. variables: of the
+    template.
+    """
+    model.tokenizer.check_variables(variables or {}, "chat_template_kwargs")
     for index, message in enumerate(messages):
         if not isinstance(message.content, str):
             for position, part in enumerate(message.content):
                 if part.type != "text":
                     raise invalid(
                         "messages",
-                        f"messages[{index}].content[{position}] is of type {part.type!r}: "
+                        f"messages[{index}].content[{position}] is of type {shown(part.type)}: "
                         "this teacher reads text alone",
                     )
     wire = [pb.ChatMessage(role=message.role, content=message.text) for message in messages]
-    prompt = Prompt(model.tokenizer.render(wire, "messages"))
+    texts = [message.content for message in wire]
+    model.texts.check(texts, "messages", model.limits.max_sequence)
+    if call.place is not None:
+        call.place.prepay(min(estimated_tokens(texts), model.limits.max_sequence) + completion)
+    prompt = Prompt(await model.texts.render(wire, "messages", tenant=call.tenant.name, variables=variables))
     check_length(prompt.ids, "messages", model, 1)
     return prompt
 
@@ -76,9 +93,14 @@ def read_messages(messages: list[Message], model: LoadedModel) -> Prompt:
 def check_length(ids: Ids, field: str, model: LoadedModel, room: int) -> None:
     if not len(ids):
         raise invalid(field, f"{field} is empty: send at least one token, such as BOS")
+    check_room(len(ids), field, model, room)
+
+
+def check_room(count: int, field: str, model: LoadedModel, room: int) -> None:
+    """Raise INVALID_ARGUMENT if a prompt of `count` tokens does not leave `room` more."""
     max_sequence = model.limits.max_sequence
-    if len(ids) + room > max_sequence:
+    if count + room > max_sequence:
         room_text = " and needs one more for a completion" if room else ""
         raise invalid(
-            field, f"{field} has {len(ids)} tokens{room_text}: the teacher takes at most {max_sequence}; shorten it"
+            field, f"{field} has {count} tokens{room_text}: the teacher takes at most {max_sequence}; shorten it"
         )

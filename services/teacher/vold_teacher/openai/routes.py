@@ -1,20 +1,19 @@
 """The HTTP routes: they parse requests, call the teacher, and reply with JSON or server-sent events."""
 
-import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from vold_service.call import Call
-from vold_service.errors import ServiceError
-from vold_service.http import cancel_on_disconnect, parse_call, stream_events
+from vold_service.errors import ServiceError, check_name
+from vold_service.http import admit_call, cancel_on_disconnect, read_json, sized_response, stream_events
 
 from vold_teacher.metrics import count_request
 from vold_teacher.openai.chat import ChatReply
@@ -34,9 +33,14 @@ from vold_teacher.service import Teacher
 
 log = logging.getLogger("vold.teacher.openai")
 
+R = TypeVar("R", bound=BaseModel)
+
+INLINE_JSON_BYTES = 8192
+"""A larger body is parsed by another process."""
+
 
 class _Reply(Protocol):
-    async def body(self) -> dict[str, Any]: ...
+    async def body(self) -> bytes: ...
 
     def chunks(self) -> AsyncGenerator[dict[str, Any], None]: ...
 
@@ -63,26 +67,31 @@ def add_openai_routes(app: FastAPI, teacher: Teacher) -> None:
     @router.post("/v1/completions", openapi_extra=_request_body(CompletionRequest))
     async def completions(request: Request) -> Response:
         """Scores and completes prompts, as OpenAI's and vLLM's servers do."""
-        body = parse_request(CompletionRequest, await request.body())
-        call = _with_request_id(parse_call(request), body)
+        call = admit_call(request, teacher.quotas)
+        body = await _read(request, call, teacher, CompletionRequest)
+        call = _with_request_id(call, body)
         return await _respond(request, "Completions", body, CompletionsReply.prepare(teacher, body, call))
 
     @router.post("/v1/chat/completions", openapi_extra=_request_body(ChatRequest))
     async def chat(request: Request) -> Response:
         """Completes a conversation, as OpenAI's and vLLM's servers do."""
-        body = parse_request(ChatRequest, await request.body())
-        call = _with_request_id(parse_call(request), body)
+        call = admit_call(request, teacher.quotas)
+        body = await _read(request, call, teacher, ChatRequest)
+        call = _with_request_id(call, body)
         return await _respond(request, "ChatCompletions", body, ChatReply.prepare(teacher, body, call))
 
     @router.post("/tokenize", openapi_extra=_request_body(TokenizeRequest))
     async def tokens_of(request: Request) -> Response:
         """The token ids of a text or a conversation, as in vLLM."""
-        return _json(await tokenize(teacher, parse_request(TokenizeRequest, await request.body())))
+        call = admit_call(request, teacher.quotas)
+        body = await _read(request, call, teacher, TokenizeRequest)
+        return _bytes(await cancel_on_disconnect(request, tokenize(teacher, body, call)))
 
     @router.post("/detokenize", openapi_extra=_request_body(DetokenizeRequest))
     async def text_of(request: Request) -> Response:
         """The text of token ids, as in vLLM."""
-        return _json(await detokenize(teacher, parse_request(DetokenizeRequest, await request.body())))
+        call = admit_call(request, teacher.quotas)
+        return _json(await detokenize(teacher, await _read(request, call, teacher, DetokenizeRequest)))
 
     @router.get("/tokenizer_info")
     async def info(model: str = "") -> Response:
@@ -98,15 +107,23 @@ def add_openai_routes(app: FastAPI, teacher: Teacher) -> None:
     app.include_router(router)
 
 
+async def _read(request: Request, call: Call, teacher: Teacher, kind: type[R]) -> R:
+    """The request's body, parsed: by another process if that could take long."""
+    body = await read_json(request, call)
+    if len(body) <= INLINE_JSON_BYTES:
+        return parse_request(kind, body)
+    return await teacher.processes.run(parse_request, kind, body, tenant=call.tenant.name)
+
+
 async def _respond(request: Request, name: str, body: SamplingRequest, reply: Awaitable[_Reply]) -> Response:
     if body.stream:
         return await _stream(request, _chunks(name, reply))
-    return Response(await cancel_on_disconnect(request, _body(name, reply)), media_type="application/json")
+    return _bytes(await cancel_on_disconnect(request, _body(name, reply)))
 
 
 async def _body(name: str, reply: Awaitable[_Reply]) -> bytes:
     with count_request("http", name):
-        return await asyncio.to_thread(_encoded, await (await reply).body())
+        return await (await reply).body()
 
 
 async def _chunks(name: str, reply: Awaitable[_Reply]) -> AsyncGenerator[dict[str, Any], None]:
@@ -116,17 +133,12 @@ async def _chunks(name: str, reply: Awaitable[_Reply]) -> AsyncGenerator[dict[st
                 yield chunk
 
 
-def _encoded(body: dict[str, Any]) -> bytes:
-    """The body as JSON, encoded choice by choice: the encoder holds the GIL, and all choices together may take seconds.
-    For the same reason, not called on the event loop.
-    """
-    choices = ",".join(json.dumps(choice, ensure_ascii=False) for choice in body["choices"])
-    rest = json.dumps({name: value for name, value in body.items() if name != "choices"}, ensure_ascii=False)
-    return f'{rest[:-1]},"choices":[{choices}]}}'.encode()
-
-
 def _json(body: dict[str, Any]) -> Response:
-    return Response(json.dumps(body, ensure_ascii=False).encode(), media_type="application/json")
+    return _bytes(json.dumps(body, ensure_ascii=False).encode())
+
+
+def _bytes(body: bytes) -> Response:
+    return sized_response([body], "application/json")
 
 
 async def _stream(request: Request, chunks: AsyncGenerator[dict[str, Any], None]) -> Response:
@@ -144,6 +156,7 @@ def _event(chunk: dict[str, Any]) -> bytes:
 
 
 def _with_request_id(call: Call, body: SamplingRequest) -> Call:
+    check_name("request_id", body.request_id)
     return replace(call, request_id=body.request_id or call.request_id)
 
 

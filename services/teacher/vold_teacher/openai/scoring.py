@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from vold_proto.arrays import pack_ids, unpack_floats, unpack_ids
+from vold_proto.arrays import pack_ids
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.call import Call
-from vold_service.errors import invalid
+from vold_service.errors import ServiceError, invalid
 
-from vold_teacher.openai.errors import raise_status
+from vold_teacher.detokenizer import Detokenizer
 from vold_teacher.openai.prompts import Prompt
 from vold_teacher.openai.sharing import shared_prefix_lengths
-from vold_teacher.openai.text import Detokenizer
 from vold_teacher.service import LoadedModel, Teacher
 from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import Floats, Ids
@@ -89,18 +88,19 @@ async def score_completions(
             prompt_indices[packed] = len(prompt_indices)
             request.prompts.add(ids=packed)
         request.completions.add(prompt=prompt_indices[packed], ids=pack_ids(completion))
-    reply = await teacher.score(request, call)
+    answer = await teacher.score(request, call)
     scores = []
-    for (_, completion), message in zip(pairs, reply.scores, strict=True):
-        if message.HasField("status"):
-            raise_status(message.status)
+    for (_, completion), score in zip(pairs, answer.scores, strict=True):
+        if isinstance(score, ServiceError):
+            raise score
+        none = TokenScores.without_top_k(completion, score.logprobs)
         scores.append(
             TokenScores(
                 completion,
-                unpack_floats(message.logprobs),
-                unpack_ids(message.top_ids).reshape(len(completion), top_k),
-                unpack_floats(message.top_logprobs).reshape(len(completion), top_k),
-                unpack_ids(message.ranks) if ranks else None,
+                score.logprobs,
+                none.top_ids if score.top_ids is None else score.top_ids,
+                none.top_logprobs if score.top_logprobs is None else score.top_logprobs,
+                score.ranks,
             )
         )
     return scores
@@ -153,16 +153,17 @@ async def score_prompts(
     )
 
 
-MAX_REPLY_IDS = 1 << 23
-"""The most ids with log-probabilities in one reply: each takes about 75 bytes as JSON."""
+ID_BYTES = 100
+"""Of an id with its log-probability and its text, as JSON."""
 
 
-def check_reply_size(count: int, field: str, what: str) -> None:
+def check_reply_size(count: int, field: str, what: str, model: LoadedModel) -> None:
     """Raise INVALID_ARGUMENT if a reply would have too many ids. what: a description of the ids."""
-    if count > MAX_REPLY_IDS:
+    limit = model.limits.max_reply_bytes // ID_BYTES
+    if count > limit:
         raise invalid(
             field,
-            f"{field}: {what} make {count} ids, and one reply shows at most {MAX_REPLY_IDS}: ask for fewer of them, or "
+            f"{field}: {what} make {count} ids, and one reply shows at most {limit}: ask for fewer of them, or "
             "send several requests",
         )
 

@@ -1,42 +1,63 @@
 """vLLM's /tokenize, /detokenize and /tokenizer_info, where evaluators read a served model's tokenizer."""
 
-import asyncio
+import json
 from typing import Any
 
 from vold_proto.arrays import pack_ids
+from vold_service.call import Call
 from vold_service.errors import invalid
 
-from vold_teacher.openai.prompts import read_messages
+from vold_teacher.openai.prompts import check_room, read_messages
 from vold_teacher.openai.schemas import DetokenizeRequest, TokenizeRequest
 from vold_teacher.service import Teacher
+from vold_teacher.tokenizer import Tokenizer
+from vold_teacher.types import Ids
 from vold_teacher.validation import read_token_ids
 
+TOKEN_BYTES = 16
+"""Of an id, and perhaps its text, as JSON."""
 
-async def tokenize(teacher: Teacher, request: TokenizeRequest) -> dict[str, Any]:
+
+async def tokenize(teacher: Teacher, request: TokenizeRequest, call: Call) -> bytes:
+    """The reply of /tokenize, as JSON."""
     model = teacher.model(request.model)
     if (request.prompt is None) == (request.messages is None):
         raise invalid("prompt", "prompt and messages are both there or both absent: send one of them")
     if request.messages is not None:
-        ids = (await asyncio.to_thread(read_messages, request.messages, model)).ids
+        ids = (await read_messages(request.messages, model, call)).ids
     else:
         text = request.prompt or ""
-        ids = await asyncio.to_thread(model.tokenizer.encode, text, special=request.add_special_tokens)
-    return {
+        model.texts.check([text], "prompt", model.limits.max_sequence)
+        (ids,) = await model.texts.encode([text], special=request.add_special_tokens, tenant=call.tenant.name)
+    return await model.texts.run(
+        _write_tokens,
+        ids,
+        model.limits.max_sequence,
+        request.return_token_strs,
+        size=len(ids) * TOKEN_BYTES,
+        tenant=call.tenant.name,
+    )
+
+
+def _write_tokens(tokenizer: Tokenizer, ids: Ids, max_sequence: int, with_texts: bool) -> bytes:
+    body = {
         "count": len(ids),
-        "max_model_len": model.limits.max_sequence,
+        "max_model_len": max_sequence,
         "tokens": ids.tolist(),
-        "token_strs": [model.tokenizer.token(index) for index in ids.tolist()] if request.return_token_strs else None,
+        "token_strs": [tokenizer.token(index) for index in ids.tolist()] if with_texts else None,
     }
+    return json.dumps(body, ensure_ascii=False).encode()
 
 
 async def detokenize(teacher: Teacher, request: DetokenizeRequest) -> dict[str, Any]:
     model = teacher.model(request.model)
+    check_room(len(request.tokens), "tokens", model, 0)
     try:
         packed = pack_ids(request.tokens)
     except ValueError as error:
         raise invalid("tokens", f"tokens: {error}") from error
     ids = read_token_ids(packed, "tokens", model.limits)
-    return {"prompt": await asyncio.to_thread(model.tokenizer.decode, ids, special=True)}
+    return {"prompt": model.tokenizer.decode(ids, special=True)}
 
 
 def tokenizer_info(teacher: Teacher, name: str) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from vold_proto.distribution import VERSION
 from vold_proto.v1 import quota_pb2, status_pb2, verifier_pb2
 from vold_service import access
 from vold_service.call import Call
-from vold_service.errors import Code, ServiceError, deadline_exceeded, invalid
+from vold_service.errors import MAX_NAME, Code, ServiceError, check_name, deadline_exceeded, invalid
+from vold_service.processes import Processes
 from vold_service.quota import Quotas
+from vold_service.turns import Turn
 
 from vold_verifier import metrics, registry
 from vold_verifier.engine import light
@@ -42,12 +44,21 @@ IndexedVerifiers = list[tuple[int, Verifier[Any]]]
 class Engine:
     """Verifies items for both faces. Call `start` before use and `stop` after, on the event loop that serves."""
 
-    def __init__(self, settings: VerifierSettings, on_change: Callable[[], None] = lambda: None) -> None:
-        """on_change: called when `available` may have changed."""
+    def __init__(
+        self,
+        settings: VerifierSettings,
+        processes: Processes | None = None,
+        *,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """processes: for work that must not run on the event loop. on_change: called when `available` may have
+        changed.
+        """
         self.settings = settings
+        self.processes = processes or Processes()
         self.verifiers = registry.load_configured(settings)
         self.server_version = VERSION
-        self.quotas = Quotas()
+        self.quotas = Quotas(max_bytes=settings.max_tenant_bytes)
         self.cache = ResultCache(settings.cache_bytes, self.server_version)
         self.dispatcher = Dispatcher(settings, self.verifiers, on_change)
 
@@ -55,6 +66,11 @@ class Engine:
     def available(self) -> bool:
         """Whether the workers are up."""
         return self.dispatcher.available
+
+    @property
+    def max_fields(self) -> int:
+        """The most fields of a request in protobuf, with those of its items (vold_service.messages)."""
+        return 64 * self.settings.max_items + 1024
 
     async def start(self) -> None:
         await self.dispatcher.start()
@@ -90,11 +106,14 @@ class Engine:
             raise invalid(
                 "items", f"the request has {len(items)} items, over the limit of {self.settings.max_items}: send fewer"
             )
+        for index, item in enumerate(items):
+            check_name(f"items[{index}].id", item.id)
         results: Results = [None] * len(items)
-        accepted, duplicates = self._accept(items, results)
+        accepted, duplicates = await self._accept(items, results)
         if accepted:
             tokens = sum(estimate_tokens(items[index]) for index, _ in (*accepted, *duplicates))
-            with self.quotas.admit(call.tenant, tokens, caller=call.request_id, remaining=call.remaining()):
+            assert call.place is not None, "the face has opened no place for the call"
+            with call.place.charging(tokens):
                 pending = await self._verify_without_workers(call, items, accepted, results)
                 if pending:
                     await self._verify_pending(call, items, pending, results)
@@ -107,7 +126,7 @@ class Engine:
             server_version=self.server_version,
         )
 
-    def _accept(
+    async def _accept(
         self, items: Sequence[verifier_pb2.VerifyItem], results: Results
     ) -> tuple[IndexedVerifiers, list[tuple[int, int]]]:
         """Return the valid items without repetitions, and (index, index of the equal item) for each repetition.
@@ -117,7 +136,9 @@ class Engine:
         accepted: IndexedVerifiers = []
         duplicates: list[tuple[int, int]] = []
         first_index: dict[bytes, int] = {}
+        turn = Turn()
         for index, item in enumerate(items):
+            await turn.pause()
             try:
                 verifier = self._validate(item, f"items[{index}].")
             except ServiceError as error:
@@ -202,8 +223,10 @@ class Engine:
         submission = self.dispatcher.open_submission(on_result)
         try:
             submission.check_capacity((items[index], verifier) for index, verifier in pending)
+            turn = Turn()
             for index, verifier in pending:
                 submission.add(index, items[index], verifier)
+                await turn.pause()
             submission.dispatch()
             try:
                 async with asyncio.timeout(call.remaining()):
@@ -243,6 +266,7 @@ class Engine:
                 await window.acquire()
                 await self.dispatcher.wait_for_room()
                 try:
+                    check_name("id", item.id)
                     verifier = self._validate(item, "")
                     self._charge_item(current_call, item)
                 except ServiceError as error:
@@ -293,6 +317,7 @@ class Engine:
 
         path: prefix of the field that an error names.
         """
+        check_name(path + "verifier", item.verifier)
         verifier = registry.look_up(self.verifiers, item.verifier, path + "verifier")
         for name, text, limit in (
             ("completion", item.completion, self.settings.max_completion_chars),
@@ -323,7 +348,7 @@ class Engine:
         self, item: verifier_pb2.VerifyItem, result: verifier_pb2.VerifyResult, path: str
     ) -> verifier_pb2.VerifyResult:
         """Set the id of `result`, prefix the field of its error with `path`, and count the result in the metrics."""
-        result.id = item.id
+        result.id = item.id[:MAX_NAME]
         if result.HasField("error"):
             outcome = Code.Name(result.error.code)
             if item.zero_on_failure and _completion_at_fault(result.error):

@@ -118,7 +118,7 @@ class SglangDialect:
             "temperature": options.temperature,
             "top_p": options.top_p,
             "top_k": options.top_k or -1,
-            "min_p": 0.0,
+            "min_p": options.min_p,
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,

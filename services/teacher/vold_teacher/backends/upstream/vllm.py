@@ -106,7 +106,7 @@ class VllmDialect:
             "temperature": options.temperature,
             "top_p": options.top_p,
             "top_k": options.top_k,
-            "min_p": 0.0,
+            "min_p": options.min_p,
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,

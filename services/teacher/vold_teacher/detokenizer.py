@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from vold_teacher.tokenizer import Tokenizer
+from vold_teacher.types import GenerateChunk
 
 REPLACEMENT = "\ufffd"
 """The character that a tokenizer writes for bytes that do not form a character, or not yet."""
@@ -70,3 +71,37 @@ class StopTexts:
         """The text held back, when the text ends without a stop text."""
         held, self._held = self._held, ""
         return held
+
+
+class StopReader:
+    """Ends completions at the first of their stop texts. Of each it keeps the text up to there."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._readers: dict[tuple[int, int], tuple[Detokenizer, StopTexts]] = {}
+        self._texts: dict[tuple[int, int], str] = {}
+
+    def cut(self, chunk: GenerateChunk) -> int | None:
+        """How many tokens of a chunk belong to its completion: up to the token in which a stop text ends. None if none
+        does.
+        """
+        key = (chunk.prompt, chunk.index)
+        if key not in self._readers:
+            self._readers[key] = Detokenizer(self._tokenizer), StopTexts(self._stops)
+            self._texts[key] = ""
+        detokenizer, stops = self._readers[key]
+        for count, index in enumerate(chunk.ids.tolist(), 1):
+            text, stop = stops.push(detokenizer.push(index))
+            self._texts[key] += text
+            if stop is not None:
+                return count
+        if chunk.finish_reason is not None:
+            text, stop = stops.push(detokenizer.flush())
+            self._texts[key] += text if stop is not None else text + stops.flush()
+        return None
+
+    def text(self, prompt: int, index: int) -> str:
+        """The text of a finished completion, which is then forgotten."""
+        self._readers.pop((prompt, index), None)
+        return self._texts.pop((prompt, index), "")

@@ -1,0 +1,312 @@
+"""One request within every limit of bytes, made to cost time: the event loop goes on beside it.
+
+Each test reads what a probe in the service's process has measured (tests/helpers/loop_probe.py): the CPU time of the
+longest callback on the loop's thread, and the most text handed to a parser, a tokenizer or a serializer there.
+"""
+
+import json
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+import yaml
+from known_keys import known_key
+from loop_probe import Probe, probed
+from teacher_fixtures import save_model
+from vold_proto.arrays import pack_ids
+from vold_proto.v1 import status_pb2, teacher_pb2_grpc, verifier_pb2, verifier_pb2_grpc
+from vold_proto.v1 import teacher_pb2 as pb
+from vold_service.keys import digest_of
+
+PROTOBUF = {"content-type": "application/x-protobuf"}
+MAX_CALLBACK = 0.1
+MAX_BYTES = 20_000
+KEY, SPENT = known_key("attacker"), known_key("spent")
+ATTACKER = {"authorization": f"Bearer {KEY}"}
+MIB = 1 << 20
+MAX_SEQUENCE = 512
+
+
+def tenants() -> dict:
+    return {
+        "tenants": [
+            {"name": "attacker", "keys": [{"sha256": digest_of(KEY).hex()}]},
+            {"name": "spent", "tokens_per_minute": 1, "keys": [{"sha256": digest_of(SPENT).hex()}]},
+        ]
+    }
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    (folder / "keys.yaml").write_text(yaml.safe_dump(tenants()))
+    model = save_model(folder / "tiny")
+    with probed(
+        folder, "teacher", "--model", str(model), "--threads", "1", "--api-keys", f"{folder}/keys.yaml"
+    ) as probe:
+        warm_up(probe)
+        yield probe
+
+
+@pytest.fixture(scope="module")
+def verifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verifier")
+    with probed(folder, "verifier", "--workers", "1") as probe:
+        post(probe, "/v1/verify", {"items": [{"verifier": "exact", "completion": "1", "reference": "1"}]})
+        yield probe
+
+
+def post(probe: Probe, path: str, body: object, headers: dict[str, str] = ATTACKER) -> httpx.Response:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(f"{probe.http}{path}", content=data, headers=headers, timeout=120)
+
+
+def stub(probe: Probe, kind: type = teacher_pb2_grpc.TeacherServiceStub):
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    return kind(grpc.insecure_channel(probe.grpc, options=options))
+
+
+METADATA = [("authorization", f"Bearer {KEY}")]
+
+
+def warm_up(probe: Probe) -> None:
+    """What a first request pays once is not measured."""
+    for path, body in JSON_BODIES.items():
+        post(probe, path, body)
+    list(stub(probe).Generate(generate("a"), metadata=METADATA))
+    post(probe, "/v1/generate", generate("a").SerializeToString(), {**ATTACKER, **PROTOBUF})
+
+
+def assert_loop_went_on(probe: Probe) -> None:
+    assert probe.longest_callback < MAX_CALLBACK, probe.callback
+    assert probe.most_bytes < MAX_BYTES
+
+
+def generate(text: str, **options: object) -> pb.GenerateRequest:
+    messages = [pb.ChatMessage(role="user", content=text)]
+    return pb.GenerateRequest(
+        prompts=[pb.GeneratePrompt(id="p", messages=messages)], options=pb.GenerateOptions(max_tokens=1, **options)
+    )
+
+
+JSON_BODIES = {
+    "/v1/score": {"prompts": [{"ids": [5]}], "completions": [{"ids": [6]}]},
+    "/v1/generate": {
+        "prompts": [{"messages": [{"role": "user", "content": "a"}]}],
+        "options": {"max_tokens": 1},
+    },
+    "/v1/completions": {"model": "tiny", "prompt": "a", "max_tokens": 1},
+    "/v1/chat/completions": {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
+    "/tokenize": {"model": "tiny", "prompt": "a"},
+    "/detokenize": {"model": "tiny", "tokens": [5]},
+    "/v1/models/load": {"name": "a", "path": "a"},
+    "/v1/models/unload": {"name": "a"},
+}
+
+
+def hostile(path: str) -> list[bytes]:
+    """Bodies of a mebibyte that were made to cost a parser as much as possible."""
+    fields = [name for name, value in JSON_BODIES[path].items() if isinstance(value, list)] or ["prompt"]
+    bodies = [b"[" * MIB, b"[" + b"0," * (MIB // 2 - 2) + b"0]", b'{"a":' * (MIB // 5)]
+    for name in fields:
+        for entry in (b"{}", b"0", b"[0]", b'{"":0}', b'""', b"1e999"):
+            bodies.append(b'{"' + name.encode() + b'":[' + b",".join([entry] * (MIB // (len(entry) + 1) - 16)) + b"]}")
+    return bodies
+
+
+@pytest.mark.parametrize("path", JSON_BODIES)
+def test_json_of_a_mebibyte(teacher, path):
+    teacher.reset()
+    for body in hostile(path):
+        assert len(body) <= MIB
+        assert post(teacher, path, body).status_code in (400, 401, 403, 422), body[:40]
+    assert_loop_went_on(teacher)
+
+
+@pytest.mark.parametrize("path", JSON_BODIES)
+@pytest.mark.parametrize("kind", ["application/json", "application/x-protobuf", "text/plain"])
+def test_json_over_the_limit_is_not_parsed_whatever_it_is_called(teacher, path, kind):
+    teacher.reset()
+    body = b'{"prompts":[' + b'{"ids":[1]},' * (22 * MIB // 12) + b"{}]}"
+    reply = post(teacher, path, body, {**ATTACKER, "content-type": kind})
+    assert reply.status_code in (400, 422)
+    assert_loop_went_on(teacher)
+    assert teacher.most_bytes < 2000
+
+
+def test_a_message_of_4_mib_is_neither_rendered_nor_tokenized(teacher):
+    teacher.reset()
+    message = generate("a" * 4 * MIB)
+    [event] = stub(teacher).Generate(message, metadata=METADATA)
+    assert event.status.field == "prompts[0].messages"
+    assert f"{MAX_SEQUENCE} tokens stand for at most" in event.status.message
+    reply = post(teacher, "/v1/generate", message.SerializeToString(), {**ATTACKER, **PROTOBUF})
+    assert b"prompts[0].messages" in reply.content
+    body = json.loads(json.dumps(JSON_BODIES["/v1/generate"]))
+    body["prompts"][0]["messages"][0]["content"] = "a" * 4 * MIB
+    assert post(teacher, "/v1/generate", body).status_code == 422
+    for path, texts in (
+        ("/v1/completions", {"prompt": "a" * (MIB - 100)}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * (MIB - 200)}]}),
+        ("/tokenize", {"prompt": "a" * (MIB - 100)}),
+        ("/tokenize", {"prompt": None, "messages": [{"role": "user", "content": "a" * (MIB - 200)}]}),
+    ):
+        reply = post(teacher, path, JSON_BODIES[path] | texts)
+        assert reply.status_code == 400
+        assert "tokens stand for at most" in reply.json()["error"]["message"]
+    assert_loop_went_on(teacher)
+    assert teacher.most_bytes < 2000
+
+
+def test_a_message_within_the_limit_is_rendered_elsewhere(teacher):
+    """The longest token of this tokenizer has 11 characters, so 5,632 may fit; these do not, which tokenizing shows."""
+    teacher.reset()
+    text = "a" * 5_000
+    [event] = stub(teacher).Generate(generate(text), metadata=METADATA)
+    assert "5003 tokens" in event.status.message
+    many = generate("")
+    many.prompts[0].messages.extend([pb.ChatMessage(role="user")] * 200)
+    [event] = stub(teacher).Generate(many, metadata=METADATA)
+    assert (event.finished, event.status.message) == (True, "")
+    for path, texts in (
+        ("/v1/completions", {"prompt": text}),
+        ("/v1/completions", {"prompt": ["a" * 40] * 200}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}),
+        ("/tokenize", {"prompt": text}),
+    ):
+        assert post(teacher, path, JSON_BODIES[path] | texts).status_code in (200, 400)
+    assert_loop_went_on(teacher)
+    assert teacher.most_bytes <= 8192
+
+
+def test_a_tenant_without_tokens_is_refused_before_its_text_is_tokenized(teacher):
+    spent = {"authorization": f"Bearer {SPENT}"}
+    post(teacher, "/v1/score", JSON_BODIES["/v1/score"], spent)
+    teacher.reset()
+    text = "a" * 1_500  # short enough to be tokenized on the loop
+    with pytest.raises(grpc.RpcError) as raised:
+        list(stub(teacher).Generate(generate(text), metadata=[("authorization", f"Bearer {SPENT}")]))
+    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    for path, texts in (
+        ("/v1/completions", {"prompt": text}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}),
+    ):
+        reply = post(teacher, path, JSON_BODIES[path] | texts, spent)
+        assert (reply.status_code, reply.json()["error"]["reason"]) == (429, "quota")
+    reply = post(teacher, "/v1/generate", generate(text).SerializeToString(), {**spent, **PROTOBUF})
+    assert status_pb2.Status.FromString(reply.content).reason == "quota"
+    assert teacher.most_bytes < 2000  # the requests and the refusals themselves
+    assert_loop_went_on(teacher)
+
+
+def bombs(repeated: bytes, size: int = 24 * MIB) -> bytes:
+    return repeated * (size // len(repeated))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("Score", "/v1/score", bombs(b"\x1a\x00")),  # prompts
+        ("Score", "/v1/score", bombs(b"\x22\x00")),  # completions
+        ("Score", "/v1/score", b"\x22" + b"\x80\x80\x80\x10" + b"\x22\x00" * (16 * MIB)),  # candidates of one
+        ("Score", "/v1/score", bombs(b"\x98\x06\x01")),  # a field that does not exist
+        ("Generate", "/v1/generate", b"\x1a" + b"\x80\x80\x80\x10" + b"\x1a\x00" * (16 * MIB)),  # messages of a prompt
+        (
+            "Generate",
+            "/v1/generate",
+            b"\x22" + b"\x88\x80\x80\x10" + b"\x3a\x80\x80\x80\x10" + bytes(32 * MIB),
+        ),  # stops
+        ("Score", "/v1/score", bombs(b"\x0b\x0c")),  # groups
+    ],
+)
+def test_protobuf_of_millions_of_entries(teacher, method, path, body):
+    teacher.reset()
+    assert post(teacher, path, body, {**ATTACKER, **PROTOBUF}).status_code == 422
+    channel = grpc.insecure_channel(teacher.grpc)
+    call = channel.unary_stream(f"/vold.v1.TeacherService/{method}")(body, metadata=METADATA, timeout=120)
+    with pytest.raises(grpc.RpcError) as raised:
+        list(call)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert_loop_went_on(teacher)
+
+
+def test_a_large_request_and_its_large_reply(teacher):
+    """4,000 completions with ids of their own: read, queued, scored and packed with the loop let go between."""
+    rng = np.random.default_rng(0)
+    request = pb.ScoreRequest(options=pb.ScoreOptions(top_k=50, entropy=True))
+    for index in range(2000):
+        request.prompts.add(ids=pack_ids(rng.integers(0, 100, 3)))
+        request.completions.add(id=f"c{index}", prompt=index, ids=pack_ids(rng.integers(0, 100, 20)))
+    teacher.reset()
+    reply = stub(teacher).Score(request, metadata=METADATA, timeout=120)
+    assert [score.id for score in reply.scores] == [f"c{index}" for index in range(2000)]
+    again = post(teacher, "/v1/score", request.SerializeToString(), {**ATTACKER, **PROTOBUF})
+    cached = pb.ScoreReply.FromString(again.content)
+    assert [score.logprobs for score in cached.scores] == [score.logprobs for score in reply.scores]
+    assert_loop_went_on(teacher)
+
+
+def test_a_large_reply_as_json_is_written_elsewhere(teacher):
+    body = {
+        "prompts": [{"ids": [5]}],
+        "completions": [{"ids": [6 + index % 90] * 100} for index in range(200)],
+        "options": {"top_k": 20},
+    }
+    teacher.reset()
+    reply = post(teacher, "/v1/score", body)
+    assert len(reply.content) > 8 * MIB
+    assert len(reply.json()["scores"][199]["top_ids"]) == 100
+    generated = {"prompts": [{"ids": [5]}] * 50, "options": {"max_tokens": 40, "n": 4}}
+    assert len(post(teacher, "/v1/generate", generated).json()["events"]) == 200
+    assert_loop_went_on(teacher)
+
+
+def test_the_openai_routes_write_large_replies_elsewhere(teacher):
+    body = {"model": "tiny", "prompt": [[5] * 400] * 20, "max_tokens": 1, "prompt_logprobs": 50, "logprobs": 5}
+    teacher.reset()
+    reply = post(teacher, "/v1/completions", body)
+    assert len(reply.content) > 10 * MIB
+    assert_loop_went_on(teacher)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        b",".join([b"{}"] * (MIB // 3 - 10)),
+        b",".join([b"[]"] * (MIB // 3 - 10)),
+        b'{"verifier":"numeric","completion":"1","parameters":{"a":[' + b",".join([b"1"] * (MIB // 2 - 100)) + b"]}}",
+        b'{"verifier":"numeric","completion":"1","parameters":{"a":' + b"[" * 1000 + b"]" * 1000 + b"}}",
+        b'{"verifier":"' + b"a" * (MIB - 100) + b'","completion":"1"}',
+        b",".join([b'{"verifier":"exact","completion":"1","reference":"2"}'] * 4096),
+        b",".join(b'{"verifier":"exact","completion":"%d","reference":"2"}' % index for index in range(4096)),
+    ],
+)
+def test_the_verifiers_json(verifier, items):
+    verifier.reset()
+    body = b'{"items":[' + items + b"]}"
+    assert post(verifier, "/v1/verify", body, {}).status_code in (200, 422)
+    assert_loop_went_on(verifier)
+
+
+@pytest.mark.parametrize("nested", [b"\x12\x00", b"\x32\x02\x0a\x00"])
+def test_the_verifiers_protobuf(verifier, nested):
+    verifier.reset()
+    body = bombs(nested)
+    assert post(verifier, "/v1/verify", body, PROTOBUF).status_code == 422
+    raw = grpc.insecure_channel(verifier.grpc).unary_unary("/vold.v1.VerifierService/Verify")
+    with pytest.raises(grpc.RpcError) as raised:
+        raw(body, timeout=120)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert_loop_went_on(verifier)
+
+
+def test_the_verifiers_names_and_parameters(verifier):
+    """A name of a mebibyte is compared with no other; parameters of millions of values are not walked on the loop."""
+    calls = stub(verifier, verifier_pb2_grpc.VerifierServiceStub)
+    verifier.reset()
+    item = verifier_pb2.VerifyItem(verifier="exakt" * (MIB // 5), completion="1")
+    (result,) = calls.Verify(verifier_pb2.VerifyRequest(items=[item])).results
+    assert result.error.field == "items[0].verifier"
+    assert len(result.error.message) < 1000
+    assert_loop_went_on(verifier)
