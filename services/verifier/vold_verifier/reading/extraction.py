@@ -58,9 +58,9 @@ class Extraction(Parameters):
             "where an answer may stand; the first place that holds any text wins: boxed, the last balanced \\boxed{}, "
             "unless an answer tag or line follows it; answer_tag, the last <answer>...</answer>; answer_line, the last "
             "line that starts with 'Answer:' or '####', or the text below such a heading; statement, the text after "
-            "'the answer is' at the very end; whole, the final part if it is one short line; final_part, the text after "
-            "the thinking; last_number, the last number in the final part; anywhere, the last formula or number in the "
-            "final part, as evaluations of free text read it"
+            "'the answer is' at the very end; whole, the final part if it is one short line; final_part, the text "
+            "after the thinking; last_number, the last number in the final part; anywhere, the last formula or number "
+            "in the final part, as evaluations of free text read it"
         ),
     )
     think_tag: str = Field(default="think", pattern=r"^[A-Za-z][\w-]*$", description="the tag around the thinking")

@@ -42,7 +42,11 @@ _OTHERS = (
     _Language(r"(?:(?:окончательный|итоговый|правильный)\s+)?ответ|відповідь|отговор", r"равен|есть|[-—–]"),
     _Language(r"(?:doğru\s+)?cevap|odpowiedź|odpověď|välasz|válasz|răspuns(?:ul)?|απάντηση|ìdáhùn", r"este|είναι"),
     _Language(r"đáp\s+án|đáp\s+số|câu\s+trả\s+lời", r"là"),
-    _Language(r"(?:अंतिम\s+|सही\s+)?उत्तर|(?:চূড়ান্ত\s+|সঠিক\s+)?উত্তর|సమాధానం|விடை|பதில்|คำตอบ", r"है|হলো|হল|คือ"),
+    # The last word twice: in NFKC its vowel is two characters.
+    _Language(
+        r"(?:अंतिम\s+|सही\s+)?उत्तर|(?:চূড়ান্ত\s+|সঠিক\s+)?উত্তর|సమాధానం|விடை|பதில்|คำตอบ|\u0e04\u0e4d\u0e32\u0e15\u0e2d\u0e1a",
+        r"है|হলো|হল|คือ",
+    ),
 )
 
 _SYMBOLS_BEFORE = r"(?:(?![\n\"'`“”‘’«»(\\$<|=])[\W_])*+"
