@@ -7,11 +7,10 @@ from vold_proto.v1 import verifier_pb2
 from vold_verifier import registry
 from vold_verifier.engine import worker
 from vold_verifier.reading import bounds
-from vold_verifier.reading.extraction import Extraction
 from vold_verifier.sandbox.tripwire import Tripwire
 from vold_verifier.types import BadReferenceError
 from vold_verifier.verifiers.base import Item
-from vold_verifier.verifiers.math import MathVerifier
+from vold_verifier.verifiers.math import MathParameters, MathVerifier
 
 MATH = MathVerifier()
 VERIFIERS = registry.load()
@@ -124,7 +123,7 @@ BOMBS = [
 
 
 def check(answer: str, reference: str):
-    return MATH.check(Item(rf"\boxed{{{answer}}}", reference), Extraction())
+    return MATH.check(Item(rf"\boxed{{{answer}}}", reference), MathParameters())
 
 
 @pytest.mark.parametrize(("reference", "answer"), EQUAL)
@@ -162,7 +161,7 @@ def test_a_reference_without_a_value_is_an_error(reference):
 
 def test_only_the_final_answer_counts():
     def correct(completion: str) -> bool:
-        return MATH.check(Item(completion, "42"), Extraction()).correct
+        return MATH.check(Item(completion, "42"), MathParameters()).correct
 
     assert not correct(r"<think>\boxed{42}</think> I do not know.")
     assert not correct("so many words about 42")
