@@ -1,14 +1,15 @@
 """The HTTP face: the messages of the gRPC face, as JSON or as application/x-protobuf."""
 
 import json
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
 from google.protobuf.message import Message
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from vold_proto.v1 import verifier_pb2
-from vold_service.errors import Code, invalid
+from vold_service.errors import Code, ServiceError, invalid
 from vold_service.http import (
     PROTOBUF,
     cancel_on_disconnect,
@@ -21,18 +22,39 @@ from vold_service.http import (
 from vold_service.keys import Keys
 
 from vold_verifier.engine.engine import Engine
+from vold_verifier.reading.text import shorten
+
+MAX_INTEGER_DIGITS = 308
+"""A double, in which parameters travel, holds no integer with more digits."""
+
+
+def _check_characters(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character (a lone surrogate), which is no text") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_characters)]
 
 
 class ItemModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    id: str = ""
-    verifier: str
-    completion: str
-    reference: str = ""
-    prompt: str = ""
+    id: Text = ""
+    verifier: Text
+    completion: Text
+    reference: Text = ""
+    prompt: Text = ""
     parameters: dict[str, Any] = Field(default_factory=dict)
     zero_on_failure: bool = False
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _number_as_text(cls, reference: Any) -> Any:
+        is_number = isinstance(reference, int | float) and not isinstance(reference, bool) and math.isfinite(reference)
+        return str(reference) if is_number else reference
 
     def to_message(self) -> verifier_pb2.VerifyItem:
         item = verifier_pb2.VerifyItem(
@@ -49,10 +71,16 @@ class ItemModel(BaseModel):
 
 
 class RequestModel(BaseModel):
+    """A request whose items are not read yet: each is read by itself, so that a bad item does not lose the others."""
+
     model_config = ConfigDict(extra="forbid")
 
-    request_id: str = ""
-    run_id: str = ""
+    request_id: Text = ""
+    run_id: Text = ""
+    items: list[Any]
+
+
+class DocumentedRequestModel(RequestModel):
     items: list[ItemModel]
 
 
@@ -122,7 +150,7 @@ def create_app(engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool]
         return quota_response(engine.get_quota(parse_call(request)), protobuf=wants_protobuf(request))
 
     body = {
-        "content": {"application/json": {"schema": RequestModel.model_json_schema()}, PROTOBUF: {}},
+        "content": {"application/json": {"schema": DocumentedRequestModel.model_json_schema()}, PROTOBUF: {}},
         "required": True,
     }
 
@@ -130,26 +158,67 @@ def create_app(engine: Engine, *, max_body_bytes: int, ready: Callable[[], bool]
     async def verify(request: Request) -> Response:
         """A result for every item, in order. A bad item carries its own error and does not lose the others."""
         call = parse_call(request)
-        message = await _read_request(request)
+        message, faults = await _read_request(request)
         call = call.with_ids(message.request_id, message.run_id)
-        reply = await cancel_on_disconnect(request, engine.verify(call, message.items))
+        reply = await cancel_on_disconnect(request, engine.verify(call, message.items, faults))
         return _reply(request, reply, _reply_json)
 
     return app
 
 
-async def _read_request(request: Request) -> verifier_pb2.VerifyRequest:
+async def _read_request(request: Request) -> tuple[verifier_pb2.VerifyRequest, dict[int, ServiceError]]:
+    """The request, and the errors, by index, of items that cannot be read: they stand in the request as empty items."""
     if request.headers.get("content-type", "").startswith(PROTOBUF):
-        return await read_protobuf(request, verifier_pb2.VerifyRequest)
+        return await read_protobuf(request, verifier_pb2.VerifyRequest), {}
     try:
-        model = RequestModel.model_validate_json(await request.body())
+        # Unlike pydantic's, the parser of the standard library accepts half of a character (\ud800) in a string.
+        model = RequestModel.model_validate(json.loads(await request.body(), parse_int=_parse_integer))
+        message = verifier_pb2.VerifyRequest(request_id=model.request_id, run_id=model.run_id)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-        raise invalid(field or "body", f"{field or 'body'}: {first['msg']}") from None
-    return verifier_pb2.VerifyRequest(
-        request_id=model.request_id, run_id=model.run_id, items=[item.to_message() for item in model.items]
-    )
+        raise _invalid(error, "") from None
+    except (ValueError, RecursionError) as error:
+        raise invalid("body", f"body: invalid JSON: {str(error)[:200] or type(error).__name__}") from None
+    faults: dict[int, ServiceError] = {}
+    for index, item in enumerate(model.items):
+        try:
+            message.items.append(ItemModel.model_validate(item).to_message())
+        except ValidationError as error:
+            faults[index] = _invalid(error, f"items[{index}]")
+        except (ValueError, TypeError, RecursionError, OverflowError):
+            field = f"items[{index}].parameters"
+            faults[index] = invalid(
+                field, f"{field} cannot be read: send whole characters, finite numbers and at most 24 levels of nesting"
+            )
+        if index in faults:
+            message.items.append(_empty_item(item))
+    return message, faults
+
+
+def _parse_integer(digits: str) -> int | float:
+    """An integer; infinity for one with more digits than Python converts, which parameters then refuse by name."""
+    return int(digits) if len(digits) <= MAX_INTEGER_DIGITS else math.inf
+
+
+def _invalid(error: ValidationError, path: str) -> ServiceError:
+    """INVALID_ARGUMENT for the first field that `error` names, below `path`."""
+    first = error.errors(include_url=False)[0]
+    below = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+    field = f"{path}{below}".lstrip(".") or "body"
+    value = "" if first["type"] in ("missing", "extra_forbidden") else f"; got {shorten(repr(first['input']))[1:-1]}"
+    message = f"{field}: {first['msg']}{value}".encode("utf-8", "replace").decode()
+    return invalid(field.encode("utf-8", "replace").decode(), message)
+
+
+def _empty_item(item: Any) -> verifier_pb2.VerifyItem:
+    """The stand-in for an item that cannot be read, with its id and verifier if these can."""
+    empty = verifier_pb2.VerifyItem()
+    if isinstance(item, dict):
+        for name in ("id", "verifier"):
+            value = item.get(name)
+            if isinstance(value, str):
+                setattr(empty, name, value.encode("utf-8", "replace").decode())
+        empty.zero_on_failure = item.get("zero_on_failure") is True
+    return empty
 
 
 def _reply(request: Request, message: Message, as_json: Callable[[Any], dict[str, Any]]) -> Response:
