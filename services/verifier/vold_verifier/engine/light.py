@@ -25,7 +25,7 @@ MAX_REFERENCE_CHARS = 4_096
 _PLAIN = r"[+-]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18})?"
 _NUMBER = re.compile(_PLAIN, re.ASCII)
 _BOXED = re.compile(r"\\boxed\{ ?" + _PLAIN + r" ?\}", re.ASCII)
-_OTHER_BOXES = ("\\fbox", "\\framebox", "\\bbox", "<|begin_of_box|>")
+_ENDS = re.compile(r"[^\n<]*+\s*\Z")
 
 
 def is_light(verifier: Verifier[Any], item: verifier_pb2.VerifyItem) -> bool:
@@ -45,9 +45,11 @@ def is_light(verifier: Verifier[Any], item: verifier_pb2.VerifyItem) -> bool:
         box is not None
         and parameters.accept[0] == "boxed"
         and completion.find("boxed") == box_start + 1
-        and not any(command in completion for command in _OTHER_BOXES)
-        and "<" not in completion[box.end() :]
-        and "\n" not in completion[box.end() :].strip()
+        and "\\fbox" not in completion
+        and "\\framebox" not in completion
+        and "\\bbox" not in completion
+        and "<|begin_of_box|>" not in completion
+        and _ENDS.match(completion, box.end()) is not None
         and not has_attachment(completion, box_start, box.end())
     )
 

@@ -4,7 +4,7 @@ What is attached to a box belongs to its content: -\boxed{3} is -3, and \boxed{3
 """
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _OPENING = re.compile(r"\\(?:boxed|fbox|framebox|bbox)\s*(?:\[[^\[\]\n]{0,60}\]\s*){0,2}\{")
 _BRACES = re.compile(r"\\.|\{+|\}+", re.DOTALL)  # an escaped character is one token and does not count as a brace
@@ -33,6 +33,7 @@ _SUFFIX = re.compile(
     r"|\s*\\sqrt\s*(?:\{[^{}]{1,40}\}|\d)"
     r"|\s*/\s*\d+"
 )
+_MAY_CONTINUE = re.compile(r"[\s$]*[\\%^_/×⋅*]")
 _CONTINUES_AS_EQUATION = re.compile(r"\s*\$?\s*=(?!=)")
 _IS_ONE_FACTOR = re.compile(r"[\w.,]+|\\[A-Za-z]+\s*(?:\{[^{}]*\}|\d)*")
 _NAMES_OPTION = re.compile(r"\s*(?:\\\w+\s*\{)?[\s(]*[A-Z][\s).]*\}?\s*")
@@ -46,8 +47,7 @@ _PART = re.compile(
 _ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii")
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """A box, with what is attached to it.
 
     start, end: the part of the text. content: what is inside, without a box around it. label: the name that the box is
@@ -72,21 +72,28 @@ def find_boxes(text: str) -> tuple[list[Box], bool]:
         return [], False
     spans, unclosed = _braced_spans(text)
     found = [(command, end + 1, text[start:end]) for command, start, end in spans]
-    if "\\boxed" in text or "\\fbox" in text:
+    if text.count("\\boxed") + text.count("\\fbox") > len(spans) + len(unclosed):
         found += [(match.start(), match.end(), match["content"]) for match in _WITHOUT_BRACES.finditer(text)]
     if _OPENING_TOKEN in text:
         tokens = list(_TOKENS.finditer(text))
         unclosed += [match.start() for match in tokens if match["unclosed"] is not None]
         found += [(match.start(), match.end(), match["content"]) for match in tokens if match["unclosed"] is None]
-        found.sort(key=lambda span: (span[0], -span[1]))
-    elif len(found) > len(spans):
-        found.sort()
+    if len(found) > len(spans):
+        found = _outermost(found)
+    is_open = bool(unclosed) and (not found or max(unclosed) >= found[-1][1])
+    boxes = [_with_surroundings(text, *span) for span in found[-MAX_BOXES:]]
+    if len(boxes) > 1:
+        boxes = [box._replace(label=_label_before(text, box.start)) for box in boxes]
+    return boxes, is_open
+
+
+def _outermost(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """The spans in order, without those inside another."""
     outermost: list[tuple[int, int, str]] = []
-    for span in found:
+    for span in sorted(spans, key=lambda span: (span[0], -span[1])):
         if not outermost or span[0] >= outermost[-1][1]:
             outermost.append(span)
-    is_open = bool(unclosed) and (not outermost or max(unclosed) >= outermost[-1][1])
-    return [_with_surroundings(text, *span) for span in outermost[-MAX_BOXES:]], is_open
+    return outermost
 
 
 def are_consecutive_parts(first: str, second: str) -> bool:
@@ -99,7 +106,9 @@ def are_consecutive_parts(first: str, second: str) -> bool:
 
 def has_attachment(text: str, start: int, end: int) -> bool:
     """Whether a sign stands before the box from `start` to `end`, or a power, a unit sign or a quotient after it."""
-    return _sign_before(text, start)[0] != "" or _SUFFIX.match(text, end) is not None
+    return _sign_before(text, start)[0] != "" or (
+        _MAY_CONTINUE.match(text, end) is not None and _SUFFIX.match(text, end) is not None
+    )
 
 
 def _braced_spans(text: str) -> tuple[list[tuple[int, int, int]], list[int]]:
@@ -133,24 +142,26 @@ def _braced_spans(text: str) -> tuple[list[tuple[int, int, int]], list[int]]:
 
 def strip_boxes(content: str) -> str:
     """`content` without a box around the whole of it."""
-    while match := _ONLY_A_BOX.match(content):
+    while "\\" in content and (match := _ONLY_A_BOX.match(content)):
         content = match["inner"]
     return content.strip()
 
 
 def _with_surroundings(text: str, start: int, end: int, content: str) -> Box:
-    """The box with its sign, its power or percent sign, and its label."""
+    """The box with its sign, and its power or percent sign."""
     content = strip_boxes(content)
     sign, sign_start = _sign_before(text, start)
+    if not sign and _MAY_CONTINUE.match(text, end) is None:
+        return Box(start, end, content)
     suffix_end = end
     while suffix_end < end + 120 and (match := _SUFFIX.match(text, suffix_end)):
         suffix_end = match.end()
     suffix = text[end:suffix_end].replace("$", "")
     if (not sign and not suffix) or _NAMES_OPTION.fullmatch(content) or _CONTINUES_AS_EQUATION.match(text, suffix_end):
-        return Box(start, end, content, _label_before(text, start))
+        return Box(start, end, content)
     factor = content if _IS_ONE_FACTOR.fullmatch(content) else f"({content})"
     value = f"{factor}{suffix}"
-    return Box(sign_start, suffix_end, f"{sign}{value}" if content else content, _label_before(text, sign_start))
+    return Box(sign_start, suffix_end, f"{sign}{value}" if content else content)
 
 
 def _sign_before(text: str, start: int) -> tuple[str, int]:
@@ -158,7 +169,8 @@ def _sign_before(text: str, start: int) -> tuple[str, int]:
 
     A minus is a sign if it stands at the box after a word, or, with a space between, after an equals sign or a bracket.
     """
-    match = _SIGN.match(text[max(0, start - _CHARS_BEFORE) : start])
+    before_box = text[max(0, start - _CHARS_BEFORE) : start]
+    match = _SIGN.match(before_box) if _may_be_signed(before_box) else None
     if match is None:
         return "", start
     before, sign = match["before"].rstrip(" \t"), match["sign"]
@@ -167,6 +179,11 @@ def _sign_before(text: str, start: int) -> tuple[str, int]:
     if not opens_expression and (_OPERAND.search(before) is not None or (match["gap"].strip("$") and len(sign) == 1)):
         return "", start
     return {"±": r"\pm ", r"\pm": r"\pm ", r"\mp": r"\mp "}.get(sign, "-"), sign_start
+
+
+def _may_be_signed(text: str) -> bool:
+    """A fast test, true for every text that `_SIGN` matches."""
+    return "-" in text or "m" in text or "negative" in text or not text.isascii()
 
 
 def _label_before(text: str, start: int) -> str:

@@ -23,6 +23,7 @@ Place = Literal["boxed", "answer_tag", "answer_line", "statement", "whole", "fin
 
 MAX_WHOLE_CHARS = 200
 MAX_STATED_CHARS = 300
+MIN_MARKED_CHARS = 4
 MAX_BLOCK_CHARS = 1000
 MAX_BRIEF_WORDS = 2
 MAX_CHARS_BETWEEN_BOXES = 60
@@ -103,6 +104,8 @@ def final_part(completion: str, think_tag: str = "think", prompt: str = "") -> s
             return None
     if end is None and prompt and prompt.rstrip().endswith(f"<{think_tag}>"):
         return None
+    if not tail[-20:].rstrip().endswith((">", "]")):
+        return tail
     return tail[:-MAX_STATED_CHARS] + _END_TOKENS.sub("", tail[-MAX_STATED_CHARS:])
 
 
@@ -228,6 +231,8 @@ def _read_boxes(text: str) -> ExtractedAnswer | None:
         return ExtractedAnswer(None, r"the last \boxed{ is never closed", rule=hacking.UNCLOSED_TAG)
     if not near:
         return None
+    if len(near) == 1 and near[0].content:
+        return ExtractedAnswer(near[0].content, "boxed", end=near[0].end)
     joined = [near[-1]]
     parts = [near[-1]]
     for box in reversed(near[:-1]):
@@ -256,7 +261,8 @@ def _read_boxes(text: str) -> ExtractedAnswer | None:
 
 def _read_after_box(text: str, extraction: Extraction, end: int) -> ExtractedAnswer | None:
     """The answer tag, or the brief answer line, that stands after the last box."""
-    if "\n" not in text[end:].strip() and "<" not in text[end:]:
+    rest = text[end:]
+    if len(rest) < MIN_MARKED_CHARS or ("\n" not in rest.strip() and "<" not in rest):
         return None
     after_box = extraction.accept[extraction.accept.index("boxed") :]
     if "answer_tag" in after_box and (tag := _read_answer_tag(text, extraction.answer_tag, end)) and tag.answer:

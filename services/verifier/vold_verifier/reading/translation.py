@@ -94,13 +94,14 @@ _COUNTED = re.compile(rf"(?<=\d)\s*[{_COUNTERS}](?=[\s$。.)}}]*$)")
 _OPERAND_BEFORE, _OPERAND_AFTER = r"(?<=[\dA-Za-z})\]$%])", r"(?=[\dA-Za-z({\[$\\+-])"
 _OR = re.compile(rf"{_OPERAND_BEFORE}\s*[,，]?\s*(?:或者?|または|あるいは|또는|혹은|или|أو)\s*{_OPERAND_AFTER}")
 _AND = re.compile(rf"{_OPERAND_BEFORE}\s*(?:[、和与與及]|以及|และ|と|와|과|그리고|и|و)\s*{_OPERAND_AFTER}")
+_HAS_LATIN_WORD = re.compile(r"[\s{](?:ou|oder|et|und)[\s}]")
 _LATIN_OR = re.compile(rf"{_OPERAND_BEFORE}\s+(?:ou|oder|\\text\s*\{{\s*(?:ou|oder)\s*\}})\s+{_OPERAND_AFTER}")
 _LATIN_AND = re.compile(rf"{_OPERAND_BEFORE}\s+(?:et|und|\\text\s*\{{\s*(?:et|und)\s*\}})\s+{_OPERAND_AFTER}")
 
 
 def to_latex(text: str) -> str:
     """`text` with the units, counters and conjunctions of other languages in LaTeX."""
-    if " " in text:
+    if _HAS_LATIN_WORD.search(text):
         text = _LATIN_AND.sub(", ", _LATIN_OR.sub(r" \\text{ or } ", text))
     if text.isascii():
         return text

@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from vold_verifier.reading import hacking
-from vold_verifier.reading.boxes import find_boxes
 from vold_verifier.reading.extraction import Place, answer_lines, final_part, read_place
 from vold_verifier.reading.text import normalise, shorten
 from vold_verifier.types import BadReferenceError
@@ -87,7 +86,7 @@ def read_option(item: Item, parameters: ChoiceParameters) -> tuple[str | None, s
         elif extracted.answer is None:
             return None, extracted.reason, extracted.rule
         else:
-            if place == "boxed" and (letter := _read_after_box(text, parameters)) is not None:
+            if place == "boxed" and (letter := _read_after_box(text, extracted.end, parameters)) is not None:
                 return letter, "after the box", ""
             letter = match_option(extracted.answer, parameters)
             if letter is None and place in ("boxed", "answer_tag"):
@@ -109,9 +108,8 @@ def _last_option(lines: list[str], parameters: ChoiceParameters) -> str | None:
     return next((letter for letter in letters if letter is not None), None)
 
 
-def _read_after_box(text: str, parameters: ChoiceParameters) -> str | None:
+def _read_after_box(text: str, end: int, parameters: ChoiceParameters) -> str | None:
     """The option that an answer tag or an answer line names after the last box: the box may be a formula on the way."""
-    end = find_boxes(text)[0][-1].end
     rest = text[end:]
     if "answer_tag" in parameters.accept and "<" in rest:
         extracted = read_place(rest, "answer_tag", parameters)

@@ -52,8 +52,9 @@ class MathVerifier(Verifier[MathParameters]):
             and not spoken.as_words(reference)
         ):
             return Verdict.wrong(None, "no marked answer: the text is a sentence")
-        answer = extracted.named if _names_values(reference) and extracted.named else extracted.answer
-        comparison = _compare_parts(reference, extracted.parts) or _compare(reference, answer, parameters)
+        answer = extracted.named if extracted.named and _names_values(reference) else extracted.answer
+        comparison = _compare_parts(reference, extracted.parts) if extracted.parts else None
+        comparison = comparison or _compare(reference, answer, parameters)
         if comparison.equal:
             if item.prompt and comparison.by_algebra and hacking.is_echo(answer, reference, item.prompt):
                 return Verdict.wrong(answer, "copied from the prompt, not worked out", hacking.ECHOED_PROMPT)
@@ -114,8 +115,8 @@ def _items_are_within(reference: list[str], answer: list[str], parameters: MathP
 
 def _compare_parts(reference: str, parts: tuple[str, ...]) -> Comparison | None:
     """Compare the boxes of the parts (a), (b), ... with a reference that lists as many values; None for another one."""
-    items = _items(reference) if parts else []
-    if len(items) != len(parts) or not parts:
+    items = _items(reference)
+    if len(items) != len(parts):
         return None
     comparisons = [compare(item, part) for item, part in zip(items, parts, strict=True)]
     return next((comparison for comparison in comparisons if not comparison.equal), comparisons[-1])

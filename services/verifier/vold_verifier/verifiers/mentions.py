@@ -97,11 +97,11 @@ def is_word(letter: str, rest: str) -> bool:
     return letter.islower() or letter in "AI"
 
 
-def settle(letter: str, rest: str, letters: str, options: Mapping[str, str]) -> str | None:
+def settle(letter: str, rest: str, letters: str, texts: Mapping[str, str]) -> str | None:
     """The letter of the option that a text settles on, or None.
 
-    The text names the option `letter` and goes on with `rest`. letters: the letters of all options. options: their
-    texts, if they are known.
+    The text names the option `letter` and goes on with `rest`. letters: the letters of all options. texts: their
+    texts in lower case without marks around them, if they are known.
     """
     if not rest.strip(_MARKS):
         return letter
@@ -115,14 +115,14 @@ def settle(letter: str, rest: str, letters: str, options: Mapping[str, str]) -> 
         is_article = other in "aI" and _WORD.match(joined_rest) is not None
         if other.upper() in letters and other.upper() != letter and not is_article:
             return None
-    rest, is_described = _without_description(letter, rest, options)
+    rest, is_described = _without_description(letter, rest, texts)
     found = [
         (match.start(), match.end(), name)
         for match in _LETTER.finditer(rest)
         if (name := (match["letter"] or match["small"]).upper()) in letters
         and not (match["letter"] and is_word(name, rest[match.end() :]))
     ]
-    found = sorted([*found, *_option_texts(letter, rest, options)])
+    found = sorted([*found, *_option_texts(letter, rest, texts)])
     settled, changed_at, past, meaning = letter, 0, 0, ""
     for start, end, name in found:
         if start < past:
@@ -140,28 +140,24 @@ def settle(letter: str, rest: str, letters: str, options: Mapping[str, str]) -> 
     return None if _WITHDRAWN.search(rest, changed_at) else settled
 
 
-def _without_description(letter: str, rest: str, options: Mapping[str, str]) -> tuple[str, bool]:
+def _without_description(letter: str, rest: str, texts: Mapping[str, str]) -> tuple[str, bool]:
     """(`rest` without the option's own text, whether its first sentence may be an option's text that is not known)."""
-    if letter in options:
-        text = options[letter].strip(_MARKS)
+    if letter in texts:
         bare = rest.lstrip(_MARKS)
-        if text and bare[: len(text)].casefold() == text.casefold():
-            return bare[len(text) :], False
+        if bare.casefold().startswith(texts[letter]):
+            return bare[len(texts[letter]) :], False
         return rest, False
     return rest, rest[:1] in ".):：" and any(character.isalpha() for character in rest[2:])
 
 
-def _option_texts(letter: str, rest: str, options: Mapping[str, str]) -> list[tuple[int, int, str]]:
+def _option_texts(letter: str, rest: str, texts: Mapping[str, str]) -> list[tuple[int, int, str]]:
     """(start, end, letter) of the first mention of each other option by its text."""
     lowered = rest.casefold()
-    found = []
-    for other, text in options.items():
-        option_text = " ".join(text.casefold().strip(_MARKS).split())
-        if other != letter and len(option_text) >= 3 and len(lowered) == len(rest):
-            match = re.search(rf"(?<!\w){re.escape(option_text)}(?!\w)", lowered)
-            if match is not None:
-                found.append((match.start(), match.end(), other))
-    return found
+    if len(lowered) != len(rest):
+        return []
+    mentioned = [other for other, text in texts.items() if other != letter and len(text) >= 3 and text in lowered]
+    matches = ((re.search(rf"(?<!\w){re.escape(texts[other])}(?!\w)", lowered), other) for other in mentioned)
+    return [(match.start(), match.end(), other) for match, other in matches if match is not None]
 
 
 def _meaning(rest: str, past: int, start: int, end: int, *, is_described: bool) -> str:

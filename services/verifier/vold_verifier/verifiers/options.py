@@ -1,6 +1,7 @@
 """The options of `choice` and `multi-choice`, and which of them a text names: by letter, or by the option's text."""
 
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +29,7 @@ _NOT_BUT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _OPTION_WORD = re.compile(r"^[\s*_]*(?:选项|選項|选|選|옵션|विकल्प|الخيار|вариант|opción|opzione|opção)\s*[:：]?\s*")
+_HAS_MATHEMATICS = re.compile(r"[\d\\$^]|[^\x00-\x7f]")
 _MARKS = " \t\n*_$`.,:;!?()[]{}\"'。，：；！？"
 _SHORT_FRACTION = re.compile(r"\\[dt]?frac\s*(\d)\s*(\d)")
 _LATEX_SPACING = re.compile(r"\s+|\\[,;:! ]")
@@ -79,11 +81,15 @@ class ChoiceParameters(Extraction):
         return self.letters or "".join(self.options) or ALPHABET
 
     @cached_property
+    def texts(self) -> dict[str, str]:
+        """The normalised text of each option by its letter."""
+        return {letter: normalise_text(normalise(text)) for letter, text in self.options.items()}
+
+    @cached_property
     def letter_by_text(self) -> dict[str, str | None]:
         """The letter of each option by its normalised text; None if two options have the same text."""
         letters: dict[str, str | None] = {}
-        for letter, text in self.options.items():
-            option_text = normalise_text(normalise(text))
+        for letter, option_text in self.texts.items():
             letters[option_text] = None if option_text in letters else letter
         return letters
 
@@ -125,12 +131,15 @@ def strip_latex_text(text: str) -> str:
 def match_option(answer: str, parameters: ChoiceParameters) -> str | None:
     """The letter of the option that `answer` names: "B", "(b)", "B. Rome", "Rome", "B because ..."; else None."""
     answer = answer[:MAX_ANSWER_CHARS]
+    bare = answer.strip(_MARKS)
+    if len(bare) == 1 and bare.upper() in parameters.allowed_letters:
+        return bare.upper()
     if letter := _match_latex(answer, parameters):
         return letter
     text = strip_latex_text(answer)
     if not text.isascii():
         text = _latin_option(text)
-    for candidate in (text, _PREFIX.sub("", labels.without_label(text), count=1)):
+    for candidate in _without_and_with_prefix(text):
         if (letter := match_text(candidate, parameters)) is not None:
             return letter
         if match := _NOT_BUT.match(candidate):
@@ -139,6 +148,11 @@ def match_option(answer: str, parameters: ChoiceParameters) -> str | None:
             # "B. Oslo" names two options if Oslo is option C.
             return letter if match_text(match["rest"], parameters) in (None, letter) else None
     return None
+
+
+def _without_and_with_prefix(text: str) -> Iterator[str]:
+    yield text
+    yield _PREFIX.sub("", labels.without_label(text), count=1)
 
 
 def _latin_option(text: str) -> str:
@@ -160,7 +174,7 @@ def match_text(text: str, parameters: ChoiceParameters) -> str | None:
 
 def _match_latex(answer: str, parameters: ChoiceParameters) -> str | None:
     """The letter of the option with this formula, in any spelling, or with this number."""
-    if not parameters.options or len(answer) > numbers.MAX_CHARS or not re.search(r"[\d\\$^]|[^\x00-\x7f]", answer):
+    if not parameters.options or len(answer) > numbers.MAX_CHARS or not _HAS_MATHEMATICS.search(answer):
         return None
     latex = _normalise_latex(answer)
     if latex in parameters.letter_by_latex:
@@ -186,4 +200,4 @@ def read_letter(match: re.Match[str], parameters: ChoiceParameters) -> str | Non
     letter, rest = match["letter"], match.groupdict().get("rest") or ""
     if letter.upper() not in parameters.allowed_letters or mentions.is_word(letter, rest):
         return None
-    return mentions.settle(letter.upper(), rest, parameters.allowed_letters, parameters.options)
+    return mentions.settle(letter.upper(), rest, parameters.allowed_letters, parameters.texts)
