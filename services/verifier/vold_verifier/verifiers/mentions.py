@@ -85,6 +85,7 @@ _ASSERTED_AFTER = re.compile(
     r"^[\s*_)\]$]*(?:$|[.,;!。，；！\n]|(?:is|was)\s+(?:the\s+)?(?:correct|right|answer|better|best)|instead|项?正确)",
     re.IGNORECASE,
 )
+_BRACKET_AFTER = re.compile(r"^[\s*_)\]$]*[(\[]")
 _ONLY_JOINED = re.compile(r"(?:[\s,，、/&*_()\[\]$]|\band\b|\bor\b|\bnor\b|和|或)*", re.IGNORECASE)
 _MARKS = " \t\n*_$`.,:;!?()[]{}\"'。，：；！？"
 
@@ -185,7 +186,7 @@ def _meaning(rest: str, past: int, start: int, end: int, *, is_described: bool) 
         return "dismissed"
     is_description = is_described and not any(rest[:position].strip(_MARKS) for position in ends)
     is_first_sentence = not ends and not is_described
-    is_alone = not any(map(str.isalpha, clause)) and _ASSERTED_AFTER.match(after) is not None
+    is_alone = not any(map(str.isalpha, clause)) and (_ASSERTED_AFTER.match(after) or _BRACKET_AFTER.match(after))
     if is_first_sentence or is_alone or _HEDGE_AFTER.match(after):
         return "unclear"
     if (_HEDGE_START if is_description else _HEDGE_BEFORE).search(last_clause):
