@@ -18,7 +18,7 @@ _ONLY_A_BOX = re.compile(r"^\s*\\(?:boxed|fbox)\s*\{(?P<inner>.*)\}\s*$", re.DOT
 
 MAX_BOXES = 50
 _CHARS_BEFORE = 24
-_GAP = r"(?:\s|\\[,;:! ]|[${]|\\\(|\\left|\\displaystyle)*"
+_GAP = r"(?:\s|\\[,;:! ]|[${(]|\\\(|\\left|\\displaystyle)*"
 _SIGN = re.compile(rf"(?P<before>.*?)(?P<sign>[-−–±]|\\pm|\\mp|\b(?:minus|negative)\b)(?P<gap>{_GAP})$", re.DOTALL)
 _OPENS_EXPRESSION = re.compile(r"(?:[=<>≤≥≈(\[{$,&]|\\\(|\\\[|\\(?:le|ge|leq|geq|approx|to|implies|Rightarrow|quad))$")
 _OPERAND = re.compile(
@@ -40,8 +40,8 @@ _NAMES_OPTION = re.compile(r"\s*(?:\\\w+\s*\{)?[\s(]*[A-Z][\s).]*\}?\s*")
 
 _NAME = re.compile(r"(?<![A-Za-z\\])(?P<name>[A-Za-z](?:_\{?\w+\}?)?)\s*=\s*$")
 _PART = re.compile(
-    r"(?:^|[\s*_.,;])(?:part\s+)?(?:\((?P<part>[a-h]|[ivx]{1,4}|[1-9])\)|(?<!\S)(?P<bare>[a-h1-9])[).])[:*_]*"
-    r"(?:\s[^\n\\=]{0,60})?$",
+    r"(?:^|[\s*_.,;])(?:part\s+(?P<named>[a-h1-9])\b[).]?|(?:part\s+)?\((?P<part>[a-h]|[ivx]{1,4}|[1-9])\)"
+    r"|(?<!\S)(?P<bare>[a-h1-9])[).])[:*_]*(?:\s[^\n\\=]{0,60})?$",
     re.IGNORECASE,
 )
 _ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii")
@@ -191,4 +191,4 @@ def _label_before(text: str, start: int) -> str:
     if match := _NAME.search(before):
         return match["name"]
     match = _PART.search(before.rstrip("$ "))
-    return f"({(match['part'] or match['bare']).lower()})" if match else ""
+    return f"({(match['named'] or match['part'] or match['bare']).lower()})" if match else ""

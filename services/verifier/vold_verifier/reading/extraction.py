@@ -46,6 +46,8 @@ _END_TOKENS = re.compile(
     r"|<end_of_turn>|<\uff5cend\u2581of\u2581sentence\uff5c>|\[EOS\]))+\s*\Z"
 )
 _MATHEMATICS = re.compile(r"\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[A-Za-z]+(?:\s*\{[^{}]*\})?", re.DOTALL)
+_UNDERLINE = re.compile(r"^(?:[-=_*]{3,}|```\w*)[^\S\n]*\n\s*")
+_BULLET = re.compile(r"^(?:[#>]+\s*|[-*•]\s+)")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 
 
@@ -193,13 +195,13 @@ def answer_lines(text: str, start: int = 0) -> list[str]:
 
 def _below(text: str, end: int) -> str:
     """The line or displayed formula below a heading that ends at `end`; "" for a sentence with text after it."""
-    rest = text[end : end + 2 * MAX_BLOCK_CHARS].strip()
+    rest = _UNDERLINE.sub("", text[end : end + 2 * MAX_BLOCK_CHARS].strip(), count=1)
     line = _first_block(rest)
     if not line or labels.lines(line):
         return ""
     if len(line) < len(rest) and labels.without_closing(rest).rstrip() != line and not is_brief(line):
         return ""
-    return labels.strip_marks(line.strip("#>- ") if line[:1] in "#>" else line)
+    return labels.strip_marks(_BULLET.sub("", line, count=1))
 
 
 def _without_label(answer: str, place: str) -> str:

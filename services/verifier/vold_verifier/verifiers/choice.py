@@ -89,6 +89,8 @@ def read_option(item: Item, parameters: ChoiceParameters) -> tuple[str | None, s
             if place == "boxed" and (letter := _read_after_box(text, extracted.end, parameters)) is not None:
                 return letter, "after the box", ""
             letter = match_option(extracted.answer, parameters)
+            if letter is None and place == "answer_tag":
+                letter = prose.last_stated_option(extracted.answer, parameters)
             if letter is None and place in ("boxed", "answer_tag"):
                 reason = f"the {extracted.reason} answer does not name exactly one option: {shorten(extracted.answer)}"
                 return None, reason, _rule_of_no_option(extracted.answer, parameters)

@@ -22,6 +22,9 @@ _JOINED = re.compile(
     r"[(\[*_${]*(?P<letter>[A-Za-z])(?![A-Za-zÀ-ɏ\d'’])(?P<rest>.*)$",
     re.IGNORECASE | re.DOTALL,
 )
+_STARTS_SENTENCE = re.compile(
+    r"^[\s*_$)\]}.]*[;；]\s*[(\[*_${]*[A-Z][\s*_)\]]*\s(?:is|was|would|does|has|needs|cannot)\b", re.IGNORECASE
+)
 _ONLY_ANOTHER_IS_WRONG = re.compile(
     r"^[\s*_$)\]}.]*[,;，；]\s*[(\[*_${]*[A-Z][\s*_)\]]*(?:(?:is|was|seems|looks)\s+(?:\w+\s+){0,2}?"
     r"(?:not|wrong|incorrect|false|invalid|impossible|distractor|trap|mistake)|isn't|can't|cannot|doesn't)",
@@ -52,13 +55,14 @@ _DISMISSED_AFTER = re.compile(
     re.IGNORECASE,
 )
 _REASON = re.compile(
-    r"\b(?:because|since|as|due\s+to|given\s+that|considering|while|whereas|weil|car|porque|parce)\b|因为|由于",
+    r"\b(?:because|since|as\s+(?:it|its|the|this|that|we|they|there)\b|due\s+to|given\s+that|considering|while|whereas|weil|car|porque|parce)\b|因为|由于",
     re.IGNORECASE,
 )
 _CORRECTION = re.compile(
     r"\b(?:wait|actually|nope|sorry|oops|hmm+|correction|rather|instead|on\s+second\s+thoughts?|on\s+reflection|scratch"
     r"|i\s+mean|should\s+(?:be|have\s+been)|must\s+be|chang\w+|reconsider\w*|revis\w+)\b|\bno\b\s*[,.:;!—–-]"
     r"|\b(?:that|this|it)(?:'s|’s|\s+is|\s+was)\s+(?:wrong|incorrect|a\s+mistake|not\s+right)"
+    r"|\bI\s+(?:was|am)\s+(?:wrong|mistaken)\b|\bmy\s+(?:mistake|error|bad)\b|\bmistaken\b"
     r"|→|⇒|->|=>|不对|错了|应该是|应为|应選|应选|更正|改为|改選|改选",
     re.IGNORECASE,
 )
@@ -111,7 +115,7 @@ def settle(letter: str, rest: str, letters: str, texts: Mapping[str, str]) -> st
     joined_rest = rest
     while joined := _JOINED.match(joined_rest):
         other, joined_rest = joined["letter"], joined["rest"]
-        if _ONLY_ANOTHER_IS_WRONG.match(joined.group()):
+        if _ONLY_ANOTHER_IS_WRONG.match(joined.group()) or _STARTS_SENTENCE.match(joined.group()):
             break
         is_article = other in "aI" and _WORD.match(joined_rest) is not None
         if other.upper() in letters and other.upper() != letter and not is_article:
@@ -166,8 +170,10 @@ def _meaning(rest: str, past: int, start: int, end: int, *, is_described: bool) 
     ends = [match.end() for match in _SENTENCE_END.finditer(rest, 0, start)]
     sentence_start = ends[-1] if ends else 0
     clause = rest[max(past, sentence_start) : start]
+    is_bare = not any(map(str.isalpha, clause))
     if boundaries := list(_CLAUSE_START.finditer(clause)):
         last_clause = clause[boundaries[-1].end() :]
+        is_bare = not any(map(str.isalpha, last_clause))
         if not last_clause.strip(" *_$"):  # the bracket or the colon stands at the letter itself
             last_clause = clause[boundaries[-2].end() if len(boundaries) > 1 else 0 :]
     else:
@@ -186,7 +192,7 @@ def _meaning(rest: str, past: int, start: int, end: int, *, is_described: bool) 
         return "dismissed"
     is_description = is_described and not any(rest[:position].strip(_MARKS) for position in ends)
     is_first_sentence = not ends and not is_described
-    is_alone = not any(map(str.isalpha, clause)) and (_ASSERTED_AFTER.match(after) or _BRACKET_AFTER.match(after))
+    is_alone = is_bare and (_ASSERTED_AFTER.match(after) or _BRACKET_AFTER.match(after))
     if is_first_sentence or is_alone or _HEDGE_AFTER.match(after):
         return "unclear"
     if (_HEDGE_START if is_description else _HEDGE_BEFORE).search(last_clause):

@@ -38,6 +38,7 @@ _STATED = (
         re.IGNORECASE,
     ),
 )
+_LABEL = re.compile(r"^(?:(?:options?|answers?|choices?)\s*[:：]\s*)?(?:both\s+)?", re.IGNORECASE)
 _PARTS = re.compile(r"\s*(?:[,;\n]|\band\b)\s*")
 _NONE = frozenset({"none", "none of the above", "no option", "{}", r"\emptyset"})
 
@@ -111,7 +112,7 @@ def parse_options(text: str, parameters: MultiChoiceParameters) -> frozenset[str
         return frozenset()
     if _OR.search(text):
         return None
-    text = text.replace("、", ",").removeprefix("both ").removeprefix("Both ")
+    text = _LABEL.sub("", text.replace("、", ","), count=1)
     if match := _RUN.match(text):
         letters = match["run"]
         return frozenset(letters) if set(letters) <= set(parameters.allowed_letters) else None
