@@ -216,7 +216,7 @@ def verify(
 ) -> None:
     """Verify the completions of a file; exit status 1 if a line is broken.
 
-    A line: {"id", "completion", "reference"}, optionally "prompt", "options" ({"A": text, ...} or [{"A": text},
+    A line: {"id", "completion", "reference"}, optionally "prompt", "options" ({"A": text, ...} or [text,
     ...]), "params" (the verifier's parameters) and "verifier". A verdict: {"id", "reward", "correct", "extracted",
     "reason", "error", "seconds"}, with a reward of null if there is an error.
     """

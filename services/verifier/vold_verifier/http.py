@@ -1,15 +1,16 @@
 """The HTTP face: the messages of the gRPC face, as JSON or as application/x-protobuf."""
 
 import json
+import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
 from google.protobuf.message import Message
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from vold_proto.v1 import verifier_pb2
 from vold_service.call import Call
-from vold_service.errors import MAX_NAME, Code, invalid
+from vold_service.errors import MAX_NAME, Code, ServiceError, invalid
 from vold_service.http import (
     PROTOBUF,
     admit_call,
@@ -26,6 +27,21 @@ from vold_service.http import (
 from vold_service.keys import Keys
 
 from vold_verifier.engine.engine import Engine
+from vold_verifier.reading.text import shorten
+
+MAX_INTEGER_DIGITS = 308
+"""A double, in which parameters travel, holds no integer with more digits."""
+
+
+def _check_characters(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character (a lone surrogate), which is no text") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_characters)]
 
 INLINE_JSON_BYTES = 8192
 """A larger body is parsed by another process."""
@@ -37,13 +53,19 @@ INLINE_ITEMS = 64
 class ItemModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    id: str = ""
-    verifier: str
-    completion: str
-    reference: str = ""
-    prompt: str = ""
+    id: Text = ""
+    verifier: Text
+    completion: Text
+    reference: Text = ""
+    prompt: Text = ""
     parameters: dict[str, Any] = Field(default_factory=dict)
     zero_on_failure: bool = False
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _number_as_text(cls, reference: Any) -> Any:
+        is_number = isinstance(reference, int | float) and not isinstance(reference, bool) and math.isfinite(reference)
+        return str(reference) if is_number else reference
 
     def to_message(self) -> verifier_pb2.VerifyItem:
         item = verifier_pb2.VerifyItem(
@@ -60,11 +82,17 @@ class ItemModel(BaseModel):
 
 
 class RequestModel(BaseModel):
+    """A request whose items are not read yet: each is read by itself, so that a bad item does not lose the others."""
+
     model_config = ConfigDict(extra="forbid")
 
-    request_id: str = ""
-    run_id: str = ""
-    items: Annotated[list[ItemModel], FailFast()]
+    request_id: Text = ""
+    run_id: Text = ""
+    items: list[Any]
+
+
+class DocumentedRequestModel(RequestModel):
+    items: list[ItemModel]
 
 
 class StatusModel(BaseModel):
@@ -142,7 +170,7 @@ def create_app(
         return quota_response(engine.get_quota(parse_call(request)), protobuf=wants_protobuf(request))
 
     body = {
-        "content": {"application/json": {"schema": RequestModel.model_json_schema()}, PROTOBUF: {}},
+        "content": {"application/json": {"schema": DocumentedRequestModel.model_json_schema()}, PROTOBUF: {}},
         "required": True,
     }
 
@@ -150,9 +178,9 @@ def create_app(
     async def verify(request: Request) -> Response:
         """A result for every item, in order. A bad item carries its own error and does not lose the others."""
         call = admit_call(request, engine.quotas)
-        message = await _read_request(request, call, engine)
+        message, faults = await _read_request(request, call, engine)
         call = call.with_ids(message.request_id, message.run_id)
-        reply = await cancel_on_disconnect(request, engine.verify(call, message.items))
+        reply = await cancel_on_disconnect(request, engine.verify(call, message.items, faults))
         if wants_protobuf(request):
             return sized_response([reply.SerializeToString()], PROTOBUF)
         if len(reply.results) <= INLINE_ITEMS:
@@ -164,31 +192,81 @@ def create_app(
     return app
 
 
-async def _read_request(request: Request, call: Call, engine: Engine) -> verifier_pb2.VerifyRequest:
+async def _read_request(
+    request: Request, call: Call, engine: Engine
+) -> tuple[verifier_pb2.VerifyRequest, dict[int, ServiceError]]:
+    """The request, and the errors, by index, of items that cannot be read: they stand in the request as empty items."""
     if sent_protobuf(request):
-        return await read_protobuf(request, call, verifier_pb2.VerifyRequest, engine.max_fields)
+        return await read_protobuf(request, call, verifier_pb2.VerifyRequest, engine.max_fields), {}
     body = await read_json(request, call)
     if len(body) <= INLINE_JSON_BYTES:
-        return _parse_json(body)
-    packed = await engine.processes.run(_pack_json, body, tenant=call.tenant.name)
-    return verifier_pb2.VerifyRequest.FromString(packed)
+        message, faults = _parse_json(body)
+    else:
+        packed, faults = await engine.processes.run(_pack_json, body, tenant=call.tenant.name)
+        message = verifier_pb2.VerifyRequest.FromString(packed)
+    return message, {index: invalid(field, text) for index, (field, text) in faults.items()}
 
 
-def _pack_json(body: bytes | bytearray) -> bytes:
-    return _parse_json(body).SerializeToString()
+Faults = dict[int, tuple[str, str]]
+"""The field and the message of each item that cannot be read, by index."""
 
 
-def _parse_json(body: bytes | bytearray) -> verifier_pb2.VerifyRequest:
+def _pack_json(body: bytes | bytearray) -> tuple[bytes, Faults]:
+    message, faults = _parse_json(body)
+    return message.SerializeToString(), faults
+
+
+def _parse_json(body: bytes | bytearray) -> tuple[verifier_pb2.VerifyRequest, Faults]:
     try:
-        model = RequestModel.model_validate_json(body)
+        # Unlike pydantic's, the parser of the standard library accepts half of a character (\ud800) in a string.
+        model = RequestModel.model_validate(json.loads(body, parse_int=_parse_integer))
+        message = verifier_pb2.VerifyRequest(request_id=model.request_id, run_id=model.run_id)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
-        field = path.lstrip(".")[:MAX_NAME]
-        raise invalid(field or "body", f"{field or 'body'}: {first['msg'][:MAX_NAME]}") from None
-    return verifier_pb2.VerifyRequest(
-        request_id=model.request_id, run_id=model.run_id, items=[item.to_message() for item in model.items]
-    )
+        raise invalid(*_describe(error, "")) from None
+    except (ValueError, RecursionError) as error:
+        raise invalid("body", f"body: invalid JSON: {str(error)[:200] or type(error).__name__}") from None
+    faults: Faults = {}
+    for index, item in enumerate(model.items):
+        try:
+            message.items.append(ItemModel.model_validate(item).to_message())
+        except ValidationError as error:
+            faults[index] = _describe(error, f"items[{index}]")
+        except (ValueError, TypeError, RecursionError, OverflowError):
+            field = f"items[{index}].parameters"
+            faults[index] = (
+                field,
+                f"{field} cannot be read: send whole characters, finite numbers and at most 24 levels of nesting",
+            )
+        if index in faults:
+            message.items.append(_empty_item(item))
+    return message, faults
+
+
+def _parse_integer(digits: str) -> int | float:
+    """An integer; infinity for one with more digits than Python converts, which parameters then refuse by name."""
+    return int(digits) if len(digits) <= MAX_INTEGER_DIGITS else math.inf
+
+
+def _describe(error: ValidationError, path: str) -> tuple[str, str]:
+    """The first field that `error` names, below `path`, and what is wrong with it."""
+    first = error.errors(include_url=False)[0]
+    below = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+    field = f"{path}{below}".lstrip(".")[:MAX_NAME] or "body"
+    value = "" if first["type"] in ("missing", "extra_forbidden") else f"; got {shorten(repr(first['input']))[1:-1]}"
+    message = f"{field}: {first['msg'][:MAX_NAME]}{value}".encode("utf-8", "replace").decode()
+    return field.encode("utf-8", "replace").decode(), message
+
+
+def _empty_item(item: Any) -> verifier_pb2.VerifyItem:
+    """The stand-in for an item that cannot be read, with its id and verifier if these can."""
+    empty = verifier_pb2.VerifyItem()
+    if isinstance(item, dict):
+        for name in ("id", "verifier"):
+            value = item.get(name)
+            if isinstance(value, str):
+                setattr(empty, name, value.encode("utf-8", "replace").decode())
+        empty.zero_on_failure = item.get("zero_on_failure") is True
+    return empty
 
 
 def _reply(request: Request, message: Message, as_json: Callable[[Any], dict[str, Any]]) -> Response:

@@ -23,6 +23,8 @@ REASONING_GYM = "reasoning-gym"
 """The built-in verifier that needs the extra of the same name."""
 OPTIONAL = ("code",)
 """Built-in verifiers that are off by default."""
+OFF = {**{name: f"--enable {name}" for name in OPTIONAL}, "judge": "--judge-url and --judge-model"}
+"""How to start a server that has a verifier that is off by default."""
 
 
 class PluginError(ValueError):
@@ -147,6 +149,8 @@ def _unknown_verifier(verifiers: Mapping[str, Verifier[Any]], name: str, field: 
         return not_found(
             field, missing_extra_message(f"verifier {name!r}", "reasoning_gym", "reasoning-gym", "ask another server")
         )
+    if name in OFF:
+        return not_found(field, f"verifier {name!r} is off on this server: start it with {OFF[name]}, or ask another")
     similar = get_close_matches(name, verifiers, n=1)
     remedy = f"did you mean {similar[0]!r}?" if similar else f"this server has {', '.join(sorted(verifiers))}"
     return not_found(field, f"no verifier is called {name[:80]!r}: {remedy}")

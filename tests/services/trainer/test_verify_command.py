@@ -51,6 +51,7 @@ def test_a_file_is_verified_in_order_by_a_local_service(tmp_path):
             "verifier": "choice",
             "options": [{"A": "Paris"}, {"B": "Rome"}],
         },
+        {"id": "texts", "completion": r"\boxed{4}", "reference": "B", "verifier": "choice", "options": [3, 4]},
         {
             "id": "near",
             "completion": "3.15",
@@ -66,14 +67,14 @@ def test_a_file_is_verified_in_order_by_a_local_service(tmp_path):
     assert done.returncode == 0, done.stderr
     verdicts = read(out.read_text())
     assert all(list(verdict) == KEYS for verdict in verdicts)
-    assert [verdict["id"] for verdict in verdicts] == ["r", 2, "by text", "listed", "near", "prompt", 7]
-    assert [verdict["reward"] for verdict in verdicts] == [1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0]
-    assert [verdict["correct"] for verdict in verdicts] == [True, False, True, True, True, False, True]
+    assert [verdict["id"] for verdict in verdicts] == ["r", 2, "by text", "listed", "texts", "near", "prompt", 8]
+    assert [verdict["reward"] for verdict in verdicts] == [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0]
+    assert [verdict["correct"] for verdict in verdicts] == [True, False, True, True, True, True, False, True]
     assert verdicts[0]["extracted"] == "1/2"
-    assert "never ends" in verdicts[5]["reason"]
+    assert "never ends" in verdicts[6]["reason"]
     assert {verdict["error"] for verdict in verdicts} == {None}
     assert done.stdout == ""
-    for shown in ("math", "choice", "numeric", "accuracy", "7 lines"):
+    for shown in ("math", "choice", "numeric", "accuracy", "8 lines"):
         assert shown in done.stderr
 
 
@@ -85,7 +86,9 @@ BROKEN = {
     "unknown verifier": ({**RIGHT, "id": "x", "verifier": "maths"}, "did you mean 'math'"),
     "unknown parameter": ({**RIGHT, "id": "x", "params": {"acept": ["boxed"]}}, "parameters.acept"),
     "params no object": ({**RIGHT, "id": "x", "params": [1]}, "params is a list"),
-    "options no texts": ({**RIGHT, "id": "x", "verifier": "choice", "options": ["Paris"]}, "options holds a string"),
+    "options no texts": ({**RIGHT, "id": "x", "verifier": "choice", "options": ["Paris", None]}, "option 'B' is null"),
+    "options mixed": ({**RIGHT, "id": "x", "options": [{"A": "Paris"}, "Rome"]}, "options holds a string"),
+    "too many options": ({**RIGHT, "id": "x", "options": ["x"] * 27}, "over the limit of 26"),
     "options twice": ({**RIGHT, "id": "x", "options": [{"A": "1"}, {"A": "2"}]}, "names 'A' twice"),
     "half a character": ('{"id": "x", "completion": "\\ud800", "reference": "1"}', "surrogate"),
     "deep": ("[" * 100_000, "is not JSON"),

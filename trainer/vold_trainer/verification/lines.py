@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from string import ascii_uppercase
 from typing import Any
 
 from vold_client import Item, Verdict
@@ -92,20 +93,24 @@ def _text(row: Mapping[str, Any], name: str, default: str = "") -> str:
 
 
 def _options(value: Any) -> dict[str, str]:
-    """Option texts by letter, from {"A": text, ...} or from [{"A": text}, ...]."""
+    """Option texts by letter, from {"A": text, ...}, [{"A": text}, ...] or [text, ...]. A number is a text too."""
     if value is None:
         return {}
     parts = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and not any(isinstance(part, dict) for part in value):
+        if len(value) > len(ascii_uppercase):
+            raise ValueError(f"options holds {len(value)} texts, over the limit of {len(ascii_uppercase)}: send fewer")
+        parts = [{letter: text} for letter, text in zip(ascii_uppercase, value, strict=False)]
     options: dict[str, str] = {}
     for part in parts:
         if not isinstance(part, dict):
-            raise ValueError(f'options holds {_json_type(part)}: give {{"A": text, ...}} or [{{"A": text}}, ...]')
+            raise ValueError(f'options holds {_json_type(part)}: give {{"A": text, ...}} or [text, ...]')
         for letter, text in part.items():
             if letter in options:
                 raise ValueError(f"options names {letter!r} twice")
-            if not isinstance(text, str):
-                raise ValueError(f"option {letter!r} is {_json_type(text)}: give a string")
-            options[letter] = text
+            if isinstance(text, bool) or not isinstance(text, str | int | float):
+                raise ValueError(f"option {letter!r} is {_json_type(text)}: give a string or a number")
+            options[letter] = str(text)
     return options
 
 

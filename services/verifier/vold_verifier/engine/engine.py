@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -98,8 +98,16 @@ class Engine:
         """The limits of the caller's tenant, and how much of them is used."""
         return self.quotas.quota(call.tenant)
 
-    async def verify(self, call: Call, items: Sequence[verifier_pb2.VerifyItem]) -> verifier_pb2.VerifyReply:
-        """Return results in the order of `items`. Raises ServiceError if the call as a whole cannot be served."""
+    async def verify(
+        self,
+        call: Call,
+        items: Sequence[verifier_pb2.VerifyItem],
+        faults: Mapping[int, ServiceError] | None = None,
+    ) -> verifier_pb2.VerifyReply:
+        """Return results in the order of `items`. Raises ServiceError if the call as a whole cannot be served.
+
+        faults: the errors, by index, of items that the face could not read.
+        """
         started = time.monotonic()
         access.add_figures(items=len(items))
         if len(items) > self.settings.max_items:
@@ -109,7 +117,7 @@ class Engine:
         for index, item in enumerate(items):
             check_name(f"items[{index}].id", item.id)
         results: Results = [None] * len(items)
-        accepted, duplicates = await self._accept(items, results)
+        accepted, duplicates = await self._accept(items, results, faults or {})
         if accepted:
             tokens = sum(estimate_tokens(items[index]) for index, _ in (*accepted, *duplicates))
             assert call.place is not None, "the face has opened no place for the call"
@@ -127,7 +135,10 @@ class Engine:
         )
 
     async def _accept(
-        self, items: Sequence[verifier_pb2.VerifyItem], results: Results
+        self,
+        items: Sequence[verifier_pb2.VerifyItem],
+        results: Results,
+        faults: Mapping[int, ServiceError],
     ) -> tuple[IndexedVerifiers, list[tuple[int, int]]]:
         """Return the valid items without repetitions, and (index, index of the equal item) for each repetition.
 
@@ -140,6 +151,8 @@ class Engine:
         for index, item in enumerate(items):
             await turn.pause()
             try:
+                if index in faults:
+                    raise faults[index]
                 verifier = self._validate(item, f"items[{index}].")
             except ServiceError as error:
                 results[index] = self._error_result(item, error)

@@ -2,7 +2,8 @@
 
 Most items of a run on arithmetic are light, and sending an item to a worker costs more than verifying it. The
 verifier's own code runs here as in a worker, so the verdict is the same. `is_light` accepts only items for which that
-code takes time linear in the texts: the completion has one box with a short number in it, and nothing needs algebra.
+code takes time linear in the texts: the completion has one box with a short number in it and nothing attached to it, no
+answer is marked after the box, and nothing needs algebra.
 """
 
 import re
@@ -12,6 +13,7 @@ from typing import Any
 from vold_proto.v1 import verifier_pb2
 
 from vold_verifier.engine import worker
+from vold_verifier.reading.boxes import has_attachment
 from vold_verifier.reading.extraction import Extraction
 from vold_verifier.verifiers.base import Verifier
 from vold_verifier.verifiers.math import MathVerifier
@@ -23,6 +25,7 @@ MAX_REFERENCE_CHARS = 4_096
 _PLAIN = r"[+-]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18})?"
 _NUMBER = re.compile(_PLAIN, re.ASCII)
 _BOXED = re.compile(r"\\boxed\{ ?" + _PLAIN + r" ?\}", re.ASCII)
+_ENDS = re.compile(r"[^\n<]*+\s*\Z")
 
 
 def is_light(verifier: Verifier[Any], item: verifier_pb2.VerifyItem) -> bool:
@@ -37,12 +40,17 @@ def is_light(verifier: Verifier[Any], item: verifier_pb2.VerifyItem) -> bool:
         return len(completion) < 64 and _NUMBER.fullmatch(completion.strip()) is not None
     parameters = worker.read_parameters(verifier, item.parameters)
     assert isinstance(parameters, Extraction)
+    box = _BOXED.match(completion, box_start)
     return (
-        parameters.accept[0] == "boxed"
-        and _BOXED.match(completion, box_start) is not None
+        box is not None
+        and parameters.accept[0] == "boxed"
         and completion.find("boxed") == box_start + 1
         and "\\fbox" not in completion
-        and completion.find(f"{parameters.think_tag}>", box_start) < 0
+        and "\\framebox" not in completion
+        and "\\bbox" not in completion
+        and "<|begin_of_box|>" not in completion
+        and _ENDS.match(completion, box.end()) is not None
+        and not has_attachment(completion, box_start, box.end())
     )
 
 

@@ -37,7 +37,8 @@ RULES = {
 }
 
 MIN_ECHOED_CHARS = 20
-_MARKED_LINE = re.compile(r"\\boxed|\\fbox|<\w+>|####|answer", re.IGNORECASE)
+MIN_REASONING_CHARS = 60
+_MARKED_LINE = re.compile(r"\\boxed|\\fbox|\\framebox|<\W?\w+\W?>|####|answer|答案", re.IGNORECASE)
 _HIDDEN = re.compile("[\x00-\x07\x0e-\x1f\x7f\u202a\u202b\u202d\u202e\U000e0000-\U000e007f]")
 _LOOK_ALIKES = dict(
     zip(
@@ -115,10 +116,12 @@ def has_look_alikes(text: str) -> bool:
     return bool(foreign) and all(c in _LOOK_ALIKES for c in foreign)
 
 
-def remove_echo(text: str, prompt: str) -> str:
+def remove_echo(text: str, prompt: str, *, is_reasoned: bool = False) -> str:
     """Remove copies of the whole prompt from `text`, and answer lines that are also in the prompt.
 
-    Lines under 20 characters stay: "Answer: 4" may be the answer of an example in the prompt and of the completion.
+    Lines under 20 characters stay: "Answer: 4" may be the answer of an example in the prompt and of the completion. For
+    the same reason the last line stays if a line of the completion's own stands right before it, or `is_reasoned`: the
+    completion has thought before `text`.
     """
     prompt = prompt.strip()
     if len(prompt) < MIN_ECHOED_CHARS or not text:
@@ -131,7 +134,12 @@ def remove_echo(text: str, prompt: str) -> str:
     }
     if not marked:
         return text
-    return "\n".join(line for line in text.splitlines() if line.strip() not in marked)
+    lines = text.splitlines()
+    written = [number for number, line in enumerate(lines) if line.strip()]
+    prompt_lines = {line.strip() for line in prompt.splitlines()}
+    is_own = lines[written[-2]].strip() not in prompt_lines if len(written) > 1 else is_reasoned
+    kept = {written[-1]} if is_own and written else set()
+    return "\n".join(line for number, line in enumerate(lines) if number in kept or line.strip() not in marked)
 
 
 def is_echo(answer: str, reference: str, prompt: str) -> bool:

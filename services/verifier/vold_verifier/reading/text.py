@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from vold_verifier.reading import translation
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
@@ -79,6 +81,7 @@ def symbols_to_latex(text: str) -> str:
     Superscripts, subscripts, vulgar fractions and circled numbers are converted before NFKC, which would turn x² into
     x2, 2½ into 21/2 and ①③ into 13.
     """
+    text = translation.to_latex(text)
     if not text.isascii():
         text = _SUPERSCRIPT_RUN.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
         text = _SUBSCRIPT_RUN.sub(lambda m: "_{" + m.group().translate(_SUBSCRIPTS) + "}", text)

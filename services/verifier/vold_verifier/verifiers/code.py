@@ -1,14 +1,17 @@
-"""`code`: run the Python program in the last code block of the completion against tests.
+"""`code`: run the Python program in the last code block that has what the tests use.
 
 The program runs in the sandbox. `code_runner` starts a process for each test, and gets only the inputs of the tests.
 The expected outputs stay in this process, which compares them.
 """
 
+import ast
+import builtins
 import json
 import math
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from vold_verifier.reading.extraction import final_part
+from vold_verifier.reading.fences import closed_blocks
 from vold_verifier.types import BadReferenceError, Parameters
 from vold_verifier.verifiers.base import BadParameterError, Item, NoVerdictError, Pool, Verdict, Verifier
 
@@ -26,8 +30,9 @@ INTEGER_TOLERANCE = 1e-6
 """Of a float beside an integer, however large: an answer that is off by one is wrong."""
 _INTEGER = re.compile(r"[+-]?\d{1,4000}", re.ASCII)
 _RUNNER = Path(__file__).with_name("code_runner.py")
-_FENCE = re.compile(r"^[ \t]*(?P<mark>```+|~~~+)[ \t]*(?P<language>[\w+-]*)[^\n]*$", re.MULTILINE)
-_LANGUAGES = frozenset(("", "py", "python", "python3"))
+_LANGUAGES = frozenset(("py", "python", "python3", "python2"))
+_BUILT_IN = frozenset(dir(builtins))
+_READS_INPUT = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*0")
 
 
 class InputTest(Parameters):
@@ -78,7 +83,7 @@ class CodeParameters(Parameters):
 
 class CodeVerifier(Verifier[CodeParameters]):
     name: ClassVar[str] = "code"
-    summary: ClassVar[str] = "the Python program in the last code block passes the tests"
+    summary: ClassVar[str] = "the Python program in the last code block that has what the tests use passes them"
     parameters: ClassVar[type[CodeParameters]] = CodeParameters
     cost: ClassVar[int] = 32
     pool: ClassVar[Pool] = "sandbox"
@@ -92,7 +97,7 @@ class CodeVerifier(Verifier[CodeParameters]):
         text = final_part(item.completion, parameters.think_tag, item.prompt)
         if text is None:
             return Verdict.wrong(None, f"the thinking never ends: no </{parameters.think_tag}>")
-        program = last_code_block(text)
+        program = find_program(text, tests)
         if program is None:
             return Verdict.wrong(None, "no closed block of Python code")
         if len(program) > MAX_PROGRAM_CHARS:
@@ -111,17 +116,57 @@ class CodeVerifier(Verifier[CodeParameters]):
         return Verdict(reward, right, program[:2000], "; ".join([reason, *failures[:1]]))
 
 
-def last_code_block(text: str) -> str | None:
-    """The text of the last closed fenced block of Python or of no language; None if there is no text."""
-    block, opening = None, None
-    for match in _FENCE.finditer(text):
-        if opening is None:
-            opening = match
-        elif match["mark"].startswith(opening["mark"]) and not match["language"]:
-            if opening["language"].lower() in _LANGUAGES:
-                block = text[opening.end() + 1 : match.start()]
-            opening = None
-    return block if block is None or block.strip() else None
+def find_program(text: str, tests: list[Test]) -> str | None:
+    """The last block of Python in `text` that has what `tests` use; None if there is no block with text.
+
+    Tests of calls use a function or class by its name, tests of output use standard input. If no block has it, the last
+    block is the program, so that an example of use after the solution does not hide it. Blocks without a language count
+    only if no block is marked as Python.
+    """
+    blocks = closed_blocks(text)
+    marked = [block.text for block in blocks if block.language in _LANGUAGES]
+    programs = [
+        program for program in marked or [block.text for block in blocks if not block.language] if program.strip()
+    ]
+    names = _names_in_tests(tests)
+    for program in reversed(programs):
+        if len(program) <= MAX_PROGRAM_CHARS and _has(program, names):
+            return program
+    return programs[-1] if programs else None
+
+
+def _names_in_tests(tests: list[Test]) -> frozenset[str]:
+    """The names that the tests look up in the program, or its class Solution; empty for tests of output."""
+    names: set[str] = set()
+    for test in tests:
+        if isinstance(test, CallTest):
+            names |= {test.call.partition(".")[0], "Solution"}
+        elif isinstance(test, AssertTest):
+            loaded = (node for node in ast.walk(_parse(test.code)) if isinstance(node, ast.Name))
+            names |= {node.id for node in loaded if isinstance(node.ctx, ast.Load)} - _BUILT_IN
+    return frozenset(names)
+
+
+def _has(program: str, names: frozenset[str]) -> bool:
+    """Whether `program` defines one of `names`; without names, whether it reads standard input."""
+    if not names:
+        return _READS_INPUT.search(program) is not None
+    return any(
+        (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name in names)
+        or (isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id in names for t in node.targets))
+        or (isinstance(node, ast.Import | ast.ImportFrom) and any((a.asname or a.name) in names for a in node.names))
+        for node in _parse(program).body
+    )
+
+
+def _parse(code: str) -> ast.Module:
+    """The syntax tree of `code`; an empty one if it does not parse."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.Module(body=[], type_ignores=[])
 
 
 def parse_tests(reference: str) -> list[Test]:

@@ -41,7 +41,7 @@ class ExactVerifier(Verifier[ExactParameters]):
         reference = normalise_answer(item.reference, parameters)
         if not reference:
             raise BadReferenceError(f"the reference is empty once normalised: {shorten(item.reference)}")
-        extracted = find(item.completion, parameters, item.prompt, allow_hidden=not parameters.unicode)
+        extracted = find(item.completion, parameters, item.prompt, allow_hidden=not parameters.unicode, verbatim=True)
         if extracted.answer is None:
             return Verdict.wrong(None, extracted.reason, extracted.rule)
         if normalise_answer(extracted.answer, parameters) == reference:

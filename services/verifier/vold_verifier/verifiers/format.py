@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 from pydantic import Field, field_validator, model_validator
 
 from vold_verifier.reading import hacking
-from vold_verifier.reading.extraction import boxed_contents
+from vold_verifier.reading.boxes import boxed_contents
 from vold_verifier.reading.scripts import Script, script_share
 from vold_verifier.types import Parameters
 from vold_verifier.verifiers.base import Item, Verdict, Verifier

@@ -1,19 +1,18 @@
 """`json`: the answer is a JSON value that fits a schema and has the fields of the reference, each with a weight."""
 
 import json
-import re
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
 from vold_verifier.reading import hacking
 from vold_verifier.reading.extraction import Extraction, Place, find
+from vold_verifier.reading.fences import closed_blocks
 from vold_verifier.reading.text import shorten
 from vold_verifier.types import BadReferenceError
 from vold_verifier.verifiers.base import BadParameterError, Item, Verdict, Verifier
 
 MAX_JSON_CHARS = 200_000
-_FENCE = re.compile(r"```(?:json)?[^\S\n]*\n(?P<inside>.*?)```", re.DOTALL | re.IGNORECASE)
 _MISSING = object()
 
 
@@ -37,6 +36,9 @@ class JsonParameters(Extraction):
     )
     relative_tolerance: float = Field(
         default=0.0, ge=0, lt=1, description="for numbers, relative to the value in the reference"
+    )
+    absolute_tolerance: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="for numbers; the larger of the two tolerances applies"
     )
     ignore_case: bool = Field(default=False, description="treat upper and lower case in strings as equal")
 
@@ -72,12 +74,10 @@ class JsonVerifier(Verifier[JsonParameters]):
 
     def check(self, item: Item, parameters: JsonParameters, /) -> Verdict:
         reference = _parse_reference(item.reference, parameters)
-        extracted = find(item.completion, parameters, item.prompt)
+        extracted = find(item.completion, parameters, item.prompt, verbatim=True)
         if extracted.answer is None:
             return Verdict.wrong(None, extracted.reason, extracted.rule)
-        text = extracted.answer
-        for block in _FENCE.finditer(text):
-            text = block["inside"]
+        text = _last_value(extracted.answer)
         if len(text) > MAX_JSON_CHARS:
             return Verdict.wrong(text, f"{len(text):,} characters, over {MAX_JSON_CHARS:,}", hacking.UNSAFE)
         try:
@@ -103,6 +103,15 @@ class JsonVerifier(Verifier[JsonParameters]):
         if not wrong:
             return Verdict.right(text, "every field is right")
         return Verdict(share, False, text, f"wrong or missing: {shorten(', '.join(wrong), 200)}")
+
+
+def _last_value(text: str) -> str:
+    """The last ```json block of `text`, else its last block without a language, else `text`."""
+    blocks = closed_blocks(text)
+    for language in ("json", ""):
+        if of_language := [block.text for block in blocks if block.language == language]:
+            return of_language[-1]
+    return text
 
 
 def loads(text: str) -> Any:
@@ -156,7 +165,8 @@ def _equal(reference: Any, value: Any, parameters: JsonParameters) -> bool:
     if isinstance(reference, bool) or isinstance(value, bool) or reference is None or value is None:
         return reference is value
     if isinstance(reference, int | float) and isinstance(value, int | float):
-        return reference == value or abs(value - reference) <= parameters.relative_tolerance * abs(reference)
+        tolerance = max(parameters.absolute_tolerance, parameters.relative_tolerance * abs(reference))
+        return reference == value or abs(value - reference) <= tolerance
     if isinstance(reference, str) and isinstance(value, str):
         return reference.casefold() == value.casefold() if parameters.ignore_case else reference == value
     if isinstance(reference, dict) and isinstance(value, dict):

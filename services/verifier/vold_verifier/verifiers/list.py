@@ -10,10 +10,11 @@ from pydantic import Field
 from vold_verifier.mathematics import notation, numbers, symbolic
 from vold_verifier.mathematics.equality import compare
 from vold_verifier.reading import bounds, hacking
-from vold_verifier.reading.extraction import Extraction, find, reference_text
+from vold_verifier.reading.extraction import find, reference_text
 from vold_verifier.reading.text import normalise, shorten, symbols_to_latex
 from vold_verifier.types import BadReferenceError
 from vold_verifier.verifiers.base import Item, Verdict, Verifier
+from vold_verifier.verifiers.tolerance import ToleranceParameters
 
 MAX_ITEMS = 200
 MAX_MATHEMATICAL_ITEMS = 30
@@ -24,7 +25,7 @@ _SET = re.compile(r"^\\\{(.*)\\\}$", re.DOTALL)
 _QUOTES = "\"'`“”"
 
 
-class ListParameters(Extraction):
+class ListParameters(ToleranceParameters):
     items: Literal["text", "number", "math"] = Field(
         default="text", description="compare the items as texts, exact numbers, or mathematics"
     )
@@ -111,20 +112,25 @@ def parse_items(text: str, parameters: ListParameters) -> list[str]:
 
 def _item_comparison(parameters: ListParameters) -> Callable[[str, str], bool]:
     if parameters.items == "number":
-        return _same_number
+        return lambda reference, answer: _same_number(reference, answer, parameters)
     if parameters.items == "math":
-        return lambda reference, answer: len(answer) <= bounds.MAX_ANSWER_CHARS and compare(reference, answer).equal
+        return lambda reference, answer: (
+            len(answer) <= bounds.MAX_ANSWER_CHARS
+            and (compare(reference, answer).equal or parameters.admits_text(answer, reference))
+        )
     if parameters.ignore_case:
         return lambda reference, answer: " ".join(reference.casefold().split()) == " ".join(answer.casefold().split())
     return lambda reference, answer: " ".join(reference.split()) == " ".join(answer.split())
 
 
-def _same_number(reference: str, answer: str) -> bool:
+def _same_number(reference: str, answer: str, parameters: ListParameters) -> bool:
     reference_number = numbers.parse(symbols_to_latex(reference), with_unit=True)
     if reference_number is None:
         raise BadReferenceError(f"an item of the reference is not a number: {shorten(reference)}")
     answer_number = numbers.parse(symbols_to_latex(answer), with_unit=True)
-    return answer_number is not None and numbers.are_equal(reference_number, answer_number)
+    if answer_number is None:
+        return False
+    return numbers.are_equal(reference_number, answer_number) or parameters.admits(answer_number, reference_number)
 
 
 def _count_matches(reference: list[str], answer: list[str], are_equal: Callable[[str, str], bool]) -> int:

@@ -10,25 +10,45 @@ from typing import ClassVar
 from pydantic import Field
 
 from vold_verifier.reading import hacking
-from vold_verifier.reading.extraction import Place, find, reference_text
+from vold_verifier.reading.extraction import ExtractedAnswer, Place, final_part, find, reference_text
 from vold_verifier.reading.text import normalise, shorten
 from vold_verifier.types import BadReferenceError
 from vold_verifier.verifiers.base import Item, Verdict, Verifier
-from vold_verifier.verifiers.choice import ChoiceParameters, match_option, strip_latex_text
+from vold_verifier.verifiers.options import ChoiceParameters, match_option, strip_latex_text
 
+MAX_STATED_CHARS = 200
 _LETTERS = re.compile(r"^[\s,;/&+.()\[\]{}$*_'\"]*(?:(?:[A-Za-z](?![A-Za-z])|\band\b)[\s,;/&+.()\[\]{}$*_'\"]*)+$")
 _RUN = re.compile(r"^[\s($*\[{]*(?P<run>[A-Z]{2,26})[\s)$*\]}.]*$")
 _LETTER = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
-_OR = re.compile(r"\bor\b|\beither\b|\bmaybe\b", re.IGNORECASE)
+_OR = re.compile(r"\bor\b|\beither\b|\bmaybe\b|或", re.IGNORECASE)
+_ITEM = r"[*_(\[]*(?-i:[A-Z])[*_)\]]*"
+_LIST = rf"(?P<list>{_ITEM}(?:(?:\s*(?:,|;|、|&|和|与|,?\s+and\b)\s*|(?=(?-i:[A-Z]))){_ITEM})*)"
+_HAN_LIST = _LIST.replace("<list>", "<han>")
+_NOUN = r"(?:options?|answers?|choices?|statements?|ones?)"
+_STATED = (
+    re.compile(
+        rf"^\W*(?:(?:so|thus|hence|therefore|only|the|both|all\s+of|{_NOUN})[\s,:]+){{0,4}}{_LIST}\s+"
+        rf"(?:is|are)\s+(?:both\s+|all\s+)?(?:the\s+)?(?:only\s+)?(?:correct|right|true)(?:\s+{_NOUN})?\W*$"
+        rf"|^\W*{_HAN_LIST}\s*(?:[两三四]?[项個个]|选项)?(?:都|均)?(?:是)?正确(?:的)?\W*$",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        rf"(?:^|[\s,.:])(?:(?:correct|right|true)\s+{_NOUN}|answers?)\s+(?:is|are)\s*:?\s*(?:both\s+)?{_LIST}\W*$"
+        rf"|(?:^|[^不])(?:选择?|選擇?|答案[是为為]?)\s*[:：]?\s*{_HAN_LIST}\W*$",
+        re.IGNORECASE,
+    ),
+)
+_LABEL = re.compile(r"^(?:(?:options?|answers?|choices?)\s*[:：]\s*)?(?:both\s+)?", re.IGNORECASE)
 _PARTS = re.compile(r"\s*(?:[,;\n]|\band\b)\s*")
 _NONE = frozenset({"none", "none of the above", "no option", "{}", r"\emptyset"})
 
 
 class MultiChoiceParameters(ChoiceParameters):
-    accept: tuple[Place, ...] = Field(  # type: ignore[assignment]
+    accept: tuple[Place, ...] = Field(
         default=("boxed", "answer_tag", "answer_line", "statement", "whole"),
         min_length=1,
-        description="where an answer may stand; the first place that holds any text wins",
+        description="where an answer may stand; the first place that holds any text wins; statement: also a last line "
+        "such as 'Both A and C are correct.'",
     )
     partial: bool = Field(
         default=False, description="if no wrong option is named, reward the share of the right options that is named"
@@ -48,6 +68,9 @@ class MultiChoiceVerifier(Verifier[MultiChoiceParameters]):
                 f"the reference {shorten(item.reference)} names no set of options: write letters separated by commas"
             )
         extracted = find(item.completion, parameters, item.prompt)
+        if "statement" in parameters.accept and _is_unmarked(extracted):
+            stated = _stated_options(final_part(item.completion, parameters.think_tag, item.prompt) or "")
+            extracted = ExtractedAnswer(stated, "statement") if stated else extracted
         if extracted.answer is None:
             return Verdict.wrong(None, extracted.reason, extracted.rule)
         answer = parse_options(extracted.answer, parameters)
@@ -67,6 +90,21 @@ class MultiChoiceVerifier(Verifier[MultiChoiceParameters]):
         return Verdict(reward, False, letters, f"{len(answer)} of {len(reference)} options named")
 
 
+def _is_unmarked(extracted: ExtractedAnswer) -> bool:
+    if extracted.answer is None:
+        return not extracted.rule
+    return extracted.reason in ("statement", "whole")
+
+
+def _stated_options(text: str) -> str | None:
+    """The letters in a last line such as "Both A and C are correct.", "The correct options are A and C." or 故选AC."""
+    line = normalise(text.rstrip().rpartition("\n")[2])
+    if len(line) > MAX_STATED_CHARS:
+        return None
+    match = next(filter(None, (pattern.search(line) for pattern in _STATED)), None)
+    return (match["list"] or match["han"]).replace("和", ",").replace("与", ",") if match is not None else None
+
+
 def parse_options(text: str, parameters: MultiChoiceParameters) -> frozenset[str] | None:
     """The set of letters that `text` names; None if it names no letters, or alternatives ("A or C")."""
     text = strip_latex_text(normalise(text)).strip()
@@ -74,6 +112,7 @@ def parse_options(text: str, parameters: MultiChoiceParameters) -> frozenset[str
         return frozenset()
     if _OR.search(text):
         return None
+    text = _LABEL.sub("", text.replace("、", ","), count=1)
     if match := _RUN.match(text):
         letters = match["run"]
         return frozenset(letters) if set(letters) <= set(parameters.allowed_letters) else None

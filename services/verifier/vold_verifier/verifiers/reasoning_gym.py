@@ -105,7 +105,7 @@ class ReasoningGymVerifier(Verifier[ReasoningGymParameters]):
         if task in _TUPLE_TASKS:
             entry["metadata"] = {**entry["metadata"], "output": _lists_to_tuples(entry["metadata"].get("output"))}
         score = _make_scorer(_known_task(task), json.dumps(parameters.config, sort_keys=True))
-        extracted = find(item.completion, parameters, item.prompt)
+        extracted = find(item.completion, parameters, item.prompt, verbatim=True)
         answer = extracted.answer
         if answer is None:
             return Verdict.wrong(None, extracted.reason, extracted.rule)

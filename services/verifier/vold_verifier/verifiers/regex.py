@@ -61,7 +61,7 @@ class RegexVerifier(Verifier[RegexParameters]):
             raise BadReferenceError(
                 f"the reference {shorten(reference)} is no regular expression: {error}; correct it, or give a pattern"
             ) from None
-        extracted = find(item.completion, parameters, item.prompt)
+        extracted = find(item.completion, parameters, item.prompt, verbatim=True)
         if extracted.answer is None:
             return Verdict.wrong(None, extracted.reason, extracted.rule)
         if len(extracted.answer) > MAX_ANSWER_CHARS:

@@ -3,7 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vold_verifier.reading.extraction import Extraction, boxed_contents, final_part, find, reference_text
+from vold_verifier.reading.boxes import boxed_contents
+from vold_verifier.reading.extraction import Extraction, final_part, find, reference_text
 from vold_verifier.reading.text import normalise, symbols_to_latex
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paths import ROOT
-from vold_verifier.reading import extraction
+from vold_verifier.reading import boxes, extraction
 from vold_verifier.reading.text import normalise, symbols_to_latex
 
 PATH = ROOT / "tests" / "fuzz" / "verifier_parsers.py"
@@ -55,7 +55,7 @@ def test_the_same_number_gets_a_reward_in_every_spelling(fuzz, number_seed, spel
 @settings(max_examples=200, deadline=None)
 @given(TEXT)
 def test_boxes_are_parts_of_the_text_with_balanced_braces(text):
-    contents, _ = extraction.boxed_contents(text)
+    contents, _ = boxes.boxed_contents(text)
     for content in contents:
         assert f"{{{content}}}" in text
         assert content.replace("\\{", "").replace("\\}", "").replace("\\\\", "").count("{") >= 0
