@@ -25,6 +25,8 @@ from vold_service.tls import Tls
 REQUEST_ID_METADATA = "x-request-id"
 RUN_ID_METADATA = "x-vold-run-id"
 AUTHORIZATION_METADATA = "authorization"
+CONNECTION_IDLE_FACTOR = 10
+"""A connection without a call is closed after this many times the idle time of the service."""
 MIN_MESSAGE_BYTES_PER_SECOND = 1 << 18
 """A call's request message has the time of the largest one at this rate, and the idle time of the service."""
 HEALTH_METHODS = f"/{health.SERVICE_NAME}/"
@@ -266,8 +268,8 @@ class GrpcServer:
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.server_handshake_timeout_ms", round(idle_seconds * 1000)),
-                # A connection without a call costs its caller nothing to open again.
-                ("grpc.max_connection_idle_ms", round(idle_seconds * 1000)),
+                # A caller opens its connection again when it needs it. Not earlier: gRPC writes a line to its stderr.
+                ("grpc.max_connection_idle_ms", round(CONNECTION_IDLE_FACTOR * idle_seconds * 1000)),
                 ("grpc.max_allowed_incoming_connections", connections_of_a_face()),
             ],
         )

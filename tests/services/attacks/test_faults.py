@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from teacher_fixtures import VOCAB, save_model, teacher_server
+from teacher_fixtures import save_model, teacher_server
 from verifier_server import HERE as HELPERS
 from verifier_server import Server, item, running
 from vold_client import Completion, InvalidArgument, TeacherClient
@@ -66,17 +67,23 @@ def fork_server(server: Server, pool: str) -> psutil.Process | None:
     return None
 
 
+@cache
+def client() -> httpx.Client:
+    """One for all: each would read the machine's certificates."""
+    return httpx.Client(timeout=60)
+
+
 def ready(server: Server) -> set[bool]:
     """What the two faces say."""
     health = health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest())
     return {
-        httpx.get(f"{server.url}/readyz").status_code == 200,
+        client().get(f"{server.url}/readyz").status_code == 200,
         health.status == health_pb2.HealthCheckResponse.SERVING,
     }
 
 
 def workers_up(server: Server) -> int:
-    return httpx.get(f"{server.url}/v1/status").json()["workers"]["up"]
+    return client().get(f"{server.url}/v1/status").json()["workers"]["up"]
 
 
 @pytest.mark.parametrize("pool", ["main", pytest.param("sandbox", marks=pytest.mark.slow)])
@@ -113,6 +120,7 @@ def test_a_verifier_whose_fork_servers_die_while_they_load_says_so_and_comes_bac
         assert server.process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_a_fork_server_that_stands_still_is_replaced():
     """Nobody else can kill and start its workers."""
 
@@ -155,6 +163,7 @@ def model(tmp_path_factory) -> Path:
     return save_model(tmp_path_factory.mktemp("teacher") / "tiny")
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_folder_changes_no_score_and_stops_no_teacher(model, tmp_path):
     prompts, completions = [[6, 7, 8]], [Completion(0, range(10 + index, 50 + index)) for index in range(4)]
     options = ("--cache-dir", str(tmp_path / "scores"))
@@ -234,29 +243,29 @@ def bodies(draw) -> tuple[str, str]:
     return route.rstrip("#"), json.dumps(draw(st.sampled_from([body, body, body, value])))
 
 
-def test_no_json_is_a_fault_of_the_server(model):
-    with teacher_server(model) as teacher, running("--workers", "1") as verifier, httpx.Client(timeout=60) as client:
+def test_no_json_is_a_fault_of_the_server(pocket_teacher, verifier):
 
-        def status(route: str, body: str | bytes) -> int:
-            url = verifier.url if route == "/v1/verify" else teacher.http
-            return client.post(url + route, content=body, headers={"content-type": "application/json"}).status_code
+    def status(route: str, body: str | bytes) -> int:
+        url = verifier.http if route == "/v1/verify" else pocket_teacher.http
+        return client().post(url + route, content=body, headers={"content-type": "application/json"}).status_code
 
-        @settings(max_examples=100, suppress_health_check=list(HealthCheck))
-        @given(bodies())
-        def ask(request: tuple[str, str]) -> None:
-            assert status(*request) < 500
+    @settings(max_examples=100, suppress_health_check=list(HealthCheck))
+    @given(bodies())
+    def ask(request: tuple[str, str]) -> None:
+        assert status(*request) < 500
 
-        ask()
-        for route in {route.rstrip("#") for route in VALID}:
-            for body in (b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b'{"\\ud800": 1}', b""):
-                assert 400 <= status(route, body) < 500, (route, body[:20])
-            valid = VALID[route] if route + "#" not in VALID else {"items": [VERIFIED]}
-            assert status(route, json.dumps(valid)) in (200, 403, 404, 422), route
+    ask()
+    for route in {route.rstrip("#") for route in VALID}:
+        for body in (b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b'{"\\ud800": 1}', b""):
+            assert 400 <= status(route, body) < 500, (route, body[:20])
+        valid = VALID[route] if route + "#" not in VALID else {"items": [VERIFIED]}
+        assert status(route, json.dumps(valid)) in (200, 403, 404, 422), route
 
 
-def test_no_temperature_gives_scores_without_values_or_fails_another_request(model):
+def test_no_temperature_gives_scores_without_values_or_fails_another_request(pocket_teacher):
     completion = [Completion(0, [7, 8, 9])]
-    with teacher_server(model) as server, TeacherClient(f"grpc://{server.grpc}") as teacher:
+    with TeacherClient(pocket_teacher.grpc) as teacher:
+        vocab_size = teacher.info().vocab_size
         others = teacher.generate([[5, 6]], max_tokens=200, temperature=1.0, seed=1)
         for exponent in (-45, -40, -38, -37, -20, -7, -5, -4, -3, 0, 10, 38):
             temperature = float(np.float32(10.0**exponent))
@@ -265,7 +274,7 @@ def test_no_temperature_gives_scores_without_values_or_fails_another_request(mod
                     teacher.score([[5, 6]], completion, temperature=temperature)
             else:
                 (score,) = teacher.score(
-                    [[5, 6]], completion, temperature=temperature, top_k=VOCAB, entropy=True
+                    [[5, 6]], completion, temperature=temperature, top_k=vocab_size, entropy=True
                 ).scores
                 for values in (score.logprobs, score.top_logprobs, score.entropy):
                     assert np.isfinite(values).all(), temperature
@@ -346,6 +355,7 @@ SILENT = [
 ]
 
 
+@pytest.mark.slow
 def test_one_address_does_not_shut_the_http_door():
     with narrow_verifier(idle_seconds=600) as (http, _):
         held = [connect(http, sent) for _ in range(150) for sent in SILENT]
@@ -377,6 +387,7 @@ def h2_call(path: str, sent: bytes = b"") -> bytes:
     return head + (len(sent).to_bytes(3, "big") + b"\0\0" + (1).to_bytes(4, "big") + sent if sent else b"")
 
 
+@pytest.mark.slow
 def test_connections_without_a_whole_call_do_not_shut_the_grpc_door(impatient):
     _, address = impatient
     verify = "/vold.v1.VerifierService/Verify"
@@ -389,6 +400,7 @@ def test_connections_without_a_whole_call_do_not_shut_the_grpc_door(impatient):
     assert all(map(ended, held))
 
 
+@pytest.mark.slow
 def test_a_body_that_trickles_is_cut_off_and_a_slow_one_is_not(impatient):
     """Both never pause for the limit of silence, of one second."""
     head = "POST /v1/verify HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
