@@ -78,7 +78,7 @@ def peek_text(kind: type[Message], data: bytes | bytearray, name: str) -> str:
 
 
 def _malformed(kind: type[Message], error: Exception) -> ServiceError:
-    return invalid("request", f"the request is not a {kind.DESCRIPTOR.full_name} message: {error}")
+    return invalid("request", f"the request is not a {kind.DESCRIPTOR.name}: {error}")
 
 
 def _count(data: bytes | bytearray, descriptor: Any) -> Iterator[int]:

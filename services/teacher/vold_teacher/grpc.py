@@ -75,7 +75,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[bytes | pb.ScoreReply]:
         """Replies as they are ready. A failed request gets a reply with its status; the stream goes on."""
-        replies: asyncio.Queue[_StreamReply | None] = asyncio.Queue()
+        replies: asyncio.Queue[_StreamReply | ServiceError | None] = asyncio.Queue()
         slots = asyncio.Semaphore(MAX_STREAM_REQUESTS)
         tasks: set[asyncio.Task[None]] = set()
 
@@ -92,7 +92,11 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
                     call = parse_call(context, request_id).with_place(self.teacher.quotas, len(data))
                     assert call.place is not None
                     places.append(call.place)
-                    request = await parse_message(pb.ScoreRequest, data, self.teacher.max_fields)
+                    try:
+                        request = await parse_message(pb.ScoreRequest, data, self.teacher.max_fields)
+                    except ServiceError as error:
+                        replies.put_nowait(error)  # the stream ends: what it holds are not requests
+                        raise
                     call = call.with_ids(request.request_id, request.run_id).with_timeout(_timeout(request))
                     reply: ScoreAnswer | pb.ScoreReply = await self.teacher.score(request, call, Form.STREAM)
             except ServiceError as error:
@@ -120,6 +124,8 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         reader = asyncio.create_task(read())
         try:
             while (reply := await replies.get()) is not None:
+                if isinstance(reply, ServiceError):
+                    raise reply
                 try:
                     if isinstance(reply.message, ScoreAnswer):
                         async for pieces in reply.message.parts(self.teacher.max_reply_bytes):
@@ -137,8 +143,8 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
             for task in tasks:
                 task.cancel()
             while not replies.empty():
-                if (reply := replies.get_nowait()) is not None:
-                    reply.close()
+                if isinstance(left := replies.get_nowait(), _StreamReply):
+                    left.close()
 
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
