@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from vold_service.grpc import abort, parse_call, text_metadata
 from vold_service.messages import parse_message, peek_text
 from vold_service.quota import Place
 
-from vold_teacher.metrics import count_request, time_stage
+from vold_teacher.metrics import STAGE_SECONDS, count_request, time_stage
 from vold_teacher.reply import Form, ScoreAnswer
 from vold_teacher.service import Teacher
 
@@ -128,8 +129,9 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
                     raise reply
                 try:
                     if isinstance(reply.message, ScoreAnswer):
-                        async for pieces in reply.message.parts(self.teacher.max_reply_bytes):
-                            yield b"".join(pieces)
+                        async with aclosing(_packed_parts(reply.message, self.teacher.max_reply_bytes)) as parts:
+                            async for part in parts:
+                                yield part
                     else:
                         yield reply.message
                 finally:
@@ -174,6 +176,26 @@ class _StreamReply:
 async def packed_whole(answer: ScoreAnswer) -> bytes:
     with time_stage("serialize"):
         return b"".join(await answer.whole())
+
+
+async def _packed_parts(answer: ScoreAnswer, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The parts of a reply. Each is packed while the one before waits to be sent."""
+    parts, seconds = answer.parts(max_bytes), 0.0
+
+    async def pack_next() -> list[bytes] | None:
+        nonlocal seconds
+        began = time.monotonic()
+        pieces = await anext(parts, None)
+        seconds += time.monotonic() - began
+        return pieces
+
+    pieces = await pack_next()
+    while pieces is not None:
+        following = await pack_next()
+        if following is None:
+            STAGE_SECONDS.labels("serialize").observe(seconds)
+        yield b"".join(pieces)
+        pieces = following
 
 
 def _timeout(request: pb.ScoreRequest) -> float | None:
