@@ -245,7 +245,7 @@ async def read_body(request: Request, call: Call) -> bytearray:
 
 async def read_protobuf(request: Request, call: Call, kind: type[M], max_fields: int) -> M:
     """The body as a message. See vold_service.messages."""
-    return await parse_message(kind, await read_body(request, call), max_fields)
+    return await parse_message(kind, await read_body(request, call), max_fields, "body")
 
 
 async def read_json(request: Request, call: Call) -> bytearray:

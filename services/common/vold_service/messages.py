@@ -31,34 +31,34 @@ _Plan = dict[int, Any]
 """Of a kind of message: the fields with messages in them, by number, and None for repeated numbers."""
 
 
-async def parse_message(kind: type[M], data: bytes | bytearray, max_fields: int) -> M:
-    """The message in `data`. max_fields: of it and all messages in it together.
+async def parse_message(kind: type[M], data: bytes | bytearray, max_fields: int, field: str = "request") -> M:
+    """The message in `data`. max_fields: of it and all messages in it together. field: what an error calls it.
 
     Raises INVALID_ARGUMENT if the message has more fields or cannot be parsed.
     """
     if len(data) > COUNTED_BYTES:
-        await _check_count(kind, data, max_fields)
+        await _check_count(kind, data, max_fields, field)
     try:
         return kind.FromString(data)  # type: ignore[arg-type]  # it takes any buffer
     # DecodeError, which differs between protobuf's implementations; nothing but the parser runs here.
     except Exception as error:
-        raise _malformed(kind, error) from error
+        raise _malformed(kind, error, field) from error
 
 
-async def _check_count(kind: type[Message], data: bytes | bytearray, max_fields: int) -> None:
+async def _check_count(kind: type[Message], data: bytes | bytearray, max_fields: int, field: str) -> None:
     turn, counted = Turn(), 0
     try:
         for fields in _count(data, kind.DESCRIPTOR):
             counted += fields
             if counted > max_fields:
                 raise invalid(
-                    "request",
+                    field,
                     f"the {kind.DESCRIPTOR.name} has more than {max_fields} fields, with those of its entries: split "
                     "the request",
                 )
             await turn.pause()
     except DecodeError as error:
-        raise _malformed(kind, error) from error
+        raise _malformed(kind, error, field) from error
 
 
 def peek_text(kind: type[Message], data: bytes | bytearray, name: str) -> str:
@@ -77,8 +77,8 @@ def peek_text(kind: type[Message], data: bytes | bytearray, name: str) -> str:
     return ""
 
 
-def _malformed(kind: type[Message], error: Exception) -> ServiceError:
-    return invalid("request", f"the request is not a {kind.DESCRIPTOR.full_name} message: {error}")
+def _malformed(kind: type[Message], error: Exception, field: str) -> ServiceError:
+    return invalid(field, f"the {field} is not a {kind.DESCRIPTOR.name}: {error}")
 
 
 def _count(data: bytes | bytearray, descriptor: Any) -> Iterator[int]:
@@ -98,7 +98,7 @@ def _count(data: bytes | bytearray, descriptor: Any) -> Iterator[int]:
             nested = plan[number]
             if nested is None:
                 if stop - begin > MAX_PACKED_BYTES:
-                    raise invalid("request", f"field {number} of {kind.name} has {stop - begin} bytes of numbers")
+                    raise DecodeError(f"field {number} of {kind.name} has {stop - begin} bytes of numbers")
             elif depth < MAX_DEPTH:
                 pending.append((begin, stop, nested, depth + 1))
     yield counted

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from vold_service.grpc import abort, parse_call, text_metadata
 from vold_service.messages import parse_message, peek_text
 from vold_service.quota import Place
 
-from vold_teacher.metrics import count_request, time_stage
+from vold_teacher.metrics import STAGE_SECONDS, count_request, time_stage
 from vold_teacher.reply import Form, ScoreAnswer
 from vold_teacher.service import Teacher
 
@@ -75,7 +76,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[bytes | pb.ScoreReply]:
         """Replies as they are ready. A failed request gets a reply with its status; the stream goes on."""
-        replies: asyncio.Queue[_StreamReply | None] = asyncio.Queue()
+        replies: asyncio.Queue[_StreamReply | ServiceError | None] = asyncio.Queue()
         slots = asyncio.Semaphore(MAX_STREAM_REQUESTS)
         tasks: set[asyncio.Task[None]] = set()
 
@@ -92,7 +93,11 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
                     call = parse_call(context, request_id).with_place(self.teacher.quotas, len(data))
                     assert call.place is not None
                     places.append(call.place)
-                    request = await parse_message(pb.ScoreRequest, data, self.teacher.max_fields)
+                    try:
+                        request = await parse_message(pb.ScoreRequest, data, self.teacher.max_fields)
+                    except ServiceError as error:
+                        replies.put_nowait(error)  # the stream ends: what it holds are not requests
+                        raise
                     call = call.with_ids(request.request_id, request.run_id).with_timeout(_timeout(request))
                     reply: ScoreAnswer | pb.ScoreReply = await self.teacher.score(request, call, Form.STREAM)
             except ServiceError as error:
@@ -120,10 +125,13 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         reader = asyncio.create_task(read())
         try:
             while (reply := await replies.get()) is not None:
+                if isinstance(reply, ServiceError):
+                    raise reply
                 try:
                     if isinstance(reply.message, ScoreAnswer):
-                        async for pieces in reply.message.parts(self.teacher.max_reply_bytes):
-                            yield b"".join(pieces)
+                        async with aclosing(_packed_parts(reply.message, self.teacher.max_reply_bytes)) as parts:
+                            async for part in parts:
+                                yield part
                     else:
                         yield reply.message
                 finally:
@@ -137,8 +145,8 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
             for task in tasks:
                 task.cancel()
             while not replies.empty():
-                if (reply := replies.get_nowait()) is not None:
-                    reply.close()
+                if isinstance(left := replies.get_nowait(), _StreamReply):
+                    left.close()
 
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
@@ -168,6 +176,26 @@ class _StreamReply:
 async def packed_whole(answer: ScoreAnswer) -> bytes:
     with time_stage("serialize"):
         return b"".join(await answer.whole())
+
+
+async def _packed_parts(answer: ScoreAnswer, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The parts of a reply. Each is packed while the one before waits to be sent."""
+    parts, seconds = answer.parts(max_bytes), 0.0
+
+    async def pack_next() -> list[bytes] | None:
+        nonlocal seconds
+        began = time.monotonic()
+        pieces = await anext(parts, None)
+        seconds += time.monotonic() - began
+        return pieces
+
+    pieces = await pack_next()
+    while pieces is not None:
+        following = await pack_next()
+        if following is None:
+            STAGE_SECONDS.labels("serialize").observe(seconds)
+        yield b"".join(pieces)
+        pieces = following
 
 
 def _timeout(request: pb.ScoreRequest) -> float | None:

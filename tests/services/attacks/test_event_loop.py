@@ -115,7 +115,12 @@ def hostile(path: str) -> list[bytes]:
     return bodies
 
 
-@pytest.mark.parametrize("path", JSON_BODIES)
+def some(values, quick):
+    """Parameters, of which those that are not quick are left to the slow tests."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize("path", some(JSON_BODIES, ["/v1/score"]))
 def test_json_of_a_mebibyte(teacher, path):
     teacher.reset()
     for body in hostile(path):
@@ -124,8 +129,10 @@ def test_json_of_a_mebibyte(teacher, path):
     assert_loop_went_on(teacher)
 
 
-@pytest.mark.parametrize("path", JSON_BODIES)
-@pytest.mark.parametrize("kind", ["application/json", "application/x-protobuf", "text/plain"])
+@pytest.mark.parametrize("path", some(JSON_BODIES, ["/v1/generate", "/v1/completions"]))
+@pytest.mark.parametrize(
+    "kind", some(["application/json", "application/x-protobuf", "text/plain"], ["application/json"])
+)
 def test_json_over_the_limit_is_not_parsed_whatever_it_is_called(teacher, path, kind):
     teacher.reset()
     body = b'{"prompts":[' + b'{"ids":[1]},' * (22 * MIB // 12) + b"{}]}"
@@ -208,9 +215,10 @@ def bombs(repeated: bytes, size: int = 24 * MIB) -> bytes:
     ("method", "path", "body"),
     [
         ("Score", "/v1/score", bombs(b"\x1a\x00")),  # prompts
-        ("Score", "/v1/score", bombs(b"\x22\x00")),  # completions
+        pytest.param("Score", "/v1/score", bombs(b"\x22\x00"), marks=pytest.mark.slow),  # completions
         ("Score", "/v1/score", b"\x22" + b"\x80\x80\x80\x10" + b"\x22\x00" * (16 * MIB)),  # candidates of one
-        ("Score", "/v1/score", bombs(b"\x98\x06\x01")),  # a field that does not exist
+        # a field that does not exist
+        pytest.param("Score", "/v1/score", bombs(b"\x98\x06\x01"), marks=pytest.mark.slow),
         ("Generate", "/v1/generate", b"\x1a" + b"\x80\x80\x80\x10" + b"\x1a\x00" * (16 * MIB)),  # messages of a prompt
         (
             "Generate",
@@ -274,11 +282,13 @@ def test_the_openai_routes_write_large_replies_elsewhere(teacher):
     "items",
     [
         b",".join([b"{}"] * (MIB // 3 - 10)),
-        b",".join([b"[]"] * (MIB // 3 - 10)),
+        pytest.param(b",".join([b"[]"] * (MIB // 3 - 10)), marks=pytest.mark.slow),
         b'{"verifier":"numeric","completion":"1","parameters":{"a":[' + b",".join([b"1"] * (MIB // 2 - 100)) + b"]}}",
         b'{"verifier":"numeric","completion":"1","parameters":{"a":' + b"[" * 1000 + b"]" * 1000 + b"}}",
         b'{"verifier":"' + b"a" * (MIB - 100) + b'","completion":"1"}',
-        b",".join([b'{"verifier":"exact","completion":"1","reference":"2"}'] * 4096),
+        pytest.param(
+            b",".join([b'{"verifier":"exact","completion":"1","reference":"2"}'] * 4096), marks=pytest.mark.slow
+        ),
         b",".join(b'{"verifier":"exact","completion":"%d","reference":"2"}' % index for index in range(4096)),
     ],
 )
