@@ -12,8 +12,10 @@ MAX_TOKENS = 400
 MAX_DEPTH = 40
 POINTS = (0.731, 2.1931, 1.1273)
 """Values of variables, all positive, so that a sum of positive terms does not cancel."""
-HUGE = 300.0
-"""Only magnitudes beyond exp(HUGE), or below exp(-HUGE), are decided here: smaller ones are computed exactly."""
+HUGE = 30.0
+"""Only magnitudes beyond exp(HUGE), or below exp(-HUGE), are decided here: the others are computed exactly."""
+MARGIN = 25.0
+"""By how much two logarithms must differ: more than the letters of a unit, which are read as variables, may change."""
 _WIDENING = 1e-9
 _TOKEN = re.compile(
     r"(?P<number>\d+(?:\.\d+)?|\.\d+)|\\(?P<command>[A-Za-z]+)|(?P<letter>[A-Za-z])(?:_(?:\{\w+\}|\w))?|(?P<mark>\*\*|[-+*/^!(){}\[\]|])"
@@ -47,7 +49,7 @@ def are_apart(reference: str, answer: str) -> bool:
 
     Both are the output of `notation.clean`. False if either cannot be estimated. Takes time linear in the texts.
     """
-    if "^" not in answer and "!" not in answer and "**" not in answer:
+    if not any(mark in text for text in (reference, answer) for mark in ("^", "!")):
         return False
     for shift in range(len(POINTS)):
         try:
@@ -61,7 +63,7 @@ def are_apart(reference: str, answer: str) -> bool:
             continue
         if known.sign != given.sign:
             return True
-        margin = 1 + _WIDENING * min(abs(known.low), abs(given.low), 1e300)
+        margin = MARGIN + _WIDENING * min(abs(known.low), abs(given.low), 1e300)
         if known.low > given.high + margin or given.low > known.high + margin:
             return True
     return False

@@ -250,6 +250,9 @@ def _compare_parsed(reference: Any, answer: Any, *, has_percent: bool) -> tuple[
         return True, "the same inequality"
     if (same := polynomials.are_equal(reference, answer)) is not None:
         return same, "equal by algebra" if same else "not equal"
+    if polynomials.has_large_power(reference) or polynomials.has_large_power(answer):
+        agree = _agree_at_points(reference, answer)
+        return agree, "equal at every point tried" if agree else "not equal"
     # Before algebra: both conditions must hold, and this one is faster.
     if not has_percent and _constants_differ(reference, answer):
         return False, f"not equal at {DIGITS} digits"
