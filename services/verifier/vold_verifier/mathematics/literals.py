@@ -10,10 +10,15 @@ from vold_verifier.mathematics import numbers
 _WRAPPER = re.compile(r"\\(?:text|mathrm|textrm|mathbf|mbox|operatorname|mathit)\s*\{([^{}]*)\}")
 _SPACE = re.compile(r"\s+|\\[,;: ]|~")
 _CAPITALS = re.compile(r"[A-Z]{2,}")
-_ORDERED_PAIRS = tuple(map(frozenset, ("HT", "NESW", "UDLR", "WLD", "XO", "MF", "BG", "YN")))
-"""Two of these letters, which stand for coins, directions, results, ..., are a sequence; other two are a product or a
-segment, AB = BA."""
-_SYMBOLS = re.compile(r"(?:[A-Z][a-z]?){2,}")
+_ORDERED_PAIRS = tuple(map(frozenset, ("HT", "NESW", "UDLR", "WL")))
+"""Two of these letters, which stand for coins, directions, moves and results, are a sequence; other two are a product
+or a segment, AB = BA."""
+_ELEMENTS = """
+He Li Be Ne Na Mg Al Si Cl Ar Ca Sc Ti Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Zr Nb Mo Ag Cd In Sn Sb Te Xe Cs Ba
+Pt Au Hg Tl Pb Bi Rn Ra Th
+"""
+_FORMULA = re.compile(rf"(?=.*[a-z])(?:{'|'.join(_ELEMENTS.split())}|[HBCNOFPSKVYIWU])+|(?:([A-Z])(?i:\1))+")
+"""NaCl, and AaBb."""
 _LETTERS_THEN_DIGITS = re.compile(r"[A-Za-z]{1,3}\d[A-Za-z\d]*")
 _DIGITS_AND_LETTERS = re.compile(r"(?=.*\d)[A-Za-z\d]{2,}")
 _PRODUCT_SIGN = re.compile(r"\\(?:cdot|times)(?![A-Za-z])|\*|[{}_]")
@@ -78,7 +83,7 @@ def _same_letters(reference: str, answer: str) -> bool | None:
 def _is_sequence(text: str) -> bool:
     if _CAPITALS.fullmatch(text) is not None:
         return len(text) > 2 or any(letters.issuperset(text) for letters in _ORDERED_PAIRS)
-    return _SYMBOLS.fullmatch(text) is not None and not text.isupper() and sum(map(str.isupper, text)) > 1
+    return _FORMULA.fullmatch(text) is not None and sum(map(str.isupper, text)) > 1
 
 
 def _same_range(reference: str, answer: str) -> bool | None:
