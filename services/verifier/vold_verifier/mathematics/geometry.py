@@ -7,6 +7,9 @@ _POINT = r"[A-Z](?:_\d|')?"
 _ANGLE = re.compile(rf"m?\\(?:angle|measuredangle)(?P<points>(?:{_POINT}){{3}})")
 _TRIANGLE = re.compile(rf"\\(?:triangle|bigtriangleup|Delta)(?P<points>(?:{_POINT}){{3}})")
 _SEGMENT = re.compile(rf"\\(?:overline|bar)(?P<points>(?:{_POINT}){{2}})")
+_INFINITE_LINE = re.compile(rf"\\overleftrightarrow(?P<points>(?:{_POINT}){{2}})")
+_LENGTH = re.compile(rf"(?P<points>(?:{_POINT}){{2}})")
+_NAMED_ANGLE = re.compile(rf"m?\\(?:angle|measuredangle)(?P<points>{_POINT}|\d)")
 _FIGURE = re.compile(rf"(?:\\(?:triangle|bigtriangleup|Delta))?(?P<points>(?:{_POINT}){{3,}})")
 _LINE = re.compile(rf"(?:\\(?:overline|overleftrightarrow|bar))?(?P<points>(?:{_POINT}){{2}}|[a-z])")
 _CORRESPONDENCE = re.compile(r"\\(?:simeq|sim|cong|equiv)")
@@ -22,6 +25,20 @@ def are_equal(reference: str, answer: str) -> bool | None:
     """
     known = _read(reference)
     return None if known is None else known == _read(answer)
+
+
+def name_different_measures(first: str, second: str) -> bool:
+    """Whether two texts name the lengths of two segments, or two angles: AB and CD, but not AB and BA."""
+    measures = [_read_measure(_SPACE.sub("", text)) for text in (first, second)]
+    return None not in measures and measures[0] != measures[1]
+
+
+def _read_measure(text: str) -> object:
+    if match := _LENGTH.fullmatch(text.strip("|")):
+        return "segment", frozenset(_points(match))
+    if match := _NAMED_ANGLE.fullmatch(text):
+        return "angle", match["points"]
+    return _read(text)
 
 
 def _read(text: str) -> object:
@@ -46,7 +63,7 @@ def _read(text: str) -> object:
     if match := _ANGLE.fullmatch(text):
         first_ray, vertex, second_ray = _points(match)
         return "angle", vertex, frozenset((first_ray, second_ray))
-    for kind, pattern in (("triangle", _TRIANGLE), ("segment", _SEGMENT)):
+    for kind, pattern in (("triangle", _TRIANGLE), ("segment", _SEGMENT), ("line", _INFINITE_LINE)):
         if match := pattern.fullmatch(text):
             return kind, frozenset(_points(match))
     return None

@@ -10,14 +10,21 @@ from vold_verifier.mathematics import numbers
 _WRAPPER = re.compile(r"\\(?:text|mathrm|textrm|mathbf|mbox|operatorname|mathit)\s*\{([^{}]*)\}")
 _SPACE = re.compile(r"\s+|\\[,;: ]|~")
 _CAPITALS = re.compile(r"[A-Z]{2,}")
-_ORDERED_PAIRS = tuple(map(frozenset, ("HT", "NESW", "UDLR", "WLD", "XO", "MF", "BG", "YN")))
-"""Two of these letters, which stand for coins, directions, results, ..., are a sequence; other two are a product or a
-segment, AB = BA."""
-_SYMBOLS = re.compile(r"(?:[A-Z][a-z]?){2,}")
+_ORDERED_PAIRS = tuple(map(frozenset, ("HT", "NESW", "UDLR", "WL")))
+"""Two of these letters, which stand for coins, directions, moves and results, are a sequence; other two are a product
+or a segment, AB = BA."""
+_ELEMENTS = """
+He Li Be Ne Na Mg Al Si Cl Ar Ca Sc Ti Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Zr Nb Mo Ag Cd In Sn Sb Te Xe Cs Ba
+Pt Au Hg Tl Pb Bi Rn Ra Th
+"""
+_FORMULA = re.compile(rf"(?=.*[a-z])(?:{'|'.join(_ELEMENTS.split())}|[HBCNOFPSKVYIWU])+|(?:([A-Z])(?i:\1))+")
+"""NaCl, and AaBb."""
 _LETTERS_THEN_DIGITS = re.compile(r"[A-Za-z]{1,3}\d[A-Za-z\d]*")
 _DIGITS_AND_LETTERS = re.compile(r"(?=.*\d)[A-Za-z\d]{2,}")
 _PRODUCT_SIGN = re.compile(r"\\(?:cdot|times)(?![A-Za-z])|\*|[{}_]")
 _HYPHENATED = re.compile(r"\d+(?:-\d+)+|[A-Z]{2,}(?:-[A-Z\d]+)*-\d+[A-Z\d-]*|\d+(?:-[A-Z\d]+)*-[A-Z]{2,}[A-Z\d-]*")
+_GAP = r"(?:\s|\\[,;: ]|~)+"
+_SPACED_NUMBERS = re.compile(rf"\d+(?:{_GAP}\d+)+")
 _RANGE = re.compile(r"(?:between\s+|from\s+)?(\d[\d,.]*)\s*(?:-|to|and)\s*(\d[\d,.]*)")
 _DATE = re.compile(r"(?P<y>\d{4})(?P<mark>[-/.])(?P<m>\d{1,2})(?P=mark)(?P<d>\d{1,2})")
 _AMERICAN_DATE = re.compile(r"(?P<m>\d{1,2})(?P<mark>[-/.])(?P<d>\d{1,2})(?P=mark)(?P<y>\d{4})")
@@ -45,7 +52,12 @@ def are_equal(reference: str, answer: str) -> bool | None:
     reference, answer = _WRAPPER.sub(r"\1", reference).strip(), _WRAPPER.sub(r"\1", answer).strip()
     if (date := _date(reference)) is not None:
         return _date(answer) == date
-    for same in (_same_chain(reference, answer), _same_range(reference, answer), _same_letters(reference, answer)):
+    for same in (
+        _same_numbers(reference, answer),
+        _same_chain(reference, answer),
+        _same_range(reference, answer),
+        _same_letters(reference, answer),
+    ):
         if same is not None:
             return same
     return False if _UNWORKED.fullmatch(answer) is not None or _date(answer) is not None else None
@@ -71,7 +83,7 @@ def _same_letters(reference: str, answer: str) -> bool | None:
 def _is_sequence(text: str) -> bool:
     if _CAPITALS.fullmatch(text) is not None:
         return len(text) > 2 or any(letters.issuperset(text) for letters in _ORDERED_PAIRS)
-    return _SYMBOLS.fullmatch(text) is not None and not text.isupper() and sum(map(str.isupper, text)) > 1
+    return _FORMULA.fullmatch(text) is not None and sum(map(str.isupper, text)) > 1
 
 
 def _same_range(reference: str, answer: str) -> bool | None:
@@ -96,6 +108,13 @@ def _date(text: str) -> tuple[int, int, int] | None:
         if match := pattern.fullmatch(text):
             return int(match["y"] or 0), _MONTHS.index(match["name"].lower()) + 1, int(match["d"])
     return None
+
+
+def _same_numbers(reference: str, answer: str) -> bool | None:
+    """Numbers with spaces between them, 3 1 2, which algebra would multiply."""
+    if not any(_SPACED_NUMBERS.fullmatch(text) and numbers.parse(text) is None for text in (reference, answer)):
+        return None
+    return re.split(_GAP, reference) == re.split(rf"\s*,\s*|{_GAP}", answer)
 
 
 def _same_chain(reference: str, answer: str) -> bool | None:

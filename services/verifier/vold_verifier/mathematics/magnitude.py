@@ -7,16 +7,20 @@ expressions of the same variables that differ at a point are different.
 import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 MAX_TOKENS = 400
 MAX_DEPTH = 40
+MAX_DIGITS = 400
 POINTS = (0.731, 2.1931, 1.1273)
 """Values of variables, all positive, so that a sum of positive terms does not cancel."""
-HUGE = 300.0
-"""Only magnitudes beyond exp(HUGE), or below exp(-HUGE), are decided here: smaller ones are computed exactly."""
+HUGE = 30.0
+"""Only magnitudes beyond exp(HUGE), or below exp(-HUGE), are decided here: the others are computed exactly."""
+MARGIN = 25.0
+"""By how much two logarithms must differ: more than the letters of a unit, which are read as variables, may change."""
 _WIDENING = 1e-9
 _TOKEN = re.compile(
-    r"(?P<number>\d+(?:\.\d+)?|\.\d+)|\\(?P<command>[A-Za-z]+)|(?P<letter>[A-Za-z])(?:_(?:\{\w+\}|\w))?|(?P<mark>\*\*|[-+*/^!(){}\[\]|])"
+    r"(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,9}(?!\w))?)|\\(?P<command>[A-Za-z]+)|(?P<letter>[A-Za-z])(?:_(?:\{\w+\}|\w))?|(?P<mark>\*\*|[-+*/^!(){}\[\]|])"
     r"|(?P<space>\s+|\\[,;:! ])"
 )
 _LETTERS = ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega")
@@ -47,7 +51,7 @@ def are_apart(reference: str, answer: str) -> bool:
 
     Both are the output of `notation.clean`. False if either cannot be estimated. Takes time linear in the texts.
     """
-    if "^" not in answer and "!" not in answer and "**" not in answer:
+    if not any(mark in text for text in (reference, answer) for mark in ("^", "!")):
         return False
     for shift in range(len(POINTS)):
         try:
@@ -61,7 +65,7 @@ def are_apart(reference: str, answer: str) -> bool:
             continue
         if known.sign != given.sign:
             return True
-        margin = 1 + _WIDENING * min(abs(known.low), abs(given.low), 1e300)
+        margin = MARGIN + _WIDENING * min(abs(known.low), abs(given.low), 1e300)
         if known.low > given.high + margin or given.low > known.high + margin:
             return True
     return False
@@ -77,12 +81,13 @@ def _widen(sign: int | None, low: float, high: float) -> _Size:
 
 
 def _of_number(text: str) -> _Size:
-    if len(text) > 400:
+    mantissa, _, exponent = text.lower().partition("e")
+    if len(mantissa) > MAX_DIGITS:
         raise _NoEstimateError
-    value = float(text) if len(text) < 300 else math.inf
+    value = Fraction(mantissa)
     if value == 0:
         return _ZERO
-    log = math.log(value) if math.isfinite(value) else math.log(int(text.split(".")[0]))
+    log = math.log(value.numerator) - math.log(value.denominator) + int(exponent or 0) * math.log(10)
     size = _widen(1, log, log)
     return _Size(1, size.low, size.high, int(text) if text.isdigit() and len(text) < 18 else None)
 
@@ -241,6 +246,8 @@ class _Parser:
             elif (kind, text) in (("mark", "/"), ("command", "div")):
                 self.position += 1
                 product = _multiply(product, _invert(self.parse_power()))
+            elif kind == "number" and self.tokens[self.position - 1][0] == "number":
+                raise _NoEstimateError  # 10 000 is one number
             elif kind in ("number", "letter", "command") or (kind, text) in (
                 ("mark", "("),
                 ("mark", "{"),

@@ -22,3 +22,13 @@ def are_equal(first: Any, second: Any) -> bool | None:
     if not symbols or not (first.is_polynomial(*symbols) and second.is_polynomial(*symbols)):
         return None
     return bool((first - second).doit().expand() == 0)
+
+
+def has_large_power(expression: Any) -> bool:
+    """Whether an expression with variables has a power that takes long to expand."""
+    import sympy
+
+    return isinstance(expression, sympy.Expr) and any(
+        power.exp.is_Integer and abs(power.exp) > MAX_EXPONENT and power.base.free_symbols and not power.base.is_Symbol
+        for power in expression.atoms(sympy.Pow)
+    )

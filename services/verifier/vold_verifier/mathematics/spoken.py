@@ -5,6 +5,7 @@ from fractions import Fraction
 
 from vold_verifier.mathematics import numbers
 
+_MIXED_CASE = re.compile(r"^[A-Za-z]*[a-z][A-Z][A-Za-z]*$")
 _TEXT_ONLY = re.compile(r"^\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}\\]*)\}$")
 _WORDS = frozenset({"yes", "no", "odd", "even", "true", "none", "dne"})
 _SYNONYMS = (
@@ -54,6 +55,8 @@ def same_words(reference: str, answer: str) -> bool | None:
     reference_words = as_words(reference) or _words_for_symbol(reference)
     if reference_words is None:
         return None
+    if _MIXED_CASE.search(reference) is not None and "\\" not in reference + answer:
+        return reference == answer
     answer_words = as_words(answer) or _words_for_symbol(answer) or " ".join(answer.lower().split())
     if answer_words == reference_words or any({reference_words, answer_words} <= group for group in _SYNONYMS):
         return True

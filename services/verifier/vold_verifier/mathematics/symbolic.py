@@ -193,6 +193,8 @@ def _compare_expressions(reference: str, answer: str) -> tuple[bool, str, str]:
                 return False, "a chain of equalities that is false", "false_chain"
             if _parse(sides[0]) is None or _constant_value(sides[0]) is not None:
                 answer = sides[-1]
+    elif _measures_differ(reference, answer):
+        return False, "the measure of another figure", ""
     elif (same := identities.are_equal(reference, answer, _parse, _agree_at_points)) is not None:
         return same, "the same identity" if same else "another identity", ""
     elif (definitions := _same_head(reference, answer)) is not None:
@@ -218,6 +220,16 @@ def _compare_expressions(reference: str, answer: str) -> tuple[bool, str, str]:
     ):
         return True, "equal but for the names of constants", ""
     return equal, reason, ""
+
+
+def _measures_differ(reference: str, answer: str) -> bool:
+    r"""Whether two equations give the measures of two figures: AB = 5 and CD = 5, \angle A = 30 and \angle B = 30."""
+    reference_sides, answer_sides = _split_at_equals(reference), _split_at_equals(answer)
+    return (
+        len(reference_sides) == len(answer_sides) == 2
+        and remove_spacing(reference_sides[0]) != remove_spacing(answer_sides[1])
+        and geometry.name_different_measures(reference_sides[0], answer_sides[0])
+    )
 
 
 def _same_head(reference: str, answer: str) -> tuple[str, str] | None:
@@ -250,6 +262,9 @@ def _compare_parsed(reference: Any, answer: Any, *, has_percent: bool) -> tuple[
         return True, "the same inequality"
     if (same := polynomials.are_equal(reference, answer)) is not None:
         return same, "equal by algebra" if same else "not equal"
+    if polynomials.has_large_power(reference) or polynomials.has_large_power(answer):
+        agree = _agree_at_points(reference, answer)
+        return agree, "equal at every point tried" if agree else "not equal"
     # Before algebra: both conditions must hold, and this one is faster.
     if not has_percent and _constants_differ(reference, answer):
         return False, f"not equal at {DIGITS} digits"

@@ -71,5 +71,12 @@ def test_sizes_are_apart_only_for_different_values_and_always_for_huge_ones(a, n
     assert not (apart and first == second)
     assert not magnitude.are_apart(texts[0], texts[0])
     smaller, larger = sorted((abs(first), abs(second)))
-    if smaller and larger > 10**140 and larger > 100 * smaller:
+    if smaller and larger > 10**14 and larger > 10**11 * smaller:
         assert apart
+
+
+@pytest.mark.parametrize("spelling", ["6.02e23", r"6.02 \times 10^{23}", "602 000 000 000 000 000 000 000", "6.02E+23"])
+def test_the_spellings_of_a_large_number_are_not_apart(spelling):
+    for other in ("6.02*10^23", "602000000000000000000000", r"\frac{602}{10^{-21}}"):
+        assert not magnitude.are_apart(spelling, other)
+        assert not magnitude.are_apart(other, spelling)
