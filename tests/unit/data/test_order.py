@@ -1,6 +1,6 @@
 """The order of traces, which follows from their ids, and the keys of rows."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vold_trainer.data import Example, TraceOrder
 from vold_trainer.data.keys import row_keys, unique_names
@@ -15,6 +15,7 @@ def epochs(keys, seed, count=2):
 
 
 @given(keys=KEYS, seed=st.integers(0, 9), data=st.data())
+@settings(max_examples=30)
 def test_two_traces_come_in_the_same_order_whatever_else_is_in_the_file(keys, seed, data):
     others = data.draw(st.permutations([key for key in keys if data.draw(st.booleans())] or keys))
     for whole, part in zip(epochs(keys, seed), epochs(others, seed), strict=True):
@@ -22,6 +23,7 @@ def test_two_traces_come_in_the_same_order_whatever_else_is_in_the_file(keys, se
 
 
 @given(keys=KEYS, seed=st.integers(0, 9), per_step=st.integers(1, 7))
+@settings(max_examples=30)
 def test_every_epoch_takes_every_trace_once(keys, seed, per_step):
     order = TraceOrder(keys, per_step, seed)
     taken = [index for step in range(2 * len(keys)) for index in order.indices(step)]
@@ -47,6 +49,7 @@ def test_a_row_without_an_id_goes_by_its_number_so_that_its_file_may_move():
 
 
 @given(names=st.lists(st.sampled_from(["a", "b", "a#2", "a#3", "row 0"]), max_size=12))
+@settings(max_examples=40)
 def test_repeated_names_become_unique_and_the_first_keeps_its_own(names):
     unique = unique_names(names)
     assert len(set(unique)) == len(names)
