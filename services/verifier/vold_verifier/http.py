@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
@@ -26,7 +27,7 @@ from vold_service.http import (
 )
 from vold_service.keys import Keys
 
-from vold_verifier.engine.engine import Engine
+from vold_verifier.engine.engine import Engine, check_count
 from vold_verifier.reading.text import shorten
 
 MAX_INTEGER_DIGITS = 308
@@ -200,9 +201,10 @@ async def _read_request(
         return await read_protobuf(request, call, verifier_pb2.VerifyRequest, engine.max_fields), {}
     body = await read_json(request, call)
     if len(body) <= INLINE_JSON_BYTES:
-        message, faults = _parse_json(body)
+        message, faults = _parse_json(body, engine.settings.max_items)
     else:
-        packed, faults = await engine.processes.run(_pack_json, body, tenant=call.tenant.name)
+        parse = partial(_pack_json, max_items=engine.settings.max_items)
+        packed, faults = await engine.processes.run(parse, body, tenant=call.tenant.name)
         message = verifier_pb2.VerifyRequest.FromString(packed)
     return message, {index: invalid(field, text) for index, (field, text) in faults.items()}
 
@@ -211,12 +213,12 @@ Faults = dict[int, tuple[str, str]]
 """The field and the message of each item that cannot be read, by index."""
 
 
-def _pack_json(body: bytes | bytearray) -> tuple[bytes, Faults]:
-    message, faults = _parse_json(body)
+def _pack_json(body: bytes | bytearray, max_items: int) -> tuple[bytes, Faults]:
+    message, faults = _parse_json(body, max_items)
     return message.SerializeToString(), faults
 
 
-def _parse_json(body: bytes | bytearray) -> tuple[verifier_pb2.VerifyRequest, Faults]:
+def _parse_json(body: bytes | bytearray, max_items: int) -> tuple[verifier_pb2.VerifyRequest, Faults]:
     try:
         # Unlike pydantic's, the parser of the standard library accepts half of a character (\ud800) in a string.
         model = RequestModel.model_validate(json.loads(body, parse_int=_parse_integer))
@@ -225,6 +227,7 @@ def _parse_json(body: bytes | bytearray) -> tuple[verifier_pb2.VerifyRequest, Fa
         raise invalid(*_describe(error, "")) from None
     except (ValueError, RecursionError) as error:
         raise invalid("body", f"body: invalid JSON: {str(error)[:200] or type(error).__name__}") from None
+    check_count(len(model.items), max_items)
     faults: Faults = {}
     for index, item in enumerate(model.items):
         try:

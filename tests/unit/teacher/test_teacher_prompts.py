@@ -85,13 +85,15 @@ def test_ids_that_the_teacher_reads_differently_are_sent_as_text_in_its_own_ids(
     core["added_tokens"] = [token for token in core["added_tokens"] if token["content"] != "<think>"]
     core["model"]["vocab"]["<ponder>"] = core["model"]["vocab"].pop("<think>")
     told = of_pocket(pocket, Tokenizer.from_str(json.dumps(core)))
-    rows = [example("1+1? <think>"), example("1+1?")]
+    turns = ({"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "<think>2"})
+    rows = [Example("row", (*turns, {"role": "user", "content": "So?"}), "2"), example("1+1?")]
     assert think in pocket("<think>")["input_ids"]
     told.prepare(rows)
     sent = told(rows[0], (1, 2, 3))
     assert think not in sent
     assert "".join(pocket.convert_ids_to_tokens(sent)) == (
-        "<|im_start|>user\n1+1? <think><|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n<think>2<|im_end|>\n"
+        "<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert told(rows[1], (1, 2, 3)) == (1, 2, 3)
     assert "teacher: 1 of 2 prompts hold ids that it reads differently" in caplog.text
@@ -137,7 +139,7 @@ def test_a_row_that_the_template_refuses_may_be_left_out(pocket):
     rows = [replace(example(f"{n}+1?"), where=f"rows.jsonl:{n}") for n in (6, 7, 8)]
     refused = []
     told.prepare(rows, lambda row, error: refused.append((row, str(error))))
-    assert refused == [(rows[1], "row 'row': the chat template of teacher refuses it: no sevens")]
+    assert refused == [(rows[1], "rows.jsonl:7: row 'row': the chat template of teacher refuses it: no sevens")]
     assert told(rows[2], ()) == tuple(pocket.encode("8+1?"))
     with pytest.raises(
         UsageError, match=r"rows\.jsonl:7: row 'row': the chat template of teacher refuses it: no sevens"

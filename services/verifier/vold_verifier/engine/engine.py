@@ -41,6 +41,12 @@ IndexedVerifiers = list[tuple[int, Verifier[Any]]]
 """The index of an item in its request, and the item's verifier."""
 
 
+def check_count(count: int, limit: int) -> None:
+    """Raise ServiceError if a request has more items than `limit`."""
+    if count > limit:
+        raise invalid("items", f"the request has {count} items, over the limit of {limit}: send fewer")
+
+
 class Engine:
     """Verifies items for both faces. Call `start` before use and `stop` after, on the event loop that serves."""
 
@@ -110,10 +116,7 @@ class Engine:
         """
         started = time.monotonic()
         access.add_figures(items=len(items))
-        if len(items) > self.settings.max_items:
-            raise invalid(
-                "items", f"the request has {len(items)} items, over the limit of {self.settings.max_items}: send fewer"
-            )
+        check_count(len(items), self.settings.max_items)
         for index, item in enumerate(items):
             check_name(f"items[{index}].id", item.id)
         results: Results = [None] * len(items)
