@@ -283,7 +283,7 @@ def test_no_process_of_the_sandbox_outlives_a_killed_server():
 
 def test_the_sandbox_starts_with_its_first_item():
     with running("--workers", "1") as server:
-        assert len(server.descendants()) == 2
+        assert len(server.descendants()) == 3
         assert not server.stub.ListVerifiers(verifier_pb2.ListVerifiersRequest()).sandbox_layers
         done = threading.Event()
         entry = {"answer": "3", "metadata": {"source_dataset": "basic_arithmetic"}}

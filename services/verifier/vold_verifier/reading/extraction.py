@@ -12,6 +12,7 @@ several parts.
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import takewhile
 from typing import Literal
 
 from pydantic import Field
@@ -46,6 +47,8 @@ _END_TOKENS = re.compile(
     r"|<end_of_turn>|<\uff5cend\u2581of\u2581sentence\uff5c>|\[EOS\]))+\s*\Z"
 )
 _MATHEMATICS = re.compile(r"\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[A-Za-z]+(?:\s*\{[^{}]*\})?", re.DOTALL)
+_POINTS_BACK = re.compile(r"\babove\b|\bbox(?:ed)?\b", re.IGNORECASE)
+_HEADING = re.compile(r"[A-Za-z]{2,}")
 _UNDERLINE = re.compile(r"^(?:[-=_*]{3,}|```\w*)[^\S\n]*\n\s*")
 _BULLET = re.compile(r"^(?:[#>]+\s*|[-*•]\s+)")
 _WORD = re.compile(r"[A-Za-z]{2,}")
@@ -186,22 +189,26 @@ def answer_lines(text: str, start: int = 0) -> list[str]:
     """
     matches = labels.lines(text, start)
     if text.find("####", start) >= 0:
-        labelled = {match.start() for match in matches}
-        hashes = (match for match in _HASHES.finditer(text, start) if match.start() not in labelled)
+        labelled, text_end = {match.start() for match in matches}, len(text.rstrip())
+        hashes = (
+            match
+            for match in _HASHES.finditer(text, start)
+            if match.start() not in labelled and not (_HEADING.match(match["answer"]) and match.end() < text_end)
+        )
         matches = sorted([*matches, *hashes], key=lambda match: match.start())
     answers = (labels.strip_marks(match["answer"].strip("# ")) or _below(text, match.end()) for match in matches)
     return [answer for answer in answers if answer]
 
 
 def _below(text: str, end: int) -> str:
-    """The line or displayed formula below a heading that ends at `end`; "" for a sentence with text after it."""
+    """The line, list or displayed formula below a heading that ends at `end`; "" for a sentence with text after it."""
     rest = _UNDERLINE.sub("", text[end : end + 2 * MAX_BLOCK_CHARS].strip(), count=1)
     line = _first_block(rest)
     if not line or labels.lines(line):
         return ""
     if len(line) < len(rest) and labels.without_closing(rest).rstrip() != line and not is_brief(line):
         return ""
-    return labels.strip_marks(_BULLET.sub("", line, count=1))
+    return labels.strip_marks(line if "\n" in line else _BULLET.sub("", line, count=1))
 
 
 def _without_label(answer: str, place: str) -> str:
@@ -219,7 +226,9 @@ def _first_block(text: str) -> str:
         if text.startswith(opening):
             end = text.find(closing, 2)
             return text[: end + 2] if 0 <= end <= MAX_BLOCK_CHARS else ""
-    return text.partition("\n")[0].strip()
+    lines = text.splitlines() or [""]
+    items = list(takewhile(_BULLET.match, lines))
+    return "\n".join(items) if len(items) > 1 else lines[0].strip()
 
 
 def is_brief(text: str) -> bool:
@@ -261,15 +270,20 @@ def _read_boxes(text: str) -> ExtractedAnswer | None:
     )
 
 
+def _replaces_box(line: str) -> bool:
+    """Whether an answer line after the box is an answer of its own: brief, and not "see above"."""
+    return is_brief(line) and _POINTS_BACK.search(line) is None
+
+
 def _read_after_box(text: str, extraction: Extraction, end: int) -> ExtractedAnswer | None:
     """The answer tag, or the brief answer line, that stands after the last box."""
     rest = text[end:]
-    if len(rest) < MIN_MARKED_CHARS or ("\n" not in rest.strip() and "<" not in rest):
+    if len(rest) < MIN_MARKED_CHARS or ("\n" not in rest.rstrip() and "<" not in rest):
         return None
     after_box = extraction.accept[extraction.accept.index("boxed") :]
     if "answer_tag" in after_box and (tag := _read_answer_tag(text, extraction.answer_tag, end)) and tag.answer:
         return replace(tag, answer=_without_label(tag.answer, tag.reason))
-    if "answer_line" in after_box and (lines := answer_lines(text, end)) and is_brief(lines[-1]):
+    if "answer_line" in after_box and (lines := answer_lines(text, end)) and _replaces_box(lines[-1]):
         return ExtractedAnswer(labels.without_label(lines[-1]), "answer line")
     return None
 

@@ -39,7 +39,7 @@ _OTHERS = (
     _Language(r"(?:die\s+)?(?:endgültige\s+)?antwort", r"ist"),
     _Language(r"(?:la\s+)?risposta(?:\s+(?:finale|corretta))?", r"è"),
     _Language(r"(?:a\s+)?resposta(?:\s+(?:final|correta))?", r"é"),
-    _Language(r"(?:(?:окончательный|итоговый|правильный)\s+)?ответ|відповідь|отговор", r"равен|есть|[-—–]"),
+    _Language(r"(?:(?:окончательный|итоговый|правильный)\s+)?ответ|відповідь|отговор", r"равен|есть|[-—–](?=\s)"),
     _Language(r"(?:doğru\s+)?cevap|odpowiedź|odpověď|välasz|válasz|răspuns(?:ul)?|απάντηση|ìdáhùn", r"este|είναι"),
     _Language(r"đáp\s+án|đáp\s+số|câu\s+trả\s+lời", r"là"),
     # The last word twice: in NFKC its vowel is two characters.
@@ -101,8 +101,11 @@ _MARKS_AT_END = re.compile(r"[\s✅✓✔☑️🎉∎■□◻]+$")
 
 def lines(text: str, start: int = 0) -> list[re.Match[str]]:
     """The lines of `text` from `start` on that start with the word for "answer"; group `answer` may be empty."""
-    pattern = _ASCII_LINE if text.isascii() else _ANY_LINE
-    return list(pattern.finditer(text, start))
+    if not text.isascii():
+        return list(_ANY_LINE.finditer(text, start))
+    if ":" not in text and "\n" not in text:
+        return []  # no label, and no heading with something below
+    return list(_ASCII_LINE.finditer(text, start))
 
 
 def statements(line: str) -> list[re.Match[str]]:
@@ -140,6 +143,9 @@ def strip_marks(answer: str) -> str:
 
 def without_closing(text: str) -> str:
     """`text` without a polite last sentence, such as "I hope it is correct."."""
+    tail = text[-400:].lower()
+    if "hope" not in tail and "let me know" not in tail and "q" not in tail:
+        return text
     return text[:-400] + _CLOSING.sub("", text[-400:])
 
 

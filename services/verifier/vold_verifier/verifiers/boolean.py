@@ -15,7 +15,7 @@ MAX_ANSWER_CHARS = 2000
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|boxed)\s*\{([^{}]*)\}")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _NEGATION = frozenset({"not", "isn't", "never", "neither", "nor", "hardly"})
-_JOINED = re.compile(r"\b(?:or|and|but|maybe|perhaps|possibly)\b|[/|]", re.IGNORECASE)
+_JOINED = re.compile(r"\b(?:or|and|but|maybe|perhaps|possibly|wait|actually|rather|sorry|hmm+)\b|[/|]", re.IGNORECASE)
 
 
 class BooleanParameters(Extraction):

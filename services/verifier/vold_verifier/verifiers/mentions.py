@@ -120,6 +120,10 @@ def settle(letter: str, rest: str, letters: str, texts: Mapping[str, str]) -> st
         is_article = other in "aI" and _WORD.match(joined_rest) is not None
         if other.upper() in letters and other.upper() != letter and not is_article:
             return None
+    lowered = rest.casefold()
+    others = [other for other, text in texts.items() if other != letter and len(text) >= 3 and text in lowered]
+    if not others and _LETTER.search(rest) is None:
+        return None if _is_withdrawn(rest, lowered) else letter
     rest, is_described = _without_description(letter, rest, texts)
     found = [
         (match.start(), match.end(), name)
@@ -127,7 +131,7 @@ def settle(letter: str, rest: str, letters: str, texts: Mapping[str, str]) -> st
         if (name := (match["letter"] or match["small"]).upper()) in letters
         and not (match["letter"] and is_word(name, rest[match.end() :]))
     ]
-    found = sorted([*found, *_option_texts(letter, rest, texts)])
+    found = sorted([*found, *_option_texts(rest, others, texts)])
     settled, changed_at, past, meaning = letter, 0, 0, ""
     for start, end, name in found:
         if start < past:
@@ -142,7 +146,14 @@ def settle(letter: str, rest: str, letters: str, texts: Mapping[str, str]) -> st
             if meaning == "correction":
                 settled, changed_at = name, end
         past = end
-    return None if _WITHDRAWN.search(rest, changed_at) else settled
+    return None if _is_withdrawn(rest[changed_at:], lowered) else settled
+
+
+def _is_withdrawn(rest: str, lowered: str) -> bool:
+    """Whether `rest` takes the answer back. lowered: a text that has the words of `rest` in lower case."""
+    if not any(word in lowered for word in ("wrong", "incorrect", "false", "mistake", "not ")):
+        return False
+    return _WITHDRAWN.search(rest) is not None
 
 
 def _without_description(letter: str, rest: str, texts: Mapping[str, str]) -> tuple[str, bool]:
@@ -155,13 +166,12 @@ def _without_description(letter: str, rest: str, texts: Mapping[str, str]) -> tu
     return rest, rest[:1] in ".):：" and any(character.isalpha() for character in rest[2:])
 
 
-def _option_texts(letter: str, rest: str, texts: Mapping[str, str]) -> list[tuple[int, int, str]]:
-    """(start, end, letter) of the first mention of each other option by its text."""
+def _option_texts(rest: str, others: list[str], texts: Mapping[str, str]) -> list[tuple[int, int, str]]:
+    """(start, end, letter) of the first mention of each of the options `others` by its text."""
     lowered = rest.casefold()
     if len(lowered) != len(rest):
         return []
-    mentioned = [other for other, text in texts.items() if other != letter and len(text) >= 3 and text in lowered]
-    matches = ((re.search(rf"(?<!\w){re.escape(texts[other])}(?!\w)", lowered), other) for other in mentioned)
+    matches = ((re.search(rf"(?<!\w){re.escape(texts[other])}(?!\w)", lowered), other) for other in others)
     return [(match.start(), match.end(), other) for match, other in matches if match is not None]
 
 

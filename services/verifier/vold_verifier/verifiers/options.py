@@ -28,6 +28,7 @@ _NOT_BUT = re.compile(
     r"(?:but(?:\s+rather)?|而是|sondern|mais|sino|ma)\s*(?:option\s+)?(?P<rest>.*)$",
     re.IGNORECASE | re.DOTALL,
 )
+_TEXT_AND_LETTER = re.compile(r"^(?P<text>[^()\n]{2,200}?)[\s,]*(?:\((?P<letter>[A-Z])\))[\s.*_]*$")
 _OPTION_WORD = re.compile(r"^[\s*_]*(?:选项|選項|选|選|옵션|विकल्प|الخيار|вариант|opción|opzione|opção)\s*[:：]?\s*")
 _HAS_MATHEMATICS = re.compile(r"[\d\\$^]|[^\x00-\x7f]")
 _MARKS = " \t\n*_$`.,:;!?()[]{}\"'。，：；！？"
@@ -142,6 +143,12 @@ def match_option(answer: str, parameters: ChoiceParameters) -> str | None:
     for candidate in _without_and_with_prefix(text):
         if (letter := match_text(candidate, parameters)) is not None:
             return letter
+        if (
+            ")" in candidate[-6:]
+            and (match := _TEXT_AND_LETTER.match(candidate))
+            and match_text(match["text"], parameters) == match["letter"]
+        ):
+            return match["letter"]
         if match := _NOT_BUT.match(candidate):
             return match_option(match["rest"], parameters)
         if (match := _LEADING.match(candidate)) and (letter := read_letter(match, parameters)) is not None:

@@ -34,10 +34,12 @@ _HAN_CALLED_RIGHT = re.compile(
     r"(?=(?P<rest>[^\n。；]{0,80}))"
 )
 _OTHER_STATED = re.compile(
-    r"(?:答え|正解|解答)[はが]\s*|(?:정답|답)[은는이]?\s*[:：]?\s*|(?:उत्तर|উত্তর)\s*[:：]?\s*|ответ\s*[:：—-]\s*",
+    r"(?:答え|正解|解答)[はが]\s*|(?:정답|답)[은는이]?\s*[:：]?\s*|(?:उत्तर|উত্তর)\s*[:：]?\s*|ответ\s*(?:[:：]|[—–-](?=\s))\s*",
     re.IGNORECASE,
 )
-_ONLY_LETTER = re.compile(r"^[\s*_$(\[]*(?P<letter>[A-Za-z])[\s*_$)\].]*$")
+_ONLY_LETTER = re.compile(
+    r"^[\s*_$(\[]*(?:(?i:so|therefore|thus|hence)[,:]?\s+[*_$(\[]*)?(?P<letter>[A-Za-z])[\s*_$)\].]*$"
+)
 _DOUBTED_BEFORE = re.compile(
     r"(?:\b(?:not|if|whether|neither|nor|doubt|unless|unlikely)\b|n't\b|cannot)[^.;\n]{0,60}$|(?:不|别|非)[^。；，,\n]{0,6}$",
     re.IGNORECASE,
@@ -49,6 +51,11 @@ _JOINED_BEFORE = re.compile(
 _STATING = ("answer", "option", "choice", "selected", "respuesta", "antwort", "risposta", "resposta")
 _CHOOSING = ("it", "choose", "pick", "select", "go", "must")
 _CALLING = ("correct", "right", "best", "answer")
+_ASCII_PATTERNS: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
+    (_CHOSEN, _CHOOSING),
+    (_CALLED_RIGHT, _CALLING),
+)
+_PATTERNS = (*_ASCII_PATTERNS, (_HAN_CHOSEN, ()), (_HAN_CALLED_RIGHT, ()))
 
 
 def last_stated_option(text: str, parameters: ChoiceParameters) -> str | None:
@@ -67,7 +74,7 @@ def last_stated_option(text: str, parameters: ChoiceParameters) -> str | None:
             statements += _stated(text, match.end(), parameters)
         for match in labels.statements(text[-MAX_STATED_CHARS:]):
             statements += _stated(text, max(0, len(text) - MAX_STATED_CHARS) + match.end(), parameters)
-    for pattern, words in ((_CHOSEN, _CHOOSING), (_CALLED_RIGHT, _CALLING), (_HAN_CHOSEN, ()), (_HAN_CALLED_RIGHT, ())):
+    for pattern, words in _ASCII_PATTERNS if lowered else _PATTERNS:
         if lowered and not any(word in lowered for word in words):
             continue
         for match in pattern.finditer(text):

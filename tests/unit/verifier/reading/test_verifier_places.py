@@ -182,6 +182,7 @@ def test_units_and_punctuation_after_a_box_change_nothing(attached, number):
 def test_a_brief_answer_after_the_box_replaces_it(line, number, other):
     text = line.format(number)
     assert_paid_for(f"On the way we get \\boxed{{{other}}}. That is not all.\n\n{text}", number, other)
+    assert_paid_for(f"\\boxed{{{other}}}\n\n{text}", number, other)
     assert_paid_for(f"{text}\n\nSo it is \\boxed{{{number}}}", number, other)
     # A sentence in the same place replaces nothing.
     assert_paid_for(f"\\boxed{{{number}}}\n\nAnswer: the fence around it is {other} metres long", number, other)
@@ -241,6 +242,24 @@ def test_values_joined_in_another_language_are_a_list(word, first, second, other
 @given(st.sampled_from(UNITS), NUMBERS, NUMBERS)
 def test_a_unit_in_another_language_is_a_unit(unit, number, other):
     assert_paid_for(rf"\boxed{{{number}{unit}}}", number, other)
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("\\boxed{42}\n\nAnswer: see above", "42"),
+        ("\\boxed{42}\n\n#### Note\nThis was easy.", "42"),
+        ("\\boxed{41}\n\n#### 42", "42"),
+        ("Final Answer\n------------\n42", "42"),
+        ("**Answer:**\n\n- 42", "42"),
+        ("**Answer:**\n\n- a\n- b", "- a\n- b"),
+        ("Answer:\n```\n42\n```", "42"),
+        ("Ответ: -5", "-5"),
+        ("Ответ — 5", "5"),
+    ],
+)
+def test_what_stands_around_a_label(completion, answer):
+    assert find(completion, Extraction()).answer == answer
 
 
 def test_verifiers_of_texts_keep_the_words_of_a_marked_answer():

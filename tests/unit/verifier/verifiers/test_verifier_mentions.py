@@ -111,6 +111,8 @@ def test_an_option_may_be_mentioned_by_its_text(text, first, second):
     assume(first != second)
     completion = "Answer: " + text.format(first, TEXTS[second])
     assert settled(completion, ChoiceParameters(options=TEXTS)) in (None, second)
+    assert settled(f"Answer: {TEXTS[first].title()} ({first})", ChoiceParameters(options=TEXTS)) == first
+    assert settled(f"Answer: {TEXTS[first].title()} ({second})", ChoiceParameters(options=TEXTS)) is None
     assert settled(f"Answer: {first}. {TEXTS[first].title()}", ChoiceParameters(options=TEXTS)) == first
 
 
@@ -129,6 +131,12 @@ def test_an_option_may_be_mentioned_by_its_text(text, first, second):
         ("I choose B over A.", "B"),
         ("The box \\boxed{\\Delta E \\ll kT} helps.\n\n**Answer: D**", "D"),
         ("\\boxed{A, B}", None),
+        ("<answer>I choose B</answer>", "B"),
+        ("Answer: A. I was wrong, B.", None),
+        ("Answer: A as well as B", None),
+        ("选A还是选B？", None),
+        ("选A还是选B？选B。", "B"),
+        ("We compare.\nTherefore B.", "B"),
         ("\\boxed{A}\nAnswer: unknown", "A"),
     ],
 )

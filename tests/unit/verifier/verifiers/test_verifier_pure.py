@@ -89,6 +89,7 @@ def test_a_list_equals_itself_in_any_order(values, random):
         ("No, it is not.", "false", True),
         ("Yes.", "no", False),
         ("yes or no", "yes", False),
+        ("Yes, wait, no", "yes", False),
         ("not true", "true", False),
         ("maybe", "no", False),
         ("<think>no</think>The answer is yes.", "yes", True),
