@@ -7,6 +7,7 @@ their sockets. Values are pickled, as multiprocessing pickles them; only this se
 """
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -33,6 +34,7 @@ WORKERS = 2
 CPU_SECONDS = 30
 """CPU time of one piece of work, after which the kernel ends its worker."""
 
+_PR_SET_DUMPABLE = 4
 _LENGTH = struct.Struct("<Q")
 
 
@@ -177,8 +179,17 @@ def _run_and_exit(function: Callable[[socket.socket], None], channel: socket.soc
         os._exit(status)
 
 
+def _hide_memory() -> None:
+    """Let no other process of this user read the memory and the environment, which are copies of the service's and may
+    hold keys (Linux). Forks inherit it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def _fork_workers(control: socket.socket) -> None:
     """Fork a worker for each socket that comes, until the service has gone."""
+    _hide_memory()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the service handles them, and closes the socket
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the workers

@@ -224,7 +224,7 @@ def test_requests_in_flight_finish_after_sigterm(tmp_path):
 def test_no_process_outlives_a_killed_server():
     with running("--workers", "2", "--time-limit", "60") as server:
         processes = server.descendants()
-        assert len(processes) == 4  # that of forks for texts and JSON too
+        assert len(processes) == 4  # the fork server and its workers, and the server of forks for long work on requests
         call = server.stub.Verify.future(verifier_pb2.VerifyRequest(items=[item("spin"), item("stubborn")]))
         busy_from = [sum(process.cpu_times()[:2]) for process in processes]
         wait_for(lambda: any(sum(p.cpu_times()[:2]) > was + 0.1 for p, was in zip(processes, busy_from, strict=True)))
