@@ -79,7 +79,7 @@ def one_ahead(tmp_path_factory, pocket_teacher, verifier):
     return out
 
 
-@pytest.mark.parametrize("batch", ["batch.size=0", "batch.size=8"])
+@pytest.mark.parametrize("batch", [pytest.param("batch.size=0", marks=pytest.mark.slow), "batch.size=8"])
 def test_updating_while_scores_come_changes_no_number(batch, tmp_path, pocket_teacher, verifier, monkeypatch):
     """Not one bit of losses, gradient norms and weights; the teacher's cache gives both runs the same scores."""
     run_train(config(tmp_path / "overlapped", pocket_teacher, verifier, "steps=2", batch))
@@ -142,6 +142,7 @@ def test_a_resumed_run_trains_on_the_batches_that_were_generated_ahead(
     assert_same_runs(out, one_ahead)
 
 
+@pytest.mark.slow
 def test_a_batch_older_than_the_bound_is_generated_again(tmp_path, pocket_teacher, verifier):
     out = tmp_path / "run"
     run_train(config(out, pocket_teacher, verifier, "rollout.ahead=2", "checkpoints.every=3", "steps=5"))

@@ -169,6 +169,7 @@ def test_sigterm_saves_a_checkpoint_and_the_run_resumes_from_it(tmp_path, pocket
     assert [row["step"] for row in read_json_lines(out / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_two_trainers_share_one_teacher_at_the_same_time(tmp_path, pocket_teacher, verifier):
     processes = [
         programs.start(

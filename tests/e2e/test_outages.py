@@ -149,6 +149,7 @@ def test_sigterm_while_a_service_is_away_saves_at_once(tmp_path, verifier):
     assert (out / "checkpoints" / f"step-{done:06d}").is_dir()
 
 
+@pytest.mark.slow
 def test_a_local_service_that_died_is_not_waited_for(tmp_path, pocket_teacher, monkeypatch):
     """Only a new run would restart it. The verifier stands for both: it starts sooner."""
     children = []

@@ -70,7 +70,7 @@ def loss_and_norm(student, teacher, scored, objective, *, shift=0):
     return outcome.loss.item(), norm.item()
 
 
-@pytest.mark.parametrize("divergence", ["k2", "reverse-kl"])
+@pytest.mark.parametrize("divergence", ["k2", pytest.param("reverse-kl", marks=pytest.mark.slow)])
 def test_a_step_has_the_teachers_values_at_their_own_positions(
     divergence, tmp_path, pocket_teacher, verifier, monkeypatch
 ):

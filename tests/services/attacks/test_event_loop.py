@@ -270,6 +270,7 @@ def test_a_large_reply_as_json_is_written_elsewhere(teacher):
     assert_loop_went_on(teacher)
 
 
+@pytest.mark.slow
 def test_the_openai_routes_write_large_replies_elsewhere(teacher):
     body = {"model": "tiny", "prompt": [[5] * 400] * 20, "max_tokens": 1, "prompt_logprobs": 50, "logprobs": 5}
     teacher.reset()

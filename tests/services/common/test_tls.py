@@ -116,6 +116,7 @@ def test_a_certificate_of_an_unknown_ca_is_refused_at_once(tls, other, face, tru
         verify(tls[face], Tls(ca=other.file) if trusted == "another" else None, retries=4)
 
 
+@pytest.mark.slow
 def test_a_certificate_that_has_expired_or_is_for_another_host_is_refused_at_once(ca):
     for pair, words in (
         (ca.issue("old", **EXPIRED), "it has expired; ask the operator to renew it"),

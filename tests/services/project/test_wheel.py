@@ -89,6 +89,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
 
 
 @pytest.mark.skipif(find_spec("torch") is None, reason="not all extras are installed here, to ask for their modules")
+@pytest.mark.slow
 def test_an_extra_brings_what_its_code_imports(bare):
     """Also what is imported late; inside `with require_extra(EXTRA, ...)` that extra's packages may be imported too."""
     providers = metadata.packages_distributions()

@@ -79,7 +79,7 @@ def assert_equals_forward(model, request: pb.ScoreRequest, reply: pb.ScoreReply)
         np.testing.assert_allclose(unpack_floats(score.entropy), entropy, **TOLERANCE)
         wanted = asked.candidates
         counts = unpack_ids(wanted.counts) if wanted.counts else np.full(len(ids), wanted.per_position)
-        picked = expected[np.repeat(np.arange(len(ids)), counts), unpack_ids(wanted.ids)]
+        picked = expected[np.repeat(np.arange(len(ids)), counts), unpack_ids(wanted.ids).astype(np.int64)]
         np.testing.assert_allclose(unpack_floats(score.candidate_logprobs), picked, **TOLERANCE)
 
 

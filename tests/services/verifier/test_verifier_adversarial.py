@@ -5,6 +5,7 @@
 them.
 """
 
+import contextlib
 import json
 from typing import Any
 
@@ -70,5 +71,6 @@ def test_heavy_items_change_no_other_result():
         assert all(result.correct for result in results[1::2])
         assert workers
         for process in server.descendants():
-            assert process.memory_info().rss < MEMORY_LIMIT
+            with contextlib.suppress(psutil.NoSuchProcess):  # of a worker that has ended since
+                assert process.memory_info().rss < MEMORY_LIMIT
         assert psutil.pid_exists(server.process.pid)

@@ -68,6 +68,7 @@ def with_ids(items: list[verifier_pb2.VerifyItem]) -> list[verifier_pb2.VerifyIt
     return copies
 
 
+@pytest.mark.slow
 def test_repetition_and_the_cache_change_no_verdict(server, plain_server):
     rng = random.Random(0)
     mixed = with_ids([rng.choice(ITEMS) for _ in range(100)] + ITEMS)

