@@ -266,6 +266,7 @@ def test_traces_are_correct_completions_of_the_teacher(tmp_path, pocket_teacher,
     assert len(ids) > 10
 
 
+@pytest.mark.slow
 def test_sft_lowers_the_loss(tmp_path, pocket_teacher, verifier):
     traces = load(
         TracesConfig,

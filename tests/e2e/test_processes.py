@@ -35,7 +35,7 @@ STEPS = 8
 # stay small for these few steps, as Adam's first ones make differences of rounding large.
 SMALL = (
     *("student.path=pocket:student", "rollout.prompts=3", "rollout.group=4", "rollout.max_tokens=24", "threads=1"),
-    *("batch.size=8", "batch.micro=3", "data.limit=32", "optim.warmup_steps=8", "samples_every=3"),
+    *("batch.size=8", "batch.micro=3", "data.limit=32", "optim.warmup_steps=8", "optim.lr=5e-5", "samples_every=3"),
 )
 OBJECTIVES = {
     "vold": "{name: vold}",

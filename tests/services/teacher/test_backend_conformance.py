@@ -415,6 +415,7 @@ def test_what_is_no_stop_id_does_not_stop(backend, reference):
     assert {len(joined(chunk)[0]) for chunk in chunks.values()} == {40}
 
 
+@pytest.mark.slow
 def test_the_models_own_end_id_is_one_like_others_where_it_is_not_asked_for(backend, reference):
     options = SamplingOptions(max_tokens=40, temperature=2.0, n=24, seed=4, stop_ids=frozenset({118}))
     whole = [

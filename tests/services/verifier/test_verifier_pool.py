@@ -161,6 +161,7 @@ def children() -> set[psutil.Process]:
     return set(psutil.Process(os.getpid()).children())
 
 
+@pytest.mark.slow
 def test_a_lost_fork_server_is_replaced_with_its_workers():
     async def main() -> None:
         before = children()
