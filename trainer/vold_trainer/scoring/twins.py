@@ -78,7 +78,7 @@ def _refusing(example: Example, on_refused: OnRefused | None) -> Iterator[None]:
             on_refused(example, error)
         elif not isinstance(error, UsageError):
             raise UsageError(f"{RowFault.of(example, error)}. Mend the row, or set data.skip_broken=true") from error
-        elif example.where and example.where != example.id:
+        elif example.where and not str(error).startswith(example.where):
             raise UsageError(f"{example.where}: {error}") from error
         else:
             raise
