@@ -23,6 +23,7 @@ VALUES = {
     "student.compute": "bfloat16", "student.freeze": ["vision", "head"], "student.lora": {"r": 4},
     "steps": 3, "optim.betas": [0.8, 0.9], "optim.schedule": "linear", "teacher.template": "teacher",
     "teacher.sane": "warn", "teacher.min_shared": 0.5, "teachers": None, "verifier.name": "math",
+    "verifier.on_limit": "zero",
     "verifier.parameters": {"relative_tolerance": 0.1}, "data.config": None, "data.split": "validation",
     "data.modality": "twin", "data.columns": None, "data.skip_broken": True, "data.image_folder": "/tmp",
     "data.check_images": "pixels", "data.adapter": None, "data.wording": "own", "rollout.top_p": 0.9,
