@@ -70,7 +70,8 @@ packages = pathlib.Path("/opt/vold/lib/python3.11/site-packages")
 print([tool for tool in ("gcc", "cc", "g++", "make") if shutil.which(tool)])
 print([name for name in ("pip", "setuptools", "wheel") if (packages / name).exists()])
 print([str(path) for name in ("test", "tests") for path in packages.glob(f"*/**/{name}") if path.is_dir()])
-print([str(path) for folder in ("/dist", "/wheels", "/src", "/root/.cache") for path in pathlib.Path(folder).glob("*")])
+left = [pathlib.Path(folder).expanduser() for folder in ("/dist", "/wheels", "/src", "~root/.cache")]
+print([str(path) for folder in left for path in folder.glob("*")])
 """
     for image in ("teacher", "verifier", "trainer"):
         found = docker("run", "--rm", "--user=root", "--entrypoint=python", f"vold-test-{image}", "-c", look)
