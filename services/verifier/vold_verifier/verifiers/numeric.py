@@ -12,6 +12,8 @@ from vold_verifier.types import BadReferenceError
 from vold_verifier.verifiers.base import Item, Verdict, Verifier
 from vold_verifier.verifiers.tolerance import ToleranceParameters
 
+LEFT_TO_COMPUTE = "an expression that is left to compute, and no number"
+
 
 class NumericParameters(ToleranceParameters):
     units: Literal["ignore", "refuse"] = Field(
@@ -23,7 +25,7 @@ class NumericParameters(ToleranceParameters):
 class NumericVerifier(Verifier[NumericParameters]):
     name: ClassVar[str] = "numeric"
     summary: ClassVar[str] = (
-        "one number, exactly or within a tolerance; fractions, percent, 1,000, 1e3 and closed forms are read"
+        "one number, exactly or within a tolerance; fractions, percent, 1,000, 1e3 and irrational closed forms are read"
     )
     parameters: ClassVar[type[NumericParameters]] = NumericParameters
     cost: ClassVar[int] = 1
@@ -51,6 +53,9 @@ class NumericVerifier(Verifier[NumericParameters]):
             return Verdict.wrong(extracted.answer, equations.LEFT_TO_SOLVE)
         answer = answer or numbers.parse(text.rpartition("=")[2], with_unit=with_unit)
         if answer is None and (closed_form := constants.parse(extracted.answer, with_unit=with_unit)):
+            # A problem that is read off a picture (5+7-4) stands in no prompt that it could be an echo of.
+            if constants.is_left_to_compute(extracted.answer, closed_form):
+                return Verdict.wrong(extracted.answer, LEFT_TO_COMPUTE, hacking.UNEVALUATED)
             if item.prompt and hacking.is_echo(extracted.answer, reference_answer, item.prompt):
                 return Verdict.wrong(extracted.answer, "copied from the prompt, not worked out", hacking.ECHOED_PROMPT)
             answer = closed_form

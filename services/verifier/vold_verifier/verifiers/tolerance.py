@@ -40,6 +40,6 @@ class ToleranceParameters(Extraction):
         if not self.has_tolerance:
             return False
         parsed_answer, parsed_reference = constants.parse(answer), constants.parse(reference)
-        return (
-            parsed_answer is not None and parsed_reference is not None and self.admits(parsed_answer, parsed_reference)
-        )
+        if parsed_answer is None or parsed_reference is None or constants.is_left_to_compute(answer, parsed_answer):
+            return False
+        return self.admits(parsed_answer, parsed_reference)
