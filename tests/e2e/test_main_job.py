@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from vold_trainer.coldstart.traces import run_traces
 from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, load
 from vold_trainer.errors import HandshakeError, RunError, UsageError
 from vold_trainer.evaluation import run_eval
-from vold_trainer.experiments import ablation
+from vold_trainer.experiments import ablation, studies
 from vold_trainer.experiments.ablation import run_ablation
 from vold_trainer.files import read_json_lines
 from vold_trainer.pocket.shipped import checkpoint_path
@@ -47,7 +49,7 @@ def test_demo_runs_every_stage_and_writes_its_summary(tmp_path, pocket_teacher, 
     done = programs.run(command)
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "demo" / "summary.json").read_text())
-    assert set(written["stages"]) == {"base", "sft", "grpo", "vold"}
+    assert set(written["stages"]) == {"base", "sft", "grpo", "vold", "vold-candidates"}
     for stage in written["stages"].values():
         assert stage["n"] == 12
         assert 0 <= stage["text_accuracy"] <= 1
@@ -67,33 +69,41 @@ def test_demo_runs_every_stage_and_writes_its_summary(tmp_path, pocket_teacher, 
 
 @pytest.mark.slow
 def test_the_ablation_runs_rows_in_parallel_and_only_missing_ones(tmp_path, pocket_teacher, verifier, monkeypatch):
-    monkeypatch.setattr(ablation, "TEACHER", pocket_teacher.grpc)
+    monkeypatch.setattr(ablation, "TEACHERS", {studies.TEACHER: pocket_teacher.grpc})
     monkeypatch.setattr(ablation, "VERIFIER", verifier.grpc)
+    study = replace(studies.STUDIES["components"], problems=4)
+    monkeypatch.setattr(studies, "STUDIES", {**studies.STUDIES, "components": study})
+    monkeypatch.setattr(ablation, "STUDIES", studies.STUDIES)
     overrides = (
         *("traces:data.limit=48", "traces:request=48", "sft:steps=2"),
         *("train:steps=1", "train:rollout.prompts=2", "train:rollout.group=2", "train:data.limit=16"),
-        *("eval:data.0.limit=4", "eval:data.1.limit=4"),
     )
+    results = tmp_path / "results" / "test.jsonl"
 
-    def run(seeds: int, workers: int) -> dict:
+    def run(seeds: tuple[int, ...], workers: int) -> dict:
         return run_ablation(
             tmp_path / "runs",
             tmp_path / "results",
+            study="components",
             seeds=seeds,
             workers=workers,
-            only=["base", "sft-grpo", "vold"],
+            only=["base", "grpo", "vold"],
             overrides=overrides,
         )
 
-    first = run(1, workers=2)
-    assert [row["name"] for row in first["rows"]] == ["base", "sft-grpo", "vold"]
-    assert first["comparison"] is None
-    written = (tmp_path / "runs" / "seed-0" / "vold" / "model" / "model.safetensors").stat().st_mtime_ns
-    both = run(2, workers=1)
-    assert all([seed["seed"] for seed in row["seeds"]] == [0, 1] for row in both["rows"])
-    assert len(both["comparison"]["differences"]) == 2
-    assert (tmp_path / "runs" / "seed-0" / "vold" / "model" / "model.safetensors").stat().st_mtime_ns == written
-    assert both["comparison"]["says"] in (tmp_path / "results" / "ablation.md").read_text()
+    first = run((5,), workers=2)
+    assert [row["name"] for row in first["rows"]] == ["base", "grpo", "vold"]
+    assert first["n"] == 4
+    lines = read_json_lines(results)
+    assert [(line["row"], line["seed"]) for line in lines] == [("base", 5), ("grpo", 5), ("vold", 5)]
+    assert all(0 <= line["image_misread"] <= 1 for line in lines)
+    shutil.rmtree(tmp_path / "runs")  # a result stays without the run's folder
+    both = run((5, 6), workers=1)
+    assert all([seed["seed"] for seed in row["seeds"]] == [5, 6] for row in both["rows"])
+    assert both["rows"][2]["minus"]["text_accuracy"]["n"] == 2
+    assert not (tmp_path / "runs" / "seed-5").exists()
+    assert [line for line in read_json_lines(results) if line["seed"] == 5] == lines
+    assert "VOLD, the paper's form" in (tmp_path / "results" / "components.md").read_text()
 
 
 def test_training_updates_the_student_from_scores_of_the_services(tmp_path, pocket_teacher, verifier):

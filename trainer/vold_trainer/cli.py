@@ -268,16 +268,17 @@ def report(
 
 @app.command()
 def ablation(
-    out: Annotated[Path, typer.Option(help="folder to write; finished rows in it are not run again")] = Path(
-        "runs/ablation"
-    ),
-    results: Annotated[Path, typer.Option(help="folder for the table and the plot")] = Path("benchmarks"),
-    seeds: Annotated[int, typer.Option(help="runs per row")] = 3,
+    study: Annotated[str, typer.Option(help="claim, components, terms, controls, starts or tuning")] = "components",
+    out: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs/ablation"),
+    results: Annotated[
+        Path, typer.Option(help="folder of the results, the table and the plot; rows with a result are not run again")
+    ] = Path("benchmarks/ablation"),
+    seeds: Annotated[str | None, typer.Option(help="as 11-18 or 11,13; the study's own unless given")] = None,
     workers: Annotated[int, typer.Option(help="rows run at the same time; they share the cores")] = 2,
     rows: Annotated[list[str] | None, typer.Option("--row", help="only these rows")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="[STAGE:]KEY=VALUE for every row")] = None,
 ) -> None:
-    """Run the component table of the VOLD paper in the pocket world, several seeds; write table and plot."""
+    """Compare the components of the method in the pocket world, seed by seed; write results, table and plot."""
     from vold_trainer.config.stages import check_stages
 
     check_stages(override or ())
@@ -286,8 +287,10 @@ def ablation(
     require_writable(out, "--out", out)
     require_writable(results, "--results", results)
     from vold_trainer.experiments.ablation import run_ablation
+    from vold_trainer.experiments.studies import parse_seeds
 
-    run_ablation(out, results, seeds=seeds, workers=workers, only=rows, overrides=tuple(override or ()))
+    numbers = None if seeds is None else parse_seeds(seeds)
+    run_ablation(out, results, study=study, seeds=numbers, workers=workers, only=rows, overrides=tuple(override or ()))
 
 
 def main() -> None:

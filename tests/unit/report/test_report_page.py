@@ -201,7 +201,7 @@ def test_ablation_files(tmp_path):
     lines = table.read_text().splitlines()
     assert len(lines) == 2 + len(result["rows"])
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
-    assert re.search(r"\| VOLD \| 56\.8 ± 2\.8 \| 59\.6, 54\.0, 56\.8 \|", table.read_text())
+    assert re.search(r"\| VOLD \| 56\.8 ± 2\.8 \| 54\.0 ± 0\.0 \| – \| – \| 0 to 2 \|", table.read_text())
     svg = ElementTree.parse(plot).getroot()
     circles = [e for e in svg.iter() if e.tag.endswith("circle") and e.get("cy") != "20"]
     assert len(circles) == 7 * 3 * 2

@@ -12,7 +12,7 @@ from vold_trainer.errors import UsageError
 STAGES: dict[str, tuple[type[Config], tuple[str, ...], tuple[str, ...]]] = {
     "traces": (TracesConfig, ("traces",), ()),
     "sft": (SftConfig, ("sft",), ("traces=traces.jsonl",)),
-    "train": (TrainConfig, ("grpo", "vold"), ("student.path=pocket:student",)),
+    "train": (TrainConfig, ("grpo", "vold", "vold-candidates"), ("student.path=pocket:student",)),
     "eval": (EvalConfig, ("eval",), ("student.path=pocket:student",)),
 }
 """Of each stage: the kind of its config, the shipped configs, and the keys that the command sets."""

@@ -1,112 +1,125 @@
-"""`vold ablation`: the component table of the VOLD paper in the pocket world, several seeds per row.
+"""`vold ablation`: the rows of a study in the pocket world, several seeds a row, compared seed by seed.
 
-A row is a chain of stages. Stages that rows share (traces, cold starts) run once per seed. A finished row stays in its
-folder, so that an interrupted ablation continues from there.
+Each result is a line of a file, written as soon as it is there, and a row that has a line is not run again: an
+interrupted study continues where it stopped, on this machine or, with the file, on another.
 """
 
 import contextlib
-import json
 import multiprocessing
 import os
 import statistics
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from vold_trainer.errors import UsageError
+from vold_trainer.experiments.controls import shuffled, uniform_teacher
+from vold_trainer.experiments.outcome import read_outcome
+from vold_trainer.experiments.paired import compare
 from vold_trainer.experiments.stages import Recipe, pocket_services
-from vold_trainer.files import read_json_lines, write_json
+from vold_trainer.experiments.studies import BASE, STARTS, STUDIES, UNIFORM_TEACHER, Row, Study
+from vold_trainer.files import read_json_lines, write_json, write_lines
 from vold_trainer.report import write_ablation
+from vold_trainer.services.local import Services
 from vold_trainer.terminal import console, progress, silence
 
-BASE = "pocket:student"
-TEACHER, OTHER_TEACHER, VERIFIER = "local:pocket:teacher", "local:pocket:teacher-b", "local:"
-OTHER_START = "sft-other"
-COMPARED = ("vold", "sft-grpo")
-"""The rows whose difference is reported: the effect of the teacher in the second stage."""
-LAST_STEPS = 10
-"""Training steps over which a row's final reward is averaged."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table. start: base, sft or sft-other. objective: a shipped train config; None trains nothing."""
-
-    name: str
-    label: str
-    start: str
-    objective: str | None = None
-    overrides: tuple[str, ...] = ()
-
-
-ROWS = (
-    Row("base", "base student", "base"),
-    Row("sft", "SFT", "sft"),
-    Row("grpo-only", "GRPO without SFT", "base", "grpo"),
-    Row(
-        "opd-only",
-        "distillation only, without SFT",
-        "base",
-        "vold",
-        ("objective={name: opd, eps_high: 0.3}",),
-    ),
-    Row("sft-grpo", "SFT + GRPO", "sft", "grpo"),
-    Row("vold-no-sft", "VOLD without SFT", "base", "vold"),
-    Row("vold-unmasked", "VOLD, unmasked", "sft", "vold", ("objective.masked=false",)),
-    Row("vold", "VOLD", "sft", "vold"),
-    Row("other-sft", "SFT on another teacher's traces", OTHER_START),
-    Row("other-vold", "another teacher's SFT, then VOLD", OTHER_START, "vold"),
-)
+BASE_STUDENT = "pocket:student"
+VERIFIER = "local:"
+TEACHERS: Mapping[str, str] = {}
+"""URLs of running teachers, by name, for those that need not be started."""
+ACCURACIES = ("text_accuracy", "image_accuracy")
 
 
 def run_ablation(
     out: Path,
     results: Path,
     *,
-    seeds: int = 3,
+    study: str = "claim",
+    seeds: Sequence[int] | None = None,
     workers: int = 1,
     only: Sequence[str] | None = None,
     overrides: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Run the rows that are missing under `out`; write ablation.json there, and table and plot into `results`.
+    """Run the rows of a study that have no line yet in `results`/SPLIT.jsonl, in folders under `out`; write the study's
+    table and plot into `results`, and return what they show.
 
-    workers: how many rows run at the same time, each in a process of its own, sharing the cores. Raises UsageError for
-    an unknown row.
+    seeds: in place of the study's own. workers: how many rows run at the same time, each in a process of its own,
+    sharing the cores. Raises UsageError for an unknown study or row.
     """
-    known = {row.name: row for row in ROWS}
-    if unknown := sorted(set(only or ()) - set(known)):
-        raise UsageError(f"--row {unknown[0]!r} is no row; choose from {', '.join(known)}")
-    rows = [row for row in ROWS if only is None or row.name in only]
-    start_names = sorted({row.start for row in rows} - {"base"})
+    chosen = find_study(study)
+    rows = find_rows(study, only)
+    numbers = tuple(seeds) if seeds is not None else chosen.seeds
+    lines = results / f"{chosen.split}.jsonl"
+    known = {(line["row"], line["seed"]) for line in read_json_lines(lines)}
+    missing = [(row, seed) for seed, row in _by_seed(rows, numbers) if (row.name, seed) not in known]
+    if missing:
+        _run_missing(out, lines, chosen, missing, workers, overrides)
+    result = collect(study, rows, numbers, lines)
+    write_ablation(result, results)
+    write_json(out / "ablation.json", result)
+    console.print(summary_table(result))
+    return result
+
+
+def _run_missing(
+    out: Path, lines: Path, study: Study, missing: Sequence[tuple[Row, int]], workers: int, overrides: tuple[str, ...]
+) -> None:
+    """Run rows of seeds, and add the line of each to the results file as it ends."""
     if workers > 1:  # together no more threads than cores
         threads = max(1, (os.cpu_count() or 1) // workers)
         overrides = (*(f"{stage}:threads={threads}" for stage in ("sft", "train", "eval")), *overrides)
+    starts = list(dict.fromkeys((seed, row.start) for row, seed in missing if row.start != BASE))
+    named = {STARTS[start].teacher for _, start in starts} | {row.teacher for row, _ in missing if row.objective}
     with contextlib.ExitStack() as stack:
-        services = stack.enter_context(pocket_services(TEACHER, VERIFIER))
-        other = (
-            stack.enter_context(pocket_services(OTHER_TEACHER, VERIFIER)) if OTHER_START in start_names else services
-        )
-        recipes = [Recipe(out / f"seed-{seed}", services, seed, overrides) for seed in range(seeds)]
-        starts = [
-            (replace(recipe, services=other) if name == OTHER_START else recipe, name)
-            for recipe in recipes
-            for name in start_names
-        ]
+        teachers = {name: stack.enter_context(_services(name, out)) for name in sorted(named)}
+        idle = next(iter(teachers.values())) if teachers else stack.enter_context(_services(None, out))
+
+        def recipe(seed: int, teacher: str) -> Recipe:
+            return Recipe(out / f"seed-{seed}", teachers.get(teacher, idle), seed, overrides)
+
         pool = stack.enter_context(_make_pool(workers)) if workers > 1 else None
-        _run_all("cold starts of the ablation", cold_start, starts, pool)
-        _run_all("rows of the ablation", run_row, [(recipe, row) for row in rows for recipe in recipes], pool)
-    result = collect_results(out, rows, seeds)
-    write_json(out / "ablation.json", result)
-    write_ablation(result, results)
-    console.print(summary_table(result))
-    if result["comparison"]:
-        console.print(result["comparison"]["says"])
-    return result
+        cold = [(recipe(seed, STARTS[name].teacher), name) for seed, name in starts]
+        for _ in _results("cold starts", cold_start, cold, pool):
+            pass
+        jobs = [(recipe(seed, row.teacher), row, study) for row, seed in missing]
+        for line in _results(study.title, run_row, jobs, pool):
+            _add_line(lines, line)
+
+
+def find_study(name: str) -> Study:
+    """The study of this name. Raises UsageError if there is none."""
+    if name not in STUDIES:
+        raise UsageError(f"--study {name!r} is no study; choose from {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
+def find_rows(study: str, only: Sequence[str] | None) -> list[Row]:
+    """The rows of a study with these names; all of them without names. Raises UsageError for an unknown one."""
+    known = find_study(study).by_name
+    if unknown := sorted(set(only or ()) - set(known)):
+        raise UsageError(f"--row {unknown[0]!r} is no row of the study {study!r}; choose from {', '.join(known)}")
+    return [row for row in known.values() if only is None or row.name in only]
+
+
+def _by_seed(rows: Sequence[Row], seeds: Sequence[int]) -> Iterator[tuple[int, Row]]:
+    """Every row of one seed before those of the next, so that what is compared is there early."""
+    for place, seed in enumerate(seeds):
+        for row in rows:
+            if row.seeds is None or place < row.seeds:
+                yield seed, row
+
+
+def _services(teacher: str | None, out: Path) -> contextlib.AbstractContextManager[Services]:
+    """Teacher and verifier, as child processes unless the teacher runs already."""
+    if teacher is not None and teacher in TEACHERS:
+        return pocket_services(TEACHERS[teacher], VERIFIER)
+    path = str(uniform_teacher(out / "uniform-teacher")) if teacher == UNIFORM_TEACHER else teacher
+    return pocket_services(None if path is None else f"local:{path}", VERIFIER)
 
 
 def _make_pool(number: int) -> ProcessPoolExecutor:
@@ -118,17 +131,17 @@ def _make_pool(number: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(number, context, initializer=_initialise_worker)
 
 
-def _run_all(
+def _results(
     label: str, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], pool: ProcessPoolExecutor | None
-) -> None:
-    """Run the jobs one after another, or in the processes of the pool."""
+) -> Iterator[Any]:
+    """The result of each job as it ends: one after another, or in the processes of the pool."""
     if pool is None:
         for job in jobs:
-            function(*job)
+            yield function(*job)
         return
     with progress(label, len(jobs)) as live:
         for done, future in enumerate(as_completed([pool.submit(function, *job) for job in jobs]), 1):
-            future.result()
+            yield future.result()
             live.update(done)
 
 
@@ -145,14 +158,22 @@ def _exit_with(parent: Any) -> None:
     os._exit(1)
 
 
-def run_row(recipe: Recipe, row: Row) -> None:
-    """Train and evaluate one row of one seed, unless its eval.json exists. The cold start must exist."""
-    if (recipe.out / row.name / "eval.json").is_file():
-        return
-    student: Path | str = BASE if row.start == "base" else _cold_start_model(recipe, row.start)
-    if row.objective is not None:
-        student = recipe.train(row.objective, student, row.name, *row.overrides)
-    recipe.evaluate(student, row.name)
+def run_row(recipe: Recipe, row: Row, study: Study) -> dict[str, Any]:
+    """Train and evaluate one row of one seed, and return its line. The cold start must exist. What is in the row's
+    folder is not done again.
+    """
+    folder = recipe.out / row.name
+    if not (folder / "eval.json").is_file():
+        student: Path | str = BASE_STUDENT if row.start == BASE else _cold_start_model(recipe, row.start)
+        if row.objective is not None:
+            change = shuffled if row.control == "shuffled" else None
+            student = recipe.train(row.objective, student, row.name, *row.overrides, change=change)
+        sets = [
+            f"{{source: pocket, split: {study.split}, modality: {modality}, limit: {study.problems}}}"
+            for modality in ("text", "image")
+        ]
+        recipe.evaluate(student, row.name, f"data=[{', '.join(sets)}]")
+    return read_outcome(folder, row.name, recipe.seed, study)
 
 
 def cold_start(recipe: Recipe, name: str) -> Path:
@@ -160,71 +181,76 @@ def cold_start(recipe: Recipe, name: str) -> Path:
     model = _cold_start_model(recipe, name)
     if (model / "config.json").is_file():
         return model
-    traces, _ = recipe.traces(f"traces-{name}.jsonl")
-    return recipe.sft(traces, f"start-{name}")
+    own = replace(recipe, overrides=(*STARTS[name].overrides, *recipe.overrides))
+    traces, _ = own.traces(f"traces-{name}.jsonl")
+    return own.sft(traces, f"start-{name}")
 
 
 def _cold_start_model(recipe: Recipe, name: str) -> Path:
     return recipe.out / f"start-{name}" / "model"
 
 
-def collect_results(out: Path, rows: Sequence[Row], seeds: int) -> dict[str, Any]:
-    """The results in the folders of the rows: {"rows": [{"name", "label", "seeds": [...]}], "n", ...}."""
-    row_results = []
+def _add_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line to a results file, which stays in the order of rows and seeds."""
+    key = (line["row"], line["seed"])
+    others = [other for other in read_json_lines(path) if (other["row"], other["seed"]) != key]
+    write_lines(path, sorted([*others, line], key=lambda each: (each["row"], each["seed"])))
+
+
+def collect(study: str, rows: Sequence[Row], seeds: Sequence[int], lines: Path) -> dict[str, Any]:
+    """The results of a study: {"name", "title", "n", "baseline", "rows": [{"name", "label", "seeds": [line, ...],
+    "minus": {accuracy: the row minus the baseline, see `Paired`}}]}.
+    """
+    chosen = find_study(study)
+    by_key = {(line["row"], line["seed"]): line for line in read_json_lines(lines)}
+    found = []
     n = 0
     for row in rows:
-        seed_results = []
-        for seed in range(seeds):
-            folder = out / f"seed-{seed}" / row.name
-            if not (folder / "eval.json").is_file():
-                continue
-            evaluation = json.loads((folder / "eval.json").read_text())
-            n = evaluation["image"]["n"]
-            rewards = [line.get("reward/mean") for line in read_json_lines(folder / "metrics.jsonl")]
-            last_rewards = [reward for reward in rewards if reward is not None][-LAST_STEPS:]
-            seed_results.append(
-                {
-                    "seed": seed,
-                    "text_accuracy": evaluation["text"]["accuracy"],
-                    "image_accuracy": evaluation["image"]["accuracy"],
-                    "reward": statistics.fmean(last_rewards) if last_rewards else None,
-                }
-            )
-        row_results.append({"name": row.name, "label": row.label, "seeds": seed_results})
-    return {"rows": row_results, "n": n, "command": "make bench-ablation", "comparison": compare_rows(row_results)}
+        own = [by_key[row.name, seed] for seed in seeds if (row.name, seed) in by_key]
+        n = max([n, *(line["n"] for line in own)])
+        baseline = row.minus or chosen.baseline
+        values, others = _values(by_key, row.name, seeds), _values(by_key, baseline, seeds)
+        minus = {}
+        for key in ACCURACIES:
+            paired = compare(values[key], others[key])
+            if paired is not None and row.name != baseline:
+                minus[key] = {**asdict(paired), "says": paired.describe()}
+        found.append({"name": row.name, "label": row.label, "seeds": own, "minus": minus})
+    return {
+        "name": study,
+        "title": chosen.title,
+        "n": n,
+        "split": chosen.split,
+        "baseline": chosen.by_name[chosen.baseline].label,
+        "rows": found,
+        "command": f"vold ablation --study {study}",
+    }
 
 
-def compare_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The difference of the COMPARED rows in image accuracy, paired by seed: rows of one seed share a cold start.
-
-    None if fewer than two seeds have both rows. spread: the sample standard deviation.
-    """
-    by_name = {row["name"]: row for row in rows}
-    if not all(name in by_name for name in COMPARED):
-        return None
-    first, second = ({seed["seed"]: seed["image_accuracy"] for seed in by_name[name]["seeds"]} for name in COMPARED)
-    differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
-    if len(differences) < 2:
-        return None
-    mean, spread = statistics.fmean(differences), statistics.stdev(differences)
-    sentence = (
-        f"{by_name[COMPARED[0]]['label']} minus {by_name[COMPARED[1]]['label']}, pictures, seed by seed: "
-        f"{', '.join(f'{100 * d:+.1f}' for d in differences)}; mean {100 * mean:+.1f} ± {100 * spread:.1f} points"
-    )
-    return {"rows": list(COMPARED), "differences": differences, "mean": mean, "spread": spread, "says": sentence}
+def _values(
+    by_key: Mapping[tuple[str, int], Mapping[str, Any]], row: str, seeds: Sequence[int]
+) -> dict[str, dict[int, float]]:
+    return {key: {seed: by_key[row, seed][key] for seed in seeds if (row, seed) in by_key} for key in ACCURACIES}
 
 
 def summary_table(result: Mapping[str, Any]) -> Table:
-    """A table with the mean and standard deviation over seeds of each row."""
-    table = Table(title=f"Components in the pocket world (test set of {result['n']} problems)")
-    for name in ("row", "text", "pictures", "final reward", "seeds"):
-        table.add_column(name, justify="left" if name == "row" else "right")
+    """A table with the mean and standard deviation over seeds of each row, and the difference from the baseline."""
+    table = Table(title=f"{result['title']} ({result['split']} set of {result['n']} problems)")
+    heads = ("row", "text", "pictures", f"minus {result['baseline']}, text", "pictures", "misread", "reward", "seeds")
+    for head in heads:
+        table.add_column(head, justify="left" if head == "row" else "right")
     for row in result["rows"]:
-        cells = [_mean_and_spread([seed[key] for seed in row["seeds"]]) for key in ("text_accuracy", "image_accuracy")]
-        rewards = [seed["reward"] for seed in row["seeds"] if seed["reward"] is not None]
-        reward = f"{statistics.fmean(rewards):.2f}" if rewards else ""
-        table.add_row(row["label"], *cells, reward, str(len(row["seeds"])))
+        cells = [_mean_and_spread([seed[key] for seed in row["seeds"]]) for key in ACCURACIES]
+        cells += [row["minus"].get(key, {}).get("says", "") for key in ACCURACIES]
+        cells.append(_mean([seed.get("image_misread") for seed in row["seeds"]], "{:.1%}"))
+        cells.append(_mean([seed.get("reward_over_stage") for seed in row["seeds"]], "{:.3f}"))
+        table.add_row(row["label"], *cells, str(len(row["seeds"])))
     return table
+
+
+def _mean(values: Sequence[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    return form.format(statistics.fmean(known)) if known else ""
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:

@@ -1,7 +1,8 @@
 """`vold demo`: the whole recipe in the pocket world, on two CPU cores.
 
-It starts both services, generates traces, trains the cold start, trains GRPO alone and VOLD from the same cold start,
-and evaluates every stage on text and on pictures. All training is on text; the target is accuracy on pictures.
+It starts both services, generates traces, trains the cold start, trains GRPO alone and VOLD in two forms from the same
+cold start, and evaluates every stage on text and on pictures. All training is on text; the target is accuracy on
+pictures.
 """
 
 import os
@@ -23,7 +24,8 @@ STAGES = {
     "base": "base: reads pictures, cannot reason",
     "sft": "SFT on the teacher's traces (text only)",
     "grpo": "SFT + GRPO (text only)",
-    "vold": "VOLD: SFT + GRPO + teacher (text only)",
+    "vold": "VOLD, the paper's form (text only)",
+    "vold-candidates": "VOLD, candidates (text only)",
 }
 
 
@@ -47,21 +49,24 @@ def run_demo(
         )
         recipe = Recipe(out, services, seed, overrides)
         results = {}
-        print_line("1/6 evaluate the base student: it reads the problems, but cannot solve them")
+        print_line("1/7 evaluate the base student: it reads the problems, but cannot solve them")
         results["base"] = recipe.evaluate("pocket:student", "base")
-        print_line("2/6 traces: the teacher solves problems; only traces that the verifier accepts are written")
+        print_line("2/7 traces: the teacher solves problems; only traces that the verifier accepts are written")
         traces, counts = recipe.traces()
         print_line(f"    {counts.written} of {counts.requested} traces written; dropped: {counts.describe_dropped()}")
-        print_line("3/6 cold start: supervised fine-tuning on those traces, text only; the vision tower is frozen")
+        print_line("3/7 cold start: supervised fine-tuning on those traces, text only; the vision tower is frozen")
         sft = recipe.sft(traces)
         results["sft"] = recipe.evaluate(sft, "sft")
-        print_line("4/6 GRPO alone: the student generates, the verifier rewards; text only")
+        print_line("4/7 GRPO alone: the student generates, the verifier rewards; text only")
         grpo = recipe.train("grpo", sft, "grpo")
         results["grpo"] = recipe.evaluate(grpo, "grpo")
-        print_line("5/6 VOLD: GRPO, and the teacher scores the tokens of wrong completions; text only")
+        print_line("5/7 VOLD: GRPO, and the teacher scores the tokens of wrong completions; text only")
         vold = recipe.train("vold", sft, "vold")
         results["vold"] = recipe.evaluate(vold, "vold")
-    print_line("6/6 the report")
+        print_line("6/7 VOLD with candidates: the teacher scores the student's 16 most likely tokens at each position")
+        candidates = recipe.train("vold-candidates", sft, "vold-candidates")
+        results["vold-candidates"] = recipe.evaluate(candidates, "vold-candidates")
+    print_line("7/7 the report")
     seconds = time.monotonic() - started
     summary = make_summary(out, results, info.identity, seconds=seconds, seed=seed)
     write_json(out / "summary.json", summary)
@@ -94,7 +99,7 @@ def make_summary(
             "weights_fingerprint": teacher.weights_fingerprint,
             "tokenizer_fingerprint": teacher.tokenizer_fingerprint,
         },
-        "missing_scores": count_missing([out / "grpo", out / "vold"]) + unverified,
+        "missing_scores": count_missing([out / "grpo", out / "vold", out / "vold-candidates"]) + unverified,
         "seed": seed,
     }
 

@@ -69,11 +69,22 @@ class Recipe:
         config = self._load(SftConfig, "sft", f"out={self.out / name}", f"traces={traces}", *extra)
         return _go_on_or_begin(config, partial(run_sft, config))
 
-    def train(self, kind: str, student: Path | str, name: str, *extra: str) -> Path:
-        """Train `student` with GRPO ("grpo") or VOLD ("vold"). Returns the student's folder."""
+    def train(
+        self,
+        kind: str,
+        student: Path | str,
+        name: str,
+        *extra: str,
+        change: Callable[[TrainConfig], TrainConfig] | None = None,
+    ) -> Path:
+        """Train `student` by the shipped config `kind`: "grpo", "vold" or "vold-candidates". Returns the student's
+        folder. change: of the whole config, for what no setting says.
+        """
         config = self._load(
             TrainConfig, kind, f"out={self.out / name}", f"student.path={student}", f"data.seed={self.seed}", *extra
         )
+        if change is not None:
+            config = change(config)
         return _go_on_or_begin(config, partial(run_train, config))
 
     def evaluate(self, student: Path | str, name: str, *extra: str) -> dict[str, SetResult]:
@@ -101,8 +112,9 @@ def _without_urls(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def pocket_services(teacher_url: str, verifier_url: str) -> Iterator[Services]:
-    """Teacher and verifier by URL; `local:` starts them as child processes."""
-    teacher, verifier = TeacherConfig(url=teacher_url), VerifierConfig(url=verifier_url)
+def pocket_services(teacher_url: str | None, verifier_url: str) -> Iterator[Services]:
+    """Teacher and verifier by URL; `local:` starts them as child processes. Without a teacher's URL, the verifier."""
+    teacher = None if teacher_url is None else TeacherConfig(url=teacher_url)
+    verifier = VerifierConfig(url=verifier_url)
     with open_services(teacher=teacher, verifier=verifier) as services:
         yield services

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from vold_trainer.report.evaluation import number, share
 from vold_trainer.report.formats import MISSING, percent
 from vold_trainer.report.page import ablation_rows
+from vold_trainer.report.stats import mean_and_std
 
 MEASURES = (("image_accuracy", "pictures", "#d9730d"), ("text_accuracy", "text", "#2f86d6"))
 
@@ -23,41 +25,70 @@ text { font: 13px system-ui, "DejaVu Sans", sans-serif; fill: #1b2027 } .dim { f
 
 
 def write_ablation(result: Mapping[str, Any], out_dir: Path) -> tuple[Path, Path]:
-    """Write ablation.md and ablation.svg into `out_dir` and return both paths.
+    """Write NAME.md and NAME.svg into `out_dir`, for the result's name or else "ablation", and return both paths.
 
-    result: {"rows": [{"name", "label", "seeds": [{"seed", "text_accuracy", "image_accuracy", "reward"}]}]}; accuracies
-    in [0, 1]; a null is shown as a dash and is in no mean. The sentence in result["comparison"]["says"], if present, is
-    written below the table. Raises ValueError if there is no row.
+    result: {"name", "title", "n", "split", "baseline", "command", "rows": [{"name", "label", "seeds": [{"seed",
+    "text_accuracy", "image_accuracy", "image_misread", "reward_over_stage"}], "minus": {accuracy: {"says", "p"}}}]};
+    all but the rows may be missing. Shares in [0, 1]; a null is shown as a dash and is in no mean. Raises ValueError if
+    there is no row.
     """
     rows = ablation_rows(result)
     if not rows:
         raise ValueError("the ablation has no rows; run at least one variant first")
     out_dir.mkdir(parents=True, exist_ok=True)
-    table, plot = out_dir / "ablation.md", out_dir / "ablation.svg"
-    text = markdown_table(result["rows"], rows)
-    if result.get("comparison"):
-        text += f"\n{result['comparison']['says']}.\n"
-    table.write_text(text, "utf-8")
+    name = str(result.get("name") or "ablation")
+    table, plot = out_dir / f"{name}.md", out_dir / f"{name}.svg"
+    table.write_text(_heading(result) + markdown_table(result["rows"], rows, result.get("baseline")), "utf-8")
     ElementTree.ElementTree(dot_plot(rows)).write(plot, encoding="utf-8", xml_declaration=True)
     return table, plot
 
 
-def markdown_table(raw_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
-    """A row per variant: mean ± sample standard deviation over seeds, and the value of each seed in order."""
-    head = ["variant", "pictures, %", "each seed", "text, %", "each seed", "reward", "seeds"]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' + '---:|' * (len(head) - 1)}"]
+def _heading(result: Mapping[str, Any]) -> str:
+    if not result.get("title"):
+        return ""
+    return (
+        f"{result['title']}: `{result['command']}`, the {result['split']} set of {result['n']} problems as text and as "
+        "pictures, greedy answers. Mean ± standard deviation over the seeds. Differences are paired by seed: mean ± "
+        "standard error, how many seeds are above, and the sign test's p.\n\n"
+    )
+
+
+def markdown_table(
+    raw_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], baseline: str | None = None
+) -> str:
+    """A row per variant: accuracies, differences from the baseline, misread pictures, the reward, the seeds."""
+    head = ["variant", *(f"{name}, %" for _, name, _ in MEASURES)]
+    head += [f"minus {baseline}, {name}" for _, name, _ in MEASURES] if baseline else []
+    head += ["misread pictures, %", "reward over the stage", "seeds"]
+    lines = [f"| {' | '.join(map(_cell, head))} |", f"|{'---|' + '---:|' * (len(head) - 1)}"]
     for raw, row in zip(raw_rows, rows, strict=True):
-        cells = [row["label"].replace("|", "\\|").replace("\n", " ")]
-        for key, _, _ in MEASURES:
-            mean, std = row["statistics"][key]
-            cells += [
-                _mean_and_std(mean, std, scale=100, digits=1),
-                ", ".join(_percent(value) for value in row["values"][key]) or MISSING,
-            ]
-        cells.append(_mean_and_std(*row["statistics"]["reward"], scale=1, digits=3))
-        cells.append(", ".join(str(seed.get("seed", MISSING)) for seed in raw.get("seeds") or []) or MISSING)
+        seeds = raw.get("seeds") or []
+        cells = [_cell(row["label"])]
+        cells += [_mean_and_std(*row["statistics"][key], scale=100, digits=1) for key, _, _ in MEASURES]
+        if baseline:
+            cells += [_difference((raw.get("minus") or {}).get(key)) for key, _, _ in MEASURES]
+        misread = [value for seed in seeds if (value := share(seed.get("image_misread"))) is not None]
+        reward = [value for seed in seeds if (value := number(seed.get("reward_over_stage"))) is not None]
+        cells.append(_mean_and_std(*mean_and_std(misread), scale=100, digits=1))
+        cells.append(_mean_and_std(*mean_and_std(reward), scale=1, digits=3))
+        cells.append(_seeds([seed.get("seed") for seed in seeds]))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _difference(minus: Mapping[str, Any] | None) -> str:
+    return MISSING if not minus else f"{minus['says']}, p {minus['p']:.2g}"
+
+
+def _seeds(seeds: Sequence[Any]) -> str:
+    """Consecutive seeds as a range."""
+    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds)) or MISSING
 
 
 def dot_plot(rows: Sequence[Mapping[str, Any]]) -> ElementTree.Element:
@@ -115,7 +146,3 @@ def _mean_and_std(mean: float | None, std: float | None, *, scale: float, digits
         return MISSING
     text = f"{scale * mean:.{digits}f}"
     return text if std is None else f"{text} ± {scale * std:.{digits}f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"

@@ -28,7 +28,13 @@ from vold_trainer.report.panels import render_other_metrics, render_sections
 from vold_trainer.report.read import OUTCOMES, Run, read_runs
 from vold_trainer.report.stats import mean_and_std, wilson
 
-STAGE_LABELS = {"base": "base", "sft": "SFT", "grpo": "SFT + GRPO", "vold": "VOLD"}
+STAGE_LABELS = {
+    "base": "base",
+    "sft": "SFT",
+    "grpo": "SFT + GRPO",
+    "vold": "VOLD, the paper's form",
+    "vold-candidates": "VOLD, candidates",
+}
 
 SPANS = (1, 3, 5, 10, 20, 50, 100)
 """The values of the smoothing control: the span of the moving average, points."""

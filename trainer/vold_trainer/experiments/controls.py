@@ -1,0 +1,47 @@
+"""Teachers that say nothing, for negative controls: if a term helps with these, the teacher is not why."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from vold_trainer.config import TrainConfig
+from vold_trainer.errors import UsageError
+from vold_trainer.objectives import LossOutput, Rollouts, Vold
+from vold_trainer.pocket.shipped import checkpoint_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffledVold(Vold):
+    """VOLD in which each scored token has the teacher's score of another token of its completion, by chance."""
+
+    def __call__(self, rollouts: Rollouts) -> LossOutput:
+        if rollouts.teacher_logprobs_CT is None or rollouts.teacher_mask_CT is None:
+            return super().__call__(rollouts)
+        scores_CT = rollouts.teacher_logprobs_CT.clone()
+        generator = torch.Generator().manual_seed(rollouts.step)
+        for row, known_T in enumerate(rollouts.mask_CT & rollouts.teacher_mask_CT):
+            places = known_T.nonzero().flatten()
+            scores_CT[row, places] = scores_CT[row, places[torch.randperm(len(places), generator=generator)]]
+        return super().__call__(replace(rollouts, teacher_logprobs_CT=scores_CT))
+
+
+def shuffled(config: TrainConfig) -> TrainConfig:
+    """The config with its objective, which must be `vold`, as ShuffledVold. Raises UsageError for another objective."""
+    objective = config.objective
+    if not isinstance(objective, Vold):
+        raise UsageError(f"objective.name={objective.name!r} has no control with shuffled scores; take vold")
+    options = {name: getattr(objective, name) for name in type(objective).__dataclass_fields__}
+    return config.model_copy(update={"objective": ShuffledVold(**options)})
+
+
+def uniform_teacher(folder: Path) -> Path:
+    """The pocket teacher with a final norm of zeros, so that every id is equally likely; saved in `folder`."""
+    if not (folder / "config.json").is_file():
+        shutil.copytree(checkpoint_path("teacher"), folder, dirs_exist_ok=True)
+        weights = load_file(folder / "model.safetensors")
+        weights["model.norm.weight"] = torch.zeros_like(weights["model.norm.weight"])
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
