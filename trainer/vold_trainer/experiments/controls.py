@@ -1,6 +1,10 @@
-"""Teachers that say nothing, for negative controls: if a term helps with these, the teacher is not why."""
+"""Teachers that say nothing, for negative controls, and a student that is all but the same.
+
+If a term helps with such a teacher, the teacher is not why; if a result moves with such a student, it is not one.
+"""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,9 +43,26 @@ def shuffled(config: TrainConfig) -> TrainConfig:
 
 def uniform_teacher(folder: Path) -> Path:
     """The pocket teacher with a final norm of zeros, so that every id is equally likely; saved in `folder`."""
-    if not (folder / "config.json").is_file():
-        shutil.copytree(checkpoint_path("teacher"), folder, dirs_exist_ok=True)
-        weights = load_file(folder / "model.safetensors")
-        weights["model.norm.weight"] = torch.zeros_like(weights["model.norm.weight"])
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def silence(name: str, weight: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(weight) if name == "model.norm.weight" else weight
+
+    return _copy("teacher", folder, silence)
+
+
+def perturbed_student(folder: Path, scale: float) -> Path:
+    """The base student in float32 with all weights x (1 + scale), saved in `folder`."""
+    return _copy("student", folder, lambda name, weight: weight.float() * (1 + scale))
+
+
+def _copy(checkpoint: str, folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Path:
+    """A shipped checkpoint with changed weights in `folder`, unless that is there."""
+    if not folder.is_dir():
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(checkpoint_path(checkpoint), partial)
+        weights = load_file(partial / "model.safetensors")
+        changed = {name: change(name, weight) for name, weight in weights.items()}
+        save_file(changed, partial / "model.safetensors", metadata={"format": "pt"})
+        partial.rename(folder)
     return folder
