@@ -125,3 +125,22 @@ def test_a_control_shuffles_scores_within_a_completion() -> None:
     assert objective(flat).loss == Vold(beta=0.7)(flat).loss, "nothing to shuffle where all scores are equal"
     with pytest.raises(UsageError, match="grpo"):
         shuffled(load(TrainConfig, "pocket:grpo", ["student.path=pocket:student"]))
+
+
+def test_teachers_that_are_made_differ_from_the_pocket_teacher_where_they_should(tmp_path) -> None:
+    from safetensors.torch import load_file
+    from vold_trainer.experiments.controls import perturbed_student, uniform_teacher, weak_teacher
+    from vold_trainer.pocket.shipped import checkpoint_path
+
+    shipped = load_file(checkpoint_path("teacher") / "model.safetensors")
+    uniform = load_file(uniform_teacher(tmp_path / "uniform") / "model.safetensors")
+    weak = load_file(weak_teacher(tmp_path / "weak") / "model.safetensors")
+    assert {name for name in shipped if not shipped[name].equal(uniform[name])} == {"model.norm.weight"}
+    assert not uniform["model.norm.weight"].any()
+    matrices = {name for name, weight in shipped.items() if weight.ndim > 1 and "embed" not in name}
+    assert {name for name in shipped if not shipped[name].equal(weak[name])} == matrices
+    again = load_file(weak_teacher(tmp_path / "again") / "model.safetensors")
+    assert all(weak[name].equal(again[name]) for name in weak)
+    base = load_file(checkpoint_path("student") / "model.safetensors")
+    moved = load_file(perturbed_student(tmp_path / "student", 1e-6) / "model.safetensors")
+    assert all(moved[name].equal(weight.float() * (1 + 1e-6)) for name, weight in base.items())

@@ -18,11 +18,11 @@ from typing import Any
 from rich.table import Table
 
 from vold_trainer.errors import UsageError
-from vold_trainer.experiments.controls import shuffled, uniform_teacher
+from vold_trainer.experiments.controls import shuffled, uniform_teacher, weak_teacher
 from vold_trainer.experiments.outcome import read_outcome
 from vold_trainer.experiments.paired import compare
 from vold_trainer.experiments.stages import Recipe, pocket_services
-from vold_trainer.experiments.studies import BASE, STARTS, STUDIES, UNIFORM_TEACHER, Row, Study
+from vold_trainer.experiments.studies import BASE, STARTS, STUDIES, UNIFORM_TEACHER, WEAK_TEACHER, Row, Study
 from vold_trainer.files import read_json_lines, write_json, write_lines
 from vold_trainer.report import write_ablation
 from vold_trainer.services.local import Services
@@ -32,6 +32,8 @@ BASE_STUDENT = "pocket:student"
 VERIFIER = "local:"
 TEACHERS: Mapping[str, str] = {}
 """URLs of running teachers, by name, for those that need not be started."""
+MADE: Mapping[str, Callable[[Path], Path]] = {UNIFORM_TEACHER: uniform_teacher, WEAK_TEACHER: weak_teacher}
+"""Teachers that are made from a pocket checkpoint, in a folder."""
 ACCURACIES = ("text_accuracy", "image_accuracy")
 
 
@@ -116,10 +118,10 @@ def _by_seed(rows: Sequence[Row], seeds: Sequence[int]) -> Iterator[tuple[int, R
 
 def _services(teacher: str | None, out: Path) -> contextlib.AbstractContextManager[Services]:
     """Teacher and verifier, as child processes unless the teacher runs already."""
-    if teacher is not None and teacher in TEACHERS:
-        return pocket_services(TEACHERS[teacher], VERIFIER)
-    path = str(uniform_teacher(out / "uniform-teacher")) if teacher == UNIFORM_TEACHER else teacher
-    return pocket_services(None if path is None else f"local:{path}", VERIFIER)
+    if teacher is None:
+        return pocket_services(None, VERIFIER)
+    path = str(MADE[teacher](out / f"{teacher}-teacher")) if teacher in MADE else teacher
+    return pocket_services(TEACHERS.get(teacher, f"local:{path}"), VERIFIER)
 
 
 def _make_pool(number: int) -> ProcessPoolExecutor:

@@ -1,6 +1,5 @@
-"""Teachers that say nothing, for negative controls, and a student that is all but the same.
-
-If a term helps with such a teacher, the teacher is not why; if a result moves with such a student, it is not one.
+"""Changed copies of the pocket checkpoints: a teacher that says nothing, a teacher that is often wrong, and a student
+that is all but the same; and an objective whose scores are shuffled.
 """
 
 import shutil
@@ -15,6 +14,9 @@ from vold_trainer.config import TrainConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.objectives import LossOutput, Rollouts, Vold
 from vold_trainer.pocket.shipped import checkpoint_path
+
+NOISE = 0.55
+"""Standard deviation of the weak teacher's noise, relative to that of the matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,19 @@ def uniform_teacher(folder: Path) -> Path:
         return torch.zeros_like(weight) if name == "model.norm.weight" else weight
 
     return _copy("teacher", folder, silence)
+
+
+def weak_teacher(folder: Path) -> Path:
+    """The pocket teacher with noise on its matrices, which leaves it two thirds of its answers; saved in `folder`."""
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(name: str, weight: torch.Tensor) -> torch.Tensor:
+        if weight.ndim < 2 or "embed" in name:
+            return weight
+        exact = weight.float()
+        return (exact + NOISE * exact.std() * torch.randn(exact.shape, generator=generator)).to(weight.dtype)
+
+    return _copy("teacher", folder, disturb)
 
 
 def perturbed_student(folder: Path, scale: float) -> Path:

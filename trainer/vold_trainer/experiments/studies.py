@@ -14,7 +14,7 @@ from vold_trainer.errors import UsageError
 
 BASE = "base"
 """The start of a row that has no cold start."""
-TEACHER, OTHER_TEACHER, UNIFORM_TEACHER = "pocket:teacher", "pocket:teacher-b", "uniform"
+TEACHER, OTHER_TEACHER, UNIFORM_TEACHER, WEAK_TEACHER = "pocket:teacher", "pocket:teacher-b", "uniform", "weak"
 RATES = ("5e-5", "1e-4", "2e-4", "4e-4")
 """The learning rates of the second stage at which every arm of the claim is reported."""
 CHOSEN: Mapping[str, str] = {"grpo": "1e-4", "vold": "2e-4", "candidates": "4e-4", "opd": "4e-4"}
@@ -164,6 +164,13 @@ _CONTROLS = (
     _CANDIDATES,
     _few("candidates-uniform", "candidates, a uniform teacher", CANDIDATES, teacher=UNIFORM_TEACHER),
 )
+_WEAK = (
+    _GRPO,
+    *(
+        replace(arm, name=f"{arm.name}-weak", label=f"{arm.label}, a weak teacher", teacher=WEAK_TEACHER)
+        for arm in (_VOLD, _CANDIDATES, _DISTILLATION)
+    ),
+)
 _STARTS = tuple(
     replace(
         arm,
@@ -183,6 +190,7 @@ STUDIES: Mapping[str, Study] = {
     "components": Study("Components", _COMPONENTS, "grpo", CLAIM_SEEDS),
     "terms": Study("Forms of the teacher's term", _TERMS, "grpo", CLAIM_SEEDS),
     "controls": Study("Negative controls", _CONTROLS, "grpo", CLAIM_SEEDS),
+    "weak": Study("A teacher that is no better than the student", _WEAK, "grpo", CLAIM_SEEDS),
     "starts": Study("Cold starts of several sizes", _STARTS, "grpo-from-1000", CLAIM_SEEDS),
 }
 
