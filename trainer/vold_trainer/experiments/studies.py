@@ -81,6 +81,8 @@ class Study:
 PAPER, CANDIDATES = "vold", "vold-candidates"
 """The shipped configs of the two forms of VOLD."""
 _OPD = "objective={name: opd-top-k}"
+_ANY_TEACHER = "teacher.sane=warn"
+"""A run stops at a teacher whose values no language model gives, unless told otherwise."""
 
 
 def _row(name: str, label: str, objective: str | None, *overrides: str, start: str = "sft", **settings: Any) -> Row:
@@ -156,13 +158,14 @@ _TERMS = (
     _few("candidates-unmasked", "candidates, unmasked", CANDIDATES, "objective.masked=false"),
     _few("opd-then-rl", "distillation for 60 steps, then GRPO", PAPER, "objective={name: opd-then-rl}"),
 )
+_UNIFORM: dict[str, Any] = {"teacher": UNIFORM_TEACHER, "seeds": 3}
 _CONTROLS = (
     _GRPO,
     _VOLD,
     _few("vold-shuffled", "the paper's form, scores of shuffled positions", PAPER, control="shuffled"),
-    _few("vold-uniform", "the paper's form, a uniform teacher", PAPER, teacher=UNIFORM_TEACHER),
+    _row("vold-uniform", "the paper's form, a uniform teacher", PAPER, _ANY_TEACHER, **_UNIFORM),
     _CANDIDATES,
-    _few("candidates-uniform", "candidates, a uniform teacher", CANDIDATES, teacher=UNIFORM_TEACHER),
+    _row("candidates-uniform", "candidates, a uniform teacher", CANDIDATES, _ANY_TEACHER, **_UNIFORM),
 )
 _WEAK = (
     _GRPO,
