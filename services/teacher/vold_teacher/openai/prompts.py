@@ -45,7 +45,7 @@ async def read_prompts(
     if call.place is not None:  # before any text is tokenized: a tenant without tokens left costs nothing
         call.place.prepay(tokens + len(items) * completion)
     texts = [item for item in items if isinstance(item, str)]
-    encoded = iter(await model.texts.encode(texts, special=special, tenant=call.tenant.name))
+    encoded = iter(await model.texts.encode(texts, special=special, tenant=call.tenant))
     prompts, turn = [], Turn()
     for index, item in enumerate(items):
         field = f"prompt[{index}]"
@@ -85,7 +85,7 @@ async def read_messages(
     model.texts.check(texts, "messages", model.limits.max_sequence)
     if call.place is not None:
         call.place.prepay(min(estimated_tokens(texts), model.limits.max_sequence) + completion)
-    prompt = Prompt(await model.texts.render(wire, "messages", tenant=call.tenant.name, variables=variables))
+    prompt = Prompt(await model.texts.render(wire, "messages", tenant=call.tenant, variables=variables))
     check_length(prompt.ids, "messages", model, 1)
     return prompt
 

@@ -112,7 +112,7 @@ async def _read(request: Request, call: Call, teacher: Teacher, kind: type[R]) -
     body = await read_json(request, call)
     if len(body) <= INLINE_JSON_BYTES:
         return parse_request(kind, body)
-    return await teacher.processes.run(parse_request, kind, body, tenant=call.tenant.name)
+    return await teacher.processes.run(parse_request, kind, body, tenant=call.tenant)
 
 
 async def _respond(request: Request, name: str, body: SamplingRequest, reply: Awaitable[_Reply]) -> Response:

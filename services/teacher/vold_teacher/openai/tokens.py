@@ -28,14 +28,14 @@ async def tokenize(teacher: Teacher, request: TokenizeRequest, call: Call) -> by
     else:
         text = request.prompt or ""
         model.texts.check([text], "prompt", model.limits.max_sequence)
-        (ids,) = await model.texts.encode([text], special=request.add_special_tokens, tenant=call.tenant.name)
+        (ids,) = await model.texts.encode([text], special=request.add_special_tokens, tenant=call.tenant)
     return await model.texts.run(
         _write_tokens,
         ids,
         model.limits.max_sequence,
         request.return_token_strs,
         size=len(ids) * TOKEN_BYTES,
-        tenant=call.tenant.name,
+        tenant=call.tenant,
     )
 
 
