@@ -184,7 +184,7 @@ class LoopDecoder:
         running: Counter[str] = Counter()
         for each in self._running.values():
             running[each.tenant.name] += each.cost
-        for waiting, _ in itertools.islice(self._waiting.in_order(running), free):
+        for waiting, _ in list(itertools.islice(self._waiting.in_order(running), free)):
             self._waiting.take(waiting)  # charged as it is computed
             task = self._thread.loop.create_task(self._run_completion(waiting.item))
             self._running[task] = waiting.item

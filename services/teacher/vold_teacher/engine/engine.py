@@ -130,11 +130,12 @@ class Engine:
 
     async def _run_device(self) -> None:
         """Compute one batch or one slice at a time, for the tenant that is furthest behind."""
-        last: Scorer | Generator = self._generator
+        works: tuple[Scorer | Generator, ...] = (self._scorer, self._generator)
+        last = works[1]
         while True:
             claims = [
                 (claim, work is last, number)
-                for number, work in enumerate((self._scorer, self._generator))
+                for number, work in enumerate(works)
                 if (claim := work.claim()) is not None
             ]
             if not claims:
@@ -142,7 +143,7 @@ class Engine:
                 self._has_work.clear()
                 await self._has_work.wait()
                 continue
-            last = self._generator if min(claims)[-1] else self._scorer
+            last = works[min(claims)[-1]]
             await last.advance()
 
     async def _run_forever(self, loop: Callable[[], Awaitable[None]]) -> None:
