@@ -3,8 +3,8 @@
 Start-time fair queuing (Goyal, Vin and Cheng, 1996). A tenant is a flow. Its tag is what the resource has done for it,
 divided by its weight: the waiting tenant with the lowest tag is next. The unit is the resource's own: positions of a
 model, characters of text, seconds of a processor. Work is charged by an estimate when it begins, and the difference
-when it is done, whether or not anyone still waits for it. A tenant that had nothing waiting goes on from the lowest tag of
-those that have: it saves up no claim, and its debt stays until the resource has nothing to do.
+when it is done, whether or not anyone still waits for it. A tenant that had nothing waiting goes on from the lowest tag
+of those that have: it saves up no claim, and its debt stays until the resource has nothing to do.
 
 Priorities order the work of one tenant and nothing else. Jobs of one tenant with one priority take turns.
 """

@@ -420,6 +420,7 @@ class Teacher:
         place.hold(min(size, limits.max_reply_bytes), "prompts")
         # Before any text is rendered: a tenant without tokens left costs nothing.
         place.prepay(sum(_estimated_tokens(message, options, limits) for message in request.prompts))
+        place.spend(sum(_estimated_prompt(message, limits) for message in request.prompts if message.messages))
         prompts, failures = await self._read_prompts(request, options, model, limits, call, variables)
         unfinished: dict[tuple[int, int], list[GenerateChunk]] = {}
         stops = StopReader(model.tokenizer, stop) if stop else None
@@ -532,9 +533,13 @@ def _place(call: Call) -> Place:
 
 def _estimated_tokens(message: pb.GeneratePrompt, options: SamplingOptions, limits: Limits) -> int:
     """Tokens of a prompt and its completions, before its text is rendered."""
-    prompt = len(message.ids) // 4 or estimated_tokens([each.content for each in message.messages])
-    prompt = min(prompt, limits.max_sequence)
+    prompt = _estimated_prompt(message, limits)
     return prompt + options.n * min(options.max_tokens, limits.max_sequence - prompt)
+
+
+def _estimated_prompt(message: pb.GeneratePrompt, limits: Limits) -> int:
+    prompt = len(message.ids) // 4 or estimated_tokens([each.content for each in message.messages])
+    return min(prompt, limits.max_sequence)
 
 
 def _event_bytes(message: pb.GeneratePrompt, options: SamplingOptions, limits: Limits, *, whole: bool) -> int:
@@ -570,9 +575,7 @@ async def _read_prompt(
         raise invalid(field, f"{field} has both ids and messages: send one of them")
     if message.messages:
         model.texts.check([each.content for each in message.messages], f"{field}.messages", limits.max_sequence)
-        ids = await model.texts.render(
-            message.messages, f"{field}.messages", tenant=call.tenant, variables=variables
-        )
+        ids = await model.texts.render(message.messages, f"{field}.messages", tenant=call.tenant, variables=variables)
     else:
         ids = read_token_ids(message.ids, f"{field}.ids", limits)
     seed = message.seed if message.HasField("seed") else None

@@ -1,8 +1,8 @@
 """Runs one backend for many callers: scoring batches and slices of generation share its device.
 
 Both are charged to their tenants in positions computed, in one account (vold_service.fairness). A device that takes one
-batch at a time is given to the tenant that is furthest behind; one tenant's scoring and generation take turns. An engine
-that batches for itself gets both at once, and at most as much as it runs at once.
+batch at a time is given to the tenant that is furthest behind; one tenant's scoring and generation take turns. An
+engine that batches for itself gets both at once, and at most as much as it runs at once.
 """
 
 import asyncio

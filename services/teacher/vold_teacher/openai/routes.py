@@ -91,7 +91,7 @@ def add_openai_routes(app: FastAPI, teacher: Teacher) -> None:
     async def text_of(request: Request) -> Response:
         """The text of token ids, as in vLLM."""
         call = admit_call(request, teacher.quotas)
-        return _json(await detokenize(teacher, await _read(request, call, teacher, DetokenizeRequest)))
+        return _json(await detokenize(teacher, await _read(request, call, teacher, DetokenizeRequest), call))
 
     @router.get("/tokenizer_info")
     async def info(model: str = "") -> Response:
