@@ -9,9 +9,10 @@ of those that have: it saves up no claim, and its debt stays until the resource 
 Priorities order the work of one tenant and nothing else. Jobs of one tenant with one priority take turns.
 """
 
+import math
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -39,6 +40,7 @@ class FairShare:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._flows: dict[str, _Flow] = {}
+        self._waiting: dict[str, _Flow] = {}
         self._virtual_time = 0.0
         self._charges = 0
 
@@ -49,12 +51,16 @@ class FairShare:
             flow.tenant = tenant  # its weight may have changed since
             if not flow.waiting:
                 flow.tag = max(flow.tag, self._virtual_time)
+                self._waiting[tenant.name] = flow
             flow.waiting += 1
 
     def leave(self, tenant: Tenant) -> None:
         """The tenant has no more work waiting in one of the queues."""
         with self._lock:
-            self._flow(tenant).waiting -= 1
+            flow = self._flow(tenant)
+            flow.waiting -= 1
+            if not flow.waiting:
+                del self._waiting[tenant.name]
 
     def idle(self) -> None:
         """The resource has no work: no tenant has to wait, so no tenant owes anything."""
@@ -63,16 +69,20 @@ class FairShare:
 
     def charge(self, tenant: Tenant, cost: float) -> None:
         """Charge work. A negative cost gives back what an estimate was too high by."""
-        if not cost:
-            return
+        self.charge_all(((tenant, cost),))
+
+    def charge_all(self, costs: Iterable[tuple[Tenant, float]]) -> None:
+        """Charge work that is done at once for several tenants."""
         with self._lock:
-            flow = self._flow(tenant)
-            if cost > 0:  # the time is the tag of the tenant that is furthest behind, of those that wait or are served
-                behind = min((other.tag for other in self._flows.values() if other.waiting), default=flow.tag)
-                self._virtual_time = max(self._virtual_time, min(behind, flow.tag))
-            flow.tag += cost / flow.tenant.weight
-            self._charges += 1
-            flow.charged = self._charges
+            behind = min([flow.tag for flow in self._waiting.values()], default=math.inf)
+            flows = [(self._flow(tenant), cost) for tenant, cost in costs if cost]
+            for flow, cost in flows:
+                # The time is the tag of the tenant that is furthest behind, of those that wait or are served.
+                if cost > 0:
+                    self._virtual_time = max(self._virtual_time, min(behind, flow.tag))
+                flow.tag += cost / flow.tenant.weight
+                self._charges += 1
+                flow.charged = self._charges
 
     def claim(self, tenant: Tenant, ahead: float = 0.0) -> Claim:
         """The tenant's claim once `ahead` more is charged: the lowest is next."""
@@ -84,7 +94,7 @@ class FairShare:
         """Whether the tenant, with `ahead` more charged, leads every other waiting tenant by at most `most`."""
         with self._lock:
             own = self._flow(tenant)
-            others = [flow.tag for flow in self._flows.values() if flow.waiting and flow is not own]
+            others = [flow.tag for flow in self._waiting.values() if flow is not own]
             return not others or own.tag + (ahead - most) / own.tenant.weight <= min(others)
 
     def _flow(self, tenant: Tenant) -> _Flow:

@@ -220,10 +220,12 @@ class ScoreQueue:
         by_tenant: dict[str, list[Entry]] = {}
         for entry in batch:
             by_tenant.setdefault(entry.job.tenant.name, []).append(entry)
+        self.share.charge_all(
+            [(self._flows[name].tenant, sum(entry.tokens for entry in entries)) for name, entries in by_tenant.items()]
+        )
         for name, entries in by_tenant.items():
             flow = self._flows[name]
             tokens = sum(entry.tokens for entry in entries)
-            self.share.charge(flow.tenant, tokens)
             # The tenant's clock also moves with the work done: the start tags of new requests soon pass those of an
             # old one, which would otherwise starve among endless arrivals.
             flow.virtual_time = max(flow.virtual_time + tokens / flow.jobs, min(entry.start_tag for entry in entries))

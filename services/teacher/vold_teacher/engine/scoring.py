@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -306,12 +307,15 @@ class Scorer:
         """Split a batch's scores and cost among its jobs."""
         tokens = sum(entry.tokens for _, entry in live)
         outcomes = iter(scored.scores)
-        for job in {job for job, _ in live}:
-            job.compute_seconds += seconds
+        job_tokens: Counter[_ScoreJob] = Counter()
         for job, entry in live:
-            computed = scored.computed_tokens * entry.tokens / tokens
-            self.queue.share.charge(job.tenant, computed - entry.tokens)
-            self._on_computed(job.call, computed)
+            job_tokens[job] += entry.tokens
+        computed = scored.computed_tokens / tokens
+        self.queue.share.charge_all([(job.tenant, (computed - 1) * own) for job, own in job_tokens.items()])
+        for job, own_tokens in job_tokens.items():
+            job.compute_seconds += seconds
+            self._on_computed(job.call, computed * own_tokens)
+        for job, entry in live:
             own = itertools.islice(outcomes, len(entry.sequences))
             self._deliver(job, dict(zip(entry.sequences, own, strict=True)))
 

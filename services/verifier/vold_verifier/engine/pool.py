@@ -44,7 +44,7 @@ MAX_IN_FLIGHT_SECONDS = 0.1
 """Most seconds in flight in a worker, by estimate; one item is always allowed."""
 FIRST_GUESS_SECONDS = 0.001
 """What a unit of cost takes until a tenant's first result."""
-FORGETTING = 0.9
+FORGETTING = 0.5
 """A tenant's estimate falls at most to this fraction of itself with each item, and rises at once."""
 MAX_RESULT_BYTES = 1 << 20
 MAX_ATTEMPTS = 2
@@ -120,6 +120,7 @@ class _Worker(asyncio.Protocol):
         self.in_flight: deque[_QueuedItem] = deque()
         self.cost = 0
         self.seconds = 0.0  # of the items in flight, by estimate
+        self.overdue = False  # whether an item took so long that those behind it may not have been sent
         self.answered = 0
         self.item_started = 0.0
         self.buffer = bytearray()
@@ -164,8 +165,12 @@ class _Worker(asyncio.Protocol):
                 self.pool.kill(self, "garbage")
                 return
         del self.buffer[:at]
-        self.pool.reclaim(self)
+        if self.overdue:
+            self.overdue = False
+            self.pool.reclaim(self)
         self.pool.dispatch_to(self)
+        if not self.in_flight:
+            self.pool.rest()
 
     def _accept_result(self, frame: bytes, cpu_seconds: float) -> bool:
         """Return False if `frame` is not the result of an item in flight."""
@@ -178,7 +183,9 @@ class _Worker(asyncio.Protocol):
         item = self.in_flight.popleft()
         self.cost -= item.cost
         self.seconds -= item.charged
-        self.pool.settle_charge(item, max(result.seconds, cpu_seconds))
+        seconds = max(result.seconds, cpu_seconds)
+        self.overdue |= seconds * len(self.in_flight) > MAX_IN_FLIGHT_SECONDS
+        self.pool.settle_charge(item, seconds)
         self.answered += 1
         self.item_started = time.monotonic()
         if result.error.code == status_pb2.DEADLINE_EXCEEDED:
@@ -256,7 +263,7 @@ class Pool:
                 self._room_waiters.discard(waiter)
 
     def enqueue(self, item: _QueuedItem) -> None:
-        self._waiting.put(item.queue.tenant, item, self._estimate(item), job=item.queue)
+        self._waiting.put(item.queue.tenant, item, 0.0, job=item.queue)  # its cost is estimated when it is sent
         self._change_queued(item.queue.tenant, 1)
 
     def drop(self, queue: RequestQueue) -> None:
@@ -341,14 +348,17 @@ class Pool:
         self._waiting.share.charge(tenant, seconds - item.charged)
         item.charged = 0.0
         before = self._seconds.get(tenant.name, FIRST_GUESS_SECONDS)
-        self._seconds[tenant.name] = max(seconds / item.cost, FORGETTING * before)
+        self._seconds[tenant.name] = max(seconds / max(item.cost, 1), FORGETTING * before)
+
+    def rest(self) -> None:
+        """If there is nothing to do, no tenant owes anything."""
+        if not self._waiting and not any(worker.in_flight for worker in self._workers.values()):
+            self._waiting.share.idle()
 
     def reclaim(self, worker: _Worker) -> None:
         """End a worker whose items take longer than they were thought to, if another tenant is next: its items wait
         again.
         """
-        if not self._waiting and not any(each.in_flight for each in self._workers.values()):
-            self._waiting.share.idle()
         if not worker.in_flight or worker.stop_reason:
             return
         waiting = self._waiting.first()
