@@ -218,6 +218,38 @@ def longest_items(target: Target) -> None:
         stub.Verify(verifier_pb2.VerifyRequest(items=items), metadata=target.metadata, timeout=60)
 
 
+def backtracking_patterns(target: Target) -> None:
+    """13 "tokens" of text each, and as long as the verifier lets them."""
+    items = []
+    for number in range(64):
+        item = verifier_pb2.VerifyItem(verifier="regex", completion="a" * 22 + f"b{number}", reference="x")
+        item.parameters.update({"pattern": "(a+)+$"})
+        items.append(item)
+    with grpc.insecure_channel(target.grpc) as channel, suppress(grpc.RpcError):
+        stub = verifier_pb2_grpc.VerifierServiceStub(channel)
+        stub.Verify(verifier_pb2.VerifyRequest(items=items), metadata=target.metadata, timeout=60)
+
+
+def urgent_generation(target: Target) -> None:
+    request = teacher_pb2.GenerateRequest(
+        prompts=[teacher_pb2.GeneratePrompt(ids=pack_ids([5, 6])) for _ in range(512)],
+        options=teacher_pb2.GenerateOptions(max_tokens=100, temperature=1.0),
+        priority=1000,
+    )
+    with grpc.insecure_channel(target.grpc) as channel, suppress(grpc.RpcError):
+        for _ in teacher_pb2_grpc.TeacherServiceStub(channel).Generate(request, metadata=target.metadata, timeout=60):
+            pass
+
+
+def full_queue(target: Target) -> None:
+    ids = np.random.default_rng().integers(2, 100, (4000, 250))
+    request = teacher_pb2.ScoreRequest(prompts=[teacher_pb2.Prompt(ids=pack_ids([5]))], priority=1000)
+    for row in ids:
+        request.completions.add(ids=pack_ids(row))
+    with grpc.insecure_channel(target.grpc) as channel, suppress(grpc.RpcError):
+        teacher_pb2_grpc.TeacherServiceStub(channel).Score(request, metadata=target.metadata, timeout=60)
+
+
 ATTACKS = (
     Attack("1,500 idle connections, HTTP", "teacher", idle_http),
     Attack("1,500 idle connections, gRPC", "teacher", idle_grpc),
@@ -231,7 +263,10 @@ ATTACKS = (
     Attack("a temperature of 1e-38", "teacher", lowest_temperatures),
     Attack("bodies over the limit", "teacher", oversized_bodies),
     Attack("wrong keys", "teacher", wrong_keys),
+    Attack("generation at the top priority", "teacher", urgent_generation),
+    Attack("a queue kept full", "teacher", full_queue),
     Attack("fork servers killed", "verifier", killed_fork_servers, processes=1),
     Attack("the slowest answers", "verifier", slowest_items),
     Attack("the longest answers", "verifier", longest_items),
+    Attack("patterns that backtrack", "verifier", backtracking_patterns),
 )

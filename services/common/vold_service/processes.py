@@ -18,7 +18,6 @@ import socket
 import struct
 import sys
 import warnings
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -26,6 +25,8 @@ from typing import Any, NoReturn, TypeVar
 from vold_proto.v1 import status_pb2
 
 from vold_service.errors import ServiceError, internal, unavailable
+from vold_service.fairness import FairQueue
+from vold_service.tenants import OPEN_TENANT, Tenant
 
 log = logging.getLogger("vold.processes")
 T = TypeVar("T")
@@ -40,17 +41,18 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(slots=True, eq=False)
 class _Work:
+    tenant: Tenant
     data: bytes
     result: asyncio.Future[Any]
 
 
 class Processes:
-    """Runs functions in at most WORKERS processes, for tenants that take turns."""
+    """Runs functions in at most WORKERS processes, for tenants that share them by the characters they send and get."""
 
     def __init__(self) -> None:
         self._control: socket.socket | None = None
         self._idle: list[socket.socket] = []
-        self._waiting: dict[str, deque[_Work]] = {}
+        self._waiting: FairQueue[_Work] = FairQueue()
         self._busy: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -70,15 +72,19 @@ class Processes:
         remote.close()
         return processes
 
-    async def run(self, function: Callable[..., T], *arguments: Any, tenant: str = "") -> T:
+    async def run(self, function: Callable[..., T], *arguments: Any, tenant: Tenant = OPEN_TENANT) -> T:
         """`function(*arguments)` in another process. function: of a module, not of an object.
 
         Raises the ServiceError that the function raises, or INTERNAL for any other failure.
         """
-        work = _Work(pickle.dumps((function, arguments)), asyncio.get_running_loop().create_future())
-        self._waiting.setdefault(tenant, deque()).append(work)
+        data = pickle.dumps((function, arguments))
+        work = _Work(tenant, data, asyncio.get_running_loop().create_future())
+        self._waiting.put(tenant, work, len(data), job=id(work))
         self._start_waiting()
-        result: T = await work.result
+        try:
+            result: T = await work.result
+        finally:
+            self._waiting.drop(id(work))  # if its caller has gone before it began
         return result
 
     async def stop(self) -> None:
@@ -96,27 +102,25 @@ class Processes:
             self._control = None
 
     def _start_waiting(self) -> None:
-        """Give waiting work to free workers, one piece of each tenant in turn."""
-        while self._waiting and len(self._busy) < WORKERS:
-            tenant = next(iter(self._waiting))
-            queue = self._waiting.pop(tenant)
-            work = queue.popleft()
-            if queue:
-                self._waiting[tenant] = queue  # behind the other tenants
-            if work.result.done():
-                continue  # its caller has gone
+        """Give waiting work to free workers: of the tenant for which they have done the least."""
+        while len(self._busy) < WORKERS and (waiting := self._waiting.first()) is not None:
+            self._waiting.take(waiting, waiting.cost)
+            work = waiting.item
             task = asyncio.create_task(self._serve(self._idle.pop() if self._idle else None, work))
             self._busy.add(task)
             task.add_done_callback(self._on_end)
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
         self._busy.discard(task)
+        if not self._busy and not self._waiting:
+            self._waiting.share.idle()
         self._start_waiting()
 
     async def _serve(self, worker: socket.socket | None, work: _Work) -> None:
         try:
             worker = worker or self._fork_worker()
-            outcome = await _exchange(worker, work.data)
+            outcome, size = await _exchange(worker, work.data)
+            self._waiting.share.charge(work.tenant, size)
         except asyncio.CancelledError:
             outcome = unavailable("the server is shutting down")
         except (OSError, EOFError) as error:
@@ -146,12 +150,13 @@ class Processes:
         return local
 
 
-async def _exchange(worker: socket.socket, data: bytes) -> Any:
+async def _exchange(worker: socket.socket, data: bytes) -> tuple[Any, int]:
+    """What the worker's function returned or raised, and the bytes of it."""
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(worker, _LENGTH.pack(len(data)))
     await loop.sock_sendall(worker, data)
     (length,) = _LENGTH.unpack(await _receive(worker, _LENGTH.size))
-    return pickle.loads(await _receive(worker, length))  # noqa: S301  (of this service's own process)
+    return pickle.loads(await _receive(worker, length)), length  # noqa: S301  (of this service's own process)
 
 
 async def _receive(worker: socket.socket, length: int) -> bytearray:

@@ -79,7 +79,7 @@ class Place:
         self._quotas, self._account, self._tenant = quotas, account, tenant
         self._key, self._remaining = key, remaining
         self._started = quotas.clock()
-        self._prepaid = self._unused = self._bytes = 0
+        self._prepaid = self._spent = self._unused = self._bytes = 0
         self._admitted = self._closed = False
         account.running += 1
 
@@ -91,6 +91,12 @@ class Place:
         """
         self._quotas.charge_key(self._tenant, tokens, self._key, self._remaining)
         self._prepaid += tokens
+
+    def spend(self, tokens: int) -> None:
+        """Take prepaid tokens for good, because their text is read now. A request that is charged later, for the same
+        tokens among others, pays them once.
+        """
+        self._spent = min(self._prepaid, self._spent + tokens)
 
     @contextmanager
     def charging(self, tokens: int) -> Iterator[None]:
@@ -145,7 +151,8 @@ class Place:
         account = self._account
         account.running -= 1
         account.bytes -= self._bytes
-        account.tokens += self._unused + self._prepaid
+        spent = 0 if self.charged else self._spent
+        account.tokens += self._unused + self._prepaid - spent
         if self._admitted:  # how fast requests are refused says nothing of how long one takes
             account.seconds = 0.8 * account.seconds + 0.2 * (self._quotas.clock() - self._started)
 

@@ -235,7 +235,7 @@ async def _read_json(request: Request, call: Call, teacher: Teacher, kind: type[
     body = await read_json(request, call)
     if len(body) <= INLINE_JSON_BYTES:
         return parse_json(kind, body)
-    return await teacher.processes.run(parse_json, kind, body, tenant=call.tenant.name)
+    return await teacher.processes.run(parse_json, kind, body, tenant=call.tenant)
 
 
 async def _read_message(
@@ -246,7 +246,7 @@ async def _read_message(
     if len(body) <= INLINE_JSON_BYTES:
         packed, stream = pack_json(kind, body)
     else:
-        packed, stream = await teacher.processes.run(pack_json, kind, body, tenant=call.tenant.name)
+        packed, stream = await teacher.processes.run(pack_json, kind, body, tenant=call.tenant)
     return message.FromString(packed), stream
 
 

@@ -20,7 +20,7 @@ from vold_service.call import Call
 from vold_service.errors import ServiceError, check_name, deadline_exceeded, invalid, not_found, shown, unavailable
 from vold_service.keys import require_admin
 from vold_service.processes import Processes
-from vold_service.quota import Place, Quotas
+from vold_service.quota import REFUNDED_CODES, Place, Quotas
 from vold_service.turns import Turn
 from vold_service.usage import Counts, Usage
 
@@ -158,7 +158,13 @@ class Teacher:
     ) -> LoadedModel:
         """Start the engine of a loaded model."""
         info = backend.info
-        engine = Engine(backend, self.engine_limits, executor, self._cache)
+        engine = Engine(
+            backend,
+            self.engine_limits,
+            executor,
+            self._cache,
+            lambda call, positions: self.usage.add(call, Counts(computed_tokens=positions)),
+        )
         engine.start()
         eos_ids = {*info.eos_ids, *(index for name, index in tokenizer.special_ids.items() if name == "eos")}
         return LoadedModel(
@@ -267,7 +273,7 @@ class Teacher:
         """`encode(*arguments)`, a reply as JSON, by another process if `size` bytes of it could take long."""
         if size <= INLINE_REPLY_BYTES:
             return encode(*arguments)
-        return await self.processes.run(encode, *arguments, tenant=call.tenant.name)
+        return await self.processes.run(encode, *arguments, tenant=call.tenant)
 
     def get_info(self, request: pb.GetInfoRequest) -> pb.TeacherInfo:
         model = self.model(request.model)
@@ -359,14 +365,23 @@ class Teacher:
         place = _place(call)
         place.hold(size, "completions")
         with place.charging(count_sent_tokens(request, sequences)):
-            scored = await model.engine.score(sequences, call=call, priority=request.priority)
-        tokens = sum(
-            len(sequences[index].completion)
-            for index, score in scored.scores.items()
-            if not isinstance(score, ServiceError)
+            counts = Counts(requests=1)
+            try:
+                scored = await model.engine.score(sequences, call=call, priority=request.priority)
+                counts.cache_hits, counts.queue_seconds = len(scored.cached), scored.queue_seconds
+                counts.scored_tokens = sum(
+                    len(sequences[index].completion)
+                    for index, score in scored.scores.items()
+                    if not isinstance(score, ServiceError)
+                )
+            except ServiceError as error:
+                counts.requests = int(error.code not in REFUNDED_CODES)
+                raise
+            finally:  # a request that is given up is on its tenant's account too, as what is computed for it
+                self.usage.add(call, counts)
+        metrics.count_score_request(
+            call.tenant.name, counts.scored_tokens, scored.queue_seconds, scored.compute_seconds
         )
-        metrics.count_score_request(call.tenant.name, tokens, scored.queue_seconds, scored.compute_seconds)
-        self.usage.add(call, Counts(1, tokens, scored.computed_tokens, len(scored.cached), scored.queue_seconds))
         return ScoreAnswer(
             pb.ScoreReply(
                 request_id=call.request_id,
@@ -405,6 +420,7 @@ class Teacher:
         place.hold(min(size, limits.max_reply_bytes), "prompts")
         # Before any text is rendered: a tenant without tokens left costs nothing.
         place.prepay(sum(_estimated_tokens(message, options, limits) for message in request.prompts))
+        place.spend(sum(_estimated_prompt(message, limits) for message in request.prompts if message.messages))
         prompts, failures = await self._read_prompts(request, options, model, limits, call, variables)
         unfinished: dict[tuple[int, int], list[GenerateChunk]] = {}
         stops = StopReader(model.tokenizer, stop) if stop else None
@@ -517,9 +533,13 @@ def _place(call: Call) -> Place:
 
 def _estimated_tokens(message: pb.GeneratePrompt, options: SamplingOptions, limits: Limits) -> int:
     """Tokens of a prompt and its completions, before its text is rendered."""
-    prompt = len(message.ids) // 4 or estimated_tokens([each.content for each in message.messages])
-    prompt = min(prompt, limits.max_sequence)
+    prompt = _estimated_prompt(message, limits)
     return prompt + options.n * min(options.max_tokens, limits.max_sequence - prompt)
+
+
+def _estimated_prompt(message: pb.GeneratePrompt, limits: Limits) -> int:
+    prompt = len(message.ids) // 4 or estimated_tokens([each.content for each in message.messages])
+    return min(prompt, limits.max_sequence)
 
 
 def _event_bytes(message: pb.GeneratePrompt, options: SamplingOptions, limits: Limits, *, whole: bool) -> int:
@@ -555,9 +575,7 @@ async def _read_prompt(
         raise invalid(field, f"{field} has both ids and messages: send one of them")
     if message.messages:
         model.texts.check([each.content for each in message.messages], f"{field}.messages", limits.max_sequence)
-        ids = await model.texts.render(
-            message.messages, f"{field}.messages", tenant=call.tenant.name, variables=variables
-        )
+        ids = await model.texts.render(message.messages, f"{field}.messages", tenant=call.tenant, variables=variables)
     else:
         ids = read_token_ids(message.ids, f"{field}.ids", limits)
     seed = message.seed if message.HasField("seed") else None

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.errors import invalid
 from vold_service.processes import Processes
+from vold_service.tenants import Tenant
 
 from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import Ids
@@ -46,7 +47,7 @@ class Texts:
             )
 
     async def render(
-        self, messages: Seq[pb.ChatMessage], field: str, *, tenant: str, variables: dict[str, Any] | None = None
+        self, messages: Seq[pb.ChatMessage], field: str, *, tenant: Tenant, variables: dict[str, Any] | None = None
     ) -> Ids:
         """The ids of a conversation, up to the start of the assistant's reply. variables: of the chat template."""
         pairs = [(message.role, message.content) for message in messages]
@@ -55,12 +56,12 @@ class Texts:
             size = INLINE_CHARACTERS + 1
         return await self.run(Tokenizer.render, pairs, field, variables, size=size, tenant=tenant)
 
-    async def encode(self, texts: Seq[str], *, special: bool, tenant: str) -> list[Ids]:
+    async def encode(self, texts: Seq[str], *, special: bool, tenant: Tenant) -> list[Ids]:
         """The ids of each text. special: add the special tokens that the tokenizer puts around a text, such as BOS."""
         size = max(sum(map(len, texts)), len(texts) * ENTRY_CHARACTERS)
         return await self.run(_encode, list(texts), special, size=size, tenant=tenant)
 
-    async def run(self, function: Callable[..., T], *arguments: Any, size: int, tenant: str) -> T:
+    async def run(self, function: Callable[..., T], *arguments: Any, size: int, tenant: Tenant) -> T:
         """`function(tokenizer, *arguments)`: on the event loop, or by another process if `size` characters are many."""
         if size <= INLINE_CHARACTERS:
             return function(self.tokenizer, *arguments)

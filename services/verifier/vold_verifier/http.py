@@ -187,7 +187,7 @@ def create_app(
         if len(reply.results) <= INLINE_ITEMS:
             return sized_response([_reply_json(reply)], "application/json")
         packed = reply.SerializeToString()
-        body = await engine.processes.run(_packed_reply_json, packed, tenant=call.tenant.name)
+        body = await engine.processes.run(_packed_reply_json, packed, tenant=call.tenant)
         return sized_response([body], "application/json")
 
     return app
@@ -204,7 +204,7 @@ async def _read_request(
         message, faults = _parse_json(body, engine.settings.max_items)
     else:
         parse = partial(_pack_json, max_items=engine.settings.max_items)
-        packed, faults = await engine.processes.run(parse, body, tenant=call.tenant.name)
+        packed, faults = await engine.processes.run(parse, body, tenant=call.tenant)
         message = verifier_pb2.VerifyRequest.FromString(packed)
     return message, {index: invalid(field, text) for index, (field, text) in faults.items()}
 

@@ -10,6 +10,7 @@ import pytest
 from verifier_server import item
 from vold_proto.v1 import status_pb2, verifier_pb2
 from vold_service.errors import ServiceError
+from vold_service.tenants import OPEN_TENANT, Tenant
 from vold_verifier.engine.pool import Pool, PoolOptions
 
 
@@ -149,9 +150,35 @@ def test_a_full_queue_names_the_delay_before_a_retry():
                 pool.check_capacity(5)
             assert caught.value.code == status_pb2.RESOURCE_EXHAUSTED
             assert (caught.value.reason, caught.value.retry_seconds > 0) == ("queue_full", True)
-            assert not pool.has_room.is_set()
+            assert not pool.has_room(OPEN_TENANT)
+            waiting = asyncio.create_task(pool.wait_for_room(OPEN_TENANT))
+            await asyncio.sleep(0)
+            assert not waiting.done()
             queue.close()
+            await waiting
             pool.check_capacity(5)
+
+
+def test_a_tenant_that_fills_its_part_of_the_queue_keeps_no_other_out():
+    async def main() -> None:
+        flood, other = Tenant("flood"), Tenant("other")
+        async with started(workers=1, max_queued=10) as pool:
+            full = pool.open_queue(lambda key, result: None, flood)
+            pool.check_capacity(10, flood)
+            for key in range(10):
+                full.put(key, item("sleep").SerializeToString(), 8)
+            with pytest.raises(ServiceError, match="10 items of the tenant 'flood'"):
+                pool.check_capacity(1, flood)
+            pool.check_capacity(5, other)  # its half
+            queue = pool.open_queue(lambda key, result: None, other)
+            for key in range(5):
+                queue.put(key, item("sleep").SerializeToString(), 8)
+            with pytest.raises(ServiceError, match="part of 5"):
+                pool.check_capacity(1, other)
+            full.close()
+            queue.close()
+
+    asyncio.run(main())
 
     asyncio.run(main())
 

@@ -132,7 +132,7 @@ def collect(decoder) -> list:
 
 
 def test_a_completion_that_fails_ends_its_request_alone(thread):
-    async def complete(prompt, index, options, priority):
+    async def complete(prompt, index, options):
         if prompt.ids[0] == 1 and index == 1:
             raise invalid("prompts", "no")
         if prompt.ids[0] == 2:
@@ -156,9 +156,9 @@ def test_higher_priorities_begin_first_and_no_more_than_rows_at_once(thread):
     begun, running, most = [], 0, 0
     gate = asyncio.Event()
 
-    async def complete(prompt, index, options, priority):
+    async def complete(prompt, index, options):
         nonlocal running, most
-        begun.append(priority)
+        begun.append(prompt.index)
         running += 1
         most = max(most, running)
         await gate.wait()
@@ -166,12 +166,11 @@ def test_higher_priorities_begin_first_and_no_more_than_rows_at_once(thread):
         yield GenerateChunk(prompt.index, index, prompt.ids, np.zeros(1, np.float32), "stop")
 
     decoder = LoopDecoder(thread, complete, max_rows=2)
-    prompt = GeneratePrompt(IDS[:1], 0, 5)
-    decoder.add(0, [prompt], SamplingOptions(5, n=4), 0)
+    decoder.add(0, [GeneratePrompt(IDS[:1], 0, 5)], SamplingOptions(5, n=4), 0)
     while running < 2:
         time.sleep(0.01)
-    decoder.add(1, [prompt], SamplingOptions(5, n=2), 9)
-    decoder.add(2, [prompt], SamplingOptions(5), 20)
+    decoder.add(1, [GeneratePrompt(IDS[:1], 9, 5)], SamplingOptions(5, n=2), 9)
+    decoder.add(2, [GeneratePrompt(IDS[:1], 20, 5)], SamplingOptions(5), 20)
     decoder.cancel(2)
     thread.loop.call_soon_threadsafe(gate.set)
     assert len(collect(decoder)) == 6

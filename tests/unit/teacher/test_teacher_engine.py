@@ -55,11 +55,11 @@ def backend(folder):
     return Fragile(folder)
 
 
-def run(backend, work, cache=None):
+def run(backend, work, cache=None, on_computed=lambda call, positions: None):
     """`work` of a started engine."""
 
     async def main():
-        engine = Engine(backend, EngineLimits(4000, 1 << 20), ThreadPoolExecutor(1), cache)
+        engine = Engine(backend, EngineLimits(4000, 1 << 20), ThreadPoolExecutor(1), cache, on_computed)
         engine.start()
         try:
             return await asyncio.wait_for(work(engine), 60)
@@ -76,13 +76,14 @@ def test_a_sequence_that_breaks_the_backend_costs_no_other(backend):
             engine.score(mixed, call=Call()), engine.score({0: sequence(10, 11)}, call=Call())
         ), await engine.score({0: sequence(7, 8)}, call=Call())
 
-    (mixed, other), after = run(backend, work)
+    computed = []
+    (mixed, other), after = run(backend, work, on_computed=lambda call, positions: computed.append(positions))
     assert isinstance(mixed.scores[1], ServiceError)
     assert mixed.scores[1].code == status_pb2.INTERNAL
     assert [len(mixed.scores[index].logprobs) for index in (0, 2)] == [2, 1]
     assert len(other.scores[0].logprobs) == 2
     np.testing.assert_allclose(mixed.scores[0].logprobs, after.scores[0].logprobs, atol=1e-5)
-    assert mixed.computed_tokens > 0
+    assert sum(computed) == 3 + 2 + 3 + 3  # without the sequence that broke it; positions of a sequence run alone
     assert mixed.compute_seconds > 0
 
 

@@ -8,7 +8,7 @@ from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError
 from vold_service.tenants import Tenant
 from vold_teacher.batch import BatchSize, Layout, group_by_prompt
-from vold_teacher.engine.queue import Entry, Job, ScoreQueue
+from vold_teacher.engine.queue import WINDOW_BATCHES, Entry, Job, ScoreQueue
 from vold_teacher.types import ScoreOptions, Sequence
 
 OPTIONS = ScoreOptions()
@@ -238,3 +238,78 @@ def test_padding_stays_small_on_mixed_lengths(lengths, layout):
         size = sum((entry.size for entry in batch[1:]), batch[0].size)
         own = sum(entry.size.padding(layout) for entry in batch)
         assert size.padding(layout) <= max(256, 0.1 * size.tokens(layout), own)
+
+
+LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=4)
+SHARES = st.sampled_from([0.5, 1.0, 3.0])
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    weights=st.tuples(SHARES, SHARES, SHARES),
+    lengths=st.tuples(LENGTHS, LENGTHS, LENGTHS),
+    decoded=st.integers(0, 200),
+    layout=st.sampled_from(Layout),
+)
+def test_over_any_window_backlogged_tenants_differ_by_two_batches_and_entries(weights, lengths, decoded, layout):
+    """decoded: positions that the first tenant's completions take between two batches, on the same account."""
+    batch = 200
+    queue = ScoreQueue(batch_tokens=batch, max_tokens=1 << 30, layout=layout)
+    tenants = [Tenant(str(number), weight=weight) for number, weight in enumerate(weights)]
+    largest = max(BatchSize.of_sequence(sequence(0, *each)).tokens(layout) for own in lengths for each in own)
+    heights = dict.fromkeys((tenant.name for tenant in tenants), 0.0)
+    lows = {(a, b): 0.0 for a in heights for b in heights if a != b}
+    prompt = 0
+    for _ in range(30):
+        for tenant, own in zip(tenants, lengths, strict=True):
+            while queue.tokens_by_tenant().get(tenant.name, 0) < 8 * batch:
+                prompt += 1  # no prompts are shared, so that the largest entry is known
+                items = {index: sequence(prompt + index, *each) for index, each in enumerate(own)}
+                queue.put(Job(tenant), items, tokens_per_second=1.0)
+                prompt += len(items)
+        if queue.claim() == queue.share.claim(tenants[0]):
+            queue.share.charge(tenants[0], decoded)
+            heights["0"] += decoded / weights[0]
+        for entry in queue.next_batch():
+            heights[entry.job.tenant.name] += entry.tokens / entry.job.tenant.weight
+        for (a, b), low in lows.items():
+            difference = heights[a] - heights[b]
+            lows[a, b] = min(low, difference)
+            bound = 2 * (batch + max(largest, decoded)) / min(weights[int(a)], weights[int(b)])
+            assert difference - lows[a, b] <= bound
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    weights=st.tuples(SHARES, SHARES, SHARES),
+    own=LENGTHS,
+    others=st.tuples(LENGTHS, LENGTHS),
+    before=st.integers(0, 20),
+    jobs=st.integers(1, 8),
+    layout=st.sampled_from(Layout),
+)
+def test_an_honest_request_is_done_within_its_bound(weights, own, others, before, jobs, layout):
+    """However many requests the others split their work into, and whatever priorities they give them."""
+    batch = 200
+    queue = ScoreQueue(batch_tokens=batch, max_tokens=1 << 30, layout=layout)
+    me, *rest = (Tenant(str(number), weight=weight) for number, weight in enumerate(weights))
+
+    def computed() -> int:
+        for tenant, lengths in zip(rest, others, strict=True):
+            while queue.tokens_by_tenant().get(tenant.name, 0) < 8 * batch:
+                for job in range(jobs):
+                    items = {index: sequence(index % 3, *each) for index, each in enumerate(lengths)}
+                    queue.put(Job(tenant, priority=job), items, tokens_per_second=1.0)
+        return sum(entry.tokens for entry in queue.next_batch())
+
+    for _ in range(before):
+        computed()
+    mine = Job(me)
+    queue.put(mine, {index: sequence(9, *each) for index, each in enumerate(own)}, tokens_per_second=1.0)
+    tokens = queue.tokens_by_tenant()[me.name]
+    spent = 0
+    while mine in queue.jobs():
+        spent += computed()
+    largest = max(BatchSize.of_sequence(sequence(0, *each)).tokens(layout) for lengths in others for each in lengths)
+    largest = max(largest, batch)  # completions of one prompt may fill a batch
+    assert spent <= tokens * sum(weights) / weights[0] + (WINDOW_BATCHES + 1) * batch + 2 * largest

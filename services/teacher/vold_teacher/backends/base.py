@@ -3,11 +3,14 @@
 Methods block. The engine calls them from threads: `score` from at most `max_in_flight` at a time, the decoder from one.
 """
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
 from vold_service.errors import ServiceError
+from vold_service.fairness import FairShare
+from vold_service.tenants import OPEN_TENANT, Tenant
 
 from vold_teacher.batch import Layout
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, Sequence, SequenceScore
@@ -71,11 +74,22 @@ class ScoredBatch:
 
 
 class Decoder(Protocol):
-    """Generates for many requests in one batch, a slice of decode steps at a time."""
+    """Generates for many requests in one batch, a slice of decode steps at a time.
 
-    def add(self, request: int, prompts: Seq[GeneratePrompt], options: SamplingOptions, priority: int) -> None:
-        """Queue prompts. request: the caller's number for the request. Higher priorities start first; completions
-        under way continue.
+    Completions start in the order of their tenants' shares of the device, which the decoder charges as it computes;
+    completions under way continue.
+    """
+
+    def add(
+        self,
+        request: int,
+        prompts: Seq[GeneratePrompt],
+        options: SamplingOptions,
+        priority: int,
+        tenant: Tenant = OPEN_TENANT,
+    ) -> None:
+        """Queue prompts. request: the caller's number for the request. Of one tenant's requests, higher priorities
+        start first.
         """
 
     def cancel(self, request: int) -> None:
@@ -89,6 +103,15 @@ class Decoder(Protocol):
 
         An error ends its request: no further chunk of it follows.
         """
+
+    def take_positions(self) -> dict[int, float]:
+        """Positions run through the model for each request since the last call; padding is divided among them."""
+
+    def tenants(self) -> Iterable[Tenant]:
+        """The tenants with completions waiting or running."""
+
+    def close(self) -> None:
+        """Forget all requests: the decoder failed, and another takes its place."""
 
     @property
     def busy(self) -> bool:
@@ -110,7 +133,8 @@ class Backend(Protocol):
         each sequence by itself, so that a bad sequence fails no other.
         """
 
-    def decoder(self) -> Decoder: ...
+    def decoder(self, share: FairShare | None = None) -> Decoder:
+        """share: of the device."""
 
     def close(self) -> None:
         """Free memory, connections and processes. A second call does nothing."""

@@ -5,12 +5,16 @@ copied as completions grow. A later row starts further right: the columns left o
 positions count from its start. A waiting prompt takes the place of a finished row. If no prompt waits, the block
 shrinks to the live rows.
 
+Tenants: the waiting prompts are in the order of their tenants' shares of the device, each tenant with what its running
+rows may still take added to what it was served. While other tenants wait, a tenant starts no rows that would put it
+ahead of them by more than a whole cache of positions: its rows would run whenever a row of another tenant does.
+
 Shape letters: R rows of the batch, L filled columns, D head size, V vocabulary.
 """
 
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from vold_packing.transformers import cache_name, undocumented
+from vold_service.fairness import FairQueue, FairShare, Waiting
+from vold_service.tenants import OPEN_TENANT, Tenant
 
 from vold_teacher.sampling import sample_tokens, stream_key, uniforms
 from vold_teacher.scoring import Head
@@ -30,6 +36,11 @@ with undocumented():
 SHRINK_AT = 0.75
 """Copy the live rows into a smaller block when they are at most this fraction of its rows: a copy costs about one
 decode step, while a dead row costs its share of every further step.
+"""
+
+STEP_POSITIONS = 256
+"""What a decode step counts at least in the shares of the device: it reads all weights, however few its rows are, and
+takes as long as a prefill of about this many positions.
 """
 
 
@@ -91,6 +102,7 @@ class _Row:
     """A completion under way."""
 
     request: int
+    tenant: Tenant
     prompt: GeneratePrompt
     index: int
     options: SamplingOptions
@@ -101,25 +113,34 @@ class _Group:
     """Completions `first` to `first + n - 1` of one prompt, prefilled together."""
 
     request: int
+    tenant: Tenant
     prompt: GeneratePrompt
     first: int
     n: int
     options: SamplingOptions
-    priority: int
+
+    @property
+    def cost(self) -> int:
+        """The most positions that it may take."""
+        return len(self.prompt.ids) + self.n * self.prompt.max_tokens
 
 
 class TorchDecoder:
     """The running rows and the waiting prompts of all requests; see `Decoder` in backends/base.py."""
 
-    def __init__(self, model: Any, head: Head, limits: DecoderLimits, *, rows: int) -> None:
-        """rows: rows of logits held at once."""
+    def __init__(
+        self, model: Any, head: Head, limits: DecoderLimits, *, rows: int, share: FairShare | None = None
+    ) -> None:
+        """rows: rows of logits held at once. share: of the device."""
         self._model = model
         self._head = head
         self._limits = limits
         self._logit_rows = rows
         self._device = model.device
         self._cache_name = cache_name(model.base_model.forward)
-        self._waiting: dict[int, deque[_Group]] = {}
+        self._waiting: FairQueue[_Group] = FairQueue(share)
+        self._share = self._waiting.share
+        self._positions: dict[int, float] = {}
         self._layers: list[_ColumnLayer] = []
         self._rows: list[_Row | None] = []
         self._filled = 0
@@ -131,17 +152,34 @@ class TorchDecoder:
     def busy(self) -> bool:
         return bool(self._waiting) or any(row is not None for row in self._rows)
 
-    def add(self, request: int, prompts: Seq[GeneratePrompt], options: SamplingOptions, priority: int) -> None:
-        groups: deque[_Group] = deque()
+    def tenants(self) -> Iterable[Tenant]:
+        running = {row.tenant.name: row.tenant for row in self._rows if row is not None}
+        return (running | {tenant.name: tenant for tenant in self._waiting.tenants()}).values()
+
+    def take_positions(self) -> dict[int, float]:
+        positions, self._positions = self._positions, {}
+        return positions
+
+    def close(self) -> None:
+        self._waiting.clear()
+
+    def add(
+        self,
+        request: int,
+        prompts: Seq[GeneratePrompt],
+        options: SamplingOptions,
+        priority: int,
+        tenant: Tenant = OPEN_TENANT,
+    ) -> None:
         for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids)):  # prompts of similar length share a prefill
             columns = len(prompt.ids) + prompt.max_tokens
             max_rows = max(1, min(self._limits.max_rows, self._limits.max_cache_tokens // columns))
             for first in range(0, options.n, max_rows):
-                groups.append(_Group(request, prompt, first, min(max_rows, options.n - first), options, priority))
-        self._waiting[request] = groups
+                group = _Group(request, tenant, prompt, first, min(max_rows, options.n - first), options)
+                self._waiting.put(tenant, group, group.cost, job=request, priority=priority)
 
     def cancel(self, request: int) -> None:
-        self._waiting.pop(request, None)
+        self._waiting.drop(request)
         for slot, row in enumerate(self._rows):
             if row is not None and row.request == request:
                 self._rows[slot] = None
@@ -177,42 +215,58 @@ class TorchDecoder:
         if not self._waiting:
             return []
         live = int(self._state["live"].sum())
-        chosen: list[_Group] = []
+        chosen: list[Waiting[_Group]] = []
         rows, widest, growth = live, 0, self._remaining()
         filled = self._filled - int(self._state["start"][self._state["live"]].min()) if live else 0
-        for group in self._in_order():
+        running = self._running()
+        most = self._limits.max_cache_tokens
+        for waiting, ahead in self._waiting.in_order(running):
+            group = waiting.item
             widest = max(widest, len(group.prompt.ids))
             growth = max(growth, group.prompt.max_tokens)
             rows += group.n
             if chosen or live:  # an empty batch takes the first group whatever its size
                 columns = max(filled, widest) + growth
-                if rows > self._limits.max_rows or rows * columns > self._limits.max_cache_tokens:
+                if rows > self._limits.max_rows or rows * columns > most:
                     break
                 if chosen and (len(chosen) + 1) * widest > self._limits.max_batch_tokens:
                     break
-            chosen.append(group)
+                if not self._share.may_lead(group.tenant, ahead, most):
+                    break
+            chosen.append(waiting)
         else:
-            return self._dequeue(chosen)
-        # More groups wait than fit. A prefill pauses every running row, so wait until a quarter of the rows are free.
-        return self._dequeue(chosen) if sum(group.n for group in chosen) >= max(1, live // 4) else []
+            return self._take(chosen)
+        # More groups wait than may start. A prefill pauses every running row, so wait until a quarter of the rows are
+        # free, unless the tenant that is next has no row yet.
+        enough = sum(waiting.item.n for waiting in chosen) >= max(1, live // 4)
+        return self._take(chosen) if chosen and (enough or chosen[0].tenant.name not in running) else []
 
-    def _in_order(self) -> Iterator[_Group]:
-        """Waiting groups, higher priorities first; requests of equal priority take turns."""
-        for priority in sorted({groups[0].priority for groups in self._waiting.values()}, reverse=True):
-            turns = deque(iter(groups) for groups in self._waiting.values() if groups[0].priority == priority)
-            while turns:
-                groups = turns.popleft()
-                if (group := next(groups, None)) is not None:
-                    yield group
-                    turns.append(groups)
+    def _running(self) -> dict[str, float]:
+        """The positions that each tenant's running rows may still take."""
+        running: Counter[str] = Counter()
+        remaining_R = (self._state["max_tokens"] - self._state["steps"]).tolist()
+        for row, remaining in zip(self._rows, remaining_R, strict=True):
+            if row is not None:
+                running[row.tenant.name] += remaining
+        return dict(running)
 
-    def _dequeue(self, chosen: list[_Group]) -> list[_Group]:
-        for group in chosen:
-            groups = self._waiting.pop(group.request)
-            groups.popleft()
-            if groups:
-                self._waiting[group.request] = groups  # behind the others: requests take turns
-        return chosen
+    def _take(self, chosen: list[Waiting[_Group]]) -> list[_Group]:
+        for waiting in chosen:
+            self._waiting.take(waiting)  # charged as it is computed
+        return [waiting.item for waiting in chosen]
+
+    def _charge(self, computed: Iterable[_Group | _Row], positions: int, cost: int) -> None:
+        """Divide what was computed evenly: the positions for the accounts, the cost for the shares of the device."""
+        counts: Counter[int] = Counter()
+        tenants: dict[int, Tenant] = {}
+        for each in computed:
+            counts[each.request] += 1
+            tenants[each.request] = each.tenant
+        total = counts.total()
+        self.computed_tokens += positions
+        for request, count in counts.items():
+            self._positions[request] = self._positions.get(request, 0.0) + positions * count / total
+            self._share.charge(tenants[request], cost * count / total)
 
     def _remaining(self) -> int:
         """The most columns that a running row may still need."""
@@ -223,7 +277,7 @@ class TorchDecoder:
         cache, hidden_PSH = self._prefill(groups)
         width = hidden_PSH.shape[1]
         new = [
-            _Row(group.request, group.prompt, group.first + index, group.options)
+            _Row(group.request, group.tenant, group.prompt, group.first + index, group.options)
             for group in groups
             for index in range(group.n)
         ]
@@ -256,7 +310,7 @@ class TorchDecoder:
             use_cache=True,
             **{self._cache_name: cache},
         ).last_hidden_state
-        self.computed_tokens += ids_PS.size
+        self._charge(groups, ids_PS.size, ids_PS.size)
         return cache, hidden_PSH
 
     def _make_room(self, fresh: Seq[Any], count: int, width: int, max_tokens: int) -> np.ndarray:
@@ -312,7 +366,8 @@ class TorchDecoder:
             **{self._cache_name: Cache(layers=list(self._layers))},
         ).last_hidden_state
         self._filled += 1
-        self.computed_tokens += len(self._rows)
+        live = [row for row in self._rows if row is not None]
+        self._charge(live, len(self._rows), max(len(self._rows), STEP_POSITIONS))
         self._sample(np.arange(len(self._rows)), hidden_R1H[:, 0])
 
     def _sample(self, slots_R: np.ndarray, hidden_RH: Tensor) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from vold_packing.packed import ATTENTION, packed_states
 from vold_packing.transformers import attention_for, undocumented
 from vold_service.errors import ServiceError
+from vold_service.fairness import FairShare
 
 from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
 from vold_teacher.backends.decoding import DecoderLimits, TorchDecoder
@@ -251,8 +252,8 @@ class TorchBackend:
         tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
         return torch.allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
-    def decoder(self) -> TorchDecoder:
-        return TorchDecoder(self.model, self.head, self.limits, rows=self.rows)
+    def decoder(self, share: FairShare | None = None) -> TorchDecoder:
+        return TorchDecoder(self.model, self.head, self.limits, rows=self.rows, share=share)
 
     def close(self) -> None:
         for name in ("model", "head"):

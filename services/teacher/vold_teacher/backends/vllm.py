@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from vold_proto.distribution import require_extra
 from vold_service.errors import ServiceError, internal, invalid, unavailable
+from vold_service.fairness import FairShare
 
 from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
 from vold_teacher.backends.folder import eos_ids
@@ -94,7 +95,6 @@ def engine_arguments(
         "gpu_memory_utilization": options.gpu_memory_utilization or (0.25 if device == "cpu" else 0.8),
         "max_num_batched_tokens": options.max_num_batched_tokens or batched_tokens(vocab_size, device),
         "enforce_eager": device == "cpu" if options.enforce_eager is None else options.enforce_eager,
-        "scheduling_policy": "priority",
         "skip_tokenizer_init": True,
         "trust_remote_code": False,
         "disable_log_stats": True,
@@ -159,8 +159,8 @@ class VllmBackend:
     def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
         return score_batch(self._thread, sequences, self._score, self._service_error)
 
-    def decoder(self) -> LoopDecoder:
-        return LoopDecoder(self._thread, self._complete, max_rows=self._options.max_rows)
+    def decoder(self, share: FairShare | None = None) -> LoopDecoder:
+        return LoopDecoder(self._thread, self._complete, max_rows=self._options.max_rows, share=share)
 
     def close(self) -> None:
         if self._llm is not None:
@@ -240,7 +240,7 @@ class VllmBackend:
         return output
 
     async def _complete(
-        self, prompt: GeneratePrompt, index: int, options: SamplingOptions, priority: int
+        self, prompt: GeneratePrompt, index: int, options: SamplingOptions
     ) -> AsyncIterator[GenerateChunk]:
         if options.temperature > MAX_TEMPERATURE:
             raise invalid(
@@ -263,8 +263,7 @@ class VllmBackend:
         )
         request = {"prompt_token_ids": prompt.ids.tolist()}
         try:
-            # In vLLM the lowest priority goes first.
-            async for output in self._llm.generate(request, parameters, self._request_id(), priority=-priority):
+            async for output in self._llm.generate(request, parameters, self._request_id()):
                 yield _chunk(output.outputs[0], prompt, index)
         except ServiceError:
             raise

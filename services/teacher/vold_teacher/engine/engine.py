@@ -1,4 +1,9 @@
-"""Runs one backend for many callers: scoring batches and generation slices take turns on its device."""
+"""Runs one backend for many callers: scoring batches and slices of generation share its device.
+
+Both are charged to their tenants in positions computed, in one account (vold_service.fairness). A device that takes one
+batch at a time is given to the tenant that is furthest behind; one tenant's scoring and generation take turns. An
+engine that batches for itself gets both at once, and at most as much as it runs at once.
+"""
 
 import asyncio
 import logging
@@ -10,12 +15,13 @@ from dataclasses import dataclass
 
 from vold_service.call import Call
 from vold_service.errors import ServiceError, internal, unavailable
+from vold_service.fairness import FairShare
 
 from vold_teacher.backends.base import Backend
 from vold_teacher.engine.cache import ScoreCache
 from vold_teacher.engine.generation import Generator
 from vold_teacher.engine.queue import ScoreQueue
-from vold_teacher.engine.scoring import STOPPING, Backlog, ScoredRequest, Scorer
+from vold_teacher.engine.scoring import STOPPING, Backlog, OnComputed, ScoredRequest, Scorer
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, Sequence
 
 log = logging.getLogger("vold.teacher.engine")
@@ -26,7 +32,7 @@ RESTART_SECONDS = 0.05
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
     """max_batch_tokens: of a scoring batch, padding included. max_queue_tokens: that may wait to be scored, and as many
-    to be generated.
+    to be generated; each tenant has its part of them.
     """
 
     max_batch_tokens: int
@@ -37,26 +43,38 @@ class Engine:
     """Owns a backend and its threads. After `start`, call `score` and `generate` from any task of one event loop."""
 
     def __init__(
-        self, backend: Backend, limits: EngineLimits, executor: ThreadPoolExecutor, cache: ScoreCache | None = None
+        self,
+        backend: Backend,
+        limits: EngineLimits,
+        executor: ThreadPoolExecutor,
+        cache: ScoreCache | None = None,
+        on_computed: OnComputed = lambda call, positions: None,
     ) -> None:
-        """executor: the single device thread, on which the backend was loaded. cache: None caches nothing."""
+        """executor: the single device thread, on which the backend was loaded. cache: None caches nothing.
+        on_computed: accounts for what is computed.
+        """
         self.backend = backend
         self._executor = executor
         info = backend.info
         # A backend that waits for another engine takes several batches at a time; each needs a thread to wait in.
-        self._scorers = executor if info.max_in_flight == 1 else ThreadPoolExecutor(info.max_in_flight, "score")
+        self._one_at_a_time = info.max_in_flight == 1
+        self._scorers = executor if self._one_at_a_time else ThreadPoolExecutor(info.max_in_flight, "score")
+        share = FairShare()
         self.queue = ScoreQueue(
             batch_tokens=limits.max_batch_tokens,
             max_tokens=limits.max_queue_tokens,
             layout=info.layout,
+            share=share,
         )
-        self._scorer = Scorer(backend, self.queue, self._scorers, cache)
-        self._generator = Generator(backend, limits.max_queue_tokens, executor)
+        self._has_work = asyncio.Event()
+        can_generate = self._has_work if self._one_at_a_time else asyncio.Event()
+        self._scorer = Scorer(backend, self.queue, self._scorers, cache, self._has_work, on_computed)
+        self._generator = Generator(backend, limits.max_queue_tokens, executor, share, can_generate, on_computed)
         self._request_ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        for loop in (self._scorer.run, self._generator.run):
+        for loop in (self._run_device,) if self._one_at_a_time else (self._scorer.run, self._generator.run):
             self._tasks.add(asyncio.create_task(self._run_forever(loop), name="engine"))
 
     async def stop(self) -> None:
@@ -109,6 +127,24 @@ class Engine:
 
     def backlog(self) -> Backlog:
         return self._scorer.backlog()
+
+    async def _run_device(self) -> None:
+        """Compute one batch or one slice at a time, for the tenant that is furthest behind."""
+        works: tuple[Scorer | Generator, ...] = (self._scorer, self._generator)
+        last = works[1]
+        while True:
+            claims = [
+                (claim, work is last, number)
+                for number, work in enumerate(works)
+                if (claim := work.claim()) is not None
+            ]
+            if not claims:
+                self.queue.share.idle()
+                self._has_work.clear()
+                await self._has_work.wait()
+                continue
+            last = works[min(claims)[-1]]
+            await last.advance()
 
     async def _run_forever(self, loop: Callable[[], Awaitable[None]]) -> None:
         """Restart `loop` after an error, which fails the pending requests and not the service."""

@@ -12,20 +12,24 @@ from dataclasses import dataclass, field, replace
 from vold_proto.v1 import status_pb2
 from vold_service.call import Call
 from vold_service.errors import ServiceError, deadline_exceeded, internal
+from vold_service.fairness import Claim, FairShare, QueueParts
 
 from vold_teacher import metrics
 from vold_teacher.backends.base import Backend, Decoder
 from vold_teacher.engine.queue import check_room
+from vold_teacher.engine.scoring import OnComputed
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions
 
 log = logging.getLogger("vold.teacher.engine")
 
 SLICE_SECONDS = 0.05
-"""How long decoding may hold the device while scoring waits; also the longest that a cancelled request decodes on."""
-
+"""How long decoding holds the device at a time; also the longest that a cancelled request decodes on."""
 
 MAX_UNREAD_BYTES = 64 << 20
 """Bytes of a request's chunks that wait for their reader."""
+
+MAX_ENDED = 1000
+"""Requests that ended and whose last work may still be accounted for."""
 
 CHUNK_BYTES = 500
 """Of a chunk besides its arrays."""
@@ -47,20 +51,35 @@ class _GenerateJob:
 
 
 class Generator:
-    """The Generate requests under way. `run` decodes for them until it is cancelled."""
+    """The Generate requests under way. `run` decodes for them until it is cancelled, or the owner of the device calls
+    `advance` for each slice.
+    """
 
-    def __init__(self, backend: Backend, max_tokens: int, executor: ThreadPoolExecutor) -> None:
-        """max_tokens: of all requests under way. executor: the single device thread."""
+    def __init__(
+        self,
+        backend: Backend,
+        max_tokens: int,
+        executor: ThreadPoolExecutor,
+        share: FairShare,
+        has_work: asyncio.Event,
+        on_computed: OnComputed,
+    ) -> None:
+        """max_tokens: of all requests under way, of which each tenant has its part. executor: the single device thread.
+        share: of the device. has_work: set when a request comes or goes.
+        """
         self.backend = backend
         self.jobs: dict[int, _GenerateJob] = {}
-        self._max_tokens = max_tokens
+        self._parts = QueueParts(max_tokens)
         self._executor = executor
-        self._decoder: Decoder = backend.decoder()
+        self._share = share
+        self._on_computed = on_computed
+        self._decoder: Decoder = backend.decoder(share)
+        self._calls: dict[int, Call] = {}  # also of requests that ended: work on them may end later
         self._to_add: list[tuple[int, Seq[GeneratePrompt], SamplingOptions, int]] = []
         self._to_cancel: list[int] = []
         self._to_end: list[tuple[int, int, int]] = []
         self._numbers = itertools.count()
-        self._has_work = asyncio.Event()
+        self._has_work = has_work
         self._tokens_per_second = 1000.0
 
     async def generate(
@@ -78,13 +97,14 @@ class Generator:
         """
         if call.expired:
             raise deadline_exceeded()
-        waiting = sum(job.tokens for job in self.jobs.values())
         tokens = sum(len(prompt.ids) + options.n for prompt in prompts)
-        check_room("prompts", tokens, waiting, self._max_tokens, self._tokens_per_second)
+        check_room("prompts", tokens, self._parts, call.tenant, self._tokens_per_second)
         job = _GenerateJob(next(self._numbers), call, tokens, len(prompts) * options.n)
         if not job.unfinished:
             return
         self.jobs[job.number] = job
+        self._calls[job.number] = call
+        self._parts.add(call.tenant, tokens)
         metrics.GENERATING.inc()
         sampled = 0
         self._to_add.append((job.number, prompts, options, priority))
@@ -111,6 +131,7 @@ class Generator:
         finally:
             metrics.count_generate_request(call.tenant.name, sampled)
             del self.jobs[job.number]
+            self._parts.add(call.tenant, -tokens)
             metrics.GENERATING.dec()
             if job.unfinished:
                 self._to_cancel.append(job.number)
@@ -122,11 +143,22 @@ class Generator:
 
     async def run(self) -> None:
         while True:
-            while not await self._generate_slice():
+            while self.claim() is None:
                 self._has_work.clear()
                 await self._has_work.wait()
+            await self.advance()
 
-    async def _generate_slice(self) -> bool:
+    def claim(self) -> Claim | None:
+        """The claim of the tenant that is furthest behind, of those with completions waiting or running; None if there
+        are none.
+        """
+        self._pass_changes()
+        if not self._decoder.busy:
+            return None
+        return min(self._share.claim(tenant) for tenant in self._decoder.tenants())
+
+    def _pass_changes(self) -> None:
+        """Tell the decoder, which decodes nothing now, which requests came and went."""
         for number in self._to_cancel:
             self._decoder.cancel(number)
         self._to_cancel.clear()
@@ -135,10 +167,14 @@ class Generator:
         self._to_end.clear()
         for number, prompts, options, priority in self._to_add:
             if number in self.jobs:
-                self._decoder.add(number, prompts, options, priority)
+                self._decoder.add(number, prompts, options, priority, self.jobs[number].call.tenant)
         self._to_add.clear()
-        if not self._decoder.busy:
-            return False
+        ended = [number for number in self._calls if number not in self.jobs]
+        for number in ended[:-MAX_ENDED]:
+            del self._calls[number]
+
+    async def advance(self) -> None:
+        """Decode for one slice."""
         before, began = self._decoder.computed_tokens, time.monotonic()
         try:
             chunks = await asyncio.get_running_loop().run_in_executor(
@@ -147,8 +183,11 @@ class Generator:
         except Exception as error:
             log.exception("generation failed")
             self.fail_all(internal(error))
-            self._decoder = self.backend.decoder()
-            return True
+            self._decoder.close()
+            self._decoder = self.backend.decoder(self._share)
+            return
+        finally:
+            self._account()
         computed = self._decoder.computed_tokens - before
         metrics.COMPUTED_TOKENS.labels("generate").inc(computed)
         speed = computed / max(time.monotonic() - began, 1e-6)
@@ -158,7 +197,12 @@ class Generator:
                 metrics.GENERATED_TOKENS.inc(len(chunk.ids))
             if running := self.jobs.get(number):
                 self._deliver(running, chunk)
-        return True
+
+    def _account(self) -> None:
+        """Account for what was computed, whether or not its caller still waits."""
+        for number, positions in self._decoder.take_positions().items():
+            if (call := self._calls.get(number)) is not None:
+                self._on_computed(call, positions)
 
     def _deliver(self, job: _GenerateJob, chunk: GenerateChunk | ServiceError) -> None:
         """Hand a chunk to the request's reader; a request whose chunks nobody reads ends."""

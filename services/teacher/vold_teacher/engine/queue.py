@@ -1,8 +1,7 @@
 """Pending sequences of all callers, and the choice of the next batch.
 
-Tenants: start-time fair queuing (Goyal, Vin and Cheng, 1996). A tenant is a flow; the cost of an entry is its tokens
-divided by the tenant's weight. An idle tenant starts again at the current virtual time: it saves up no claim and no
-debt.
+Tenants: the shares of the device (vold_service.fairness). An entry is charged for its tokens when its batch begins, and
+for the rest of what was computed for it when the batch is done.
 Requests of a tenant: higher priorities first. Requests of equal priority are flows of the same kind, so a small request
 does not wait for the whole of a large one.
 Padding: the window holds the next entries in that order, as many as fill a few batches. The first entry and the entries
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 
 from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError, invalid
+from vold_service.fairness import Claim, FairShare, QueueParts
 from vold_service.tenants import OPEN_TENANT, Tenant
 
 from vold_teacher.batch import BatchSize, Layout, group_by_prompt
@@ -48,7 +48,7 @@ class Job:
 class Entry:
     """Sequences of a job that are computed together, by index in the request: one, or several of one prompt.
 
-    shares_prompt: whether the prompt is computed once for all of them. start_tag: the virtual time of its tenant at
+    shares_prompt: whether the prompt is computed once for all of them. start_tag: the time of its tenant's clock at
     which it is due. passed: how often it was due and passed over.
     """
 
@@ -72,12 +72,9 @@ _HeapItem = tuple[int, float, int, Entry]
 
 @dataclass(slots=True, eq=False)
 class _Flow:
-    """One tenant's entries. start_tag: the virtual time of the queue at which the next token is due. virtual_time: the
-    clock by which the tenant's own requests are ordered.
-    """
+    """One tenant's entries. virtual_time: the clock by which the tenant's own requests are ordered."""
 
     tenant: Tenant
-    start_tag: float
     heap: list[_HeapItem] = field(default_factory=list)
     tokens: int = 0
     virtual_time: float = 0.0
@@ -87,15 +84,15 @@ class _Flow:
 class ScoreQueue:
     """Not thread-safe: it belongs to the event loop."""
 
-    def __init__(self, *, batch_tokens: int, max_tokens: int, layout: Layout) -> None:
-        """batch_tokens: the largest batch, padding included. max_tokens: the most that may wait; further requests are
-        refused. layout: how the backend runs a batch.
+    def __init__(self, *, batch_tokens: int, max_tokens: int, layout: Layout, share: FairShare | None = None) -> None:
+        """batch_tokens: the largest batch, padding included. max_tokens: the most that may wait, of which each tenant
+        has its part; further requests are refused. layout: how the backend runs a batch. share: of the device.
         """
+        self.share = share or FairShare()
         self._batch_tokens = batch_tokens
-        self._max_tokens = max_tokens
+        self._parts = QueueParts(max_tokens)
         self._layout = layout
         self._flows: dict[str, _Flow] = {}
-        self._virtual_time = 0.0
         self._count = 0
         self._tokens_by_job: dict[Job, int] = {}
         self.tokens = 0
@@ -111,12 +108,12 @@ class ScoreQueue:
             key=lambda item: item[0].longest_sequence,
         )
         sizes = [size.tokens(self._layout) for size, _ in groups]
-        check_room("completions", sum(sizes), self.tokens, self._max_tokens, tokens_per_second)
+        check_room("completions", sum(sizes), self._parts, job.tenant, tokens_per_second)
         flow = self._flows.get(job.tenant.name)
         if flow is None:
-            flow = self._flows[job.tenant.name] = _Flow(job.tenant, self._virtual_time)
+            flow = self._flows[job.tenant.name] = _Flow(job.tenant)
         if not flow.jobs:
-            flow.start_tag = max(flow.start_tag, self._virtual_time)
+            self.share.enter(job.tenant)
         flow.tenant = job.tenant  # its weight may have changed since
         start_tag = flow.virtual_time
         for (size, group), tokens in zip(groups, sizes, strict=True):
@@ -126,6 +123,7 @@ class ScoreQueue:
             start_tag += tokens
         flow.tokens += sum(sizes)
         flow.jobs += 1
+        self._parts.add(job.tenant, sum(sizes))
         self.tokens += sum(sizes)
         self._tokens_by_job[job] = sum(sizes)
 
@@ -166,13 +164,16 @@ class ScoreQueue:
         """Waiting tokens of each tenant."""
         return {name: flow.tokens for name, flow in self._flows.items()}
 
+    def claim(self) -> Claim | None:
+        """The claim of the tenant whose entry is next; None if nothing waits."""
+        return min((self.share.claim(flow.tenant) for flow in self._flows.values() if flow.jobs), default=None)
+
     def next_batch(self) -> list[Entry]:
         """Entries to compute together, at least one if any waits. Their padded size is within the budget, unless the
         first entry alone exceeds it.
         """
         window = self._window()
-        if not window:  # idle: no tenant has to wait, so no tenant owes anything
-            self._virtual_time = max((flow.start_tag for flow in self._flows.values()), default=0.0)
+        if not window:
             return []
         top: dict[str, int] = {}
         for entry in window:
@@ -189,8 +190,6 @@ class ScoreQueue:
             if entry not in taken:
                 entry.passed += entry.job.priority == top[entry.job.tenant.name]
                 heapq.heappush(self._flows[entry.job.tenant.name].heap, entry.heap_item)
-        # The virtual time is the start tag of the tenant that is furthest behind.
-        self._virtual_time = max(self._virtual_time, self._flows[window[0].job.tenant.name].start_tag)
         self._charge(batch)
         for entry in batch:
             self._dequeue(entry.job, entry.tokens)
@@ -221,10 +220,12 @@ class ScoreQueue:
         by_tenant: dict[str, list[Entry]] = {}
         for entry in batch:
             by_tenant.setdefault(entry.job.tenant.name, []).append(entry)
+        self.share.charge_all(
+            [(self._flows[name].tenant, sum(entry.tokens for entry in entries)) for name, entries in by_tenant.items()]
+        )
         for name, entries in by_tenant.items():
             flow = self._flows[name]
             tokens = sum(entry.tokens for entry in entries)
-            flow.start_tag += tokens / flow.tenant.weight
             # The tenant's clock also moves with the work done: the start tags of new requests soon pass those of an
             # old one, which would otherwise starve among endless arrivals.
             flow.virtual_time = max(flow.virtual_time + tokens / flow.jobs, min(entry.start_tag for entry in entries))
@@ -236,12 +237,14 @@ class ScoreQueue:
         flow = self._flows[job.tenant.name]
         self.tokens -= tokens
         flow.tokens -= tokens
+        self._parts.add(job.tenant, -tokens)
         self._tokens_by_job[job] -= tokens
         if not self._tokens_by_job[job]:
             del self._tokens_by_job[job]
             flow.jobs -= 1
             if not flow.jobs:
                 flow.heap.clear()
+                self.share.leave(flow.tenant)
 
     def _similar_lengths(self, first: Entry, due: list[Entry]) -> tuple[list[Entry], BatchSize]:
         """`first` and the due entries nearest to it in length, as many as a batch may hold."""
@@ -262,13 +265,13 @@ class ScoreQueue:
         """The next entries in order, enough for a few batches, and of each tenant at most its share of them."""
         window: list[Entry] = []
         tokens = 0
-        due = [(flow.start_tag, name) for name, flow in self._flows.items() if flow.heap]
+        due = [(*self.share.claim(flow.tenant), name) for name, flow in self._flows.items() if flow.heap]
         heapq.heapify(due)
         ahead = (1 if self._layout is Layout.PACKED else WINDOW_BATCHES) * self._batch_tokens
-        weights = sum(self._flows[name].tenant.weight for _, name in due)
+        weights = sum(self._flows[name].tenant.weight for *_, name in due)
         horizon = due[0][0] + ahead / weights if due else 0.0
         while due and tokens < ahead:
-            tag, name = heapq.heappop(due)
+            tag, charged, name = heapq.heappop(due)
             if tag > horizon and tokens >= self._batch_tokens:
                 break
             flow = self._flows[name]
@@ -279,7 +282,7 @@ class ScoreQueue:
             entry = heapq.heappop(flow.heap)[3]
             window.append(entry)
             tokens += entry.tokens
-            heapq.heappush(due, (tag + entry.tokens / flow.tenant.weight, name))
+            heapq.heappush(due, (tag + entry.tokens / flow.tenant.weight, charged, name))
         return window
 
     def _shares_prompts(self, size: BatchSize) -> bool:
@@ -300,15 +303,16 @@ def _length(entry: Entry) -> int:
     return entry.size.longest_sequence
 
 
-def check_room(field: str, tokens: int, waiting: int, limit: int, tokens_per_second: float) -> None:
-    """Raise ServiceError if `tokens` more exceed the queue's limit."""
-    if tokens > limit:
-        raise invalid(field, f"{field} come to {tokens} tokens, over the queue's {limit}: split the request")
-    if waiting + tokens > limit:
-        seconds = (waiting + tokens - limit) / max(tokens_per_second, 1.0)
+def check_room(field: str, tokens: int, parts: QueueParts, tenant: Tenant, tokens_per_second: float) -> None:
+    """Raise ServiceError if `tokens` more exceed the tenant's part of the queue. tokens_per_second: of the device."""
+    if tokens > parts.limit:
+        raise invalid(field, f"{field} come to {tokens} tokens, over the queue's {parts.limit:.0f}: split the request")
+    if (excess := parts.excess(tenant, tokens)) > 0:
+        seconds = excess / max(tokens_per_second * parts.share(tenant), 1.0)
         raise ServiceError(
             status_pb2.RESOURCE_EXHAUSTED,
-            f"the queue holds {waiting} tokens and {tokens} more would pass its limit of {limit}: come back later",
+            f"the queue holds {parts.held(tenant):.0f} tokens of the tenant {tenant.name!r}, and {tokens} more would "
+            f"pass its part of {parts.part(tenant):.0f}: come back later",
             field=field,
             retry_seconds=min(max(seconds, 0.1), 60.0),
         )

@@ -1,19 +1,23 @@
 """Scores sequences for many callers: their requests wait in one queue and are computed in batches.
 
 A score in the cache is not computed again. A sequence that is being scored for one request is not scored again for
-another: that request waits for the score.
+another of the same tenant, whose priority is no higher: that request waits for the score. Across tenants nothing is
+waited for: the request of a fast tenant would wait in the place of a slow one.
 """
 
 import asyncio
 import itertools
 import logging
 import time
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from vold_service import tracing
 from vold_service.call import Call
 from vold_service.errors import ServiceError, deadline_exceeded, internal, unavailable
+from vold_service.fairness import Claim
 
 from vold_teacher import metrics
 from vold_teacher.backends.base import Backend, ScoredBatch
@@ -27,21 +31,25 @@ STOPPING = "the server is shutting down"
 
 ScoreOrError = SequenceScore | ServiceError
 
+OnComputed = Callable[[Call, float], None]
+"""Called with positions that were run through the model for a call, whether or not its caller still waits."""
+
 
 @dataclass(slots=True, eq=False)
 class _ScoreJob(Job):
     """A Score request under way. keys: cache keys of its sequences, by index, without those that are not cached.
-    results: scores and errors so far. started: when its first batch began. computed_tokens: its share of its batches.
+    futures: of its scores, by key, for the requests that wait for them. results: scores and errors so far. started:
+    when its first batch began.
     """
 
     call: Call = field(default_factory=Call)
     keys: dict[int, bytes] = field(default_factory=dict)
+    futures: dict[bytes, "asyncio.Future[ScoreOrError]"] = field(default_factory=dict)
     results: dict[int, ScoreOrError] = field(default_factory=dict)
     expected: int = 0
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     started: float | None = None
     compute_seconds: float = 0.0
-    computed_tokens: float = 0.0
 
     def fail(self, error: Exception) -> None:
         if not self.done.done():
@@ -52,14 +60,13 @@ class _ScoreJob(Job):
 class ScoredRequest:
     """scores: by index of the sequence; an error for a sequence that failed by itself.
 
-    queue_seconds: until the first batch of the request began. compute_seconds: of its batches. computed_tokens: its
-    share of their tokens, padding included. cached: indices of the sequences that were not computed for this request.
+    queue_seconds: until the first batch of the request began. compute_seconds: of its batches. cached: indices of the
+    sequences that were not computed for this request.
     """
 
     scores: dict[int, ScoreOrError]
     queue_seconds: float
     compute_seconds: float
-    computed_tokens: float = 0.0
     cached: frozenset[int] = frozenset()
 
 
@@ -73,12 +80,22 @@ class Backlog:
 
 
 class Scorer:
-    """The queue, the cache and the batches under way. `run` computes batches until it is cancelled."""
+    """The queue, the cache and the batches under way. `run` computes batches until it is cancelled, or the owner of the
+    device calls `advance` for each.
+    """
 
     def __init__(
-        self, backend: Backend, queue: ScoreQueue, executor: ThreadPoolExecutor, cache: ScoreCache | None
+        self,
+        backend: Backend,
+        queue: ScoreQueue,
+        executor: ThreadPoolExecutor,
+        cache: ScoreCache | None,
+        has_work: asyncio.Event,
+        on_computed: OnComputed,
     ) -> None:
-        """executor: a thread for each batch that the backend takes at a time. cache: None caches nothing."""
+        """executor: a thread for each batch that the backend takes at a time. cache: None caches nothing. has_work: set
+        when a sequence is queued.
+        """
         self.backend = backend
         self.queue = queue
         self.cache = cache
@@ -87,8 +104,10 @@ class Scorer:
         info = backend.info
         self._model_key = f"{info.weights_fingerprint} {info.dtype} {info.backend}".encode()
         self._slots = asyncio.Semaphore(info.max_in_flight)
-        self._in_flight: dict[bytes, asyncio.Future[ScoreOrError]] = {}
-        self._has_work = asyncio.Event()
+        # By tenant and key: a tenant neither waits for another's work nor learns of it.
+        self._in_flight: dict[tuple[str, bytes], tuple[int, asyncio.Future[ScoreOrError]]] = {}
+        self._has_work = has_work
+        self._on_computed = on_computed
         self._tasks: set[asyncio.Task[None]] = set()
         self._tokens_per_second = 1000.0
 
@@ -97,7 +116,7 @@ class Scorer:
         if call.expired:
             raise deadline_exceeded()
         keys = {index: score_key(sequence, self._model_key) for index, sequence in sequences.items()}
-        arrived, started, compute_seconds, computed_tokens = time.monotonic(), None, 0.0, 0.0
+        arrived, started, compute_seconds = time.monotonic(), None, 0.0
         self.active_requests += 1
         try:
             async with asyncio.timeout(call.remaining()):
@@ -106,7 +125,9 @@ class Scorer:
                 # Another pass computes the sequences whose other request was cancelled or failed.
                 while missing := {index: sequences[index] for index in sequences if index not in results}:
                     futures = {
-                        index: self._in_flight[key] for index in missing if (key := keys[index]) in self._in_flight
+                        index: future
+                        for index in missing
+                        if (future := self._future(call, keys[index], priority)) is not None
                     }
                     own = _without_duplicates({index: keys[index] for index in missing if index not in futures})
                     if own:
@@ -114,7 +135,6 @@ class Scorer:
                         results |= job.results
                         started = started or job.started
                         compute_seconds += job.compute_seconds
-                        computed_tokens += job.computed_tokens
                     else:
                         await asyncio.wait(futures.values())
                     known = {key: results[index] for index, key in own.items() if key is not None}
@@ -134,7 +154,13 @@ class Scorer:
         finally:
             self.active_requests -= 1
         queue_seconds = (started or time.monotonic()) - arrived
-        return ScoredRequest(results, queue_seconds, compute_seconds, computed_tokens, frozenset(cached))
+        return ScoredRequest(results, queue_seconds, compute_seconds, frozenset(cached))
+
+    def _future(self, call: Call, key: bytes | None, priority: int) -> "asyncio.Future[ScoreOrError] | None":
+        """A score that another request of the tenant computes already, with at least this priority."""
+        if key is None or (under_way := self._in_flight.get((call.tenant.name, key))) is None:
+            return None
+        return under_way[1] if under_way[0] >= priority else None
 
     def backlog(self) -> Backlog:
         return Backlog(self.queue.tokens, len(self.queue), self.queue.oldest_seconds())
@@ -151,6 +177,15 @@ class Scorer:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
+    def claim(self) -> Claim | None:
+        """The claim of the tenant that is next on the device; None if nothing waits."""
+        return self.queue.claim()
+
+    async def advance(self) -> None:
+        """Compute one batch."""
+        if batch := self.queue.next_batch():
+            await self._score_and_deliver(batch)
+
     async def run(self) -> None:
         """Keep as many batches under way as the backend takes."""
         while True:
@@ -164,7 +199,11 @@ class Scorer:
                 raise
             task = asyncio.create_task(self._score_and_deliver(batch))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._on_end)
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._slots.release()
 
     async def _cached_scores(
         self, sequences: dict[int, Sequence], keys: dict[int, bytes | None]
@@ -198,15 +237,18 @@ class Scorer:
         job = _ScoreJob(call.tenant, priority, call=call, expected=len(sequences))
         job.keys = {index: key for index, key in keys.items() if key is not None}
         self.queue.put(job, sequences, tokens_per_second=self._tokens_per_second)
-        futures = {key: asyncio.get_running_loop().create_future() for key in job.keys.values()}
-        self._in_flight |= futures
+        tenant, loop = call.tenant.name, asyncio.get_running_loop()
+        job.futures = {key: loop.create_future() for key in job.keys.values()}
+        self._in_flight |= {(tenant, key): (priority, future) for key, future in job.futures.items()}
         self._has_work.set()
         try:
             await job.done
         finally:
             self.queue.cancel(job)
-            for key, future in futures.items():
-                del self._in_flight[key]
+            for key, future in job.futures.items():
+                _, current = self._in_flight.get((tenant, key), (0, None))
+                if current is future:  # a request of a higher priority may compute it too
+                    del self._in_flight[tenant, key]
                 future.cancel()  # no effect on a finished future; requests that wait for the others compute them
         return job
 
@@ -222,8 +264,6 @@ class Scorer:
                 entry.job.fail(unavailable(STOPPING) if stopped else internal(error))
             if stopped:
                 raise
-        finally:
-            self._slots.release()
 
     async def _score_batch(self, batch: list[Entry]) -> None:
         now = time.monotonic()
@@ -233,6 +273,7 @@ class Scorer:
             assert isinstance(job, _ScoreJob)
             if job.call.expired:
                 job.fail(deadline_exceeded())
+                self.queue.share.charge(job.tenant, -entry.tokens)
             else:
                 job.started = job.started or now
                 live.append((job, entry))
@@ -266,10 +307,15 @@ class Scorer:
         """Split a batch's scores and cost among its jobs."""
         tokens = sum(entry.tokens for _, entry in live)
         outcomes = iter(scored.scores)
-        for job in {job for job, _ in live}:
-            job.compute_seconds += seconds
+        job_tokens: Counter[_ScoreJob] = Counter()
         for job, entry in live:
-            job.computed_tokens += scored.computed_tokens * entry.tokens / tokens
+            job_tokens[job] += entry.tokens
+        computed = scored.computed_tokens / tokens
+        self.queue.share.charge_all([(job.tenant, (computed - 1) * own) for job, own in job_tokens.items()])
+        for job, own_tokens in job_tokens.items():
+            job.compute_seconds += seconds
+            self._on_computed(job.call, computed * own_tokens)
+        for job, entry in live:
             own = itertools.islice(outcomes, len(entry.sequences))
             self._deliver(job, dict(zip(entry.sequences, own, strict=True)))
 
@@ -286,7 +332,8 @@ class Scorer:
                     outcome = scored.scores[0]
                     seconds = time.monotonic() - began
                     metrics.count_batch(scored, len(sequence.completion), seconds)
-                    job.computed_tokens += scored.computed_tokens
+                    self.queue.share.charge(job.tenant, scored.computed_tokens)
+                    self._on_computed(job.call, scored.computed_tokens)
                     job.compute_seconds += seconds
                 except ServiceError as error:
                     outcome = error
@@ -303,9 +350,10 @@ class Scorer:
             key = job.keys.get(index)
             if key is None:
                 continue
-            future = self._in_flight.get(key)
-            if future is not None and not future.done():
-                future.set_result(outcome)
+            _, current = self._in_flight.get((job.tenant.name, key), (0, None))
+            for future in (job.futures.get(key), current):
+                if future is not None and not future.done():
+                    future.set_result(outcome)
             if self.cache is not None and isinstance(outcome, SequenceScore):
                 new_scores[key] = outcome
                 self.cache.put(key, outcome)

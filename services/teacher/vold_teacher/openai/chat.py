@@ -138,7 +138,7 @@ class ChatReply:
             choices,
             scores,
             size=tokens * (2 + (self.top_k or 0)) * ID_BYTES,
-            tenant=self.call.tenant.name,
+            tenant=self.call.tenant,
         )
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:

@@ -125,7 +125,7 @@ class CompletionsReply:
             scores,
             prompt_scores,
             size=self._reply_ids(choices) * ID_BYTES,
-            tenant=self.call.tenant.name,
+            tenant=self.call.tenant,
         )
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:

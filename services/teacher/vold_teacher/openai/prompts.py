@@ -34,18 +34,19 @@ async def read_prompts(
     """
     check_count("prompt", len(items), model.limits)
     max_sequence = model.limits.max_sequence
-    tokens = 0
+    tokens = text_tokens = 0
     for index, item in enumerate(items):
         if isinstance(item, str):
             model.texts.check([item], f"prompt[{index}]", max_sequence)
-            tokens += min(estimated_tokens([item]), max_sequence)
+            text_tokens += min(estimated_tokens([item]), max_sequence)
         else:
             check_room(len(item) // 4, f"prompt[{index}]", model, room)
             tokens += len(item) // 4
     if call.place is not None:  # before any text is tokenized: a tenant without tokens left costs nothing
-        call.place.prepay(tokens + len(items) * completion)
+        call.place.prepay(text_tokens + tokens + len(items) * completion)
+        call.place.spend(text_tokens)
     texts = [item for item in items if isinstance(item, str)]
-    encoded = iter(await model.texts.encode(texts, special=special, tenant=call.tenant.name))
+    encoded = iter(await model.texts.encode(texts, special=special, tenant=call.tenant))
     prompts, turn = [], Turn()
     for index, item in enumerate(items):
         field = f"prompt[{index}]"
@@ -84,8 +85,10 @@ async def read_messages(
     texts = [message.content for message in wire]
     model.texts.check(texts, "messages", model.limits.max_sequence)
     if call.place is not None:
-        call.place.prepay(min(estimated_tokens(texts), model.limits.max_sequence) + completion)
-    prompt = Prompt(await model.texts.render(wire, "messages", tenant=call.tenant.name, variables=variables))
+        tokens = min(estimated_tokens(texts), model.limits.max_sequence)
+        call.place.prepay(tokens + completion)
+        call.place.spend(tokens)
+    prompt = Prompt(await model.texts.render(wire, "messages", tenant=call.tenant, variables=variables))
     check_length(prompt.ids, "messages", model, 1)
     return prompt
 

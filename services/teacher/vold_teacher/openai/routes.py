@@ -91,7 +91,7 @@ def add_openai_routes(app: FastAPI, teacher: Teacher) -> None:
     async def text_of(request: Request) -> Response:
         """The text of token ids, as in vLLM."""
         call = admit_call(request, teacher.quotas)
-        return _json(await detokenize(teacher, await _read(request, call, teacher, DetokenizeRequest)))
+        return _json(await detokenize(teacher, await _read(request, call, teacher, DetokenizeRequest), call))
 
     @router.get("/tokenizer_info")
     async def info(model: str = "") -> Response:
@@ -112,7 +112,7 @@ async def _read(request: Request, call: Call, teacher: Teacher, kind: type[R]) -
     body = await read_json(request, call)
     if len(body) <= INLINE_JSON_BYTES:
         return parse_request(kind, body)
-    return await teacher.processes.run(parse_request, kind, body, tenant=call.tenant.name)
+    return await teacher.processes.run(parse_request, kind, body, tenant=call.tenant)
 
 
 async def _respond(request: Request, name: str, body: SamplingRequest, reply: Awaitable[_Reply]) -> Response:

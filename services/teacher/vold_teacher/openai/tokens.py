@@ -10,6 +10,7 @@ from vold_service.errors import invalid
 from vold_teacher.openai.prompts import check_room, read_messages
 from vold_teacher.openai.schemas import DetokenizeRequest, TokenizeRequest
 from vold_teacher.service import Teacher
+from vold_teacher.texts import estimated_tokens
 from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import Ids
 from vold_teacher.validation import read_token_ids
@@ -28,14 +29,15 @@ async def tokenize(teacher: Teacher, request: TokenizeRequest, call: Call) -> by
     else:
         text = request.prompt or ""
         model.texts.check([text], "prompt", model.limits.max_sequence)
-        (ids,) = await model.texts.encode([text], special=request.add_special_tokens, tenant=call.tenant.name)
+        _spend(call, estimated_tokens([text]))
+        (ids,) = await model.texts.encode([text], special=request.add_special_tokens, tenant=call.tenant)
     return await model.texts.run(
         _write_tokens,
         ids,
         model.limits.max_sequence,
         request.return_token_strs,
         size=len(ids) * TOKEN_BYTES,
-        tenant=call.tenant.name,
+        tenant=call.tenant,
     )
 
 
@@ -49,15 +51,23 @@ def _write_tokens(tokenizer: Tokenizer, ids: Ids, max_sequence: int, with_texts:
     return json.dumps(body, ensure_ascii=False).encode()
 
 
-async def detokenize(teacher: Teacher, request: DetokenizeRequest) -> dict[str, Any]:
+async def detokenize(teacher: Teacher, request: DetokenizeRequest, call: Call) -> dict[str, Any]:
     model = teacher.model(request.model)
     check_room(len(request.tokens), "tokens", model, 0)
+    _spend(call, len(request.tokens))
     try:
         packed = pack_ids(request.tokens)
     except ValueError as error:
         raise invalid("tokens", f"tokens: {error}") from error
     ids = read_token_ids(packed, "tokens", model.limits)
     return {"prompt": model.tokenizer.decode(ids, special=True)}
+
+
+def _spend(call: Call, tokens: int) -> None:
+    """Take a text's tokens from the quota of the call's tenant. Raises RESOURCE_EXHAUSTED if it has too few."""
+    if call.place is not None:
+        call.place.prepay(tokens)
+        call.place.spend(tokens)
 
 
 def tokenizer_info(teacher: Teacher, name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from vold_proto.v1 import status_pb2, verifier_pb2
 from vold_service.errors import ServiceError
+from vold_service.tenants import Tenant
 
 from vold_verifier import registry
 from vold_verifier.engine.composite import OnVerified, PartCollector, part_items
@@ -82,10 +83,10 @@ class Dispatcher:
         sandboxed = self.sandbox.options.workers if self._sandbox_start is not None else 0
         return self.main.options.workers + sandboxed
 
-    async def wait_for_room(self) -> None:
-        """Wait until no pool's queue is full."""
-        await self.main.has_room.wait()
-        await self.sandbox.has_room.wait()
+    async def wait_for_room(self, tenant: Tenant) -> None:
+        """Wait until the tenant's part of each pool's queue has room."""
+        await self.main.wait_for_room(tenant)
+        await self.sandbox.wait_for_room(tenant)
 
     async def start(self) -> None:
         """Start the main pool, and the sandbox if a sandboxed verifier was enabled by name.
@@ -134,8 +135,8 @@ class Dispatcher:
                 f"the available layers: {', '.join(layers) or 'none'}. Install libseccomp2, or leave out --enable code"
             )
 
-    def open_submission(self, on_result: OnResult) -> "Submission":
-        return Submission(self, on_result)
+    def open_submission(self, on_result: OnResult, tenant: Tenant) -> "Submission":
+        return Submission(self, on_result, tenant)
 
 
 class Submission:
@@ -144,8 +145,9 @@ class Submission:
     `on_result(key, result)` is called on the event loop, in no particular order of keys, never from within `add`.
     """
 
-    def __init__(self, dispatcher: Dispatcher, on_result: OnResult) -> None:
+    def __init__(self, dispatcher: Dispatcher, on_result: OnResult, tenant: Tenant) -> None:
         self.dispatcher = dispatcher
+        self.tenant = tenant
         self.on_result = on_result
         self._queues: dict[str, RequestQueue] = {}
         self._callbacks: dict[int, OnVerified] = {}
@@ -163,9 +165,9 @@ class Submission:
             else:
                 needed[verifier.pool] += 1
         if needed["main"]:
-            self.dispatcher.main.check_capacity(needed["main"])
+            self.dispatcher.main.check_capacity(needed["main"], self.tenant)
         if needed["sandbox"]:
-            self.dispatcher.sandbox.check_capacity(needed["sandbox"])
+            self.dispatcher.sandbox.check_capacity(needed["sandbox"], self.tenant)
 
     def add(self, key: int, item: verifier_pb2.VerifyItem, verifier: Verifier[Any]) -> None:
         """Queue a valid item. Call `dispatch` after a round of `add`."""
@@ -206,7 +208,7 @@ class Submission:
     def _queue(self, pool_name: str) -> RequestQueue:
         if pool_name not in self._queues:
             pool = self.dispatcher.sandbox if pool_name == "sandbox" else self.dispatcher.main
-            self._queues[pool_name] = pool.open_queue(self._on_worker_result)
+            self._queues[pool_name] = pool.open_queue(self._on_worker_result, self.tenant)
         return self._queues[pool_name]
 
     def _on_worker_result(self, number: int, result: verifier_pb2.VerifyResult) -> None:

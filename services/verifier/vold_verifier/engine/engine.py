@@ -236,7 +236,7 @@ class Engine:
 
         if call.expired:
             raise deadline_exceeded()
-        submission = self.dispatcher.open_submission(on_result)
+        submission = self.dispatcher.open_submission(on_result, call.tenant)
         try:
             submission.check_capacity((items[index], verifier) for index, verifier in pending)
             turn = Turn()
@@ -273,14 +273,14 @@ class Engine:
             self.cache.put(verifier, item_key(item), result)
             results.put_nowait(self._complete(item, result, ""))
 
-        submission = self.dispatcher.open_submission(on_result)
+        submission = self.dispatcher.open_submission(on_result, call.tenant)
 
         async def read_items() -> int:
             """Return the number of items."""
             count = 0
             async for item in items:
                 await window.acquire()
-                await self.dispatcher.wait_for_room()
+                await self.dispatcher.wait_for_room(call.tenant)
                 try:
                     check_name("id", item.id)
                     verifier = self._validate(item, "")

@@ -1,9 +1,13 @@
 """A pool of warm worker processes, each on a pipe of its own, and the queues of items before them.
 
-Each request has a queue; the queues are served round-robin, so that a large batch does not starve a small one. A
-worker has a few items in flight and answers them in order, so the first item without a result is the one that the
-worker is verifying. When the worker dies or is killed, that item alone is at fault, and the items behind it go back to
-the heads of their queues.
+The tenants share the workers by weight, in seconds of a worker or, if its processes used more, of CPU time
+(vold_service.fairness). An item is charged what its tenant's items took last when it is sent, and the difference when
+its result is there. The requests of a tenant take turns, so that a large batch does not starve a small one.
+
+A worker has a few items in flight, of a fraction of a second by that estimate, and answers them in order, so the first
+item without a result is the one that the worker is verifying. If an item took long all the same, and another tenant is
+next, the worker ends and the items behind it wait again: nobody waits for a batch that was thought to be quick. When
+the worker dies or is killed, that item alone is at fault, and the items behind it go back to the heads of their queues.
 
 An item whose worker crashed is tried once more in a new worker. An item that runs past the wall-clock limit is not: its
 worker is killed, and the item gets DEADLINE_EXCEEDED.
@@ -13,31 +17,41 @@ own. Items wait for the first one that follows; once a start has failed, they ge
 """
 
 import asyncio
-import contextlib
 import logging
+import math
 import os
 import signal
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from vold_proto.v1 import status_pb2, verifier_pb2
 from vold_service.errors import ServiceError
+from vold_service.fairness import FairQueue, QueueParts, Waiting
+from vold_service.tenants import OPEN_TENANT, Tenant
 
 from vold_verifier import metrics
 from vold_verifier.engine.forkclient import START_SECONDS, ForkServerClient
-from vold_verifier.engine.worker import EXIT_OUT_OF_MEMORY, EXIT_TRIPWIRE, HEADER, error_result
+from vold_verifier.engine.worker import EXIT_OUT_OF_MEMORY, EXIT_TRIPWIRE, HEADER, RESULT_HEADER, error_result
 
 MAX_IN_FLIGHT_COST = 32
 """Most cost in flight in a worker, in units of Verifier.cost; one item is always allowed."""
+MAX_IN_FLIGHT_SECONDS = 0.1
+"""Most seconds in flight in a worker, by estimate; one item is always allowed."""
+FIRST_GUESS_SECONDS = 0.001
+"""What a unit of cost takes until a tenant's first result."""
+FORGETTING = 0.5
+"""A tenant's estimate falls at most to this fraction of itself with each item, and rises at once."""
 MAX_RESULT_BYTES = 1 << 20
 MAX_ATTEMPTS = 2
 RESPAWN_DELAY_SECONDS = 0.5
 MAX_RESTART_DELAY_SECONDS = 10.0
+BETWEEN_ITEMS = ("cpu_limit", "recycled", "reclaimed", "forkserver", "tripwire")
+"""Reasons why a worker ends for which no item in flight is at fault."""
 NO_WORKERS = "no worker can verify the item: the workers' processes do not start, and the server's log says why"
 
 OnResult = Callable[[int, verifier_pb2.VerifyResult], None]
@@ -48,7 +62,8 @@ log = logging.getLogger("vold.verifier.pool")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolOptions:
     """cpu_seconds: soft limit for one item. wall_seconds: hard limit for one item. memory_bytes: address space of one
-    worker. recycle_after: items after which a worker is replaced. max_queued: items in all queues. enable: verifiers
+    worker. recycle_after: items after which a worker is replaced. max_queued: items in all queues, of which each
+    tenant has its part. enable: verifiers
     that are off by default. sandbox: the workers are confined, and serve the verifiers of pool "sandbox" only.
     stall_seconds: time for the fork server to start or to end a worker; then it is replaced."""
 
@@ -70,6 +85,8 @@ class _QueuedItem:
     key: int
     payload: bytes
     cost: int
+    waiting: Waiting["_QueuedItem"] | None = None  # its place among the waiting items, also after it was sent
+    charged: float = 0.0
     attempts: int = 0
 
 
@@ -78,8 +95,8 @@ class RequestQueue:
     """The items of one request or stream. `on_result(key, result)` runs on the event loop, in any order of keys."""
 
     pool: "Pool"
+    tenant: Tenant
     on_result: OnResult
-    waiting: deque[_QueuedItem] = field(default_factory=deque)
     closed: bool = False
 
     def put(self, key: int, payload: bytes, cost: int) -> None:
@@ -102,6 +119,8 @@ class _Worker(asyncio.Protocol):
         self.transport: asyncio.WriteTransport | None = None
         self.in_flight: deque[_QueuedItem] = deque()
         self.cost = 0
+        self.seconds = 0.0  # of the items in flight, by estimate
+        self.overdue = False  # whether an item took so long that those behind it may not have been sent
         self.answered = 0
         self.item_started = 0.0
         self.buffer = bytearray()
@@ -131,22 +150,29 @@ class _Worker(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.buffer += data
         at, end = 0, len(self.buffer)
-        while end - at >= HEADER.size:
-            (size,) = HEADER.unpack_from(self.buffer, at)
+        while end - at >= RESULT_HEADER.size:
+            cpu_seconds, size = RESULT_HEADER.unpack_from(self.buffer, at)
             if size > MAX_RESULT_BYTES:
                 self.pool.kill(self, "garbage")
                 return
-            if end - at - HEADER.size < size:
+            at += RESULT_HEADER.size
+            if end - at < size:
+                at -= RESULT_HEADER.size
                 break
-            frame = bytes(self.buffer[at + HEADER.size : at + HEADER.size + size])
-            at += HEADER.size + size
-            if not self._accept_result(frame):
+            frame = bytes(self.buffer[at : at + size])
+            at += size
+            if not self._accept_result(frame, cpu_seconds):
                 self.pool.kill(self, "garbage")
                 return
         del self.buffer[:at]
+        if self.overdue:
+            self.overdue = False
+            self.pool.reclaim(self)
         self.pool.dispatch_to(self)
+        if not self.in_flight:
+            self.pool.rest()
 
-    def _accept_result(self, frame: bytes) -> bool:
+    def _accept_result(self, frame: bytes, cpu_seconds: float) -> bool:
         """Return False if `frame` is not the result of an item in flight."""
         if not self.in_flight or self.stop_reason == "garbage":
             return False
@@ -156,6 +182,10 @@ class _Worker(asyncio.Protocol):
             return False
         item = self.in_flight.popleft()
         self.cost -= item.cost
+        self.seconds -= item.charged
+        seconds = max(result.seconds, cpu_seconds)
+        self.overdue |= seconds * len(self.in_flight) > MAX_IN_FLIGHT_SECONDS
+        self.pool.settle_charge(item, seconds)
         self.answered += 1
         self.item_started = time.monotonic()
         if result.error.code == status_pb2.DEADLINE_EXCEEDED:
@@ -172,11 +202,11 @@ class Pool:
         self.options = options
         self.available = False  # whether the fork server is up and has started every worker
         self._on_change = on_change
-        self.queued = 0
-        self.has_room = asyncio.Event()
-        self.has_room.set()
         self._workers: dict[int, _Worker] = {}
-        self._round_robin: deque[RequestQueue] = deque()
+        self._waiting: FairQueue[_QueuedItem] = FairQueue()
+        self._parts = QueueParts(options.max_queued)
+        self._room_waiters: set[asyncio.Future[None]] = set()
+        self._seconds: dict[str, float] = {}  # of a unit of cost, by tenant: see FORGETTING
         self._retries: deque[_QueuedItem] = deque()
         self._last_number = 0
         self._fork_server: ForkServerClient | None = None
@@ -196,44 +226,57 @@ class Pool:
 
     # -- the caller's side
 
-    def open_queue(self, on_result: OnResult) -> RequestQueue:
-        return RequestQueue(self, on_result)
+    @property
+    def queued(self) -> int:
+        """Items that wait for a worker."""
+        return len(self._waiting)
 
-    def check_capacity(self, items: int) -> None:
-        """Raises RESOURCE_EXHAUSTED, with the delay before a retry, if `items` more items do not fit."""
-        if self.queued and self.queued + items > self.options.max_queued:
-            seconds = min(30.0, max(0.1, self.queued / max(self._rate, 1.0)))
+    def open_queue(self, on_result: OnResult, tenant: Tenant = OPEN_TENANT) -> RequestQueue:
+        return RequestQueue(self, tenant, on_result)
+
+    def check_capacity(self, items: int, tenant: Tenant = OPEN_TENANT) -> None:
+        """Raises RESOURCE_EXHAUSTED, with the delay before a retry, if `items` more items do not fit in the tenant's
+        part of the queue.
+        """
+        if self._parts.excess(tenant, items) > 0:
+            waiting = self._parts.held(tenant)
+            seconds = min(30.0, max(0.1, waiting / max(self._rate * self._parts.share(tenant), 1.0)))
             raise ServiceError(
                 status_pb2.RESOURCE_EXHAUSTED,
-                f"{self.queued} items wait already and {items} more pass the limit of {self.options.max_queued}: "
-                f"retry in {seconds:.1f} s or send fewer",
+                f"{waiting:.0f} items of the tenant {tenant.name!r} wait already and {items} more pass its part of "
+                f"{self._parts.part(tenant):.0f}: retry in {seconds:.1f} s or send fewer",
                 field="items",
                 retry_seconds=seconds,
             )
 
+    def has_room(self, tenant: Tenant) -> bool:
+        return self._parts.excess(tenant, 1) <= 0
+
+    async def wait_for_room(self, tenant: Tenant) -> None:
+        """Wait until the tenant's part of the queue has room for an item."""
+        while not self.has_room(tenant):
+            waiter = asyncio.get_running_loop().create_future()
+            self._room_waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._room_waiters.discard(waiter)
+
     def enqueue(self, item: _QueuedItem) -> None:
-        if not item.queue.waiting:
-            self._round_robin.append(item.queue)
-        item.queue.waiting.append(item)
-        self._change_queued(1)
+        self._waiting.put(item.queue.tenant, item, 0.0, job=item.queue)  # its cost is estimated when it is sent
+        self._change_queued(item.queue.tenant, 1)
 
     def drop(self, queue: RequestQueue) -> None:
-        self._change_queued(-len(queue.waiting))
-        queue.waiting.clear()
-        with contextlib.suppress(ValueError):
-            self._round_robin.remove(queue)
+        if dropped := self._waiting.drop(queue):
+            self._change_queued(queue.tenant, -dropped)
 
     def fail_queued(self, message: str) -> None:
         """Answer every queued item with UNAVAILABLE: no worker will start."""
         while self._retries:
             self.finish(self._retries.popleft(), error_result(status_pb2.UNAVAILABLE, message))
-        while self._round_robin:
-            queue = self._round_robin.popleft()
-            items = list(queue.waiting)
-            queue.waiting.clear()
-            self._change_queued(-len(items))
-            for item in items:
-                self.finish(item, error_result(status_pb2.UNAVAILABLE, message))
+        while (waiting := self._waiting.first()) is not None:
+            self._take(waiting, 0.0)
+            self.finish(waiting.item, error_result(status_pb2.UNAVAILABLE, message))
 
     def dispatch(self) -> None:
         """Send queued items to workers that have room. Call it after a round of `RequestQueue.put`."""
@@ -267,24 +310,64 @@ class Pool:
                 worker.item_started = time.monotonic()
             worker.in_flight.append(item)
             worker.cost += item.cost
+            worker.seconds += item.charged
             frames += (HEADER.pack(len(item.payload)), item.payload)
         if frames:
             worker.transport.write(b"".join(frames))
 
     def _next_item(self, worker: _Worker, max_cost: int) -> _QueuedItem | None:
         if self._retries and not worker.in_flight and not worker.answered:
-            return self._retries.popleft()
-        if not self._round_robin:
+            item = self._retries.popleft()
+            item.charged = self._estimate(item)
+            self._waiting.share.charge(item.queue.tenant, item.charged)
+            return item
+        waiting = self._waiting.first()
+        if waiting is None:
             return None
-        queue = self._round_robin[0]
-        if worker.in_flight and worker.cost + queue.waiting[0].cost > max_cost:
+        item, seconds = waiting.item, self._estimate(waiting.item)
+        if worker.in_flight and (
+            worker.cost + item.cost > max_cost or worker.seconds + seconds > MAX_IN_FLIGHT_SECONDS
+        ):
             return None
-        item = queue.waiting.popleft()
-        self._round_robin.rotate(-1)
-        if not queue.waiting:
-            self._round_robin.remove(queue)
-        self._change_queued(-1)
+        self._take(waiting, seconds)
         return item
+
+    def _take(self, waiting: Waiting[_QueuedItem], seconds: float) -> None:
+        item = waiting.item
+        item.waiting, item.charged = waiting, seconds
+        self._waiting.take(waiting, seconds)
+        self._change_queued(waiting.tenant, -1)
+
+    def _estimate(self, item: _QueuedItem) -> float:
+        return item.cost * self._seconds.get(item.queue.tenant.name, FIRST_GUESS_SECONDS)
+
+    def settle_charge(self, item: _QueuedItem, seconds: float) -> None:
+        """Charge what an item took, beyond what it was charged when it was sent."""
+        seconds = max(seconds, 0.0) if math.isfinite(seconds) else 0.0
+        tenant = item.queue.tenant
+        self._waiting.share.charge(tenant, seconds - item.charged)
+        item.charged = 0.0
+        before = self._seconds.get(tenant.name, FIRST_GUESS_SECONDS)
+        self._seconds[tenant.name] = max(seconds / max(item.cost, 1), FORGETTING * before)
+
+    def rest(self) -> None:
+        """If there is nothing to do, no tenant owes anything."""
+        if not self._waiting and not any(worker.in_flight for worker in self._workers.values()):
+            self._waiting.share.idle()
+
+    def reclaim(self, worker: _Worker) -> None:
+        """End a worker whose items take longer than they were thought to, if another tenant is next: its items wait
+        again.
+        """
+        if not worker.in_flight or worker.stop_reason:
+            return
+        waiting = self._waiting.first()
+        if waiting is None or waiting.tenant.name == worker.in_flight[0].queue.tenant.name:
+            return
+        if sum(self._estimate(item) for item in worker.in_flight) > MAX_IN_FLIGHT_SECONDS + self._estimate(
+            worker.in_flight[0]
+        ):
+            self.kill(worker, "reclaimed")
 
     def finish(self, item: _QueuedItem, result: verifier_pb2.VerifyResult) -> None:
         self._finished += 1
@@ -307,16 +390,27 @@ class Pool:
         if self._stopping:
             return
         reason = worker.stop_reason or _cause_of_exit(worker.exit_status)
+        self._charge_lost(worker, reason)
         metrics.RESTARTS.labels(reason).inc()
         self._settle(list(worker.in_flight), reason)
-        if reason not in ("cpu_limit", "cpu_kill", "recycled", "wall_limit"):
+        if reason not in ("cpu_limit", "cpu_kill", "recycled", "reclaimed", "wall_limit"):
             log.warning("worker %d ended: %s", worker.number, reason)
-        if worker.answered or reason in ("wall_limit", "cpu_kill"):
+        if not _ends_at_once(worker, reason):
             self._spawn()
         else:
             # A worker that ends before its first result may do so every time: the delay prevents a busy loop.
             asyncio.get_running_loop().call_later(RESPAWN_DELAY_SECONDS, self._spawn)
         self.dispatch()
+
+    def _charge_lost(self, worker: _Worker, reason: str) -> None:
+        """Charge the item that the ended worker was verifying for its time, and give back the rest."""
+        for number, item in enumerate(worker.in_flight):
+            if number or reason in BETWEEN_ITEMS:
+                self._waiting.share.charge(item.queue.tenant, -item.charged)
+                item.charged = 0.0
+            else:
+                seconds = time.monotonic() - worker.item_started
+                self.settle_charge(item, seconds + RESPAWN_DELAY_SECONDS * _ends_at_once(worker, reason))
 
     def _settle(self, items: list[_QueuedItem], reason: str) -> None:
         """Answer or retry the item that the ended worker was verifying, and requeue the items behind it."""
@@ -326,7 +420,7 @@ class Pool:
         elif items and reason == "cpu_kill":
             message = f"no verdict within {2 * self.options.cpu_seconds:g} s of CPU time: the item's worker was killed"
             self.finish(items.pop(0), error_result(status_pb2.DEADLINE_EXCEEDED, message))
-        elif items and reason not in ("cpu_limit", "recycled", "forkserver", "tripwire"):
+        elif items and reason not in BETWEEN_ITEMS:
             self._retry(items.pop(0), reason)
         for item in reversed(items):
             self._requeue(item)
@@ -343,18 +437,17 @@ class Pool:
     def _requeue(self, item: _QueuedItem) -> None:
         if item.queue.closed:
             return
-        if not item.queue.waiting:
-            self._round_robin.appendleft(item.queue)
-        item.queue.waiting.appendleft(item)
-        self._change_queued(1)
+        assert item.waiting is not None, "the item was sent"
+        self._waiting.put_back(item.waiting)
+        self._change_queued(item.queue.tenant, 1)
 
-    def _change_queued(self, change: int) -> None:
-        self.queued += change
+    def _change_queued(self, tenant: Tenant, change: int) -> None:
+        self._parts.add(tenant, change)
         metrics.QUEUED.inc(change)
-        if self.queued < self.options.max_queued:
-            self.has_room.set()
-        else:
-            self.has_room.clear()
+        if change < 0:
+            for waiter in self._room_waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     # -- processes
 
@@ -506,6 +599,11 @@ class Pool:
         self._finished, self._swept_at = 0, now
         interval = min(0.25, self.options.wall_seconds / 10)
         self._sweep_handle = asyncio.get_running_loop().call_later(interval, self._sweep)
+
+
+def _ends_at_once(worker: _Worker, reason: str) -> bool:
+    """Whether the worker may end before its first result every time: another starts after a delay."""
+    return not worker.answered and reason not in ("wall_limit", "cpu_kill", "reclaimed")
 
 
 def _cause_of_exit(status: int | None) -> str:

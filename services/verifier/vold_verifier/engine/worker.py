@@ -1,7 +1,8 @@
 """The worker process: it verifies items in order, one at a time, each under a limit of CPU time.
 
 A frame on the pipe is a little-endian uint32 with the length, and that many bytes: a VerifyItem to the worker, a
-VerifyResult from it. After an item that reached its limit the worker ends: the interrupted computation may have left
+VerifyResult from it. Before the length of a result stands a float32: the seconds of CPU time that the item took, with
+its processes. After an item that reached its limit the worker ends: the interrupted computation may have left
 caches behind that would change a later verdict. After an item that hit the tripwire the worker ends: the item may have
 left anything behind.
 """
@@ -35,6 +36,7 @@ EXIT_TRIPWIRE = 4
 MAX_PROCESSES = 512
 
 HEADER = struct.Struct("<I")
+RESULT_HEADER = struct.Struct("<fI")
 MAX_EXTRACTED_CHARS = 2000
 
 log = logging.getLogger("vold.verifier.worker")
@@ -100,14 +102,20 @@ def serve(
     tripwire = tripwire or Tripwire()
     reader = connection.makefile("rb")
     while (frame := _read_frame(reader)) is not None:
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), _cpu_seconds()
         result, reusable = verify_within_limits(verifier_pb2.VerifyItem.FromString(frame), verifiers, timer, tripwire)
         result.seconds = time.perf_counter() - started
         reply = result.SerializeToString()
-        connection.sendall(HEADER.pack(len(reply)) + reply)
+        connection.sendall(RESULT_HEADER.pack(_cpu_seconds() - cpu_started, len(reply)) + reply)
         if not reusable:
             return EXIT_TRIPWIRE if tripwire.hit else 0
     return 0
+
+
+def _cpu_seconds() -> float:
+    """CPU seconds of this process and of its processes that have ended."""
+    used = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def _read_frame(reader: BinaryIO) -> bytes | None:

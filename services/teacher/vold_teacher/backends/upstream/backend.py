@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from vold_service.errors import ServiceError, internal, invalid
+from vold_service.fairness import FairShare
 
 from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
 from vold_teacher.backends.folder import eos_ids, text_config
@@ -104,8 +105,8 @@ class UpstreamBackend:
     def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
         return score_batch(self._thread, sequences, self._score, _service_error)
 
-    def decoder(self) -> LoopDecoder:
-        return LoopDecoder(self._thread, self._complete, max_rows=self._options.max_rows)
+    def decoder(self, share: FairShare | None = None) -> LoopDecoder:
+        return LoopDecoder(self._thread, self._complete, max_rows=self._options.max_rows, share=share)
 
     def close(self) -> None:
         if not self._thread.loop.is_closed():
@@ -199,7 +200,7 @@ class UpstreamBackend:
         return await self._dialect.score(self._pool.post, self._served, sequence)
 
     async def _complete(
-        self, prompt: GeneratePrompt, index: int, options: SamplingOptions, priority: int
+        self, prompt: GeneratePrompt, index: int, options: SamplingOptions
     ) -> AsyncIterator[GenerateChunk]:
         assert self._served is not None
         if options.temperature > self._dialect.max_temperature:
