@@ -47,6 +47,10 @@ def serve_command(
     enable: Annotated[
         list[str] | None, typer.Option(help="a verifier that is off by default (code); may be repeated")
     ] = None,
+    allow_weak_sandbox: Annotated[
+        bool | None,
+        typer.Option("--allow-weak-sandbox", help="serve code where programs can read the files that the service can"),
+    ] = None,
     sandbox_workers: Annotated[
         int | None, typer.Option(help="sandboxed workers; as many as workers by default")
     ] = None,
