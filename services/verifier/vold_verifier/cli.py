@@ -139,7 +139,7 @@ async def _serve(settings: VerifierSettings, keys: Keys, tls: Tls | None, proces
     except registry.PluginError as error:
         raise SystemExit(f"error: {error}") from error
     app = create_app(engine, max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys, tls=tls is not None)
-    add_status_page(app, lambda viewer: snapshot(engine, history, ready=readiness()), "vold_verifier")
+    add_status_page(app, lambda viewer: snapshot(engine, history, ready=readiness(), viewer=viewer), "vold_verifier")
 
     async def start() -> None:
         await engine.start()

@@ -1,7 +1,7 @@
 """Scores sequences for many callers: their requests wait in one queue and are computed in batches.
 
 A score in the cache is not computed again. A sequence that is being scored for one request is not scored again for
-another: that request waits for the score.
+another: that request waits for the score. Both hold among the requests of one owner (Sequence.owner).
 """
 
 import asyncio
@@ -31,7 +31,8 @@ ScoreOrError = SequenceScore | ServiceError
 @dataclass(slots=True, eq=False)
 class _ScoreJob(Job):
     """A Score request under way. keys: cache keys of its sequences, by index, without those that are not cached.
-    results: scores and errors so far. started: when its first batch began. computed_tokens: its share of its batches.
+    results: scores and errors so far. started: when its first batch began. computed_tokens: what its sequences cost by
+    themselves.
     """
 
     call: Call = field(default_factory=Call)
@@ -52,8 +53,9 @@ class _ScoreJob(Job):
 class ScoredRequest:
     """scores: by index of the sequence; an error for a sequence that failed by itself.
 
-    queue_seconds: until the first batch of the request began. compute_seconds: of its batches. computed_tokens: its
-    share of their tokens, padding included. cached: indices of the sequences that were not computed for this request.
+    queue_seconds: until the first batch of the request began. compute_seconds: of its batches. computed_tokens: what
+    its sequences cost by themselves, whatever shared their batches. cached: indices of the sequences that were not
+    computed for this request.
     """
 
     scores: dict[int, ScoreOrError]
@@ -264,12 +266,11 @@ class Scorer:
 
     def _deliver_batch(self, live: list[tuple[_ScoreJob, Entry]], scored: ScoredBatch, seconds: float) -> None:
         """Split a batch's scores and cost among its jobs."""
-        tokens = sum(entry.tokens for _, entry in live)
         outcomes = iter(scored.scores)
         for job in {job for job, _ in live}:
             job.compute_seconds += seconds
         for job, entry in live:
-            job.computed_tokens += scored.computed_tokens * entry.tokens / tokens
+            job.computed_tokens += entry.tokens  # not its part of the batch, which depends on others' sequences
             own = itertools.islice(outcomes, len(entry.sequences))
             self._deliver(job, dict(zip(entry.sequences, own, strict=True)))
 
