@@ -21,6 +21,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from decimal import Decimal
 from fractions import Fraction
 from types import CodeType
@@ -89,20 +90,35 @@ def read_asserts(code: str, setup: str = "") -> Asserts | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _Reader(ast.parse(code), ast.parse(setup)).read()
+            return _Reader(ast.parse(code), *_names_of_setup(setup)).read()
     except (_NotSplitError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
+@lru_cache(maxsize=8)
+def _names_of_setup(setup: str) -> tuple[frozenset[str], dict[str, str]]:
+    """(the names that it binds, those of `_math_names`): the same for all tests of an item. Do not change them."""
+    module = ast.parse(setup)
+    return frozenset(_bound_names(module)), _math_names(module)
+
+
+def _math_names(module: ast.Module) -> dict[str, str]:
+    """What its imports make stand for the module `math` ("") or for a function of it (the function's name)."""
+    names: dict[str, str] = {}
+    for statement in module.body:
+        if isinstance(statement, ast.Import):
+            names |= {alias.asname or "math": "" for alias in statement.names if alias.name == "math"}
+        elif isinstance(statement, ast.ImportFrom) and statement.module == "math":
+            names |= {alias.asname or alias.name: alias.name for alias in statement.names}
+    return names
+
+
 class _Reader:
-    def __init__(self, test: ast.Module, setup: ast.Module) -> None:
+    def __init__(self, test: ast.Module, names_of_setup: frozenset[str], math_of_setup: dict[str, str]) -> None:
         self.test = test
-        self.others = {*_bound_names(setup), *_bound_names(test)}
+        self.others = {*names_of_setup, *_bound_names(test)}
         """The names that the test or the setup binds: calls of these are not calls of the program."""
-        self.math_names = {"math": ""}
-        """What stands for the module `math` ("") or for a function of it."""
-        for statement in (*setup.body, *test.body):
-            self._note_imports(statement)
+        self.math_names = {"math": "", **math_of_setup, **_math_names(test)}
         self.prelude: list[str] = []
         self.expressions: list[str] = []
         self.conditions: list[CodeType] = []
@@ -115,12 +131,6 @@ class _Reader:
         if not self.expressions:
             raise _NotSplitError
         return Asserts(ast.unparse(self.test), "\n".join(self.prelude), tuple(self.expressions), tuple(self.conditions))
-
-    def _note_imports(self, statement: ast.stmt) -> None:
-        if isinstance(statement, ast.Import):
-            self.math_names |= {alias.asname or "math": "" for alias in statement.names if alias.name == "math"}
-        elif isinstance(statement, ast.ImportFrom) and statement.module == "math":
-            self.math_names |= {alias.asname or alias.name: alias.name for alias in statement.names}
 
     def _flat(self, body: list[ast.stmt]) -> Iterator[ast.stmt]:
         """The statements that count: without imports, texts, unused constants, and with the asserts of `check`."""
