@@ -117,7 +117,8 @@ bench: install  ## the tables of benchmarks/README.md
 bench-ablation: install  ## the component table, 3 seeds: three quarters of an hour on 2 cores
 	$(BIN)/vold ablation --out runs/ablation --results benchmarks
 
-attack: install  ## attacks on real services beside an honest tenant, and what that tenant waits: ten minutes
+attack: install  ## attacks on real services: what an honest tenant waits, verdicts forged, bits learned: a quarter of an hour
+	$(RUN) pytest -q --capture=no tests/services/attacks/test_forged_rewards.py tests/services/attacks/test_spy.py
 	$(BIN)/python benchmarks/attack.py
 
 compose:

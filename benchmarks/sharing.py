@@ -1,17 +1,23 @@
-"""Tokens and time saved by computing a group's prompt once: the torch backend with and without shared prompts.
+"""Tokens and time saved by computing a group's prompt once: the torch backend with and without shared prompts. Then
+what two tenants cost who score the same completions, each with a cache of its own or with one `share_cache`.
 
 python benchmarks/sharing.py [--size tiny]
 """
 
 import argparse
+import hashlib
+import json
 import statistics
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import models
 import numpy as np
 import torch
-from common import add_size_option, show
+from common import POCKET_TEACHER, add_size_option, requests, serving, show
+from vold_client import TeacherClient
 from vold_teacher.batch import BatchSize, Layout, group_by_prompt
 from vold_teacher.types import ScoreOptions, Sequence
 
@@ -58,6 +64,36 @@ def main() -> None:
                 rows.append([name, f"{parts[0]}:{parts[1]}", str(group), f"{saved:.2f}x", f"{speedup:.2f}x"])
     columns = ["teacher", "prompt : completion", "group", "fewer tokens", "less time"]
     show(f"A group's prompt computed once, {LENGTH} tokens a sequence, medians", columns, rows)
+    show_tenants()
+
+
+TENANTS = ("maths", "physics")
+
+
+def show_tenants() -> None:
+    work = requests(100, count=8, completions=32, seed=0, group=8)
+    rows = []
+    for label, more in (("caches of their own", {}), ("share_cache: lab", {"share_cache": "lab"})):
+        keys = {name: f"vold_key-of-{name}-for-this-benchmark" for name in TENANTS}
+        entries = [
+            {"name": name, **more, "keys": [{"sha256": hashlib.sha256(key.encode()).hexdigest()}]}
+            for name, key in keys.items()
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "keys.yaml")
+            file.write_text(json.dumps({"tenants": entries}))
+            with serving("teacher", "--model", str(POCKET_TEACHER), "--api-keys", str(file)) as urls:
+                for name in TENANTS:
+                    with TeacherClient(urls["grpc"], api_key=keys[name]) as client:
+                        start = time.perf_counter()
+                        for prompts, completions in work:
+                            client.score(prompts, completions)
+                        seconds = time.perf_counter() - start
+                        (usage,) = client.usage()
+                    cost = f"{usage.computed_tokens:,.0f}"
+                    rows.append([label, name, f"{usage.cache_hits}", cost, f"{seconds:.2f} s"])
+    columns = ["tenants", "in their order", "from the cache", "tokens computed", "time"]
+    show("Two tenants score the same completions", columns, rows)
 
 
 if __name__ == "__main__":

@@ -228,7 +228,8 @@ class Verdict:
     """reward: None if `error` is set (except with `Item.zero_on_failure`): a missing reward is not a zero. extracted:
     the answer extracted from the completion. reason: one line. seconds: the time of the verification. rule: the
     anti-hacking rule that refused the answer, or "". parts: of a composite verifier. cached: whether the verdict came
-    from the service's cache.
+    from the service's cache. forgeable: whether the completion could have made the verdict by other means than a right
+    answer.
     """
 
     id: str
@@ -241,6 +242,7 @@ class Verdict:
     rule: str = ""
     parts: tuple[Part, ...] = ()
     cached: bool = False
+    forgeable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

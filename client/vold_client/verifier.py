@@ -189,6 +189,7 @@ def _unpack_verdict(result: pb.VerifyResult, identifier: str, url: str) -> Verdi
         error=from_status(result.error, url),
         seconds=result.seconds,
         rule=result.rule,
+        forgeable=result.forgeable,
         parts=tuple(
             Part(part.name, part.role, part.weight, _unpack_verdict(part.result, identifier, url))
             for part in result.parts

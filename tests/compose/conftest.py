@@ -106,7 +106,8 @@ def services(project, main_job, keys) -> Project:
     """The teacher and the verifier, which stay up, and ask for keys."""
     project.environment |= {
         "RUNS": "./runs",
-        "VOLD_API_KEYS": ",".join(f"{tenant}:{key}" for tenant, key in keys.items()),
+        "VOLD_API_KEYS": ",".join(f"{tenant}:{key}" for tenant, key in keys.items() if tenant != "metrics"),
+        "VOLD_METRICS_KEY": keys["metrics"],
         "METRICS_KEY_FILE": "./metrics-key",
         "PROMETHEUS_PORT": "0",
         "UPSTREAM_KEY": keys["upstream"],

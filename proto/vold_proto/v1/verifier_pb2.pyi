@@ -66,7 +66,7 @@ class VerifyRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[VerifyItem, _Mapping]]] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class VerifyResult(_message.Message):
-    __slots__ = ("id", "reward", "correct", "extracted", "reason", "error", "seconds", "rule", "parts", "cached")
+    __slots__ = ("id", "reward", "correct", "extracted", "reason", "error", "seconds", "rule", "parts", "cached", "forgeable")
     ID_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
     CORRECT_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,7 @@ class VerifyResult(_message.Message):
     RULE_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
+    FORGEABLE_FIELD_NUMBER: _ClassVar[int]
     id: str
     reward: float
     correct: bool
@@ -87,7 +88,8 @@ class VerifyResult(_message.Message):
     rule: str
     parts: _containers.RepeatedCompositeFieldContainer[PartResult]
     cached: bool
-    def __init__(self, id: _Optional[str] = ..., reward: _Optional[float] = ..., correct: bool = ..., extracted: _Optional[str] = ..., reason: _Optional[str] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., seconds: _Optional[float] = ..., rule: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[PartResult, _Mapping]]] = ..., cached: bool = ...) -> None: ...
+    forgeable: bool
+    def __init__(self, id: _Optional[str] = ..., reward: _Optional[float] = ..., correct: bool = ..., extracted: _Optional[str] = ..., reason: _Optional[str] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., seconds: _Optional[float] = ..., rule: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[PartResult, _Mapping]]] = ..., cached: bool = ..., forgeable: bool = ...) -> None: ...
 
 class PartResult(_message.Message):
     __slots__ = ("name", "role", "weight", "result")

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from google.protobuf.message import Message
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Metric, generate_latest
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -436,11 +436,28 @@ def make_app(
         return routes_page_reply(app.openapi())
 
     @app.get("/metrics", tags=["health"])
-    async def metrics() -> Response:
-        """Prometheus metrics."""
-        return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
+    async def metrics(request: Request) -> Response:
+        """Prometheus metrics: all of them for a tenant with `admin` or `metrics`, for another its own."""
+        tenant = request.state.grant.tenant
+        visible = REGISTRY if tenant.sees_all else MetricsOf(tenant.name)
+        return Response(generate_latest(visible), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+class MetricsOf:
+    """The metrics of one tenant, for `generate_latest`: the samples with its name as the label `tenant`."""
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+
+    def collect(self) -> Iterator[Metric]:
+        for family in REGISTRY.collect():
+            samples = [sample for sample in family.samples if sample.labels.get("tenant") == self.tenant]
+            if samples:
+                own = Metric(family.name, family.documentation, family.type, family.unit)
+                own.samples = samples
+                yield own
 
 
 def add_health(app: FastAPI, ready: Callable[[], bool]) -> None:

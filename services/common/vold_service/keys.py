@@ -47,6 +47,10 @@ log = logging.getLogger("vold.keys")
 KEYS_VARIABLE = "VOLD_API_KEYS"
 """tenant:key, several separated by commas. These tenants have no limits unless the file names them too."""
 
+METRICS_VARIABLE = "VOLD_METRICS_KEY"
+"""A key of a tenant that sees the metrics of all tenants, beside the keys of KEYS_VARIABLE or of the file."""
+METRICS_TENANT = "metrics"
+
 KEY_PREFIX = "vold_"
 MIN_KEY_LENGTH = 24
 """Characters of a key in the environment. A shorter key is a password, which a fast hash does not protect."""
@@ -82,6 +86,10 @@ def _utc(value: object) -> object:
     return value
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""Of a tenant, and of a group of tenants."""
+
+
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -93,12 +101,14 @@ class KeyEntry(_Entry):
 
 
 class TenantEntry(_Entry):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=NAME)
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     tokens_per_minute: int | None = Field(default=None, ge=1)
     max_concurrent: int | None = Field(default=None, ge=1)
     max_sequence: int | None = Field(default=None, ge=2)
     admin: bool = False
+    metrics: bool = False
+    share_cache: str = Field(default="", pattern=NAME)
     keys: list[KeyEntry] = []
 
     def tenant(self) -> Tenant:
@@ -133,6 +143,7 @@ class Keys:
 
     file: Path | None = None
     environment: str = ""
+    metrics_key: str = ""
     _grants: dict[bytes, Grant] = field(init=False, default_factory=dict)
     _signature: tuple[int, ...] | None = field(init=False, default=None)
     _checked: float = field(init=False, default=0.0)
@@ -144,8 +155,11 @@ class Keys:
 
     @classmethod
     def load(cls, file: Path | None, environ: Mapping[str, str] | None = None) -> "Keys":
-        """The keys of a file, and of VOLD_API_KEYS in `environ` (None for the process's environment)."""
-        return cls(file, (os.environ if environ is None else environ).get(KEYS_VARIABLE, ""))
+        """The keys of a file, and of VOLD_API_KEYS and VOLD_METRICS_KEY in `environ` (None for the process's
+        environment).
+        """
+        variables = os.environ if environ is None else environ
+        return cls(file, variables.get(KEYS_VARIABLE, ""), variables.get(METRICS_VARIABLE, "").strip())
 
     @property
     def open(self) -> bool:
@@ -225,6 +239,13 @@ class Keys:
         tenants = {entry.name: entry.tenant() for entry in entries}
         for name, key in _parse_environment(self.environment):
             grants.setdefault(digest_of(key), Grant(tenants.get(name) or Tenant(name)))
+        if self.metrics_key:
+            if len(self.metrics_key) < MIN_KEY_LENGTH:
+                raise KeysError(
+                    f"{METRICS_VARIABLE}: the key has fewer than {MIN_KEY_LENGTH} characters: make one with "
+                    f"`vold-teacher key --tenant {METRICS_TENANT}`"
+                )
+            grants.setdefault(digest_of(self.metrics_key), Grant(Tenant(METRICS_TENANT, metrics=True)))
         return grants
 
 
@@ -312,8 +333,10 @@ def _validate(content: Mapping[str, Any], source: str) -> KeysFile:
     return file
 
 
+_NAME_ERROR = "is not 1 to 64 letters, digits, dots, underscores and dashes, the first a letter or a digit"
 _FIELD_ERRORS = {
-    "name": "is not 1 to 64 letters, digits, dots, underscores and dashes, the first a letter or a digit",
+    "name": _NAME_ERROR,
+    "share_cache": _NAME_ERROR,
     "sha256": "is not 64 hexadecimal digits in lower case: a key is kept as its SHA-256; "
     "`vold-teacher key --tenant NAME` prints a new one with its lines for this file",
     "expires": "is no date and no time: write 2027-01-31, or 2027-01-31T12:00:00+01:00",

@@ -17,6 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from vold_proto.distribution import VERSION
 
 from vold_service import access
+from vold_service.tenants import Tenant
 
 HISTORY_SECONDS = 300
 
@@ -69,13 +70,23 @@ def _read(package: str, name: str) -> str:
     return (resources.files(package) / name).read_text("utf-8")
 
 
-def common_status(*, ready: bool) -> dict[str, Any]:
-    """The fields that the status of every service has."""
+def common_status(viewer: Tenant, *, ready: bool) -> dict[str, Any]:
+    """The fields that the status of every service has. A figure of all tenants together is null for a viewer that may
+    not see it, so that nobody reckons another's part from it.
+    """
     return {
         "ready": ready,
         "version": VERSION,
         "uptime_seconds": round(time.time() - _STARTED, 1),
-        "rejected": by_label(access.REJECTED, "reason"),
+        "rejected": by_label(access.REJECTED, "reason") if viewer.sees_all else None,
+    }
+
+
+def hidden(state: dict[str, Any]) -> dict[str, Any]:
+    """`state` with null for every number, and empty for every list."""
+    return {
+        name: hidden(value) if isinstance(value, dict) else [] if isinstance(value, list) else None
+        for name, value in state.items()
     }
 
 

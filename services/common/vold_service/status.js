@@ -8,15 +8,18 @@ const make = (tag, text, attributes = {}) => {
   return node;
 };
 
-const whole = (value) => Math.round(value).toLocaleString("en-US");
+/* What a viewer may not see is null, and shown as a dash. */
+const NONE = "–";
+const whole = (value) => (value === null ? NONE : Math.round(value).toLocaleString("en-US"));
 const short = (value) => {
+  if (value === null) return NONE;
   for (const [size, unit] of [[1e9, "G"], [1e6, "M"], [1e4, "k"]])
     if (Math.abs(value) >= size) return `${(value / (unit === "k" ? 1e3 : size)).toFixed(1).replace(".0", "")} ${unit}`;
   return value > 0 && value < 10 ? value.toFixed(1).replace(".0", "") : whole(value);
 };
-const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`);
+const percent = (share) => (share === null ? NONE : `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`);
 const seconds = (value) =>
-  value >= 120 ? `${whole(value / 60)} min` : value >= 10 ? `${whole(value)} s`
+  value === null ? NONE : value >= 120 ? `${whole(value / 60)} min` : value >= 10 ? `${whole(value)} s`
   : value >= 1 ? `${value.toFixed(1)} s` : value > 0 ? `${(1000 * value).toFixed(value < 0.01 ? 1 : 0)} ms` : "0 s";
 const span = (value) => {
   const [days, hours, minutes] = [Math.floor(value / 86400), Math.floor(value / 3600) % 24, Math.floor(value / 60) % 60];
@@ -25,9 +28,9 @@ const span = (value) => {
 
 const meter = (id, share) => { document.getElementById(id).style.width = `${100 * Math.min(1, share)}%`; };
 
-/* Names with their counts, or "none". */
+/* Names with their counts, "none", or a dash. */
 function tags(id, counts) {
-  const entries = Object.entries(counts);
+  const entries = Object.entries(counts ?? { [NONE]: null });
   document.getElementById(id).replaceChildren(...(entries.length ? entries : [["none", null]]).map(([name, count]) => {
     const tag = make("span", `${name.replaceAll("_", " ")} `);
     if (count !== null) tag.append(make("b", whole(count)));

@@ -14,9 +14,9 @@ EARLIER_RUNS = "(earlier runs)"
 
 @dataclass(slots=True)
 class Counts:
-    """scored_tokens: scored completion tokens. computed_tokens: positions run through the model, also for requests that
-    were given up; padding and shared prompts are divided among the requests of a batch. cache_hits: completions whose
-    scores came from the cache. queue_seconds: time in the queue, summed over requests.
+    """scored_tokens: scored completion tokens. computed_tokens: positions that the model runs for them in a batch of
+    their own, also for requests that were given up; what others send at the same time does not show in it. cache_hits:
+    completions whose scores came from the cache. queue_seconds: time in the queue, summed over requests.
     """
 
     requests: int = 0

@@ -105,9 +105,9 @@ class BatchSize:
         return self.tokens(layout) - prompts - self.completion_tokens
 
 
-def group_by_prompt(sequences: Iterable[Sequence]) -> dict[bytes, list[int]]:
-    """Indices of the sequences of each prompt, across requests."""
-    groups: dict[bytes, list[int]] = {}
+def group_by_prompt(sequences: Iterable[Sequence]) -> dict[tuple[str, bytes], list[int]]:
+    """Indices of the sequences of each prompt, across the requests of each owner."""
+    groups: dict[tuple[str, bytes], list[int]] = {}
     for index, sequence in enumerate(sequences):
-        groups.setdefault(sequence.prompt.tobytes(), []).append(index)
+        groups.setdefault((sequence.owner, sequence.prompt.tobytes()), []).append(index)
     return groups

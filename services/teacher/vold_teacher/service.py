@@ -347,7 +347,7 @@ class Teacher:
         hidden_size = model.engine.backend.info.hidden_size
         size, turn = 0, Turn()
         with time_stage("parse"):
-            for index, read in each_sequence(request, options, limits):
+            for index, read in each_sequence(request, options, limits, call.tenant.cache_owner):
                 identifier = request.completions[index].id
                 if form is Form.JSON:
                     row = json_row_bytes(read, identifier, hidden_size)

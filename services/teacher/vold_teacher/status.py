@@ -8,7 +8,7 @@ from typing import Any
 
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service import access
-from vold_service.page import MetricsHistory, by_label, common_status, ratio, total, total_of
+from vold_service.page import MetricsHistory, by_label, common_status, hidden, ratio, total, total_of
 from vold_service.tenants import OPEN_TENANT, Tenant
 
 from vold_teacher import metrics
@@ -54,14 +54,14 @@ def snapshot(
     viewer: Tenant = OPEN_TENANT,
     usage: Callable[[], Iterable[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """The state as JSON values. viewer: an administrator sees the rows of all tenants, others their own.
+    """The state as JSON values. viewer: who sees the figures of all tenants sees these, others their own: their row,
+    their tokens in the queue, and null where a figure is of all together.
 
     usage: returns a row {name, requests, tokens, queue_seconds} per tenant; None takes them from the metrics.
     """
     backlog = total_backlog(teacher)
     limits = teacher.engine_limits
-    return {
-        **common_status(ready=ready),
+    figures: dict[str, Any] = {
         "queue": {
             "tokens": backlog.tokens,
             "requests": backlog.requests,
@@ -72,9 +72,18 @@ def snapshot(
         "last_minute": _last_minute(history, limits.max_batch_tokens),
         "totals": _totals(),
         "cache": _cache(),
+        "history": history.series("scored", "generated", "queued"),
+    }
+    if not viewer.sees_all:
+        waiting = sum(model.engine.waiting_tokens(viewer.name) for model in teacher.models.values())
+        figures = hidden(figures)
+        figures["queue"] |= {"tokens": waiting, "max_tokens": limits.max_queue_tokens}
+        figures["totals"] |= _own_totals(viewer.name)
+    return {
+        **common_status(viewer, ready=ready),
+        **figures,
         "tenants": _tenant_rows(viewer, usage or _usage_rows),
         "teachers": _model_rows(teacher),
-        "history": history.series("scored", "generated", "queued"),
     }
 
 
@@ -98,6 +107,14 @@ def _totals() -> dict[str, float]:
         "computed_tokens": total(metrics.COMPUTED_TOKENS),
         "padding_tokens": total(metrics.PADDING_TOKENS),
         "batches": total(metrics.BATCH_TOKENS, "_count"),
+    }
+
+
+def _own_totals(tenant: str) -> dict[str, float]:
+    return {
+        "requests": total(access.TENANT_REQUESTS, tenant=tenant),
+        "scored_tokens": total(metrics.TENANT_TOKENS, tenant=tenant, work="scored"),
+        "generated_tokens": total(metrics.TENANT_TOKENS, tenant=tenant, work="generated"),
     }
 
 
@@ -125,11 +142,11 @@ def _usage_rows() -> Iterable[dict[str, Any]]:
 
 
 def _tenant_rows(viewer: Tenant, usage: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows that `viewer` may see, most tokens first, each with its share of all tokens."""
-    rows = sorted(usage(), key=lambda row: -row["tokens"])
+    """The rows that `viewer` may see, most tokens first, each with its share of the tokens of these rows."""
+    rows = [row for row in usage() if viewer.sees_all or row["name"] == viewer.name]
+    rows.sort(key=lambda row: -row["tokens"])
     all_tokens = sum(row["tokens"] for row in rows)
-    shown = [row for row in rows if viewer.admin or row["name"] == viewer.name]
-    return [{**row, "share": ratio(row["tokens"], all_tokens) or 0.0} for row in shown]
+    return [{**row, "share": ratio(row["tokens"], all_tokens) or 0.0} for row in rows]
 
 
 def _model_rows(teacher: Teacher) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ class Sequence:
 
     prompt: [P], at least one id. completion: [T], at least one id. candidates: [M], ids to score besides the sampled
     tokens, position after position; candidate_counts: [T], the number of candidates at each position, summing to M.
+    owner: whose it is (Tenant.cache_owner): what was computed for one owner is not used for another.
     """
 
     prompt: Ids
@@ -36,6 +37,7 @@ class Sequence:
     options: ScoreOptions
     candidates: Ids | None = None
     candidate_counts: Ids | None = None
+    owner: str = ""
 
     @property
     def length(self) -> int:

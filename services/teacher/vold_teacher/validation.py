@@ -168,9 +168,9 @@ def read_sequences(
 
 
 def each_sequence(
-    request: pb.ScoreRequest, options: ScoreOptions, limits: Limits
+    request: pb.ScoreRequest, options: ScoreOptions, limits: Limits, owner: str = ""
 ) -> Iterator[tuple[int, Sequence | ServiceError]]:
-    """`read_sequences` one by one, so that the event loop can go on between two."""
+    """`read_sequences` one by one, so that the event loop can go on between two. owner: of the sequences."""
     prompts: dict[int, Ids | ServiceError] = {}
     seen: dict[str, int] = {}
     for index, completion in enumerate(request.completions):
@@ -188,7 +188,9 @@ def each_sequence(
                     "too: give each its own, or none",
                 )
             seen[completion.id] = index
-            read: Sequence | ServiceError = _sequence(completion, index, prompts, len(request.prompts), options, limits)
+            read: Sequence | ServiceError = _sequence(
+                completion, index, prompts, len(request.prompts), options, limits, owner
+            )
         except ServiceError as error:
             read = error
         yield index, read
@@ -201,6 +203,7 @@ def _sequence(
     count: int,
     options: ScoreOptions,
     limits: Limits,
+    owner: str,
 ) -> Sequence:
     path = f"completions[{index}]"
     if completion.prompt >= count:
@@ -229,7 +232,7 @@ def _sequence(
             "shorten it",
         )
     candidates, counts = _candidates(completion, path, len(ids), limits)
-    return Sequence(prompt, ids, options, candidates, counts)
+    return Sequence(prompt, ids, options, candidates, counts, owner)
 
 
 def _candidates(completion: pb.Completion, path: str, positions: int, limits: Limits) -> tuple[Ids | None, Ids | None]:

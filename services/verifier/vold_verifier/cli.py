@@ -47,6 +47,10 @@ def serve_command(
     enable: Annotated[
         list[str] | None, typer.Option(help="a verifier that is off by default (code); may be repeated")
     ] = None,
+    allow_weak_sandbox: Annotated[
+        bool | None,
+        typer.Option("--allow-weak-sandbox", help="serve code where programs can read the files that the service can"),
+    ] = None,
     sandbox_workers: Annotated[
         int | None, typer.Option(help="sandboxed workers; as many as workers by default")
     ] = None,
@@ -135,7 +139,7 @@ async def _serve(settings: VerifierSettings, keys: Keys, tls: Tls | None, proces
     except registry.PluginError as error:
         raise SystemExit(f"error: {error}") from error
     app = create_app(engine, max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys, tls=tls is not None)
-    add_status_page(app, lambda viewer: snapshot(engine, history, ready=readiness()), "vold_verifier")
+    add_status_page(app, lambda viewer: snapshot(engine, history, ready=readiness(), viewer=viewer), "vold_verifier")
 
     async def start() -> None:
         await engine.start()

@@ -122,6 +122,7 @@ class ResultModel(BaseModel):
     extracted: str | None
     reason: str
     rule: str
+    forgeable: bool
     error: StatusModel | None
     seconds: float
     parts: list[PartModel] = Field(default_factory=list)
@@ -325,6 +326,7 @@ def _result_json(result: verifier_pb2.VerifyResult) -> dict[str, Any]:
         "extracted": result.extracted if result.HasField("extracted") else None,
         "reason": result.reason,
         "rule": result.rule,
+        "forgeable": result.forgeable,
         "error": error,
         "seconds": result.seconds,
         "parts": [

@@ -32,6 +32,9 @@ class VerifierSettings(ServerSettings):
     max_reference_chars: int = Field(default=64 * 1024, ge=1, description="longest reference")
     max_parameters_bytes: int = Field(default=4 * MIB, ge=1024, description="largest parameters of one item")
     enable: tuple[str, ...] = Field(default=(), description="verifiers that are off by default: code")
+    allow_weak_sandbox: bool = Field(
+        default=False, description="serve `code` where its programs can read the files that the service can read"
+    )
     sandbox_workers: int | None = Field(
         default=None, ge=1, le=1024, description="sandboxed worker processes; as many as workers by default"
     )

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from vold_service.page import MetricsHistory, by_label, common_status, ratio, total, total_of
+from vold_service.page import MetricsHistory, by_label, common_status, hidden, ratio, total, total_of
+from vold_service.tenants import OPEN_TENANT, Tenant
 
 from vold_verifier import metrics
 from vold_verifier.engine.engine import Engine
@@ -20,13 +21,13 @@ def create_history() -> MetricsHistory:
     )
 
 
-def snapshot(engine: Engine, history: MetricsHistory, *, ready: bool) -> dict[str, Any]:
-    """Return the state as values that JSON can carry."""
-    return {
-        **common_status(ready=ready),
+def snapshot(engine: Engine, history: MetricsHistory, *, ready: bool, viewer: Tenant = OPEN_TENANT) -> dict[str, Any]:
+    """Return the state as values that JSON can carry. viewer: figures of all tenants together are null for a tenant
+    that may not see them.
+    """
+    figures: dict[str, Any] = {
         "queue": {"items": total(metrics.QUEUED), "max_items": engine.settings.max_queued_items},
         "workers": {"up": total(metrics.WORKERS), "wanted": engine.dispatcher.target_workers},
-        "sandbox": list(engine.dispatcher.sandbox.layers),
         "restarts": by_label(metrics.RESTARTS, "reason"),
         "last_minute": {
             "judged_per_second": round(history.mean("judged"), 1),
@@ -45,4 +46,13 @@ def snapshot(engine: Engine, history: MetricsHistory, *, ready: bool) -> dict[st
             for name, items in by_label(metrics.ITEMS, "verifier").items()
         ],
         "history": history.series("judged", "queued"),
+    }
+    if not viewer.sees_all:
+        figures = hidden(figures)
+        figures["restarts"] = figures["outcomes"] = None  # their names are figures too
+        figures["queue"]["max_items"] = engine.settings.max_queued_items
+    return {
+        **common_status(viewer, ready=ready),
+        **figures,
+        "sandbox": list(engine.dispatcher.sandbox.layers),
     }

@@ -447,7 +447,7 @@ def test_a_refusal_by_quota_is_told_and_counted_as_such(teacher):
     assert rejected(teacher) - before == Counter(
         {("http", "quota"): 3 + len(posts), ("grpc", "quota"): 3, ("tokens_per_minute", "spent"): 6 + len(posts)}
     )
-    status = httpx.get(f"{teacher.http}/v1/status", headers=bearer(KEY["spent"])).json()
+    status = httpx.get(f"{teacher.http}/v1/status", headers=bearer(KEY["ops"])).json()
     assert status["rejected"]["quota"] >= 6 + len(posts)
     lines = [line for line in teacher.log.read_text().splitlines() if "tenant=spent" in line and "EXHAUSTED" in line]
     assert len(lines) == 6 + len(posts)

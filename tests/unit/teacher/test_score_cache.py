@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ def test_a_key_tells_apart_whatever_changes_a_score():
         sequence(candidates=(5, 6), counts=(2, 0)),
         sequence(candidates=(6, 5), counts=(1, 1)),
     ]
+    different += [replace(sequence(), owner=owner) for owner in ("maths", "group:maths")]
     keys = {score_key(item, b"model") for item in different}
     assert len(keys) == len(different)
     assert score_key(sequence(), b"other model") not in keys

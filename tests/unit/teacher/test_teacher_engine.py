@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -12,9 +13,11 @@ from teacher_fixtures import save_model
 from vold_proto.v1 import status_pb2
 from vold_service.call import Call
 from vold_service.errors import ServiceError, unavailable
+from vold_service.tenants import Tenant
 from vold_teacher.backends.base import ScoredBatch
 from vold_teacher.backends.decoding import DecoderLimits
 from vold_teacher.backends.torch import TorchBackend
+from vold_teacher.batch import group_by_prompt
 from vold_teacher.engine.cache import DiskTier, ScoreCache
 from vold_teacher.engine.engine import Engine, EngineLimits
 from vold_teacher.types import ScoreOptions, Sequence
@@ -85,6 +88,41 @@ def test_a_sequence_that_breaks_the_backend_costs_no_other(backend):
     np.testing.assert_allclose(mixed.scores[0].logprobs, after.scores[0].logprobs, atol=1e-5)
     assert sum(computed) == 3 + 2 + 3 + 3  # without the sequence that broke it; positions of a sequence run alone
     assert mixed.compute_seconds > 0
+
+
+def test_what_others_send_does_not_show_in_an_account(backend):
+    """The same prompt, other lengths, in one batch: none of it changes what the spy's request is said to have cost."""
+
+    def owned(owner, *completion):
+        return replace(sequence(*completion), owner=owner)
+
+    accounts = Counter()
+
+    async def work(engine):
+        held = engine.score({0: owned("busy", 20)}, call=Call())  # the others wait behind it, and form one batch
+        victims = (), (owned("victim", 7, 8, 9),), tuple(owned("victim", *range(7, 7 + n)) for n in (40, 3, 3))
+        costs = []
+        for others in victims:
+            scored = await asyncio.gather(
+                held if not costs else engine.score({0: owned("busy", 20)}, call=Call()),
+                engine.score({0: owned("spy", 7, 8, 9), 1: owned("spy", 7, 8)}, call=Call(tenant=Tenant("spy"))),
+                *(engine.score({0: other}, call=Call(tenant=Tenant("victim"))) for other in others),
+            )
+            costs.append((accounts.pop("spy"), scored[1].cached))
+        return costs
+
+    def account(call, positions):
+        accounts[call.tenant.name] += positions
+
+    alone, *beside = run(backend, work, on_computed=account)
+    assert alone[0] > 0
+    assert beside == [alone, alone]
+
+
+def test_a_prompt_is_computed_once_for_one_owner(backend):
+    a, b = (replace(sequence(*range(7, 12)), owner=owner) for owner in ("maths", "group:maths"))
+    assert [*group_by_prompt([a, b, a]).values()] == [[0, 2], [1]]
+    assert backend.score([a] * 8).computed_tokens < backend.score([a] * 4 + [b] * 4).computed_tokens
 
 
 def test_a_backend_that_is_away_says_so_to_every_caller_at_once(backend):

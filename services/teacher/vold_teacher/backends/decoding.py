@@ -256,16 +256,19 @@ class TorchDecoder:
         return [waiting.item for waiting in chosen]
 
     def _charge(self, computed: Iterable[_Group | _Row], positions: int, cost: int) -> None:
-        """Divide what was computed evenly: the positions for the accounts, the cost for the shares of the device."""
+        """Charge what was computed: an account has the positions of its own rows, in which nothing of others shows; the
+        cost of all is divided evenly for the shares of the device.
+        """
         counts: Counter[int] = Counter()
         tenants: dict[int, Tenant] = {}
         for each in computed:
             counts[each.request] += 1
             tenants[each.request] = each.tenant
+            own = len(each.prompt.ids) if isinstance(each, _Group) else 1
+            self._positions[each.request] = self._positions.get(each.request, 0.0) + own
         total = counts.total()
         self.computed_tokens += positions
         for request, count in counts.items():
-            self._positions[request] = self._positions.get(request, 0.0) + positions * count / total
             self._share.charge(tenants[request], cost * count / total)
 
     def _remaining(self) -> int:

@@ -1,8 +1,8 @@
 """A cache of computed scores: in memory, and optionally on disk.
 
 The key of a score covers everything that the score depends on: weights, dtype and backend, prompt, completion,
-candidates and options. So an entry is never stale; it is only evicted. Hidden states are not cached: they would take
-the place of all other scores.
+candidates and options; and its owner, so that no tenant learns what another had scored. An entry is never stale; it is
+only evicted. Hidden states are not cached: they would take the place of all other scores.
 """
 
 import hashlib
@@ -42,6 +42,7 @@ def score_key(sequence: Sequence, model: bytes) -> bytes | None:
     head = np.array(
         [len(sequence.prompt), len(sequence.completion), options.top_k, options.entropy, options.ranks], "<i8"
     )
+    digest.update(hashlib.blake2b(sequence.owner.encode(), digest_size=20).digest())
     digest.update(head.tobytes() + np.float64(options.temperature).tobytes())
     digest.update(sequence.prompt.tobytes())
     digest.update(sequence.completion.tobytes())

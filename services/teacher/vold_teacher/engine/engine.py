@@ -146,6 +146,10 @@ class Engine:
             last = works[min(claims)[-1]]
             await last.advance()
 
+    def waiting_tokens(self, tenant: str) -> int:
+        """Tokens of one tenant that wait to be scored."""
+        return self._scorer.queue.tokens_by_tenant().get(tenant, 0)
+
     async def _run_forever(self, loop: Callable[[], Awaitable[None]]) -> None:
         """Restart `loop` after an error, which fails the pending requests and not the service."""
         while True:

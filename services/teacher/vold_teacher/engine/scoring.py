@@ -2,7 +2,7 @@
 
 A score in the cache is not computed again. A sequence that is being scored for one request is not scored again for
 another of the same tenant, whose priority is no higher: that request waits for the score. Across tenants nothing is
-waited for: the request of a fast tenant would wait in the place of a slow one.
+waited for: the request of a fast tenant would wait in the place of a slow one, and would show it.
 """
 
 import asyncio
@@ -314,7 +314,7 @@ class Scorer:
         self.queue.share.charge_all([(job.tenant, (computed - 1) * own) for job, own in job_tokens.items()])
         for job, own_tokens in job_tokens.items():
             job.compute_seconds += seconds
-            self._on_computed(job.call, computed * own_tokens)
+            self._on_computed(job.call, own_tokens)  # not its part of the batch, which depends on others' sequences
         for job, entry in live:
             own = itertools.islice(outcomes, len(entry.sequences))
             self._deliver(job, dict(zip(entry.sequences, own, strict=True)))

@@ -65,7 +65,9 @@ def combine(parameters: CompositeParameters, results: list[verifier_pb2.VerifyRe
     results: in the order of `parameters.all_parts`.
     """
     parts_and_results: list[PartAndResult] = list(zip(parameters.all_parts, results, strict=True))
-    combined = verifier_pb2.VerifyResult(seconds=sum(result.seconds for result in results))
+    combined = verifier_pb2.VerifyResult(
+        seconds=sum(result.seconds for result in results), forgeable=any(result.forgeable for result in results)
+    )
     combined.parts.extend(
         verifier_pb2.PartResult(name=part.label, role=_role(part), weight=getattr(part, "weight", 0.0), result=result)
         for part, result in parts_and_results

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -128,15 +128,27 @@ class Dispatcher:
         await self.sandbox.start()
         layers = self.sandbox.layers
         log.info("the sandbox is confined by: %s", ", ".join(layers) or "resource limits alone")
-        if "code" in self.verifiers and "seccomp" not in layers:
+        if "code" in self.verifiers and (fault := _isolation_fault(layers, self.settings.allow_weak_sandbox)):
             await self.sandbox.stop()
             raise OSError(
-                "`code` is enabled and cannot be confined here: it needs seccomp (libseccomp.so.2, on Linux); "
-                f"the available layers: {', '.join(layers) or 'none'}. Install libseccomp2, or leave out --enable code"
+                f"`code` is enabled and cannot be confined here: {fault}, or leave out --enable code; "
+                f"the available layers: {', '.join(layers) or 'none'}"
             )
 
     def open_submission(self, on_result: OnResult, tenant: Tenant) -> "Submission":
         return Submission(self, on_result, tenant)
+
+
+def _isolation_fault(layers: Sequence[str], allow_weak: bool) -> str | None:
+    """What is missing for programs that models wrote, and the remedy; None if nothing is."""
+    if "seccomp" not in layers:
+        return "it needs seccomp (libseccomp.so.2, on Linux): install libseccomp2"
+    if not allow_weak and not any(layer == "namespaces" or layer.startswith("landlock") for layer in layers):
+        return (
+            "nothing keeps a program from reading the files that this service can read: allow it namespaces (start it "
+            "as root with CAP_SYS_ADMIN) or Landlock, or accept that with --allow-weak-sandbox"
+        )
+    return None
 
 
 class Submission:

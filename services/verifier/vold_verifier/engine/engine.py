@@ -181,7 +181,7 @@ class Engine:
                 await asyncio.sleep(0)
                 if call.expired:
                     raise deadline_exceeded()
-            result = self._light_or_cached(items[index], verifier)
+            result = self._light_or_cached(items[index], verifier, call.tenant.cache_owner)
             if result is None:
                 pending.append((index, verifier))
             else:
@@ -189,13 +189,13 @@ class Engine:
         return pending
 
     def _light_or_cached(
-        self, item: verifier_pb2.VerifyItem, verifier: Verifier[Any]
+        self, item: verifier_pb2.VerifyItem, verifier: Verifier[Any], owner: str
     ) -> verifier_pb2.VerifyResult | None:
-        """Return the item's result if no worker is needed for it."""
+        """Return the item's result if no worker is needed for it. owner: of the item (Tenant.cache_owner)."""
         if light.is_light(verifier, item):
             metrics.LIGHT.inc()
             return light.verify(verifier, item)
-        return self.cache.get(verifier, item_key(item))
+        return self.cache.get(verifier, item_key(item), owner)
 
     def _copy_result(
         self,
@@ -228,7 +228,7 @@ class Engine:
 
         def on_result(index: int, result: verifier_pb2.VerifyResult) -> None:
             nonlocal remaining
-            self.cache.put(verifiers[index], item_key(items[index]), result)
+            self.cache.put(verifiers[index], item_key(items[index]), call.tenant.cache_owner, result)
             results[index] = self._complete(items[index], result, f"items[{index}].")
             remaining -= 1
             if not remaining:
@@ -270,7 +270,7 @@ class Engine:
 
         def on_result(key: int, result: verifier_pb2.VerifyResult) -> None:
             item, verifier = pending.pop(key)
-            self.cache.put(verifier, item_key(item), result)
+            self.cache.put(verifier, item_key(item), call.tenant.cache_owner, result)
             results.put_nowait(self._complete(item, result, ""))
 
         submission = self.dispatcher.open_submission(on_result, call.tenant)
@@ -288,7 +288,7 @@ class Engine:
                 except ServiceError as error:
                     results.put_nowait(self._error_result(item, error))
                 else:
-                    if (result := self._light_or_cached(item, verifier)) is not None:
+                    if (result := self._light_or_cached(item, verifier, call.tenant.cache_owner)) is not None:
                         results.put_nowait(self._complete(item, result, ""))
                     else:
                         pending[count] = (item, verifier)

@@ -26,7 +26,7 @@ from typing import Any
 from vold_verifier import registry
 from vold_verifier.engine import worker
 from vold_verifier.sandbox import kernel
-from vold_verifier.sandbox.confine import Confinement
+from vold_verifier.sandbox.confine import Confinement, hide_memory
 from vold_verifier.sandbox.tripwire import Tripwire
 from vold_verifier.verifiers.base import Verifier
 
@@ -150,6 +150,9 @@ def main(options: dict[str, Any]) -> None:
         control.sendall(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
         raise
     layers = confinement.lock() if confinement is not None else []
+    # Workers hold the items of all tenants, with their references. A change of user would undo this, and before
+    # `enter` it would keep the process from its own user namespace.
+    hide_memory()
     gc.collect()
     gc.freeze()  # otherwise a collection in a worker writes to the shared pages, which copies them
     ForkServer(control, verifiers, {**options, "pid": os.getpid(), "layers": layers}).run()

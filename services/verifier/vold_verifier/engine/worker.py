@@ -201,6 +201,8 @@ def verdict_result(verdict: Verdict) -> verifier_pb2.VerifyResult:
     result = verifier_pb2.VerifyResult(
         reward=verdict.reward, correct=verdict.correct, reason=_without_surrogates(verdict.reason)
     )
+    if verdict.forgeable:
+        result.forgeable = True
     if verdict.rule:
         result.rule = verdict.rule
     if verdict.extracted is not None:

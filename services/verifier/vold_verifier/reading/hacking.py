@@ -5,6 +5,7 @@ an example of each rule. The functions are pure and take time linear in the leng
 """
 
 import re
+import unicodedata
 
 from vold_verifier.reading.text import normalise
 
@@ -40,6 +41,7 @@ MIN_ECHOED_CHARS = 20
 MIN_REASONING_CHARS = 60
 _MARKED_LINE = re.compile(r"\\boxed|\\fbox|\\framebox|<\W?\w+\W?>|####|answer|答案", re.IGNORECASE)
 _HIDDEN = re.compile("[\x00-\x07\x0e-\x1f\x7f\u202a\u202b\u202d\u202e\U000e0000-\U000e007f]")
+_FILLERS = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 _LOOK_ALIKES = dict(
     zip(
         "АВСЕНІЈКМОРЅТХУаеоіјрсѕухԁԛԝ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧορνι" + "ＡᎪᏴᏟᎠᎬᎻᎫᏦᎷᏢᏚᎢ",
@@ -90,13 +92,27 @@ def judge_injection(text: str) -> str | None:
     """The first passage of `text` that addresses an LLM judge, cut to 120 characters; None if there is none.
 
     Detects instructions about the grade, invented verdicts and chat-template marks. Invisible characters are removed
-    first, so that they cannot split a word.
+    first, so that they cannot split a word. It is a help, not a wall: whoever words it otherwise passes.
     """
     normalised = normalise(text)
     for pattern in _INJECTIONS:
         if match := pattern.search(normalised):
             return match.group().strip()[:120]
     return None
+
+
+def remove_invisible(text: str) -> str:
+    """`text` without what no reader sees: format and control characters, variation selectors, fillers.
+
+    A model reads them, and text can be spelled with them. Line breaks and tabs stay.
+    """
+    return text if text.isascii() and text.isprintable() else "".join(filter(_is_visible, text))
+
+
+def _is_visible(character: str) -> bool:
+    return character in "\n\t" or not (
+        unicodedata.category(character) in ("Cc", "Cf", "Co", "Cn") or _FILLERS.match(character)
+    )
 
 
 def has_hidden_characters(text: str) -> bool:

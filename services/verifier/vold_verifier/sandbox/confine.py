@@ -59,9 +59,32 @@ def hide_memory() -> None:
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
 
 
+def import_paths() -> list[str]:
+    """Return what imports read: the entries of `sys.path`, and the packages and modules that editable installs import
+    from elsewhere.
+    """
+    editable: list[str] = []
+    for finder in sys.meta_path:
+        # setuptools makes such a module for each editable install; its finder is a class, others' are objects.
+        mapping = getattr(sys.modules.get(finder.__module__), "MAPPING", None)
+        if isinstance(mapping, dict):
+            editable += [path if os.path.exists(path) else f"{path}.py" for path in mapping.values()]
+    loaded = (module for name, module in tuple(sys.modules.items()) if "." not in name)
+    editable += [path for module in loaded for path in _module_paths(module)]
+    known = tuple(os.path.join(path, "") for path in (*sys.path, sys.prefix, sys.base_prefix) if path not in ("", "/"))
+    return [*sys.path, *(path for path in dict.fromkeys(editable) if not path.startswith(known))]
+
+
+def _module_paths(module: object) -> list[str]:
+    """The folders of a package, or the file of a module."""
+    folders = getattr(module, "__path__", None)
+    paths = list(folders) if folders is not None else [getattr(module, "__file__", None)]
+    return [path for path in paths if isinstance(path, str)]
+
+
 def readable_paths() -> list[str]:
     """Return the paths that Python programs read: the system's libraries, this interpreter, and the import path."""
-    wanted = [*_SYSTEM_PATHS, *_DEVICE_PATHS, sys.prefix, sys.base_prefix, *sys.path]
+    wanted = [*_SYSTEM_PATHS, *_DEVICE_PATHS, sys.prefix, sys.base_prefix, *import_paths()]
     absolute = dict.fromkeys(os.path.abspath(path) for path in wanted if path)
     # `/` is in the import path of a service that was started in / with `python -m`.
     return [path for path in absolute if path != "/" and os.path.exists(path)]

@@ -6,7 +6,10 @@ action that hits the tripwire fails at once, and the worker is replaced after th
 
 import os
 import sys
+from importlib.util import cache_from_source
 from typing import Any
+
+from vold_verifier.sandbox.confine import import_paths
 
 _PREFIXES = (
     "ctypes.",
@@ -58,7 +61,11 @@ class Tripwire:
 
     def install(self) -> None:
         """Add the audit hook. While armed, it allows reading only what an import may read: installed packages."""
-        self.readable = tuple(os.path.join(os.path.abspath(path), "") for path in sys.path if path not in ("", "/"))
+        paths = [os.path.abspath(path) for path in import_paths() if path not in ("", "/")]
+        files = [path for path in paths if path.endswith(".py")]
+        folders = [os.path.join(path, "") for path in paths if path not in files]
+        # The bytecode of a module is tried even if it is not there.
+        self.readable = (*folders, *files, *map(cache_from_source, files))
         sys.dont_write_bytecode = True  # otherwise an import of a package without bytecode would write it
         sys.addaudithook(self._hook)
 

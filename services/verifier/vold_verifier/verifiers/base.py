@@ -36,7 +36,8 @@ class Verdict:
     """The result of verifying one item.
 
     extracted: the answer extracted from the completion, or None. rule: the anti-hacking rule (a key of `hacking.RULES`)
-    that refused the answer, or "".
+    that refused the answer, or "". forgeable: the completion could have made this verdict by other means than a right
+    answer.
     """
 
     reward: float
@@ -44,6 +45,7 @@ class Verdict:
     extracted: str | None
     reason: str
     rule: str = ""
+    forgeable: bool = False
 
     @classmethod
     def right(cls, extracted: str | None, reason: str) -> "Verdict":

@@ -1,7 +1,9 @@
 """`code`: run the Python program in the last code block that has what the tests use.
 
 The program runs in the sandbox. `code_runner` starts a process for each test, and gets only the inputs of the tests.
-The expected outputs stay in this process, which compares them.
+The expected outputs stay in this process, which compares them, and which executes nothing of the program. Asserts are
+split in the same way (`code_asserts`). Those that cannot be split run in the program's process, which could pass them
+by other means than a right answer: the verdict is then marked as forgeable, or refused (`strict`).
 """
 
 import ast
@@ -22,6 +24,7 @@ from vold_verifier.reading.extraction import final_part
 from vold_verifier.reading.fences import closed_blocks
 from vold_verifier.types import BadReferenceError, Parameters
 from vold_verifier.verifiers.base import BadParameterError, Item, NoVerdictError, Pool, Verdict, Verifier
+from vold_verifier.verifiers.code_asserts import Asserts, read_asserts
 
 MAX_TESTS = 256
 MAX_PROGRAM_CHARS = 100_000
@@ -52,12 +55,14 @@ class CallTest(Parameters):
 
 
 class AssertTest(Parameters):
-    """Statements that must not raise after the program has run. They run in its process, so it could read them."""
+    """Asserts about the program, or other statements that must not raise after it has run."""
 
     code: str = Field(min_length=1)
 
 
 Test = Annotated[InputTest | CallTest | AssertTest, Field(union_mode="left_to_right")]
+ReadTest = Test | Asserts
+"""A test as it is run: asserts are split, where they can be."""
 _TESTS_ADAPTER = TypeAdapter(list[Test])
 
 
@@ -79,6 +84,7 @@ class CodeParameters(Parameters):
     total_seconds: float = Field(default=20.0, gt=0, le=300, description="CPU seconds for all tests")
     memory_mb: int = Field(default=512, ge=64, le=1024, description="address space of the program")
     think_tag: str = Field(default="think", pattern=r"^[A-Za-z][\w-]*$", description="the tag around the thinking")
+    strict: bool = Field(default=False, description="refuse tests that a program could pass by forging their result")
 
 
 class CodeVerifier(Verifier[CodeParameters]):
@@ -102,9 +108,10 @@ class CodeVerifier(Verifier[CodeParameters]):
             return Verdict.wrong(None, "no closed block of Python code")
         if len(program) > MAX_PROGRAM_CHARS:
             return Verdict.wrong(None, f"a program of {len(program):,} characters, over {MAX_PROGRAM_CHARS:,}")
+        read = read_tests(tests, parameters)
         passed, failures = 0, []
-        for number, outcome in enumerate(run_tests(program, tests, parameters)):
-            failure = find_failure(tests[number], outcome, parameters.compare)
+        for number, outcome in enumerate(run_tests(program, read, parameters)):
+            failure = find_failure(read[number], outcome, parameters.compare)
             passed += failure is None
             if failure is not None:
                 failures.append(f"test {number + 1}: {failure}")
@@ -113,7 +120,23 @@ class CodeVerifier(Verifier[CodeParameters]):
         if not parameters.partial and not right:
             reason = "not every test passes"  # the run ends at the first failure
         reward = passed / len(tests) if parameters.partial else float(right)
-        return Verdict(reward, right, program[:2000], "; ".join([reason, *failures[:1]]))
+        forgeable = any(isinstance(test, AssertTest) for test in read)
+        return Verdict(reward, right, program[:2000], "; ".join([reason, *failures[:1]]), forgeable=forgeable)
+
+
+def read_tests(tests: list[Test], parameters: CodeParameters) -> list[ReadTest]:
+    """The tests, with their asserts split. Raises BadParameterError if `strict` refuses one."""
+    read = [
+        read_asserts(test.code, parameters.setup) or test if isinstance(test, AssertTest) else test for test in tests
+    ]
+    forgeable = next((number for number, test in enumerate(read) if isinstance(test, AssertTest)), None)
+    if parameters.strict and forgeable is not None:
+        raise BadParameterError(
+            "strict",
+            f"test {forgeable + 1} compares in the program's process, which could forge its result: write it as "
+            "`assert f(x) == y` or as {call, args, expected}, or leave out strict",
+        )
+    return read
 
 
 def find_program(text: str, tests: list[Test]) -> str | None:
@@ -206,7 +229,7 @@ def _join_lines(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def run_tests(program: str, tests: list[Test], parameters: CodeParameters) -> list[dict[str, Any]]:
+def run_tests(program: str, tests: list[ReadTest], parameters: CodeParameters) -> list[dict[str, Any]]:
     """The outcome of each test, in order; without `partial`, up to the first failure.
 
     Raises RuntimeError if the runner itself fails.
@@ -247,13 +270,16 @@ def run_tests(program: str, tests: list[Test], parameters: CodeParameters) -> li
     return outcomes
 
 
-def _test_message(test: Test) -> dict[str, Any]:
+def _test_message(test: ReadTest) -> dict[str, Any]:
     """The message to the runner: everything about `test` but the expected result."""
     if isinstance(test, InputTest):
         return {"kind": "stdin", "stdin": test.stdin, "limit": _output_limit(test.stdout)}
     if isinstance(test, CallTest):
         limit = _output_limit(json.dumps(test.expected))
         return {"kind": "call", "call": test.call, "args": test.args, "kwargs": test.kwargs, "limit": limit}
+    if isinstance(test, Asserts):
+        limit = _output_limit(test.code)
+        return {"kind": "evaluate", "code": test.prelude, "expressions": test.expressions, "limit": limit}
     return {"kind": "assert", "code": test.code, "limit": 1 << 16}
 
 
@@ -268,7 +294,7 @@ def _output_limit(expected: str) -> int:
     return min(MAX_OUTPUT_BYTES, max(1 << 16, 1 << (4 * len(expected.encode("utf-8", "replace"))).bit_length()))
 
 
-def find_failure(test: Test, outcome: dict[str, Any], compare: str) -> str | None:
+def find_failure(test: ReadTest, outcome: dict[str, Any], compare: str) -> str | None:
     """Why the program fails `test`, or None. Raises NoVerdictError if the outcome does not tell."""
     if outcome["ended"] == "starved":
         raise NoVerdictError(f"the program got too little CPU time for a verdict: {outcome['detail']}")
@@ -276,9 +302,15 @@ def find_failure(test: Test, outcome: dict[str, Any], compare: str) -> str | Non
         return str(outcome["detail"])
     if isinstance(test, AssertTest):
         return None
-    if isinstance(test, CallTest):
-        return None if values_equal(outcome["value"], test.expected) else "the returned value differs"
-    return None if outputs_equal(outcome["stdout"], test.stdout, compare) else "the output differs"
+    if isinstance(test, InputTest):
+        return None if outputs_equal(outcome["stdout"], test.stdout, compare) else "the output differs"
+    try:
+        value = json.loads(outcome["value"])
+        if isinstance(test, Asserts):
+            return test.failure(value)
+        return None if values_equal(value, test.expected) else "the returned value differs"
+    except (ValueError, RecursionError):
+        return "the returned value is not JSON, or nested too deep"
 
 
 def outputs_equal(output: str, expected: str, compare: str) -> bool:

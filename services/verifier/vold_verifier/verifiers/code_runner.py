@@ -1,7 +1,10 @@
 """Run a program for the `code` verifier, with a process for each test. A bare interpreter runs this file.
 
+What a test expects never comes here, but for asserts that cannot be split (`code_asserts`). So a program that controls
+its process, takes over this file's functions or writes to its pipes can send any value, and gains nothing by that.
+
 Standard input has lines of JSON: first the program and its limits, then one test at a time. Standard output has a line
-of JSON for each test. The expected results are never sent here. The runner starts inside the sandbox. Before a program
+of JSON for each test. The runner starts inside the sandbox. Before a program
 runs, its process gives up the right to start processes and programs and to send signals (see
 `seccomp.refuse_processes`), and gets limits of memory and CPU time.
 """
@@ -19,13 +22,15 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 DETAIL_BYTES = 400
 WALL_FACTOR, WALL_EXTRA_SECONDS = 5.0, 2.0
 WAITING_SHARE = 0.1
 """A process that has used a smaller share of its CPU time at the wall limit waits, and is not starved."""
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
+LARGE = 1 << 64
+"""Integers from here on are packed in hexadecimal digits, which are read in linear time."""
 
 _libc = ctypes.CDLL(None)
 with contextlib.suppress(OSError):
@@ -54,7 +59,7 @@ class Runner:
         """Run the program for one test.
 
         Returns `ended`: "done", "failed", or "starved" if the process got too little CPU time to tell; `detail`: why it
-        failed; and for "done", `stdout` or `value`.
+        failed; and for "done", `stdout`, or `value`: JSON as the program's process wrote it.
         """
         seconds = min(self.job["seconds"], self.job["total_seconds"] - self.cpu_seconds_used)
         if seconds <= 0:
@@ -79,9 +84,7 @@ class Runner:
         prefix, _, value = results.decode("utf-8", "replace").partition(" ")
         if prefix != nonce:
             return _outcome("failed", _last_line(errors) or "it ended before the test")
-        with contextlib.suppress(ValueError, RecursionError):
-            return {**_outcome("done", ""), "value": json.loads(value)}
-        return _outcome("failed", "the returned value is not JSON")
+        return {**_outcome("done", ""), "value": value}
 
     def _execute(
         self, test: dict[str, Any], seconds: float, nonce: str
@@ -156,6 +159,7 @@ def _run_program(job: dict[str, Any], test: dict[str, Any]) -> int:
     sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.argv = ["program.py"]
+    own = _References(exec, eval, compile, json.loads, json.dumps, os.read, os.write)
     if job["setup"]:
         exec(compile(job["setup"], "<setup>", "exec"), names)  # noqa: S102
     try:
@@ -169,21 +173,72 @@ def _run_program(job: dict[str, Any], test: dict[str, Any]) -> int:
     if not has_test_message:
         return 0
     # The test is sent only now: a program that exits early, or prints a likely result, gains nothing.
-    os.write(4, b"?")
-    message = json.loads(_read_line(3))
-    if message["kind"] == "assert":
-        exec(compile(message["code"], "<test>", "exec"), names)  # noqa: S102
-        value: Any = None
-    else:
+    own.write(4, b"?")
+    message = own.loads(_read_line(3, own.read))
+    value: Any = None
+    if message["kind"] == "call":
         value = _look_up_function(message["call"], names)(*message["args"], **message["kwargs"])
-    os.write(4, f"{message['nonce']} {json.dumps(value, default=_to_json_value)}".encode())
+    else:
+        own.exec(own.compile(message["code"], "<test>", "exec"), names)
+        if message["kind"] == "evaluate":
+            value = [_evaluate(expression, names, own) for expression in message["expressions"]]
+    own.write(4, f"{message['nonce']} {own.dumps(value, default=_to_json_value)}".encode())
     return 0
 
 
-def _read_line(descriptor: int) -> bytes:
+class _References(NamedTuple):
+    """The functions that work after the program, taken before it runs: it may put others in their places."""
+
+    exec: Any
+    eval: Any
+    compile: Any
+    loads: Any
+    dumps: Any
+    read: Any
+    write: Any
+
+
+def _evaluate(expression: str, names: dict[str, Any], own: _References) -> dict[str, Any]:
+    """{"value": packed} of an expression, or {"raised": the error}."""
+    try:
+        return {"value": pack(own.eval(own.compile(expression, "<test>", "eval"), names))}
+    except Exception as error:
+        return {"raised": f"{type(error).__name__}: {str(error)[:200]}".removesuffix(": ")}
+
+
+def pack(value: Any) -> Any:
+    """Plain data as JSON that keeps the types apart; of another value, whether it is true (`code_asserts.unpack`)."""
+    if value is None or isinstance(value, bool | float | str):
+        return value
+    if isinstance(value, int):
+        return int(value) if -LARGE < value < LARGE else ["int", hex(value)]
+    if isinstance(value, complex):
+        return ["complex", value.real, value.imag]
+    if isinstance(value, bytes | bytearray):
+        return ["bytes", value.decode("latin-1")]
+    if isinstance(value, dict):
+        return ["dict", [[pack(key), pack(each)] for key, each in value.items()]]
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            return [kind.__name__, [pack(each) for each in value]]
+    if isinstance(value, range):
+        return ["range", pack(value.start), pack(value.stop), pack(value.step)]
+    if _is_of("fractions", "Fraction", value):
+        return ["fraction", pack(value.numerator), pack(value.denominator)]
+    if _is_of("decimal", "Decimal", value):
+        return ["decimal", str(value)]
+    return ["object", bool(value)]
+
+
+def _is_of(module: str, name: str, value: Any) -> bool:
+    """Whether it is an instance of a class of a module, which is not imported for this."""
+    return isinstance(value, getattr(sys.modules.get(module), name, ()))
+
+
+def _read_line(descriptor: int, read: Any) -> bytes:
     line = bytearray()
     while not line.endswith(b"\n"):
-        chunk = os.read(descriptor, 1 << 16)
+        chunk = read(descriptor, 1 << 16)
         if not chunk:
             break
         line += chunk
@@ -278,6 +333,7 @@ def _outcome(ended: str, detail: str) -> dict[str, Any]:
 
 def main() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     sys.set_int_max_str_digits(0)
     runner = Runner(json.loads(sys.stdin.readline()))
     for line in sys.stdin:

@@ -113,41 +113,42 @@ def result(reason: str, **values: object) -> verifier_pb2.VerifyResult:
 def test_the_cache_key_is_the_item_without_its_id():
     cache = ResultCache(10_000, "1")
     light_item = item("18")
-    cache.put(MATH, item_key(light_item), result("because"))
+    cache.put(MATH, item_key(light_item), "maths", result("because"))
     repeated = item("18")
     repeated.id = "other"
-    cached = cache.get(MATH, item_key(repeated))
+    cached = cache.get(MATH, item_key(repeated), "maths")
     assert (cached.reason, cached.id, cached.seconds, cached.cached) == ("because", "", 0.0, True)
     assert repeated.id == "other"
     for different in (item("18 "), item("18", "19"), item("18", accept=["boxed"])):
-        assert cache.get(MATH, item_key(different)) is None
+        assert cache.get(MATH, item_key(different), "maths") is None
+    assert cache.get(MATH, item_key(repeated), "guests") is None
 
 
 def test_the_cache_is_bounded_and_holds_no_errors():
     cache = ResultCache(3_000, "1")
     keys = [item_key(item(str(n))) for n in range(100)]
     for key in keys:
-        cache.put(MATH, key, result("x" * 500))
-    assert 1 <= sum(cache.get(MATH, key) is not None for key in keys) <= 4
-    assert cache.get(MATH, keys[-1]) is not None
+        cache.put(MATH, key, "maths", result("x" * 500))
+    assert 1 <= sum(cache.get(MATH, key, "maths") is not None for key in keys) <= 4
+    assert cache.get(MATH, keys[-1], "maths") is not None
     failed = verifier_pb2.VerifyResult(error={"message": "no"})
-    cache.put(MATH, b"failed", failed)
-    assert cache.get(MATH, b"failed") is None
-    cache.put(MATH, b"large", result("x" * 5_000))
-    assert cache.get(MATH, b"large") is None
+    cache.put(MATH, b"failed", "maths", failed)
+    assert cache.get(MATH, b"failed", "maths") is None
+    cache.put(MATH, b"large", "maths", result("x" * 5_000))
+    assert cache.get(MATH, b"large", "maths") is None
 
 
 def test_no_verdict_is_cached_without_memory_or_of_a_random_verifier():
     off = ResultCache(0, "1")
-    off.put(MATH, b"k", result("x"))
-    assert off.get(MATH, b"k") is None
+    off.put(MATH, b"k", "maths", result("x"))
+    assert off.get(MATH, b"k", "maths") is None
 
     class RandomVerifier(MathVerifier):
         deterministic = False
 
     cache = ResultCache(10_000, "1")
-    cache.put(RandomVerifier(), b"k", result("x"))
-    assert cache.get(RandomVerifier(), b"k") is None
+    cache.put(RandomVerifier(), b"k", "maths", result("x"))
+    assert cache.get(RandomVerifier(), b"k", "maths") is None
 
 
 def test_a_cached_verdict_is_for_one_version_of_the_verifier():
@@ -155,6 +156,6 @@ def test_a_cached_verdict_is_for_one_version_of_the_verifier():
         version = "2"
 
     cache = ResultCache(10_000, "1")
-    cache.put(MATH, b"k", result("x"))
-    assert cache.get(NewerVerifier(), b"k") is None
-    assert cache.get(MATH, b"k") is not None
+    cache.put(MATH, b"k", "maths", result("x"))
+    assert cache.get(NewerVerifier(), b"k", "maths") is None
+    assert cache.get(MATH, b"k", "maths") is not None

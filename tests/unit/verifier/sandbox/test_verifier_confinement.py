@@ -84,3 +84,50 @@ def test_a_package_that_was_installed_without_its_bytecode_can_be_imported(tmp_p
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert completed.stdout == "4 ''\n"
+
+
+EDITABLE = """
+import importlib.util, os, sys
+
+MAPPING = {"edited": sys.argv[1] + "/source/edited", "single": sys.argv[1] + "/source/single"}
+
+class Finder:  # as setuptools writes it for an editable install
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name in MAPPING:
+            place = MAPPING[name]
+            file = place + "/__init__.py" if os.path.isdir(place) else place + ".py"
+            return importlib.util.spec_from_file_location(name, file)
+
+sys.meta_path.append(Finder)
+from vold_verifier.sandbox.confine import Confinement
+from vold_verifier.sandbox.tripwire import Tripwire
+confinement = Confinement()
+confinement.enter()
+confinement.lock()
+tripwire = Tripwire()
+tripwire.install()
+tripwire.armed = True
+import edited.part
+import single
+tripwire.armed = False
+try:
+    open(sys.argv[1] + "/secret")
+except OSError:
+    print(edited.part.VALUE + single.VALUE, repr(tripwire.hit))
+"""
+
+
+def test_an_editable_install_is_read_and_nothing_beside_it(tmp_path):
+    source = tmp_path / "source"
+    (source / "edited").mkdir(parents=True)
+    (source / "edited" / "__init__.py").write_text("")
+    (source / "edited" / "part.py").write_text("VALUE = 4\n")
+    (source / "single.py").write_text("VALUE = 5\n")
+    (tmp_path / "secret").write_text("")
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)
+    command = [sys.executable, "-c", EDITABLE, str(tmp_path)]
+    completed = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, cwd="/", env={**os.environ, "PYTHONPATH": path}
+    )
+    assert completed.stdout == "9 ''\n", completed.stderr
