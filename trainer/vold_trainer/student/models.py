@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
+from vold_packing.marks import Marks, Prompt, reveal
 from vold_packing.transformers import attention_for, undocumented
 from vold_proto.distribution import missing_extra_message
 
@@ -34,7 +35,7 @@ from vold_trainer.student import encoding
 from vold_trainer.student.liger import apply_liger
 from vold_trainer.student.logprobs import RECOMPUTE_BYTES, TokenScores, chunk_size, token_logprobs
 from vold_trainer.student.lora import add_lora, has_lora, merge_lora, save_adapter
-from vold_trainer.student.marks import Marks, Prompt, Shield, reveal
+from vold_trainer.student.marks import Shield
 from vold_trainer.student.parts import freeze
 from vold_trainer.student.pictures import PictureCache
 from vold_trainer.student.prefill import PROMPT_INDEX, shared_hidden

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vold_packing.marks import TooManyMarksError
+
 from vold_trainer.data import Example
 from vold_trainer.data.traces import trace_rows
 from vold_trainer.errors import UsageError
-from vold_trainer.student.marks import TooManyMarksError
 from vold_trainer.student.models import Student
 
 
