@@ -162,7 +162,7 @@ def image_source(value: Any, folder: Path) -> ImageSource:
             raise ValueError(f"{_shorten(value)}: not base64 ({error})") from error
     if value.startswith(("http://", "https://")):
         raise ValueError(f"{_shorten(value)}: nothing is fetched in a run: download it, and give its path")
-    if value.startswith("~"):
+    if value.startswith(("~", "file://~", "file:///~")):
         raise ValueError(f"{_shorten(value)}: ~ has no meaning in a row: write the whole path")
     if content := _bare_base64(value):
         return content

@@ -131,7 +131,10 @@ def local_model(url: str, field: str) -> str:
     if not model:
         raise UsageError(f"{field} 'local:' names no model: write local:PATH, or local:pocket:teacher")
     path = resolve_model(model)
-    require_model_folder(path, f"{field} {url!r}", TEACHERS_BESIDE_FOLDERS)
+    others = TEACHERS_BESIDE_FOLDERS
+    if not is_evident_path(path):
+        others += f"; a teacher of the hub is fetched with `hf download {path} --local-dir {path}`"
+    require_model_folder(path, f"{field} {url!r}", others)
     return path
 
 
