@@ -369,7 +369,7 @@ def test_invalid_urls_are_refused(student, url):
 
 
 def test_a_url_with_the_beginning_of_the_routes_is_refused(student):
-    with pytest.raises(UsageError, match=r"rollout\.url http://a:1/v1/ ends in /v1, which the trainer adds to it"):
+    with pytest.raises(UsageError, match=r"rollout\.url http://a:1/v1 ends in /v1, which the trainer adds to it"):
         make_engine(RolloutConfig(engine="vllm", url="http://a:1/v1/"), student)
 
 

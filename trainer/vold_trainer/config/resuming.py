@@ -37,6 +37,9 @@ RULES: dict[str, tuple[Rule, str]] = {
     "optim.*": ("taken", "the moments stay"),
     # vold sft
     "traces": ("content", "the traces"),
+    "columns": ("content", "the traces"),
+    "columns.*": ("content", "the traces"),
+    "limit": ("content", "the traces"),
     "skip_broken": ("taken", ""),
     "batch": ("refused", "it decides which traces a step has"),
     "micro": ("taken", ""),
