@@ -63,6 +63,11 @@ FAULTS = [
     ("train", ["data.source=file://{0}/rows.jsonl"], "it is a URL, and a path is wanted: write '{0}/rows.jsonl'"),
     ("train", ["data.source=~/rows.jsonl"], "data.source '~/rows.jsonl': ~ has no meaning in a config: write"),
     ("sft", ["traces=~/traces.jsonl"], "traces '~/traces.jsonl' does not exist: ~ has no meaning in a config"),
+    (
+        "sft",
+        ["columns.completon=x"],
+        "columns.completon: a row has no field 'completon' here; did you mean 'completion'?",
+    ),
     ("sft", ["student.path=pocket:pupil"], "there is no pocket checkpoint 'pupil'"),
     ("train", ["teacher.url=local:{0}/none"], "teacher.url 'local:{0}/none': there is no model folder"),
     ("traces", ["teacher.url=[grpc://a:1, 'local:{0}']"], "teacher.url 'local:{0}' is no model folder"),
