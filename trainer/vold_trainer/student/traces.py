@@ -9,6 +9,7 @@ from vold_packing.marks import TooManyMarksError
 from vold_trainer.data import Example
 from vold_trainer.data.traces import OF_TRAIN, TraceRules, read_trace_rows
 from vold_trainer.errors import UsageError
+from vold_trainer.student.lengths import check_trace
 from vold_trainer.student.models import Student
 
 
@@ -38,6 +39,12 @@ def read_traces(
 
 
 def _make_trace(example: Example, completion: str, ids: Sequence[int] | None, student: Student) -> Trace:
+    trace = _tokenize(example, completion, ids, student)
+    check_trace(student, example, trace.ids)
+    return trace
+
+
+def _tokenize(example: Example, completion: str, ids: Sequence[int] | None, student: Student) -> Trace:
     if ids and _decodes_to(student, ids, completion):
         return Trace(example, tuple(ids))
     for end in map(student.tokenizer.convert_ids_to_tokens, student.eos_ids):  # of which it gets one
