@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+from vold_proto.proxies import proxy_remedy
 from vold_proto.v1 import status_pb2
 
 STATUS_METADATA = "vold-status-bin"
@@ -147,7 +148,12 @@ def connection_error(reason: str, url: str) -> VoldError:
         hint = "is the service running there?"
     else:
         hint = "is the service running there? If it speaks TLS, write grpcs:// or https://"
-    return Unavailable(f"cannot be reached ({reason}): {hint}", url=url)
+    return Unavailable(f"cannot be reached ({reason}): {hint}{_proxy_remedy(url)}", url=url)
+
+
+def _proxy_remedy(url: str) -> str:
+    remedy = proxy_remedy(url)
+    return f" {remedy}" if remedy else ""
 
 
 def _certificate_fault(reason: str) -> str:
@@ -257,10 +263,13 @@ def from_http(status_code: int, content_type: str, body: bytes, url: str, retry_
     text = body[:200].decode("utf-8", "replace").strip()
     error_class = _CLASS_BY_HTTP_STATUS.get(status_code, InvalidArgument if 400 <= status_code < 500 else Internal)
     if error_class is NotFound:
-        return NotFound(f"HTTP {status_code} ({text}): is this the URL of a service of another kind?", url=url)
+        hint = f"is this the URL of a service of another kind?{_proxy_remedy(url)}"
+        return NotFound(f"HTTP {status_code} ({text}): {hint}", url=url)
     # A date, the header's other form, would need clocks that agree.
     retry_seconds = float(retry_after) if re.fullmatch(r"[0-9]{1,6}", retry_after) else 0.0
-    return error_class(f"HTTP {status_code}: {text}", retry_seconds=retry_seconds, url=url)
+    remedy = proxy_remedy(url)  # no service of vold has answered
+    message = f"HTTP {status_code}: {text}" + (f": {remedy}" if remedy else "")
+    return error_class(message, retry_seconds=retry_seconds, url=url)
 
 
 def _from_json(body: bytes, url: str) -> VoldError | None:

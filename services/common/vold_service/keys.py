@@ -28,6 +28,7 @@ import hashlib
 import hmac
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -54,6 +55,9 @@ METRICS_TENANT = "metrics"
 KEY_PREFIX = "vold_"
 MIN_KEY_LENGTH = 24
 """Characters of a key in the environment. A shorter key is a password, which a fast hash does not protect."""
+
+_WORD = re.compile(r"[\x21-\x7e]+")
+"""What a header can hold as a key."""
 
 CHECK_SECONDS = 1.0
 """The shortest time between two checks whether the file has changed."""
@@ -259,6 +263,16 @@ def require_admin(tenant: Tenant, action: str) -> None:
         )
 
 
+def outgoing_key(text: str, source: str) -> str:
+    """The key that this service sends to another one, without white space around it; "" for none. source: where the
+    text is from. Raises KeysError if it is no key: an HTTP client's error about such a header would show it.
+    """
+    key = text.strip()
+    if key and not _WORD.fullmatch(key):
+        raise KeysError(f"{source} holds more than an API key, which is one word of ASCII: set it to the key, alone")
+    return key
+
+
 def describe_new_key(tenant: str, run_id: str = "", expires: str = "") -> str:
     """A new key, which is not stored anywhere, and the lines for the keys file. Raises KeysError for a bad argument."""
     key = new_key()
@@ -290,10 +304,11 @@ def _parse_environment(text: str) -> list[tuple[str, str]]:
     pairs = []
     for position, part in enumerate(filter(None, (part.strip() for part in text.split(",")))):
         name, colon, key = part.partition(":")
-        if not colon or not name or len(key) < MIN_KEY_LENGTH:
+        if not colon or not name or len(key) < MIN_KEY_LENGTH or not _WORD.fullmatch(key):
             raise KeysError(
                 f"{KEYS_VARIABLE}: entry {position} is not TENANT:KEY with a key of at least {MIN_KEY_LENGTH} "
-                "characters: separate entries by commas, and make keys with `vold-teacher key --tenant NAME`"
+                "characters of ASCII, none of them white space: separate entries by commas, and make keys with "
+                "`vold-teacher key --tenant NAME`"
             )
         _validate({"tenants": [{"name": name}]}, f"{KEYS_VARIABLE}, entry {position}")
         pairs.append((name, key))

@@ -1,12 +1,14 @@
 """Settings that all services share. A service adds its own in a subclass."""
 
 import ipaddress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from vold_service.errors import shown
 from vold_service.keys import Keys
 from vold_service.quota import MAX_TENANT_BYTES
 from vold_service.tls import Tls
@@ -84,6 +86,14 @@ class ServerSettings(BaseSettings):
         if value is None or value.startswith("unix:"):
             return value
         return "{}:{}".format(*split_address(value))
+
+
+def shown_input(error: Mapping[str, Any]) -> str:
+    """The refused value of one of pydantic's errors about settings, as an error quotes it; "" if it may hold a key."""
+    location, value = error["loc"], error.get("input")
+    if not location or str(location[0]).endswith("key") or isinstance(value, Mapping):
+        return ""
+    return shown(value)
 
 
 class ExposureError(ValueError):

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 from vold_service.keys import KeysError, describe_new_key
+from vold_service.settings import shown_input
 from vold_service.version import version_option
 
 from vold_teacher.settings import TeacherSettings, check_backend
@@ -117,8 +118,10 @@ def _settings(options: dict[str, Any], *, no_http: bool, no_grpc: bool) -> Teach
         settings = TeacherSettings(**options)
     except ValidationError as error:
         first = error.errors()[0]
-        option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
-        raise ValueError(f"{option} {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}") from error
+        option = "--" + "-".join(map(str, first["loc"])).replace("_", "-") if first["loc"] else ""
+        where = " ".join(filter(None, (option, shown_input(first))))
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{where}: {message}" if where else message) from error
     if settings.http is None and settings.grpc is None:
         raise ValueError("--http none and --grpc none together leave nothing to serve: keep one")
     return settings

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from vold_service.keys import KeysError, outgoing_key
+
 from vold_teacher.backends.base import Backend
 from vold_teacher.settings import TeacherSettings, model_folder
 
@@ -61,7 +63,7 @@ def _make_upstream(settings: TeacherSettings, location: str) -> Backend:
             urls=location,
             tokenizer=model_folder(settings, location),
             vocab_size=settings.vocab_size,
-            key=os.environ.get(settings.upstream_key_env, ""),
+            key=_upstream_key(settings.upstream_key_env),
             model=settings.upstream_model,
             max_logprobs=_max_logprobs(settings),
             max_sequence=settings.max_sequence,
@@ -69,6 +71,14 @@ def _make_upstream(settings: TeacherSettings, location: str) -> Backend:
             pool=PoolLimits(settings.upstream_timeout, settings.upstream_health),
         )
     )
+
+
+def _upstream_key(variable: str) -> str:
+    """Raises OSError, without the key, if the variable holds more than one."""
+    try:
+        return outgoing_key(os.environ.get(variable, ""), f"the environment variable {variable}")
+    except KeysError as error:
+        raise OSError(str(error)) from None
 
 
 def _max_logprobs(settings: TeacherSettings) -> int:

@@ -31,14 +31,13 @@ from vold_service.http import (
 )
 
 from vold_teacher.metrics import count_request, time_stage
-from vold_teacher.openai.routes import add_openai_routes
+from vold_teacher.openai.routes import add_openai_routes, list_models
 from vold_teacher.reply import Form
 from vold_teacher.schemas import (
     GenerateEventOut,
     GenerateIn,
     GenerateOut,
     LoadIn,
-    ModelOut,
     ModelsOut,
     ScoreIn,
     ScoreOut,
@@ -105,20 +104,6 @@ def _add_info_routes(app: FastAPI, teacher: Teacher) -> None:
 
 
 def _add_model_routes(app: FastAPI, teacher: Teacher) -> None:
-    @app.get("/v1/models", tags=["teacher"])
-    async def models() -> ModelsOut:
-        """The models served here, as OpenAI lists them."""
-        return ModelsOut(
-            data=[
-                ModelOut(
-                    id=name,
-                    max_model_len=model.limits.max_sequence,
-                    weights_fingerprint=model.identity.weights_fingerprint,
-                )
-                for name, model in teacher.models.items()
-            ]
-        )
-
     @app.post("/v1/models/load", tags=["admin"], openapi_extra=_request_body(LoadIn))
     async def load(request: Request) -> Response:
         """Serve another model from the server's --models-dir. For administrators."""
@@ -131,7 +116,7 @@ def _add_model_routes(app: FastAPI, teacher: Teacher) -> None:
         """Stop serving a model once its requests under way are done. For administrators."""
         body = await _read_json(request, parse_call(request), teacher, UnloadIn)
         await teacher.unload(body.name, parse_call(request))
-        return await models()
+        return list_models(teacher)
 
 
 def _add_score_route(app: FastAPI, teacher: Teacher) -> None:

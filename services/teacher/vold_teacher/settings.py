@@ -1,6 +1,7 @@
 """The settings of `vold-teacher serve`, and their checks."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -153,15 +154,29 @@ def check_backend(settings: TeacherSettings) -> None:
             "--backend upstream needs --tokenizer PATH, the folder of the model's tokenizer: stock servers send none"
         )
     if not settings.tokenizer.is_dir():
-        raise ValueError(f"--tokenizer {settings.tokenizer}: there is no such folder")
+        raise ValueError(_missing("--tokenizer", settings.tokenizer, "give the folder that tokenizer.json is in"))
+
+
+def _missing(option: str, path: Path, remedy: str) -> str:
+    """The error for a folder that is not there."""
+    if str(path).startswith("~"):
+        remedy = "~ has no meaning here, write the whole path"
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)):  # as models of the hub are called
+        remedy = f"for the model of the hub, which is not fetched here, run `hf download {path} --local-dir {path}`"
+    return f"{option} {path}: there is no such folder; {remedy}"
 
 
 def check_model_folder(path: Path) -> None:
     """Raise ValueError with one line for the user if `path` is no model folder."""
     if not path.exists():
-        raise ValueError(f"--model {path}: there is no such folder; give the path of a saved model")
+        raise ValueError(_missing("--model", path, "give the path of a saved model"))
     if not path.is_dir():
         raise ValueError(f"--model {path}: not a folder; give the folder that holds config.json and the weights")
+    if not (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
+        raise ValueError(
+            f"--model {path}: it holds an adapter and no model; merge it into its base model (`vold export` does so "
+            "with a run's, merge_and_unload of peft with any other), and give the folder of what comes out"
+        )
     if not (path / "config.json").is_file():
         raise ValueError(f"--model {path}: not a model's folder, it has no config.json")
     try:

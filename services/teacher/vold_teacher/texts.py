@@ -1,5 +1,6 @@
 """Turns callers' texts into ids: bounded before, and by another process if it could take long."""
 
+import itertools
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from functools import lru_cache
@@ -52,7 +53,9 @@ class Texts:
         """The ids of a conversation, up to the start of the assistant's reply. variables: of the chat template."""
         pairs = [(message.role, message.content) for message in messages]
         size = max(sum(len(role) + len(text) for role, text in pairs), len(pairs) * ENTRY_CHARACTERS)
-        if variables:  # what a template does with them is not known
+        # What a template does with variables is not known, and the first text that spells a mark copies the tokenizer.
+        small = size <= INLINE_CHARACTERS
+        if variables or (small and self.tokenizer.spells_marks(itertools.chain.from_iterable(pairs))):
             size = INLINE_CHARACTERS + 1
         return await self.run(Tokenizer.render, pairs, field, variables, size=size, tenant=tenant)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from vold_packing.marks import Marks, Prompt, TooManyMarksError, media_marks
 from vold_service.errors import invalid, shown
 
 from vold_teacher.identity import tokenizer_fingerprint
@@ -41,6 +41,7 @@ class Tokenizer:
         self.file: bytes = file.read_bytes() if file.is_file() else self._tokenizer.backend_tokenizer.to_str().encode()
         template = self._tokenizer.chat_template
         self.chat_template: str = template if isinstance(template, str) else ""
+        self._marks = Marks(self._tokenizer.backend_tokenizer, media_marks(self._tokenizer))
         self._tokens: dict[int, str] = {}
         special = {name: getattr(self._tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad", "unk")}
         self.special_ids: dict[str, int] = {name: index for name, index in special.items() if index is not None}
@@ -51,19 +52,29 @@ class Tokenizer:
             if name in RESERVED_VARIABLES or name.startswith("_"):
                 raise invalid(field, f"{field} sets {shown(name)}, which the service sets itself: leave it out")
 
+    def spells_marks(self, texts: Iterable[str]) -> bool:
+        """Whether one of the texts spells a control token or another mark, so that `render` tokenizes it otherwise."""
+        return any(map(self._marks.spelled_in, texts))
+
     def render(self, messages: Seq[tuple[str, str]], field: str, variables: Mapping[str, Any] | None = None) -> Ids:
         """The ids of a conversation of (role, content), up to the start of the assistant's reply. variables: of the
-        chat template.
+        chat template. No text of either becomes a control token (vold_packing.marks).
         """
         if not self._tokenizer.chat_template:
             raise invalid(field, f"{field}: this teacher's tokenizer has no chat template; send ids")
         conversation = [{"role": role, "content": content} for role, content in messages]
         try:
-            ids = self._tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, tokenize=True, return_dict=False, **(variables or {})
-            )
-        except (TemplateError, ValueError, TypeError) as error:
+            shielded, others, marks = self._marks.shield_all(conversation, variables or {})
+        except TooManyMarksError as error:
+            raise invalid(field, f"{field}: {error}") from error
+        try:
+            text = self._tokenizer.apply_chat_template(shielded, add_generation_prompt=True, tokenize=False, **others)
+        except Exception as error:  # a template may raise any exception
             raise invalid(field, f"{field}: the chat template refused them: {str(error)[:200]}") from error
+        if marks:
+            (ids,) = self._marks.ids([Prompt(text, marks)])
+        else:
+            ids = self._tokenizer.encode(text, add_special_tokens=False)
         return np.asarray(ids, np.int32)
 
     def encode(self, text: str, *, special: bool) -> Ids:

@@ -10,7 +10,7 @@ from rich.table import Table
 from vold_service.keys import Keys, KeysError, describe_new_key
 from vold_service.processes import Processes
 from vold_service.serve import Readiness, run, serve
-from vold_service.settings import ExposureError
+from vold_service.settings import ExposureError, shown_input
 from vold_service.tls import Tls, TlsError
 from vold_service.version import version_option
 
@@ -116,7 +116,9 @@ def _settings(options: dict[str, Any]) -> VerifierSettings:
         settings = VerifierSettings(**options)
     except ValidationError as error:
         lines = [
-            f"--{'.'.join(map(str, e['loc'])).replace('_', '-')}: {e['msg']}; got {e['input']!r}"
+            f"--{'.'.join(map(str, e['loc'])).replace('_', '-')}: " * bool(e["loc"])
+            + e["msg"].removeprefix("Value error, ")
+            + (f"; got {value}" if (value := shown_input(e)) else "")
             for e in error.errors()
         ]
         raise typer.BadParameter("\n".join(lines)) from None

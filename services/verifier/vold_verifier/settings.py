@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
+from vold_service.keys import outgoing_key
 from vold_service.settings import MIB, ServerSettings
 
 
@@ -56,6 +57,12 @@ class VerifierSettings(ServerSettings):
     judge_retries: int = Field(default=2, ge=0, le=10, description="further requests after a failed one")
     judge_in_flight: int = Field(default=32, ge=1, description="concurrent requests to the judge")
     plugins: tuple[str, ...] = Field(default=(), description="modules whose VERIFIERS are served too")
+
+    @field_validator("judge_key")
+    @classmethod
+    def _one_word(cls, value: SecretStr | None) -> SecretStr | None:
+        key = outgoing_key(value.get_secret_value(), "the environment variable VOLD_JUDGE_KEY") if value else ""
+        return SecretStr(key) if key else None
 
     @model_validator(mode="after")
     def _check_judge(self) -> Self:

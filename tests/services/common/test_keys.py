@@ -39,15 +39,17 @@ from vold_proto.arrays import pack_ids
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_proto.v1 import teacher_pb2_grpc, verifier_pb2
 from vold_service.http import make_app
-from vold_service.keys import Keys, digest_of
+from vold_service.keys import Keys, KeysError, digest_of, outgoing_key
 from vold_service.processes import Processes
 from vold_teacher.cli import app as teacher_cli
+from vold_teacher.factory import make_backend
 from vold_teacher.http import add_routes
 from vold_teacher.server import make_teacher
 from vold_teacher.settings import TeacherSettings
 from vold_trainer.config import VerifierConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.services.local import open_services, verifier_client
+from vold_verifier.cli import app as verifier_cli
 from vold_verifier.engine.engine import Engine
 from vold_verifier.http import create_app
 from vold_verifier.settings import VerifierSettings
@@ -192,8 +194,8 @@ def routes(app) -> set[tuple[str, str]]:
     return {(method, path.replace("{", "").replace("}", "")) for method, path in method_paths}
 
 
-def check_routes(service: Service, app, own: set[tuple[str, str]]) -> None:
-    """own: routes that the app has beside those of every service."""
+def check_routes(service: Service, app, own: set[tuple[str, str]], openai: frozenset[str] = frozenset()) -> None:
+    """own: routes that the app has beside those of every service. openai: paths with OpenAI's errors."""
     method_paths = routes(app)
     common = {"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/v1/quota"}
     assert method_paths >= own | {("GET", path) for path in common}
@@ -206,7 +208,12 @@ def check_routes(service: Service, app, own: set[tuple[str, str]]) -> None:
                 reply = client.request(method, path, headers=headers)
                 assert reply.status_code == 401, f"{method} {path} answers without a key: {reply.text[:200]}"
                 if method != "HEAD":
-                    assert reply.json()["error"]["code"] == "UNAUTHENTICATED"
+                    error = reply.json()["error"]
+                    if path in openai:
+                        assert (error["code"], error["type"]) == ("unauthenticated", "authentication_error")
+                        assert set(error) == {"message", "type", "param", "code"}
+                    else:
+                        assert error["code"] == "UNAUTHENTICATED", path
                 assert reply.headers["www-authenticate"].startswith("Basic ")
         for path in ("/metrics", "/docs", "/openapi.json", "/readyz"):
             assert client.get(path, headers=bearer(KEY["maths"])).status_code == 200
@@ -217,9 +224,13 @@ def test_every_route_of_the_teacher_is_guarded(teacher, folder):
     add_routes(app, make_teacher(TeacherSettings(model=folder), Processes()))
     own = {
         ("GET", "/v1/info"),
-        *(("POST", f"/v1/{name}") for name in ("score", "generate", "models/load", "completions")),
+        *(("POST", f"/v1/{name}") for name in ("score", "generate", "models/load", "models/unload")),
     }
-    check_routes(teacher, app, own)
+    openai = {"/v1/models", "/v1/models/name", "/v1/completions", "/v1/chat/completions"}
+    openai |= {"/tokenize", "/detokenize", "/tokenizer_info", "/health"}
+    assert openai < {path for _, path in routes(app)}
+    check_routes(teacher, app, own, frozenset(openai))
+    assert httpx.get(f"{teacher.http}/v1/nothing").json()["error"]["code"] == "unauthenticated"
 
 
 def test_every_route_of_the_verifier_is_guarded(verifier):
@@ -634,3 +645,42 @@ def test_a_server_does_not_start_with_keys_that_it_cannot_read(folder, tmp_path)
     assert result.exit_code == 1
     assert f"{file}: tenants[0].keys[0].sha256 is not 64 hexadecimal digits" in result.output
     assert KEY["maths"] not in result.output
+
+
+NO_KEYS = ["sk-one\nsk-two", "sk-one two", "sk-\u00fcber", "sk-one\x00"]
+
+
+@pytest.mark.parametrize("text", NO_KEYS[:3])  # the last is in no environment
+def test_more_than_a_key_is_refused_where_it_is_read_and_never_shown(text, folder, monkeypatch):
+    """What a service sends to another one: an HTTP client's error about such a header would show it."""
+    for key, words in ((text, "VOLD_JUDGE_KEY"), ("sk-one", "judge_model is not")):  # the latter is of all settings
+        monkeypatch.setenv("VOLD_JUDGE_KEY", key)
+        result = CliRunner().invoke(verifier_cli, ["serve", "--judge-url", "http://localhost:9/v1"])
+        assert result.exit_code == 2
+        assert words in result.output
+        assert "sk-" not in result.output
+    monkeypatch.setenv("VOLD_API_KEYS", f"maths:{'sk-' * 10}{text}")
+    with pytest.raises(KeysError, match="entry 0 is not TENANT:KEY") as refused:
+        Keys.load(None)
+    assert "sk-" not in str(refused.value)
+    monkeypatch.setenv("VOLD_UPSTREAM_API_KEY", text)
+    settings = TeacherSettings(
+        model="vllm+http://localhost:9", backend="upstream", tokenizer=folder, http=None, grpc="unix:x"
+    )
+    with pytest.raises(OSError, match=r"VOLD_UPSTREAM_API_KEY holds more than an API key") as failed:
+        make_backend(settings, settings.model[0])
+    assert "sk-" not in str(failed.value)
+
+
+@pytest.mark.parametrize("text", NO_KEYS)
+def test_more_than_a_key_is_no_key_of_a_client(text, url):
+    with pytest.raises(InvalidArgument, match="the API key has white space, a line break or a character") as caught:
+        TeacherClient(url, api_key=text)
+    assert "sk-" not in str(caught.value)
+
+
+def test_white_space_around_a_key_is_no_part_of_it(monkeypatch):
+    monkeypatch.setenv("VOLD_JUDGE_KEY", " sk-one\n")
+    settings = VerifierSettings(judge_url="http://localhost:9/v1", judge_model="critic")
+    assert settings.judge_key.get_secret_value() == "sk-one"
+    assert outgoing_key("\t\n", "") == ""

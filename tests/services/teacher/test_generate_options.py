@@ -7,10 +7,15 @@ import pytest
 from openai_fixtures import SENTENCE, save_teacher
 from teacher_fixtures import teacher_server
 from vold_client import InvalidArgument, TeacherClient
+from vold_trainer.coldstart.traces import run_traces
+from vold_trainer.config import TracesConfig
+from vold_trainer.errors import RunError
+from vold_trainer.files import read_json_lines, write_lines
 
 TEMPLATE = (
     "{% for m in messages %}<user>{{ m.content }}{% endfor %}"
     "{% if shout is defined %}{{ shout }}:{{ times }}:{{ deep.er[0] }}{% endif %}<assistant>"
+    "{% if 'nothing' in messages[0].content %}" + SENTENCE + "{% endif %}"
 )
 
 
@@ -162,3 +167,23 @@ def test_the_openai_route_takes_min_p(teacher):
     assert reply["choices"][0]["message"]["content"] == SENTENCE
     reply = httpx.post(f"{teacher.http}/v1/chat/completions", json=body | {"min_p": 2})
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "min_p")
+
+
+def test_a_teacher_that_ends_at_once_leaves_no_trace(templated, tmp_path):
+    """Its completion has no text, which no student can learn from."""
+    rows = [{"id": str(number), "prompt": text, "reference": ""} for number, text in enumerate(("Say it", "nothing"))]
+    write_lines(tmp_path / "rows.jsonl", rows)
+
+    def traces(**data):
+        config = {"teacher": {"url": templated.http}, "data": {"source": str(tmp_path / "rows.jsonl"), **data}}
+        return TracesConfig(
+            **config, out=tmp_path / "traces.jsonl", keep="all", verifier=None, temperature=0, max_tokens=90
+        )
+
+    summary = run_traces(traces())
+    assert (summary.requested, summary.written, summary.dropped) == (2, 1, {"empty": 1})
+    (row,) = read_json_lines(tmp_path / "traces.jsonl")
+    assert row["id"] == "0-0"
+    assert row["completion"]
+    with pytest.raises(RunError, match=r"not one of 1 traces was kept \(1 empty\)"):
+        run_traces(traces(offset=1))

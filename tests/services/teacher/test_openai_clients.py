@@ -51,6 +51,12 @@ def test_openai_generates(client):
     assert all(entry.top_logprobs[0].logprob == entry.logprob for entry in choice.logprobs.content)
 
 
+def test_openai_knows_the_models(client):
+    (listed,) = client.models.list()
+    assert client.models.retrieve("bear") == listed
+    assert (listed.id, listed.max_model_len) == ("bear", 256)
+
+
 def test_openai_streams(client):
     chunks = list(
         client.completions.create(
@@ -91,6 +97,12 @@ def test_openai_raises_its_own_errors(client):
     with pytest.raises(openai.NotFoundError) as raised:
         client.completions.create(model="gpt-9", prompt="a")
     assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.models.retrieve("gpt-9")
+    assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.embeddings.create(model="bear", input="a")
+    assert (raised.value.code, raised.value.type) == ("not_found", "invalid_request_error")
     with pytest.raises(openai.BadRequestError, match="frequency_penalty is 1") as raised:
         client.chat.completions.create(model="bear", messages=CONVERSATION, frequency_penalty=1)
     assert raised.value.param == "frequency_penalty"

@@ -341,6 +341,8 @@ def broken(folder: Path, kind: str) -> Path:
     if kind == "file":
         folder.rmdir()
         folder.write_text("")
+    if kind == "adapter":
+        (folder / "adapter_config.json").write_text("{}")
     if kind in ("config", "untyped", "pickle"):
         text = {"config": "{", "untyped": "{}", "pickle": '{"model_type": "qwen3"}'}[kind]
         (folder / "config.json").write_text(text)
@@ -355,6 +357,7 @@ def broken(folder: Path, kind: str) -> Path:
         ("missing", "there is no such folder"),
         ("file", "not a folder"),
         ("empty", "it has no config.json"),
+        ("adapter", "it holds an adapter and no model; merge it into its base model"),
         ("config", "its config.json is not JSON"),
         ("untyped", "names no model_type"),
         ("pickle", "no *.safetensors"),
@@ -367,4 +370,20 @@ def test_a_folder_that_is_no_model_ends_the_command_with_one_line(tmp_path, kind
     assert result.stdout == ""
     assert result.stderr.startswith(f"error: --model {path}")
     assert result.stderr.count("\n") == 1
+    assert text in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Qwen/Qwen3-8B", "which is not fetched here, run `hf download Qwen/Qwen3-8B --local-dir Qwen/Qwen3-8B`"),
+        ("~/teacher", "~ has no meaning here, write the whole path"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--model", "--tokenizer"])
+def test_a_model_that_is_no_folder_says_how_to_get_it(option, name, text):
+    others = [] if option == "--model" else ["--backend", "upstream", "--model", "vllm+http://127.0.0.1:9"]
+    result = CliRunner().invoke(app, ["serve", option, name, *others, "--http", "127.0.0.1:0", "--no-grpc"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {option} {name}: there is no such folder; ")
     assert text in result.stderr

@@ -274,6 +274,7 @@ def test_addresses():
         ("http://a:1", "no address of an upstream"),
         ("tgi+http://a:1", "no address of an upstream"),
         ("vllm+http://a:1,sglang+http://b:1", "mixes vllm and sglang"),
+        ("vllm+http://a:1,b:1/v1/", "'b:1/v1/' ends in /v1, which the teacher adds"),
         ("vllm+http://a:1,a:1", "twice"),
     ):
         with pytest.raises(ValueError, match=message):

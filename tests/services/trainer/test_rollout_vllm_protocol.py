@@ -368,6 +368,11 @@ def test_invalid_urls_are_refused(student, url):
         make_engine(RolloutConfig(engine="vllm", url=url), student)
 
 
+def test_a_url_with_the_beginning_of_the_routes_is_refused(student):
+    with pytest.raises(UsageError, match=r"rollout\.url http://a:1/v1 ends in /v1, which the trainer adds to it"):
+        make_engine(RolloutConfig(engine="vllm", url="http://a:1/v1/"), student)
+
+
 def test_a_server_that_cannot_be_reached_is_refused(student):
     with pytest.raises(UsageError, match=r"rollout\.url http://127\.0\.0\.1:1: it cannot be reached.*still running"):
         make_engine(RolloutConfig(engine="vllm", url="http://127.0.0.1:1"), student)

@@ -59,22 +59,43 @@ def test_a_file_is_verified_in_order_by_a_local_service(tmp_path):
             "verifier": "numeric",
             "params": {"relative_tolerance": 0.01},
         },
+        {"id": "boxed", "completion": "4", "answer": 4, "parameters": {"accept": ["boxed"]}},
+        {
+            "id": "of a data set",
+            "completion": "4",
+            "reference": 4.0,
+            "parameters": '{"accept": ["boxed"]}',
+            "messages": [{"role": "user", "content": "2 + 2?"}],
+            "category": "sum",
+        },
         {"id": "prompt", "completion": r"\boxed{4}", "reference": "4", "prompt": "Think.<think>"},
-        {"completion": r"\boxed{7}", "reference": "7", "prompt": None, "options": None, "params": None},
+        {
+            "completion": r"\boxed{7}",
+            "reference": "7",
+            "prompt": None,
+            "options": None,
+            "params": None,
+            "parameters": None,
+        },
     ]
     out = tmp_path / "out.jsonl"
     done = run(write(tmp_path / "in.jsonl", rows), "--verifier", "math", "-o", out)
     assert done.returncode == 0, done.stderr
     verdicts = read(out.read_text())
     assert all(list(verdict) == KEYS for verdict in verdicts)
-    assert [verdict["id"] for verdict in verdicts] == ["r", 2, "by text", "listed", "texts", "near", "prompt", 8]
-    assert [verdict["reward"] for verdict in verdicts] == [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0]
-    assert [verdict["correct"] for verdict in verdicts] == [True, False, True, True, True, True, False, True]
+    assert [verdict["id"] for verdict in verdicts] == [
+        *("r", 2, "by text", "listed", "texts", "near", "boxed", "of a data set", "prompt", 10)
+    ]
+    right = [True, False, True, True, True, True, False, False, False, True]
+    assert [verdict["reward"] for verdict in verdicts] == list(map(float, right))
+    assert [verdict["correct"] for verdict in verdicts] == right
     assert verdicts[0]["extracted"] == "1/2"
-    assert "never ends" in verdicts[6]["reason"]
+    assert "boxed" in verdicts[6]["reason"]
+    assert "boxed" in verdicts[7]["reason"]
+    assert "never ends" in verdicts[8]["reason"]
     assert {verdict["error"] for verdict in verdicts} == {None}
     assert done.stdout == ""
-    for shown in ("math", "choice", "numeric", "accuracy", "8 lines"):
+    for shown in ("math", "choice", "numeric", "accuracy", "10 lines"):
         assert shown in done.stderr
 
 
@@ -85,12 +106,25 @@ BROKEN = {
     "completion no text": ({"id": "x", "completion": 3, "reference": "1"}, "completion is a number"),
     "unknown verifier": ({**RIGHT, "id": "x", "verifier": "maths"}, "did you mean 'math'"),
     "unknown parameter": ({**RIGHT, "id": "x", "params": {"acept": ["boxed"]}}, "parameters.acept"),
-    "params no object": ({**RIGHT, "id": "x", "params": [1]}, "params is a list"),
+    "params no object": ({**RIGHT, "id": "x", "params": [1]}, "parameters is a list"),
+    "parameters no JSON": ({**RIGHT, "id": "x", "parameters": "{"}, "parameters is no JSON"),
+    "two names": ({**RIGHT, "id": "x", "params": {}, "parameters": {}}, "parameters and params are the same field"),
+    "two references": ({**RIGHT, "id": "x", "answer": "1"}, "reference and answer are the same field: keep one"),
+    "unknown field": ({**RIGHT, "id": "x", "refrence": "1"}, "unknown field 'refrence'; did you mean 'reference'?"),
+    "unread field": ({**RIGHT, "id": "x", "score": 1}, "unknown field 'score'; the fields are id, completion"),
+    "messages": ({**RIGHT, "id": "x", "messages": [{"role": "me", "content": "a"}]}, "messages[0].role is 'me'"),
+    "no number": ('{"id": "x", "completion": "1", "reference": NaN}', "reference is no finite number"),
+    "id no number": ('{"id": Infinity, "completion": "1", "reference": "1"}', "id is no finite number"),
+    "id half a character": ('{"id": "\\udfff", "completion": "1", "reference": "1"}', "half of a character"),
+    "half a character deep inside": (
+        '{"id": "x", "completion": "1", "reference": "1", "parameters": {"a": ["\\ud800"]}}',
+        "its text holds '\\ud800', which is half of a character: take it out",
+    ),
     "options no texts": ({**RIGHT, "id": "x", "verifier": "choice", "options": ["Paris", None]}, "option 'B' is null"),
     "options mixed": ({**RIGHT, "id": "x", "options": [{"A": "Paris"}, "Rome"]}, "options holds a string"),
     "too many options": ({**RIGHT, "id": "x", "options": ["x"] * 27}, "over the limit of 26"),
     "options twice": ({**RIGHT, "id": "x", "options": [{"A": "1"}, {"A": "2"}]}, "names 'A' twice"),
-    "half a character": ('{"id": "x", "completion": "\\ud800", "reference": "1"}', "surrogate"),
+    "half a character": ('{"id": "x", "completion": "\\ud800", "reference": "1"}', "half of a character"),
     "deep": ("[" * 100_000, "is not JSON"),
     "bad reference": ({**RIGHT, "id": "x", "reference": ""}, "the reference is empty"),
 }

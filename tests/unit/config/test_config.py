@@ -70,6 +70,17 @@ def test_overrides_reach_into_lists():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["learning_rate=1"], "unknown key 'learning_rate'; did you mean 'optim.lr'?"),
+        (["optim.learning_rate=1"], "unknown key 'optim.learning_rate'; did you mean 'optim.lr'?"),
+        (["lr=1"], "unknown key 'lr'; did you mean 'optim.lr'?"),
+        (["reward=math"], "unknown key 'reward'; did you mean 'verifier.name'?"),
+        (["num_generations=4"], "unknown key 'num_generations'; did you mean 'rollout.group'?"),
+        (["per-device-train-batch-size=4"], "'per-device-train-batch-size'; did you mean 'batch.micro'?"),
+        (["temperature=1"], "unknown key 'temperature'; did you mean 'rollout.temperature'?"),
+        (["model=x"], "unknown key 'model'; did you mean 'student.path'?"),
+        (["teacher.modle=x"], "unknown key 'teacher.modle'; did you mean 'model'?"),
+        (["kl_coef=1"], "unknown key 'kl_coef'; did you mean 'objective.beta'?"),
+        (["quux=1"], "unknown key 'quux'; known keys here: out, seed"),
         (["objective.betta=1"], "unknown key 'objective.betta'; did you mean 'beta'"),
         (["learning_rate=1"], "unknown key 'learning_rate'"),
         (["optim.lr=fast"], "optim.lr: .*'fast'"),

@@ -248,6 +248,37 @@ def test_an_error_quotes_little_of_a_picture(tmp_path, value):
     assert "Mend the row" in str(raised.value)
 
 
+DEEP, LONG = "[" * 100_000 + "]" * 100_000, f"[{'9' * 5_000}]"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        *(("messages", text, "is text, and not JSON (") for text in (DEEP, LONG, "[")),
+        *(("twin_messages", text, "is text, and not JSON (") for text in (DEEP, LONG)),
+        *(("parameters", text, "not JSON (") for text in (DEEP, LONG, "{")),
+        (
+            "image",
+            "data:image/png;base64,\u00e9" + "A" * 5_000,
+            "not base64 (string argument should contain only ASCII",
+        ),
+        ("image", "file://~/picture.png", "~ has no meaning in a row: write the whole path"),
+        ("image", "file:///~/picture.png", "~ has no meaning in a row: write the whole path"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_text_that_python_cannot_read_is_an_error_of_its_row(field, value, said, tmp_path):
+    row = {"prompt": "q", "reference": "1", field: value}
+    if field == "messages":
+        del row["prompt"]
+    with pytest.raises(
+        UsageError, match=r"rows\.jsonl:1: field '(messages|twin_messages|parameters|images)'"
+    ) as raised:
+        load(write_lines(tmp_path / "rows.jsonl", row))
+    assert said in str(raised.value)
+    assert len(str(raised.value)) < 400
+
+
 def test_a_file_url_may_be_quoted(tmp_path):
     (tmp_path / "my picture.png").write_bytes(encoded())
     url = f"file://{tmp_path}/my%20picture.png"

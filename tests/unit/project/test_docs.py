@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -214,6 +216,25 @@ def test_yaml_blocks_load(text, tmp_path):
 @pytest.mark.parametrize("text", blocks("python"))
 def test_python_blocks_compile(text):
     compile(text, "docs", "exec")
+
+
+def test_what_a_page_tells_to_write_passes_the_lint(tmp_path):
+    """Code for the tree, and packages like the example's: not the scripts that call a service."""
+    for number, block in enumerate(blocks("python")):
+        if "print(" not in block.values[0]:
+            (tmp_path / f"block_{number}.py").write_text(block.values[0])
+    assert len(list(tmp_path.iterdir())) >= 3
+    config = ["--no-cache", "--config", str(ROOT / "pyproject.toml")]
+    for command in (["check", *config], ["format", "--check", *config]):
+        ran = subprocess.run([sys.executable, "-m", "ruff", *command, str(tmp_path)], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stdout
+
+
+def test_the_options_that_an_example_names_exist():
+    for script in (ROOT / "examples").glob("*/*.py"):
+        text = script.read_text()
+        documented = set(re.findall(r"--[a-z][\w-]*", text.split('"""')[1].replace("pip install --no-deps", "")))
+        assert documented <= set(re.findall(r'add_argument\("(--[\w-]+)"', text)), script
 
 
 @pytest.mark.parametrize("text", blocks("json"))

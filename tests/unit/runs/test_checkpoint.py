@@ -101,7 +101,7 @@ def test_the_best_has_the_best_score_and_the_later_step_among_equals(tmp_path):
 
 def test_a_run_without_scores_has_no_best(tmp_path):
     write(tmp_path, 1)
-    with pytest.raises(UsageError, match=r"has a score: set checkpoints\.metric"):
+    with pytest.raises(UsageError, match=r"has a score: set checkpoints\.keep_best above 0, and checkpoints\.metric"):
         choose_checkpoint(tmp_path, "best", "max")
 
 

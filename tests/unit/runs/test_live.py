@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from vold_trainer import terminal
 from vold_trainer.runs.live import BLOCKS, SFT_TABLES, TRAIN_TABLES, Dashboard, readable, sparkline
 
 FINITE = st.floats(-1e9, 1e9)
@@ -82,7 +83,8 @@ def test_in_a_terminal_the_table_follows_the_view():
     assert "missing, teacher (1 in all)" in table
 
 
-def test_without_a_terminal_there_is_a_line_every_tenth_and_the_table():
+def test_without_a_terminal_there_is_a_line_every_tenth_and_the_table(monkeypatch):
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0)
     board, console = view(100, terminal=False)
     with board:
         for step in range(1, 101):
@@ -92,6 +94,28 @@ def test_without_a_terminal_there_is_a_line_every_tenth_and_the_table():
     assert [line.split()[4] for line in progress] == [str(10 * tenth) for tenth in range(1, 11)]
     assert progress[0].endswith("10 of 100  reward 0.1  length 0.1")
     assert any(line.startswith("figure") for line in lines)
+
+
+def test_without_a_terminal_short_work_leaves_no_line_but_the_table(monkeypatch):
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 3600)
+    board, console = view(100, terminal=False)
+    with board:
+        for step in range(1, 101):
+            board.update(step, **metrics(step))
+    (line, *_) = console.file.getvalue().splitlines()
+    assert line.startswith("vold on text prompts: 100 of 100 steps, 100 here")
+
+
+@given(st.integers(1, 300), st.data())
+def test_lines_are_paced_by_tenths_and_by_time(total, data):
+    done = data.draw(st.integers(0, total))
+    lines = terminal.PacedLines(total, done)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(terminal, "LINE_SECONDS", 3600)
+        assert not any(lines.are_due(number) for number in range(done, total + 1))
+        patch.setattr(terminal, "LINE_SECONDS", 0)
+        due = [number for number in range(done, total + 1) if lines.are_due(number)]
+    assert [10 * number // total for number in due] == sorted({10 * n // total for n in range(done, total + 1)})[1:]
 
 
 def test_a_resumed_run_keeps_its_trends_and_a_run_without_steps_prints_nothing():

@@ -29,6 +29,8 @@ def folder(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "reference": "b"}\n')
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "config.json").write_text("{}")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     return tmp_path
 
 
@@ -47,6 +49,25 @@ FAULTS = [
         "student.path '{0}/rows.jsonl' is a file: give the folder that it is in",
     ),
     ("eval", ["student.path={0}/run"], "there is no config.json in it: give its folder '{0}/run/model'"),
+    (
+        "train",
+        ["student.path={0}/adapter"],
+        "'{0}/adapter' holds an adapter and no model: merge it into its base model",
+    ),
+    ("traces", ["teacher.url=local:{0}/adapter"], "local:{0}/adapter' holds an adapter and no model: merge it"),
+    ("eval", ["student.path=file://{0}/a%20b"], "a%20b': it is a URL, and a path is wanted: write '{0}/a b'"),
+    ("train", ["teacher.url=local:Qwen/Qwen3-8B"], "`hf download Qwen/Qwen3-8B --local-dir Qwen/Qwen3-8B`"),
+    ("train", ["teacher.url=local:~/teacher"], "teacher.url 'local:~/teacher': ~ has no meaning in a config"),
+    ("train", ["teacher.url=http://a:8000/v1"], "teacher.url: the URL 'http://a:8000/v1' ends in /v1"),
+    ("eval", ["verifier.url=https://a/b/v1/"], "verifier.url: the URL 'https://a/b/v1/' ends in /v1"),
+    ("train", ["data.source=file://{0}/rows.jsonl"], "it is a URL, and a path is wanted: write '{0}/rows.jsonl'"),
+    ("train", ["data.source=~/rows.jsonl"], "data.source '~/rows.jsonl': ~ has no meaning in a config: write"),
+    ("sft", ["traces=~/traces.jsonl"], "traces '~/traces.jsonl' does not exist: ~ has no meaning in a config"),
+    (
+        "sft",
+        ["columns.completon=x"],
+        "columns.completon: a row has no field 'completon' here; did you mean 'completion'?",
+    ),
     ("sft", ["student.path=pocket:pupil"], "there is no pocket checkpoint 'pupil'"),
     ("train", ["teacher.url=local:{0}/none"], "teacher.url 'local:{0}/none': there is no model folder"),
     ("traces", ["teacher.url=[grpc://a:1, 'local:{0}']"], "teacher.url 'local:{0}' is no model folder"),

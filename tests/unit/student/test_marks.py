@@ -6,12 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_students import FAMILIES, VISION_FAMILIES, tiny_student
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from vold_packing.marks import COUNT, FIRST, reveal
 from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 from vold_trainer.files import write_lines
-from vold_trainer.student.marks import COUNT, FIRST, Marks, reveal
 from vold_trainer.student.models import load_student
 from vold_trainer.student.traces import read_traces
 
@@ -147,32 +146,13 @@ def test_every_text_of_a_message_is_shielded_and_shown_as_it_is(students):
     assert controls_in(student, ids) == controls_in(student, frame)
 
 
-def tokenizer(*added):
-    base = Tokenizer(models.BPE(vocab={chr(c): c for c in range(32, 127)} | {"\n": 0}, merges=[]))
-    base.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    for text, special in added:
-        base.add_tokens([AddedToken(text, special=special, normalized=False)])
-    return base
-
-
-def test_thoughts_and_tools_are_tokens_in_completions_alone():
-    marks = Marks(tokenizer(("<|end|>", True), ("<think>", False), ("</think>", False), ("<td>", False), ("  ", False)))
-    assert (marks.control, marks.others) == ({"<|end|>"}, {"<think>", "</think>"})
-    think = marks._tokenizer.token_to_id("<think>")
-    assert think in marks.completion_ids("<think>a<|end|>")
-    assert marks._tokenizer.token_to_id("<|end|>") not in marks.completion_ids("<think>a<|end|>")
-    for role, live in (("user", False), ("system", False), ("assistant", True)):
-        shielded, found = marks.shield([{"role": role, "content": "<think>a"}])
-        assert found == ([] if live else ["<think>"])
-        assert (shielded[0]["content"] == "<think>a") == live
-
-
-def test_more_marks_than_stand_ins_are_an_error_of_the_row():
-    many = [f"<|{number}|>" for number in range(COUNT + 1)]
-    marks = Marks(tokenizer(*((mark, True) for mark in many)))
-    assert len(marks.shield([{"role": "user", "content": "".join(many[1:])}])[1]) == COUNT
-    with pytest.raises(UsageError, match="its texts hold more than 64 different marks"):
-        marks.shield([{"role": "user", "content": "".join(many)}])
+def test_more_marks_than_stand_ins_are_an_error_of_the_row(students):
+    student = students("qwen3")
+    many = "".join(chr(FIRST + number) for number in range(COUNT)) + "<|im_end|>"
+    with pytest.raises(
+        UsageError, match=r"its texts spell more than 64 different control tokens, such as '<\|im_end\|>'"
+    ):
+        student.prompt_ids([example(many)])
 
 
 def test_a_completion_to_learn_has_one_end_and_no_other_control_token(students, tmp_path):

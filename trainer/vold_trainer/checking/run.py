@@ -32,14 +32,14 @@ from vold_trainer.services.local import Services, open_services, teacher_client,
 from vold_trainer.services.verifiers import MAX_FAULTS, Fault, find_faults
 from vold_trainer.sources import load_examples
 from vold_trainer.sources.check import check_student, check_traces
+from vold_trainer.student.lengths import known_lengths, measure
 from vold_trainer.student.models import Student, load_student
-from vold_trainer.student.readable import for_readable
 from vold_trainer.tasks import ClientTasks
 from vold_trainer.terminal import progress, silenced
 from vold_trainer.training.train import run_train
 
-MAX_MEASURED_PROMPTS = 2000
-"""How many prompts are tokenized to measure their lengths, at most."""
+MAX_MEASURED_IMAGES = 2000
+"""How many prompts with images are processed to measure their lengths, at most."""
 MAX_VERIFIED_REFERENCES = 64
 """How many references are verified as answers to themselves, about."""
 READY_SECONDS = 3.0
@@ -112,7 +112,7 @@ def _check_student(
         )
         if warning := rounding_warning(student.model, config.optim.lr):
             report.warning("student", warning)
-        lengths = _measure_prompts(config, report, student, examples[:MAX_MEASURED_PROMPTS])
+        lengths = _measure_prompts(config, report, student, examples)
         _check_lengths(config, report, student, sorted(lengths))
     return student, lengths
 
@@ -135,13 +135,20 @@ def _check_lengths(config: TrainConfig, report: CheckReport, student: Student, l
 def _measure_prompts(
     config: TrainConfig, report: CheckReport, student: Student, examples: Sequence[Example]
 ) -> list[int]:
-    """The lengths of the prompts in tokens, without those of rows at fault, which are reported."""
-    lengths: list[int] = []
+    """The lengths of the prompts in tokens, without those of rows at fault, which are reported. Of prompts with images
+    the first MAX_MEASURED_IMAGES are measured with the images, the others without.
+    """
+    pictured = [example for example in examples if example.images][:MAX_MEASURED_IMAGES]
+    exact = {id(example) for example in pictured}
+    others = [example for example in examples if id(example) not in exact]
     faults: list[RowFault] = []
-    for start in range(0, len(examples), 64):
-        part = examples[start : start + 64]
-        _, ids = for_readable(student.prompt_ids, part, lambda index, fault: faults.append(fault))
-        lengths += map(len, ids or ())
+
+    def whole_lengths(part: Sequence[Example]) -> list[int]:
+        return [len(ids) for ids in student.prompt_ids(part)]
+
+    lengths = measure(whole_lengths, pictured, faults.append)
+    lengths += measure(partial(known_lengths, student), others, faults.append)
+    lengths = [length for length in lengths if length]
     if faults:
         say = report.warning if config.data.skip_broken else report.error
         say(

@@ -13,6 +13,7 @@ from vold_trainer.config import SftConfig
 from vold_trainer.data import TraceOrder
 from vold_trainer.data.digest import digest
 from vold_trainer.data.keys import row_keys
+from vold_trainer.data.traces import TraceRules
 from vold_trainer.files import read_json_lines
 from vold_trainer.lock import holds_out
 from vold_trainer.processes.ranks import Ranks, make_accelerator, share
@@ -47,7 +48,8 @@ def run_sft(config: SftConfig, *, resume: bool = False, step: str = "last", over
     ranks.require_one_each(config.batch, "batch")
     student = ranks.run_on_all(lambda: load_student(config.student))
     skip = bool(config.skip_broken)
-    traces = ranks.run_on_all(lambda: read_traces(config.traces, student, skip_broken=skip))
+    rules = TraceRules(config.columns, config.limit, prefix="")
+    traces = ranks.run_on_all(lambda: read_traces(config.traces, student, skip_broken=skip, rules=rules))
     content = {
         "student.path": fingerprint(student),
         "traces": digest((trace.example, trace.ids) for trace in traces),

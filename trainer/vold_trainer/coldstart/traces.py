@@ -124,6 +124,8 @@ async def _write_traces(
                 sentences.add(reason, part[generation.prompt].id, generation.error)
             elif generation.finish_reason != "stop":
                 dropped["not finished"] += 1
+            elif not generation.text.strip():
+                dropped["empty"] += 1
             else:
                 finished.append(generation)
         accepted = finished

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from vold_trainer.config.names import meant_key
 from vold_trainer.config.parts import Config
 from vold_trainer.config.runs import COMMANDS
 from vold_trainer.errors import UsageError
@@ -149,9 +150,9 @@ def _explain(kind: type[Config], error: ValidationError, where: str) -> str:
         key = ".".join(str(part) for part in path)
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = [field.name for field in fields(objective)] if objective else _known_keys(kind, path[:-1])
-            near = difflib.get_close_matches(str(path[-1]), known, n=1)
+            meant = meant_key(kind, path, known)
             here = f"of objective {objective.name!r}" if objective else "here"
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys {here}: {', '.join(known)}"
+            hint = f"did you mean {meant!r}?" if meant else f"known keys {here}: {', '.join(known)}"
             lines.append(f"{where}: unknown key {key!r}; {hint}")
         elif item["type"] == "union_tag_invalid":
             tag = item["ctx"]["tag"]

@@ -37,6 +37,8 @@ RULES: dict[str, tuple[Rule, str]] = {
     "optim.*": ("taken", "the moments stay"),
     # vold sft
     "traces": ("content", "the traces"),
+    "columns": ("content", "the traces"),
+    "limit": ("content", "the traces"),
     "skip_broken": ("taken", ""),
     "batch": ("refused", "it decides which traces a step has"),
     "micro": ("taken", ""),
@@ -120,7 +122,7 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
 def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         key = prefix + name
-        if isinstance(value, Mapping) and value and key not in ("data.columns", "verifier.parameters"):
+        if isinstance(value, Mapping) and value and key not in ("data.columns", "columns", "verifier.parameters"):
             yield from _flat(value, key + ".")
         else:
             yield key, value

@@ -59,6 +59,10 @@ class SftConfig(RunConfig):
     steps: int = Field(default=250, ge=1)
     batch: int = Field(default=48, ge=1, description="sequences per step")
     micro: int = Field(default=64, ge=1, description="sequences in one forward and backward pass")
+    columns: dict[str, str | list[str] | None] = Field(
+        default_factory=dict, description="of the traces, as data.columns of `vold train`; completion may be mapped too"
+    )
+    limit: int | None = Field(default=None, ge=1, description="number of traces; null: all of the file")
     skip_broken: bool | None = Field(default=None, description="of the traces, as data.skip_broken of `vold train`")
     missing: MissingConfig = Field(default=MissingConfig(), description="of the traces of a step that cannot be read")
     optim: OptimConfig = OptimConfig(lr=1e-3, warmup_steps=20, schedule="cosine")

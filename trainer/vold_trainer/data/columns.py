@@ -35,19 +35,24 @@ ColumnMapping = Mapping[str, str | Sequence[str] | None]
 
 
 class Columns:
-    """The column mapping of a run. mapping: None for a field that is not read."""
+    """The column mapping of a run. mapping: None for a field that is not read. key: of the config, for errors."""
 
     def __init__(
-        self, mapping: ColumnMapping | None = None, field_columns: Mapping[str, tuple[str, ...]] = FIELD_COLUMNS
+        self,
+        mapping: ColumnMapping | None = None,
+        field_columns: Mapping[str, tuple[str, ...]] = FIELD_COLUMNS,
+        *,
+        key: str = "data.columns",
     ) -> None:
         mapping = mapping or {}
+        self.key = key
         for field, path in mapping.items():
             if field not in field_columns:
                 near = difflib.get_close_matches(field, field_columns, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(field_columns)}"
-                raise UsageError(f"data.columns.{field}: a row has no field {field!r} here; {hint}")
+                raise UsageError(f"{key}.{field}: a row has no field {field!r} here; {hint}")
             if not isinstance(path, str | None) and field != "images":
-                raise UsageError(f"data.columns.{field} is {list(path)}: only images may come from several columns")
+                raise UsageError(f"{key}.{field} is {list(path)}: only images may come from several columns")
         self.mapping = mapping
         self.paths: dict[str, tuple[str, ...]] = {}
         unread = {
@@ -100,7 +105,7 @@ class Columns:
                 if path not in known and path.split(".")[0] not in known:
                     near = difflib.get_close_matches(path, available, n=1)
                     hint = f"did you mean {near[0]!r}?" if near else f"columns there: {', '.join(available) or 'none'}"
-                    raise UsageError(f"data.columns.{field} is {path!r}: {problem}; {hint}")
+                    raise UsageError(f"{self.key}.{field} is {path!r}: {problem}; {hint}")
 
 
 def is_null(value: Any) -> bool:

@@ -13,6 +13,15 @@ Message = Mapping[str, Any]
 """A chat message: {"role", "content"}, content a string or a list of {"type": "text", "text"} / {"type": "image"}."""
 
 
+def require_characters(value: Any) -> None:
+    """Raise ValueError if a text in the value cannot be sent: JSON may hold half of a character, such as "\\ud83d"."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise ValueError(f"its text holds {half}, which is half of a character: take it out") from error
+
+
 @dataclass(frozen=True)
 class Example:
     """One prompt with its reference answer.
@@ -35,11 +44,7 @@ class Example:
     def check_unicode(self) -> None:
         """Raise ValueError if a text cannot be sent: JSON may hold half of a character, such as "\\ud83d"."""
         texts = [self.id, self.category, self.messages, self.twin, self.reference, dict(self.meta)]
-        try:
-            json.dumps(texts, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError as error:
-            half = ascii(error.object[error.start])
-            raise ValueError(f"its text holds {half}, which is half of a character: take it out") from error
+        require_characters(texts)
 
     @property
     def label(self) -> str:

@@ -5,7 +5,6 @@ row, so that an invalid image is found before the run begins.
 """
 
 import base64
-import binascii
 import io
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -158,11 +157,11 @@ def image_source(value: Any, folder: Path) -> ImageSource:
             raise ValueError(f"{_shorten(value)}: a data: URL has to be base64")
         try:
             return base64.b64decode(data, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # also for a letter that is not ASCII
             raise ValueError(f"{_shorten(value)}: not base64 ({error})") from error
     if value.startswith(("http://", "https://")):
         raise ValueError(f"{_shorten(value)}: nothing is fetched in a run: download it, and give its path")
-    if value.startswith("~"):
+    if value.startswith(("~", "file://~", "file:///~")):
         raise ValueError(f"{_shorten(value)}: ~ has no meaning in a row: write the whole path")
     if content := _bare_base64(value):
         return content

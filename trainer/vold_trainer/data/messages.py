@@ -27,8 +27,9 @@ def read_messages(value: Any) -> tuple[list[Message], list[Any]]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f" is text, and not JSON ({error}): give a list of role and content") from error
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or nested too deeply
+            why = str(error)[:MAX_QUOTED]
+            raise ValueError(f" is text, and not JSON ({why}): give a list of role and content") from error
     if not isinstance(value, list) or not value:
         raise ValueError(f" is {_quote(value)}: give a list of role and content")
     messages: list[Message] = []

@@ -225,8 +225,8 @@ class _RowFields:
         if isinstance(meta.get("parameters"), str):
             try:
                 meta["parameters"] = json.loads(meta["parameters"])
-            except json.JSONDecodeError as error:
-                raise self.error("parameters", f"not JSON ({error})") from error
+            except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or nested too deeply
+                raise self.error("parameters", f"not JSON ({str(error)[:60]})") from error
         if not isinstance(meta.get("parameters", {}), dict):
             raise self.error("parameters", "give an object with the verifier's parameters")
         return meta

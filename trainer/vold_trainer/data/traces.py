@@ -2,13 +2,14 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from vold_trainer.data.columns import FIELD_COLUMNS, Columns
+from vold_trainer.data.columns import FIELD_COLUMNS, ColumnMapping, Columns
 from vold_trainer.data.examples import Example
 from vold_trainer.data.files import file_rows
 from vold_trainer.data.images import LazyImages
@@ -17,37 +18,72 @@ from vold_trainer.errors import UsageError
 
 log = logging.getLogger("vold.data")
 
+T = TypeVar("T")
+
 TRACE_FIELD_COLUMNS = {**FIELD_COLUMNS, "completion": ("completion",), "completion_ids": ("completion_ids",)}
 
 
-def trace_rows(path: Path, *, skip_broken: bool = False) -> Iterator[tuple[Example, str, Sequence[int] | None]]:
-    """(example, completion, the completion's token ids if the row has them) of each row of a JSONL or Parquet file.
+@dataclass(frozen=True)
+class TraceRules:
+    """How rows are read. columns, limit: as of `vold train`. prefix: of these keys in the config, for errors."""
 
-    Raises UsageError that names file, row and field; with skip_broken, a broken row is left out with a warning.
+    columns: ColumnMapping | None = None
+    limit: int | None = None
+    prefix: str = "data."
+
+
+OF_TRAIN = TraceRules()
+"""As `vold train` has the keys."""
+
+
+class TraceRow(NamedTuple):
+    """ids: of the completion's tokens, if the row has them."""
+
+    example: Example
+    completion: str
+    ids: Sequence[int] | None
+
+
+def read_trace_rows(
+    path: Path, read: Callable[[TraceRow], T], rules: TraceRules, *, skip_broken: bool = False
+) -> list[T]:
+    """What `read` makes of each row of a JSONL or Parquet file.
+
+    Raises UsageError, also of `read`, that names file, row and field; with skip_broken, a broken row is left out with a
+    warning.
     """
-    columns = Columns(field_columns=TRACE_FIELD_COLUMNS)
+    columns = Columns(rules.columns, TRACE_FIELD_COLUMNS, key=f"{rules.prefix}columns")
     reader = Reader(columns, references=False)
+    made: list[T] = []
+    seen: dict[str, None] = {}
     for row in file_rows(path, columns):
         try:
-            trace = _trace(row, columns, reader)
+            made.append(read(_trace(row, columns, reader)))
         except UsageError as error:
             if not skip_broken:
-                raise
+                raise UsageError(f"{error}. Mend the row, or set {rules.prefix}skip_broken=true") from error
             log.warning("skipped %s", error)
-        else:
-            yield trace
+        if not isinstance(row.values, UsageError):
+            seen |= dict.fromkeys(row.values)
+        if len(made) == rules.limit:
+            return made
+    if seen:
+        columns.check_seen(list(seen), repr(str(path)))
+    return made
 
 
-def _trace(row: Row, columns: Columns, reader: Reader) -> tuple[Example, str, Sequence[int] | None]:
+def _trace(row: Row, columns: Columns, reader: Reader) -> TraceRow:
     if isinstance(row.values, UsageError):
         raise row.values
     fields = columns.fields(row.values)
     completion, ids = fields.get("completion"), fields.get("completion_ids")
     if not isinstance(completion, str) or not completion:
-        raise UsageError(f"{row.where}: field 'completion' is {completion!r}: give the text of the completion")
+        name = columns.describe("completion")
+        raise UsageError(f"{row.where}: {name} is {str(completion)[:60]!r}: give the text of the completion")
     if ids is not None and not (isinstance(ids, list) and all(isinstance(token, int) for token in ids)):
-        raise UsageError(f"{row.where}: field 'completion_ids' is {str(ids)[:60]}: give a list of ids, or drop it")
-    return reader.example(row), completion, ids
+        name = columns.describe("completion_ids")
+        raise UsageError(f"{row.where}: {name} is {str(ids)[:60]}: give a list of ids, or drop it")
+    return TraceRow(reader.example(row), completion, ids)
 
 
 def prompt_fields(example: Example, folder: Path, images: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ cold start, and evaluates every stage on text and on pictures. All training is o
 pictures.
 """
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from vold_trainer.evaluation import SetResult
 from vold_trainer.experiments.stages import Recipe, pocket_services
 from vold_trainer.files import read_json_lines, write_json
 from vold_trainer.report import build_report
+from vold_trainer.services.keys import api_key
 from vold_trainer.terminal import console
 
 STAGES = {
@@ -41,7 +41,7 @@ def run_demo(
     started = time.monotonic()
     print_line("A small vision-language model is trained to reason about pictures, with a text-only teacher.")
     with pocket_services(teacher_url, verifier_url) as services:
-        with TeacherClient(list(services.teacher_urls), api_key=os.environ.get(TeacherConfig().api_key_env)) as client:
+        with TeacherClient(list(services.teacher_urls), api_key=api_key(TeacherConfig(), "teacher")) as client:
             info = client.info()
         print_line(
             f"teacher {info.identity.model} ({info.backend}, {info.dtype}) at {services.teacher_urls[0]}, "

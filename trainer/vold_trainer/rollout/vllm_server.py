@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 from vold_client import KeySource
 from vold_client.keys import ApiKey
+from vold_proto.proxies import proxy_remedy
 
 from vold_trainer.errors import RunError, UsageError
 
@@ -75,6 +76,8 @@ class Server:
         self.key_origin = key_origin
         self.key_accepted = False
         self.timeout = timeout
+        if url.rstrip("/").endswith("/v1") and not url.startswith("unix:"):
+            raise UsageError(f"rollout.url {self.name} ends in /v1, which the trainer adds to it: leave that out")
         socket = url.removeprefix("unix:") if url.startswith("unix:") else None
         limits = httpx.Limits(max_connections=IN_FLIGHT, max_keepalive_connections=IN_FLIGHT)
         self.client = httpx.AsyncClient(
@@ -199,14 +202,14 @@ class Server:
             headers = {"authorization": header} if header else {}
             return await self.client.request(method, route, timeout=timeout, headers=headers, **content)
         except httpx.ConnectTimeout:
-            return f"it cannot be reached. {RUNNING}"
+            return f"it cannot be reached. {self._remedy()}"
         except httpx.TimeoutException as error:
             raise RunError(
                 f"rollout.url {self.name}: no answer from {route} in {seconds:g} s "
                 "(rollout.timeout for a completion). Is the server overloaded, or paused?"
             ) from error
         except httpx.TransportError as error:
-            return f"it cannot be reached ({type(error).__name__}: {error}). {RUNNING}"
+            return f"it cannot be reached ({type(error).__name__}: {error}). {self._remedy()}"
         except httpx.InvalidURL as error:
             raise UsageError(f"rollout.url {self.name}: not a URL ({error})") from error
 
@@ -231,7 +234,10 @@ class Server:
         if status < 500 and status != 429:
             kind = RefusedError if status in (400, 413, 422) else RunError
             raise kind(f"rollout.url {self.name}: {route} refused: {message}")
-        return f"{route} answered {status}: {message}. {RUNNING}"
+        return f"{route} answered {status}: {message}. {self._remedy()}"
+
+    def _remedy(self) -> str:
+        return " ".join(filter(None, (RUNNING, proxy_remedy(self.url))))
 
 
 def read_reply(body: Mapping[str, Any]) -> tuple[Reply, str]:

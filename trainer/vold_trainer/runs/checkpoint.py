@@ -101,8 +101,8 @@ def choose_checkpoint(out: Path, which: str, mode: Mode) -> Checkpoint:
         best = best_checkpoints(checkpoints, 1, mode)
         if not best:
             raise UsageError(
-                f"no checkpoint of {str(out)!r} has a score: set checkpoints.metric to a figure of metrics.jsonl, and "
-                "checkpoints.keep_best above 0, before a run"
+                f"no checkpoint of {str(out)!r} has a score: set checkpoints.keep_best above 0, and checkpoints.metric "
+                "to a figure of metrics.jsonl, before a run; or choose last or a step"
             )
         return best[0]
     for checkpoint in checkpoints:

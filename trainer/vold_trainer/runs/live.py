@@ -31,6 +31,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from vold_trainer.terminal import PacedLines
+
 BLOCKS = "▁▂▃▄▅▆▇█"
 TREND_CELLS = 20
 HISTORY_LENGTH = 2000
@@ -158,7 +160,7 @@ class Dashboard:
         self.console = console
         self.service_states = service_states
         self.values: dict[str, list[float]] = {row.key: [] for table in tables for row in table}
-        self.tenths = int(10 * done / total)
+        self.lines = PacedLines(total, done)
         self.steps = 0
         self.started = time.monotonic()
         self._progress = self._make_progress()
@@ -207,8 +209,7 @@ class Dashboard:
         self.steps += 1
         self._record(metrics)
         self._progress.update(self._task, completed=done)
-        if not self.console.is_terminal and int(10 * done / self.total) > self.tenths:
-            self.tenths = int(10 * done / self.total)
+        if not self.console.is_terminal and self.lines.are_due(done):
             brief = [row for row in self._rows_with_values() if row.brief]
             text = "  ".join(f"{row.label} {readable(self.values[row.key][-1], row.unit)}" for row in brief)
             self.console.print(f"{self.label}: {done} of {self.total}  {text}", highlight=False, markup=False)

@@ -14,13 +14,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
+from vold_packing.marks import Marks, Prompt
 
 from vold_trainer.data import Example, Message
 from vold_trainer.data.faults import RowFault
 from vold_trainer.data.messages import count_image_parts, prepend_system
 from vold_trainer.errors import HandshakeError, UsageError
 from vold_trainer.scoring.teachers import Teacher
-from vold_trainer.student.marks import Marks, Prompt
 from vold_trainer.student.models import Student
 from vold_trainer.terminal import progress
 

@@ -18,6 +18,8 @@ from vold_trainer.config import (
     VerifierConfig,
     teacher_key,
 )
+from vold_trainer.data.columns import Columns
+from vold_trainer.data.traces import TRACE_FIELD_COLUMNS
 from vold_trainer.errors import UsageError
 from vold_trainer.hub import require_hub_model
 from vold_trainer.launch import is_local_main_process, is_main_process
@@ -55,9 +57,10 @@ def check_student(config: StudentConfig) -> None:
 
 
 def check_traces(config: SftConfig | TrainConfig) -> None:
-    """Raise UsageError if the file of completions that a run trains on does not exist."""
+    """Raise UsageError if the file of completions that a run trains on does not exist, or a field that is mapped."""
     remedy = "give a file that `vold traces` wrote, or JSONL or Parquet like it"
     if isinstance(config, SftConfig):
+        Columns(config.columns, TRACE_FIELD_COLUMNS, key="columns")
         require_file(config.traces, "traces", remedy)
     elif config.objective.needs.traces:
         require_file(Path(str(getattr(config.objective, "traces", None))), "objective.traces", remedy)
@@ -131,7 +134,10 @@ def local_model(url: str, field: str) -> str:
     if not model:
         raise UsageError(f"{field} 'local:' names no model: write local:PATH, or local:pocket:teacher")
     path = resolve_model(model)
-    require_model_folder(path, f"{field} {url!r}", TEACHERS_BESIDE_FOLDERS)
+    others = TEACHERS_BESIDE_FOLDERS
+    if not is_evident_path(path):
+        others += f"; a teacher of the hub is fetched with `hf download {path} --local-dir {path}`"
+    require_model_folder(path, f"{field} {url!r}", others)
     return path
 
 

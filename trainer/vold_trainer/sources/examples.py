@@ -18,7 +18,7 @@ from vold_trainer.data.rows import Reader, Row
 from vold_trainer.errors import UsageError
 from vold_trainer.hub import require_hub_dataset
 from vold_trainer.launch import is_local_main_process
-from vold_trainer.paths import require_folder
+from vold_trainer.paths import require_folder, why_no_path
 from vold_trainer.pocket.problems import Split
 from vold_trainer.pocket.world import make_examples
 
@@ -100,6 +100,8 @@ def _require_folder_or_hub_name(source: str) -> None:
         and path.suffix not in (*JSONL, *PARQUET)
         and source.count("/") <= 1
     )
+    if not path.is_dir() and (why := why_no_path(source)):
+        raise UsageError(f"data.source {source!r}: {why}")
     if not path.is_dir() and (not may_be_hub_name or glob.has_magic(source)):
         raise UsageError(
             f"data.source {source!r} is neither 'pocket' nor a file or folder that exists, nor the name of a data set "

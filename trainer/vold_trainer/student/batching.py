@@ -46,7 +46,7 @@ def make_batch(
 
     If several completions have the same example and `share` is set, the batch holds its prompt once. Sharing makes the
     number of forward calls of the layers depend on the batch. It needs a key-value cache, so it is off if activations
-    are checkpointed. Raises ValueError for an empty completion.
+    are checkpointed. Raises ValueError for an empty completion, and PromptTooLongError for too many positions.
     """
     if not all(completions):
         raise ValueError(
@@ -75,11 +75,20 @@ def _pad_completions(student: Student, completions: Sequence[Sequence[int]]) -> 
     return ids_BT, mask_BT, ids_N
 
 
+def _check_room(student: Student, lengths_B: Tensor, completions: Sequence[Sequence[int]]) -> None:
+    """Raise PromptTooLongError if a prompt of these lengths [B] and its completion take too many positions."""
+    limit = student.max_positions
+    for length, ids in zip(lengths_B.tolist(), completions, strict=True):
+        if limit is not None and length + len(ids) > limit:
+            raise student.too_long(length, f"the {len(ids):,} of a completion")
+
+
 def _shared_prompt_batch(
     student: Student, prompts: Sequence[Example], prompt_B: Tensor, completions: Sequence[Sequence[int]]
 ) -> Batch:
     ids_BT, mask_BT, ids_N = _pad_completions(student, completions)
     inputs = student.encode(prompts)
+    _check_room(student, inputs["attention_mask"].sum(-1)[prompt_B], completions)
     inputs[PROMPT_INDEX] = prompt_B
     inputs[COMPLETION_IDS] = ids_BT
     inputs[COMPLETION_MASK] = mask_BT.to(inputs["attention_mask"].dtype)
@@ -91,6 +100,7 @@ def _repeated_prompt_batch(
 ) -> Batch:
     ids_BT, mask_BT, ids_N = _pad_completions(student, completions)
     prompts = student.encode(examples)
+    _check_room(student, prompts["attention_mask"].sum(-1), completions)
     shape = prompts["input_ids"].shape
     inputs = {}
     for name, value in prompts.items():

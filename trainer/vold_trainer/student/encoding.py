@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vold_packing.marks import THOUGHTS_AND_TOOLS, Marks, Prompt, TooManyMarksError
 
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
-from vold_trainer.student.marks import THOUGHTS_AND_TOOLS, Marks, Prompt, Shield
+from vold_trainer.student.marks import Shield
 from vold_trainer.student.pictures import PictureCache
 
 _ANSWER = "forty-two"
@@ -31,10 +32,13 @@ def render(processor: Any, tokenizer: Any, marks: Marks, example: Example) -> Pr
 
     Templates of image models expect content as a list of parts, and some silently drop strings. Templates of text
     models expect strings. Content is converted to the expected form. Raises UsageError if the template still drops
-    text of the system or of the user.
+    text of the system or of the user, or the texts spell too many different marks.
     """
     as_parts = processor is not tokenizer
-    shielded, found = marks.shield(example.messages)
+    try:
+        shielded, found = marks.shield(example.messages)
+    except TooManyMarksError as error:
+        raise UsageError(str(error)) from error
     messages = [{**message, "content": _content(message["content"], as_parts)} for message in shielded]
     text = _fill_in(processor, tokenizer, messages, add_generation_prompt=True)
     for message in messages:

@@ -21,11 +21,13 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
+from vold_packing.marks import Marks, Prompt, reveal
 from vold_packing.transformers import attention_for, undocumented
 from vold_proto.distribution import missing_extra_message
 
 from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
+from vold_trainer.data.faults import PromptTooLongError
 from vold_trainer.errors import UsageError
 from vold_trainer.hub import explain_hub_failure
 from vold_trainer.paths import is_evident_path, require_model_folder
@@ -34,7 +36,7 @@ from vold_trainer.student import encoding
 from vold_trainer.student.liger import apply_liger
 from vold_trainer.student.logprobs import RECOMPUTE_BYTES, TokenScores, chunk_size, token_logprobs
 from vold_trainer.student.lora import add_lora, has_lora, merge_lora, save_adapter
-from vold_trainer.student.marks import Marks, Prompt, Shield, reveal
+from vold_trainer.student.marks import Shield
 from vold_trainer.student.parts import freeze
 from vold_trainer.student.pictures import PictureCache
 from vold_trainer.student.prefill import PROMPT_INDEX, shared_hidden
@@ -87,6 +89,13 @@ class Student:
         """The most positions of a sequence; None if the model states no such limit."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return limit if isinstance(limit, int) and limit > 0 else None
+
+    def too_long(self, length: int, others: str) -> PromptTooLongError:
+        """The error for a prompt of `length` tokens that takes too many positions. others: what comes after it."""
+        return PromptTooLongError(
+            f"its prompt has {length:,} tokens, and with {others} that is more than the {self.max_positions:,} "
+            f"positions of the student {self.path!r}"
+        )
 
     @property
     def computes_positions(self) -> bool:

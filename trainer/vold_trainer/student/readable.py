@@ -1,6 +1,6 @@
 """Work on several examples, in which an example that fails costs itself alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -59,7 +59,7 @@ def make_readable_batch(
     share: bool = True,
 ) -> tuple[list[int], Batch | None]:
     """(the indices of the examples that can be read, `make_batch` of these; None if there are none). An image may have
-    gone since it was read before.
+    gone since it was read before, or make a prompt too long.
 
     Raises the error of `make_batch` if each example can be read.
     """
@@ -69,8 +69,13 @@ def make_readable_batch(
         raise
     except Exception:
         distinct = list({id(example): example for example in examples}.values())
+        longest = {id(example): max(ids, key=len) for example, ids in _grouped(examples, completions)}
         faults: dict[int, RowFault] = {}
-        for_readable(student.prompt_ids, distinct, lambda index, fault: faults.update({id(distinct[index]): fault}))
+        for_readable(
+            lambda part: make_batch(student, part, [longest[id(example)] for example in part]),
+            distinct,
+            lambda index, fault: faults.update({id(distinct[index]): fault}),
+        )
         if not faults:
             raise
     readable = []
@@ -85,6 +90,16 @@ def make_readable_batch(
         student, [examples[i] for i in readable], [completions[i] for i in readable], device=device, share=share
     )
     return readable, batch
+
+
+def _grouped(
+    examples: Sequence[Example], completions: Sequence[Sequence[int]]
+) -> Iterator[tuple[Example, list[Sequence[int]]]]:
+    """Each example with its completions."""
+    groups: dict[int, tuple[Example, list[Sequence[int]]]] = {}
+    for example, ids in zip(examples, completions, strict=True):
+        groups.setdefault(id(example), (example, []))[1].append(ids)
+    yield from groups.values()
 
 
 def check_images(examples: Sequence[Example]) -> None:

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vold_packing.marks import TooManyMarksError
+
 from vold_trainer.data import Example
-from vold_trainer.data.traces import trace_rows
+from vold_trainer.data.traces import OF_TRAIN, TraceRules, read_trace_rows
 from vold_trainer.errors import UsageError
-from vold_trainer.student.marks import TooManyMarksError
+from vold_trainer.student.lengths import check_trace
 from vold_trainer.student.models import Student
 
 
@@ -19,7 +21,9 @@ class Trace:
     ids: tuple[int, ...]
 
 
-def read_traces(path: Path, student: Student, *, skip_broken: bool = False) -> list[Trace]:
+def read_traces(
+    path: Path, student: Student, *, skip_broken: bool = False, rules: TraceRules = OF_TRAIN
+) -> list[Trace]:
     """Read the traces of `vold traces`, or any JSONL or Parquet with "messages" (or "prompt") and "completion".
 
     "completion_ids" are used unchanged if the student's tokenizer decodes them to the same text. Otherwise the text is
@@ -28,14 +32,19 @@ def read_traces(path: Path, student: Student, *, skip_broken: bool = False) -> l
     """
     if not path.is_file():
         raise UsageError(f"traces {str(path)!r} does not exist: create it with `vold traces`")
-    rows = trace_rows(path, skip_broken=skip_broken)
-    traces = [_make_trace(example, completion, ids, student) for example, completion, ids in rows]
+    traces = read_trace_rows(path, lambda row: _make_trace(*row, student), rules, skip_broken=skip_broken)
     if not traces:
         raise UsageError(f"traces {str(path)!r} is empty: no completion was accepted, or the file is truncated")
     return traces
 
 
 def _make_trace(example: Example, completion: str, ids: Sequence[int] | None, student: Student) -> Trace:
+    trace = _tokenize(example, completion, ids, student)
+    check_trace(student, example, trace.ids)
+    return trace
+
+
+def _tokenize(example: Example, completion: str, ids: Sequence[int] | None, student: Student) -> Trace:
     if ids and _decodes_to(student, ids, completion):
         return Trace(example, tuple(ids))
     for end in map(student.tokenizer.convert_ids_to_tokens, student.eos_ids):  # of which it gets one

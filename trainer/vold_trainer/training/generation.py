@@ -12,7 +12,7 @@ from functools import partial
 from vold_trainer import tracing
 from vold_trainer.config import TrainConfig
 from vold_trainer.data import Example
-from vold_trainer.data.faults import RowError, RowFault
+from vold_trainer.data.faults import PromptTooLongError, RowError, RowFault
 from vold_trainer.objectives import AnyObjective, Dapo, Needs
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.rollout.base import Engine, Rollout, Sampling
@@ -178,6 +178,9 @@ class RolloutGenerator:
             faults.setdefault(first + index, fault)
 
         def on_finished(rollouts: list[Rollout]) -> None:
+            for rollout in rollouts:  # known of prompts with images only now
+                if (error := self._too_long(rollout.prompt_ids)) is not None:
+                    on_fault(rollout.row // group - first, RowFault.of(rollout.example, error))
             pending.submit([rollout for rollout in rollouts if rollout.row // group not in faults])
 
         started = time.monotonic()
@@ -192,8 +195,16 @@ class RolloutGenerator:
                 on_fault=None if self.stop_at_faults else on_fault,
             )
         pending.flush()
+        if self.stop_at_faults and faults:
+            raise RowError(next(iter(faults.values())))
         rollouts = [rollout for rollout in rollouts if rollout.row // group not in faults]
         return _Round(rollouts, pending, ("generate", started, time.monotonic()), faults)
+
+    def _too_long(self, prompt_ids: Sequence[int]) -> PromptTooLongError | None:
+        limit, max_tokens = self.student.max_positions, self.config.rollout.max_tokens
+        if limit is None or len(prompt_ids) + max_tokens <= limit:
+            return None
+        return self.student.too_long(len(prompt_ids), f"rollout.max_tokens {max_tokens}")
 
     def sampling(self, needs: Needs) -> Sampling:
         """The sampling options of a step."""

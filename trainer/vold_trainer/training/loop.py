@@ -34,6 +34,7 @@ from vold_trainer.scoring.scorer import Scorer, StepScores
 from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRequirements
 from vold_trainer.sentences import Sentences
 from vold_trainer.services.outages import InterruptedWaitError, Span
+from vold_trainer.student.lengths import check_prompts
 from vold_trainer.student.models import Student
 from vold_trainer.student.traces import Trace
 from vold_trainer.terminal import console
@@ -183,8 +184,9 @@ class Loop:
         Any error ends the run after its last whole step is saved; see `ended_run`.
         """
         config = self.config
+        refused = self.generator.refuse if config.data.skip_broken else None
+        self.ranks.run_on_all(lambda: check_prompts(self.student, examples, config.rollout.max_tokens, refused))
         if self.objective.needs.teacher:
-            refused = self.generator.refuse if config.data.skip_broken else None
             prompts = [*examples, *(trace.example for trace in traces)]
             self.ranks.run_on_all(lambda: self.scorer.prepare_prompts(prompts, refused))
         if self.ranks.is_main:

@@ -1,6 +1,8 @@
 """The lines of `vold verify`: input lines to items for the verifier, verdicts and errors to output lines."""
 
+import difflib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +11,19 @@ from typing import Any
 
 from vold_client import Item, Verdict
 
-FIELDS = ("id", "completion", "reference", "prompt", "options", "params", "verifier")
+from vold_trainer.data.examples import Example, require_characters
+from vold_trainer.data.messages import read_messages
+from vold_trainer.data.numbers import number_text
+from vold_trainer.data.traces import TRACE_FIELD_COLUMNS
+
+MAX_SHOWN = 60
+"""Characters of a name or a reason in an error."""
+
+FIELDS = ("id", "completion", "reference", "prompt", "options", "parameters", "verifier")
+OTHER_NAMES = {"params": "parameters", "answer": "reference"}
+UNREAD = frozenset(column for columns in TRACE_FIELD_COLUMNS.values() for column in columns) - {*FIELDS, *OTHER_NAMES}
+"""Columns of data sets and traces that a verifier has no use for."""
+
 _ITEM_INDEX = re.compile(r"items\[\d+\]\.?")
 
 
@@ -46,25 +60,27 @@ class LineParser:
         if not isinstance(row, dict):
             return Line(number, number, error=f"is {_json_type(row)}, not an object with a completion and a reference")
         line = Line(number, row.get("id", number))
-        if line.id is None or isinstance(line.id, dict | list):
+        if line.id is None or isinstance(line.id, dict | list) or _is_not_finite(line.id):
             line.id, line.error = number, f"id is {_json_type(line.id)}: give a string or a number"
             return line
         try:
+            line.id = number
+            require_characters(row.get("id"))
+            line.id = row.get("id", number)
+            require_characters(row)
             line.item = self._item(row)
         except ValueError as error:
             line.error = str(error)
         return line
 
     def _item(self, row: Mapping[str, Any]) -> Item:
+        row = _named(row)
         verifier = _text(row, "verifier", self.verifier)
         if not verifier:
             raise ValueError("no verifier: set the field 'verifier' of the line, or give --verifier")
         if "completion" not in row:
             raise ValueError("completion is missing")
-        params = row.get("params")
-        if params is not None and not isinstance(params, dict):
-            raise ValueError(f"params is {_json_type(params)}: give an object with the verifier's parameters")
-        parameters = dict(params or {})
+        parameters = _parameters(row.get("parameters"))
         options = _options(row.get("options"))
         if options and verifier in self.verifiers_with_options:
             parameters.setdefault("options", options)
@@ -72,23 +88,59 @@ class LineParser:
             verifier=verifier,
             completion=_text(row, "completion"),
             reference=_text(row, "reference"),
-            prompt=_text(row, "prompt"),
+            prompt=_text(row, "prompt") or _last_turn(row.get("messages")),
             parameters=parameters,
         )
+
+
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with the names of FIELDS. Raises ValueError for a field that is not known, or there twice."""
+    named: dict[str, Any] = {}
+    for key, value in row.items():
+        name = OTHER_NAMES.get(key, key)
+        if name not in FIELDS and name not in UNREAD:
+            near = difflib.get_close_matches(key, (*FIELDS, *OTHER_NAMES), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(FIELDS)}; take it out"
+            raise ValueError(f"unknown field {key[:MAX_SHOWN]!r}; {hint}")
+        if named.get(name) is not None and value is not None:
+            other = next(key for key, meant in OTHER_NAMES.items() if meant == name)
+            raise ValueError(f"{name} and {other} are the same field: keep one")
+        if value is not None or name not in named:
+            named[name] = value
+    return named
+
+
+def _parameters(value: Any) -> dict[str, Any]:
+    """The parameters, which rows of data may hold as JSON text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"parameters is no JSON ({str(error)[:MAX_SHOWN]})") from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"parameters is {_json_type(value)}: give an object with the verifier's parameters")
+    return dict(value or {})
+
+
+def _last_turn(messages: Any) -> str:
+    """The prompt of a row that has it as messages, as a run gives it to the verifier."""
+    if messages is None:
+        return ""
+    try:
+        turns, _ = read_messages(messages)
+    except ValueError as error:
+        raise ValueError(f"messages{error}") from error
+    return Example("", tuple(turns), "").prompt_text
 
 
 def _text(row: Mapping[str, Any], name: str, default: str = "") -> str:
     value = row.get(name)
     if value is None and name != "completion":
         return default
-    if name == "reference" and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+    if name == "reference" and (text := number_text(value)) is not None:
+        return text
     if not isinstance(value, str):
         raise ValueError(f"{name} is {_json_type(value)}: give a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} holds a lone surrogate, which is no character") from None
     return value
 
 
@@ -114,7 +166,13 @@ def _options(value: Any) -> dict[str, str]:
     return options
 
 
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 def _json_type(value: Any) -> str:
+    if _is_not_finite(value):
+        return "no finite number"
     names = {str: "a string", bool: "a boolean", dict: "an object", list: "a list", type(None): "null"}
     return names.get(type(value), "a number")
 

@@ -1,11 +1,11 @@
 """The service's errors in OpenAI's format, `{"error": {message, type, param, code}}`."""
 
-import math
 import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from fastapi import Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, FastAPI
+from starlette.routing import BaseRoute, Route
 from vold_proto.v1 import status_pb2
 from vold_service.errors import HTTP_STATUS, ServiceError
 
@@ -40,6 +40,10 @@ def with_openai_names(text: str) -> str:
     return text
 
 
+def _paths(routes: Sequence[BaseRoute]) -> set[str]:
+    return {route.path for route in routes if isinstance(route, Route)}
+
+
 def error_body(error: ServiceError) -> dict[str, Any]:
     param = with_openai_names(error.field)
     code: str = status_pb2.Code.Name(error.code).lower()
@@ -56,8 +60,22 @@ def error_body(error: ServiceError) -> dict[str, Any]:
     return {"error": body}
 
 
-def error_response(error: ServiceError) -> Response:
-    """The reply in OpenAI's format. As with OpenAI, a bad request is 400; the service's own routes use 422."""
-    status = 400 if error.code == status_pb2.INVALID_ARGUMENT else HTTP_STATUS[error.code]
-    headers = {"retry-after": str(math.ceil(error.retry_seconds))} if error.retry_seconds else {}
-    return JSONResponse(error_body(error), status, headers)
+class OpenAIErrors:
+    """Errors in OpenAI's format on its and vLLM's routes, and on paths under /v1 that are no route of the service: an
+    OpenAI client asks for those.
+    """
+
+    def __init__(self, app: FastAPI, router: APIRouter) -> None:
+        """router: of OpenAI's and vLLM's routes."""
+        self._app = app
+        self._router = router
+
+    def has(self, path: str) -> bool:
+        if path in _paths(self._router.routes):
+            return True
+        return path.startswith("/v1/") and path not in _paths(self._app.routes)
+
+    def write(self, error: ServiceError) -> tuple[int, dict[str, Any]]:
+        """As with OpenAI, the status of a bad request is 400; the service's own routes use 422."""
+        status = 400 if error.code == status_pb2.INVALID_ARGUMENT else HTTP_STATUS[error.code]
+        return status, error_body(error)

@@ -2,14 +2,13 @@
 
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from vold_service.call import Call
 from vold_service.errors import ServiceError, check_name
@@ -18,7 +17,7 @@ from vold_service.http import admit_call, cancel_on_disconnect, read_json, sized
 from vold_teacher.metrics import count_request
 from vold_teacher.openai.chat import ChatReply
 from vold_teacher.openai.completions import CompletionsReply
-from vold_teacher.openai.errors import error_body, error_response
+from vold_teacher.openai.errors import OpenAIErrors, error_body
 from vold_teacher.openai.fields import parse_request
 from vold_teacher.openai.schemas import (
     ChatRequest,
@@ -28,8 +27,8 @@ from vold_teacher.openai.schemas import (
     TokenizeRequest,
 )
 from vold_teacher.openai.tokens import detokenize, tokenize, tokenizer_info
-from vold_teacher.schemas import inline_definitions
-from vold_teacher.service import Teacher
+from vold_teacher.schemas import ModelOut, ModelsOut, inline_definitions
+from vold_teacher.service import LoadedModel, Teacher
 
 log = logging.getLogger("vold.teacher.openai")
 
@@ -45,24 +44,20 @@ class _Reply(Protocol):
     def chunks(self) -> AsyncGenerator[dict[str, Any], None]: ...
 
 
-class _Route(APIRoute):
-    """Returns errors in OpenAI's format."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handle_errors(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except ServiceError as error:
-                return error_response(error)
-
-        return handle_errors
-
-
 def add_openai_routes(app: FastAPI, teacher: Teacher) -> None:
-    """Add OpenAI's and vLLM's routes to the app."""
-    router = APIRouter(route_class=_Route, tags=["openai"])
+    """Add OpenAI's and vLLM's routes to the app, and the format of their errors."""
+    router = APIRouter(tags=["openai"])
+    app.state.other_errors = OpenAIErrors(app, router)
+
+    @router.get("/v1/models")
+    async def models() -> ModelsOut:
+        """The models served here, as OpenAI lists them."""
+        return list_models(teacher)
+
+    @router.get("/v1/models/{name:path}")
+    async def model(name: str) -> ModelOut:
+        """A model served here, as OpenAI describes it."""
+        return _describe(teacher.model(name))
 
     @router.post("/v1/completions", openapi_extra=_request_body(CompletionRequest))
     async def completions(request: Request) -> Response:
@@ -105,6 +100,17 @@ def add_openai_routes(app: FastAPI, teacher: Teacher) -> None:
         return Response()
 
     app.include_router(router)
+
+
+def list_models(teacher: Teacher) -> ModelsOut:
+    return ModelsOut(data=[_describe(model) for model in teacher.models.values()])
+
+
+def _describe(model: LoadedModel) -> ModelOut:
+    identity = model.identity
+    return ModelOut(
+        id=identity.model, max_model_len=model.limits.max_sequence, weights_fingerprint=identity.weights_fingerprint
+    )
 
 
 async def _read(request: Request, call: Call, teacher: Teacher, kind: type[R]) -> R:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from vold_proto.proxies import proxy_remedy
 from vold_service.errors import unavailable
 
 from vold_verifier.reading.extraction import final_part
@@ -170,7 +171,9 @@ class JudgeVerifier(Verifier[JudgeParameters]):
             message = f"the judge did not answer within {self.settings.judge_timeout:g} s"
             raise _RetryableError(message) from None
         except httpx.HTTPError as error:
-            raise _RetryableError(f"the judge cannot be reached ({type(error).__name__})") from error
+            remedy = proxy_remedy(str(self._client.base_url))
+            reason = f"{type(error).__name__}; {remedy}" if remedy else type(error).__name__
+            raise _RetryableError(f"the judge cannot be reached ({reason})") from error
         if reply.status_code in _RETRYABLE_STATUS:
             raise _RetryableError(f"the judge answered with HTTP {reply.status_code}")
         if reply.status_code != httpx.codes.OK:

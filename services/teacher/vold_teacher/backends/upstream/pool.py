@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from vold_proto.proxies import proxy_remedy
 from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError, unavailable
 
@@ -225,12 +226,18 @@ class Pool:
         try:
             response = await replica.client.get("/health", timeout=self.limits.health_seconds)
         except httpx.HTTPError as error:
-            return str(error) or type(error).__name__
-        return "" if response.status_code == 200 else f"/health answers {response.status_code}"
+            return _reason(replica.url, error)
+        if response.status_code == 200:
+            return ""
+        return ". ".join(filter(None, (f"/health answers {response.status_code}", proxy_remedy(replica.url))))
 
 
 def unreachable(url: str, error: Exception) -> ServiceError:
-    return unavailable(f"{url} does not answer: {str(error) or type(error).__name__}")
+    return unavailable(f"{url} does not answer: {_reason(url, error)}")
+
+
+def _reason(url: str, error: Exception) -> str:
+    return ". ".join(filter(None, (str(error) or type(error).__name__, proxy_remedy(url))))
 
 
 def read_json(response: httpx.Response, url: str) -> Json:

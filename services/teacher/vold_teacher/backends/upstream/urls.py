@@ -17,6 +17,8 @@ def parse_urls(text: str) -> tuple[str, list[str]]:
             raise ValueError(f"--model {part!r} is no address of an upstream server: {form}")
         if dialect and (match["dialect"] or dialect) != dialect:
             raise ValueError(f"--model mixes {dialect} and {match['dialect']}: replicas are servers of one kind")
+        if match["rest"].rstrip("/").endswith("/v1"):
+            raise ValueError(f"--model {part!r} ends in /v1, which the teacher adds to it: leave that out")
         dialect = match["dialect"] or dialect
         scheme = match["rest"].partition(":")[0]
         urls.append(match["rest"].rstrip("/"))

@@ -1,0 +1,83 @@
+"""Whether sequences fit into the positions of a student: beyond them it has learned nothing, and some models fail.
+
+The ids of a prompt's text are known before a run. A prompt with images is longer by what the processor makes of these,
+which is known when its batch is made (batching.py).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+from vold_trainer.data import Example
+from vold_trainer.data.faults import PromptTooLongError, RowFault
+from vold_trainer.errors import UsageError
+from vold_trainer.student.models import Student
+from vold_trainer.student.readable import for_readable
+from vold_trainer.terminal import progress
+
+BATCH = 256
+"""Prompts tokenized together."""
+PROGRESS_FROM = 5000
+"""The number of prompts above which progress is shown: they take seconds."""
+
+OnLong = Callable[[Example, PromptTooLongError], None]
+
+
+def known_lengths(student: Student, examples: Sequence[Example]) -> list[int]:
+    """The number of ids of each prompt; of one with images, those of its text and one for each image."""
+    plain, pictured = ([example for example in examples if bool(example.images) == has] for has in (False, True))
+    ids = {False: iter(student.prompt_ids(plain) if plain else ()), True: iter(student.text_ids(pictured))}
+    return [len(next(ids[bool(example.images)])) for example in examples]
+
+
+def measure(
+    lengths: Callable[[Sequence[Example]], list[int]], examples: Sequence[Example], on_fault: Callable[[RowFault], None]
+) -> list[int]:
+    """The result of `lengths` for the examples, batch by batch; 0 for one with which it fails, whose fault on_fault
+    receives.
+    """
+    measured = [0] * len(examples)
+    shown = len(examples) > PROGRESS_FROM
+    with progress("lengths of prompts", len(examples)) if shown else nullcontext() as live:
+        for start in range(0, len(examples), BATCH):
+            part = examples[start : start + BATCH]
+            readable, own = for_readable(lengths, part, lambda index, fault: on_fault(fault))
+            for index, length in zip(readable, own or (), strict=True):
+                measured[start + index] = length
+            if live is not None:
+                live.update(start + len(part))
+    return measured
+
+
+def check_prompts(student: Student, examples: Sequence[Example], max_tokens: int, on_long: OnLong | None) -> None:
+    """Give those examples to on_long whose prompts leave no room for `max_tokens` (rollout.max_tokens).
+
+    Raises PromptTooLongError that names the first, and how many there are, without on_long.
+    """
+    limit = student.max_positions
+    if limit is None:
+        return
+    # A row that cannot be read is said to be so by its step.
+    lengths = measure(partial(known_lengths, student), examples, lambda fault: None)
+    long = [pair for pair in zip(examples, lengths, strict=True) if pair[1] + max_tokens > limit]
+    for example, length in long:
+        error = student.too_long(length, f"rollout.max_tokens {max_tokens}")
+        if on_long is None:
+            more = f" So are {len(long) - 1:,} more of {len(examples):,} rows." if len(long) > 1 else ""
+            raise PromptTooLongError(
+                f"{RowFault.of(example, error)}.{more} Lower rollout.max_tokens, drop them, or set "
+                "data.skip_broken=true"
+            ) from error
+        on_long(example, error)
+
+
+def check_trace(student: Student, example: Example, ids: Sequence[int]) -> None:
+    """Raise UsageError if the prompt cannot be made, or does not fit together with the completion."""
+    limit = student.max_positions
+    try:
+        (prompt,) = student.text_ids([example])
+    except Exception as error:  # a chat template may raise any exception
+        raise UsageError(str(RowFault.of(example, error))) from error
+    if limit is not None and len(prompt) + len(ids) > limit:
+        long = student.too_long(len(prompt), f"the {len(ids):,} of its completion")
+        raise PromptTooLongError(str(RowFault.of(example, long))) from long
