@@ -427,3 +427,21 @@ def test_a_missing_reward_gives_no_gradient_and_is_no_wrong_answer():
     assert (gradient(Vold(), batch)[missing] == 0).all()
     assert (gradient(Grpo(), batch)[missing] == 0).all()
     assert (gradient(Vold(masked=False), batch)[missing] != 0).any()
+
+
+@pytest.mark.parametrize("divergence", ["k2", "reverse-kl"])
+def test_the_reward_can_weigh_the_teachers_term(divergence):
+    """(1 - r) per completion, for rewards between right and wrong; with rewards of 0 and 1 it is the verdict's mask."""
+    batch = rollouts(3)
+    graded = torch.tensor([0.25, 1.0, 0.5, 0.0, 1.5, torch.nan], dtype=torch.float64)
+    term = Vold(divergence=divergence, mask="reward", beta=1.0)
+    teacher = lambda objective, rewards: objective(replace(batch, rewards_C=rewards)).metrics["loss/teacher"]  # noqa: E731
+    ones = torch.eye(6, dtype=torch.float64)
+    each = [teacher(term, torch.where(ones[c] == 1, 0.0, 1.0)) for c in range(6)]  # the term of one completion alone
+    weights = [0.75, 0.0, 0.5, 1.0, 0.0, 0.0]
+    assert each[-1] == 0, "a completion without a reward is not known to be wrong"
+    assert teacher(term, graded) == pytest.approx(sum(w * e for w, e in zip(weights, each, strict=True)))
+    verdicts = torch.where(batch.rewarded_C, batch.correct_C.double(), torch.nan)
+    assert teacher(term, verdicts) == pytest.approx(teacher(Vold(divergence=divergence, beta=1.0), verdicts))
+    with pytest.raises(ValueError, match="mask 'reward' needs the verifier's rewards"):
+        term(batch)

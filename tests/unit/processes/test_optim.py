@@ -100,3 +100,30 @@ def test_a_decay_is_that_of_transformers(schedule, name):
     theirs = get_scheduler(name, AdamW(model().parameters(), lr=config.lr), num_warmup_steps=3, num_training_steps=40)
     expected = [config.lr * theirs.lr_lambdas[0](step) for step in range(3, 40)]
     assert rates(config, 40)[3:] == expected
+
+
+def test_a_decay_with_a_floor_is_that_of_transformers():
+    config = OptimConfig(lr=3e-4, min_lr=6e-5, warmup_steps=3, schedule="cosine")
+    theirs = get_scheduler(
+        "cosine_with_min_lr",
+        AdamW(model().parameters(), lr=config.lr),
+        num_warmup_steps=3,
+        num_training_steps=40,
+        scheduler_specific_kwargs={"min_lr": config.min_lr},
+    )
+    expected = [config.lr * theirs.lr_lambdas[0](step) for step in range(3, 40)]
+    assert rates(config, 40)[3:] == pytest.approx(expected, rel=1e-12)
+    linear = rates(config.model_copy(update={"schedule": "linear"}), 40)[3:]
+    assert linear == pytest.approx([6e-5 + 2.4e-4 * (40 - step) / 37 for step in range(3, 40)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_lr": 2e-4, "schedule": "cosine"}, "min_lr is 0.0002, above lr 0.0001"),
+        ({"min_lr": 1e-5}, "schedule constant has no end: choose cosine or linear"),
+    ],
+)
+def test_a_floor_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        OptimConfig(lr=1e-4, **options)

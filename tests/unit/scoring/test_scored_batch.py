@@ -1,10 +1,15 @@
 """A step's scores as tensors, while they come in."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from vold_trainer.data import Example
+from vold_trainer.objectives import Grpo, Kdrl, Opd, OpdTopK, Vold
 from vold_trainer.objectives.advantages import group_advantages, overlong_penalty, unsolved_groups
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
@@ -97,3 +102,54 @@ def test_a_batch_without_completions_has_no_values():
     batch = make_batch([], 4, [], lambda teacher_rows, verifier_rows: None)
     batch.wait()
     assert all(len(getattr(batch, name)) == 0 for name in FIELDS)
+
+
+@given(
+    cut=st.lists(st.booleans(), min_size=4, max_size=4),
+    objective=st.sampled_from([Grpo(), Vold(), Vold(masked=False), Opd(), OpdTopK(), Kdrl()]),
+)
+def test_a_completion_that_was_cut_can_be_masked_for_every_term(cut, objective):
+    """The others have the gradient that they have without the option, and the group's advantages do not change."""
+    lengths = [3, 5, 2, 4]
+    scores = [
+        RolloutScore(
+            teacher_logprobs=np.linspace(-2, -1, n, dtype=np.float32),
+            support_ids=np.tile(np.arange(3), (n, 1)),
+            support_logprobs=np.log(np.tile(np.float32([0.5, 0.3, 0.2]), (n, 1))),
+            reward=float(row % 2),
+            correct=row % 2 == 1,
+        )
+        for row, n in enumerate(lengths)
+    ]
+    example = Example("a", ({"role": "user", "content": "?"},), "1")
+    rollouts = [Rollout(r, example, (1,), (2,) * n, "", cut[r]) for r, n in enumerate(lengths)]
+    gradients = {}
+    for mask in (False, True):
+        scored = ScoredBatch(rollouts, scores, 2, max_tokens=MAX_TOKENS, mask_truncated=mask)
+        logprobs_N = torch.full((sum(lengths),), -0.7, requires_grad=True)
+        student_NK = torch.tensor([0.2, 0.3, 0.5]).log().repeat(sum(lengths), 1).requires_grad_()
+        needs = replace(objective.needs, teacher=True)
+        support = (student_NK, scored.support(range(4))[1])
+        rows = scored.inputs(
+            range(4), padding(lengths), logprobs_N, None, needs, support, step=0, max_tokens=MAX_TOKENS
+        )
+        assert torch.equal(rows.advantages_C, scored.advantages_C)
+        loss = objective(rows).loss + 0 * logprobs_N.sum() + 0 * student_NK.sum()
+        gradients[mask] = torch.autograd.grad(loss, (logprobs_N, student_NK))
+    cut_N = torch.tensor(cut).repeat_interleave(torch.tensor(lengths))
+    for learned, masked in zip(gradients[False], gradients[True], strict=True):
+        assert not masked[cut_N].any()
+        assert torch.equal(masked[~cut_N], learned[~cut_N])
+
+
+def padding(lengths: list[int]) -> Any:
+    """What `inputs` uses of a batch: tokens as rows of completions, padded right."""
+    mask_BT = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(-1)
+
+    def pad(values, filler=0.0):
+        shape = (*mask_BT.shape, *values.shape[1:])
+        padded = torch.full(shape, filler, dtype=values.dtype)
+        padded[mask_BT] = values
+        return padded
+
+    return SimpleNamespace(mask_BT=mask_BT, pad=pad)

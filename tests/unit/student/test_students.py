@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForImageTextToText, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 from vold_trainer.config import StudentConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.pocket.world import make_examples
@@ -126,3 +126,17 @@ def test_micro_batches_hold_every_index_once_with_like_lengths_together():
     parts = micro_batches(lengths, 3)
     assert sorted(index for part in parts for index in part) == list(range(7))
     assert [sorted(lengths[i] for i in part) for part in parts] == [[1, 1, 2], [3, 4, 5], [9]]
+
+
+def test_a_saved_student_has_no_penalties_and_temperature_of_its_base(folders, tmp_path):
+    """Qwen2.5-VL is published with a repetition penalty of 1.05 and a temperature of 1e-6."""
+    student = load_student(StudentConfig(path=str(folders / "text")))
+    eos = student.tokenizer.eos_token_id
+    published = GenerationConfig(eos_token_id=[eos, 5], repetition_penalty=1.05, temperature=1e-6, do_sample=True)
+    student.model.generation_config = published
+    student.save(tmp_path / "saved")
+    saved = GenerationConfig.from_pretrained(tmp_path / "saved").to_diff_dict()
+    assert saved["eos_token_id"] == [eos, 5]
+    assert not {"repetition_penalty", "temperature", "do_sample", "top_p", "top_k"} & saved.keys()
+    assert student.model.generation_config is published, "the student in memory is as it was"
+    assert load_student(StudentConfig(path=str(tmp_path / "saved"))).eos_ids == [eos, 5]

@@ -201,10 +201,19 @@ class OptimConfig(Config):
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = Field(default=5, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    min_lr: float = Field(default=0.0, ge=0, description="the rate at which a schedule that decays ends")
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_skipped: int = Field(
         default=5, ge=1, description="optimiser steps in a row with a gradient that is not finite before the run stops"
     )
+
+    @model_validator(mode="after")
+    def _check_min_lr(self) -> "OptimConfig":
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr is {self.min_lr:g}, above lr {self.lr:g}: a schedule decays from lr to min_lr")
+        if self.min_lr and self.schedule == "constant":
+            raise ValueError(f"min_lr is {self.min_lr:g}, and schedule constant has no end: choose cosine or linear")
+        return self
 
 
 class SamplingConfig(Config):

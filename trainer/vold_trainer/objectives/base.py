@@ -6,6 +6,7 @@ from typing import Literal
 from vold_trainer.objectives.lazy import Tensor, torch
 
 Normalise = Literal["sequence", "token", "constant"]
+Truncated = Literal["learn", "mask"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Rollouts:
     logprobs_CT: the student's log-probabilities, with gradient. old_logprobs_CT: the same before the first update of
     this step, without gradient. mask_CT: bool, True at completion tokens. advantages_C: group advantages, 0 where the
     reward is missing. rewarded_C: bool, True where there is a reward. correct_C: bool, the verifier's verdict, False
-    where it is missing. unsolved_C: bool, True where every completion of the group is known to be wrong.
+    where it is missing. rewards_C: NaN where missing. unsolved_C: bool, True where every completion of the group is
+    known to be wrong.
     teacher_logprobs_CT: log pi_T of the same tokens, or None; never read where teacher_mask_CT is False.
     teacher_mask_CT: bool, True where the teacher scored the token and both tokenizers give it the same meaning.
     teacher_entropy_CT: nats, NaN where missing. rollout_logprobs_CT: the student's log-probabilities at sampling time.
@@ -65,6 +67,7 @@ class Rollouts:
     advantages_C: Tensor
     rewarded_C: Tensor
     correct_C: Tensor
+    rewards_C: Tensor | None = None
     unsolved_C: Tensor | None = None
     teacher_logprobs_CT: Tensor | None = None
     teacher_mask_CT: Tensor | None = None
@@ -90,10 +93,13 @@ class Objective:
 
     normalise: how a loss is averaged over tokens. "sequence": the mean of each sequence, then the mean of those.
     "token": one mean over all tokens. "constant": the sum divided by sequences * max_tokens, so that the length of a
-    completion does not change the weight of a token (Dr.GRPO).
+    completion does not change the weight of a token (Dr.GRPO). truncated: "mask" takes completions that reached
+    rollout.max_tokens out of the loss, with the policy's term and the teacher's; their rewards still count in the
+    group's advantages, as in TRL's mask_truncated_completions.
     """
 
     normalise: Normalise = "sequence"
+    truncated: Truncated = "learn"
 
     @property
     def needs(self) -> Needs:

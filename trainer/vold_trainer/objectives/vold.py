@@ -2,6 +2,7 @@
 
     L = L_GRPO + beta E[(1 - r) sum_t k2_t],   k2_t = 1/2 (log pi_theta(y_t) - log pi_T(y_t))^2
 
+The factor (1 - r) is taken from the verdict, so that a wrong completion has the whole term, or from the reward itself.
 k2 is differentiated through log pi_theta; with tokens sampled from the student its expected gradient is that of
 KL(student || teacher). If masked, the teacher term acts on wrong completions only: a correct completion needs no
 correction. At ratio 1 the gradient equals a policy gradient with A - beta (1 - r) sg(log pi_theta - log pi_T).
@@ -14,6 +15,7 @@ from annotated_types import Ge
 
 from vold_trainer.objectives.base import LossOutput, Needs, Rollouts, per_token, rewarded_tokens
 from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
+from vold_trainer.objectives.lazy import Tensor
 from vold_trainer.objectives.policy import PolicyGradient
 from vold_trainer.objectives.term import TeacherTerm
 
@@ -21,7 +23,7 @@ from vold_trainer.objectives.term import TeacherTerm
 @dataclass(frozen=True, kw_only=True)
 class Vold(TeacherTerm, GroupAdvantageOptions, PolicyGradient):
     """beta: the weight of the teacher term; 0.1 in the paper's text, 1e-3 in its supplement. masked: use the factor
-    (1 - r).
+    (1 - r). mask: r is 1 for a correct completion and else 0 (verdict), or the reward, within [0, 1] (reward).
 
     A completion without a reward has no policy gradient. It has the teacher term only if `masked` is off, because it is
     not known to be wrong.
@@ -30,6 +32,7 @@ class Vold(TeacherTerm, GroupAdvantageOptions, PolicyGradient):
     name: Literal["vold"] = "vold"
     beta: Annotated[float, Ge(0)] = 0.1
     masked: bool = True
+    mask: Literal["verdict", "reward"] = "verdict"
     eps_high: Annotated[float, Ge(0)] = 0.3
 
     @property
@@ -41,8 +44,11 @@ class Vold(TeacherTerm, GroupAdvantageOptions, PolicyGradient):
             rollouts, per_token(rollouts.advantages_C, rollouts), rewarded_tokens(rollouts)
         )
         divergence_CT, known_CT, divergence_metrics = self.teacher_divergence(rollouts)
-        if self.masked:
+        if self.masked and self.mask == "verdict":
             known_CT = known_CT & (rollouts.rewarded_C & ~rollouts.correct_C).unsqueeze(-1)
+        elif self.masked:
+            divergence_CT = divergence_CT * (1 - known_rewards(rollouts)).unsqueeze(-1)
+            known_CT = known_CT & rollouts.rewarded_C.unsqueeze(-1)
         if self.divergence in ("k2", "k3"):
             divergence_CT, known_CT = self.apply_rollout_weights(rollouts, divergence_CT, known_CT, metrics)
         teacher = self.mean(divergence_CT, known_CT, rollouts)
@@ -57,3 +63,10 @@ class Vold(TeacherTerm, GroupAdvantageOptions, PolicyGradient):
                 **divergence_metrics,
             },
         )
+
+
+def known_rewards(rollouts: Rollouts) -> Tensor:
+    """float [C]: rewards within [0, 1], 0 where missing. Raises ValueError if the rollouts have no rewards."""
+    if rollouts.rewards_C is None:
+        raise ValueError("rewards_C is None: mask 'reward' needs the verifier's rewards")
+    return rollouts.rewards_C.nan_to_num(0.0).clamp(0.0, 1.0)

@@ -40,14 +40,19 @@ def rate_factor(step: int, *, config: OptimConfig, steps: int) -> float:
     """The learning rate of step `step`, counted from 0, as a share of `config.lr`. steps: of the run.
 
     Of N warm-up steps the first has 1 / N and the last 1, so that no step is without effect; then the schedule decays
-    towards 0, which it would reach after the last step.
+    towards `config.min_lr`, which it would reach after the last step.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     decay_steps = max(1, steps - config.warmup_steps)
+    if config.schedule == "constant":
+        return 1.0
     if config.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - config.warmup_steps) / decay_steps)))
-    return max(0.0, (steps - step) / decay_steps) if config.schedule == "linear" else 1.0
+        left = 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - config.warmup_steps) / decay_steps)))
+    else:
+        left = max(0.0, (steps - step) / decay_steps)
+    floor = config.min_lr / config.lr
+    return floor + (1.0 - floor) * left if floor else left
 
 
 def restore_state(optimizer: Any, parameter: nn.Parameter, name: str, value: Tensor) -> None:

@@ -5,7 +5,7 @@ micro-batch, K ids of a support.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ AwaitScores = Callable[[Iterable[int], Iterable[int]], None]
 class ScoredBatch:
     """rewards_C: the verifier's, NaN where missing. group: G; the completions of a prompt are neighbours.
     advantage_std: divide by the group's standard deviation. overlong: the share of max_tokens in which a completion
-    loses reward (DAPO). await_scores: waits for scores that are pending; None if no score is pending.
+    loses reward (DAPO). mask_truncated: completions that reached max_tokens have no loss. await_scores: waits for
+    scores that are pending; None if no score is pending.
 
     The values of a completion are undefined until `wait` has returned for it.
     """
@@ -36,6 +37,7 @@ class ScoredBatch:
     advantage_std: bool = True
     max_tokens: int = 0
     overlong: float = 0.0
+    mask_truncated: bool = False
     await_scores: AwaitScores | None = None
     rewards_C: Tensor = field(init=False)
     advantages_C: Tensor = field(init=False)
@@ -152,13 +154,22 @@ class ScoredBatch:
                 teacher_CTK=batch.pad(teacher_NK.nan_to_num(0.0)),
                 mask_CTK=batch.pad(teacher_NK, float("nan")).isfinite(),
             )
+        rewarded_C = self.rewarded_C[index].to(device)
+        if self.mask_truncated:
+            whole_C = torch.tensor([not self.rollouts[row].truncated for row in rows], device=device)
+            rewarded_C = rewarded_C & whole_C
+            if known_CT is not None:
+                known_CT = known_CT & whole_C.unsqueeze(-1)
+            if support_CTK is not None:
+                support_CTK = replace(support_CTK, mask_CTK=support_CTK.mask_CTK & whole_C.view(-1, 1, 1))
         return Rollouts(
             logprobs_CT=logprobs_CT,
             old_logprobs_CT=logprobs_CT.detach() if old_N is None else batch.pad(old_N.to(device)),
             mask_CT=batch.mask_BT,
             advantages_C=self.advantages_C[index].to(device),
-            rewarded_C=self.rewarded_C[index].to(device),
+            rewarded_C=rewarded_C,
             correct_C=self.correct_C[index].to(device),
+            rewards_C=self.rewards_C[index].to(device),
             unsolved_C=self.unsolved_C[index].to(device),
             teacher_logprobs_CT=teacher_CT,
             teacher_mask_CT=known_CT,

@@ -5,7 +5,8 @@ Shapes: B sequences, S positions of prompt and completion together, T completion
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
@@ -149,10 +151,26 @@ class Student:
         if has_lora(self.model):
             save_adapter(self.model, folder / "adapter", state)
             state = merge_lora(self.model, state)
-        self.model.save_pretrained(folder, state_dict=None if state is None else dict(state))
+        with neutral_generation(self.model):
+            self.model.save_pretrained(folder, state_dict=None if state is None else dict(state))
         self.processor.save_pretrained(folder)
         if self.processor is not self.tokenizer:
             self.tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def neutral_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Let the model have a generation config that names its special ids alone: a server that reads the file then draws
+    as training did, not with the penalties and the temperature that the base model was published with.
+    """
+    published = model.generation_config
+    if published is not None:
+        names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        model.generation_config = GenerationConfig(**{name: getattr(published, name, None) for name in names})
+    try:
+        yield
+    finally:
+        model.generation_config = published
 
 
 def load_student(config: StudentConfig) -> Student:

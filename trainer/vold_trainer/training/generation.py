@@ -292,5 +292,6 @@ class RolloutGenerator:
             advantage_std=getattr(self.objective, "advantage_std", True),
             max_tokens=self.config.rollout.max_tokens,
             overlong=getattr(self.objective, "overlong", 0.0),
+            mask_truncated=self.objective.truncated == "mask",
             await_scores=await_scores,
         )
