@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import programs
+import psutil
 import pytest
 import torch
 from accelerate.utils import is_deepspeed_available
@@ -249,7 +250,11 @@ def test_a_run_in_two_processes_survives_kill_and_stop(tmp_path, urls, alone):
     out = tmp_path / "run"
     process = launch("accelerate", out, urls)
     wait_for(3, out, process)
+    workers = psutil.Process(process.pid).children(recursive=True)  # each in a session of its own
     os.killpg(process.pid, signal.SIGKILL)
+    for worker in workers:
+        worker.kill()
+    psutil.wait_procs(workers)
     process.wait()
     assert list_checkpoints(out)
     shutil.copytree(out, tmp_path / "copy")
