@@ -114,8 +114,8 @@ lock: install  ## complete pins in locks/ again; LOCK_ARGS=--upgrade takes the n
 bench: install  ## the tables of benchmarks/README.md
 	$(BIN)/python benchmarks/run_all.py
 
-bench-ablation: install  ## the component table, 3 seeds: three quarters of an hour on 2 cores
-	$(BIN)/vold ablation --out runs/ablation --results benchmarks
+bench-ablation: install  ## what the teacher adds: the runs that have no result yet, two minutes each on 2 cores
+	$(BIN)/vold ablation --study claim
 
 attack: install  ## attacks on real services: what an honest tenant waits, verdicts forged, bits learned: a quarter of an hour
 	$(RUN) pytest -q --capture=no tests/services/attacks/test_forged_rewards.py tests/services/attacks/test_spy.py

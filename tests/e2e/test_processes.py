@@ -245,6 +245,7 @@ def test_deepspeed_resumes(deepspeed, tmp_path, traces):
     assert_same(tmp_path / "one", tmp_path / "two", 4, tolerance=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_in_two_processes_survives_kill_and_stop(tmp_path, urls, alone):
     """Killed in the middle, resumed, stopped by SIGTERM at the launcher, and resumed in one process."""
     out = tmp_path / "run"

@@ -1,6 +1,7 @@
 """reasoning-gym's tasks through a real server: their own answers are right, and no answer runs as a program."""
 
 import json
+from functools import cache
 
 import pytest
 from verifier_server import running
@@ -26,18 +27,25 @@ def plain(value):
     return json.loads(json.dumps(value, default=str))
 
 
-@pytest.fixture(scope="module")
-def entries():
-    entries = {}
-    for name in sorted(set(DATASETS) - {"composite"}):  # a mixture of others
-        dataset = reasoning_gym.create_dataset(name, size=1, seed=7)
-        entries[name] = (dataset[0], dataset)
-    return entries
+TASKS = sorted(set(DATASETS) - {"composite"})  # a mixture of others
+SEVERAL = pytest.mark.parametrize(
+    "tasks",
+    [pytest.param(TASKS[::6], id="every sixth"), pytest.param(TASKS, id="every", marks=pytest.mark.slow)],
+)
 
 
-def test_the_reward_of_a_tasks_own_answer_is_its_scorers(client, entries):
+@cache
+def made(task):
+    """(an entry of the task, its dataset)."""
+    dataset = reasoning_gym.create_dataset(task, size=1, seed=7)
+    return dataset[0], dataset
+
+
+@SEVERAL
+def test_the_reward_of_a_tasks_own_answer_is_its_scorers(client, tasks):
     expected, items = {}, []
-    for name, (entry, dataset) in entries.items():
+    for name in tasks:
+        entry, dataset = made(name)
         answer = str(entry["answer"])
         expected[name] = dataset.score_answer(answer, entry)
         if "<answer>" in answer or len(answer) > 20_000 or not answer.strip():
@@ -46,7 +54,7 @@ def test_the_reward_of_a_tasks_own_answer_is_its_scorers(client, entries):
             Item("reasoning-gym", f"<think>?</think><answer>{answer}</answer>", answer,
                  parameters={"task": name, "entry": json.dumps(plain(entry))}, id=name)
         )  # fmt: skip
-    assert len(items) > 95
+    assert len(items) > 0.9 * len(tasks)
     verdicts = {verdict.id: verdict for verdict in client.verify(items)}
     different = {
         name: (expected[name], verdict.reward, str(verdict.error or verdict.reason)[:200])
@@ -56,7 +64,9 @@ def test_the_reward_of_a_tasks_own_answer_is_its_scorers(client, entries):
     assert different == {}
 
 
-def test_wrong_answers_are_wrong(client, entries):
+@SEVERAL
+def test_wrong_answers_are_wrong(client, tasks):
+    entries = {name: made(name) for name in tasks}
     items = [
         Item("reasoning-gym", "<answer>1234567</answer>", str(entry["answer"]),
              parameters={"task": name, "entry": json.dumps(plain(entry))}, id=name)
@@ -72,11 +82,11 @@ def test_wrong_answers_are_wrong(client, entries):
     assert len(correct) <= 2, correct  # tasks of two answers, whose scorers take any other text for one of them
 
 
-def test_an_entry_may_be_an_object(client, entries):
+def test_an_entry_may_be_an_object(client):
     for name in ("countdown", "leg_counting", "n_queens"):
-        entry = plain(entries[name][0])
+        entry = plain(made(name)[0])
         del entry["answer"]
-        answer = str(entries[name][0]["answer"])
+        answer = str(made(name)[0]["answer"])
         (verdict,) = client.verify(
             [Item("reasoning-gym", f"<answer>{answer}</answer>", answer, parameters={"entry": entry})]
         )
@@ -113,10 +123,10 @@ PAYLOADS = [
 
 
 @pytest.mark.parametrize("task", sorted(EVALUATING_TASKS))
-def test_no_answer_is_run(client, entries, task, tmp_path):
+def test_no_answer_is_run(client, task, tmp_path):
     tmp_path.chmod(0o777)
     canary = tmp_path / "canary"
-    entry = plain(entries[task][0])
+    entry = plain(made(task)[0])
     items = [
         Item("reasoning-gym", f"<answer>{payload.replace('{canary}', str(canary))}</answer>", str(entry["answer"]),
              parameters={"task": task, "entry": json.dumps(entry)})
