@@ -17,7 +17,12 @@ from vold_packing.transformers import cache_name
 from vold_trainer.checking.memory import ModelSize, activation_bytes, estimate_memory, format_bytes
 from vold_trainer.student import logprobs, models
 from vold_trainer.student.decoder import Decoder
-from vold_trainer.student.models import CompletionScorer, _autocast, checkpoint_activations
+from vold_trainer.student.models import (
+    CompletionScorer,
+    _autocast,
+    checkpoint_activations,
+    compute_head_in_float32,
+)
 from vold_trainer.student.parts import freeze
 
 SHAPE = {
@@ -86,15 +91,17 @@ def peak_bytes(work) -> int:
     return int(np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]).max())
 
 
-def qwen3(compute=None, checkpointing=False, **shape):
+def qwen3(compute=None, checkpointing=False, head=None, **shape):
     torch.manual_seed(0)
     config = Qwen3Config(**SHAPE | {"num_attention_heads": 2, "tie_word_embeddings": True} | shape)
     model = Qwen3ForCausalLM(config).train()
     if compute:
         _autocast(model, torch.bfloat16)
+    if head:
+        compute_head_in_float32(model)
     if checkpointing:
         checkpoint_activations(model)
-    return model, ModelSize.of(model, config, "float32", compute)
+    return model, ModelSize.of(model, config, "float32", compute, head)
 
 
 WIDE_HEAD = {"vocab_size": 8000, "hidden_size": 96, "num_hidden_layers": 2}
@@ -111,6 +118,8 @@ MANY_WEIGHTS = {**DEEP, "hidden_size": 256, "intermediate_size": 1536, "num_hidd
         pytest.param(WIDE_HEAD, 128, 1 << 28, "bfloat16", True, id="logits"),
         pytest.param(WIDE_HEAD, 128, 1 << 20, None, False, id="logits in chunks"),
         pytest.param(WIDE_HEAD, 128, 1 << 20, "bfloat16", True, id="logits in chunks, autocast"),
+        pytest.param(WIDE_HEAD | {"head": "float32"}, 128, 1 << 28, "bfloat16", True, id="logits, float32 head"),
+        pytest.param(WIDE_HEAD | {"head": "float32"}, 128, 1 << 20, "bfloat16", True, id="in chunks, float32 head"),
         pytest.param(MANY_WEIGHTS, 48, 1 << 28, None, True, id="gradients"),
         pytest.param(MANY_WEIGHTS, 48, 1 << 28, "bfloat16", True, id="casts"),
     ],

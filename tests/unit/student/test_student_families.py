@@ -15,7 +15,7 @@ from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
 from vold_trainer.rollout.hf import generate
 from vold_trainer.student.batching import make_batch, micro_batches
-from vold_trainer.student.models import CompletionScorer, load_student
+from vold_trainer.student.models import CompletionScorer, load_student, logits
 from vold_trainer.student.parts import PARTS, parameter_parts
 
 
@@ -273,6 +273,33 @@ def test_bfloat16_products_keep_float32_weights_and_come_close(folders, students
     rounded = load(folders(family), dtype="bfloat16")
     assert {value.dtype for value in rounded.model.parameters()} == {torch.bfloat16}
     assert (scored(rounded, examples, ids) - expected).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("options", [{"compute": "bfloat16"}, {"dtype": "bfloat16"}], ids=["autocast", "weights"])
+@torch.no_grad()
+def test_the_heads_product_can_be_float32(folders, options):
+    """Of the same hidden states: no rounding of a logit, where bfloat16's grid shows."""
+    coarse, fine = (load(folders("qwen3"), **options, head_dtype=dtype) for dtype in (None, "float32"))
+    hidden = 40 * torch.randn(64, coarse.model.config.get_text_config().hidden_size)
+    weight = coarse.model.get_output_embeddings().weight.double()
+    expected = hidden.to(coarse.model.dtype).double() @ weight.T
+    error = {}
+    for name, student in (("coarse", coarse), ("fine", fine)):
+        found = logits(student.model, hidden.to(student.model.dtype))
+        error[name] = (found.double() - expected).abs().max().item()
+    assert logits(fine.model, hidden.to(fine.model.dtype)).dtype == torch.float32
+    assert error["fine"] < 1e-4 < 1e-2 < error["coarse"]
+    example = prompts_of("qwen3")[:1]
+    whole = fine.model(**fine.encode(example)).logits
+    assert whole.dtype == torch.float32, "in generation too"
+
+
+@torch.no_grad()
+def test_a_float32_head_changes_nothing_where_all_is_float32(folders):
+    examples = prompts_of("qwen3")
+    plain, head = (load(folders("qwen3"), head_dtype=dtype) for dtype in (None, "float32"))
+    ids = completions(plain, len(examples))
+    assert torch.equal(scored(plain, examples, ids), scored(head, examples, ids))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -22,7 +22,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class ModelSize:
-    """parameters: how many values the model has. bytes: of one value. compute_bytes: of one value of a matrix product.
+    """parameters: how many values the model has. bytes: of one value. compute_bytes: of one value of a matrix product,
+    head_bytes: of one of the output head's.
     trainable_bytes, image_bytes: of all trainable values, and of those of vision and projector. largest_bytes: of the
     largest trainable parameter. matrices: trainable values of the decoder's linear layers. head_trainable: whether the
     output head is. qk_norm: whether queries and keys are normalized. The other fields are sizes of the language model.
@@ -31,6 +32,7 @@ class ModelSize:
     parameters: int
     bytes: int
     compute_bytes: int
+    head_bytes: int
     trainable_bytes: int
     image_bytes: int
     largest_bytes: int
@@ -45,7 +47,9 @@ class ModelSize:
     vocabulary: int
 
     @classmethod
-    def of(cls, model: Any, text_config: Any, dtype: str, compute: str | None = None) -> "ModelSize":
+    def of(
+        cls, model: Any, text_config: Any, dtype: str, compute: str | None = None, head: str | None = None
+    ) -> "ModelSize":
         """model: its tensors may be on the meta device. text_config: the config of its language model."""
         heads = text_config.num_attention_heads
         head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
@@ -56,6 +60,7 @@ class ModelSize:
             parameters=sum(value.numel() for value in model.parameters()),
             bytes=BYTES[dtype],
             compute_bytes=BYTES[compute or dtype],
+            head_bytes=BYTES[head or compute or dtype],
             trainable_bytes=sum(value.nbytes for value in trainable.values()),  # adapters are float32
             image_bytes=sum(value.nbytes for name, value in trainable.items() if parts[name] in IMAGE_PARTS),
             largest_bytes=max((value.nbytes for value in trainable.values()), default=0),
@@ -74,6 +79,11 @@ class ModelSize:
     def casts(self) -> bool:
         """Whether matrix products have another dtype than the weights (autocast)."""
         return self.compute_bytes != self.bytes
+
+    @property
+    def casts_head(self) -> bool:
+        """Whether the output head's product has another dtype than its weights."""
+        return self.head_bytes != self.bytes
 
 
 @dataclass(frozen=True)
@@ -207,7 +217,7 @@ def logit_bytes(model: ModelSize, rows: int) -> int:
     """
     chunk = min(logprobs.LOGIT_BYTES, 4 * rows * model.vocabulary)
     head = model.vocabulary * model.hidden
-    cast = head * model.compute_bytes if model.casts else 0
+    cast = head * model.head_bytes if model.casts_head else 0
     if not model.head_trainable:
         return 5 * chunk + cast
     several = rows > logprobs.chunk_size(model.vocabulary)
@@ -220,10 +230,10 @@ def cast_bytes(model: ModelSize, *, head: bool = False) -> int:
     ends, and autograd until the backward pass (torch, aten/src/ATen/autocast_mode.cpp, `cached_cast`). head: with that
     of the output head, which a decoding step calls inside the model.
     """
-    if not model.casts:
-        return 0
-    own_head = model.vocabulary * model.hidden if head and model.head_trainable else 0
-    return (model.matrices + own_head) * model.compute_bytes
+    matrices = model.matrices * model.compute_bytes if model.casts else 0
+    if not (head and model.casts_head and model.head_trainable):
+        return matrices
+    return matrices + model.vocabulary * model.hidden * model.head_bytes
 
 
 def cache_bytes(model: ModelSize, tokens: int, batch: int, prompt: int = 0, group: int = 1) -> int:

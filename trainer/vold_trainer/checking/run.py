@@ -163,7 +163,9 @@ def _check_memory(config: TrainConfig, report: CheckReport, student: Student | N
     if student is None:
         return
     text_config = student.model.config.get_text_config()
-    model = ModelSize.of(student.model, text_config, config.student.dtype, config.student.compute)
+    model = ModelSize.of(
+        student.model, text_config, config.student.dtype, config.student.compute, config.student.head_dtype
+    )
     prompt = max(lengths, default=0)
     rollouts = config.rollout.prompts * config.rollout.group
     estimate = partial(

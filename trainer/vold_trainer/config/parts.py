@@ -34,6 +34,9 @@ class StudentConfig(Config):
     compute: Literal["bfloat16"] | None = Field(
         default=None, description="dtype of matrix products (autocast); null: that of the weights"
     )
+    head_dtype: Literal["float32"] | None = Field(
+        default=None, description="dtype of the output head's product; null: that of the other products"
+    )
     freeze: list[str] = Field(
         default=["vision"], description="parts that are not trained: vision, projector, language, embeddings, head"
     )

@@ -27,6 +27,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "student.path": ("content", "the frozen weights, the vocabulary and the chat template"),
     "student.dtype": ("refused", "the weights and the moments have it"),
     "student.compute": ("taken", ""),
+    "student.head_dtype": ("taken", ""),
     "student.freeze": ("refused", "the checkpoint holds the weights that were trained"),
     "student.lora.dropout": ("taken", ""),
     "student.lora": ("refused", "the adapters have this shape and this scale"),

@@ -193,6 +193,8 @@ def load_student(config: StudentConfig) -> Student:
         apply_liger(model)
     if config.compute is not None:
         _autocast(model, getattr(torch, config.compute))
+    if config.head_dtype is not None:
+        compute_head_in_float32(model)
     if config.checkpoint_activations:
         checkpoint_activations(model)
     return Student(model, processor, tokenizer, config.path, vocab_size)
@@ -280,6 +282,21 @@ def _autocast(model: PreTrainedModel, dtype: torch.dtype) -> None:
         module.forward = with_autocast(module.forward)
     # Rotated keys are float32 and values are `dtype`, but a cache of fixed size has one dtype for both.
     model._can_compile_fullgraph = False
+
+
+def compute_head_in_float32(model: PreTrainedModel) -> None:
+    """Compute the output head's product in float32, whatever the dtype of the weights and of the other products.
+
+    bfloat16 logits between 16 and 32 are multiples of 0.125, which is what a log-probability is then off by.
+    """
+    head: Any = model.get_output_embeddings()
+
+    def forward(hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            bias = None if head.bias is None else head.bias.float()
+            return nn.functional.linear(hidden.float(), head.weight.float(), bias)
+
+    head.forward = forward
 
 
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
