@@ -11,7 +11,7 @@ SECOND_RUNNER := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/
 # A file's tests stay together, for they share a server, and the longest files are the first; one thread each, or the
 # processes would starve each other, and one process more than there are cores, as tests wait for servers to start.
 # Bytecode is written, so that the processes which tests start need not compile vold.
-WORKERS = $$("$(PYTHON)" -c 'import os; print(min(6, (os.cpu_count() or 1) + 2))')
+WORKERS = $$("$(PYTHON)" -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 LEFT_OUT := not slow and not compose
 TEST = -m pytest -m '$(LEFT_OUT)' --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder

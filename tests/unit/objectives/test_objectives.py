@@ -29,6 +29,7 @@ from vold_trainer.objectives import (
     Support,
     Vold,
 )
+from vold_trainer.objectives.base import with_entropy_bonus
 from vold_trainer.objectives.opd import discounted
 from vold_trainer.objectives.policy import Signal
 
@@ -445,3 +446,18 @@ def test_the_reward_can_weigh_the_teachers_term(divergence):
     assert teacher(term, verdicts) == pytest.approx(teacher(Vold(divergence=divergence, beta=1.0), verdicts))
     with pytest.raises(ValueError, match="mask 'reward' needs the verifier's rewards"):
         term(batch)
+
+
+@pytest.mark.parametrize("normalise", ["sequence", "token", "constant"])
+def test_the_entropy_bonus_is_subtracted_with_the_weight_of_the_other_tokens(normalise):
+    batch = rollouts(2)
+    entropy = torch.rand(batch.logprobs_CT.shape, dtype=torch.float64, requires_grad=True)
+    plain = Grpo(normalise=normalise)
+    rewarded = replace(plain, entropy_bonus=0.3)
+    outcome = with_entropy_bonus(rewarded, rewarded(batch), batch, entropy)
+    mean = plain.mean(entropy, batch.mask_CT, batch)
+    assert outcome.loss.item() == pytest.approx(plain(batch).loss.item() - 0.3 * mean.item())
+    assert outcome.metrics["loss/entropy"] == mean.item()
+    assert not torch.autograd.grad(outcome.loss, entropy)[0][~batch.mask_CT].any()
+    untouched = plain(batch)
+    assert with_entropy_bonus(plain, untouched, batch, entropy) is untouched

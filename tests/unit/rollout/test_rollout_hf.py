@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from noise_prompts import IMAGE_PROMPTS, TEXT_PROMPTS
 from tiny_students import FAMILIES, tiny_student
-from transformers import DynamicCache, TopPLogitsWarper
+from transformers import DynamicCache, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
 from vold_trainer.data.faults import RowError
@@ -204,6 +204,43 @@ def test_top_p_keeps_what_transformers_keeps(logits, top_p, number):
         kept = TopPLogitsWarper(top_p)(None, logits_1V)[0].isfinite()
         # Of ids that are equally likely, transformers keeps some and leaves others out.
         assert kept[sampled] or logits_1V[0, sampled] >= logits_1V[0, kept].min() - 1e-6
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    logits=st.lists(st.floats(-6, 6, width=32), min_size=2, max_size=12, unique=True),
+    options=st.tuples(st.integers(0, 13), st.sampled_from([0.0, 0.05, 0.3, 1.0]), st.sampled_from([1.0, 0.9, 0.5])),
+    number=st.floats(0, 1, exclude_max=True),
+)
+def test_min_p_top_k_and_top_p_keep_what_transformers_keeps(logits, options, number):
+    """In the order in which vLLM applies them."""
+    top_k, min_p, top_p = options
+    logits_1V = torch.tensor([logits])
+    kept_1V = logits_1V
+    if min_p:
+        kept_1V = MinPLogitsWarper(min_p)(None, kept_1V)
+    if top_k:
+        kept_1V = TopKLogitsWarper(top_k)(None, kept_1V)
+    shares = kept_1V.softmax(-1).double()[0].sort(descending=True).values
+    ratios = (logits_1V.softmax(-1) / logits_1V.softmax(-1).max() - min_p).abs()
+    assume(top_p == 1 or (shares.cumsum(0) - top_p).abs().min() > 1e-6)  # else rounding decides
+    assume(min_p in (0.0, 1.0) or ratios.min() > 1e-6)
+    if top_p < 1:
+        kept_1V = TopPLogitsWarper(top_p)(None, kept_1V)
+    (sampled,) = Sampler(1.0, top_p, top_k, min_p)(
+        logits_1V, torch.tensor([number], dtype=torch.float64)
+    ).ids_B.tolist()
+    kept_V = kept_1V[0].isfinite()
+    assert kept_V[sampled] or logits_1V[0, sampled] >= logits_1V[0, kept_V].min() - 1e-6
+
+
+def test_options_that_leave_ids_out_reach_the_completions(pocket):
+    example = make_examples("train", 1, modality="text")[0]
+    several = {r.ids[0] for r in generate(pocket, [example], group=200, max_tokens=1, temperature=4.0, seed=4)}
+    assert len(several) > 3
+    for option in ({"top_k": 1}, {"min_p": 1.0}):
+        first = generate(pocket, [example], group=200, max_tokens=1, temperature=4.0, seed=4, **option)
+        assert len({rollout.ids[0] for rollout in first}) == 1
 
 
 def test_uniforms_depend_on_the_row_and_are_uniform():

@@ -30,6 +30,23 @@ def test_equal_log_softmax_for_any_chunk(chunk, temperature, recompute):
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, expected_gradients, strict=True))
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+def test_the_entropy_has_the_gradient_of_torchs_own_where_asked_for(recompute):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 11, bias=False)
+    hidden = torch.randn(7, 8, requires_grad=True)
+    ids = torch.randint(0, 11, (7,))
+    options = {"temperature": 0.7, "chunk": 3, "recompute": recompute}
+    assert not token_logprobs(hidden, head, ids, **options).entropy_N.requires_grad
+    found = token_logprobs(hidden, head, ids, entropy_gradient=True, **options)
+    weights = torch.randn(7)
+    gradients = torch.autograd.grad((found.entropy_N * weights).sum() + found.logprobs_N.sum(), [hidden, head.weight])
+    expected = torch.distributions.Categorical(logits=head(hidden) / 0.7)
+    loss = (expected.entropy() * weights).sum() + expected.log_prob(ids).sum()
+    for ours, theirs in zip(gradients, torch.autograd.grad(loss, [hidden, head.weight]), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
 def test_nothing_in_nothing_out():
     nothing = torch.zeros(0, dtype=torch.long)
     found, entropy, support_logprobs, *_ = token_logprobs(torch.zeros(0, 8), torch.nn.Linear(8, 11), nothing)

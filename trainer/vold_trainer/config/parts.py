@@ -161,6 +161,10 @@ class DataConfig(Config):
         default_factory=dict, description="column of each field with another name; null: do not read the field"
     )
     system: str = Field(default="", description="system prompt of the rows that have none")
+    template: str = Field(
+        default="",
+        description="the prompt, written from the row's columns (Jinja): {{problem}} Put the answer in \\boxed{}.",
+    )
     image_token: str = Field(default="<image>", description="stands for an image in a text; empty: none")
     image_folder: Path | None = Field(
         default=None, description="base of relative image paths; null: the folder of the file"
@@ -184,6 +188,13 @@ class DataConfig(Config):
     wording: Literal["boxed", "own"] = Field(
         default="boxed", description="of an adapter: boxed asks for \\boxed{}, own is the benchmark's prompt"
     )
+
+    @model_validator(mode="after")
+    def _check_template(self) -> "DataConfig":
+        if self.template and (self.adapter or self.source == "pocket"):
+            owner = f"adapter {self.adapter!r}" if self.adapter else "the pocket world"
+            raise ValueError(f"template is set, and {owner} writes its own prompts: leave one of the two out")
+        return self
 
     @model_validator(mode="after")
     def _check_pocket_split(self) -> "DataConfig":
@@ -246,6 +257,10 @@ class RolloutConfig(Config):
     max_tokens: int = Field(default=96, ge=1, description="most tokens of a completion")
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, description="sample from this many of the most likely ids; 0: from all")
+    min_p: float = Field(
+        default=0.0, ge=0, le=1, description="sample from ids with this share of the most likely id's probability"
+    )
     batch: int = Field(default=0, ge=0, description="hf: sequences generated together; 0: all of a step")
     ahead: int = Field(default=0, ge=0, description="steps generated ahead of the policy update")
     engine: Literal["hf", "vllm"] = Field(

@@ -82,7 +82,7 @@ RULES: dict[str, tuple[Rule, str]] = {
 }
 """The rule of each key and its reason, by pattern: the first pattern that fits counts."""
 
-SAMPLING = ("rollout.group", "rollout.max_tokens", "rollout.temperature", "rollout.top_p")
+SAMPLING = tuple(f"rollout.{name}" for name in ("group", "max_tokens", "temperature", "top_p", "top_k", "min_p"))
 """Keys by which completions are drawn."""
 
 REMEDY = (

@@ -43,9 +43,12 @@ class Columns:
         field_columns: Mapping[str, tuple[str, ...]] = FIELD_COLUMNS,
         *,
         key: str = "data.columns",
+        named: Sequence[str] = (),
     ) -> None:
+        """named: further columns to read, which a template names."""
         mapping = mapping or {}
         self.key = key
+        self.named = named
         for field, path in mapping.items():
             if field not in field_columns:
                 near = difflib.get_close_matches(field, field_columns, n=1)
@@ -93,7 +96,7 @@ class Columns:
         """The columns to read, of those available. Raises UsageError if a mapped column is missing."""
         self._check(available, available, f"{where} has no such column")
         mapped = {path if path in available else path.split(".")[0] for paths in self.paths.values() for path in paths}
-        return [name for name in available if name in mapped]
+        return [name for name in available if name in mapped or name in self.named]
 
     def check_seen(self, available: Sequence[str], where: str) -> None:
         """Raise UsageError for a mapped column that no row had."""

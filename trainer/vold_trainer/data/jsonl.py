@@ -24,13 +24,13 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | UsageError]]:
 
     Raises UsageError for a file in UTF-16 or UTF-32 that breaks off.
     """
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if line.strip():
             yield number, _read(line, f"{path}:{number}")
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file in UTF-8, without the mark at its beginning."""
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file in UTF-8, without the mark at its beginning. Raises as `read_jsonl`."""
     with path.open("rb") as file:
         start = file.read(4)
         encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)

@@ -11,6 +11,7 @@ from vold_trainer.data.examples import Example, Message
 from vold_trainer.data.images import ImageSource, LazyImage, LazyImages, image_source
 from vold_trainer.data.messages import add_system, count_image_parts, insert_image_parts, read_messages
 from vold_trainer.data.numbers import number_text
+from vold_trainer.data.template import PromptTemplate
 from vold_trainer.errors import UsageError
 
 
@@ -31,7 +32,8 @@ class Row:
 class Reader:
     """Converts rows to examples. system: system prompt of conversations without one. image_token: stands for an image
     in a text. image_folder: base of relative image paths; None: the folder of the row. decode_images: decode every
-    image once, to find broken ones. references: whether every row must have a reference answer.
+    image once, to find broken ones. references: whether every row must have a reference answer. template: writes the
+    prompts.
     """
 
     columns: Columns
@@ -40,6 +42,7 @@ class Reader:
     image_folder: Path | None = None
     decode_images: bool = False
     references: bool = True
+    template: PromptTemplate | None = None
 
     def example(self, row: Row) -> Example:
         """The example of a row. Raises UsageError that names row, field, value and remedy."""
@@ -65,6 +68,12 @@ class _RowFields:
         self.row = row
         self.columns = tuple(values)
         self.values = reader.columns.fields(values)
+        if reader.template is not None:
+            self.values.pop("messages", None)
+            try:
+                self.values["prompt"] = reader.template.render(values)
+            except ValueError as error:
+                raise UsageError(f"{row.where}: data.template {error}") from error
 
     def example(self) -> Example:
         reference = self._reference()

@@ -1,7 +1,9 @@
 """The input, the output and the base class of every objective, and the functions that objectives share."""
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 from vold_trainer.objectives.lazy import Tensor, torch
 
@@ -95,11 +97,13 @@ class Objective:
     "token": one mean over all tokens. "constant": the sum divided by sequences * max_tokens, so that the length of a
     completion does not change the weight of a token (Dr.GRPO). truncated: "mask" takes completions that reached
     rollout.max_tokens out of the loss, with the policy's term and the teacher's; their rewards still count in the
-    group's advantages, as in TRL's mask_truncated_completions.
+    group's advantages, as in TRL's mask_truncated_completions. entropy_bonus: weight of the student's mean entropy,
+    which is subtracted from the loss.
     """
 
     normalise: Normalise = "sequence"
     truncated: Truncated = "learn"
+    entropy_bonus: Annotated[float, Ge(0)] = 0.0
 
     @property
     def needs(self) -> Needs:
@@ -118,6 +122,18 @@ class Objective:
         some tokens keeps its weight relative to a term that acts on all.
         """
         return masked_mean(values_CT, mask_CT, self.normalise, rollouts.mask_CT, rollouts.max_tokens)
+
+
+def with_entropy_bonus(objective: Objective, outcome: LossOutput, rollouts: Rollouts, entropy_CT: Tensor) -> LossOutput:
+    """The outcome of the objective, less its entropy_bonus times the mean of entropy_CT over all completion tokens.
+
+    entropy_CT: the student's, nats, with gradient.
+    """
+    if not objective.entropy_bonus:
+        return outcome
+    entropy = objective.mean(entropy_CT, rollouts.mask_CT, rollouts)
+    loss = outcome.loss - objective.entropy_bonus * entropy
+    return LossOutput(loss, {**outcome.metrics, "loss/entropy": entropy.item(), "loss/total": loss.item()})
 
 
 def masked_mean(

@@ -40,8 +40,8 @@ OnFinished = Callable[[list[Rollout]], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling parameters. group: completions per prompt. temperature: 0 is greedy. logprobs: return log-probabilities.
-    candidates: the number K of most likely ids to return at each position.
+    """Sampling parameters. group: completions per prompt. temperature: 0 is greedy. top_k: 0 for all ids. logprobs:
+    return log-probabilities. candidates: the number K of most likely ids to return at each position.
     """
 
     group: int = 1
@@ -50,6 +50,13 @@ class Sampling:
     top_p: float = 1.0
     logprobs: bool = False
     candidates: int = 0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether some ids are never sampled at a position, however the model rates them."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
 class Engine(Protocol):

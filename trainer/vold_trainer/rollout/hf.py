@@ -38,6 +38,8 @@ def generate(
     max_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
     batch: int = 0,
     seed: int = 0,
     first_row: int = 0,
@@ -54,7 +56,7 @@ def generate(
 
     Raises RunError if the student's logits are not finite; RowError for an example at fault without `on_fault`.
     """
-    sampling = Sampling(group, max_tokens, temperature, top_p, logprobs, candidates)
+    sampling = Sampling(group, max_tokens, temperature, top_p, logprobs, candidates, top_k, min_p)
     model = student.model
     was_training = model.training
     model.eval()
@@ -190,7 +192,7 @@ def _decode(
     device = student.model.device
     tokens = sampling.max_tokens
     banned = torch.tensor(student.placeholder_ids, device=device) if student.placeholder_ids else None
-    sampler = Sampler(sampling.temperature, sampling.top_p, banned, sampling.candidates)
+    sampler = Sampler(sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, banned, sampling.candidates)
     rows_C = [first_row + row for row in rows]
     uniforms_BT = torch.from_numpy(uniforms(seed, rows_C, tokens)).to(device)
     decoder = Decoder(student.model, {name: value.to(device) for name, value in inputs.items()}, tokens)

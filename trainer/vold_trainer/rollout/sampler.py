@@ -40,21 +40,24 @@ class SampledTokens:
 class Sampler:
     """Samples ids by inverse transform: one random number for each id.
 
-    temperature: 0 takes the most likely id. top_p: sample from the smallest set of ids with this total probability
-    (Holtzman et al., arXiv 1904.09751). banned: int64, ids that are never sampled. candidates: the number K of most
-    likely ids to return.
+    temperature: 0 takes the most likely id. min_p: of ids with at least this share of the most likely id's probability
+    (arXiv 2407.01082), top_k: of the most likely ids, all for 0, top_p: of the smallest set of ids with this total
+    probability (Holtzman et al., arXiv 1904.09751), in this order, which is vLLM's. banned: int64, ids that are never
+    sampled. candidates: the number K of most likely ids to return.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
     banned: Tensor | None = None
     candidates: int = 0
 
     def __call__(self, logits_BV: Tensor, uniforms_B: Tensor) -> SampledTokens:
         """Sample an id for each random number.
 
-        The log-probabilities are those of the model's full distribution at the temperature, before `banned` and
-        `top_p`. They are NaN if the logits contain NaN.
+        The log-probabilities are those of the model's full distribution at the temperature, before `banned` and the
+        options that leave ids out. They are NaN if the logits contain NaN.
         """
         logits_BV = logits_BV.float() / (self.temperature or 1.0)
         log_z_B1 = logits_BV.logsumexp(-1, keepdim=True)
@@ -69,6 +72,12 @@ class Sampler:
         return SampledTokens(ids_B1.squeeze(-1), logprobs_B, candidates_BK)
 
     def _sample(self, probabilities_BV: Tensor, uniforms_B1: Tensor) -> Tensor:
+        if self.min_p:
+            least_B1 = self.min_p * probabilities_BV.amax(-1, keepdim=True)
+            probabilities_BV = torch.where(probabilities_BV >= least_B1, probabilities_BV, 0.0)
+        if 0 < self.top_k < probabilities_BV.shape[-1]:
+            least_B1 = probabilities_BV.topk(self.top_k, -1).values[:, -1:]
+            probabilities_BV = torch.where(probabilities_BV >= least_B1, probabilities_BV, 0.0)
         if self.top_p < 1:
             sorted_BV = probabilities_BV.sort(-1, descending=True).values
             cumulative_BV = sorted_BV.double().cumsum(-1)

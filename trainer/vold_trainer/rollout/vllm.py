@@ -277,13 +277,14 @@ class VllmEngine:
             if info.logprobs_mode == "raw_logprobs":
                 matches = sampling.temperature in (0, 1)
             else:
-                matches = info.logprobs_mode == "processed_logprobs" and sampling.top_p == 1
+                matches = info.logprobs_mode == "processed_logprobs" and not sampling.leaves_out
             if not matches and sampling.logprobs:
                 raise UsageError(
-                    f"rollout.temperature is {sampling.temperature} and rollout.top_p {sampling.top_p}: with "
-                    f"these, rollout.url {server.name} (--logprobs-mode {info.logprobs_mode}) does not report the "
-                    "log-probabilities that the objective needs. Set rollout.temperature=1; or set rollout.top_p=1 and "
-                    "start the server with --logprobs-mode processed_logprobs"
+                    f"rollout.temperature is {sampling.temperature}, rollout.top_p {sampling.top_p}, rollout.top_k "
+                    f"{sampling.top_k} and rollout.min_p {sampling.min_p}: with these, rollout.url {server.name} "
+                    f"(--logprobs-mode {info.logprobs_mode}) does not report the log-probabilities that the objective "
+                    "needs. Set rollout.temperature=1; or leave top_p, top_k and min_p out and start the server with "
+                    "--logprobs-mode processed_logprobs"
                 )
             if not matches:
                 return False
@@ -314,8 +315,8 @@ class VllmEngine:
             "n": 1,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "top_k": 0,
-            "min_p": 0.0,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,

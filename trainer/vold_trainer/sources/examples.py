@@ -15,6 +15,7 @@ from vold_trainer.data.examples import Example
 from vold_trainer.data.files import JSONL, PARQUET, file_rows
 from vold_trainer.data.hub import dataset_rows
 from vold_trainer.data.rows import Reader, Row
+from vold_trainer.data.template import PromptTemplate
 from vold_trainer.errors import UsageError
 from vold_trainer.hub import require_hub_dataset
 from vold_trainer.launch import is_local_main_process
@@ -72,8 +73,10 @@ def _make_reader(config: DataConfig) -> tuple[Columns, Reader | AdapterReader]:
     if config.adapter:
         by_adapter = adapter_reader(config)
         return by_adapter.columns, by_adapter
+    template = PromptTemplate(config.template) if config.template else None
     reader = Reader(
-        Columns(config.columns),
+        Columns(config.columns, named=template.columns if template else ()),
+        template=template,
         system=config.system,
         image_token=config.image_token,
         image_folder=config.image_folder,

@@ -26,8 +26,8 @@ def chunk_size(vocabulary: int) -> int:
 
 
 class TokenScores(NamedTuple):
-    """logprobs_N: of the ids. entropy_N: of their distributions, without gradient. support_logprobs_NK: of the ids of
-    the support; None without a support. top_ids_NK, top_logprobs_NK: the most likely ids (int64), the most
+    """logprobs_N: of the ids. entropy_N: of their distributions, with a gradient if asked for. support_logprobs_NK: of
+    the ids of the support; None without a support. top_ids_NK, top_logprobs_NK: the most likely ids (int64), the most
     likely first, and their log-probabilities, without gradient; None if top_k is 0. All values are float32, in nats.
     """
 
@@ -48,18 +48,20 @@ def token_logprobs(
     recompute: bool = True,
     support_ids_NK: Tensor | None = None,
     top_k: int = 0,
+    entropy_gradient: bool = False,
 ) -> TokenScores:
     """Log-probability of each id and entropy of its distribution at `temperature`, computed in chunks of positions.
 
     hidden_NH: the states that predict the ids. head: the output projection, [H] -> [V]. ids_N: int64. support_ids_NK:
-    int64, ids whose log-probabilities are returned too. top_k: number of most likely ids to return. chunk: positions
-    per chunk. recompute: do not store the logits [N, V], but compute those of each chunk again in the backward pass.
+    int64, ids whose log-probabilities are returned too. top_k: number of most likely ids to return. entropy_gradient:
+    whether the entropy has a gradient, which takes two more tensors of a chunk. chunk: positions per chunk. recompute:
+    do not store the logits [N, V], but compute those of each chunk again in the backward pass.
     """
     parts = []
     for start in range(0, len(ids_N), chunk):
         part = slice(start, start + chunk)
         support = None if support_ids_NK is None else support_ids_NK[part]
-        arguments = (hidden_NH[part], head, ids_N[part], temperature, support, top_k)
+        arguments = (hidden_NH[part], head, ids_N[part], temperature, support, top_k, entropy_gradient)
         if recompute and torch.is_grad_enabled():
             # A chunk uses no random numbers, and a rollout engine may use the generator at the same time.
             parts.append(checkpoint(_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
@@ -75,16 +77,23 @@ def token_logprobs(
 
 
 def _chunk(
-    hidden_NH: Tensor, head: Head, ids_N: Tensor, temperature: float, support_ids_NK: Tensor | None, top_k: int
+    hidden_NH: Tensor,
+    head: Head,
+    ids_N: Tensor,
+    temperature: float,
+    support_ids_NK: Tensor | None,
+    top_k: int,
+    entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     logits_NV = head(hidden_NH).float() / temperature
     log_z_N = logits_NV.logsumexp(-1)
     logprobs_N = logits_NV.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1) - log_z_N
     support_NK = None if support_ids_NK is None else logits_NV.gather(-1, support_ids_NK) - log_z_N.unsqueeze(-1)
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         probabilities_NV = (logits_NV - log_z_N.unsqueeze(-1)).exp()
         entropy_N = log_z_N - (probabilities_NV * logits_NV).sum(-1)
-        if not top_k:
-            return logprobs_N, entropy_N, support_NK, None, None
+    if not top_k:
+        return logprobs_N, entropy_N, support_NK, None, None
+    with torch.no_grad():
         top_NK, ids_NK = logits_NV.topk(min(top_k, logits_NV.shape[-1]), -1)
     return logprobs_N, entropy_N, support_NK, ids_NK, top_NK - log_z_N.detach().unsqueeze(-1)

@@ -328,6 +328,7 @@ class CompletionScorer(nn.Module):
         temperature: float = 1.0,
         support_ids_NK: Tensor | None = None,
         top_k: int = 0,
+        entropy_gradient: bool = False,
     ) -> TokenScores:
         """Scores of ids_N, the tokens that follow the N positions where predicts_BS is True, and of support_ids_NK;
         with top_k, also that many of the most likely ids.
@@ -347,4 +348,5 @@ class CompletionScorer(nn.Module):
             recompute=4 * len(ids_N) * self.vocabulary > RECOMPUTE_BYTES,
             support_ids_NK=support_ids_NK,
             top_k=top_k,
+            entropy_gradient=entropy_gradient,
         )

@@ -214,6 +214,8 @@ class RolloutGenerator:
             max_tokens=rollout.max_tokens,
             temperature=rollout.temperature,
             top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            min_p=rollout.min_p,
             logprobs=True,
             candidates=needs.candidates,
         )

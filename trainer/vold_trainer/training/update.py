@@ -11,6 +11,7 @@ from torch import Tensor
 from vold_trainer.config import TrainConfig
 from vold_trainer.data.faults import RowError, RowFault
 from vold_trainer.objectives import Needs
+from vold_trainer.objectives.base import with_entropy_bonus
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.processes.skipped import mean_norm
 from vold_trainer.processes.wrapping import PreparedModel
@@ -155,22 +156,22 @@ class PolicyUpdater:
             batch.ids_N,
             rollout.temperature,
             None if support_ids_NK is None else support_ids_NK.to(device),
+            entropy_gradient=self.objective.entropy_bonus > 0,
         )
         scored.wait(rows)
-        outcome = self.objective(
-            scored.inputs(
-                rows,
-                batch,
-                student.logprobs_N,
-                None if old is None else torch.cat([old[row] for row in rows]),
-                needs,
-                None if teacher_NK is None else (student.support_logprobs_NK, teacher_NK),
-                step=step,
-                max_tokens=rollout.max_tokens,
-            )
+        rollouts = scored.inputs(
+            rows,
+            batch,
+            student.logprobs_N,
+            None if old is None else torch.cat([old[row] for row in rows]),
+            needs,
+            None if teacher_NK is None else (student.support_logprobs_NK, teacher_NK),
+            step=step,
+            max_tokens=rollout.max_tokens,
         )
+        outcome = with_entropy_bonus(self.objective, self.objective(rollouts), rollouts, batch.pad(student.entropy_N))
         self.prepared.backward(outcome.loss * share)
-        log.add(rows, student.logprobs_N.detach().cpu(), student.entropy_N.cpu())
+        log.add(rows, student.logprobs_N.detach().cpu(), student.entropy_N.detach().cpu())
         return {"loss": outcome.loss.item(), **outcome.metrics}
 
     @torch.no_grad()
