@@ -13,7 +13,10 @@ pytestmark = pytest.mark.compose
 def test_the_main_job_ends_well_and_prints_its_table(main_job):
     assert main_job.status == 0, main_job.said[-6000:]
     assert "Accuracy on held-out test problems" in main_job.said
-    for stage in ("base: reads pictures", "SFT on the teacher's traces", "SFT + GRPO (text only)", "VOLD: SFT + GRPO"):
+    for stage in (
+        *("base: reads pictures", "SFT on the teacher's traces", "SFT + GRPO (text only)"),
+        *("VOLD, the paper's form", "VOLD, candidates"),
+    ):
         assert stage in main_job.said, stage
     assert "0 scores missing" in main_job.said
 
