@@ -114,7 +114,7 @@ lock: install  ## complete pins in locks/ again; LOCK_ARGS=--upgrade takes the n
 bench: install  ## the tables of benchmarks/README.md
 	$(BIN)/python benchmarks/run_all.py
 
-bench-ablation: install  ## what the teacher adds: the runs that have no result yet, two minutes each on 2 cores
+bench-ablation: install  ## what the teacher adds: the runs that have no result yet; a minute and a half each on 2 cores
 	$(BIN)/vold ablation --study claim
 
 attack: install  ## attacks on real services: what an honest tenant waits, verdicts forged, bits learned: a quarter of an hour

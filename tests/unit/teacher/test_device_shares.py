@@ -6,12 +6,12 @@ All in counted positions: `advance(0.0)` decodes one step, and nothing looks at 
 import asyncio
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from engine_runs import run_engine
 from teacher_fixtures import VOCAB, save_model
 from vold_service.call import Call
 from vold_service.fairness import FairShare
@@ -19,7 +19,6 @@ from vold_service.tenants import Tenant
 from vold_teacher.backends.decoding import DecoderLimits
 from vold_teacher.backends.loop import LoopDecoder, LoopThread
 from vold_teacher.backends.torch import TorchBackend
-from vold_teacher.engine.engine import Engine, EngineLimits
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions, ScoreOptions, Sequence
 
 HOSTILE, HONEST = Tenant("hostile"), Tenant("honest")
@@ -49,20 +48,6 @@ def sequence(*completion: int) -> Sequence:
 def long_sequences(count: int, seed: int) -> dict[int, Sequence]:
     rng = np.random.default_rng(seed)
     return {index: sequence(*rng.integers(0, VOCAB, 100).tolist()) for index in range(count)}
-
-
-def run(backend, work, on_computed=lambda call, positions: None):
-    """`work` of a started engine."""
-
-    async def main():
-        engine = Engine(backend, EngineLimits(BATCH, 1 << 20), ThreadPoolExecutor(1), None, on_computed)
-        engine.start()
-        try:
-            return await asyncio.wait_for(work(engine), 120)
-        finally:
-            await engine.stop()
-
-    return asyncio.run(main())
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])
@@ -174,7 +159,7 @@ def test_scoring_and_generation_of_tenants_are_on_one_account(backend):
             task.cancel()
         await asyncio.gather(*generating, return_exceptions=True)
 
-    run(backend, work)
+    run_engine(backend, work, batch_tokens=BATCH)
     assert apart
     assert max(map(abs, apart)) <= 2 * (BATCH + max(largest, CACHE))
 
@@ -199,7 +184,7 @@ def test_no_tenant_waits_in_the_place_of_another_and_no_priority_in_that_of_a_lo
         scores = [each.scores[0].logprobs for each in (first, same, other, urgent)]
         assert all(np.allclose(each, scores[0], atol=1e-5) for each in scores)
 
-    run(backend, work, count)
+    run_engine(backend, work, batch_tokens=BATCH, on_computed=count)
     assert computed["hostile"] == 2 * computed["honest"] > 0
 
 
@@ -221,6 +206,9 @@ def test_what_was_computed_for_a_caller_that_left_is_on_its_account(backend, mon
         await asyncio.gather(task, return_exceptions=True)
         await engine.score({0: sequence(7)}, call=Call(tenant=HONEST))
 
-    run(backend, work, lambda call, positions: computed.update({call.tenant.name: positions}))
+    def account(call, positions):
+        computed.update({call.tenant.name: positions})
+
+    run_engine(backend, work, batch_tokens=BATCH, on_computed=account)
     assert 0 < computed["hostile"] <= 2 * BATCH
     assert computed["honest"] > 0

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from engine_runs import run_engine
 from teacher_fixtures import save_model
 from vold_proto.v1 import status_pb2
 from vold_service.call import Call
@@ -58,20 +59,6 @@ def backend(folder):
     return Fragile(folder)
 
 
-def run(backend, work, cache=None, on_computed=lambda call, positions: None):
-    """`work` of a started engine."""
-
-    async def main():
-        engine = Engine(backend, EngineLimits(4000, 1 << 20), ThreadPoolExecutor(1), cache, on_computed)
-        engine.start()
-        try:
-            return await asyncio.wait_for(work(engine), 60)
-        finally:
-            await engine.stop()
-
-    return asyncio.run(main())
-
-
 def test_a_sequence_that_breaks_the_backend_costs_no_other(backend):
     async def work(engine):
         mixed = {0: sequence(7, 8), 1: sequence(7, BAD), 2: sequence(9)}
@@ -80,7 +67,7 @@ def test_a_sequence_that_breaks_the_backend_costs_no_other(backend):
         ), await engine.score({0: sequence(7, 8)}, call=Call())
 
     computed = []
-    (mixed, other), after = run(backend, work, on_computed=lambda call, positions: computed.append(positions))
+    (mixed, other), after = run_engine(backend, work, on_computed=lambda call, positions: computed.append(positions))
     assert isinstance(mixed.scores[1], ServiceError)
     assert mixed.scores[1].code == status_pb2.INTERNAL
     assert [len(mixed.scores[index].logprobs) for index in (0, 2)] == [2, 1]
@@ -114,7 +101,7 @@ def test_what_others_send_does_not_show_in_an_account(backend):
     def account(call, positions):
         accounts[call.tenant.name] += positions
 
-    alone, *beside = run(backend, work, on_computed=account)
+    alone, *beside = run_engine(backend, work, on_computed=account)
     assert alone[0] > 0
     assert beside == [alone, alone]
 
@@ -132,7 +119,7 @@ def test_a_backend_that_is_away_says_so_to_every_caller_at_once(backend):
         with pytest.raises(ServiceError, match="no upstream answers"):
             await engine.score({0: sequence(7), 1: sequence(BAD)}, call=Call())
 
-    run(backend, work)
+    run_engine(backend, work)
     assert backend.calls == 1
 
 
@@ -151,7 +138,7 @@ def test_a_backend_that_loses_scores_fails_the_request_instead_of_keeping_it(bac
         backend.score = real
         return await engine.score({0: sequence(7)}, call=Call())
 
-    assert len(run(backend, work).scores[0].logprobs) == 1
+    assert len(run_engine(backend, work).scores[0].logprobs) == 1
 
 
 def test_a_fault_of_the_queue_costs_what_is_in_it_and_not_the_service(backend):
@@ -171,7 +158,7 @@ def test_a_fault_of_the_queue_costs_what_is_in_it_and_not_the_service(backend):
         engine.queue.next_batch = real
         return await engine.score({0: sequence(7, 8)}, call=Call())
 
-    assert len(run(backend, work).scores[0].logprobs) == 2
+    assert len(run_engine(backend, work).scores[0].logprobs) == 2
 
 
 def test_a_batch_under_way_at_the_end_is_answered(backend):
@@ -208,7 +195,7 @@ def test_no_more_batches_are_under_way_than_the_backend_takes(backend):
         engine.queue._batch_tokens = 50
         await asyncio.gather(*(engine.score({0: sequence(*[7 + index] * 40)}, call=Call()) for index in range(20)))
 
-    run(backend, work)
+    run_engine(backend, work)
     assert len(most) == 20
     assert max(most) <= 3
 
@@ -221,7 +208,7 @@ def test_equal_sequences_of_a_request_all_come_from_the_disk(folder, tmp_path):
 
     for cached in (1, 3):  # the first time only the double is free
         cache = ScoreCache(0, DiskTier(tmp_path, 1 << 20))
-        scored = run(Fragile(folder), work, cache)
+        scored = run_engine(Fragile(folder), work, cache=cache)
         cache.close()
         assert len(scored.cached) == cached
         assert [len(scored.scores[index].logprobs) for index in range(3)] == [2, 2, 1]

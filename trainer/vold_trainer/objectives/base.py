@@ -96,8 +96,8 @@ class Objective:
     normalise: how a loss is averaged over tokens. "sequence": the mean of each sequence, then the mean of those.
     "token": one mean over all tokens. "constant": the sum divided by sequences * max_tokens, so that the length of a
     completion does not change the weight of a token (Dr.GRPO). truncated: "mask" takes completions that reached
-    rollout.max_tokens out of the loss, with the policy's term and the teacher's; their rewards still count in the
-    group's advantages, as in TRL's mask_truncated_completions. entropy_bonus: weight of the student's mean entropy,
+    rollout.max_tokens out of the loss, with the policy's term and the teacher's; they stay in the divisor, and their
+    rewards count in the group's advantages. entropy_bonus: weight of the student's mean entropy,
     which is subtracted from the loss.
     """
 

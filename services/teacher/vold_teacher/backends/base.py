@@ -105,7 +105,9 @@ class Decoder(Protocol):
         """
 
     def take_positions(self) -> dict[int, float]:
-        """Positions run through the model for each request since the last call; padding is divided among them."""
+        """Positions of each request's own that were run through the model since the last call: without padding, so that
+        nothing of other requests shows.
+        """
 
     def tenants(self) -> Iterable[Tenant]:
         """The tenants with completions waiting or running."""
