@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 from rich.progress import (
@@ -39,6 +39,13 @@ def silenced() -> Iterator[None]:
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator["ProgressLine"]:
     """A bar with a label, a count, the time left and a line of figures; without a terminal, lines (PacedLines)."""
+    with progress_lines({label: total}) as lines:
+        yield lines[label]
+
+
+@contextlib.contextmanager
+def progress_lines(totals: Mapping[str, int]) -> Iterator[dict[str, "ProgressLine"]]:
+    """One bar below the other, as `progress` has it, for work that goes on at the same time. totals: by label."""
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -51,7 +58,9 @@ def progress(label: str, total: int) -> Iterator["ProgressLine"]:
         disable=console.quiet or not console.is_terminal,
     )
     with bar:
-        yield ProgressLine(bar, bar.add_task(label, total=total, figures=""))
+        yield {
+            label: ProgressLine(bar, bar.add_task(label, total=total, figures="")) for label, total in totals.items()
+        }
 
 
 class PacedLines:

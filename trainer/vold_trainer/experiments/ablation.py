@@ -5,10 +5,7 @@ interrupted study continues where it stopped, on this machine or, with the file,
 """
 
 import contextlib
-import multiprocessing
-import os
 import statistics
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
@@ -23,10 +20,11 @@ from vold_trainer.experiments.outcome import read_outcome
 from vold_trainer.experiments.paired import compare
 from vold_trainer.experiments.stages import Recipe, pocket_services
 from vold_trainer.experiments.studies import BASE, STARTS, STUDIES, UNIFORM_TEACHER, WEAK_TEACHER, Row, Study
+from vold_trainer.experiments.workers import share_of_threads, worker_processes
 from vold_trainer.files import read_json_lines, write_json, write_lines
 from vold_trainer.report import write_ablation
 from vold_trainer.services.local import Services
-from vold_trainer.terminal import console, progress, silence
+from vold_trainer.terminal import console, progress
 
 BASE_STUDENT = "pocket:student"
 VERIFIER = "local:"
@@ -73,7 +71,7 @@ def _run_missing(
 ) -> None:
     """Run rows of seeds, and add the line of each to the results file as it ends."""
     if workers > 1:  # together no more threads than cores
-        threads = max(1, (os.cpu_count() or 1) // workers)
+        threads = share_of_threads(workers)
         overrides = (*(f"{stage}:threads={threads}" for stage in ("sft", "train", "eval")), *overrides)
     starts = list(dict.fromkeys((seed, row.start) for row, seed in missing if row.start != BASE))
     named = {STARTS[start].teacher for _, start in starts} | {row.teacher for row, _ in missing if row.objective}
@@ -84,7 +82,7 @@ def _run_missing(
         def recipe(seed: int, teacher: str) -> Recipe:
             return Recipe(out / f"seed-{seed}", teachers.get(teacher, idle), seed, overrides)
 
-        pool = stack.enter_context(_make_pool(workers)) if workers > 1 else None
+        pool = stack.enter_context(worker_processes(workers, __name__)) if workers > 1 else None
         cold = [(recipe(seed, STARTS[name].teacher), name) for seed, name in starts]
         for _ in _results("cold starts", cold_start, cold, pool):
             pass
@@ -124,15 +122,6 @@ def _services(teacher: str | None, out: Path) -> contextlib.AbstractContextManag
     return pocket_services(TEACHERS.get(teacher, f"local:{path}"), VERIFIER)
 
 
-def _make_pool(number: int) -> ProcessPoolExecutor:
-    """Worker processes, forked from a server that has done their imports. A fork of this process would inherit parts of
-    its gRPC channels.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "__main__"])
-    return ProcessPoolExecutor(number, context, initializer=_initialise_worker)
-
-
 def _results(
     label: str, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], pool: ProcessPoolExecutor | None
 ) -> Iterator[Any]:
@@ -145,19 +134,6 @@ def _results(
         for done, future in enumerate(as_completed([pool.submit(function, *job) for job in jobs]), 1):
             yield future.result()
             live.update(done)
-
-
-def _initialise_worker() -> None:
-    """Silence the output of this process, and end the process when its parent ends, even if the parent is killed."""
-    silence()
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
-
-
-def _exit_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def run_row(recipe: Recipe, row: Row, study: Study) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """`vold demo`: the whole recipe in the pocket world, on two CPU cores.
 
 It starts both services, generates traces, trains the cold start, trains GRPO alone and VOLD in two forms from the same
-cold start, and evaluates every stage on text and on pictures. All training is on text; the target is accuracy on
-pictures.
+cold start, and evaluates every stage on text and on pictures. The three second stages run at the same time and share
+the services. All training is on text; the target is accuracy on pictures.
 """
 
 import time
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,11 @@ from vold_client import Identity, TeacherClient
 from vold_trainer.config import TeacherConfig
 from vold_trainer.evaluation import SetResult
 from vold_trainer.experiments.stages import Recipe, pocket_services
+from vold_trainer.experiments.workers import share_of_threads, worker_processes
 from vold_trainer.files import read_json_lines, write_json
 from vold_trainer.report import build_report
 from vold_trainer.services.keys import api_key
-from vold_trainer.terminal import console
+from vold_trainer.terminal import console, progress_lines
 
 STAGES = {
     "base": "base: reads pictures, cannot reason",
@@ -27,6 +31,8 @@ STAGES = {
     "vold": "VOLD, the paper's form (text only)",
     "vold-candidates": "VOLD, candidates (text only)",
 }
+SECOND_STAGES = ("grpo", "vold", "vold-candidates")
+"""Names of shipped configs, which are also the names of the runs."""
 
 
 def run_demo(
@@ -49,24 +55,19 @@ def run_demo(
         )
         recipe = Recipe(out, services, seed, overrides)
         results = {}
-        print_line("1/7 evaluate the base student: it reads the problems, but cannot solve them")
+        print_line("1/5 evaluate the base student: it reads the problems, but cannot solve them")
         results["base"] = recipe.evaluate("pocket:student", "base")
-        print_line("2/7 traces: the teacher solves problems; only traces that the verifier accepts are written")
+        print_line("2/5 traces: the teacher solves problems; only traces that the verifier accepts are written")
         traces, counts = recipe.traces()
         print_line(f"    {counts.written} of {counts.requested} traces written; dropped: {counts.describe_dropped()}")
-        print_line("3/7 cold start: supervised fine-tuning on those traces, text only; the vision tower is frozen")
+        print_line("3/5 cold start: supervised fine-tuning on those traces, text only; the vision tower is frozen")
         sft = recipe.sft(traces)
         results["sft"] = recipe.evaluate(sft, "sft")
-        print_line("4/7 GRPO alone: the student generates, the verifier rewards; text only")
-        grpo = recipe.train("grpo", sft, "grpo")
-        results["grpo"] = recipe.evaluate(grpo, "grpo")
-        print_line("5/7 VOLD: GRPO, and the teacher scores the tokens of wrong completions; text only")
-        vold = recipe.train("vold", sft, "vold")
-        results["vold"] = recipe.evaluate(vold, "vold")
-        print_line("6/7 VOLD with candidates: the teacher scores the student's 16 most likely tokens at each position")
-        candidates = recipe.train("vold-candidates", sft, "vold-candidates")
-        results["vold-candidates"] = recipe.evaluate(candidates, "vold-candidates")
-    print_line("7/7 the report")
+        print_line("4/5 three second stages at the same time, text only; the student generates, the verifier rewards:")
+        print_line("    GRPO: the rewards alone; VOLD: the teacher also scores the tokens of wrong completions;")
+        print_line("    VOLD with candidates: it scores the student's 16 most likely tokens at each position")
+        results |= _second_stages(recipe, sft)
+    print_line("5/5 the report")
     seconds = time.monotonic() - started
     summary = make_summary(out, results, info.identity, seconds=seconds, seed=seed)
     write_json(out / "summary.json", summary)
@@ -76,6 +77,38 @@ def run_demo(
     console.print(result_table(results))
     print_line(f"{seconds:.0f} s in total; {summary['missing_scores']} scores missing. Open {report}")
     return summary
+
+
+def _second_stages(recipe: Recipe, cold_start: Path) -> dict[str, dict[str, SetResult]]:
+    """Train and evaluate the second stages from the same cold start, each in a process of its own."""
+    threads = share_of_threads(len(SECOND_STAGES))
+    own = replace(recipe, overrides=(f"train:threads={threads}", f"eval:threads={threads}", *recipe.overrides))
+    with worker_processes(len(SECOND_STAGES), __name__) as pool:
+        stages = {name: pool.submit(second_stage, own, name, cold_start) for name in SECOND_STAGES}
+        _show(recipe.out, stages, recipe.train_steps(SECOND_STAGES[0]))
+        return {name: stage.result() for name, stage in stages.items()}
+
+
+def second_stage(recipe: Recipe, name: str, cold_start: Path) -> dict[str, SetResult]:
+    """Train by the shipped config `name`, and evaluate."""
+    return recipe.evaluate(recipe.train(name, cold_start, name), name)
+
+
+def _show(out: Path, stages: Mapping[str, Future], steps: int) -> None:
+    """Show how far each stage has come until all have ended. Raises the first stage's error at once."""
+    begun = time.time()
+    with progress_lines(dict.fromkeys(stages, steps)) as lines:
+        pending = set(stages.values())
+        while pending:
+            ended, pending = wait(pending, timeout=1.0)
+            for stage in ended:
+                stage.result()
+            for name, stage in stages.items():
+                metrics = out / name / "metrics.jsonl"
+                rows = read_json_lines(metrics)
+                if rows and metrics.stat().st_mtime >= begun:  # not an earlier run's, which this one replaces
+                    phase = "done" if stage.done() else "evaluating" if len(rows) >= steps else None
+                    lines[name].update(len(rows), reward=rows[-1].get("reward/mean"), phase=phase)
 
 
 def make_summary(
@@ -99,7 +132,7 @@ def make_summary(
             "weights_fingerprint": teacher.weights_fingerprint,
             "tokenizer_fingerprint": teacher.tokenizer_fingerprint,
         },
-        "missing_scores": count_missing([out / "grpo", out / "vold", out / "vold-candidates"]) + unverified,
+        "missing_scores": count_missing([out / name for name in SECOND_STAGES]) + unverified,
         "seed": seed,
     }
 

@@ -87,6 +87,10 @@ class Recipe:
             config = change(config)
         return _go_on_or_begin(config, partial(run_train, config))
 
+    def train_steps(self, kind: str) -> int:
+        """The steps of the shipped config `kind` with the overrides of this recipe."""
+        return self._load(TrainConfig, kind).steps
+
     def evaluate(self, student: Path | str, name: str, *extra: str) -> dict[str, SetResult]:
         """Evaluate greedy accuracy on text and on pictures. eval.json is written into the folder of the run `name`."""
         config = self._load(EvalConfig, "eval", f"out={self.out / name}", f"student.path={student}", *extra)
