@@ -23,6 +23,7 @@ def steps_of(out: Path) -> list[list[int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # two demos
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_demo_leaves_checkpoints_from_which_it_goes_on(tmp_path, pocket_teacher, verifier, number):
     out = tmp_path / "demo"

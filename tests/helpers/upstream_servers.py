@@ -89,6 +89,15 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
     app = FastAPI()
     requests = itertools.count()
     rows_offered = speaks == "vllm-rows"
+    salts: list[list] = []
+
+    def note_salt(body: dict, ids: list[int]) -> None:
+        salts.append([len(ids), body.get("extra_key" if speaks == "sglang" else "cache_salt")])
+
+    @app.get("/salts")
+    async def noted_salts():
+        """[the length of a prompt, the salt of its prefix] for each request so far, in order."""
+        return salts
 
     @app.middleware("http")
     async def guard(request: Request, call_next):
@@ -123,6 +132,7 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
         async def completions(request: Request):
             body = await request.json()
             ids = body["prompt"]
+            note_salt(body, ids)
             wanted = body.get("prompt_logprobs")
             if len(ids) + body["max_tokens"] > MAX_LENGTH or (fault == "refuse-long" and len(ids) > 100):
                 return refuse(f"This model's maximum context length is {MAX_LENGTH} tokens.")
@@ -180,6 +190,7 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
         async def generate(request: Request):
             body = await request.json()
             ids, wanted = body["token_ids"], body["sampling_params"]
+            note_salt(body, ids)
             start, lists = wanted["prompt_logprob_start"], wanted["prompt_logprob_token_ids"]
             if len(lists) != len(ids) - 1 - start:
                 return refuse(f"prompt_logprob_token_ids has {len(lists)} rows")
@@ -215,6 +226,7 @@ def make_app(model: Model, speaks: str, fault: str) -> FastAPI:
         async def sglang_generate(request: Request):
             body = await request.json()
             ids, sampling = body["input_ids"], body["sampling_params"]
+            note_salt(body, ids)
             if fault == "refuse-long" and len(ids) > 100:
                 return refuse("The input is too long")
             if len(ids) >= longest:

@@ -579,4 +579,4 @@ async def _read_prompt(
     else:
         ids = read_token_ids(message.ids, f"{field}.ids", limits)
     seed = message.seed if message.HasField("seed") else None
-    return make_prompt(ids, seed, index, options, limits)
+    return make_prompt(ids, seed, index, options, limits, call.tenant.cache_owner)

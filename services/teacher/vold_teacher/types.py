@@ -80,12 +80,13 @@ class SamplingOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GeneratePrompt:
-    """A prompt to complete n times. index: its place in the request. seed: its own, or None."""
+    """A prompt to complete n times. index: its place in the request. seed: its own, or None. owner: as of Sequence."""
 
     ids: Ids
     index: int
     max_tokens: int
     seed: int | None = None
+    owner: str = ""
 
     def seed_and_place(self, options: SamplingOptions) -> tuple[int, int]:
         """What its random numbers follow from: the request's seed and its place there, or its own seed, as if it were

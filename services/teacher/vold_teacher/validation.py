@@ -361,7 +361,9 @@ def _with_integers(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def make_prompt(ids: Ids, seed: int | None, index: int, options: SamplingOptions, limits: Limits) -> GeneratePrompt:
+def make_prompt(
+    ids: Ids, seed: int | None, index: int, options: SamplingOptions, limits: Limits, owner: str = ""
+) -> GeneratePrompt:
     """A prompt whose max_tokens is cut to the tokens that max_sequence leaves for its completions. seed: its own."""
     field = f"prompts[{index}].ids"
     if not len(ids):
@@ -374,4 +376,4 @@ def make_prompt(ids: Ids, seed: int | None, index: int, options: SamplingOptions
         )
     if seed is not None and options.temperature:
         _check_seed(f"prompts[{index}].seed", seed, limits)
-    return GeneratePrompt(ids, index, min(options.max_tokens, room), seed)
+    return GeneratePrompt(ids, index, min(options.max_tokens, room), seed, owner)

@@ -313,3 +313,28 @@ def test_a_teacher_of_ours_stands_behind_the_gateway_as_a_stock_server_does(pock
         np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-4)
     finally:
         backend.close()
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "vllm-rows", "sglang"])
+def test_no_prefix_of_a_tenant_is_reused_for_another(folder, port, dialect):
+    """Sequences of 15 tokens are scored, prompts of 5 tokens are continued."""
+    backend = gateway(folder, dialect.removesuffix("-rows"), f"{port}/{dialect}")
+    owners = ["red", "blue", "red", "", "open"]
+    try:
+        ids = np.arange(15, dtype=np.int32)
+        backend.score([Sequence(ids[:6], ids[6:], ScoreOptions(), owner=owner) for owner in owners])
+        decoder = backend.decoder()
+        prompts = [GeneratePrompt(np.arange(5, dtype=np.int32), n, 1, owner=who) for n, who in enumerate(owners)]
+        decoder.add(0, prompts, SamplingOptions(1), 0)
+        left = len(owners)
+        while left:
+            left -= sum(chunk.finish_reason is not None for _, chunk in decoder.advance(0.1))
+        decoder.close()
+    finally:
+        backend.close()
+    noted = httpx.get(f"http://127.0.0.1:{port}/{dialect}/salts").json()
+    for length in (15, 5):
+        salts = [salt for size, salt in noted if size == length]
+        assert sorted(map(salts.count, set(salts))) == [1, 2, 2], salts  # blue; red; nobody's, and that of no keys
+        assert salts.count(None) == 2
+        assert all(len(salt) == 43 for salt in salts if salt)

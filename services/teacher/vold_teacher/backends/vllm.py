@@ -28,6 +28,7 @@ from vold_teacher.backends.folder import eos_ids
 from vold_teacher.backends.loop import LoopDecoder, LoopThread, completion_seed
 from vold_teacher.backends.per_sequence import check_vocabulary, score_batch
 from vold_teacher.backends.replies import bad_reply, candidate_rows, check_ids, checked_score, split_candidate_rows
+from vold_teacher.backends.salts import salted
 from vold_teacher.identity import weights_fingerprint
 from vold_teacher.types import (
     Floats,
@@ -231,7 +232,7 @@ class VllmBackend:
         """vLLM's final output for a sequence as its prompt."""
         ids = np.concatenate([sequence.prompt, sequence.completion])
         parameters = self._parameters(max_tokens=1, temperature=0, detokenize=False, output_kind=self._final, **options)
-        request = {"prompt_token_ids": ids.tolist()}
+        request = {"prompt_token_ids": ids.tolist(), **salted("cache_salt", sequence.owner)}
         outputs = [output async for output in self._llm.generate(request, parameters, self._request_id())]
         if not outputs or outputs[-1].outputs[0].finish_reason not in ("stop", "length"):
             raise bad_reply("nothing")
@@ -261,7 +262,7 @@ class VllmBackend:
             detokenize=False,
             output_kind=self._delta if options.stream_tokens else self._final,
         )
-        request = {"prompt_token_ids": prompt.ids.tolist()}
+        request = {"prompt_token_ids": prompt.ids.tolist(), **salted("cache_salt", prompt.owner)}
         try:
             async for output in self._llm.generate(request, parameters, self._request_id()):
                 yield _chunk(output.outputs[0], prompt, index)

@@ -215,7 +215,7 @@ class UpstreamBackend:
             self._pool.post, self._pool.stream, self._served, prompt, options, seed
         ):
             if len(ids) and (logprobs is None or not self._raw_logprobs):
-                logprobs = (await self._score(Sequence(before, ids, ScoreOptions()))).logprobs
+                logprobs = (await self._score(Sequence(before, ids, ScoreOptions(), owner=prompt.owner))).logprobs
             before = np.concatenate([before, ids])
             if logprobs is None:
                 logprobs = np.zeros(0, np.float32)

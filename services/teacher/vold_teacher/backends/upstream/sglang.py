@@ -17,6 +17,7 @@ from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError, invalid
 
 from vold_teacher.backends.replies import bad_reply, check_ids, checked_score
+from vold_teacher.backends.salts import salted
 from vold_teacher.backends.upstream.dialects import (
     CompletionChunk,
     Post,
@@ -72,6 +73,7 @@ class SglangDialect:
             "return_logprob": True,
             "logprob_start_len": len(sequence.prompt) - 1,
             "top_logprobs_num": top_k,
+            **salted("extra_key", sequence.owner),
         }
         union: Ids | None = None
         if sequence.candidates is not None and len(sequence.candidates):
@@ -132,6 +134,7 @@ class SglangDialect:
             body = {
                 "input_ids": prompt.ids.tolist() + sampled_ids,
                 "sampling_params": {**sampling, "max_new_tokens": remaining},
+                **salted("extra_key", prompt.owner),
             }
             reply = await post("/generate", body, len(prompt.ids) + prompt.max_tokens)
             reason = ((reply.get("meta_info") or {}).get("finish_reason") or {}).get("type")

@@ -18,6 +18,7 @@ from vold_proto.v1 import status_pb2
 from vold_service.errors import ServiceError
 
 from vold_teacher.backends.replies import bad_reply, candidate_rows, check_ids, checked_score, split_candidate_rows
+from vold_teacher.backends.salts import salted
 from vold_teacher.backends.upstream.dialects import (
     CompletionChunk,
     Post,
@@ -73,7 +74,7 @@ class VllmDialect:
 
     async def score(self, post: Post, served: ServedModel, sequence: Sequence) -> SequenceScore:
         options = sequence.options
-        bare = Sequence(sequence.prompt, sequence.completion, options)
+        bare = Sequence(sequence.prompt, sequence.completion, options, owner=sequence.owner)
         if not self._has_candidates or (options.top_k and sequence.candidates is None):
             return await self._score_prompt(post, served, bare)
         logprobs, candidates = await self._candidate_scores(post, served, sequence)
@@ -118,6 +119,7 @@ class VllmDialect:
             "logprobs": 0,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
+            **salted("cache_salt", prompt.owner),
         }
         tokens = len(prompt.ids) + prompt.max_tokens
         if not options.stream_tokens:
@@ -136,6 +138,7 @@ class VllmDialect:
             "max_tokens": 1,
             "temperature": 0,
             "prompt_logprobs": sequence.options.top_k,
+            **salted("cache_salt", sequence.owner),
         }
 
     async def _score_prompt(self, post: Post, served: ServedModel, sequence: Sequence) -> SequenceScore:
@@ -185,6 +188,7 @@ class VllmDialect:
                 "model": served.model,
                 "token_ids": ids,
                 "sampling_params": {**parameters, "skip_reading_prefix_cache": skip_cache},
+                **salted("cache_salt", sequence.owner),
             }
             encoded = (await post("/inference/v1/generate", body, len(ids))).get("prompt_token_id_logprobs")
             if encoded is not None:
