@@ -17,6 +17,7 @@ _LOST_BACKSLASH = re.compile(  # JSON and Python read the \f of \frac as a form 
 _LOST = {"\x0c": r"\f", "\t": r"\t", "\x08": r"\b", "": "\\"}
 _FONT_SWITCH = re.compile(r"\\(?:bf|rm|it|sf|tt|sl|bfseries|itshape|boldmath|large|Large|small)(?![A-Za-z])\s*")
 _FONT = re.compile(r"\\(?:textbf|textnormal|textit|textsf|texttt|textup|textsl|emph|underline)(?=\s*\{)")
+_FONT_OF_NUMBER = re.compile(r"\\math(?:bf|it|sf|tt|normal)\s*\{\s*([\d.,]+)\s*\}")
 _TEXT_COMMAND = re.compile(r"^\\text\s*(?=\{)")
 _MATHEMATICS = re.compile(r"\\(?:[dt]?frac|sqrt|pi|times|cdot|infty|pm|le|ge|ne)(?![A-Za-z])")
 _THIN_SPACE_AFTER_COMMA = re.compile(r",\s*\\!\s*(?=\d{3})")
@@ -127,6 +128,7 @@ def _clean_commands(text: str) -> str:
     """Repair commands, remove fonts, and write the sloppy forms of a command in its full form."""
     text = _LOST_BACKSLASH.sub(_restore_backslash, text)
     text = _FONT.sub(r"\\text", _FONT_SWITCH.sub("", text))
+    text = _FONT_OF_NUMBER.sub(r"\1", text)
     text = _THIN_SPACE_AFTER_COMMA.sub(",", text)
     if "\\Omega" in text or "\\mu" in text:
         text = _OHM.sub(lambda m: rf" \text{{{m['text'] or m['bare'] or ''}Ω}}", text)

@@ -30,6 +30,7 @@ _SYMBOLS = {
     r"\mathbb{N}": "all natural numbers",
     r"\mathbb{C}": "all complex numbers",
 }
+_COMMUTATOR = re.compile(r"(?P<first>[A-Z])(?P<second>[A-Z])\s*-\s*(?P=second)(?P=first)")
 _TEXT = re.compile(r"^\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}$")
 _RATIO_NAMES = re.compile(r"^(?P<names>[^=]*[A-Za-z][^=]*:[^=]*)=\s*(?P<parts>[^=]*)$")
 _WRITTEN_TO = re.compile(r"\s*\\(?:text|mathrm)\s*\{\s*to\s*\}\s*")
@@ -43,7 +44,7 @@ def as_words(text: str) -> str | None:
     wrapped = _TEXT_ONLY.match(text)
     inner = " ".join((wrapped.group(1) if wrapped else text).split()).rstrip(".")
     letters = inner.replace(" ", "").replace("-", "").replace("'", "")
-    if not letters.isalpha():
+    if not letters.isalpha() or _COMMUTATOR.fullmatch(inner) is not None:
         return None
     if len(letters) >= 4 or inner.lower() in _WORDS or (wrapped and len(letters) >= 2):
         return inner.lower()

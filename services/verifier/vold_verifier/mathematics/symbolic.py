@@ -115,6 +115,7 @@ def warm_up() -> None:
     ):
         compare(reference, answer)
     compare(r"\{1, 2\}", r"x = 1, x = 2")
+    numbers.parse(r"5\text{ kJ}", with_unit=True)  # reads the table of units
 
 
 def compare(reference: str, answer: str, *, allow_unevaluated: bool = False) -> tuple[bool, str, str]:
@@ -191,7 +192,11 @@ def _compare_expressions(reference: str, answer: str) -> tuple[bool, str, str]:
         if len(sides) > 1 and not ("," in answer or ";" in answer):
             if not _constants_agree(sides, FLOAT_TOLERANCE):
                 return False, "a chain of equalities that is false", "false_chain"
-            if _parse(sides[0]) is None or _constant_value(sides[0]) is not None:
+            if len(sides) == 2 and _NAME.match(sides[0].strip()):
+                if _has_name(sides[1], sides[0].strip()):
+                    return False, "an equation in the name that it defines", ""
+                answer = sides[1]
+            elif _parse(sides[0]) is None or _constant_value(sides[0]) is not None:
                 answer = sides[-1]
     elif _measures_differ(reference, answer):
         return False, "the measure of another figure", ""
@@ -220,6 +225,10 @@ def _compare_expressions(reference: str, answer: str) -> tuple[bool, str, str]:
     ):
         return True, "equal but for the names of constants", ""
     return equal, reason, ""
+
+
+def _has_name(text: str, name: str) -> bool:
+    return re.search(rf"(?<![\\A-Za-z_{{]){re.escape(name)}(?![A-Za-z_\d])", notation.separate_factors(text)) is not None
 
 
 def _measures_differ(reference: str, answer: str) -> bool:
