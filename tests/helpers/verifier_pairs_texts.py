@@ -312,7 +312,7 @@ def programs(rng: Random) -> Iterator[Pair]:
     n, m = rng.randrange(10**6, 10**17), rng.randrange(2, 50)
     tests = json.dumps([{"call": "f", "args": [x], "expected": n + m * x} for x in (0, 1, rng.randrange(2, 99))])
     body = rng.choice([f"return {n} + {m} * x", f"total = {n}\n    for _ in range({m}):\n        total += x\n    return total"])
-    wrong = rng.choice([f"return {n + 1} + {m} * x", f"return {n} + {m + 1} * x", f"return float({n + 1}) + {m} * x", f"return str({n} + {m} * x)"])
+    wrong = rng.choice([f"return {n + 1} + {m} * x", f"return {n} + {m + 1} * x", f"return {m} * x + {n} - 1", f"return str({n} + {m} * x)"])
     after = rng.choice(["", "\nExample:\n```python\nprint(f(1))\n```", "\nOutput:\n```text\n3\n```", "\n```\n>>> f(0)\n```", "\nUsage:\n```python\nx = f(2)\nprint(x)\n```"])
     before = rng.choice(["", "```bash\npip install numpy\n```\n", "Here is the program.\n"])
     for paid, text in ((True, body), (False, wrong)):
