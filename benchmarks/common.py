@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -21,9 +22,17 @@ Requests = list[tuple[list[Ids], list[Completion]]]
 POCKET_TEACHER = checkpoint_path("teacher")
 
 
+PACKAGES = ("proto", "packing", "client", "services/common", "services/teacher", "services/verifier", "trainer")
+
+
+def environment_of(tree: Path | None) -> dict[str, str] | None:
+    """The environment in which Python imports the packages of another checkout; None for this process's own."""
+    return None if tree is None else {**os.environ, "PYTHONPATH": os.pathsep.join(str(tree / name) for name in PACKAGES)}
+
+
 @contextlib.contextmanager
-def serving(service: str, *arguments: str) -> Iterator[dict[str, str]]:
-    """A service on free ports; yields its URLs as {"grpc", "http"}."""
+def serving(service: str, *arguments: str, tree: Path | None = None) -> Iterator[dict[str, str]]:
+    """A service on free ports; yields its URLs as {"grpc", "http"}. tree: another checkout, whose service it is."""
     process = subprocess.Popen(
         [
             sys.executable,
@@ -39,6 +48,7 @@ def serving(service: str, *arguments: str) -> Iterator[dict[str, str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env=environment_of(tree),
     )
     try:
         ready = json.loads(process.stdout.readline())

@@ -4,9 +4,12 @@ The service has two workers, is warmed up, has no cache, and gets batches of 256
 the same answers without the text around them, which is its faster use. Rounds alternate between the contenders, and no
 item is repeated, so that no cache helps. The figures are medians.
 
-python benchmarks/verifier.py [--gsm8k FOLDER]
+python benchmarks/verifier.py [--gsm8k FOLDER] [--against CHECKOUT]
 
 --gsm8k: a folder with GSM8K's test.jsonl, for numeric answers in real solutions; without it, synthetic solutions.
+--against: the same service of another checkout (`git worktree add CHECKOUT COMMIT`), and nothing else: turns alternate
+between both, so that other load on the machine meets both alike. Each turn starts a service, and the table begins with
+its first verdicts.
 """
 
 import argparse
@@ -14,11 +17,13 @@ import asyncio
 import json
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from common import serving, show
+from common import environment_of, serving, show
 from vold_client import AsyncVerifierClient, Item, ItemBudget
 
 BATCH, ROUNDS = 256, 5
@@ -162,16 +167,67 @@ def measure(name: str, make_items: Callable[[int], list[Item]]) -> Iterator[list
         yield [name, label, f"{1 / seconds:,.0f}", ratio, share]
 
 
+def choice_rate() -> float:
+    """Items a second, the median of ROUNDS."""
+    choice = choice_in_process()
+    timed(choice)
+    return CHOICE_ITEMS / statistics.median(timed(choice) for _ in range(ROUNDS))
+
+
+def one_turn(tree: Path | None, number: int, gsm8k: Path | None) -> dict[str, float]:
+    """Items a second of each kind from one service that has just started, and verdicts a second of its first items."""
+    rates: dict[str, float] = {}
+    numeric, symbolic = numeric_items(gsm8k, number), symbolic_items(number)
+    started = time.perf_counter()
+    with serving("verifier", "--workers", "2", "--cache-bytes", "0", tree=tree) as urls:
+        rates["starts"] = 1 / (time.perf_counter() - started)
+        first = symbolic_items(number + 1000)[:8]
+        rates["first 8 symbolic answers"] = len(first) / asyncio.run(time_service(urls["grpc"], first))
+        asyncio.run(time_service(urls["grpc"], [*numeric[:BATCH], *symbolic_items(number + 2000)[:BATCH]]))
+        for name, items in (("numeric", numeric), ("symbolic", symbolic), ("poison", with_poison(numeric[:2048]))):
+            rates[name] = len(items) / asyncio.run(time_service(urls["grpc"], items))
+    rate = subprocess.run(
+        [sys.executable, __file__, "--choice"], env=environment_of(tree), capture_output=True, text=True, check=True
+    )
+    rates["choice, in process"] = float(rate.stdout)
+    return rates
+
+
+def compare(tree: Path, gsm8k: Path | None) -> None:
+    here: list[dict[str, float]] = []
+    there: list[dict[str, float]] = []
+    for number in range(ROUNDS):
+        turns = [(here, None), (there, tree)]
+        for rates, each in turns if number % 2 else reversed(turns):
+            rates.append(one_turn(each, number, gsm8k))
+    rows = []
+    for name in here[0]:
+        pairs = [(mine[name], other[name]) for mine, other in zip(here, there, strict=True)]
+        mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+        ratios = sorted(x / y for x, y in pairs)
+        rows.append([name, f"{mine:,.3g}", f"{other:,.3g}", f"{mine / other:.2f}", " ".join(f"{r:.2f}" for r in ratios)])
+    show(
+        f"The verifier against another checkout, median of {ROUNDS} alternating turns",
+        ["", "here, 1/s", "there, 1/s", "ratio of medians", "ratio of each pair of turns"],
+        rows,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gsm8k", type=Path, help="folder with GSM8K's test.jsonl")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="compare with the service of another checkout")
+    parser.add_argument("--choice", action="store_true", help=argparse.SUPPRESS)  # what `one_turn` runs
     options = parser.parse_args()
+    if options.choice:
+        print(choice_rate())
+        return
+    if options.against:
+        compare(options.against.resolve(), options.gsm8k)
+        return
     source = "numeric, GSM8K" if options.gsm8k else "numeric"
     rows = [*measure(source, lambda seed: numeric_items(options.gsm8k, seed)), *measure("symbolic", symbolic_items)]
-    choice = choice_in_process()
-    timed(choice)
-    rate = CHOICE_ITEMS / statistics.median(timed(choice) for _ in range(ROUNDS))
-    rows.append(["choice", "in process, one core", f"{rate:,.0f}", "", ""])
+    rows.append(["choice", "in process, one core", f"{choice_rate():,.0f}", "", ""])
     show(
         f"The verifier, batches of {BATCH}, 2 workers, 2 cores, median of {ROUNDS}",
         ["answers", "checked by", "items/s", "to math-verify", "of the clean rate"],

@@ -41,6 +41,10 @@ _WRITTEN_DATES = tuple(
 _UNWORKED = re.compile(r"\d+(?:-\d+){2,}|\d+(?:-\d+)*-0\d+(?:-\d+)*|0\d+(?:-\d+)+")
 _ARROW = re.compile(r"\\(?:to|rightarrow|longrightarrow|Rightarrow|mapsto)(?![A-Za-z])|->|→|⇒")
 _LESS, _GREATER = re.compile(r"<|\\lt(?![A-Za-z])"), re.compile(r">|\\gt(?![A-Za-z])")
+_QUOTIENT = re.compile(r"(\d{1,30})\s*,?\s*(?:[Rr]|rem(?:ainder)?\.?)\s*(?:of\s+)?(\d{1,30})")
+_MIRRORED = {"subset": "supset", "subseteq": "supseteq", "subsetneq": "supsetneq", "in": "ni", "perp": "perp"}
+_MIRRORED |= {"parallel": "parallel"} | {second: first for first, second in _MIRRORED.items()}
+_RELATION = re.compile(rf"\\({'|'.join(sorted(_MIRRORED, key=len, reverse=True))})(?![A-Za-z])")
 _STATION = re.compile(r"[A-Za-z][\w'.]*")
 
 
@@ -50,12 +54,16 @@ def are_equal(reference: str, answer: str) -> bool | None:
     Both are the output of `notation.clean`.
     """
     reference, answer = _WRAPPER.sub(r"\1", reference).strip(), _WRAPPER.sub(r"\1", answer).strip()
+    if reference == answer and _DIGITS_AND_LETTERS.fullmatch(_SPACE.sub("", reference)) is not None:
+        return True
     if (date := _date(reference)) is not None:
         return _date(answer) == date
     for same in (
         _same_numbers(reference, answer),
         _same_chain(reference, answer),
         _same_range(reference, answer),
+        _same_remainder(reference, answer),
+        _same_relation(reference, answer),
         _same_letters(reference, answer),
     ):
         if same is not None:
@@ -97,6 +105,26 @@ def _same_range(reference: str, answer: str) -> bool | None:
         return False
     ends = [(numbers.parse(match[1]), numbers.parse(match[2])) for match in (first, second)]
     return ends[0] == ends[1] and None not in ends[0]
+
+
+def _same_remainder(reference: str, answer: str) -> bool | None:
+    """Quotients with a remainder, 7 R 2."""
+    known = _QUOTIENT.fullmatch(reference)
+    if known is None:
+        return None
+    given = _QUOTIENT.fullmatch(answer)
+    return given is not None and tuple(map(int, known.groups())) == tuple(map(int, given.groups()))
+
+
+def _same_relation(reference: str, answer: str) -> bool | None:
+    r"""Relations of two names: A \subset B is B \supset A. None where the texts differ, as names have other spellings."""
+    signs = _RELATION.findall(reference), _RELATION.findall(answer)
+    if not len(signs[0]) == len(signs[1]) == 1:
+        return None
+    known, given = ([_squeeze(side) for side in _RELATION.split(text)[::2]] for text in (reference, answer))
+    mirrored = _MIRRORED.get(signs[0][0], "")
+    is_same = known == given and signs[0] == signs[1]
+    return True if is_same or (known == given[::-1] and signs[1] == [mirrored]) else None
 
 
 def _date(text: str) -> tuple[int, int, int] | None:

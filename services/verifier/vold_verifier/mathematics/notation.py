@@ -17,15 +17,17 @@ _LOST_BACKSLASH = re.compile(  # JSON and Python read the \f of \frac as a form 
 _LOST = {"\x0c": r"\f", "\t": r"\t", "\x08": r"\b", "": "\\"}
 _FONT_SWITCH = re.compile(r"\\(?:bf|rm|it|sf|tt|sl|bfseries|itshape|boldmath|large|Large|small)(?![A-Za-z])\s*")
 _FONT = re.compile(r"\\(?:textbf|textnormal|textit|textsf|texttt|textup|textsl|emph|underline)(?=\s*\{)")
+_FONT_OF_NUMBER = re.compile(r"\\math(?:bf|it|sf|tt|normal)\s*\{\s*([\d.,]+)\s*\}")
 _TEXT_COMMAND = re.compile(r"^\\text\s*(?=\{)")
+_ASSIGNED_NUMBER = re.compile(r"\{\s*[A-Za-z]\s*=\s*-?[\d.,/]+\s*\}$")
 _MATHEMATICS = re.compile(r"\\(?:[dt]?frac|sqrt|pi|times|cdot|infty|pm|le|ge|ne)(?![A-Za-z])")
 _THIN_SPACE_AFTER_COMMA = re.compile(r",\s*\\!\s*(?=\d{3})")
 _CONCLUSION = re.compile(
     r"^(?:\\(?:therefore|implies|Rightarrow|Longrightarrow|Leftrightarrow|to|rightarrow)(?![A-Za-z])|[∴⇒→])\s*"
 )
 _ABOUT = re.compile(
-    r"^(?:\\(?:approx|simeq|sim)(?![A-Za-z])|~|\\text\s*\{\s*(?:about|approximately|approx\.?|roughly|around)\s*\}"
-    r"|(?:about|approximately|approx\.?|roughly|around)\s)\s*(?=[-+]?\\?[\d.$]|\\[dt]?frac)",
+    r"^(?:\\(?:approx|simeq|sim)(?![A-Za-z])|~|\\text\s*\{\s*(?:about|approximately|approx\.?|roughly|around|exactly)\s*\}"
+    r"|(?:about|approximately|approx\.?|roughly|around|exactly)\s)\s*(?=[-+]?\\?[\d.$]|\\[dt]?frac)",
     re.IGNORECASE,
 )
 _OHM = re.compile(
@@ -97,6 +99,13 @@ _REPLACEMENTS = (
     (re.compile(r"\\(?:text|mathrm)\s*\{\s*infinity\s*\}|(?<![A-Za-z\\])infinity(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"\\bmod(?![A-Za-z])"), r"\\mod "),
     (re.compile(r"\\imath(?![A-Za-z])"), "i"),
+    (re.compile(r"\\(?:mathcal|mathscr)\s*(?:\{\s*O\s*\}|O(?![A-Za-z]))"), "O"),
+    (
+        re.compile(
+            r"(?<=[+-])\s*(?:\\(?:text|mathrm)\s*\{\s*(?:an?\s+)?(?:arbitrary\s+)?const(?:ant)?\.?\s*\}|const(?:ant)?\.?(?![A-Za-z]))"
+        ),
+        " C",
+    ),
     (re.compile(r"\\frac\s*\{\s*d\s*([A-Za-z])\s*\}\s*\{\s*d\s*([A-Za-z])\s*\}"), r"D_{\1\2}"),
     (re.compile(r"\\lg(?![A-Za-z])"), r"\\log_{10} "),
     (re.compile(r"\^\s*\{?\s*\\(?:top|intercal|mathsf\{T\}|mathrm\{T\})(?![A-Za-z])\s*\}?"), "^{T}"),
@@ -127,6 +136,7 @@ def _clean_commands(text: str) -> str:
     """Repair commands, remove fonts, and write the sloppy forms of a command in its full form."""
     text = _LOST_BACKSLASH.sub(_restore_backslash, text)
     text = _FONT.sub(r"\\text", _FONT_SWITCH.sub("", text))
+    text = _FONT_OF_NUMBER.sub(r"\1", text)
     text = _THIN_SPACE_AFTER_COMMA.sub(",", text)
     if "\\Omega" in text or "\\mu" in text:
         text = _OHM.sub(lambda m: rf" \text{{{m['text'] or m['bare'] or ''}Ω}}", text)
@@ -134,7 +144,7 @@ def _clean_commands(text: str) -> str:
     text = _BARE_BINOMIAL.sub(r"\\\1{\2}{\3}", text)
     text = _ROOT_IN_PARENTHESES.sub(r"\\sqrt{\1}", text)
     inner = _TEXT_COMMAND.sub("", text.strip())
-    if len(inner) < len(text.strip()) and is_enclosed(inner) and _MATHEMATICS.search(inner) is not None:
+    if len(inner) < len(text.strip()) and is_enclosed(inner) and (_MATHEMATICS.search(inner) or _ASSIGNED_NUMBER.match(inner)):
         return inner[1:-1]
     return text
 

@@ -291,7 +291,8 @@ def are_equal(reference: Number, answer: Number) -> bool:
     hundredth: 0.25% is not 0.25.
     """
     value = converted_value(answer, reference)
-    if value is None:
+    is_share_of_things = (reference.percent and answer.unit) or (answer.percent and reference.unit)
+    if value is None or is_share_of_things:
         return False
     if reference.percent == answer.percent:
         return _equal_or_rounded(reference, reference.value, answer, value)

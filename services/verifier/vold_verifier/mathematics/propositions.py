@@ -8,8 +8,8 @@ MAX_VARIABLES = 8
 MAX_TOKENS = 80
 _TOKENS = re.compile(
     r"(?P<not>\\(?:neg|lnot|complement)(?![A-Za-z])|\\sim(?![A-Za-z]))"
-    r"|(?P<and>\\(?:land|wedge|cap)(?![A-Za-z])|\\text\{and\}|and(?![A-Za-z]))"
-    r"|(?P<or>\\(?:lor|vee|cup)(?![A-Za-z])|\\text\{or\}|or(?![A-Za-z]))"
+    r"|(?P<and>\\(?:land|wedge|cap)(?![A-Za-z])|\\(?:text|textrm|mathrm|mbox)\s*\{\s*and\s*\}|and(?![A-Za-z]))"
+    r"|(?P<or>\\(?:lor|vee|cup)(?![A-Za-z])|\\(?:text|textrm|mathrm|mbox)\s*\{\s*or\s*\}|or(?![A-Za-z]))"
     r"|(?P<minus>\\(?:setminus|backslash)(?![A-Za-z]))"
     r"|(?P<xor>\\(?:oplus|triangle|bigtriangleup|veebar|ominus)(?![A-Za-z]))"
     r"|(?P<implies>\\(?:to|rightarrow|Rightarrow|implies|longrightarrow|Longrightarrow)(?![A-Za-z])|->)"

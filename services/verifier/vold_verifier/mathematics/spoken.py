@@ -30,7 +30,12 @@ _SYMBOLS = {
     r"\mathbb{N}": "all natural numbers",
     r"\mathbb{C}": "all complex numbers",
 }
+_COMMUTATOR = re.compile(r"(?P<first>[A-Z])(?P<second>[A-Z])\s*-\s*(?P=second)(?P=first)")
 _TEXT = re.compile(r"^\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}$")
+_INSIDE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}\\]*)\}")
+_BETWEEN_WORDS = re.compile(r"\s*(?:[,;、]|\\&|&)(?:\s*and(?![A-Za-z]))?\s*|(?<![A-Za-z])and(?![A-Za-z])")
+_LISTED = re.compile(r"(?=.*[aeiouyAEIOUY])[A-Za-z][A-Za-z'-]{2,}(?: [A-Za-z'-]+){0,3}|[A-Z]{3,}")
+"""A word or a name in a list; abc has a vowel, xyz is a product."""
 _RATIO_NAMES = re.compile(r"^(?P<names>[^=]*[A-Za-z][^=]*:[^=]*)=\s*(?P<parts>[^=]*)$")
 _WRITTEN_TO = re.compile(r"\s*\\(?:text|mathrm)\s*\{\s*to\s*\}\s*")
 _COLON = re.compile(r"^(?P<parts>\d+(?:\.\d+)?(?:\s*(?::|\\colon|\bto\b)\s*\d+(?:\.\d+)?)+)\s*(?P<half>.*)$")
@@ -43,11 +48,23 @@ def as_words(text: str) -> str | None:
     wrapped = _TEXT_ONLY.match(text)
     inner = " ".join((wrapped.group(1) if wrapped else text).split()).rstrip(".")
     letters = inner.replace(" ", "").replace("-", "").replace("'", "")
-    if not letters.isalpha():
+    if not letters.isalpha() or _COMMUTATOR.fullmatch(inner) is not None:
         return None
     if len(letters) >= 4 or inner.lower() in _WORDS or (wrapped and len(letters) >= 2):
         return inner.lower()
     return None
+
+
+def same_list_of_words(reference: str, answer: str) -> bool | None:
+    """Whether `answer` lists the words that `reference` lists, in any order; None if that lists no words."""
+    known = _list_of_words(reference)
+    return None if known is None else known == _list_of_words(answer)
+
+
+def _list_of_words(text: str) -> list[str] | None:
+    parts = [" ".join(part.split()) for part in _BETWEEN_WORDS.split(_INSIDE.sub(r" \1 ", text).strip(" ."))]
+    is_list = len(parts) > 1 and all(_LISTED.fullmatch(part) for part in parts)
+    return sorted(part.casefold() for part in parts) if is_list else None
 
 
 def same_words(reference: str, answer: str) -> bool | None:

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from vold_verifier.mathematics import (
+    chemistry,
     clock,
     families,
     geometry,
@@ -37,6 +38,7 @@ _BACKWARD_ASSIGNMENT = re.compile(r"^([^=<>,]*[^=<>,\s!\\])\s*=\s*([A-Za-z])$")
 _FUNCTION_HEAD = re.compile(r"^\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*\([^()]*,[^()]*\)$")
 _NAME = re.compile(r"^[A-Za-z](?:_\{?\w+\}?)?$")
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?![A-Za-z])")
+_DERIVATIVE_HEAD = re.compile(r"^[A-Za-z]'{1,3}\s*(?:\([A-Za-z]\))?\s*=(?!=)\s*")
 _FUNCTION_DEFINITION = re.compile(r"^([A-Za-z]\([A-Za-z]\)|y)\s*=(?!=)\s*")
 _SPACING = re.compile(r"(?<!\d)\s+|\s+(?!\d)|\\[,;: ](?!\d)")
 _IN_BASE = re.compile(r"^\(?([0-9A-Za-z]+)\)?_\{?(\d+)\}?$")
@@ -48,6 +50,7 @@ _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven
 }
 _APPROX = re.compile(r"\\(?:approx|simeq|doteq|sim)(?![A-Za-z])")
 _EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
+_OPERATOR_NAME = re.compile(r"\\operatorname\s*\{[^{}]*\}")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _CONSTANT_COMMANDS = frozenset(
     {"frac", "dfrac", "tfrac", "cfrac", "sqrt", "cdot", "times", "div", "pi", "binom", "exp", "log", "ln"}
@@ -59,8 +62,10 @@ _PROSE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 _KINDS = (
     (clock.same_time, "time"),
+    (spoken.same_list_of_words, "list of words"),
     (spoken.same_words, "words"),
     (spoken.same_ratio_or_time, "ratio or time"),
+    (chemistry.are_equal, "formula"),
     (literals.are_equal, "text"),
     (geometry.are_equal, "figure"),
     (propositions.are_equal, "formula"),
@@ -115,6 +120,7 @@ def warm_up() -> None:
     ):
         compare(reference, answer)
     compare(r"\{1, 2\}", r"x = 1, x = 2")
+    numbers.parse(r"5\text{ kJ}", with_unit=True)  # reads the table of units
 
 
 def compare(reference: str, answer: str, *, allow_unevaluated: bool = False) -> tuple[bool, str, str]:
@@ -149,11 +155,26 @@ def compare(reference: str, answer: str, *, allow_unevaluated: bool = False) -> 
         if converted is None:
             return False, f"another unit: {answer_unit}", ""
         answer = converted
+    if not allow_unevaluated and _has_letters_beside(reference, answer):
+        return False, "letters beside a number", "unevaluated"
     joined_by_or = [notation.OR.search(text) is not None for text in (reference, answer)]
     reference, answer = notation.separate_with_commas(reference), notation.separate_with_commas(answer)
     if joined_by_or[0] != joined_by_or[1] and tuples.is_assignment(reference) and tuples.is_assignment(answer):
         return False, "one value each and a choice of values", ""
+    if joined_by_or == [True, False] and "(" not in reference and re.match(r"\(.*,.*\)$", answer) is not None:
+        return False, "an ordered pair and a choice of values", ""
     return _compare_values(reference, answer)
+
+
+def _has_letters_beside(reference: str, answer: str) -> bool:
+    """Whether `reference` is a number, and `answer` an expression with letters, 0x or sin^2 x + cos^2 x, or with words.
+
+    Algebra would cancel them: "0 is wrong" would be a product with 0.
+    """
+    if "=" in answer or numbers.parse(reference) is None:
+        return False
+    letters = _COMMAND.sub("", _OPERATOR_NAME.sub("", _APPROX.split(answer)[-1])).replace("and", "").replace("or", "")
+    return any(character.isalpha() and character not in "ei" for character in letters)
 
 
 def _compare_values(reference: str, answer: str) -> tuple[bool, str, str]:
@@ -162,6 +183,8 @@ def _compare_values(reference: str, answer: str) -> tuple[bool, str, str]:
         return True, "the same text", ""
     if (same := tuples.are_equal(reference, answer, _parts_equal)) is not None:
         return same, "the same tuple" if same else "another tuple", ""
+    if _EQUALS.search(answer) is None:
+        reference = _DERIVATIVE_HEAD.sub("", reference)
     if reference.count("'") != answer.count("'"):
         return False, "only one of the two has a derivative or a primed letter", ""
     reference = _APPROX.split(reference)[0].strip()
@@ -191,7 +214,11 @@ def _compare_expressions(reference: str, answer: str) -> tuple[bool, str, str]:
         if len(sides) > 1 and not ("," in answer or ";" in answer):
             if not _constants_agree(sides, FLOAT_TOLERANCE):
                 return False, "a chain of equalities that is false", "false_chain"
-            if _parse(sides[0]) is None or _constant_value(sides[0]) is not None:
+            if len(sides) == 2 and _NAME.match(sides[0].strip()):
+                if _has_name(sides[1], sides[0].strip()):
+                    return False, "an equation in the name that it defines", ""
+                answer = sides[1]
+            elif _parse(sides[0]) is None or _constant_value(sides[0]) is not None:
                 answer = sides[-1]
     elif _measures_differ(reference, answer):
         return False, "the measure of another figure", ""
@@ -220,6 +247,10 @@ def _compare_expressions(reference: str, answer: str) -> tuple[bool, str, str]:
     ):
         return True, "equal but for the names of constants", ""
     return equal, reason, ""
+
+
+def _has_name(text: str, name: str) -> bool:
+    return re.search(rf"(?<![\\A-Za-z_{{]){re.escape(name)}(?![A-Za-z_\d])", notation.separate_factors(text)) is not None
 
 
 def _measures_differ(reference: str, answer: str) -> bool:

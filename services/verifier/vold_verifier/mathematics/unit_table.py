@@ -76,7 +76,7 @@ hp | horsepower | 745699.87158227022 | M L2 T-3 |
 Pa | pascal | 1000 | M L-1 T-2 | si
 bar | bar | 100000000 | M L-1 T-2 | si
 atm | atmosphere | 101325000 | M L-1 T-2 |
-mmHg | | 133322.387415 | M L-1 T-2 |
+mmHg | | 101325000/760 | M L-1 T-2 |
 torr Torr | torr | 101325000/760 | M L-1 T-2 |
 psi | | 6894757.2931683613 | M L-1 T-2 |
 C | coulomb | 1 | I T | si
@@ -162,6 +162,8 @@ f femto -15, a atto -18, z zepto -21, y yocto -24, r ronto -27, q quecto -30
 """
 COMMON = """
 mm cm dm km in ft yd mi mg kg lb oz lbs ml mL cL dL gal min mins sec hr hrs
+nm pm µm μm ms ns ps mol mmol kmol eV keV MeV GeV Hz kHz MHz GHz THz hPa kPa MPa GPa Pa kJ MJ GJ kW GW kWh kcal cal atm
+mmHg ppm ppb kB KB MB GB TB bar
 yr yrs mph rpm kph psi rad deg cc
 USD EUR GBP JPY INR CNY RMB CHF AUD CAD KRW
 """

@@ -19,7 +19,9 @@ MAX_PARAMETER_DEPTH = 24
 _CONTAINERS = ("struct_value", "list_value")
 _FACTORIAL = re.compile(r"(\d+)\s*\)?\s*!")
 _EXPONENT = re.compile(r"(?:\^|\*\*)\s*(?:\{|\()?\s*[+-]?\s*(\d[\d,_ ]*)")
-_TOWER = re.compile(r"(?:\^|\*\*)\s*(?:\{[^{}]*(?:\^|\*\*)|\([^()]*(?:\^|\*\*)|[\w.]+\s*(?:\^|\*\*))")
+_TOWER = re.compile(  # of A^TB^T, the exponent of A is T alone
+    r"(?:\^|\*\*)\s*(?:\{[^{}]*(?:\^|\*\*)|\([^()]*(?:\^|\*\*)|(?:[\d.]+|[A-Za-z])\s*(?:\^|\*\*))|\*\*\s*\w+\s*(?:\^|\*\*)"
+)
 _BINOMIAL = re.compile(r"\\[dt]?binom\s*\{?\s*(\d+)")
 _BINOMIAL_OF_POWER = re.compile(r"\\[dt]?binom\s*\{[^{}]*(?:\^|\*\*|!)")
 _LONG_DIGITS = re.compile(r"\d{400,}")

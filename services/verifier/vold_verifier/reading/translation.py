@@ -90,6 +90,7 @@ _QUANTITY = re.compile(
     rf"(?<=[\d)}}\]])(?P<space>\s*)(?P<power>平方|立方)?(?P<unit>{_UNIT})(?:(?P<caret>\^\s*\{{?[23]\}}?|[²³])|"
     rf"\s*[/每]\s*(?P<per>{_UNIT}))?\.?(?=[\s$,;。.)}}\]]*(?:$|[,;]))"
 )
+_IN_TEXT = re.compile(rf"\\(?:text|textrm|mathrm|mbox)\s*\{{\s*((?:平方|立方)?(?:{_UNIT}|[{_COUNTERS}]))\.?\s*\}}")
 _COUNTED = re.compile(rf"(?<=\d)\s*[{_COUNTERS}](?=[\s$。.)}}]*$)")
 _OPERAND_BEFORE, _OPERAND_AFTER = r"(?<=[\dA-Za-z})\]$%])", r"(?=[\dA-Za-z({\[$\\+-])"
 _OR = re.compile(rf"{_OPERAND_BEFORE}\s*[,，]?\s*(?:或者?|または|あるいは|또는|혹은|или|أو)\s*{_OPERAND_AFTER}")
@@ -108,7 +109,7 @@ def to_latex(text: str) -> str:
     if phrase := _PHRASES.get(" ".join(text.strip(" $。.").split())):
         return phrase
     text = _AND.sub(", ", _OR.sub(r" \\text{ or } ", text))
-    return _COUNTED.sub("", _QUANTITY.sub(_to_unit, text))
+    return _COUNTED.sub("", _QUANTITY.sub(_to_unit, _IN_TEXT.sub(r"\1", text)))
 
 
 def _to_unit(match: re.Match[str]) -> str:

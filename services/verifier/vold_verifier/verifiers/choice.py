@@ -92,8 +92,13 @@ def read_option(item: Item, parameters: ChoiceParameters) -> tuple[str | None, s
             if letter is None and place == "answer_tag":
                 letter = prose.last_stated_option(extracted.answer, parameters)
             if letter is None and place in ("boxed", "answer_tag"):
+                rule = _rule_of_no_option(extracted.answer, parameters)
+                if place == "boxed" and not rule and "prose" in parameters.accept:
+                    letter = prose.last_stated_option(text[extracted.end :], parameters)
+                    if letter is not None:
+                        return letter, "after the box", ""
                 reason = f"the {extracted.reason} answer does not name exactly one option: {shorten(extracted.answer)}"
-                return None, reason, _rule_of_no_option(extracted.answer, parameters)
+                return None, reason, rule
         if letter is not None:
             return letter, place.replace("_", " "), ""
     if text.strip():

@@ -108,9 +108,10 @@ def settle(letter: str, rest: str, letters: str, texts: Mapping[str, str]) -> st
     The text names the option `letter` and goes on with `rest`. letters: the letters of all options. texts: their
     texts in lower case without marks around them, if they are known.
     """
-    if not rest.strip(_MARKS):
+    after_text = _without_description(letter, rest, texts)[0]  # an option's text may be "cannot be determined"
+    if not after_text.strip(_MARKS):
         return letter
-    if _DENIED.match(rest):
+    if _DENIED.match(after_text):
         return None
     joined_rest = rest
     while joined := _JOINED.match(joined_rest):
