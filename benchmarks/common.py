@@ -27,7 +27,9 @@ PACKAGES = ("proto", "packing", "client", "services/common", "services/teacher",
 
 def environment_of(tree: Path | None) -> dict[str, str] | None:
     """The environment in which Python imports the packages of another checkout; None for this process's own."""
-    return None if tree is None else {**os.environ, "PYTHONPATH": os.pathsep.join(str(tree / name) for name in PACKAGES)}
+    return (
+        None if tree is None else {**os.environ, "PYTHONPATH": os.pathsep.join(str(tree / name) for name in PACKAGES)}
+    )
 
 
 @contextlib.contextmanager
@@ -59,11 +61,16 @@ def serving(service: str, *arguments: str, tree: Path | None = None) -> Iterator
 
 
 def uncached_teacher(
-    model: Path, *arguments: str, threads: int = 1
+    model: Path, *arguments: str, threads: int = 1, tree: Path | None = None
 ) -> contextlib.AbstractContextManager[dict[str, str]]:
     """As `serving`: a teacher that computes every score, with that many threads of torch."""
     options = ("--model", str(model), "--threads", str(threads), "--cache-bytes", "0")
-    return serving("teacher", *options, *arguments)
+    return serving("teacher", *options, *arguments, tree=tree)
+
+
+def add_against_option(parser: argparse.ArgumentParser) -> None:
+    """Add --against, for a comparison of this checkout's service with another's in one run."""
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="compare with the service of another checkout")
 
 
 def sequences(

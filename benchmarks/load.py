@@ -5,28 +5,33 @@ rollouts and a policy update would take. Each run is a separate tenant. Hostile 
 and generate without a pause at the highest priority, and send again whatever they are refused; the columns are of the
 runs alone.
 
-python benchmarks/load.py [--seconds 20] [--hostile 2]
+python benchmarks/load.py [--seconds 20] [--hostile 2] [--against CHECKOUT]
+
+--against: the teacher of another checkout too (`git worktree add CHECKOUT COMMIT`), turn by turn.
 """
 
 import argparse
 import asyncio
+import contextlib
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import models
 import numpy as np
 import yaml
-from common import show, uncached_teacher
+from common import add_against_option, show, uncached_teacher
 from vold_client import AsyncTeacherClient, Completion, VoldError
 from vold_service.keys import digest_of, new_key
 
 COUNTS = (1, 4, 16, 64)
 PROMPTS, GROUP = 4, 8
+TURNS = 5
+"""Of a comparison of two checkouts."""
 
 
 @dataclass
@@ -87,53 +92,108 @@ def jain(values: list[int]) -> float:
     return sum(values) ** 2 / (len(values) * sum(value**2 for value in values)) if any(values) else 1.0
 
 
+@dataclass(frozen=True)
+class Load:
+    """What is sent to a teacher. runs, hostile: their keys. seconds: of a turn. pause: the mean between steps of a run."""
+
+    runs: Sequence[str]
+    hostile: Sequence[str]
+    seconds: float
+    pause: float
+
+    async def turn(self, url: str, count: int) -> list[Run]:
+        """`count` runs at once."""
+        runs = [Run() for _ in range(count)]
+        until = time.monotonic() + self.seconds
+        await asyncio.gather(
+            *(
+                simulate_run(url, key, run, 1000 * count + seed, until, self.pause)
+                for seed, (run, key) in enumerate(zip(runs, self.runs, strict=False))
+            ),
+            *(attack(url, key, seed, until) for seed, key in enumerate(self.hostile)),
+        )
+        return runs
+
+
+def rate(runs: Sequence[Run], spent: float) -> float:
+    """Completion tokens a second of all runs together."""
+    return sum(run.tokens for run in runs) / spent
+
+
+def measure(url: str, load: Load, counts: Sequence[int]) -> list[list[str]]:
+    rows = []
+    for count in counts:
+        began = time.monotonic()
+        runs = asyncio.run(load.turn(url, count))
+        spent = time.monotonic() - began
+        seconds = sorted(second for run in runs for second in run.seconds)
+        rows.append(
+            [
+                str(count),
+                f"{rate(runs, spent):,.0f}",
+                f"{1000 * statistics.median(seconds):.0f}",
+                f"{1000 * seconds[int(0.99 * (len(seconds) - 1))]:.0f}",
+                f"{jain([run.tokens for run in runs]):.3f}",
+                str(sum(run.rejects for run in runs)),
+            ]
+        )
+    return rows
+
+
+def compare(here: str, there: str, load: Load, counts: Sequence[int]) -> list[list[str]]:
+    """TURNS turns of each count, alternating between the two services."""
+    rows = []
+    for count in counts:
+        rates: dict[str, list[float]] = {here: [], there: []}
+        fairness: dict[str, list[float]] = {here: [], there: []}
+        for turn in range(TURNS):
+            for url in (here, there) if turn % 2 else (there, here):
+                began = time.monotonic()
+                runs = asyncio.run(load.turn(url, count))
+                rates[url].append(rate(runs, time.monotonic() - began))
+                fairness[url].append(jain([run.tokens for run in runs]))
+        ratios = sorted(mine / max(1.0, other) for mine, other in zip(rates[here], rates[there], strict=True))
+        rows.append(
+            [
+                str(count),
+                *(f"{statistics.median(rates[url]):,.0f}" for url in (here, there)),
+                f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+                *(f"{statistics.median(fairness[url]):.3f}" for url in (here, there)),
+            ]
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each count of runs")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each turn")
     parser.add_argument("--pause", type=float, default=0.2, help="mean seconds between two steps of a run")
     parser.add_argument("--hostile", type=int, default=0, help="hostile tenants beside the runs")
     parser.add_argument("--runs", type=int, nargs="*", default=COUNTS, help="counts of runs")
+    add_against_option(parser)
     options = parser.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    names = [f"run-{index}" for index in range(max(options.runs))]
+    keys = {name: new_key() for name in [*names, *(f"hostile-{index}" for index in range(options.hostile))]}
+    tenants = [{"name": name, "keys": [{"sha256": digest_of(key).hex()}]} for name, key in keys.items()]
+    own = [keys[name] for name in names]
+    load = Load(own, [key for key in keys.values() if key not in own], options.seconds, options.pause)
+    beside = f" beside {options.hostile} hostile tenants" if options.hostile else ""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         path, _ = models.save("tiny", Path(folder))
-        keys = {f"run-{index}": new_key() for index in range(max(options.runs))}
-        hostile = {f"hostile-{index}": new_key() for index in range(options.hostile)}
-        tenants = [{"name": name, "keys": [{"sha256": digest_of(key).hex()}]} for name, key in (keys | hostile).items()]
         file = Path(folder) / "keys.yaml"
         file.write_text(yaml.safe_dump({"tenants": tenants}))
-        with uncached_teacher(path, "--api-keys", str(file)) as urls:
-            for count in options.runs:
-                runs = [Run() for _ in range(count)]
-                began = time.monotonic()
-
-                async def all_runs(
-                    runs: list[Run] = runs, count: int = count, until: float = began + options.seconds
-                ) -> None:
-                    await asyncio.gather(
-                        *(
-                            simulate_run(urls["grpc"], key, run, 1000 * count + seed, until, options.pause)
-                            for seed, (run, key) in enumerate(zip(runs, keys.values(), strict=False))
-                        ),
-                        *(attack(urls["grpc"], key, seed, until) for seed, key in enumerate(hostile.values())),
-                    )
-
-                asyncio.run(all_runs())
-                spent = time.monotonic() - began
-                seconds = sorted(second for run in runs for second in run.seconds)
-                rows.append(
-                    [
-                        str(count),
-                        f"{sum(run.tokens for run in runs) / spent:,.0f}",
-                        f"{1000 * statistics.median(seconds):.0f}",
-                        f"{1000 * seconds[int(0.99 * (len(seconds) - 1))]:.0f}",
-                        f"{jain([run.tokens for run in runs]):.3f}",
-                        str(sum(run.rejects for run in runs)),
-                    ]
-                )
-    columns = ["runs", "completion tok/s", "p50, ms", "p99, ms", "fairness (Jain)", "rejects"]
-    beside = f" beside {options.hostile} hostile tenants" if options.hostile else ""
-    show(f"Bursty runs on one teacher of 1 M parameters{beside}, {options.seconds:.0f} s each", columns, rows)
+        here = stack.enter_context(uncached_teacher(path, "--api-keys", str(file)))["grpc"]
+        if options.against:
+            tree = options.against.resolve()
+            there = stack.enter_context(uncached_teacher(path, "--api-keys", str(file), tree=tree))["grpc"]
+            rows = compare(here, there, load, options.runs)
+            columns = ["runs", "here, tok/s", "there, tok/s", "here / there", "fairness (Jain), here", "there"]
+            title = f"Bursty runs on the teachers of two checkouts{beside}, medians of {TURNS} alternating turns"
+        else:
+            rows = measure(here, load, options.runs)
+            columns = ["runs", "completion tok/s", "p50, ms", "p99, ms", "fairness (Jain)", "rejects"]
+            title = f"Bursty runs on one teacher of 1 M parameters{beside}, {options.seconds:.0f} s each"
+    show(title, columns, rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """The throughput of a saturated service with 8 runs, relative to a bare forward pass of the model in this process, with
 the same sequences and torch threads. No two completions share a prompt, so both sides compute the same tokens.
 
-python benchmarks/throughput.py [--size tiny]
+python benchmarks/throughput.py [--size tiny] [--against CHECKOUT]
+
+--against: the service of another checkout (`git worktree add CHECKOUT COMMIT`) in place of the bare forward pass. Turns
+alternate, so that other load on the machine meets both alike.
 """
 
 import argparse
@@ -9,17 +12,20 @@ import asyncio
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import models
 import numpy as np
 import torch
-from common import Requests, add_size_option, requests, show, uncached_teacher
+from common import Requests, add_against_option, add_size_option, requests, show, uncached_teacher
 from transformers import AutoModelForCausalLM
 from vold_client import AsyncTeacherClient
 
 RUNS = 8
+TURNS = 9
+"""Of a comparison of two checkouts."""
 BUDGETS = (1024, 2048, 4096, 16384)
 """Batch sizes of the bare forward, in tokens; the fastest is used, which depends on the machine's caches."""
 
@@ -85,11 +91,54 @@ async def score_over_wire(url: str, all_requests: Requests) -> None:
         await client.aclose()
 
 
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_size_option(arguments, LOADS)
+def compare(tree: Path, names: Iterable[str]) -> None:
+    """Two services with the same requests, turn by turn."""
     rows = []
-    for name in arguments.parse_args().size or LOADS:
+    for name in names:
+        load, vocabulary = LOADS[name], models.SIZES[name].vocab
+        with tempfile.TemporaryDirectory() as folder:
+            path, parameters = models.save(name, Path(folder))
+            here = uncached_teacher(path, threads=load.threads)
+            there = uncached_teacher(path, threads=load.threads, tree=tree)
+            with here as mine, there as theirs:
+                turns: list[tuple[float, float]] = []
+                for turn in range(TURNS + 1):
+                    all_requests = requests(vocabulary, RUNS * load.requests, load.completions, turn)
+                    seconds = {}
+                    for side in (mine, theirs) if turn % 2 else (theirs, mine):
+                        start = time.perf_counter()
+                        asyncio.run(score_over_wire(side["grpc"], all_requests))
+                        seconds[side["grpc"]] = time.perf_counter() - start
+                    if turn:  # the first turn is the warm-up of both
+                        turns.append((seconds[mine["grpc"]], seconds[theirs["grpc"]]))
+        tokens = sum(len(p[c.prompt]) + len(c.ids) for p, cs in all_requests for c in cs)
+        own, other = (statistics.median(side) for side in zip(*turns, strict=True))
+        ratios = sorted(there_s / here_s for here_s, there_s in turns)
+        rows.append(
+            [
+                f"{parameters / 1e6:.1f} M",
+                f"{tokens / own:,.0f}",
+                f"{tokens / other:,.0f}",
+                f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+            ]
+        )
+    show(
+        f"Tokens a second of two checkouts' services, {RUNS} runs at once, medians of {TURNS} alternating turns",
+        ["teacher", "here, tok/s", "there, tok/s", "here / there"],
+        rows,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_size_option(parser, LOADS)
+    add_against_option(parser)
+    options = parser.parse_args()
+    if options.against:
+        compare(options.against.resolve(), options.size or LOADS)
+        return
+    rows = []
+    for name in options.size or LOADS:
         load = LOADS[name]
         torch.set_num_threads(load.threads)
         with tempfile.TemporaryDirectory() as folder:
