@@ -94,7 +94,7 @@ def jain(values: list[int]) -> float:
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent to a teacher. runs, hostile: their keys. seconds: of a turn. pause: the mean between steps of a run."""
+    """What is sent to a teacher. runs, hostile: their keys. seconds: of a turn. pause: the mean between two steps."""
 
     runs: Sequence[str]
     hostile: Sequence[str]
