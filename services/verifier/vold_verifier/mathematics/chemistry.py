@@ -15,7 +15,7 @@ Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn 
 """
 _ELEMENT = "|".join(sorted(_ELEMENTS.split(), key=len, reverse=True))
 _WRAPPER = re.compile(r"\\(?:ce|mathrm|text|textrm|mathbf|mbox|operatorname|rm)\s*\{")
-_SPACE = re.compile(r"\s+|\\[,;:! ]|~|\\text\s*\{\s*\}")
+_SPACE = re.compile(r"\s+|\\[,;:! ]|~|(?:\\text\s*)?\{\s*\}")
 _ATOMS = rf"(?:(?:{_ELEMENT})\d*)+"
 _FORMULA = re.compile(
     rf"(?P<count>\d*)(?P<body>(?:{_ATOMS}|\({_ATOMS}\)\d*|\[{_ATOMS}(?:\({_ATOMS}\)\d*)*\]\d*)+)"
