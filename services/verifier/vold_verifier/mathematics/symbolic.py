@@ -144,7 +144,7 @@ def compare(reference: str, answer: str, *, allow_unevaluated: bool = False) -> 
         return False, "a number inside text, which algebra would ignore", ""
     if numbers.parse(reference) is not None:
         answer = notation.with_counts(answer)
-    elif numbers.parse(answer) is not None:
+    elif numbers.parse(answer) is not None or "binom" in answer:
         reference = notation.with_counts(reference)
     reference, answer = (piecewise.as_assignments(notation.normalise(text)) for text in (reference, answer))
     if (same := piecewise.are_equal(reference, answer, lambda x, y: compare(x, y)[0])) is not None:
@@ -159,7 +159,8 @@ def compare(reference: str, answer: str, *, allow_unevaluated: bool = False) -> 
         return same, "the same set" if same else "another set", ""
     reference, reference_unit = quantities.split_unit(reference)
     answer, answer_unit = quantities.split_unit(answer)
-    reference_unit, answer_unit = _with_radians(reference, reference_unit, answer, answer_unit)
+    if reference_unit and not answer_unit and r"\pi" in answer and _measures_angles(reference_unit):
+        answer_unit = "rad"
     if reference_unit and answer_unit:
         converted = quantities.convert(answer, answer_unit, reference_unit)
         if converted is None:
@@ -178,14 +179,9 @@ def compare(reference: str, answer: str, *, allow_unevaluated: bool = False) -> 
     return _compare_values(reference, answer)
 
 
-def _with_radians(reference: str, reference_unit: str, answer: str, answer_unit: str) -> tuple[str, str]:
-    r"""The units, with radians for an angle such as \pi/6 beside one in degrees."""
-    if bool(reference_unit) == bool(answer_unit):
-        return reference_unit, answer_unit
-    unit = units.parse(reference_unit or answer_unit)
-    if unit is None or unit.dimensions != (("A", 1),) or r"\pi" not in (answer if reference_unit else reference):
-        return reference_unit, answer_unit
-    return reference_unit or "rad", answer_unit or "rad"
+def _measures_angles(text: str) -> bool:
+    unit = units.parse(text)
+    return unit is not None and unit.dimensions == (("A", 1),)
 
 
 def _same_repeated_values(reference: str, answer: str) -> bool | None:
