@@ -27,7 +27,9 @@ PACKAGES = ("proto", "packing", "client", "services/common", "services/teacher",
 
 def environment_of(tree: Path | None) -> dict[str, str] | None:
     """The environment in which Python imports the packages of another checkout; None for this process's own."""
-    return None if tree is None else {**os.environ, "PYTHONPATH": os.pathsep.join(str(tree / name) for name in PACKAGES)}
+    return (
+        None if tree is None else {**os.environ, "PYTHONPATH": os.pathsep.join(str(tree / name) for name in PACKAGES)}
+    )
 
 
 @contextlib.contextmanager

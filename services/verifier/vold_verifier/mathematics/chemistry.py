@@ -1,7 +1,7 @@
 r"""Compare formulas of compounds, isotopes, reactions and configurations of electrons.
 
-\mathrm{H_2O} is H2O, ^{14}C is C-14, and H_2 + Cl_2 \to 2HCl is Cl_2 + H_2 \rightarrow 2HCl. For algebra a formula would be
-a product.
+\mathrm{H_2O} is H2O, ^{14}C is C-14, and H_2 + Cl_2 \to 2HCl is Cl_2 + H_2 \rightarrow 2HCl. For algebra a formula
+would be a product.
 """
 
 import re

@@ -90,7 +90,9 @@ def with_constants_of(reference: Any, answer: Any, equal: Callable[[Any, Any], b
     constants = [symbol for symbol in reference.free_symbols if _NUMBERED.match(str(symbol))]
     pattern: Callable[[str], object] = _SEVERAL_CONSTANTS.match
     if not constants:
-        constants = [symbol for symbol in reference.free_symbols if str(symbol) == "C" and _is_constant(reference, symbol)]
+        constants = [
+            symbol for symbol in reference.free_symbols if str(symbol) == "C" and _is_constant(reference, symbol)
+        ]
         pattern = _ONE_CONSTANT.__contains__
     others = reference.free_symbols - set(constants)
     names = [symbol for symbol in answer.free_symbols - others if pattern(str(symbol))]

@@ -159,7 +159,11 @@ def _clean_commands(text: str) -> str:
     text = _BARE_BINOMIAL.sub(r"\\\1{\2}{\3}", text)
     text = _ROOT_IN_PARENTHESES.sub(r"\\sqrt{\1}", text)
     inner = _TEXT_COMMAND.sub("", text.strip())
-    if len(inner) < len(text.strip()) and is_enclosed(inner) and (_MATHEMATICS.search(inner) or _ASSIGNED_NUMBER.match(inner)):
+    if (
+        len(inner) < len(text.strip())
+        and is_enclosed(inner)
+        and (_MATHEMATICS.search(inner) or _ASSIGNED_NUMBER.match(inner))
+    ):
         return inner[1:-1]
     return text
 

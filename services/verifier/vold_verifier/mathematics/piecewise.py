@@ -5,12 +5,15 @@ from collections.abc import Callable
 
 MAX_ROWS = 12
 _CASES = re.compile(
-    r"^(?P<head>[^\\]*=)?\s*(?:\\begin\s*\{cases\}|\\\{\s*\\begin\s*\{array\}\s*\{[lcr ]*\})(?P<rows>.*)\\end\s*\{(?:cases|array)\}$",
+    r"^(?P<head>[^\\]*=)?\s*(?:\\begin\s*\{cases\}|\\\{\s*\\begin\s*\{array\}\s*\{[lcr ]*\})(?P<rows>.*)"
+    r"\\end\s*\{(?:cases|array)\}$",
     re.DOTALL,
 )
 _ROW_END = re.compile(r"\\\\|\\cr(?![A-Za-z])")
 _ASSIGNED = re.compile(r"^(?P<name>[A-Za-z](?:_\{?\w\}?)?)\s*=(?!=)\s*(?P<value>[^=<>&]+)$")
-_IF = re.compile(r"^(?:\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:if|for|when|where)?\s*,?\s*\}|if|for|when|\\[,;: ]|\\q?quad|[\s,])+")
+_IF = re.compile(
+    r"^(?:\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:if|for|when|where)?\s*,?\s*\}|if|for|when|\\[,;: ]|\\q?quad|[\s,])+"
+)
 _OTHERWISE = re.compile(r"(?:\\(?:text|mathrm|mbox)\s*\{)?\s*(?:otherwise|else)\.?\s*\}?")
 
 
@@ -34,7 +37,7 @@ def are_equal(reference: str, answer: str, equal: Callable[[str, str], bool]) ->
 
 
 def as_assignments(text: str) -> str:
-    """A system that is solved, \\begin{cases} x = 1 \\\\ y = 2 \\end{cases}, as "x = 1, y = 2"; any other text unchanged."""
+    """A system of cases that is solved as "x = 1, y = 2"; any other text unchanged."""
     match = _CASES.match(text.strip())
     if match is None or match["head"]:
         return text

@@ -78,7 +78,9 @@ def same_words(reference: str, answer: str) -> bool | None:
     answer_words = as_words(answer) or _words_for_symbol(answer) or " ".join(answer.lower().split())
     if answer == "R" and reference_words == "all real numbers":
         return True
-    if _without_article(answer_words) == _without_article(reference_words) or any({reference_words, answer_words} <= group for group in _SYNONYMS):
+    if _without_article(answer_words) == _without_article(reference_words) or any(
+        {reference_words, answer_words} <= group for group in _SYNONYMS
+    ):
         return True
     # The answer may be another spelling of the set that the symbol stands for: algebra decides.
     both_are_words = as_words(reference) is not None and as_words(answer) is not None

@@ -281,7 +281,9 @@ def _compare_expressions(reference: str, answer: str) -> tuple[bool, str, str]:
 
 
 def _has_name(text: str, name: str) -> bool:
-    return re.search(rf"(?<![\\A-Za-z_{{]){re.escape(name)}(?![A-Za-z_\d])", notation.separate_factors(text)) is not None
+    return (
+        re.search(rf"(?<![\\A-Za-z_{{]){re.escape(name)}(?![A-Za-z_\d])", notation.separate_factors(text)) is not None
+    )
 
 
 def _measures_differ(reference: str, answer: str) -> bool:

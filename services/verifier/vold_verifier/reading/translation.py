@@ -98,7 +98,10 @@ _AND = re.compile(rf"{_OPERAND_BEFORE}\s*(?:[、和与與及]|以及|และ|�
 _COMPARISONS = {
     **dict.fromkeys(("大于或等于", "大于等于", "不小于"), r" \ge "),
     **dict.fromkeys(("小于或等于", "小于等于", "不大于"), r" \le "),
-    **{"大于": " > ", "小于": " < ", "不等于": r" \ne ", "等于": " = "},
+    "大于": " > ",
+    "小于": " < ",
+    "不等于": r" \ne ",
+    "等于": " = ",
 }
 _COMPARED = re.compile(rf"{_OPERAND_BEFORE}\s*(?P<words>{'|'.join(_COMPARISONS)})\s*{_OPERAND_AFTER}")
 _HAS_LATIN_WORD = re.compile(r"[\s{](?:ou|oder|et|und)[\s}]")
