@@ -205,7 +205,9 @@ def compare(tree: Path, gsm8k: Path | None) -> None:
         pairs = [(mine[name], other[name]) for mine, other in zip(here, there, strict=True)]
         mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
         ratios = sorted(x / y for x, y in pairs)
-        rows.append([name, f"{mine:,.3g}", f"{other:,.3g}", f"{mine / other:.2f}", " ".join(f"{r:.2f}" for r in ratios)])
+        rows.append(
+            [name, f"{mine:,.3g}", f"{other:,.3g}", f"{mine / other:.2f}", " ".join(f"{r:.2f}" for r in ratios)]
+        )
     show(
         f"The verifier against another checkout, median of {ROUNDS} alternating turns",
         ["", "here, 1/s", "there, 1/s", "ratio of medians", "ratio of each pair of turns"],

@@ -1,8 +1,8 @@
 """Labelled pairs of an answer and a reference, made by constructors that share no code with the verifier.
 
-Each function of `KINDS` draws one value and yields pairs that are right or wrong by construction: the arithmetic is
-that of Python's integers and fractions alone. `draw` makes a set with a number of pairs of each kind.
-verifier_pairs_values.py has the kinds of values, verifier_pairs_texts.py the kinds of places, languages and verifiers.
+Each kind is a function that draws one value and yields pairs that are right or wrong by construction: the arithmetic is
+that of Python's integers and fractions alone. `draw` makes a set with a number of pairs of each kind; the kinds are in
+verifier_pairs_kinds.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,9 +26,15 @@ class Pair:
 Kind = Callable[[Random], Iterator[Pair]]
 
 OPENINGS = (
-    "So ", "Therefore the result is ", "We get ", "Putting it together, ", "", "Hence we have found that it equals ",
-    "Step 3. Done.\n\n", "<think>Let me see. It could be 17.</think>\n\nThe result: ",
-)  # fmt: skip
+    "So ",
+    "Therefore the result is ",
+    "We get ",
+    "Putting it together, ",
+    "",
+    "Hence we have found that it equals ",
+    "Step 3. Done.\n\n",
+    "<think>Let me see. It could be 17.</think>\n\nThe result: ",
+)
 
 
 def boxed(rng: Random, answer: str) -> str:

@@ -17,7 +17,8 @@ from vold_service.tenants import Tenant
 
 from vold_verifier import registry
 from vold_verifier.engine.composite import OnVerified, PartCollector, part_items
-from vold_verifier.engine.pool import OnResult, Pool, PoolOptions, RequestQueue
+from vold_verifier.engine.pool import Pool, PoolOptions
+from vold_verifier.engine.waiting import OnResult, RequestQueue
 from vold_verifier.engine.worker import error_result, read_parameters, verdict_result
 from vold_verifier.sandbox.confine import hide_memory
 from vold_verifier.settings import VerifierSettings
@@ -193,8 +194,8 @@ class Submission:
 
     def dispatch(self) -> None:
         """Send queued items to workers that have room."""
-        for queue in self._queues.values():
-            queue.pool.dispatch()
+        for name in self._queues:
+            self._pool(name).dispatch()
 
     def close(self) -> None:
         """Drop the queued items and the results to come: the caller has left or has all results."""
@@ -219,9 +220,11 @@ class Submission:
 
     def _queue(self, pool_name: str) -> RequestQueue:
         if pool_name not in self._queues:
-            pool = self.dispatcher.sandbox if pool_name == "sandbox" else self.dispatcher.main
-            self._queues[pool_name] = pool.open_queue(self._on_worker_result, self.tenant)
+            self._queues[pool_name] = self._pool(pool_name).open_queue(self._on_worker_result, self.tenant)
         return self._queues[pool_name]
+
+    def _pool(self, name: str) -> Pool:
+        return self.dispatcher.sandbox if name == "sandbox" else self.dispatcher.main
 
     def _on_worker_result(self, number: int, result: verifier_pb2.VerifyResult) -> None:
         self._callbacks.pop(number)(result)

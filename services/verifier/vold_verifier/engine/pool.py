@@ -1,13 +1,9 @@
-"""A pool of warm worker processes, each on a pipe of its own, and the queues of items before them.
+"""A pool of warm worker processes, each on a pipe of its own (`connection`), behind the items that wait (`waiting`).
 
-The tenants share the workers by weight, in seconds of a worker or, if its processes used more, of CPU time
-(vold_service.fairness). An item is charged what its tenant's items took last when it is sent, and the difference when
-its result is there. The requests of a tenant take turns, so that a large batch does not starve a small one.
-
-A worker has a few items in flight, of a fraction of a second by that estimate, and answers them in order, so the first
-item without a result is the one that the worker is verifying. If an item took long all the same, and another tenant is
-next, the worker ends and the items behind it wait again: nobody waits for a batch that was thought to be quick. When
-the worker dies or is killed, that item alone is at fault, and the items behind it go back to the heads of their queues.
+A worker has a few items in flight, of a fraction of a second by their estimate. If an item took long all the same, and
+another tenant is next, the worker ends and the items behind it wait again: nobody waits for a batch that was thought to
+be quick. When the worker dies or is killed, that item alone is at fault, and the items behind it go back to the heads
+of their queues.
 
 An item whose worker crashed is tried once more in a new worker. An item that runs past the wall-clock limit is not: its
 worker is killed, and the item gets DEADLINE_EXCEEDED.
@@ -18,7 +14,6 @@ own. Items wait for the first one that follows; once a start has failed, they ge
 
 import asyncio
 import logging
-import math
 import os
 import signal
 import socket
@@ -28,33 +23,23 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.message import DecodeError
 from vold_proto.v1 import status_pb2, verifier_pb2
-from vold_service.errors import ServiceError
-from vold_service.fairness import FairQueue, QueueParts, Waiting
 from vold_service.tenants import OPEN_TENANT, Tenant
 
 from vold_verifier import metrics
+from vold_verifier.engine.connection import MAX_IN_FLIGHT_SECONDS, WorkerConnection
 from vold_verifier.engine.forkclient import START_SECONDS, ForkServerClient
-from vold_verifier.engine.worker import EXIT_OUT_OF_MEMORY, EXIT_TRIPWIRE, HEADER, RESULT_HEADER, error_result
+from vold_verifier.engine.waiting import OnResult, QueuedItem, RequestQueue, WaitingItems
+from vold_verifier.engine.worker import EXIT_OUT_OF_MEMORY, EXIT_TRIPWIRE, HEADER, error_result
 
 MAX_IN_FLIGHT_COST = 32
 """Most cost in flight in a worker, in units of Verifier.cost; one item is always allowed."""
-MAX_IN_FLIGHT_SECONDS = 0.1
-"""Most seconds in flight in a worker, by estimate; one item is always allowed."""
-FIRST_GUESS_SECONDS = 0.001
-"""What a unit of cost takes until a tenant's first result."""
-FORGETTING = 0.5
-"""A tenant's estimate falls at most to this fraction of itself with each item, and rises at once."""
-MAX_RESULT_BYTES = 1 << 20
 MAX_ATTEMPTS = 2
 RESPAWN_DELAY_SECONDS = 0.5
 MAX_RESTART_DELAY_SECONDS = 10.0
 BETWEEN_ITEMS = ("cpu_limit", "recycled", "reclaimed", "forkserver", "tripwire")
 """Reasons why a worker ends for which no item in flight is at fault."""
 NO_WORKERS = "no worker can verify the item: the workers' processes do not start, and the server's log says why"
-
-OnResult = Callable[[int, verifier_pb2.VerifyResult], None]
 
 log = logging.getLogger("vold.verifier.pool")
 
@@ -79,121 +64,6 @@ class PoolOptions:
     stall_seconds: float = 30.0
 
 
-@dataclass(slots=True, eq=False)
-class _QueuedItem:
-    queue: "RequestQueue"
-    key: int
-    payload: bytes
-    cost: int
-    waiting: Waiting["_QueuedItem"] | None = None  # its place among the waiting items, also after it was sent
-    charged: float = 0.0
-    attempts: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class RequestQueue:
-    """The items of one request or stream. `on_result(key, result)` runs on the event loop, in any order of keys."""
-
-    pool: "Pool"
-    tenant: Tenant
-    on_result: OnResult
-    closed: bool = False
-
-    def put(self, key: int, payload: bytes, cost: int) -> None:
-        """Queue a serialized VerifyItem. Call `Pool.check_capacity` first: `put` has no limit."""
-        self.pool.enqueue(_QueuedItem(self, key, payload, cost))
-
-    def close(self) -> None:
-        """Drop the waiting items and the results of the items in flight: the caller has left or has all results."""
-        if not self.closed:
-            self.closed = True
-            self.pool.drop(self)
-
-
-class _Worker(asyncio.Protocol):
-    """The service's end of the pipe to one worker."""
-
-    def __init__(self, pool: "Pool", number: int) -> None:
-        self.pool = pool
-        self.number = number
-        self.transport: asyncio.WriteTransport | None = None
-        self.in_flight: deque[_QueuedItem] = deque()
-        self.cost = 0
-        self.seconds = 0.0  # of the items in flight, by estimate
-        self.overdue = False  # whether an item took so long that those behind it may not have been sent
-        self.answered = 0
-        self.item_started = 0.0
-        self.buffer = bytearray()
-        self.stop_reason = ""  # why the pool wants the worker to end; empty while the worker is wanted
-        self.changing_since = time.monotonic()  # when the worker was told to start, or to end
-        self.started = False
-        self.disconnected = False
-        self.exit_status: int | None = None
-        self.reaped = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self.transport = transport
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.disconnected = True
-        self.pool.replace_if_ended(self)
-
-    def expect_end(self, reason: str) -> None:
-        self.stop_reason, self.changing_since = reason, time.monotonic()
-
-    @property
-    def changing(self) -> bool:
-        """Whether the worker's process is to start or to end, and has not."""
-        return bool(self.stop_reason) or not self.started
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        at, end = 0, len(self.buffer)
-        while end - at >= RESULT_HEADER.size:
-            cpu_seconds, size = RESULT_HEADER.unpack_from(self.buffer, at)
-            if size > MAX_RESULT_BYTES:
-                self.pool.kill(self, "garbage")
-                return
-            at += RESULT_HEADER.size
-            if end - at < size:
-                at -= RESULT_HEADER.size
-                break
-            frame = bytes(self.buffer[at : at + size])
-            at += size
-            if not self._accept_result(frame, cpu_seconds):
-                self.pool.kill(self, "garbage")
-                return
-        del self.buffer[:at]
-        if self.overdue:
-            self.overdue = False
-            self.pool.reclaim(self)
-        self.pool.dispatch_to(self)
-        if not self.in_flight:
-            self.pool.rest()
-
-    def _accept_result(self, frame: bytes, cpu_seconds: float) -> bool:
-        """Return False if `frame` is not the result of an item in flight."""
-        if not self.in_flight or self.stop_reason == "garbage":
-            return False
-        try:
-            result = verifier_pb2.VerifyResult.FromString(frame)
-        except DecodeError:
-            return False
-        item = self.in_flight.popleft()
-        self.cost -= item.cost
-        self.seconds -= item.charged
-        seconds = max(result.seconds, cpu_seconds)
-        self.overdue |= seconds * len(self.in_flight) > MAX_IN_FLIGHT_SECONDS
-        self.pool.settle_charge(item, seconds)
-        self.answered += 1
-        self.item_started = time.monotonic()
-        if result.error.code == status_pb2.DEADLINE_EXCEEDED:
-            self.expect_end("cpu_limit")  # the worker ends by itself after such an item
-        self.pool.finish(item, result)
-        return True
-
-
 class Pool:
     """Call `start` and `stop` once each, on the event loop that uses the pool. The loop must run in the main thread."""
 
@@ -202,12 +72,9 @@ class Pool:
         self.options = options
         self.available = False  # whether the fork server is up and has started every worker
         self._on_change = on_change
-        self._workers: dict[int, _Worker] = {}
-        self._waiting: FairQueue[_QueuedItem] = FairQueue()
-        self._parts = QueueParts(options.max_queued)
-        self._room_waiters: set[asyncio.Future[None]] = set()
-        self._seconds: dict[str, float] = {}  # of a unit of cost, by tenant: see FORGETTING
-        self._retries: deque[_QueuedItem] = deque()
+        self._workers: dict[int, WorkerConnection] = {}
+        self._waiting = WaitingItems(options.max_queued)
+        self._retries: deque[QueuedItem] = deque()
         self._last_number = 0
         self._fork_server: ForkServerClient | None = None
         self._all_started: asyncio.Future[None] | None = None  # of the fork server that started last
@@ -232,51 +99,25 @@ class Pool:
         return len(self._waiting)
 
     def open_queue(self, on_result: OnResult, tenant: Tenant = OPEN_TENANT) -> RequestQueue:
-        return RequestQueue(self, tenant, on_result)
+        return RequestQueue(self._waiting, tenant, on_result)
 
     def check_capacity(self, items: int, tenant: Tenant = OPEN_TENANT) -> None:
         """Raises RESOURCE_EXHAUSTED, with the delay before a retry, if `items` more items do not fit in the tenant's
         part of the queue.
         """
-        if self._parts.excess(tenant, items) > 0:
-            waiting = self._parts.held(tenant)
-            seconds = min(30.0, max(0.1, waiting / max(self._rate * self._parts.share(tenant), 1.0)))
-            raise ServiceError(
-                status_pb2.RESOURCE_EXHAUSTED,
-                f"{waiting:.0f} items of the tenant {tenant.name!r} wait already and {items} more pass its part of "
-                f"{self._parts.part(tenant):.0f}: retry in {seconds:.1f} s or send fewer",
-                field="items",
-                retry_seconds=seconds,
-            )
-
-    def has_room(self, tenant: Tenant) -> bool:
-        return self._parts.excess(tenant, 1) <= 0
+        self._waiting.check_capacity(items, tenant, self._rate)
 
     async def wait_for_room(self, tenant: Tenant) -> None:
         """Wait until the tenant's part of the queue has room for an item."""
-        while not self.has_room(tenant):
-            waiter = asyncio.get_running_loop().create_future()
-            self._room_waiters.add(waiter)
-            try:
-                await waiter
-            finally:
-                self._room_waiters.discard(waiter)
-
-    def enqueue(self, item: _QueuedItem) -> None:
-        self._waiting.put(item.queue.tenant, item, 0.0, job=item.queue)  # its cost is estimated when it is sent
-        self._change_queued(item.queue.tenant, 1)
-
-    def drop(self, queue: RequestQueue) -> None:
-        if dropped := self._waiting.drop(queue):
-            self._change_queued(queue.tenant, -dropped)
+        await self._waiting.wait_for_room(tenant)
 
     def fail_queued(self, message: str) -> None:
         """Answer every queued item with UNAVAILABLE: no worker will start."""
         while self._retries:
             self.finish(self._retries.popleft(), error_result(status_pb2.UNAVAILABLE, message))
-        while (waiting := self._waiting.first()) is not None:
-            self._take(waiting, 0.0)
-            self.finish(waiting.item, error_result(status_pb2.UNAVAILABLE, message))
+        while (item := self._waiting.first()) is not None:
+            self._waiting.take(item, 0.0)
+            self.finish(item, error_result(status_pb2.UNAVAILABLE, message))
 
     def dispatch(self) -> None:
         """Send queued items to workers that have room. Call it after a round of `RequestQueue.put`."""
@@ -289,7 +130,7 @@ class Pool:
 
     # -- the workers' side
 
-    def dispatch_to(self, worker: _Worker) -> None:
+    def dispatch_to(self, worker: WorkerConnection) -> None:
         """Send queued items to `worker` if it has room, or end it if it has answered its number of items."""
         if worker.stop_reason or not worker.started or worker.transport is None or worker.disconnected:
             return
@@ -315,73 +156,58 @@ class Pool:
         if frames:
             worker.transport.write(b"".join(frames))
 
-    def _next_item(self, worker: _Worker, max_cost: int) -> _QueuedItem | None:
+    def _next_item(self, worker: WorkerConnection, max_cost: int) -> QueuedItem | None:
         if self._retries and not worker.in_flight and not worker.answered:
             item = self._retries.popleft()
-            item.charged = self._estimate(item)
-            self._waiting.share.charge(item.queue.tenant, item.charged)
+            self._waiting.charge(item)
             return item
-        waiting = self._waiting.first()
-        if waiting is None:
+        first = self._waiting.first()
+        if first is None:
             return None
-        item, seconds = waiting.item, self._estimate(waiting.item)
+        seconds = self._waiting.estimate(first)
         if worker.in_flight and (
-            worker.cost + item.cost > max_cost or worker.seconds + seconds > MAX_IN_FLIGHT_SECONDS
+            worker.cost + first.cost > max_cost or worker.seconds + seconds > MAX_IN_FLIGHT_SECONDS
         ):
             return None
-        self._take(waiting, seconds)
-        return item
-
-    def _take(self, waiting: Waiting[_QueuedItem], seconds: float) -> None:
-        item = waiting.item
-        item.waiting, item.charged = waiting, seconds
-        self._waiting.take(waiting, seconds)
-        self._change_queued(waiting.tenant, -1)
-
-    def _estimate(self, item: _QueuedItem) -> float:
-        return item.cost * self._seconds.get(item.queue.tenant.name, FIRST_GUESS_SECONDS)
-
-    def settle_charge(self, item: _QueuedItem, seconds: float) -> None:
-        """Charge what an item took, beyond what it was charged when it was sent."""
-        seconds = max(seconds, 0.0) if math.isfinite(seconds) else 0.0
-        tenant = item.queue.tenant
-        self._waiting.share.charge(tenant, seconds - item.charged)
-        item.charged = 0.0
-        before = self._seconds.get(tenant.name, FIRST_GUESS_SECONDS)
-        self._seconds[tenant.name] = max(seconds / max(item.cost, 1), FORGETTING * before)
+        self._waiting.take(first, seconds)
+        return first
 
     def rest(self) -> None:
         """If there is nothing to do, no tenant owes anything."""
         if not self._waiting and not any(worker.in_flight for worker in self._workers.values()):
-            self._waiting.share.idle()
+            self._waiting.rest()
 
-    def reclaim(self, worker: _Worker) -> None:
+    def reclaim(self, worker: WorkerConnection) -> None:
         """End a worker whose items take longer than they were thought to, if another tenant is next: its items wait
         again.
         """
         if not worker.in_flight or worker.stop_reason:
             return
-        waiting = self._waiting.first()
-        if waiting is None or waiting.tenant.name == worker.in_flight[0].queue.tenant.name:
+        first = self._waiting.first()
+        if first is None or first.queue.tenant.name == worker.in_flight[0].queue.tenant.name:
             return
-        if sum(self._estimate(item) for item in worker.in_flight) > MAX_IN_FLIGHT_SECONDS + self._estimate(
-            worker.in_flight[0]
-        ):
+        _, *behind = map(self._waiting.estimate, worker.in_flight)
+        if sum(behind) > MAX_IN_FLIGHT_SECONDS:
             self.kill(worker, "reclaimed")
 
-    def finish(self, item: _QueuedItem, result: verifier_pb2.VerifyResult) -> None:
+    def finish_verified(self, item: QueuedItem, result: verifier_pb2.VerifyResult, seconds: float) -> None:
+        """Charge an item that took `seconds` in its worker, and hand over its result."""
+        self._waiting.settle(item, seconds)
+        self.finish(item, result)
+
+    def finish(self, item: QueuedItem, result: verifier_pb2.VerifyResult) -> None:
         self._finished += 1
         if not item.queue.closed:
             item.queue.on_result(item.key, result)
 
-    def kill(self, worker: _Worker, reason: str) -> None:
+    def kill(self, worker: WorkerConnection, reason: str) -> None:
         """Send SIGKILL through the fork server: it alone knows that the process id is still the worker's."""
         if not worker.stop_reason or worker.stop_reason != reason == "wall_limit":
             worker.expect_end(reason)
             if self._fork_server is not None:
                 self._fork_server.kill(worker.number)
 
-    def replace_if_ended(self, worker: _Worker) -> None:
+    def replace_if_ended(self, worker: WorkerConnection) -> None:
         """If the worker's pipe has closed and its process is reaped, settle its items in flight and replace it."""
         if not (worker.disconnected and worker.reaped) or self._workers.pop(worker.number, None) is None:
             return
@@ -402,17 +228,16 @@ class Pool:
             asyncio.get_running_loop().call_later(RESPAWN_DELAY_SECONDS, self._spawn)
         self.dispatch()
 
-    def _charge_lost(self, worker: _Worker, reason: str) -> None:
+    def _charge_lost(self, worker: WorkerConnection, reason: str) -> None:
         """Charge the item that the ended worker was verifying for its time, and give back the rest."""
         for number, item in enumerate(worker.in_flight):
             if number or reason in BETWEEN_ITEMS:
-                self._waiting.share.charge(item.queue.tenant, -item.charged)
-                item.charged = 0.0
+                self._waiting.refund(item)
             else:
                 seconds = time.monotonic() - worker.item_started
-                self.settle_charge(item, seconds + RESPAWN_DELAY_SECONDS * _ends_at_once(worker, reason))
+                self._waiting.settle(item, seconds + RESPAWN_DELAY_SECONDS * _ends_at_once(worker, reason))
 
-    def _settle(self, items: list[_QueuedItem], reason: str) -> None:
+    def _settle(self, items: list[QueuedItem], reason: str) -> None:
         """Answer or retry the item that the ended worker was verifying, and requeue the items behind it."""
         if items and reason == "wall_limit":
             message = f"no verdict within {self.options.wall_seconds:g} s: the item's worker was killed"
@@ -423,9 +248,10 @@ class Pool:
         elif items and reason not in BETWEEN_ITEMS:
             self._retry(items.pop(0), reason)
         for item in reversed(items):
-            self._requeue(item)
+            if not item.queue.closed:
+                self._waiting.put_back(item)
 
-    def _retry(self, item: _QueuedItem, reason: str) -> None:
+    def _retry(self, item: QueuedItem, reason: str) -> None:
         item.attempts += 1
         if item.attempts < MAX_ATTEMPTS:
             if not item.queue.closed:
@@ -433,21 +259,6 @@ class Pool:
             return
         message = f"the item's worker ended in each of {MAX_ATTEMPTS} attempts: {reason}"
         self.finish(item, error_result(status_pb2.INTERNAL, message))
-
-    def _requeue(self, item: _QueuedItem) -> None:
-        if item.queue.closed:
-            return
-        assert item.waiting is not None, "the item was sent"
-        self._waiting.put_back(item.waiting)
-        self._change_queued(item.queue.tenant, 1)
-
-    def _change_queued(self, tenant: Tenant, change: int) -> None:
-        self._parts.add(tenant, change)
-        metrics.QUEUED.inc(change)
-        if change < 0:
-            for waiter in self._room_waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
 
     # -- processes
 
@@ -510,11 +321,11 @@ class Pool:
         if self._fork_server is None or self._stopping or len(self._workers) >= self.options.workers:
             return
         self._last_number += 1
-        worker = _Worker(self, self._last_number)
+        worker = WorkerConnection(self, self._last_number)
         self._workers[worker.number] = worker
         self._run_in_background(self._connect(worker, self._fork_server.spawn(worker.number)))
 
-    async def _connect(self, worker: _Worker, connection: socket.socket) -> None:
+    async def _connect(self, worker: WorkerConnection, connection: socket.socket) -> None:
         transport, _ = await asyncio.get_running_loop().create_connection(lambda: worker, sock=connection)
         if worker.number in self._workers:
             self.dispatch_to(worker)
@@ -601,7 +412,7 @@ class Pool:
         self._sweep_handle = asyncio.get_running_loop().call_later(interval, self._sweep)
 
 
-def _ends_at_once(worker: _Worker, reason: str) -> bool:
+def _ends_at_once(worker: WorkerConnection, reason: str) -> bool:
     """Whether the worker may end before its first result every time: another starts after a delay."""
     return not worker.answered and reason not in ("wall_limit", "cpu_kill", "reclaimed")
 

@@ -1,7 +1,7 @@
 r"""Compare formulas of compounds, isotopes, reactions and configurations of electrons.
 
-\mathrm{H_2O} is H2O, ^{14}C is C-14, and H_2 + Cl_2 \to 2HCl is Cl_2 + H_2 \rightarrow 2HCl. For algebra a formula would be
-a product.
+\mathrm{H_2O} is H2O, ^{14}C is C-14, and H_2 + Cl_2 \to 2HCl is Cl_2 + H_2 \rightarrow 2HCl. For algebra a formula
+would be a product.
 """
 
 import re
@@ -15,7 +15,7 @@ Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn 
 """
 _ELEMENT = "|".join(sorted(_ELEMENTS.split(), key=len, reverse=True))
 _WRAPPER = re.compile(r"\\(?:ce|mathrm|text|textrm|mathbf|mbox|operatorname|rm)\s*\{")
-_SPACE = re.compile(r"\s+|\\[,;:! ]|~|\\text\s*\{\s*\}")
+_SPACE = re.compile(r"\s+|\\[,;:! ]|~|(?:\\text\s*)?\{\s*\}")
 _ATOMS = rf"(?:(?:{_ELEMENT})\d*)+"
 _FORMULA = re.compile(
     rf"(?P<count>\d*)(?P<body>(?:{_ATOMS}|\({_ATOMS}\)\d*|\[{_ATOMS}(?:\({_ATOMS}\)\d*)*\]\d*)+)"

@@ -90,17 +90,27 @@ def with_constants_of(reference: Any, answer: Any, equal: Callable[[Any, Any], b
     constants = [symbol for symbol in reference.free_symbols if _NUMBERED.match(str(symbol))]
     pattern: Callable[[str], object] = _SEVERAL_CONSTANTS.match
     if not constants:
-        constants = [symbol for symbol in reference.free_symbols if str(symbol) == "C" and _is_term(reference, symbol)]
+        constants = [
+            symbol for symbol in reference.free_symbols if str(symbol) == "C" and _is_constant(reference, symbol)
+        ]
         pattern = _ONE_CONSTANT.__contains__
     others = reference.free_symbols - set(constants)
     names = [symbol for symbol in answer.free_symbols - others if pattern(str(symbol))]
     if not constants or len(constants) > MAX_CONSTANTS or len(names) != len(constants):
         return False
-    if len(constants) == 1 and str(constants[0]) == "C" and not _is_term(answer, names[0]):
+    if len(constants) == 1 and str(constants[0]) == "C" and not _is_constant(answer, names[0]):
         return False
     return any(
         equal(reference, answer.xreplace(dict(zip(names, chosen, strict=True)))) for chosen in permutations(constants)
     )
+
+
+def _is_constant(expression: Any, symbol: Any) -> bool:
+    """Whether `symbol` is a term of a sum, or the factor of an exponential, as in the solution Ce^x of y' = y."""
+    import sympy
+
+    is_factor = symbol in sympy.Mul.make_args(expression) and expression.has(sympy.exp)
+    return _is_term(expression, symbol) or (is_factor and len(expression.free_symbols) > 1)
 
 
 def _is_term(expression: Any, symbol: Any) -> bool:

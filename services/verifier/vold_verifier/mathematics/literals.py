@@ -117,7 +117,7 @@ def _same_remainder(reference: str, answer: str) -> bool | None:
 
 
 def _same_relation(reference: str, answer: str) -> bool | None:
-    r"""Relations of two names: A \subset B is B \supset A. None where the texts differ, as names have other spellings."""
+    r"""Relations of two names: A \subset B is B \supset A. None for others, as a name has several spellings."""
     signs = _RELATION.findall(reference), _RELATION.findall(answer)
     if not len(signs[0]) == len(signs[1]) == 1:
         return None

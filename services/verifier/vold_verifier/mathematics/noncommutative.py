@@ -18,6 +18,7 @@ _DIMENSIONS = frozenset("MLT")
 
 _VECTOR = r"(?:\\(?:vec|mathbf|overrightarrow|boldsymbol|bm|hat)\{?[A-Za-z]{1,2}\}?)"
 _CROSS_PRODUCT = re.compile(rf"(?P<sign>-?)(?P<first>{_VECTOR})\\times(?P<second>{_VECTOR})")
+_ANY_CROSS_PRODUCT = re.compile(rf"{_VECTOR}\s*\\times(?![A-Za-z])\s*{_VECTOR}")
 
 Word = tuple[tuple[str, int, bool], ...]
 """The factors of a product: (letter, exponent 1 or -1, whether transposed)."""
@@ -35,6 +36,8 @@ def are_equal(reference: str, answer: str) -> bool | None:
         answer = re.sub(r"\s+", "", answer)
         reversed_sign = "" if crossed["sign"] else "-"
         return answer in (crossed.group(), rf"{reversed_sign}{crossed['second']}\times{crossed['first']}")
+    if _ANY_CROSS_PRODUCT.search(answer) is not None and _ANY_CROSS_PRODUCT.search(reference) is None:
+        return False
     known = _read(reference)
     if known is None or not _is_ordered(reference, known):
         return None

@@ -17,6 +17,14 @@ _LOST_BACKSLASH = re.compile(  # JSON and Python read the \f of \frac as a form 
 _LOST = {"\x0c": r"\f", "\t": r"\t", "\x08": r"\b", "": "\\"}
 _FONT_SWITCH = re.compile(r"\\(?:bf|rm|it|sf|tt|sl|bfseries|itshape|boldmath|large|Large|small)(?![A-Za-z])\s*")
 _FONT = re.compile(r"\\(?:textbf|textnormal|textit|textsf|texttt|textup|textsl|emph|underline)(?=\s*\{)")
+_PLAIN_SET = re.compile(r"^\{(?P<items>\s*[A-Za-z]\s*(?:\||:|\\mid|\\in)[^{}]*|[^{}]*,[^{}]*)\}$")
+_SPELLINGS = (
+    (re.compile(r"\\(?:mid|vert|lvert|rvert)(?![A-Za-z])"), "|"),
+    (re.compile(r"\\\|([^|]+)\\\||\\[lr]?Vert(?![A-Za-z])(.+?)\\[lr]?Vert(?![A-Za-z])"), r"|\1\2|"),
+    (re.compile(r"\\(?:dots[cbmio]?|cdots)(?![A-Za-z])"), r"\\ldots"),
+    (re.compile(r"\\(?:text|mathrm)\s*\{\s*([A-Za-z]+)\s*\}(?=\s*=)"), r"\1"),
+)
+_GREEK_VARIANTS = tuple((rf"\var{name}", rf"\{name}") for name in ("epsilon", "theta", "phi", "rho", "sigma", "kappa"))
 _FONT_OF_NUMBER = re.compile(r"\\math(?:bf|it|sf|tt|normal)\s*\{\s*([\d.,]+)\s*\}")
 _TEXT_COMMAND = re.compile(r"^\\text\s*(?=\{)")
 _ASSIGNED_NUMBER = re.compile(r"\{\s*[A-Za-z]\s*=\s*-?[\d.,/]+\s*\}$")
@@ -119,6 +127,8 @@ def clean(text: str) -> str:
         return text
     if "\\" in text or "\x0c" in text or "\t" in text or "{" in text:
         text = _clean_commands(text)
+    if text.startswith("{"):
+        text = _PLAIN_SET.sub(r"\\{\g<items>\\}", text.strip())
     if text.count("$") == 1:
         text = _PRICE.sub(r"\1\\$", text.strip())
     text = _DELIMITERS.sub("", text).strip()
@@ -136,6 +146,11 @@ def _clean_commands(text: str) -> str:
     """Repair commands, remove fonts, and write the sloppy forms of a command in its full form."""
     text = _LOST_BACKSLASH.sub(_restore_backslash, text)
     text = _FONT.sub(r"\\text", _FONT_SWITCH.sub("", text))
+    for pattern, replacement in _SPELLINGS:
+        text = pattern.sub(replacement, text)
+    for variant, letter in _GREEK_VARIANTS:
+        if variant in text and letter not in text.replace(variant, ""):
+            text = text.replace(variant, letter)
     text = _FONT_OF_NUMBER.sub(r"\1", text)
     text = _THIN_SPACE_AFTER_COMMA.sub(",", text)
     if "\\Omega" in text or "\\mu" in text:
@@ -144,7 +159,11 @@ def _clean_commands(text: str) -> str:
     text = _BARE_BINOMIAL.sub(r"\\\1{\2}{\3}", text)
     text = _ROOT_IN_PARENTHESES.sub(r"\\sqrt{\1}", text)
     inner = _TEXT_COMMAND.sub("", text.strip())
-    if len(inner) < len(text.strip()) and is_enclosed(inner) and (_MATHEMATICS.search(inner) or _ASSIGNED_NUMBER.match(inner)):
+    if (
+        len(inner) < len(text.strip())
+        and is_enclosed(inner)
+        and (_MATHEMATICS.search(inner) or _ASSIGNED_NUMBER.match(inner))
+    ):
         return inner[1:-1]
     return text
 
@@ -174,6 +193,24 @@ def normalise(text: str) -> str:
     if match := _SET_BUILDER.match(text.strip()):
         text = match["rule"]
     return _MEMBERSHIP.sub("", text).strip()
+
+
+_COUNT = re.compile(
+    r"(?:\\(?:mathrm|text)\s*\{\s*(?P<k1>[CAP])\s*\}|(?<![A-Za-z\\])(?P<k2>[CAP]))\s*"
+    r"(?:_\s*\{?\s*(?P<n1>\d{1,3})\s*\}?\s*\^\s*\{?\s*(?P<r1>\d{1,3})\s*\}?|\(\s*(?P<n2>\d{1,3})\s*,\s*(?P<r2>\d{1,3})\s*\))"
+)
+
+
+def with_counts(text: str) -> str:
+    """Combinations and permutations, C_5^2, C(5, 2), A_5^2 and P(5, 2), as binomials and factorials."""
+
+    def expand(match: re.Match[str]) -> str:
+        kind, n, r = match["k1"] or match["k2"], int(match["n1"] or match["n2"]), int(match["r1"] or match["r2"])
+        if r > n:
+            return match.group()
+        return rf"\binom{{{n}}}{{{r}}}" if kind == "C" else rf"\frac{{{n}!}}{{{n - r}!}}"
+
+    return _COUNT.sub(expand, text)
 
 
 def is_unfinished(text: str) -> bool:

@@ -32,6 +32,7 @@ _SYMBOLS = {
 }
 _COMMUTATOR = re.compile(r"(?P<first>[A-Z])(?P<second>[A-Z])\s*-\s*(?P=second)(?P=first)")
 _TEXT = re.compile(r"^\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}$")
+_ARTICLE = re.compile(r"^(?:an?|the) (?=\w)")
 _INSIDE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}\\]*)\}")
 _BETWEEN_WORDS = re.compile(r"\s*(?:[,;、]|\\&|&)(?:\s*and(?![A-Za-z]))?\s*|(?<![A-Za-z])and(?![A-Za-z])")
 _LISTED = re.compile(r"(?=.*[aeiouyAEIOUY])[A-Za-z][A-Za-z'-]{2,}(?: [A-Za-z'-]+){0,3}|[A-Z]{3,}")
@@ -75,11 +76,19 @@ def same_words(reference: str, answer: str) -> bool | None:
     if _MIXED_CASE.search(reference) is not None and "\\" not in reference + answer:
         return reference == answer
     answer_words = as_words(answer) or _words_for_symbol(answer) or " ".join(answer.lower().split())
-    if answer_words == reference_words or any({reference_words, answer_words} <= group for group in _SYNONYMS):
+    if answer == "R" and reference_words == "all real numbers":
+        return True
+    if _without_article(answer_words) == _without_article(reference_words) or any(
+        {reference_words, answer_words} <= group for group in _SYNONYMS
+    ):
         return True
     # The answer may be another spelling of the set that the symbol stands for: algebra decides.
     both_are_words = as_words(reference) is not None and as_words(answer) is not None
     return False if both_are_words or _words_for_symbol(reference) is None else None
+
+
+def _without_article(words: str) -> str:
+    return _ARTICLE.sub("", words)
 
 
 def _words_for_symbol(text: str) -> str | None:

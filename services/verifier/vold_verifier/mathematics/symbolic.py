@@ -23,12 +23,14 @@ from vold_verifier.mathematics import (
     noncommutative,
     notation,
     numbers,
+    piecewise,
     polynomials,
     propositions,
     quantities,
     reals,
     spoken,
     tuples,
+    units,
     worked_out,
 )
 
@@ -80,6 +82,7 @@ APPROXIMATION_TOLERANCE = 0.01
 POINTS = ("0.7310", "-1.3719", "2.1931", "-0.4173", "3.3391", "1.1273", "-2.7151")
 MIN_AGREEING_POINTS = 4
 MAX_SYMBOLS = 5
+MAX_REPEATED = 20
 
 
 class UnreadableError(ValueError):
@@ -139,7 +142,13 @@ def compare(reference: str, answer: str, *, allow_unevaluated: bool = False) -> 
         return False, mismatch, ""
     if _NUMBER_IN_TEXT.search(answer) and not _NUMBER_IN_TEXT.search(reference):
         return False, "a number inside text, which algebra would ignore", ""
-    reference, answer = notation.normalise(reference), notation.normalise(answer)
+    if numbers.parse(reference) is not None:
+        answer = notation.with_counts(answer)
+    elif numbers.parse(answer) is not None or "binom" in answer:
+        reference = notation.with_counts(reference)
+    reference, answer = (piecewise.as_assignments(notation.normalise(text)) for text in (reference, answer))
+    if (same := piecewise.are_equal(reference, answer, lambda x, y: compare(x, y)[0])) is not None:
+        return same, "the same cases" if same else "other cases", ""
     if notation.is_unfinished(answer) and not notation.is_unfinished(reference):
         return False, "a number that is not written to its end", ""
     if not allow_unevaluated and (operation := worked_out.operation_left(reference, answer, _parse)) is not None:
@@ -150,6 +159,8 @@ def compare(reference: str, answer: str, *, allow_unevaluated: bool = False) -> 
         return same, "the same set" if same else "another set", ""
     reference, reference_unit = quantities.split_unit(reference)
     answer, answer_unit = quantities.split_unit(answer)
+    if reference_unit and not answer_unit and r"\pi" in answer and _measures_angles(reference_unit):
+        answer_unit = "rad"
     if reference_unit and answer_unit:
         converted = quantities.convert(answer, answer_unit, reference_unit)
         if converted is None:
@@ -163,7 +174,27 @@ def compare(reference: str, answer: str, *, allow_unevaluated: bool = False) -> 
         return False, "one value each and a choice of values", ""
     if joined_by_or == [True, False] and "(" not in reference and re.match(r"\(.*,.*\)$", answer) is not None:
         return False, "an ordered pair and a choice of values", ""
+    if (same := _same_repeated_values(reference, answer)) is not None:
+        return same, "the same values" if same else "other values, or each another number of times", ""
     return _compare_values(reference, answer)
+
+
+def _measures_angles(text: str) -> bool:
+    unit = units.parse(text)
+    return unit is not None and unit.dimensions == (("A", 1),)
+
+
+def _same_repeated_values(reference: str, answer: str) -> bool | None:
+    """Whether `answer` has each value as often as `reference`; None if that repeats none: 2, 2, 3 is not 2, 3."""
+    known, given = notation.split(reference), notation.split(answer)
+    if not 1 < len(known) <= MAX_REPEATED or len({remove_spacing(item) for item in known}) == len(known):
+        return None
+    for item in known:
+        same = next((other for other in given if _parts_equal(item, other)), None)
+        if same is None:
+            return False
+        given.remove(same)
+    return not given
 
 
 def _has_letters_beside(reference: str, answer: str) -> bool:
@@ -250,7 +281,9 @@ def _compare_expressions(reference: str, answer: str) -> tuple[bool, str, str]:
 
 
 def _has_name(text: str, name: str) -> bool:
-    return re.search(rf"(?<![\\A-Za-z_{{]){re.escape(name)}(?![A-Za-z_\d])", notation.separate_factors(text)) is not None
+    return (
+        re.search(rf"(?<![\\A-Za-z_{{]){re.escape(name)}(?![A-Za-z_\d])", notation.separate_factors(text)) is not None
+    )
 
 
 def _measures_differ(reference: str, answer: str) -> bool:

@@ -9,6 +9,7 @@ from vold_verifier.mathematics import notation
 _NAME = r"[A-Za-z](?:_\{?\w\}?)?"
 _NAMED_TUPLE = re.compile(rf"^\(\s*(?P<names>{_NAME}(?:\s*,\s*{_NAME})+)\s*\)\s*=\s*(?P<values>\(.*\))$", re.DOTALL)
 _ASSIGNED = re.compile(rf"^(?P<name>{_NAME})\s*=(?!=)\s*(?P<value>[^=<>]+)$", re.DOTALL)
+_POINT = re.compile(r"^(?P<name>[A-Z](?:_\{?\w\}?|'+)?)\s*=?\s*(?=\([^()]*,.*\)$)", re.DOTALL)
 _FINITE_SET = re.compile(r"^\\\{.*\\\}$", re.DOTALL)
 
 
@@ -28,6 +29,8 @@ def are_equal(reference: str, answer: str, equal: Callable[[str, str], bool]) ->
     such as "y = 2, x = 1" is then in the alphabetical order of its names. Beside names "1, 2" is in order.
     """
     reference_tuple, answer_tuple = _parse(reference), _parse(answer)
+    if (point := _point_name(reference)) and (other := _point_name(answer)) and point != other:
+        return False
     if reference_tuple is not None and _FINITE_SET.match(answer):
         return False
     if reference_tuple is not None and reference_tuple.from_assignments and answer_tuple is None:
@@ -60,8 +63,13 @@ def _parse_list(text: str) -> _Tuple | None:
     return _Tuple(values) if len(values) > 1 and all(values) else None
 
 
+def _point_name(text: str) -> str:
+    match = _POINT.match(text.strip())
+    return match["name"] if match is not None else ""
+
+
 def _parse(text: str) -> _Tuple | None:
-    text = text.strip()
+    text = _POINT.sub("", text.strip())
     names: tuple[str, ...] = ()
     if match := _NAMED_TUPLE.match(text):
         names = tuple(notation.split(match["names"]))

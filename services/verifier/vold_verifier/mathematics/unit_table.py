@@ -163,6 +163,7 @@ f femto -15, a atto -18, z zepto -21, y yocto -24, r ronto -27, q quecto -30
 COMMON = """
 mm cm dm km in ft yd mi mg kg lb oz lbs ml mL cL dL gal min mins sec hr hrs
 nm pm µm μm ms ns ps mol mmol kmol eV keV MeV GeV Hz kHz MHz GHz THz hPa kPa MPa GPa Pa kJ MJ GJ kW GW kWh kcal cal atm
+cup ton amp bit yen day won
 mmHg ppm ppb kB KB MB GB TB bar
 yr yrs mph rpm kph psi rad deg cc
 USD EUR GBP JPY INR CNY RMB CHF AUD CAD KRW

@@ -95,6 +95,15 @@ _COUNTED = re.compile(rf"(?<=\d)\s*[{_COUNTERS}](?=[\s$。.)}}]*$)")
 _OPERAND_BEFORE, _OPERAND_AFTER = r"(?<=[\dA-Za-z})\]$%])", r"(?=[\dA-Za-z({\[$\\+-])"
 _OR = re.compile(rf"{_OPERAND_BEFORE}\s*[,，]?\s*(?:或者?|または|あるいは|또는|혹은|или|أو)\s*{_OPERAND_AFTER}")
 _AND = re.compile(rf"{_OPERAND_BEFORE}\s*(?:[、和与與及]|以及|และ|と|와|과|그리고|и|و)\s*{_OPERAND_AFTER}")
+_COMPARISONS = {
+    **dict.fromkeys(("大于或等于", "大于等于", "不小于"), r" \ge "),
+    **dict.fromkeys(("小于或等于", "小于等于", "不大于"), r" \le "),
+    "大于": " > ",
+    "小于": " < ",
+    "不等于": r" \ne ",
+    "等于": " = ",
+}
+_COMPARED = re.compile(rf"{_OPERAND_BEFORE}\s*(?P<words>{'|'.join(_COMPARISONS)})\s*{_OPERAND_AFTER}")
 _HAS_LATIN_WORD = re.compile(r"[\s{](?:ou|oder|et|und)[\s}]")
 _LATIN_OR = re.compile(rf"{_OPERAND_BEFORE}\s+(?:ou|oder|\\text\s*\{{\s*(?:ou|oder)\s*\}})\s+{_OPERAND_AFTER}")
 _LATIN_AND = re.compile(rf"{_OPERAND_BEFORE}\s+(?:et|und|\\text\s*\{{\s*(?:et|und)\s*\}})\s+{_OPERAND_AFTER}")
@@ -109,6 +118,7 @@ def to_latex(text: str) -> str:
     if phrase := _PHRASES.get(" ".join(text.strip(" $。.").split())):
         return phrase
     text = _AND.sub(", ", _OR.sub(r" \\text{ or } ", text))
+    text = _COMPARED.sub(lambda m: _COMPARISONS[m["words"]], text)
     return _COUNTED.sub("", _QUANTITY.sub(_to_unit, _IN_TEXT.sub(r"\1", text)))
 
 

@@ -35,6 +35,10 @@ _DENIED = re.compile(
     r"|项?(?:是?错误|错|不对|不正确|不是正确))",
     re.IGNORECASE,
 )
+_OPEN = re.compile(
+    r"^[\s*_$)\]}.,\"']*(?:or|and/or)\s+(?:maybe\s+|perhaps\s+)?(?:none|neither|nothing|something|any|another|others?|not|both|all)\b",
+    re.IGNORECASE,
+)
 _WITHDRAWN = re.compile(
     r"\b(?:wait|actually|no|hmm+|oops|sorry)\b[^\n]{0,60}?\b(?:that|this|it)(?:'s|’s|\s+is|\s+was|\s+seems)\s+(?:\w+\s+)?"
     r"(?:wrong|incorrect|false|a\s+mistake|not\s+(?:right|correct|it))\b",
@@ -111,7 +115,7 @@ def settle(letter: str, rest: str, letters: str, texts: Mapping[str, str]) -> st
     after_text = _without_description(letter, rest, texts)[0]  # an option's text may be "cannot be determined"
     if not after_text.strip(_MARKS):
         return letter
-    if _DENIED.match(after_text):
+    if _DENIED.match(after_text) or _OPEN.match(after_text):
         return None
     joined_rest = rest
     while joined := _JOINED.match(joined_rest):

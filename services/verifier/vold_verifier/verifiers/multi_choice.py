@@ -38,7 +38,9 @@ _STATED = (
         re.IGNORECASE,
     ),
 )
-_LABEL = re.compile(r"^(?:(?:options?|answers?|choices?)(?:\s*[:：]\s*|\s+(?=[A-Z](?![A-Za-z]))))?(?:both\s+)?", re.IGNORECASE)
+_LABEL = re.compile(
+    r"^(?:(?:options?|answers?|choices?)(?:\s*[:：]\s*|\s+(?=[A-Z](?![A-Za-z]))))?(?:both\s+)?", re.IGNORECASE
+)
 _PARTS = re.compile(r"\s*(?:[,;\n]|\band\b)\s*")
 _NONE = frozenset({"none", "none of the above", "no option", "{}", r"\emptyset"})
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from vold_verifier.verifiers import mentions
 from vold_verifier.verifiers.base import Item
 from vold_verifier.verifiers.choice import ChoiceParameters, ChoiceVerifier
 from vold_verifier.verifiers.multi_choice import MultiChoiceParameters, MultiChoiceVerifier
@@ -287,3 +288,17 @@ def test_a_sentence_names_a_set_of_options(sentence, letters):
 def test_other_sentences_name_none(sentence, letters):
     completion = "We look at each.\n" + sentence.format(*letters)
     assert not MULTI.check(Item(completion, letters[0] + letters[1]), MultiChoiceParameters(options=TEXTS)).correct
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        (". cannot be determined", "A"),
+        (". cannot be determined, since a side is missing", "A"),
+        (" cannot be right", None),
+        (" or none", None),
+        (", or something else", None),
+    ],
+)
+def test_an_options_own_text_is_no_denial_and_an_open_alternative_settles_on_none(text, letter):
+    assert mentions.settle("A", text, "ABCD", {"A": "cannot be determined", "B": "12"}) == letter

@@ -1,6 +1,6 @@
 """The verdicts of a running verifier on pairs that are right or wrong by construction, by kind.
 
-python benchmarks/verifier_pairs.py [--count 200] [--seed 1] [--kind NAME ...] [--show]
+python benchmarks/labelled_pairs.py [--count 200] [--seed 1] [--kind NAME ...] [--show]
 
 The pairs are those of tests/helpers/verifier_pairs.py, whose constructors share no code with the verifier. The service
 runs with its defaults, and with `code`. --show prints every verdict that is not right. The exit status is 1 if more
@@ -17,8 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 from common import serving, show
 from verifier_pairs import Pair, draw
-from verifier_pairs_texts import KINDS as TEXTS
-from verifier_pairs_values import KINDS as VALUES
+from verifier_pairs_kinds import KINDS
 from vold_client import AsyncVerifierClient, Item, Verdict
 
 OUTCOMES = ("right", "wrongly paid", "wrongly refused", "no verdict")
@@ -46,10 +45,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200, help="pairs of each kind")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kind", action="append", choices=sorted({**VALUES, **TEXTS}), help="repeatable")
+    parser.add_argument("--kind", action="append", choices=sorted(KINDS), help="repeatable")
     parser.add_argument("--show", action="store_true")
     options = parser.parse_args()
-    kinds = {name: kind for name, kind in {**VALUES, **TEXTS}.items() if not options.kind or name in options.kind}
+    kinds = {name: kind for name, kind in KINDS.items() if not options.kind or name in options.kind}
     drawn = draw(kinds, options.count, options.seed)
     # A worker verifies an item slowly on a loaded machine, but no item of this set is slow in itself.
     limits = ("--time-limit", "5", "--hard-time-limit", "60")
@@ -65,7 +64,9 @@ def main() -> int:
             if each != "right":
                 reason = verdict.reason or verdict.error
                 print(f"{name}, {each}: {pair.completion!r}, reference {pair.reference!r}: {reason}", file=sys.stderr)
-    rows.append(["all", str(total.total()), *(f"{total[each]} ({total[each] / total.total():.2%})" for each in OUTCOMES)])
+    rows.append(
+        ["all", str(total.total()), *(f"{total[each]} ({total[each] / total.total():.2%})" for each in OUTCOMES)]
+    )
     show(f"Pairs by construction, seed {options.seed}", ["kind", "pairs", *OUTCOMES], rows)
     good = total["wrongly paid"] <= MAX_WRONGLY_PAID * total.total() and total["right"] >= MIN_RIGHT * total.total()
     return 0 if good else 1
