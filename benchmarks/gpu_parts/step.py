@@ -20,7 +20,7 @@ PROMPTS, GROUP = 4, 5
 TOKENS = {"real": 256, "tiny": 6}
 STEPS = 3
 WHOLE_GIB = 110
-"""On a device with less memory than the weights and moments of the student and the teacher need, the student has LoRA."""
+"""Of the student's and the teacher's weights, gradients and moments: on a device with less, the student has LoRA."""
 Interval = tuple[float, float]
 
 
@@ -56,25 +56,13 @@ def measure(bench: Bench, folder: Path, setting: dict[str, str]) -> dict[str, fl
     shapes.teacher_folder(bench.size, teacher)
     rows = folder / "rows.jsonl"
     rows.write_text("".join(f'{{"prompt": "what is {n} plus {n}?", "answer": "{2 * n}"}}\n' for n in range(64)))
-    own: dict[str, Any] = {
-        "path": str(student),
-        "dtype": "float32",
-        "compute": "bfloat16",
-        "freeze": ["vision", "projector"],
-    }
-    own |= {"checkpoint_activations": True}
-    if small:
-        own = {
-            "path": str(student),
-            "dtype": "bfloat16",
-            "lora": {"r": 16, "alpha": 32},
-            "checkpoint_activations": True,
-        }
+    whole = {"dtype": "float32", "compute": "bfloat16", "freeze": ["vision", "projector"]}
+    own = {"dtype": "bfloat16", "lora": {"r": 16, "alpha": 32}} if small else whole
     with serving(bench, teacher, "auto") as service:
         config = TrainConfig.model_validate(
             {
                 "out": folder / "run",
-                "student": own,
+                "student": {"path": str(student), "checkpoint_activations": True, **own},
                 "teacher": {"url": service.url, "sane": "off", "timeout": 600},
                 "verifier": {"url": "local:", "name": "numeric"},
                 "data": {"source": str(rows)},

@@ -9,8 +9,8 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Table:
-    """name: in the results. part: that measures it. keys: headings of what identifies a row. columns: heading and format
-    of each value, by its name. rows: of each size, in the order of the table.
+    """name: in the results. part: that measures it. keys: headings of what identifies a row. columns: heading and
+    format of each value, by its name. rows: of each size, in the order of the table.
     """
 
     name: str
@@ -53,8 +53,8 @@ TABLES = (
             "real": _product(ATTENTIONS, (512, 2048, 8192), (1, 8), ASKED),
             "tiny": _product(ATTENTIONS, (24,), (1, 3), ASKED),
         },
-        note="Sequences of at most that many tokens, the shortest half as long; an eighth of them is the prompt, which a "
-        "group shares. tokens/s: positions run through the model, padding not among them.",
+        note="Sequences of at most that many tokens, the shortest half as long; an eighth of them is the prompt, which "
+        "a group shares. tokens/s: positions run through the model, padding not among them.",
         goals="at least 50 % of peak",
     ),
     Table(
@@ -104,8 +104,8 @@ TABLES = (
             "check_ratio": ("check / peak", "{:.2f}x"),
         },
         {"real": _product(SETTINGS, (1024, 2048, 4096, 8192)), "tiny": _product(SETTINGS, (24,))},
-        note="VOLD's objective; micro-batches of 1 unless said otherwise. The share counts 3 forward passes, with LoRA 2: "
-        "not what is recomputed.",
+        note="VOLD's objective; micro-batches of 1 unless said otherwise. The share counts 3 forward passes, with LoRA "
+        "2: not what is recomputed.",
         goals="vold check within 10 %",
     ),
     Table(

@@ -158,9 +158,8 @@ def measure_attention(bench: Bench, path: Path, model: Any, attention: str) -> N
         for key in own["service"]:
             sequences = batch(bench.size, length, int(key[1]), ASKED[0])
             bench.row("service", key, lambda sequences=sequences: beside_service(bench, backend, service, sequences))
-        measure_places(
-            bench, backend, service, [key for key in own["places"]], batch(bench.size, length, largest, ASKED[0])
-        )
+        sequences = batch(bench.size, length, largest, ASKED[0])
+        measure_places(bench, backend, service, own["places"], sequences)
 
 
 def scoring(bench: Bench, backend: TorchBackend, sequences: list[Sequence]) -> dict[str, Any]:
@@ -237,7 +236,7 @@ def serving(bench: Bench, path: Path, attention: str, *options: str) -> Iterator
     last line that it wrote.
     """
     if bench.cuda:
-        free, total = torch.cuda.mem_get_info(bench.device)
+        free, _ = torch.cuda.mem_get_info(bench.device)
         if bench.allocated() and free < 1.5 * bench.allocated():
             raise SkippedError("the device has no room for the weights of a service beside those in this process")
         bench.free()

@@ -31,39 +31,44 @@ STUDENTS: dict[str, dict[str, Any]] = {
 assert tuple(STUDENTS) == SETTINGS
 
 
+NEEDS = Needs(reward=True, teacher=True)
+
+
 def run(bench: Bench) -> None:
     ranks = Ranks(make_accelerator())
     for setting in SETTINGS:
-        keys = [key for key in bench.rows("update") if key[0] == setting]
         with tempfile.TemporaryDirectory() as folder:
-            made: list[PolicyUpdater] = []
+            measure_setting(bench, setting, Path(folder), ranks)
+        bench.free()
 
-            def updater(
-                setting: str = setting, folder: str = folder, made: list[PolicyUpdater] = made
-            ) -> PolicyUpdater:
-                if not made:
-                    student = students.make(bench, Path(folder), STUDENTS[setting])
-                    student.model.train()
-                    config = TrainConfig.model_validate(
-                        {
-                            "out": folder,
-                            "student": {"path": folder, **STUDENTS[setting]},
-                            "objective": {"name": "vold"},
-                            "batch": {"micro": 4 if setting.endswith("of 4") else 1},
-                            "optim": {"lr": 1e-6},
-                        }
-                    )
-                    made.append(PolicyUpdater(config, student, ranks))
-                return made[0]
 
-            for key in keys:
-                bench.row("update", key, lambda key=key, updater=updater: update(bench, updater(), int(key[1])))
-            if setting == SETTINGS[1] and made:
-                batch = students.scored(made[0].student, COMPLETIONS, 2, *lengths(int(keys[0][1])))
-                needs = Needs(reward=True, teacher=True)
-                bench.profile("Trainer: a policy update", lambda: made[0].update(0, batch, needs))
-            made.clear()
-            bench.free()
+def measure_setting(bench: Bench, setting: str, folder: Path, ranks: Ranks) -> None:
+    made: list[PolicyUpdater] = []
+    keys = [key for key in bench.rows("update") if key[0] == setting]
+
+    def measured(tokens: int) -> dict[str, Any]:
+        if not made:
+            made.append(make_updater(bench, setting, folder, ranks))
+        return update(bench, made[0], tokens)
+
+    for key in keys:
+        bench.row("update", key, lambda key=key: measured(int(key[1])))
+    if setting == SETTINGS[1] and made:
+        batch = students.scored(made[0].student, COMPLETIONS, 2, *lengths(int(keys[0][1])))
+        bench.profile("Trainer: a policy update", lambda: made[0].update(0, batch, NEEDS))
+
+
+def make_updater(bench: Bench, setting: str, folder: Path, ranks: Ranks) -> PolicyUpdater:
+    student = students.make(bench, folder, STUDENTS[setting])
+    student.model.train()
+    settings = {
+        "out": folder,
+        "student": {"path": str(folder), **STUDENTS[setting]},
+        "objective": {"name": "vold"},
+        "batch": {"micro": 4 if setting.endswith("of 4") else 1},
+        "optim": {"lr": 1e-6},
+    }
+    return PolicyUpdater(TrainConfig.model_validate(settings), student, ranks)
 
 
 def lengths(tokens: int) -> tuple[int, int]:
@@ -76,11 +81,10 @@ def update(bench: Bench, updater: PolicyUpdater, tokens: int) -> dict[str, Any]:
     student, config = updater.student, updater.config
     prompt, completion = lengths(tokens)
     batch = students.scored(student, COMPLETIONS, 2, prompt, completion)
-    needs = Needs(reward=True, teacher=True)
-    updater.update(0, batch, needs)
+    updater.update(0, batch, NEEDS)
     bench.free()
     bench.begin_peak()
-    seconds = bench.seconds(lambda: updater.update(0, batch, needs))
+    seconds = bench.seconds(lambda: updater.update(0, batch, NEEDS))
     peak = bench.peak_gib()
     real = sum(len(student.prompt_ids([one.example])[0]) + len(one.ids) for one in batch.rollouts)
     check = expected_gib(student, config, real // COMPLETIONS)

@@ -1,0 +1,28 @@
+"""Devices of the tests in this folder. On the CPU they are a part of `make test`, so that they are known to work; with a
+GPU, `make test-gpu` runs them there.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # the shapes and the parts of gpu.py
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    torch.set_num_threads(1)
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip(f"torch {torch.__version__} sees no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def exact_float32():
+    """float32 products without TF32, as on a CPU."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
