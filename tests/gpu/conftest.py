@@ -1,5 +1,5 @@
-"""Devices of the tests in this folder. On the CPU they are a part of `make test`, so that they are known to work; with a
-GPU, `make test-gpu` runs them there.
+"""Devices of the tests in this folder. On the CPU they are a part of `make test`, so that they are known to work;
+`make test-gpu` runs them on a GPU.
 """
 
 import sys
@@ -17,6 +17,21 @@ def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip(f"torch {torch.__version__} sees no CUDA device")
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    if not torch.cuda.is_available():
+        pytest.skip(f"torch {torch.__version__} sees no CUDA device")
+    return torch.device("cuda")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        on_cpu = getattr(item, "callspec", None) is not None and item.callspec.params.get("device") == "cpu"
+        if on_cpu and item.get_closest_marker("slow_on_cpu"):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

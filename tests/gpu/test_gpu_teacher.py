@@ -22,6 +22,7 @@ from vold_teacher.backends.torch import TorchBackend
 from vold_teacher.types import GeneratePrompt, SamplingOptions, ScoreOptions, Sequence
 
 FAMILIES = ["qwen3", "gemma2"]
+SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 GROUPS = [(40, [1, 12, 7]), (3, [9]), (17, [30, 2])]
 """Tokens of a prompt, and of its completions."""
 
@@ -79,13 +80,11 @@ def test_scores_in_float32_are_those_of_the_cpu(device, folder, family):
 
 
 @pytest.mark.gpu
-def test_scores_in_bfloat16_are_about_those_of_the_cpu_with_each_attention(folder):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+def test_scores_in_bfloat16_are_about_those_of_the_cpu_with_each_attention(cuda, folder):
     sequences = ragged(hidden_states=True)
     expected = TorchBackend(folder("qwen3"), device="cpu", limits=DecoderLimits()).score(sequences).scores
     reasons = []
-    for attention in attentions(torch.device("cuda"), "bfloat16"):
+    for attention in attentions(cuda, "bfloat16"):
         try:
             backend = TorchBackend(
                 folder("qwen3"), dtype="bfloat16", device="cuda", attention=attention, limits=DecoderLimits()
@@ -102,19 +101,16 @@ def test_scores_in_bfloat16_are_about_those_of_the_cpu_with_each_attention(folde
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["torch", "flash_attn"])
 @pytest.mark.parametrize("heads", [(8, 8), (8, 2)], ids=["mha", "gqa"])
-def test_a_kernel_for_different_lengths_equals_the_reference(name, heads):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    device = torch.device("cuda")
+def test_a_kernel_for_different_lengths_equals_the_reference(cuda, name, heads):
     try:
-        kernel = varlen.KERNELS[name](device, torch.bfloat16)
+        kernel = varlen.KERNELS[name](cuda, torch.bfloat16)
     except RuntimeError as error:
         pytest.skip(f"{name}: {error}")
     segments = [Segment(0, 200), Segment(200, 263, 0, 200), Segment(263, 264, 0, 200), Segment(264, 700)]
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(cuda).manual_seed(0)
     shapes = [(1, count, 700, 128) for count in (heads[0], heads[1], heads[1])]
-    tensors = [torch.randn(shape, device=device, generator=generator).bfloat16() for shape in shapes]
-    offsets = varlen.Offsets.of(segments, device)
+    tensors = [torch.randn(shape, device=cuda, generator=generator).bfloat16() for shape in shapes]
+    offsets = varlen.Offsets.of(segments, cuda)
     for scale in (None, 0.05):
         found = varlen.attend(kernel, *tensors, offsets, scale)
         exact = varlen.attend(varlen.reference, *(tensor.float() for tensor in tensors), offsets, scale)
@@ -122,12 +118,9 @@ def test_a_kernel_for_different_lengths_equals_the_reference(name, heads):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kernel", [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION,
-                                    SDPBackend.MATH], ids=lambda kernel: kernel.name)  # fmt: skip
-def test_each_kernel_of_sdpa_gives_the_scores_of_the_cpu(folder, kernel):
+@pytest.mark.parametrize("kernel", SDPA, ids=lambda kernel: kernel.name)
+def test_each_kernel_of_sdpa_gives_the_scores_of_the_cpu(cuda, folder, kernel):
     """Plain sequences of one length, which need no mask, so that each kernel may serve."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     sequences = ragged(groups=[(9, [8])] * 4)
     expected = TorchBackend(folder("qwen3"), device="cpu", limits=DecoderLimits()).score(sequences).scores
     backend = TorchBackend(folder("qwen3"), dtype="bfloat16", device="cuda", attention="sdpa", limits=DecoderLimits())
@@ -142,6 +135,7 @@ def test_each_kernel_of_sdpa_gives_the_scores_of_the_cpu(folder, kernel):
         assert np.abs(one.logprobs - other.logprobs).mean() < 0.1
 
 
+@pytest.mark.slow_on_cpu
 def test_bfloat16_is_near_float32_at_real_width(device, tmp_path):
     """Two layers of Qwen3-8B with its vocabulary on a GPU; the tiny shape on a CPU."""
     from gpu_parts import shapes
@@ -189,6 +183,7 @@ def requests_to_generate(temperature, **options):
     return [([GeneratePrompt(ids, 0, 12)], asked) for ids in prompts]
 
 
+@pytest.mark.slow_on_cpu
 def test_generation_is_that_of_the_cpu_and_its_log_probabilities_are_the_scores(device, folder):
     def backend(name):
         return TorchBackend(folder("qwen3"), dtype="float32", device=name, limits=DecoderLimits(max_rows=4))
@@ -292,6 +287,7 @@ def replace_layers(config, **settings):
     return config
 
 
+@pytest.mark.slow_on_cpu
 def test_the_plain_model_is_what_all_of_this_is_compared_with(device, folder):
     """Log-probabilities of one sequence by transformers alone, on the device."""
     sequence = ragged()[0]
