@@ -22,7 +22,7 @@ from gpu_parts.results import Results, command, write_page
 from gpu_parts.tables import PARTS
 
 HERE = Path(__file__).parent
-MINUTES = {"teacher": 8.5, "update": 6.5, "generation": 4.0, "step": 5.0}
+MINUTES = {"teacher": 8.0, "update": 6.5, "generation": 4.0, "step": 5.0}
 """After which a part begins no further measurement."""
 
 

@@ -44,6 +44,10 @@ class Bench:
         """Dense bfloat16 FLOP/s of the device; None if unknown."""
         return peak_flops(torch.cuda.get_device_name(self.device)) if self.cuda else None
 
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.until
+
     def share(self, flops: float, seconds: float) -> float | None:
         return flops / seconds / self.peak if self.peak else None
 
@@ -53,7 +57,7 @@ class Bench:
     def row(self, table: str, key: Key, work: Callable[[], Mapping[str, Any]]) -> bool:
         """Measure a row and write it, or why it could not be measured. Returns whether it was measured."""
         reason = ""
-        if time.monotonic() > self.until:
+        if self.late:
             reason = "out of time"
         else:
             try:
@@ -129,12 +133,18 @@ class Bench:
             torch.cuda.empty_cache()
 
     def profile(self, title: str, work: Callable[[], Any]) -> None:
-        """Write torch's table of the operations that take longest."""
+        """Write torch's table of the operations that take longest, if there is time and a profiler."""
         from torch.profiler import ProfilerActivity, profile
 
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.cuda else [])
-        with profile(activities=activities) as profiled:
-            self.once(work)
+        try:
+            if self.late:
+                raise SkippedError("out of time")
+            with profile(activities=activities) as profiled:
+                self.once(work)
+        except (SkippedError, RuntimeError) as error:
+            self.say(f"not profiled: {title}: {str(error).strip().partition(chr(10))[0]}")
+            return
         by = "self_device_time_total" if self.cuda else "self_cpu_time_total"
         table = profiled.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=60)
         self.results.text(self.part, title, table)

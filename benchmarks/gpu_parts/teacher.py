@@ -235,6 +235,8 @@ def serving(bench: Bench, path: Path, attention: str, *options: str) -> Iterator
     """A teacher in a process of its own, with weights of its own. Raises SkippedError if it does not start, with the
     last line that it wrote.
     """
+    if bench.late:
+        raise SkippedError("out of time")
     if bench.cuda:
         free, _ = torch.cuda.mem_get_info(bench.device)
         if bench.allocated() and free < 1.5 * bench.allocated():
