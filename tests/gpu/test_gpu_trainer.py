@@ -232,7 +232,6 @@ def test_generation_draws_what_the_cpu_draws(device, folder, family):
 
 
 @pytest.mark.slow_on_cpu
-@pytest.mark.timeout(600)
 def test_a_resumed_run_goes_on_as_one_that_was_not_stopped(device, verifier, tmp_path):
     if device.type == "cpu" and torch.cuda.is_available():
         pytest.skip("a run takes the GPU that is there")

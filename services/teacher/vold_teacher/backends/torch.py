@@ -66,6 +66,8 @@ class TorchBackend:
         self.limits = limits
         own = "auto" if attention == "varlen" else attention
         self.model = model if model is not None else _load(path, _choose_dtype(dtype, path, self.device), own)
+        if model is not None and own != "auto":
+            model.set_attn_implementation(own)
         self.model.to(self.device).eval().requires_grad_(False)
         config: Any = self.model.config.get_text_config(decoder=True)
         self.head = OutputHead(self.model)
