@@ -13,7 +13,7 @@ SECOND_RUNNER := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=tests/
 # Bytecode is written, so that the processes which tests start need not compile vold.
 WORKERS = $$("$(PYTHON)" -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
-LEFT_OUT := not slow and not compose
+LEFT_OUT := not slow and not compose and not gpu
 TEST = -m pytest -m '$(LEFT_OUT)' --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # What needs neither torch nor what comes with it.
 WITHOUT_TORCH := tests/unit/client tests/unit/common tests/unit/verifier \
@@ -22,7 +22,14 @@ TOOLS := cryptography grpc-stubs hypothesis import-linter mypy packaging psutil 
 	types-PyYAML types-cachetools types-protobuf
 OURS := -m pip install --quiet --no-deps --no-build-isolation --editable .
 
-.PHONY: install wheel demo test test-python test-slow test-vllm test-sglang test-compose test-newest test-oldest lint format proto lock bench bench-ablation attack compose clean
+# On a borrowed GPU: the environment of the PYTHON that is given, into which nothing is installed; .venv otherwise.
+GPU_PYTHON := $(if $(filter file,$(origin PYTHON)),$(BIN)/python,$(PYTHON))
+GPU_READY := $(if $(filter file,$(origin PYTHON)),install)
+GPU_ENV := PYTHONPATH=$(CURDIR)/proto:packing:client:services/common:services/teacher:services/verifier:trainer
+GPU_ENV := $(subst :,:$(CURDIR)/,$(GPU_ENV)) PYTHONUNBUFFERED=1
+GPU_ARGS ?=
+
+.PHONY: install wheel demo test test-gpu test-python test-slow test-vllm test-sglang test-compose test-newest test-oldest lint format proto lock bench bench-gpu bench-ablation attack compose clean
 
 install: .venv/.installed  ## .venv with everything that locks/dev.txt pins, and vold itself, editable
 
@@ -40,7 +47,13 @@ test: install  ## everything but what is marked slow, and what needs a Docker en
 	$(TEST_ENV) $(BIN)/python $(TEST)
 
 test-slow: install  ## rebuilds the pocket checkpoints and checks what they can do
-	$(RUN) pytest -m slow
+	$(RUN) pytest -m 'slow and not gpu'
+
+test-gpu: $(GPU_READY)  ## what only a GPU can show; PYTHON=python3 takes that environment as it is
+	$(GPU_ENV) "$(GPU_PYTHON)" -m pytest -m gpu $(GPU_ARGS) tests/gpu
+
+bench-gpu: $(GPU_READY)  ## benchmarks/gpu.md, on a GPU, in 25 minutes; GPU_ARGS='teacher --label X' measures one part
+	$(GPU_ENV) "$(GPU_PYTHON)" benchmarks/gpu.py $(GPU_ARGS)
 
 test-vllm: .venv-vllm/.installed  ## what needs vLLM, with a CPU build of it: the backends' suite, and rollouts
 	.venv-vllm/bin/python -m pytest -m vllm tests/services/teacher/test_backend_conformance.py tests/services/trainer/test_rollout_vllm*.py
@@ -63,7 +76,7 @@ test-sglang: install .venv-sglang/.installed  ## the gateway in front of a stock
 	touch $@
 
 # The ranges in pyproject.toml are claims: both ends, resolved today, in environments of their own. torch stays the lock's.
-test-newest test-oldest: LEFT_OUT := not slow and not compose and not locked
+test-newest test-oldest: LEFT_OUT := not slow and not compose and not gpu and not locked
 test-newest: RESOLUTION = highest
 test-oldest: RESOLUTION = lowest-direct
 test-newest test-oldest: test-%: install  ## everything but the slow tests, with the newest and the oldest in the ranges

@@ -20,8 +20,8 @@ with contextlib.suppress(ModuleNotFoundError):  # which the environment with vLL
 
 def pytest_configure(config: pytest.Config) -> None:
     """Processes that tests start, and those that they start, treat warnings as pytest does here. What vLLM and SGLang
-    warn of is not for these tests to say."""
-    if config.getoption("markexpr") in ("vllm", "sglang"):
+    warn of is not for these tests to say, nor what versions on a borrowed GPU do."""
+    if config.getoption("markexpr") in ("vllm", "sglang", "gpu"):
         config.addinivalue_line("filterwarnings", "default")
     else:
         os.environ["PYTHONWARNINGS"] = ",".join(config.getini("filterwarnings"))

@@ -4,7 +4,8 @@ All prompts and completions of a pass form a single row, so that the matrix prod
 only. Attention keeps them apart: each segment of the row attends to itself and, if it is a completion of a shared
 prompt, to that prompt.
 
-For CPUs, where padding and masks cost as much as real tokens, and one attention call per segment costs little. Shape
+The attention `ATTENTION` is for CPUs, where padding and masks cost as much as real tokens, and one attention call per
+segment costs little. The attentions that `register_varlen` makes take one call for all segments (`varlen`). Shape
 letters: S packed tokens, R rows that predict a completion token, H hidden size, D head size.
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from vold_packing.transformers import undocumented
+from vold_packing.varlen import Kernel, Offsets, attend
 
 with undocumented():
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -48,15 +50,18 @@ class Segment:
 
 
 _segments: ContextVar[Seq[Segment] | None] = ContextVar("segments", default=None)
+_offsets: ContextVar[Offsets | None] = ContextVar("offsets", default=None)
+"""Of the segments, once a layer has asked for them; None before."""
 
 
 @contextmanager
 def _packed(segments: Seq[Segment]) -> Iterator[None]:
-    token = _segments.set(segments)
+    tokens = _segments.set(segments), _offsets.set(None)
     try:
         yield
     finally:
-        _segments.reset(token)
+        _segments.reset(tokens[0])
+        _offsets.reset(tokens[1])
 
 
 def _attention(
@@ -125,6 +130,28 @@ def _mask(*args: Any, **options: Any) -> Tensor | None:
 
 AttentionInterface.register(ATTENTION, _attention)
 AttentionMaskInterface.register(ATTENTION, _mask)
+
+
+def register_varlen(name: str, kernel: Kernel) -> str:
+    """Register an attention that computes all segments in one call of `kernel`. Returns its name in transformers, which
+    is new for each `name`. Outside `packed_states` it is plain sdpa.
+    """
+
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        segments = _segments.get()
+        if segments is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        offsets = _offsets.get()
+        if offsets is None:  # the first layer of this pass
+            offsets = Offsets.of(segments, query.device)
+            _offsets.set(offsets)
+        return attend(kernel, query, key, value, offsets, options.get("scaling")), None
+
+    AttentionInterface.register(f"{ATTENTION}_{name}", attention)
+    AttentionMaskInterface.register(f"{ATTENTION}_{name}", _mask)
+    return f"{ATTENTION}_{name}"
 
 
 def packed_states(model: Any, groups: Seq[tuple[Ids, Seq[Ids]]]) -> Tensor:

@@ -8,9 +8,12 @@ dependency keeps its own error.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
-VERSION = version("vold")
+try:
+    VERSION = version("vold")
+except PackageNotFoundError:  # run from a checkout that is on PYTHONPATH, as `make test-gpu PYTHON=...` does
+    VERSION = "0+checkout"
 
 PACKAGES = frozenset({"vold_client", "vold_proto", "vold_service", "vold_teacher", "vold_trainer", "vold_verifier"})
 

@@ -53,8 +53,9 @@ class TeacherSettings(ServerSettings):
         default="auto", description="what the weights compute in; auto: the checkpoint's, but float32 on a CPU"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes CUDA where there is any")
-    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
-        default="auto", description="torch: how attention is computed; auto is what transformers picks"
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager", "varlen"] = Field(
+        default="auto",
+        description="torch: how attention is computed; auto is what transformers picks; varlen packs batches on a GPU",
     )
     compile: bool = Field(default=False, description="torch: compile the model's forward pass with torch.compile")
     gpu_memory_utilization: float | None = Field(

@@ -211,11 +211,11 @@ def test_the_papers_size():
     layer = 2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 11008
     casts = 2 * (36 * layer + 151936 * 2048)
     assert several.generation_casts == casts
-    assert several.cache == 36 * (40 * 8192 + 8 * 300) * 256 * (4 + 2)
+    assert several.cache == 36 * (40 * 8192 + 8 * 300) * 256 * (2 + 2)
     assert several.generation - one.generation == several.buckets == several.gradients
     assert gib["gradients"] == 11.5
-    assert round(one.peak / 2**30) == 60
-    assert round(several.peak / 2**30) == 72
+    assert round(one.peak / 2**30) == 56
+    assert round(several.peak / 2**30) == 66
 
 
 def test_bytes_are_formatted_in_readable_units():

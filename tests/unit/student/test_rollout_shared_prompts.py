@@ -140,3 +140,24 @@ def test_a_model_with_an_attention_of_its_own_is_refused(monkeypatch):
         monkeypatch.setitem(AttentionInterface._global_mapping, ATTENTION, sdpa_attention_forward)
         with pytest.raises(RunError, match="layers have keys and values"):
             decoder.feed(torch.tensor([5, 5, 5, 5]))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2.5-vl"])
+@pytest.mark.parametrize("share", [True, False])
+def test_keys_stored_in_the_dtype_of_products_give_the_logits_of_keys_in_float32(family, share, tmp_path, monkeypatch):
+    student = load_student(StudentConfig(path=str(tiny_student(family, tmp_path)), compute="bfloat16"))
+    prompts = TEXT_PROMPTS[:2] if family == "qwen3" else IMAGE_PROMPTS[:2]
+    student.model.eval()
+    _, narrow = _logits(student, prompts, 3, 5, share)
+    update = ReservedLayer.update
+    stored = set()
+
+    def wide(layer, key_states, value_states, *args, **kwargs):
+        found = update(layer, key_states.float(), value_states.float(), *args, **kwargs)
+        stored.add(layer.keys.dtype)
+        return found
+
+    monkeypatch.setattr(ReservedLayer, "update", wide)
+    _, expected = _logits(student, prompts, 3, 5, share)
+    assert all(torch.equal(logits, other) for logits, other in zip(narrow, expected, strict=True))
+    assert stored == {torch.float32}

@@ -7,6 +7,7 @@ from teacher_fixtures import VOCAB, make_model, save_model
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 from vold_packing import packed
 from vold_teacher.backends.decoding import DecoderLimits
+from vold_teacher.backends.head import gpu_head_rows
 from vold_teacher.backends.torch import TorchBackend
 from vold_teacher.batch import Layout
 from vold_teacher.types import ScoreOptions, Sequence
@@ -18,15 +19,33 @@ def folder(request, tmp_path_factory):
     return request.param, save_model(tmp_path_factory.mktemp("prefix"), request.param)
 
 
-@pytest.fixture(scope="module", params=[Layout.PACKED, Layout.SHARED], ids=["packed", "shared"])
+@pytest.fixture(scope="module", params=["packed", "varlen", "shared"])
 def model_and_backend(request, folder):
     name, path = folder
     own = "eager" if name == "gemma2" else "sdpa"
-    attention = "auto" if request.param is Layout.PACKED else own
+    attention = {"packed": "auto", "varlen": "varlen", "shared": own}[request.param]
+    if name == "gemma2" and attention == "varlen":
+        pytest.skip("Gemma 2 caps its attention scores, which no kernel of varlen can")
     backend = TorchBackend(path, device="cpu", attention=attention, limits=DecoderLimits())
     # Gemma 2 caps its attention scores, which sdpa cannot.
-    assert backend.info.layout is (Layout.SHARED if name == "gemma2" else request.param)
+    assert backend.info.layout is (Layout.SHARED if name == "gemma2" or request.param == "shared" else Layout.PACKED)
     return make_model(name), backend
+
+
+def test_varlen_that_cannot_be_had_says_what_to_use(folder):
+    name, path = folder
+    if name == "gemma2":
+        with pytest.raises(OSError, match=r"--attention varlen .*reference: not for this architecture.*: use auto"):
+            TorchBackend(path, device="cpu", attention="varlen", limits=DecoderLimits())
+    with pytest.raises(OSError, match="--attention varlen and --compile cannot be had together"):
+        TorchBackend(path, device="cpu", attention="varlen", compiled=True, limits=DecoderLimits())
+
+
+def test_a_gpu_gets_chunks_of_logits_by_its_memory():
+    vocabulary = 151_936
+    for gib, rows in ((24, 128), (80, 512), (141, 896), (1000, 1664), (1, 128)):
+        assert gpu_head_rows(vocabulary, gib << 30) == rows
+    assert gpu_head_rows(110, 80 << 30) * 110 * 4 <= 80 << 22
 
 
 def grouped(prompt_lengths: list[int], group: int, longest: int) -> list[Sequence]:

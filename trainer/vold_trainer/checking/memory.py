@@ -237,23 +237,20 @@ def cast_bytes(model: ModelSize, *, head: bool = False) -> int:
 
 
 def cache_bytes(model: ModelSize, tokens: int, batch: int, prompt: int = 0, group: int = 1) -> int:
-    """Keys and values of `batch` sequences; a group shares those of its prompt (student/shared_prompts.py).
-
-    With autocast keys are float32, because the rotation computes in float32, and values have the dtype of the products.
+    """Keys and values of `batch` sequences, in the dtype of the products; a group shares those of its prompt
+    (student/shared_prompts.py, student/cache.py).
     """
     positions = batch * (tokens - prompt) + math.ceil(batch / group) * prompt
-    key_bytes = 4 if model.casts else model.compute_bytes
-    return model.layers * positions * model.kv_width * (key_bytes + model.compute_bytes)
+    return 2 * model.layers * positions * model.kv_width * model.compute_bytes
 
 
 def decoding_bytes(model: ModelSize, tokens: int, batch: int) -> int:
-    """What a decoding step allocates beside cache and casts: with autocast the keys of a layer in the dtype of matrix
-    products; the scores of its attention, in that dtype, in float32, joined and split; and the logits of the next
-    token, in float32 about six times while it is sampled.
+    """What a decoding step allocates beside cache and casts: the scores of a layer's attention, in the dtype of matrix
+    products, in float32, joined and split; and the logits of the next token, in float32 about six times while it is
+    sampled.
     """
-    copies = batch * tokens * model.kv_width * model.compute_bytes if model.casts else 0
     scores = batch * model.heads * tokens * (4 + 4 * model.compute_bytes)
-    return copies + scores + 6 * 4 * batch * model.vocabulary
+    return scores + 6 * 4 * batch * model.vocabulary
 
 
 def available_memory() -> tuple[int, str]:

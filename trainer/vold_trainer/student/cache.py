@@ -13,6 +13,9 @@ with undocumented():
 class ReservedLayer(DynamicLayer):
     """Keys and values of an attention layer in memory that is reserved once. A new token is written in place, whereas
     transformers' DynamicLayer copies all earlier tokens.
+
+    Keys are stored in the dtype of the values. With autocast they come in float32 from the rotation, and each attention
+    would cast all of them to that dtype again.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -29,6 +32,7 @@ class ReservedLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append [B, H, new, D]; return keys and values of all positions, [B, H, S, D]."""
+        key_states = key_states.to(value_states.dtype)
         if not self.is_initialized:
             # The prompts get no reserved memory: `reorder_cache` reserves it for the sequences decoded from them.
             self.lazy_initialization(key_states, value_states)

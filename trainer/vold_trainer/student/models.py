@@ -183,7 +183,11 @@ def load_student(config: StudentConfig) -> Student:
     path = resolve_model(config.path)
     if is_evident_path(path):
         require_model_folder(path, f"student.path {config.path!r}", "OWNER/NAME of a model of the hub, or pocket:NAME")
-    model, processor, tokenizer = _load_pretrained(path, config)
+    return make_student(*_load_pretrained(path, config), config)
+
+
+def make_student(model: PreTrainedModel, processor: Any, tokenizer: Any, config: StudentConfig) -> Student:
+    """The student of a model that is in memory, prepared as the config asks. Raises as `load_student`."""
     _check_logits(model)
     encoding.check_template(processor, tokenizer, config.path)
     embeddings: Any = model.get_input_embeddings()

@@ -1,6 +1,5 @@
 """The torch backend: any causal language model that transformers can load, on one device."""
 
-import copy
 import itertools
 import logging
 from collections.abc import Sequence as Seq
@@ -10,16 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
-from vold_packing.packed import ATTENTION, packed_states
-from vold_packing.transformers import attention_for, undocumented
+from vold_packing.packed import ATTENTION, packed_states, register_varlen
+from vold_packing.transformers import attention_for
+from vold_packing.varlen import KERNELS
 from vold_service.errors import ServiceError
 from vold_service.fairness import FairShare
 
 from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
 from vold_teacher.backends.decoding import DecoderLimits, TorchDecoder
 from vold_teacher.backends.folder import eos_ids, text_config
+from vold_teacher.backends.head import OutputHead, head_rows
 from vold_teacher.backends.prefix import shared_prompt_states
 from vold_teacher.backends.trial import try_transformers
 from vold_teacher.batch import BatchSize, Layout, group_by_prompt
@@ -27,16 +28,7 @@ from vold_teacher.identity import weights_fingerprint
 from vold_teacher.scoring import RowScores, chunk_rows, prediction_rows, score_rows
 from vold_teacher.types import ScoreOptions, Sequence, SequenceScore
 
-with undocumented():
-    from transformers.modeling_outputs import MoeModelOutputWithPast
-
 log = logging.getLogger("vold.teacher.torch")
-
-# Elements of one chunk of float32 logits: 8 MiB on a CPU, where it is read several times and should stay in the caches,
-# 256 MiB on a GPU. A chunk has at least MIN_ROWS rows, to pay for reading the head: with a vocabulary of 152k and a
-# hidden size of 896, chunks of 128 rows take a fifth less time per row than chunks of 64.
-MAX_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
-MIN_ROWS = 128
 
 # Tokens of one pass through the model: a CPU is about twice as fast if the activations of a pass stay in its caches. A
 # GPU runs a batch in one pass.
@@ -44,41 +36,6 @@ PASS_TOKENS = {"cpu": 2048}
 
 # Layers whose state is plain keys and values, which the decoder's cache can hold for rows of different lengths.
 CACHEABLE_LAYERS = {"full_attention", "sliding_attention"}
-
-
-class _PassThrough(nn.Module):
-    """Takes the place of a causal model's decoder: returns its input embeddings as hidden states."""
-
-    def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> MoeModelOutputWithPast:
-        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)  # a mixture of experts reads router_logits
-
-
-class OutputHead:
-    """Hidden states to logits, by the model's own `forward` without its decoder.
-
-    So softcapping (Gemma), scaling (Cohere, Granite) and biases are the model's own code, not a copy. `check` compares
-    the head with the whole model once.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._model = copy.copy(model)
-        self._model._modules = dict(model._modules)
-        self._model._modules[model.base_model_prefix] = _PassThrough()
-
-    def __call__(self, hidden_RH: Tensor) -> Tensor:
-        """[R, H] to [R, V]."""
-        return self._model(inputs_embeds=hidden_RH[None], use_cache=False).logits[0]
-
-    def check(self, model: Any) -> None:
-        """Raise OSError if the decoder and then the head give other logits than the whole model."""
-        ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().num_embeddings
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        whole = model(input_ids=ids, use_cache=False).logits[0]
-        if not torch.allclose(self(hidden[0]), whole, rtol=1e-2, atol=1e-3):
-            raise OSError(
-                f"{type(model).__name__} computes its logits in a way that cannot be split from its decoder: "
-                "serve a model of another architecture"
-            )
 
 
 class TorchBackend:
@@ -97,12 +54,20 @@ class TorchBackend:
         max_logits: int | None = None,
         attention: str = "auto",
         compiled: bool = False,
+        model: Any | None = None,
     ) -> None:
-        """attention: auto, or an implementation of transformers. compiled: run the decoder through torch.compile."""
+        """attention: auto, varlen, or an implementation of transformers. compiled: run the decoder through
+        torch.compile. model: of the folder's config, if there is one in memory already; its dtype stays.
+        """
+        if attention == "varlen" and compiled:
+            raise OSError("--attention varlen and --compile cannot be had together: leave one of them out")
         try_transformers()
         self.device = _device(device)
         self.limits = limits
-        self.model = _load(path, _choose_dtype(dtype, path, self.device), attention)
+        own = "auto" if attention == "varlen" else attention
+        self.model = model if model is not None else _load(path, _choose_dtype(dtype, path, self.device), own)
+        if model is not None and own != "auto":
+            model.set_attn_implementation(own)
         self.model.to(self.device).eval().requires_grad_(False)
         config: Any = self.model.config.get_text_config(decoder=True)
         self.head = OutputHead(self.model)
@@ -110,9 +75,7 @@ class TorchBackend:
             self.head.check(self.model)
         vocab_size = self.model.get_output_embeddings().weight.shape[0]
         self._pass_tokens = PASS_TOKENS.get(self.device.type)
-        self.rows = max(
-            chunk_rows(vocab_size, max_logits or MAX_LOGITS[self.device.type]), 1 if max_logits else MIN_ROWS
-        )
+        self.rows = chunk_rows(vocab_size, max_logits) if max_logits else head_rows(vocab_size, self.device)
         own_limit = getattr(config, "max_position_embeddings", None)
         if max_sequence is not None and own_limit is not None and max_sequence > own_limit:
             raise OSError(f"--max-sequence {max_sequence} is above the model's {own_limit}: ask for less")
@@ -124,8 +87,7 @@ class TorchBackend:
         # The sliding window of the decoder's attention: packed attention ignores it, so sequences must fit.
         self._window = getattr(config, "sliding_window", None) if "sliding_attention" in layer_types else None
         self._padded_layout = Layout.SHARED if cacheable and self._can_share_prompts() else Layout.SEPARATE
-        may_pack = self.device.type == "cpu" and attention == "auto" and cacheable and not compiled
-        packs = may_pack and self._can_pack()
+        packs = cacheable and not compiled and self._packs(attention)
         self.info = ModelInfo(
             vocab_size=vocab_size,
             max_sequence=max_sequence or own_limit or 4096,
@@ -224,8 +186,31 @@ class TorchBackend:
         log.warning("prompts are computed for each completion: sharing them changes this architecture's numbers")
         return False
 
+    def _packs(self, attention: str) -> bool:
+        """Whether sequences are packed; if so, sets the attention. On a GPU a call for each segment is slower than
+        padding, so there it takes a kernel for all segments, which has to be asked for.
+
+        Raises OSError if varlen is asked for and cannot be had.
+        """
+        if attention == "auto":
+            return self.device.type == "cpu" and self._can_pack(ATTENTION)
+        if attention != "varlen":
+            return False
+        reasons = []
+        for name, make in KERNELS.items():
+            try:
+                kernel = make(self.device, self.model.dtype)
+            except RuntimeError as error:
+                reasons.append(f"{name}: {error}")
+                continue
+            if self._can_pack(register_varlen(name, kernel)):
+                log.info("sequences are packed; attention by %s", name)
+                return True
+            reasons.append(f"{name}: not for this architecture")
+        raise OSError(f"--attention varlen cannot be had ({'; '.join(reasons)}): use auto")
+
     @torch.inference_mode()
-    def _can_pack(self) -> bool:
+    def _can_pack(self, attention: str) -> bool:
         """Whether packed sequences have the same states as separate sequences. If so, sets the packed attention."""
         default = self.model.config._attn_implementation
         if default != "sdpa":  # the architecture needs more than sdpa offers, such as Gemma 2's capped scores
@@ -233,7 +218,7 @@ class TorchBackend:
         sequences = self._probe_sequences()
         separate = self._states(sequences, [[0], [1], [2]], Layout.SEPARATE)
         try:
-            self.model.set_attn_implementation(ATTENTION)
+            self.model.set_attn_implementation(attention)
             if self._same(self._states(sequences, [[0, 1], [2]], Layout.PACKED), separate):
                 return True
             reason = "it changes this architecture's numbers"

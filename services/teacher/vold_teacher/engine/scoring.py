@@ -281,6 +281,7 @@ class Scorer:
             return
         sequences = [sequence for _, entry in live for sequence in entry.sequences.values()]
         jobs = {job for job, _ in live}
+        scored: ScoredBatch | None
         try:
             with tracing.batch_span("score batch", (job.call.span for job in jobs)) as attributes:
                 scored = await self._run_backend(sequences)
@@ -296,6 +297,8 @@ class Scorer:
             return
         except Exception:
             log.exception("a batch of %d sequences failed: each is scored by itself", len(sequences))
+            scored = None
+        if scored is None:  # not in the handler: its error holds the tensors of the failed batch, which fill the device
             await self._score_one_by_one(live)
             return
         seconds = time.monotonic() - now

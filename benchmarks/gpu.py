@@ -1,0 +1,83 @@
+"""What no CPU can measure: the teacher and the trainer at the shapes of Qwen3-8B and Qwen2.5-VL-3B, on one GPU.
+
+python benchmarks/gpu.py                      all parts, under 25 minutes together, and the page benchmarks/gpu.md
+python benchmarks/gpu.py teacher              one part, under 9 minutes: teacher, update, generation or step
+python benchmarks/gpu.py --label "after X"    as a section of its own, beside what was measured before
+python benchmarks/gpu.py --page               the page alone, from the results that are there
+python benchmarks/gpu.py --size tiny --device cpu --out runs/gpu      the same code in a minute, without a GPU
+
+Weights are random and made on the device; nothing is fetched. Results are lines of gpu.jsonl as they come: a part that
+is stopped leaves what it has. What is not installed, does not fit or comes too late is written with its reason.
+"""
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from gpu_parts.results import Results, command, write_page
+from gpu_parts.tables import PARTS
+
+HERE = Path(__file__).parent
+MINUTES = {"teacher": 8.0, "update": 6.5, "generation": 4.0, "step": 5.0}
+"""After which a part begins no further measurement."""
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; without any, all of them")
+    parser.add_argument("--size", choices=("real", "tiny"), default="real", help="tiny: to try the code")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--out", type=Path, help="folder of gpu.jsonl and gpu.md; benchmarks/ if absent")
+    parser.add_argument("--label", default="", help="a section of its own on the page")
+    parser.add_argument("--page", action="store_true", help="write the page alone")
+    options = parser.parse_args(arguments)
+    if unknown := [part for part in options.part if part not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}: choose from {', '.join(PARTS)}")
+    if options.out is None and options.device == "cpu" and not options.page:
+        parser.error("--device cpu needs --out FOLDER: benchmarks/ holds what GPUs measured")
+    folder = options.out or HERE
+    if options.page:
+        print(write_page(folder, options.size))
+        return 0
+    if len(options.part) != 1:  # each in a process of its own, so that one leaves no memory to the next
+        return run_all(options.part or list(PARTS), arguments, options.part)
+    return run_part(options.part[0], options, folder, command(arguments))
+
+
+def run_all(parts: list[str], arguments: list[str], named: list[str]) -> int:
+    rest = [argument for argument in arguments if argument not in named]
+    codes = [
+        subprocess.run([sys.executable, str(HERE / "gpu.py"), part, *rest], check=False).returncode for part in parts
+    ]
+    return max(codes)
+
+
+def run_part(part: str, options: argparse.Namespace, folder: Path, line: str) -> int:
+    if options.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also for what the part starts
+    import torch
+    from gpu_parts.measure import Bench, machine_facts
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print(f"torch {torch.__version__} sees no CUDA device: nothing is measured, and nothing estimated in its place")
+        return 1
+    device = torch.device(options.device)
+    results = Results(folder, options.label)
+    results.machine(part, machine_facts(device, options.size, line))
+    bench = Bench(part, options.size, device, results, until=time.monotonic() + 60 * MINUTES[part])
+    try:
+        measure = importlib.import_module(f"gpu_parts.{part}").run
+    except ModuleNotFoundError as error:
+        bench.skip_all(f"{error.name} is not installed")
+    else:
+        measure(bench)
+    bench.say(f"done: {write_page(folder, options.size)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
