@@ -30,7 +30,9 @@ def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedPro
 
 
 def write(path, rows):
-    lines = [row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows]
+    lines = [
+        row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows
+    ]
     path.write_bytes(b"".join(line + b"\n" for line in lines))
     return path
 
@@ -113,20 +115,35 @@ BROKEN = {
     "two references": ({**RIGHT, "id": "x", "answer": "1"}, "reference and answer are the same field: keep one"),
     "unknown field": ({**RIGHT, "id": "x", "refrence": "1"}, "unknown field 'refrence'; did you mean 'reference'?"),
     "unread field": ({**RIGHT, "id": "x", "score": 1}, "unknown field 'score'; the fields are id, completion"),
-    "messages": ({**RIGHT, "id": "x", "messages": [{"role": "me", "content": "a"}]}, "field 'messages[0].role' is 'me'"),
-    "no number": ('{"id": "x", "completion": "1", "reference": NaN}', "field 'reference' is nan: give the reference answer as text or a number"),
-    "id no number": ('{"id": Infinity, "completion": "1", "reference": "1"}', "field 'id' is inf: give a text or a number"),
+    "messages": (
+        {**RIGHT, "id": "x", "messages": [{"role": "me", "content": "a"}]},
+        "field 'messages[0].role' is 'me'",
+    ),
+    "no number": (
+        '{"id": "x", "completion": "1", "reference": NaN}',
+        "field 'reference' is nan: give the reference answer as text or a number",
+    ),
+    "id no number": (
+        '{"id": Infinity, "completion": "1", "reference": "1"}',
+        "field 'id' is inf: give a text or a number",
+    ),
     "id half a character": ('{"id": "\\udfff", "completion": "1", "reference": "1"}', "half of a character"),
     "half a character deep inside": (
         '{"id": "x", "completion": "1", "reference": "1", "parameters": {"a": ["\\ud800"]}}',
         "its text holds '\\ud800', which is half of a character: take it out",
     ),
-    "options no texts": ({**RIGHT, "id": "x", "verifier": "choice", "options": ["Paris", None]}, "field 'options' has None for 'B'"),
+    "options no texts": (
+        {**RIGHT, "id": "x", "verifier": "choice", "options": ["Paris", None]},
+        "field 'options' has None for 'B'",
+    ),
     "options mixed": ({**RIGHT, "id": "x", "options": [{"A": "Paris"}, "Rome"]}, "field 'options' holds 'Rome'"),
     "too many options": ({**RIGHT, "id": "x", "options": ["x"] * 27}, "over the limit of 26"),
     "options twice": ({**RIGHT, "id": "x", "options": [{"A": "1"}, {"A": "2"}]}, "names 'A' twice"),
     "half a character": ('{"id": "x", "completion": "\\ud800", "reference": "1"}', "half of a character"),
-    "key twice": ('{"id": "x", "completion": "1", "completion": "2"}', "not JSON (the key 'completion' twice in an object)"),
+    "key twice": (
+        '{"id": "x", "completion": "1", "completion": "2"}',
+        "not JSON (the key 'completion' twice in an object)",
+    ),
     "not UTF-8": (b'{"id": "\xb5"}', "not UTF-8 (byte 0xb5 at position 8): save the file as UTF-8"),
     "deep": ("[" * 100_000, "not JSON (more than 100 levels"),
     "bad reference": ({**RIGHT, "id": "x", "reference": ""}, "the reference is empty"),

@@ -26,7 +26,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | UsageError]]:
     parser = Parser()
     for number, line in enumerate(read_lines(path), 1):
         if line.strip():
-            yield number, read_line(line, f"{path}:{number}", parser)
+            yield number, read_object(line, f"{path}:{number}", parser)
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
@@ -62,8 +62,8 @@ def decoded_lines(file: IO[bytes], name: str) -> Iterator[bytes]:
         yield last.encode(errors="surrogatepass")
 
 
-def read_line(line: bytes, where: str, parser: Parser) -> dict[str, Any] | UsageError:
-    """The object of a line, or why there is none. where: the line's place."""
+def read_object(line: bytes, where: str, parser: Parser | None = None) -> dict[str, Any] | UsageError:
+    """The object of a line, or the error of the row `where`. parser: of many lines, one after the other."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -71,7 +71,7 @@ def read_line(line: bytes, where: str, parser: Parser) -> dict[str, Any] | Usage
             f"{where}: not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start}): save the file as UTF-8"
         )
     try:
-        value = parser.parse(text)
+        value = (parser or Parser()).parse(text)
     except ValueError as error:
         return UsageError(f"{where}: not JSON ({reason(error)}): {quote(text.strip())}")
     row = as_row(value)

@@ -11,7 +11,7 @@ from vold_client import Item, Verdict
 
 from vold_trainer.data.examples import Example, require_characters
 from vold_trainer.data.fields import FieldError, completion_text, read_options, read_parameters, reference_text
-from vold_trainer.data.jsonl import read_line
+from vold_trainer.data.jsonl import read_object
 from vold_trainer.data.messages import read_messages
 from vold_trainer.data.parsing import Parser
 from vold_trainer.data.quoting import quote
@@ -54,7 +54,7 @@ class LineParser:
     def parse(self, text: bytes, number: int) -> Line:
         """Parse one line. Never raises: an invalid line has an `error`."""
         where = f"{self.file}:{number}" if self.file else f"line {number}"
-        row = read_line(text, where, self._parser)
+        row = read_object(text, where, self._parser)
         if isinstance(row, UsageError):
             return Line(number, number, where, error=str(row))
         line = Line(number, number, where)
