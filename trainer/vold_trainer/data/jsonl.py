@@ -65,7 +65,7 @@ def decoded_lines(file: IO[bytes], name: str) -> Iterator[bytes]:
 def read_object(line: bytes, where: str, parser: Parser | None = None) -> dict[str, Any] | UsageError:
     """The object of a line, or the error of the row `where`. parser: of many lines, one after the other."""
     try:
-        text = line.decode()
+        text = line.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:
         return UsageError(
             f"{where}: not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start}): save the file as UTF-8"

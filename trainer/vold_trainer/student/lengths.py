@@ -66,9 +66,9 @@ def check_prompts(student: Student, examples: Sequence[Example], max_tokens: int
     for example, length in long:
         error = student.too_long(length, f"rollout.max_tokens {max_tokens}")
         if on_long is None:
+            said = f"{RowFault.of(example, error)}.{_more(len(long), len(examples))}"
             raise PromptTooLongError(
-                f"{RowFault.of(example, error)}.{_more(len(long), len(examples))} Lower rollout.max_tokens, drop them, or set "
-                "data.skip_broken=true"
+                f"{said} Lower rollout.max_tokens, drop them, or set data.skip_broken=true"
             ) from error
         on_long(example, error)
 

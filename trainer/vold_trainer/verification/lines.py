@@ -60,8 +60,9 @@ class LineParser:
         line = Line(number, number, where)
         try:
             line.id = _id(row, number)
+            item = self._item(row)
             require_characters(row)
-            line.item = self._item(row)
+            line.item = item
         except ValueError as error:
             line.error = f"{where}: {error}"
         return line
