@@ -82,7 +82,9 @@ def test_a_row_that_the_student_refuses_is_named_and_the_other_topics_are_checke
     report = run_check(config(f"data.source={file}", *own), dry=False)
     (fault,) = [finding for finding in report.findings if "at fault" in finding.text]
     assert (fault.topic, fault.level) == ("data", level)
-    assert f"1 of 3 rows are at fault for this student: {file}:2: absolute aspect ratio" in fault.text
+    assert (
+        f"{file}:2: the student's processor refuses its images (3000 x 3 pixels): absolute aspect ratio" in fault.text
+    )
     assert report.passed == (level == "warning")
     for topic in ("student", "memory", "teacher", "verifier", "folder"):
         assert report.of_topic(topic)

@@ -1,4 +1,5 @@
-"""The command line: vold demo | traces | sft | train | export | eval | verify | check | report | ablation | pocket."""
+"""The command line: vold demo | prepare | traces | sft | train | export | eval | verify | check | report |
+ablation | pocket."""
 
 import logging
 import os
@@ -297,8 +298,10 @@ def main() -> None:
     """Entry point: an error that a user can fix ends the command with its message and status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     from vold_trainer.pocket_building.cli import app as pocket_app
+    from vold_trainer.preparation.cli import app as prepare_app
 
     app.add_typer(pocket_app, name="pocket", help="The pocket world: its problems, its pictures, its checkpoints.")
+    app.add_typer(prepare_app, name="prepare")
     try:
         app()
     except ReportedElsewhereError:

@@ -30,7 +30,10 @@ def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedPro
 
 
 def write(path, rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    lines = [
+        row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows
+    ]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
     return path
 
 
@@ -100,32 +103,49 @@ def test_a_file_is_verified_in_order_by_a_local_service(tmp_path):
 
 
 BROKEN = {
-    "no JSON": ("{", "is not JSON"),
-    "no object": ("[1]", "is a list"),
-    "no completion": ({"id": "x", "reference": "1"}, "completion is missing"),
-    "completion no text": ({"id": "x", "completion": 3, "reference": "1"}, "completion is a number"),
+    "no JSON": ("{", "not JSON ("),
+    "no object": ("[1]", "a list, not an object: '[1]'"),
+    "no completion": ({"id": "x", "reference": "1"}, "field 'completion' is None: give the text of the completion"),
+    "completion no text": ({"id": "x", "completion": 3, "reference": "1"}, "field 'completion' is 3: give the text"),
     "unknown verifier": ({**RIGHT, "id": "x", "verifier": "maths"}, "did you mean 'math'"),
     "unknown parameter": ({**RIGHT, "id": "x", "params": {"acept": ["boxed"]}}, "parameters.acept"),
-    "params no object": ({**RIGHT, "id": "x", "params": [1]}, "parameters is a list"),
-    "parameters no JSON": ({**RIGHT, "id": "x", "parameters": "{"}, "parameters is no JSON"),
+    "params no object": ({**RIGHT, "id": "x", "params": [1]}, "field 'parameters' is [1]: give an object"),
+    "parameters no JSON": ({**RIGHT, "id": "x", "parameters": "{"}, "field 'parameters' is '{': not JSON ("),
     "two names": ({**RIGHT, "id": "x", "params": {}, "parameters": {}}, "parameters and params are the same field"),
     "two references": ({**RIGHT, "id": "x", "answer": "1"}, "reference and answer are the same field: keep one"),
     "unknown field": ({**RIGHT, "id": "x", "refrence": "1"}, "unknown field 'refrence'; did you mean 'reference'?"),
     "unread field": ({**RIGHT, "id": "x", "score": 1}, "unknown field 'score'; the fields are id, completion"),
-    "messages": ({**RIGHT, "id": "x", "messages": [{"role": "me", "content": "a"}]}, "messages[0].role is 'me'"),
-    "no number": ('{"id": "x", "completion": "1", "reference": NaN}', "reference is no finite number"),
-    "id no number": ('{"id": Infinity, "completion": "1", "reference": "1"}', "id is no finite number"),
+    "messages": (
+        {**RIGHT, "id": "x", "messages": [{"role": "me", "content": "a"}]},
+        "field 'messages[0].role' is 'me'",
+    ),
+    "no number": (
+        '{"id": "x", "completion": "1", "reference": NaN}',
+        "field 'reference' is nan: give the reference answer as text or a number",
+    ),
+    "id no number": (
+        '{"id": Infinity, "completion": "1", "reference": "1"}',
+        "field 'id' is inf: give a text or a number",
+    ),
     "id half a character": ('{"id": "\\udfff", "completion": "1", "reference": "1"}', "half of a character"),
     "half a character deep inside": (
         '{"id": "x", "completion": "1", "reference": "1", "parameters": {"a": ["\\ud800"]}}',
         "its text holds '\\ud800', which is half of a character: take it out",
     ),
-    "options no texts": ({**RIGHT, "id": "x", "verifier": "choice", "options": ["Paris", None]}, "option 'B' is null"),
-    "options mixed": ({**RIGHT, "id": "x", "options": [{"A": "Paris"}, "Rome"]}, "options holds a string"),
+    "options no texts": (
+        {**RIGHT, "id": "x", "verifier": "choice", "options": ["Paris", None]},
+        "field 'options' has None for 'B'",
+    ),
+    "options mixed": ({**RIGHT, "id": "x", "options": [{"A": "Paris"}, "Rome"]}, "field 'options' holds 'Rome'"),
     "too many options": ({**RIGHT, "id": "x", "options": ["x"] * 27}, "over the limit of 26"),
     "options twice": ({**RIGHT, "id": "x", "options": [{"A": "1"}, {"A": "2"}]}, "names 'A' twice"),
     "half a character": ('{"id": "x", "completion": "\\ud800", "reference": "1"}', "half of a character"),
-    "deep": ("[" * 100_000, "is not JSON"),
+    "key twice": (
+        '{"id": "x", "completion": "1", "completion": "2"}',
+        "not JSON (the key 'completion' twice in an object)",
+    ),
+    "not UTF-8": (b'{"id": "\xb5"}', "not UTF-8 (byte 0xb5 at position 8): save the file as UTF-8"),
+    "deep": ("[" * 100_000, "not JSON (more than 100 levels"),
     "bad reference": ({**RIGHT, "id": "x", "reference": ""}, "the reference is empty"),
 }
 
@@ -140,18 +160,18 @@ def test_a_broken_line_is_named_and_affects_no_other(server, tmp_path):
     assert [verdict["reward"] for verdict in verdicts] == [1.0, *[None, 1.0] * len(BROKEN)]
     for index, (_, message) in enumerate(BROKEN.values()):
         verdict, number = verdicts[2 * index + 1], 2 * index + 2
-        assert verdict["error"].startswith(f"line {number}: ")
+        assert verdict["error"].startswith(f"{tmp_path / 'in.jsonl'}:{number}: ")
         assert message in verdict["error"]
         assert "items[" not in verdict["error"]
         assert verdict["correct"] is None
-    assert "line 2: is not JSON" in done.stderr
+    assert "in.jsonl:2: not JSON (" in done.stderr
     assert f"{len(BROKEN) - 10} more" in done.stderr
 
 
 def test_an_unknown_verifier_is_named(server, tmp_path):
     done = run(write(tmp_path / "in.jsonl", [RIGHT, {**RIGHT, "verifier": "nosuch"}]), "--url", server.url)
     assert done.returncode == 1
-    assert "line 2: NOT_FOUND: no verifier is called 'nosuch'" in done.stderr
+    assert "in.jsonl:2: NOT_FOUND: no verifier is called 'nosuch'" in done.stderr
     assert [row["reward"] for row in read(done.stdout)] == [1.0, None]
     done = run(tmp_path / "in.jsonl", "--url", server.url, "--verifier", "nosuch")
     assert (done.returncode, done.stdout) == (1, "")

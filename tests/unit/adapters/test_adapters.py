@@ -1,5 +1,6 @@
 """Rows in the columns of each benchmark become examples that the verifier verifies as the benchmark would."""
 
+import contextlib
 import io
 import json
 import re
@@ -8,6 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from benchmark_rows import CASES, PICTURE, dynamath, mathverse, mathvista, mmmu_pro, stored, wemath
+from hypothesis import given
+from hypothesis import strategies as st
 from paths import ROOT
 from PIL import Image
 from vold_client import Item, VerifierClient
@@ -134,6 +137,26 @@ def test_own_wordings_answers_need_no_box(verifier):
 def test_a_row_that_is_broken_is_named_with_a_remedy(adapter, row, message):
     with pytest.raises(UsageError, match=message):
         adapt(adapter, row, "rows:7")
+
+
+NUMBERS = (0, -1, 10**400, 1.5, float("nan"), float("inf"), True, "1e999", "nan")
+OTHERS = (None, "", "abc", "[1,", [], [None], ["a"] * 40, {}, {"a": None}, b"\xff", "\ud83d", "(" * 300, "[" * 5000)
+VALUES = st.sampled_from((*NUMBERS, *OTHERS))
+
+
+@given(case=st.sampled_from(CASES), data=st.data(), wording=st.sampled_from(["boxed", "own"]))
+def test_a_value_of_any_type_is_an_example_or_an_error_of_its_row(case, data, wording):
+    columns = data.draw(st.lists(st.sampled_from(sorted(case.row)), min_size=1, max_size=2, unique=True))
+    row = {**case.row, **{column: data.draw(VALUES, column) for column in columns}}
+    with contextlib.suppress(UsageError):
+        adapt(case.adapter, row, "rows:1", wording=wording)
+
+
+@pytest.mark.parametrize("precision", ["abc", "nan", "inf", -1, 400, "[1,"])
+def test_a_precision_that_is_none_is_an_error_of_its_row(precision):
+    row = next(c.row for c in CASES if c.adapter == "mathvista" and c.row["answer_type"] == "float")
+    with pytest.raises(UsageError, match=r"rows:1: column 'precision' is .*: give the decimal places"):
+        adapt("mathvista", {**row, "precision": precision}, "rows:1")
 
 
 def test_what_is_transparent_is_white():

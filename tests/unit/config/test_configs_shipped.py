@@ -1,10 +1,13 @@
 """Every config under configs/ loads as the stage that its header's command runs."""
 
 import re
+import shlex
 
 import pytest
+import typer
 from paths import ROOT
 from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, load
+from vold_trainer.preparation.cli import app as prepare_app
 
 KINDS = {"traces": TracesConfig, "sft": SftConfig, "train": TrainConfig, "eval": EvalConfig}
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("**/*.yaml"))
@@ -20,6 +23,27 @@ def test_a_shipped_config_loads(path):
     assert command, f"{path}: the header has no line `#   vold STAGE {path}`"
     loaded = load(KINDS[command[1]], ROOT / path, command[2].split())
     assert not loaded.out.is_absolute()
+
+
+def makers(text):
+    """(words, output) of each command in a config's header that makes a file."""
+    for line in re.findall(r"^#\s+vold (.+)$", text, re.M):
+        words = shlex.split(line)
+        if words[0] == "prepare":
+            context = typer.main.get_command(prepare_app).commands[words[1]].make_context(words[1], words[2:])
+            yield words, context.params["out"]
+        elif words[0] == "traces":
+            yield words, load(TracesConfig, ROOT / words[1]).out
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_file_that_a_config_names_has_a_command_that_makes_it(path):
+    text = (ROOT / path).read_text()
+    made = {str(out) for _, out in makers(text)}
+    named = re.findall(r"^data:\s+(?:\{source: |source: )([^\s}]+)|^traces: (\S+)", text, re.M)
+    files = {source or traces for source, traces in named}
+    assert files
+    assert files <= made
 
 
 def test_the_papers_stages_fit_together():

@@ -24,6 +24,7 @@ from vold_teacher.openai.schemas import ChatRequest, CompletionRequest
 from vold_teacher.schemas import GenerateIn, LoadIn, ScoreIn, UnloadIn
 from vold_trainer.config import EvalConfig, SftConfig, TracesConfig, TrainConfig, load
 from vold_trainer.pocket_building.cli import app as pocket_app
+from vold_trainer.preparation.cli import app as prepare_app
 from vold_verifier import registry
 from vold_verifier.http import RequestModel
 from vold_verifier.types import BadReferenceError
@@ -98,8 +99,9 @@ def anchors(path):
 
 @pytest.fixture(scope="module")
 def programs():
-    if "pocket" not in {group.name for group in vold_trainer.cli.app.registered_groups}:
-        vold_trainer.cli.app.add_typer(pocket_app, name="pocket")
+    groups = {"pocket": pocket_app, "prepare": prepare_app}
+    for name in groups.keys() - {group.name for group in vold_trainer.cli.app.registered_groups}:
+        vold_trainer.cli.app.add_typer(groups[name], name=name)
     return {
         "vold": typer.main.get_command(vold_trainer.cli.app),
         "vold-teacher": typer.main.get_command(vold_teacher.cli.app),

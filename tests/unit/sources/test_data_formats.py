@@ -177,7 +177,7 @@ def test_labels_are_read_by_name_and_json_columns_as_json(tmp_path):
     saved = str(tmp_path / "saved")
     assert [e.category for e in load_examples(DataConfig(source=saved))] == ["geometry", "algebra"]
     assert [e.id for e in load_examples(DataConfig(source=saved, split="test"))] == [f"{saved}:test[0]"]
-    with pytest.raises(UsageError, match=r"data\.split 'dev' cannot be loaded: it has the splits train, test"):
+    with pytest.raises(UsageError, match=r"data\.split 'dev': the data set of .* has the splits train, test"):
         load_examples(DataConfig(source=saved, split="dev"))
 
 

@@ -1,5 +1,7 @@
 """No sequence is learned beyond the positions of the student, and rows that do not fit are known before a run."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,6 +53,25 @@ def test_every_row_that_leaves_no_room_is_told_before_a_run(student, words, max_
         assert said.endswith("Lower rollout.max_tokens, drop them, or set data.skip_broken=true")
     else:
         check_prompts(student, examples, max_tokens, None)
+
+
+@pytest.mark.parametrize("positions", [POSITIONS, 0])
+def test_a_template_that_drops_a_text_is_told_before_the_first_step(student, monkeypatch, positions):
+    monkeypatch.setattr(student.model.config.get_text_config(), "max_position_embeddings", positions)
+    drops = "{% for m in messages if m.role != 'system' %}{{ m.content | string }}{% endfor %}"
+    monkeypatch.setattr(student.processor, "chat_template", drops)
+    rows = [example(3, number=1), *(example(2, number=number) for number in (2, 3))]
+    system = {"role": "system", "content": "Always box."}
+    rows[1:] = [replace(row, messages=(system, *row.messages)) for row in rows[1:]]
+    said = (
+        r"^rows\.jsonl:2: row 'q2': the student's chat template drops 'Always box\.' of the turn of 'system': .*\. So "
+        r"are 1 more of 3 rows\. Mend the row, or set data\.skip_broken=true$"
+    )
+    with pytest.raises(UsageError, match=said):
+        check_prompts(student, rows, 4, None)
+    told = []
+    check_prompts(student, rows, 4, lambda each, error: told.append(each))
+    assert not told  # a step says so
 
 
 def test_a_model_that_states_no_limit_takes_every_row(student, monkeypatch):

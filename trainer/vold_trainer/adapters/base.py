@@ -93,13 +93,20 @@ class BenchmarkRow:
         if isinstance(value, str) and value.strip():
             try:
                 value = ast.literal_eval(value.strip())
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # whatever the parser runs into
                 raise self.error(column, "give a list of texts") from None
         if value is None or (isinstance(value, str) and not value.strip()):
             return []
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise self.error(column, "give a list of texts")
         return [number_text(item) or str(item) for item in value]
+
+    def options(self, column: str) -> dict[str, str]:
+        """The texts of a column as options by letter: {"A": first, ...}."""
+        texts = self.texts(column)
+        if len(texts) > len(LETTERS):
+            raise self.error(column, f"give at most {len(LETTERS)} options: each has a letter")
+        return letter_options(texts)
 
     def names(self, column: str) -> list[str]:
         """The names in a column: a text, a list, or a list written as text; may be empty."""

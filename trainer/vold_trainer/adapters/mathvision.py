@@ -9,7 +9,6 @@ from vold_trainer.adapters.base import (
     Wording,
     choice_parameters,
     format_options,
-    letter_options,
 )
 from vold_trainer.data import Example
 
@@ -20,7 +19,7 @@ _OWN_INSTRUCTION = (
 
 
 def _make_example(row: BenchmarkRow, wording: Wording) -> Example:
-    options = letter_options(row.texts("options"))
+    options = row.options("options")
     option_lines = format_options(options) if any(text != letter for letter, text in options.items()) else ""
     question = [row.text("question"), option_lines]
     lines = [_OWN_INSTRUCTION, *question] if wording == "own" else [*question, ASK_LETTER if options else ASK_ANSWER]

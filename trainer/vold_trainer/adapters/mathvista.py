@@ -14,16 +14,18 @@ from vold_trainer.adapters.base import (
     Wording,
     choice_parameters,
     format_options,
-    letter_options,
 )
 from vold_trainer.data import Example
+
+MAX_PLACES = 15
+"""Decimal places that a number of 64 bits has."""
 
 FACETS = ("task", "context", "grade", "language", "source", "category", "skills")
 
 
 def _make_example(row: BenchmarkRow, wording: Wording) -> Example:
     answer = row.answer("answer", "the test split hides its answers: use testmini")
-    options = letter_options(row.texts("choices")) if row.optional_text("question_type") == "multi_choice" else {}
+    options = row.options("choices") if row.optional_text("question_type") == "multi_choice" else {}
     if options:
         reference = next((letter for letter, text in options.items() if text.strip() == answer), "")
         if not reference:
@@ -47,11 +49,21 @@ def _free_form_verifier(row: BenchmarkRow) -> tuple[str, dict[str, object]]:
     if answer_type == "integer":
         return "numeric", {}
     if answer_type == "float":
-        places = row.optional_text("precision") or "1"
-        return "numeric", {"absolute_tolerance": 0.5 * 10.0 ** -int(float(places))}
+        return "numeric", {"absolute_tolerance": 0.5 * 10.0 ** -_decimal_places(row)}
     if answer_type == "list":
         return "list", {"items": "number", "ordered": True}
     return "exact", {"ignore_case": True}
+
+
+def _decimal_places(row: BenchmarkRow) -> int:
+    """The row's `precision`; 1 if it has none."""
+    try:
+        places = float(row.optional_text("precision") or "1")
+    except ValueError:
+        places = -1.0
+    if not 0 <= places <= MAX_PLACES:  # also what is no number
+        raise row.error("precision", f"give the decimal places of the answer, 0 to {MAX_PLACES}")
+    return int(places)
 
 
 def _prompt_text(row: BenchmarkRow, wording: Wording, options: dict[str, str]) -> str:
@@ -62,7 +74,7 @@ def _prompt_text(row: BenchmarkRow, wording: Wording, options: dict[str, str]) -
     if options:
         return "\n".join([*lines, format_options(options), ASK_LETTER])
     if row.optional_text("answer_type") == "float":
-        places = int(float(row.optional_text("precision") or "1"))
+        places = _decimal_places(row)
         lines.append(f"Give {places} decimal place{'s' * (places != 1)}.")
     elif row.optional_text("answer_type") == "list":
         lines.append("Give a list with commas.")

@@ -10,7 +10,6 @@ from vold_trainer.adapters.base import (
     Wording,
     choice_parameters,
     format_options,
-    letter_options,
 )
 from vold_trainer.data import Example
 
@@ -37,7 +36,7 @@ DISCIPLINE = {subject: name for name, subjects in _DISCIPLINES.items() for subje
 
 
 def _make_example(row: BenchmarkRow, wording: Wording) -> Example:
-    options = letter_options(row.texts("options"))
+    options = row.options("options")
     if len(options) < 2:
         raise row.error("options", "give a list of options, or that list written as text")
     subject = row.text("subject")

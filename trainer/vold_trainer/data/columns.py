@@ -15,6 +15,7 @@ FIELD_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "id": ("id",),
     "prompt": ("prompt",),
     "messages": ("messages",),
+    "conversations": ("conversations",),
     "system": ("system",),
     "images": ("images", "image"),
     "twin": ("twin",),
@@ -25,10 +26,18 @@ FIELD_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "teacher": ("teacher",),
     "verifier": ("verifier",),
     "parameters": ("parameters",),
+    "options": (),
 }
-"""The fields, and the columns from which an unmapped field is read: the first that the row has."""
+"""The fields, and the columns from which an unmapped field is read: the first that the row has. `options` is read where
+it is mapped: many data sets have such a column, whose texts are in the prompt too, and verifiers that take none.
+"""
 
-ALTERNATIVES = (("prompt", "messages"), ("twin", "twin_messages"))
+ALTERNATIVES = (
+    ("prompt", "messages"),
+    ("prompt", "conversations"),
+    ("messages", "conversations"),
+    ("twin", "twin_messages"),
+)
 """Pairs of fields with the same purpose. If one is mapped, a column with the other's name is not read."""
 
 ColumnMapping = Mapping[str, str | Sequence[str] | None]
@@ -91,6 +100,10 @@ class Columns:
         if field in self.mapping and self.paths[field]:
             return f"field {field!r} (column {', '.join(map(repr, self.paths[field]))})"
         return f"field {field!r}"
+
+    def hint(self, field: str, available: Sequence[str]) -> str:
+        """The remedy for a field that may be missing because its column has another name."""
+        return f", or name its column with {self.key}.{field} (the row has {', '.join(available) or 'none'})"
 
     def columns_to_read(self, available: Sequence[str], where: str) -> list[str]:
         """The columns to read, of those available. Raises UsageError if a mapped column is missing."""

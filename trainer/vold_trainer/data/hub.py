@@ -1,4 +1,4 @@
-"""Rows of the `datasets` library: a data set of the hub, in a folder, or saved to disk."""
+"""Rows of the `datasets` library: a data set of the hub, or of files in a folder."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -40,15 +40,7 @@ def dataset_rows(config: DataConfig, columns: Columns) -> Iterator[Row]:
 def _open(config: DataConfig) -> Any:
     with require_extra("data", f"data.source {config.source!r}", UsageError):
         import datasets
-    folder = Path(config.source)
     try:
-        if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
-            saved = datasets.load_from_disk(config.source)
-            if isinstance(saved, datasets.DatasetDict):
-                if config.split not in saved:
-                    raise ValueError(f"it has the splits {', '.join(saved)}")
-                saved = saved[config.split]
-            return saved
         return datasets.load_dataset(
             config.source, config.config or None, split=config.split, revision=config.revision or None
         )

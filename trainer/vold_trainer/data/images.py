@@ -15,13 +15,11 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image, ImageOps
 
+from vold_trainer.data.quoting import MAX_QUOTED, quote
 from vold_trainer.errors import UsageError
 
 ImageSource = Path | bytes
 """An image file, or its content."""
-
-MAX_QUOTED = 60
-"""Characters of a value in an error."""
 
 MAX_PATH = 255
 """Characters of a path in an error."""
@@ -150,19 +148,19 @@ def image_source(value: Any, folder: Path) -> ImageSource:
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{_shorten(value)}: give the path of a file, a data: URL, or bytes")
+        raise ValueError(f"{quote(value)}: give the path of a file, a data: URL, or bytes")
     if value.startswith("data:"):
         head, _, data = value.partition(",")
         if not head.endswith(";base64"):
-            raise ValueError(f"{_shorten(value)}: a data: URL has to be base64")
+            raise ValueError(f"{quote(value)}: a data: URL has to be base64")
         try:
             return base64.b64decode(data, validate=True)
         except ValueError as error:  # also for a letter that is not ASCII
-            raise ValueError(f"{_shorten(value)}: not base64 ({error})") from error
+            raise ValueError(f"{quote(value)}: not base64 ({error})") from error
     if value.startswith(("http://", "https://")):
-        raise ValueError(f"{_shorten(value)}: nothing is fetched in a run: download it, and give its path")
+        raise ValueError(f"{quote(value)}: nothing is fetched in a run: download it, and give its path")
     if value.startswith(("~", "file://~", "file:///~")):
-        raise ValueError(f"{_shorten(value)}: ~ has no meaning in a row: write the whole path")
+        raise ValueError(f"{quote(value)}: ~ has no meaning in a row: write the whole path")
     if content := _bare_base64(value):
         return content
     return folder / (unquote(value.removeprefix("file://")) if value.startswith("file://") else value)
@@ -177,12 +175,6 @@ def _bare_base64(value: str) -> bytes | None:
     except ValueError:
         return None
     return content if content.startswith(_BEGINNINGS) else None
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value[:MAX_QUOTED] if isinstance(value, str | bytes) else value)
-    cut = isinstance(value, str | bytes) and len(value) > MAX_QUOTED
-    return text if not cut and len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 3] + "..."
 
 
 def _shorten_path(path: Path) -> str:

@@ -1,12 +1,14 @@
 """Rows of a file that is one array of JSON objects, as many published data sets are."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vold_trainer.data.jsonl import MAX_QUOTED, read_lines
+from vold_trainer.data.jsonl import read_lines
+from vold_trainer.data.parsing import Parser, reason
+from vold_trainer.data.quoting import MAX_QUOTED, quote
+from vold_trainer.data.sharegpt import as_row
 from vold_trainer.errors import UsageError
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -31,15 +33,15 @@ def read_json_array(path: Path) -> Iterator[tuple[int, dict[str, Any] | UsageErr
         raise UsageError(
             f"{path}:{line}: not UTF-8 (byte 0x{content[error.start]:02x}): save the file as UTF-8"
         ) from error
-    decoder = json.JSONDecoder()
+    parser = Parser()
     at, index = _skip(text, _skip(text, 0) + 1), 0
     closed = text[at : at + 1] == "]"
     while not closed:
         try:
-            value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or nested too deeply
-            raise _not_json(path, text, getattr(error, "pos", at), str(error)) from error
-        yield index, _object(value, path, index)
+            value, end, refused = parser.scan(text, at)
+        except ValueError as error:
+            raise _not_json(path, text, getattr(error, "pos", at), reason(error)) from error
+        yield index, _object(value, refused, f"{path}[{index}]", text, at)
         at, index = _skip(text, end), index + 1
         if text[at : at + 1] not in (",", "]"):
             raise _not_json(path, text, at, "a comma or the end of the array belongs here")
@@ -55,12 +57,13 @@ def _skip(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _object(value: Any, path: Path, index: int) -> dict[str, Any] | UsageError:
-    if isinstance(value, dict):
-        return value
-    return UsageError(f"{path}[{index}]: a {type(value).__name__}, not an object: {str(value)[:MAX_QUOTED]!r}")
+def _object(value: Any, refused: str, where: str, text: str, at: int) -> dict[str, Any] | UsageError:
+    if refused:
+        return UsageError(f"{where}: not JSON ({refused}): {quote(text[at : at + 2 * MAX_QUOTED])}")
+    row = as_row(value)
+    return row if row is not None else UsageError(f"{where}: a {type(value).__name__}, not an object: {quote(value)}")
 
 
 def _not_json(path: Path, text: str, at: int, why: str) -> UsageError:
     line = text.count("\n", 0, at) + 1
-    return UsageError(f"{path}:{line}: not JSON ({why[:MAX_QUOTED]}): {text[at : at + MAX_QUOTED]!r}")
+    return UsageError(f"{path}:{line}: not JSON ({why}): {quote(text[at : at + 2 * MAX_QUOTED])}")

@@ -1,11 +1,13 @@
 """Rows of JSONL: one JSON object per line, in UTF-8, or in UTF-16 or UTF-32 with its mark."""
 
 import codecs
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from vold_trainer.data.parsing import Parser, reason
+from vold_trainer.data.quoting import quote
+from vold_trainer.data.sharegpt import as_row
 from vold_trainer.errors import UsageError
 
 _MARKS = {  # those of UTF-32 first: that of UTF-16 begins like them
@@ -15,48 +17,64 @@ _MARKS = {  # those of UTF-32 first: that of UTF-16 begins like them
     codecs.BOM_UTF16_BE: "utf-16",
 }
 
-MAX_QUOTED = 60
-"""Characters of a line in an error."""
-
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | UsageError]]:
     """(line number from 1, object or error) of each line of a JSONL file; empty lines are skipped.
 
     Raises UsageError for a file in UTF-16 or UTF-32 that breaks off.
     """
+    parser = Parser()
     for number, line in enumerate(read_lines(path), 1):
         if line.strip():
-            yield number, _read(line, f"{path}:{number}")
+            yield number, read_object(line, f"{path}:{number}", parser)
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
     """The lines of a file in UTF-8, without the mark at its beginning. Raises as `read_jsonl`."""
     with path.open("rb") as file:
-        start = file.read(4)
-        encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
-        if encoding is None:
-            file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-            yield from file
-            return
-    with path.open(encoding=encoding, newline="\n") as text:
-        try:
-            for line in text:
-                yield line.encode(errors="surrogatepass")
-        except UnicodeError as error:
-            raise UsageError(f"{path} is not {encoding.upper()}, as it begins ({error}): save it as UTF-8") from error
+        yield from decoded_lines(file, str(path))
 
 
-def _read(line: bytes, where: str) -> dict[str, Any] | UsageError:
+def decoded_lines(file: IO[bytes], name: str) -> Iterator[bytes]:
+    """The lines of a file or a pipe, as `read_lines`. name: of the file, for errors."""
+    first = file.readline()
+    encoding = next((kind for mark, kind in _MARKS.items() if first.startswith(mark)), None)
+    if encoding is None:
+        if first:
+            yield first.removeprefix(codecs.BOM_UTF8)
+        yield from file
+        return
+    decoder = codecs.getincrementaldecoder(encoding)()
+    begun: list[str] = []  # of a line that goes on
+    block = first
     try:
-        text = line.decode()
+        while block:
+            *lines, rest = decoder.decode(block).split("\n")
+            for line in lines:
+                yield ("".join((*begun, line)) + "\n").encode(errors="surrogatepass")
+                begun = []
+            begun.append(rest)
+            block = file.read(1 << 16)
+        begun.append(decoder.decode(b"", final=True))
+    except UnicodeError as error:
+        raise UsageError(f"{name} is not {encoding.upper()}, as it begins ({error}): save it as UTF-8") from error
+    if last := "".join(begun):
+        yield last.encode(errors="surrogatepass")
+
+
+def read_object(line: bytes, where: str, parser: Parser | None = None) -> dict[str, Any] | UsageError:
+    """The object of a line, or the error of the row `where`. parser: of many lines, one after the other."""
+    try:
+        text = line.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:
         return UsageError(
             f"{where}: not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start}): save the file as UTF-8"
         )
     try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or nested too deeply
-        return UsageError(f"{where}: not JSON ({str(error)[:MAX_QUOTED]}): {text.strip()[:MAX_QUOTED]!r}")
-    if not isinstance(row, dict):
-        return UsageError(f"{where}: a {type(row).__name__}, not an object: {text.strip()[:MAX_QUOTED]!r}")
+        value = (parser or Parser()).parse(text)
+    except ValueError as error:
+        return UsageError(f"{where}: not JSON ({reason(error)}): {quote(text.strip())}")
+    row = as_row(value)
+    if row is None:
+        return UsageError(f"{where}: a {type(value).__name__}, not an object: {quote(text.strip())}")
     return row

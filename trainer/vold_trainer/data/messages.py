@@ -1,11 +1,12 @@
 """Chat messages of a row, converted for chat templates: content is a string, or parts of text and image."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vold_trainer.data.columns import drop_nulls
 from vold_trainer.data.examples import Message
+from vold_trainer.data.parsing import parse_json, reason
+from vold_trainer.data.quoting import quote
 
 ROLES = ("system", "user", "assistant", "tool")
 SYNONYMS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
@@ -13,9 +14,6 @@ SYNONYMS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "a
 
 IMAGE_KEYS = ("image", "path", "url", "bytes", "base64", "image_url")
 """The keys under which an image part may hold its image."""
-
-MAX_QUOTED = 60
-"""Characters of a value in an error."""
 
 
 def read_messages(value: Any) -> tuple[list[Message], list[Any]]:
@@ -26,12 +24,11 @@ def read_messages(value: Any) -> tuple[list[Message], list[Any]]:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or nested too deeply
-            why = str(error)[:MAX_QUOTED]
-            raise ValueError(f" is text, and not JSON ({why}): give a list of role and content") from error
+            value = parse_json(value)
+        except ValueError as error:
+            raise ValueError(f" is text, and not JSON ({reason(error)}): give a list of role and content") from error
     if not isinstance(value, list) or not value:
-        raise ValueError(f" is {_quote(value)}: give a list of role and content")
+        raise ValueError(f" is {quote(value)}: give a list of role and content")
     messages: list[Message] = []
     images: list[Any] = []
     for index, message in enumerate(value):
@@ -39,7 +36,7 @@ def read_messages(value: Any) -> tuple[list[Message], list[Any]]:
         if isinstance(message, dict) and not message.keys() & {"role", "content"}:  # ShareGPT's names
             message = {{"from": "role", "value": "content"}.get(key, key): value for key, value in message.items()}
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise ValueError(f"[{index}] is {_quote(message)}: give role and content")
+            raise ValueError(f"[{index}] is {quote(message)}: give role and content")
         message = {**message, "role": _role(message["role"], f"[{index}]")}
         content = message["content"]
         if isinstance(content, list):
@@ -48,7 +45,7 @@ def read_messages(value: Any) -> tuple[list[Message], list[Any]]:
         elif isinstance(content, str):
             messages.append(message)
         else:
-            raise ValueError(f"[{index}].content is {_quote(content)}: give text, or a list of parts")
+            raise ValueError(f"[{index}].content is {quote(content)}: give text, or a list of parts")
     return messages, images
 
 
@@ -57,12 +54,8 @@ def _role(role: str, position: str) -> str:
     name = SYNONYMS.get(name, name)
     if name not in ROLES:
         known = ", ".join((*ROLES, *SYNONYMS))
-        raise ValueError(f"{position}.role is {_quote(role)}: roles are {known}")
+        raise ValueError(f"{position}.role is {quote(role)}: roles are {known}")
     return name
-
-
-def _quote(value: Any) -> str:
-    return repr(str(value)[:MAX_QUOTED])
 
 
 def _part(part: Any, position: str, images: list[Any]) -> Mapping[str, str]:
@@ -76,7 +69,7 @@ def _part(part: Any, position: str, images: list[Any]) -> Mapping[str, str]:
             base64 = part.get("base64")
             images.append(f"data:;base64,{base64}" if base64 else values[0]["url"] if nested else values[0])
         return {"type": "image"}
-    raise ValueError(f"{position} is {_quote(part)}: give a part of type text, with its text, or of type image")
+    raise ValueError(f"{position} is {quote(part)}: give a part of type text, with its text, or of type image")
 
 
 def _check_keys(part: Any, position: str) -> None:

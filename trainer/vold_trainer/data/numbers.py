@@ -15,7 +15,9 @@ NARROW = {
 
 def number_text(value: object) -> str | None:
     """The text of a finite number: 4 for 4.0 and for 4.00, 0.1 for 0.1. None for anything else, truth values too."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return None
+    if not isinstance(value, int) and not math.isfinite(value):  # an integer may be too large for a float
         return None
     if isinstance(value, Decimal):
         text = format(value, "f")

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vold_proto.distribution import require_extra
-
+from vold_trainer.data.arrow import import_pyarrow, require_distinct, row_values, unreadable
 from vold_trainer.data.columns import Columns
-from vold_trainer.data.numbers import shortened
 from vold_trainer.data.rows import Row
 from vold_trainer.errors import UsageError
 
@@ -16,17 +14,15 @@ BATCH = 64
 
 
 def parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
-    """The rows of a file, with the columns to read. The encoded images stay in memory.
+    """The rows of a file, with the columns to read. The encoded images stay in memory. Pages with checksums are held
+    against them.
 
     Raises UsageError if the file is not Parquet, or lacks a mapped column.
     """
-    arrow = _pyarrow()
-    try:
-        file = arrow.parquet.ParquetFile(path)
-    except (OSError, arrow.ArrowInvalid) as error:
-        raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
-    with file:
-        names = columns.columns_to_read(file.schema_arrow.names, str(path))
+    with _open(path) as file:
+        available = file.schema_arrow.names
+        require_distinct(available, str(path))
+        names = columns.columns_to_read(available, str(path))
         index = 0
         batches = file.iter_batches(batch_size=BATCH, columns=names or None)
         while True:
@@ -34,38 +30,30 @@ def parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
                 batch = next(batches)
             except StopIteration:
                 return
-            except (OSError, arrow.ArrowInvalid) as error:
-                raise UsageError(f"{path} cannot be read from row {index} on: {error}") from error
+            except _broken() as error:
+                raise unreadable(error, str(path), index) from error
             for place in range(len(batch)):
                 where = f"{path}[{index}]"
-                yield Row(where, _values(batch, place, where), path.parent)
+                yield Row(where, row_values(batch, place, where), path.parent)
                 index += 1
 
 
-def _values(batch: Any, place: int, where: str) -> dict[str, Any] | UsageError:
-    """The values of one row of a batch of Arrow, or the error of the row."""
-    row = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            row[name] = _plain(column[place].as_py(), column.type)
-        except (ValueError, OverflowError, RecursionError) as error:  # text that is not UTF-8, a date past year 9999
-            return UsageError(f"{where}: column {name!r} cannot be read ({str(error)[:80]}): mend it")
-    return row
+def count_parquet_rows(path: Path) -> int:
+    """The number of rows of a file, of its metadata. Raises UsageError if the file is not Parquet."""
+    with _open(path) as file:
+        return int(file.metadata.num_rows)
 
 
-def _plain(value: Any, kind: Any) -> Any:
-    """The value, with numbers of 16 and 32 bits shortened wherever they are in it."""
-    if isinstance(value, float):
-        return shortened(value, str(kind))
-    if isinstance(value, list) and hasattr(kind, "value_type"):
-        return [_plain(item, kind.value_type) for item in value]
-    if isinstance(value, dict):
-        return {field.name: _plain(value[field.name], field.type) for field in kind}
-    return value
+def _open(path: Path) -> Any:
+    arrow = import_pyarrow("reading Parquet")
+    try:
+        file = arrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        _ = file.schema_arrow.names  # which may be no text
+    except _broken() as error:
+        raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
+    return file
 
 
-def _pyarrow() -> Any:
-    with require_extra("data", "reading Parquet", UsageError):
-        import pyarrow
-        import pyarrow.parquet
-    return pyarrow
+def _broken() -> tuple[type[Exception], ...]:
+    """The errors of a corrupted file: an impossible length, a name that is not UTF-8, a type that nobody knows."""
+    return OSError, import_pyarrow("reading Parquet").ArrowException, ValueError, OverflowError

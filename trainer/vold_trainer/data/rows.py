@@ -1,18 +1,25 @@
 """Conversion of a row of any source to an example."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vold_trainer.config import DataConfig
 from vold_trainer.data.columns import Columns, drop_nulls
 from vold_trainer.data.examples import Example, Message
+from vold_trainer.data.fields import MAX_SHOWN, FieldError, read_options, read_parameters, reference_text
 from vold_trainer.data.images import ImageSource, LazyImage, LazyImages, image_source
 from vold_trainer.data.messages import add_system, count_image_parts, insert_image_parts, read_messages
 from vold_trainer.data.numbers import number_text
+from vold_trainer.data.quoting import quote
+from vold_trainer.data.sharegpt import COLUMN as CHAT
+from vold_trainer.data.sharegpt import chat_of
 from vold_trainer.data.template import PromptTemplate
 from vold_trainer.errors import UsageError
+
+IMAGE_TOKEN = str(DataConfig.model_fields["image_token"].default)
+"""What stands for an image in a text, unless a config says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,11 @@ class _RowFields:
         self.row = row
         self.columns = tuple(values)
         self.values = reader.columns.fields(values)
+        chat = chat_of(self.values)
+        if chat is not None:
+            self.values[CHAT] = chat.turns
+            if chat.reference is not None and self.values.setdefault("reference", chat.reference) != chat.reference:
+                raise self.error("reference", f"its {CHAT} have a 'ground_truth' too: keep one of the two")
         if reader.template is not None:
             self.values.pop("messages", None)
             try:
@@ -92,7 +104,7 @@ class _RowFields:
         )
 
     def error(self, field: str, remedy: str) -> UsageError:
-        return UsageError(f"{self._at(field)} is {_shorten(self.values.get(field))}: {remedy}")
+        return UsageError(f"{self._at(field)} is {quote(self.values.get(field), MAX_SHOWN)}: {remedy}")
 
     def _at(self, field: str) -> str:
         return f"{self.row.where}: {self.reader.columns.describe(field)}"
@@ -101,12 +113,10 @@ class _RowFields:
         value = self.values.get("reference")
         if value is None and not self.reader.references:
             return ""
-        text = value if isinstance(value, str) else number_text(value)
-        if text is None:
-            raise self.error(
-                "reference", f"give the reference answer as text or a number{self._column_hint('reference')}"
-            )
-        return text
+        try:
+            return reference_text(value)
+        except FieldError as error:
+            raise UsageError(f"{self._at('reference')} {error.problem}{self._column_hint('reference')}") from error
 
     def _name(self, field: str) -> str:
         """The text of a field that names something; a number is its text."""
@@ -117,7 +127,7 @@ class _RowFields:
         """The remedy for a field that is missing because its column has another name."""
         if field in self.values:
             return ""
-        return f", or name its column with data.columns.{field} (the row has {', '.join(self.columns) or 'none'})"
+        return self.reader.columns.hint(field, self.columns)
 
     def _text(self, field: str) -> str:
         value = self.values.get(field, "")
@@ -136,8 +146,9 @@ class _RowFields:
 
     def _messages(self) -> tuple[list[Message], list[Any]]:
         """(the conversation, the images inside its messages)."""
-        if "messages" in self.values:
-            messages, images = self._conversation("messages")
+        field = self._chat_field()
+        if field:
+            messages, images = self._conversation(field)
         else:
             prompt = self.values.get("prompt")
             if isinstance(prompt, list):
@@ -148,10 +159,16 @@ class _RowFields:
         system = self._text("system")
         if system and messages[0]["role"] == "system":
             raise self.error("system", "the messages have a system prompt of their own: keep one of the two")
-        self._check_last_turn(messages[-1]["role"])
+        self._check_last_turn(field, messages[-1]["role"])
         return add_system(messages, system or self.reader.system), images
 
-    def _check_last_turn(self, role: str) -> None:
+    def _chat_field(self) -> str:
+        """The field that holds the prompt as messages; empty if none does."""
+        if "messages" in self.values:
+            return "messages"
+        return CHAT if CHAT in self.values and "prompt" not in self.values else ""
+
+    def _check_last_turn(self, field: str, role: str) -> None:
         if role in ("user", "tool"):
             return
         turn, remedy = (
@@ -159,7 +176,7 @@ class _RowFields:
             if role == "assistant"
             else ("the system's turn", "add the question")
         )
-        raise UsageError(f"{self._at('messages')} ends with {turn}: a prompt ends with the user's; {remedy}")
+        raise UsageError(f"{self._at(field)} ends with {turn}: a prompt ends with the user's; {remedy}")
 
     def _images(self, message_images: Sequence[Any]) -> LazyImages:
         values = self.values.get("images")
@@ -189,7 +206,7 @@ class _RowFields:
         if images and not count_image_parts(messages):
             if self.reader.image_token:
                 messages = insert_image_parts(messages, self.reader.image_token)
-            if "messages" not in self.values and not count_image_parts(messages):
+            if not self._chat_field() and not count_image_parts(messages):
                 last = messages[-1]
                 parts = [{"type": "image"}] * images + [{"type": "text", "text": last["content"]}]
                 messages = [*messages[:-1], {**last, "content": parts}]
@@ -219,7 +236,7 @@ class _RowFields:
 
     def _meta(self) -> dict[str, Any]:
         meta: dict[str, Any] = {}
-        for field in ("verifier", "parameters", "teacher", "tags"):
+        for field in ("verifier", "teacher", "tags"):
             value = drop_nulls(self.values.get(field))
             if value is not None and (
                 value or not self.values[field]
@@ -231,26 +248,25 @@ class _RowFields:
         for field in ("verifier", "teacher"):
             if not isinstance(meta.get(field, ""), str):
                 raise self.error(field, "give a name")
-        if isinstance(meta.get("parameters"), str):
+        for field, read in (("parameters", read_parameters), ("options", read_options)):
+            value = drop_nulls(self.values.get(field))
+            if value is None or (not value and self.values[field]):  # keys of other rows alone
+                continue
             try:
-                meta["parameters"] = json.loads(meta["parameters"])
-            except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or nested too deeply
-                raise self.error("parameters", f"not JSON ({str(error)[:60]})") from error
-        if not isinstance(meta.get("parameters", {}), dict):
-            raise self.error("parameters", "give an object with the verifier's parameters")
+                meta[field] = read(value)
+            except FieldError as error:
+                raise UsageError(f"{self._at(field)} {error.problem}") from error
         return meta
 
 
 def _image_values(values: Mapping[str, Any]) -> list[Any]:
-    return _as_list(values.get("images")) or read_messages(values["messages"])[1]
+    if images := _as_list(values.get("images")):
+        return images
+    chat = chat_of(values)
+    return read_messages(values["messages"] if chat is None else chat.turns)[1]
 
 
 def _as_list(value: Any) -> list[Any]:
     if value is None or value == "":
         return []
     return value if isinstance(value, list) else [value]
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value[:80] if isinstance(value, str | bytes) else value)
-    return text if len(text) <= 80 else text[:77] + "..."

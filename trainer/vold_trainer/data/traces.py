@@ -11,9 +11,11 @@ from PIL import Image
 
 from vold_trainer.data.columns import FIELD_COLUMNS, ColumnMapping, Columns
 from vold_trainer.data.examples import Example
+from vold_trainer.data.fields import FieldError, completion_text
 from vold_trainer.data.files import file_rows
 from vold_trainer.data.images import LazyImages
-from vold_trainer.data.rows import Reader, Row
+from vold_trainer.data.rows import IMAGE_TOKEN, Reader, Row
+from vold_trainer.data.sharegpt import chat_of
 from vold_trainer.errors import UsageError
 
 log = logging.getLogger("vold.data")
@@ -53,7 +55,7 @@ def read_trace_rows(
     warning.
     """
     columns = Columns(rules.columns, TRACE_FIELD_COLUMNS, key=f"{rules.prefix}columns")
-    reader = Reader(columns, references=False)
+    reader = Reader(columns, image_token=IMAGE_TOKEN, references=False)
     made: list[T] = []
     seen: dict[str, None] = {}
     for row in file_rows(path, columns):
@@ -76,13 +78,16 @@ def _trace(row: Row, columns: Columns, reader: Reader) -> TraceRow:
     if isinstance(row.values, UsageError):
         raise row.values
     fields = columns.fields(row.values)
-    completion, ids = fields.get("completion"), fields.get("completion_ids")
-    if not isinstance(completion, str) or not completion:
-        name = columns.describe("completion")
-        raise UsageError(f"{row.where}: {name} is {str(completion)[:60]!r}: give the text of the completion")
-    if ids is not None and not (isinstance(ids, list) and all(isinstance(token, int) for token in ids)):
-        name = columns.describe("completion_ids")
-        raise UsageError(f"{row.where}: {name} is {str(ids)[:60]}: give a list of ids, or drop it")
+    chat, ids = chat_of(fields), fields.get("completion_ids")
+    try:
+        completion = completion_text(fields.get("completion", chat.answer if chat else None))
+        if not completion:
+            raise FieldError.of("completion", completion, "give the text of the completion")
+        if ids is not None and not (isinstance(ids, list) and all(type(token) is int for token in ids)):
+            raise FieldError.of("completion_ids", ids, "give a list of ids, or drop it")
+    except FieldError as error:
+        hint = "" if error.field in fields else columns.hint(error.field, tuple(row.values))
+        raise UsageError(f"{row.where}: {columns.describe(error.field)} {error.problem}{hint}") from error
     return TraceRow(reader.example(row), completion, ids)
 
 

@@ -31,7 +31,7 @@ def verifier_item(
         completion=completion,
         reference=example.reference,
         prompt=example.prompt_text,
-        parameters=dict(example.meta.get("parameters", parameters)),
+        parameters=_parameters(example, parameters),
         id=identifier,
         zero_on_failure=zero_on_limit,
     )
@@ -49,6 +49,12 @@ def verifier_name(example: Example, default: str) -> str:
     return str(example.meta.get("verifier", default))
 
 
+def _parameters(example: Example, default: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that the example names, or else `default`, with the example's options."""
+    own = dict(example.meta.get("parameters", default))
+    return {"options": example.meta["options"], **own} if example.meta.get("options") else own
+
+
 def verifier_trials(examples: Sequence[Example], name: str, parameters: Mapping[str, Any]) -> list[Trial]:
     """Trials of what the examples ask of the verifier, at most MAX_TRIALS: of each verifier, and then of each verifier
     with each set of parameters by their names. name, parameters: as for `verifier_item`.
@@ -58,9 +64,9 @@ def verifier_trials(examples: Sequence[Example], name: str, parameters: Mapping[
     for example in examples:
         verifier = verifier_name(example, name)
         if verifier not in first:
-            first[verifier] = others[verifier, frozenset(example.meta.get("parameters", parameters))] = example
+            first[verifier] = others[verifier, frozenset(_parameters(example, parameters))] = example
         else:
-            others.setdefault((verifier, frozenset(example.meta.get("parameters", parameters))), example)
+            others.setdefault((verifier, frozenset(_parameters(example, parameters))), example)
     chosen = {id(example): example for example in (*first.values(), *others.values())}
     trials = [_trial(example, name, parameters) for example in list(chosen.values())[:MAX_TRIALS]]
     return trials or [Trial(Item(verifier=name, completion="", reference="", parameters=dict(parameters)))]
@@ -68,7 +74,7 @@ def verifier_trials(examples: Sequence[Example], name: str, parameters: Mapping[
 
 def _trial(example: Example, name: str, parameters: Mapping[str, Any]) -> Trial:
     item = replace(verifier_item(example, "", name, parameters), prompt="")
-    own_name, own_parameters = "verifier" in example.meta, "parameters" in example.meta
+    own_name, own_parameters = "verifier" in example.meta, bool(example.meta.keys() & {"parameters", "options"})
     row = example.label if own_name or own_parameters else ""
     named = f"{row}, field 'verifier'" if own_name else "verifier.name"
     return Trial(item, named, row, parameters_in_row=own_parameters)

@@ -15,6 +15,7 @@ from vold_trainer.data.examples import Example
 from vold_trainer.data.files import JSONL, PARQUET, file_rows
 from vold_trainer.data.hub import dataset_rows
 from vold_trainer.data.rows import Reader, Row
+from vold_trainer.data.saved import is_saved, saved_rows
 from vold_trainer.data.template import PromptTemplate
 from vold_trainer.errors import UsageError
 from vold_trainer.hub import require_hub_dataset
@@ -92,7 +93,10 @@ def _read_rows(config: DataConfig, columns: Columns) -> Iterator[Row]:
     if files:
         return
     _require_folder_or_hub_name(config.source)
-    yield from dataset_rows(config, columns)
+    if is_saved(Path(config.source)):
+        yield from saved_rows(Path(config.source), config.split, columns)
+    else:
+        yield from dataset_rows(config, columns)
 
 
 def _require_folder_or_hub_name(source: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from vold_packing.marks import THOUGHTS_AND_TOOLS, Marks, Prompt, TooManyMarksError
 
@@ -122,7 +123,13 @@ def encode(
         own = shield.copies() if marked(indices) else (processor, tokenizer)
         chosen = [texts[index] for index in indices]
         if images:
-            inputs = own[0](text=chosen, images=[list(examples[index].images) for index in indices], **options)
+            pictures_of = [list(examples[index].images) for index in indices]
+            try:
+                inputs = own[0](text=chosen, images=pictures_of, **options)
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # whatever the processor of a family raises
+                raise _refused(pictures_of, error) from error
         else:
             inputs = own[1](chosen, **options)
         return shield.expand(inputs, [prompts[i].marks for i in indices], pad_id) if marked(indices) else dict(inputs)
@@ -140,6 +147,15 @@ def encode(
         if processor is not tokenizer and name not in inputs and name in inspect.signature(model.forward).parameters:
             inputs[name] = torch.zeros_like(inputs["input_ids"])
     return inputs
+
+
+def _refused(pictures_of: Sequence[Sequence[Image.Image]], error: Exception) -> UsageError:
+    """The error for images that the processor does not take."""
+    sizes = ", ".join(f"{image.width} x {image.height}" for images in pictures_of for image in images)
+    return UsageError(
+        f"the student's processor refuses {'its' if len(pictures_of) == 1 else 'the'} images ({sizes[:60]} pixels): "
+        f"{str(error)[:200]}: crop or resize them, or leave them out"
+    )
 
 
 def _adds_special_tokens(processor: Any, tokenizer: Any, texts: Sequence[str]) -> bool:

@@ -52,23 +52,29 @@ def measure(
 def check_prompts(student: Student, examples: Sequence[Example], max_tokens: int, on_long: OnLong | None) -> None:
     """Give those examples to on_long whose prompts leave no room for `max_tokens` (rollout.max_tokens).
 
-    Raises PromptTooLongError that names the first, and how many there are, without on_long.
+    Without on_long, raises PromptTooLongError that names the first, and how many there are, and UsageError for prompts
+    that the student's template or tokenizer refuses. With it, such a row is said to be so by its step.
     """
+    faults: list[RowFault] = []
+    lengths = measure(partial(known_lengths, student), examples, faults.append)
+    if faults and on_long is None:
+        raise UsageError(f"{faults[0]}.{_more(len(faults), len(examples))} Mend the row, or set data.skip_broken=true")
     limit = student.max_positions
     if limit is None:
         return
-    # A row that cannot be read is said to be so by its step.
-    lengths = measure(partial(known_lengths, student), examples, lambda fault: None)
     long = [pair for pair in zip(examples, lengths, strict=True) if pair[1] + max_tokens > limit]
     for example, length in long:
         error = student.too_long(length, f"rollout.max_tokens {max_tokens}")
         if on_long is None:
-            more = f" So are {len(long) - 1:,} more of {len(examples):,} rows." if len(long) > 1 else ""
+            said = f"{RowFault.of(example, error)}.{_more(len(long), len(examples))}"
             raise PromptTooLongError(
-                f"{RowFault.of(example, error)}.{more} Lower rollout.max_tokens, drop them, or set "
-                "data.skip_broken=true"
+                f"{said} Lower rollout.max_tokens, drop them, or set data.skip_broken=true"
             ) from error
         on_long(example, error)
+
+
+def _more(count: int, rows: int) -> str:
+    return f" So are {count - 1:,} more of {rows:,} rows." if count > 1 else ""
 
 
 def check_trace(student: Student, example: Example, ids: Sequence[int]) -> None:

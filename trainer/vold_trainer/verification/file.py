@@ -24,6 +24,7 @@ from vold_client import AsyncVerifierClient, InvalidArgument, Item, Verdict, Vol
 
 from vold_trainer import terminal
 from vold_trainer.config import VerifierConfig
+from vold_trainer.data.jsonl import decoded_lines
 from vold_trainer.errors import UsageError
 from vold_trainer.sentences import Sentences
 from vold_trainer.services.local import Services, open_services, verifier_client
@@ -174,7 +175,7 @@ def _read_batches(source: IO[bytes], parser: LineParser) -> Iterator[list[Line]]
     """The lines of the file in batches of at most BATCH_LINES and about BATCH_BYTES, without blank lines."""
     batch: list[Line] = []
     size = offset = 0
-    for number, text in enumerate(source, 1):
+    for number, text in enumerate(decoded_lines(source, parser.file or "the input"), 1):
         offset += len(text)
         if not text.strip():
             continue
@@ -203,22 +204,29 @@ async def _read_in_thread(source: IO[bytes], parser: LineParser) -> AsyncGenerat
                 for batch in _read_batches(source, parser):
                     put(batch)
                 put(None)
-            except OSError as error:
+            except (OSError, UsageError) as error:
                 put(error)
 
     threading.Thread(target=read, daemon=True, name="read-lines").start()
     while (batch := await queue.get()) is not None:
+        if isinstance(batch, UsageError):
+            raise batch
         if isinstance(batch, Exception):
             raise UsageError(f"cannot read the input further: {batch}") from batch
         yield batch
 
 
-async def _make_parser(client: AsyncVerifierClient, verifier: str) -> LineParser:
+def _file_name(source: IO[bytes]) -> str:
+    """The path of the input as it was given; empty if it is stdin."""
+    return "" if isinstance(source.name, int) else str(source.name)
+
+
+async def _make_parser(client: AsyncVerifierClient, verifier: str, file: str) -> LineParser:
     verifiers = await client.list_verifiers()
     with_options = frozenset(
         info.name for info in verifiers if "options" in info.parameters_schema.get("properties", {})
     )
-    return LineParser(verifier, with_options)
+    return LineParser(verifier, with_options, file)
 
 
 async def _verify_file(
@@ -226,7 +234,7 @@ async def _verify_file(
 ) -> None:
     """Verify the file in batches, several at the same time; call `write` for each batch, in the order of the file."""
     async with verifier_client(config, services) as client:
-        parser = await _make_parser(client, config.name)
+        parser = await _make_parser(client, config.name, _file_name(source))
         pending: asyncio.Queue[asyncio.Task[VerifiedLines] | None] = asyncio.Queue()
         slots = asyncio.Semaphore(MAX_PENDING_BATCHES)
 
@@ -281,7 +289,7 @@ async def _verify_batch(client: AsyncVerifierClient, lines: list[Line]) -> Verif
 
 async def _explain(source: IO[bytes], config: VerifierConfig, services: Services, line_id: str) -> int:
     async with verifier_client(config, services) as client:
-        parser = await _make_parser(client, config.name)
+        parser = await _make_parser(client, config.name, _file_name(source))
         for lines in _read_batches(source, parser):
             for line in lines:
                 if str(line.id) == line_id:

@@ -1,23 +1,22 @@
 """The lines of `vold verify`: input lines to items for the verifier, verdicts and errors to output lines."""
 
 import difflib
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from string import ascii_uppercase
 from typing import Any
 
 from vold_client import Item, Verdict
 
 from vold_trainer.data.examples import Example, require_characters
+from vold_trainer.data.fields import FieldError, completion_text, read_options, read_parameters, reference_text
+from vold_trainer.data.jsonl import read_object
 from vold_trainer.data.messages import read_messages
-from vold_trainer.data.numbers import number_text
+from vold_trainer.data.parsing import Parser
+from vold_trainer.data.quoting import quote
 from vold_trainer.data.traces import TRACE_FIELD_COLUMNS
-
-MAX_SHOWN = 60
-"""Characters of a name or a reason in an error."""
+from vold_trainer.errors import UsageError
 
 FIELDS = ("id", "completion", "reference", "prompt", "options", "parameters", "verifier")
 OTHER_NAMES = {"params": "parameters", "answer": "reference"}
@@ -29,12 +28,13 @@ _ITEM_INDEX = re.compile(r"items\[\d+\]\.?")
 
 @dataclass(slots=True)
 class Line:
-    """One line of the input. number: from 1. id: from the input, or else the number. item: None if the line is invalid;
-    then `error` says why. end_offset: bytes of the file up to the end of the line.
+    """One line of the input. number: from 1. id: from the input, or else the number. where: names the line in errors.
+    item: None if the line is invalid; then `error` says why. end_offset: bytes of the file up to the end of the line.
     """
 
     number: int
     id: Any
+    where: str = ""
     item: Item | None = None
     error: str = ""
     end_offset: int = 0
@@ -43,34 +43,28 @@ class Line:
 @dataclass(slots=True)
 class LineParser:
     """verifier: for lines without a field `verifier`. verifiers_with_options: names of the verifiers that have a
-    parameter `options`.
+    parameter `options`. file: names the lines in errors, FILE:LINE; empty for a pipe.
     """
 
     verifier: str
     verifiers_with_options: frozenset[str] = field(default_factory=frozenset)
+    file: str = ""
+    _parser: Parser = field(default_factory=Parser)
 
     def parse(self, text: bytes, number: int) -> Line:
         """Parse one line. Never raises: an invalid line has an `error`."""
+        where = f"{self.file}:{number}" if self.file else f"line {number}"
+        row = read_object(text, where, self._parser)
+        if isinstance(row, UsageError):
+            return Line(number, number, where, error=str(row))
+        line = Line(number, number, where)
         try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            return Line(number, number, error=f"is not JSON ({error.msg} at character {error.pos + 1})")
-        except (ValueError, RecursionError) as error:  # not UTF-8, or nested too deeply
-            return Line(number, number, error=f"is not JSON ({error})")
-        if not isinstance(row, dict):
-            return Line(number, number, error=f"is {_json_type(row)}, not an object with a completion and a reference")
-        line = Line(number, row.get("id", number))
-        if line.id is None or isinstance(line.id, dict | list) or _is_not_finite(line.id):
-            line.id, line.error = number, f"id is {_json_type(line.id)}: give a string or a number"
-            return line
-        try:
-            line.id = number
-            require_characters(row.get("id"))
-            line.id = row.get("id", number)
+            line.id = _id(row, number)
+            item = self._item(row)
             require_characters(row)
-            line.item = self._item(row)
+            line.item = item
         except ValueError as error:
-            line.error = str(error)
+            line.error = f"{where}: {error}"
         return line
 
     def _item(self, row: Mapping[str, Any]) -> Item:
@@ -78,16 +72,14 @@ class LineParser:
         verifier = _text(row, "verifier", self.verifier)
         if not verifier:
             raise ValueError("no verifier: set the field 'verifier' of the line, or give --verifier")
-        if "completion" not in row:
-            raise ValueError("completion is missing")
-        parameters = _parameters(row.get("parameters"))
-        options = _options(row.get("options"))
+        parameters = read_parameters(row["parameters"]) if row.get("parameters") is not None else {}
+        options = read_options(row["options"]) if row.get("options") is not None else {}
         if options and verifier in self.verifiers_with_options:
             parameters.setdefault("options", options)
         return Item(
             verifier=verifier,
-            completion=_text(row, "completion"),
-            reference=_text(row, "reference"),
+            completion=completion_text(row.get("completion")),
+            reference=reference_text(row["reference"]) if row.get("reference") is not None else "",
             prompt=_text(row, "prompt") or _last_turn(row.get("messages")),
             parameters=parameters,
         )
@@ -101,25 +93,13 @@ def _named(row: Mapping[str, Any]) -> dict[str, Any]:
         if name not in FIELDS and name not in UNREAD:
             near = difflib.get_close_matches(key, (*FIELDS, *OTHER_NAMES), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(FIELDS)}; take it out"
-            raise ValueError(f"unknown field {key[:MAX_SHOWN]!r}; {hint}")
+            raise ValueError(f"unknown field {quote(key)}; {hint}")
         if named.get(name) is not None and value is not None:
             other = next(key for key, meant in OTHER_NAMES.items() if meant == name)
             raise ValueError(f"{name} and {other} are the same field: keep one")
         if value is not None or name not in named:
             named[name] = value
     return named
-
-
-def _parameters(value: Any) -> dict[str, Any]:
-    """The parameters, which rows of data may hold as JSON text."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"parameters is no JSON ({str(error)[:MAX_SHOWN]})") from error
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(f"parameters is {_json_type(value)}: give an object with the verifier's parameters")
-    return dict(value or {})
 
 
 def _last_turn(messages: Any) -> str:
@@ -129,52 +109,27 @@ def _last_turn(messages: Any) -> str:
     try:
         turns, _ = read_messages(messages)
     except ValueError as error:
-        raise ValueError(f"messages{error}") from error
+        position, _, problem = str(error).partition(" ")
+        raise FieldError(f"messages{position}", problem) from error
     return Example("", tuple(turns), "").prompt_text
 
 
 def _text(row: Mapping[str, Any], name: str, default: str = "") -> str:
     value = row.get(name)
-    if value is None and name != "completion":
+    if value is None:
         return default
-    if name == "reference" and (text := number_text(value)) is not None:
-        return text
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {_json_type(value)}: give a string")
+        raise FieldError.of(name, value, "give text")
     return value
 
 
-def _options(value: Any) -> dict[str, str]:
-    """Option texts by letter, from {"A": text, ...}, [{"A": text}, ...] or [text, ...]. A number is a text too."""
-    if value is None:
-        return {}
-    parts = value if isinstance(value, list) else [value]
-    if isinstance(value, list) and not any(isinstance(part, dict) for part in value):
-        if len(value) > len(ascii_uppercase):
-            raise ValueError(f"options holds {len(value)} texts, over the limit of {len(ascii_uppercase)}: send fewer")
-        parts = [{letter: text} for letter, text in zip(ascii_uppercase, value, strict=False)]
-    options: dict[str, str] = {}
-    for part in parts:
-        if not isinstance(part, dict):
-            raise ValueError(f'options holds {_json_type(part)}: give {{"A": text, ...}} or [text, ...]')
-        for letter, text in part.items():
-            if letter in options:
-                raise ValueError(f"options names {letter!r} twice")
-            if isinstance(text, bool) or not isinstance(text, str | int | float):
-                raise ValueError(f"option {letter!r} is {_json_type(text)}: give a string or a number")
-            options[letter] = str(text)
-    return options
-
-
-def _is_not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
-
-
-def _json_type(value: Any) -> str:
-    if _is_not_finite(value):
-        return "no finite number"
-    names = {str: "a string", bool: "a boolean", dict: "an object", list: "a list", type(None): "null"}
-    return names.get(type(value), "a number")
+def _id(row: Mapping[str, Any], number: int) -> Any:
+    """The id of a line, its number if it has none. Raises FieldError for what names no line."""
+    name = row.get("id", number)
+    if not isinstance(name, str | int | float) or (isinstance(name, float) and not math.isfinite(name)):
+        raise FieldError.of("id", name, "give a text or a number")
+    require_characters(name)
+    return name
 
 
 def output_row(line: Line, verdict: Verdict | None) -> dict[str, Any]:
@@ -195,13 +150,13 @@ def output_row(line: Line, verdict: Verdict | None) -> dict[str, Any]:
 def error_message(line: Line, verdict: Verdict | None) -> str | None:
     """Why the line has no verdict, or None. The message names the line instead of the item's index in its request."""
     if verdict is None:
-        return f"line {line.number}: {line.error}"
+        return line.error
     if verdict.error is None:
         return None
     message = _ITEM_INDEX.sub("", verdict.error.message)
     field_name = _ITEM_INDEX.sub("", verdict.error.field)
     prefix = f"{field_name}: " if field_name and field_name not in message else ""
-    return f"line {line.number}: {verdict.error.code}: {prefix}{message}"
+    return f"{line.where}: {verdict.error.code}: {prefix}{message}"
 
 
 def is_broken_line(verdict: Verdict | None) -> bool:
