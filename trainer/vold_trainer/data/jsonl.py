@@ -26,7 +26,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | UsageError]]:
     """
     for number, line in enumerate(read_lines(path), 1):
         if line.strip():
-            yield number, _read(line, f"{path}:{number}")
+            yield number, read_object(line, f"{path}:{number}")
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
@@ -46,7 +46,8 @@ def read_lines(path: Path) -> Iterator[bytes]:
             raise UsageError(f"{path} is not {encoding.upper()}, as it begins ({error}): save it as UTF-8") from error
 
 
-def _read(line: bytes, where: str) -> dict[str, Any] | UsageError:
+def read_object(line: bytes, where: str) -> dict[str, Any] | UsageError:
+    """The object of a line, or the error of the row `where`."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:

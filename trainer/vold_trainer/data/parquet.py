@@ -21,11 +21,7 @@ def parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
     Raises UsageError if the file is not Parquet, or lacks a mapped column.
     """
     arrow = _pyarrow()
-    try:
-        file = arrow.parquet.ParquetFile(path)
-    except (OSError, arrow.ArrowInvalid) as error:
-        raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
-    with file:
+    with _open(path) as file:
         names = columns.columns_to_read(file.schema_arrow.names, str(path))
         index = 0
         batches = file.iter_batches(batch_size=BATCH, columns=names or None)
@@ -40,6 +36,20 @@ def parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
                 where = f"{path}[{index}]"
                 yield Row(where, _values(batch, place, where), path.parent)
                 index += 1
+
+
+def count_parquet_rows(path: Path) -> int:
+    """The number of rows of a file, of its metadata. Raises UsageError if the file is not Parquet."""
+    with _open(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def _open(path: Path) -> Any:
+    arrow = _pyarrow()
+    try:
+        return arrow.parquet.ParquetFile(path)
+    except (OSError, arrow.ArrowInvalid) as error:
+        raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
 
 
 def _values(batch: Any, place: int, where: str) -> dict[str, Any] | UsageError:

@@ -13,6 +13,7 @@ from vold_trainer.data.faults import PromptTooLongError, RowFault
 from vold_trainer.errors import UsageError
 from vold_trainer.student.models import Student
 from vold_trainer.student.readable import for_readable
+from vold_trainer.student.texts import Texts
 from vold_trainer.terminal import progress
 
 BATCH = 256
@@ -71,8 +72,10 @@ def check_prompts(student: Student, examples: Sequence[Example], max_tokens: int
         on_long(example, error)
 
 
-def check_trace(student: Student, example: Example, ids: Sequence[int]) -> None:
-    """Raise UsageError if the prompt cannot be made, or does not fit together with the completion."""
+def check_trace(student: Texts, example: Example, ids: Sequence[int]) -> int:
+    """The number of ids of the prompt's text, with one for each image. Raises UsageError if the prompt cannot be made,
+    or does not fit together with the completion.
+    """
     limit = student.max_positions
     try:
         (prompt,) = student.text_ids([example])
@@ -81,3 +84,4 @@ def check_trace(student: Student, example: Example, ids: Sequence[int]) -> None:
     if limit is not None and len(prompt) + len(ids) > limit:
         long = student.too_long(len(prompt), f"the {len(ids):,} of its completion")
         raise PromptTooLongError(str(RowFault.of(example, long))) from long
+    return len(prompt)
