@@ -31,6 +31,13 @@ def known_lengths(student: Student, examples: Sequence[Example]) -> list[int]:
     return [len(next(ids[bool(example.images)])) for example in examples]
 
 
+def whole_lengths(student: Student, examples: Sequence[Example]) -> list[int]:
+    """The number of ids of each prompt, with all that the processor makes of its images, one prompt at a time."""
+    lengths = known_lengths(student, [example for example in examples if not example.images])
+    known = iter(lengths)
+    return [len(student.prompt_ids([each])[0]) if each.images else next(known) for each in examples]
+
+
 def measure(
     lengths: Callable[[Sequence[Example]], list[int]], examples: Sequence[Example], on_fault: Callable[[RowFault], None]
 ) -> list[int]:
