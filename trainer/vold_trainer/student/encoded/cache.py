@@ -82,7 +82,8 @@ def encoded_folder(
                 after = path.stat()
                 if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                     raise UsageError(f"traces {str(path)!r} was written to while it was read: wait until it is whole")
-                writer.finish(place / name, path, key, faults)
+                if not _is_usable(place / name, path):  # where there are no locks, another process may have made it
+                    writer.finish(place / name, path, key, faults)
         except OSError as error:
             if not _is_usable(place / name, path):
                 raise UsageError(
