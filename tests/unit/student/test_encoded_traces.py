@@ -150,7 +150,7 @@ def test_faults_and_limits_are_as_before(lines, limit, skip_broken, rows_of_a_pa
         said = told_by(lambda: read_traces(file, student, skip_broken=skip_broken, rules=rules))
         assert told_by(lambda: encoded_folder(file, student, rules, skip_broken=skip_broken)) == said
         if said:
-            assert not list(file.with_name("traces.jsonl.encoded").iterdir())
+            assert list(file.parent.iterdir()) == [file]
         else:
             assert_same(file, student, rules, skip_broken=skip_broken)
 
@@ -306,7 +306,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(student, tmp_path, monkeypatch):
         UsageError, match=r"encoded' \(No space left on device\): set traces_cache to a folder with room"
     ):
         encoded_folder(file, student, TraceRules(prefix=""))
-    assert not list((tmp_path / "traces.jsonl.encoded").iterdir())
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_file_that_grows_while_it_is_read_is_an_error(student, tmp_path, monkeypatch):

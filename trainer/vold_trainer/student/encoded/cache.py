@@ -70,29 +70,43 @@ def encoded_folder(
         temporary = _temporary()
         _say(f"{place} cannot be written to: the encoded traces are in {temporary}; traces_cache names another folder")
         place = temporary
-    with waiting_for(place / f".{name}.lock", lambda owner: _say(f"waiting for the traces, encoded{owner}")) as locked:
-        if _is_usable(place / name, path):  # another process has made it meanwhile
-            return _with_faults(place / name, path, rules, skip_broken)
-        for left in place.glob(f"partial-{name}-*") if locked else ():  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        partial = place / f"partial-{name}-{uuid.uuid4().hex[:12]}"
-        try:
-            with Writer(partial) as writer:
-                faults = _encode(writer, path, texts, rules, lines, skip_broken, workers)
-                after = path.stat()
-                if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                    raise UsageError(f"traces {str(path)!r} was written to while it was read: wait until it is whole")
-                if not _is_usable(place / name, path):  # where there are no locks, another process may have made it
-                    writer.finish(place / name, path, key, faults)
-        except OSError as error:
-            if not _is_usable(place / name, path):
-                raise UsageError(
-                    f"the encoded traces cannot be written to {str(place)!r} ({error.strerror or error}): set "
-                    "traces_cache to a folder with room for 4 bytes a token, and the prompts"
-                ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with waiting_for(place / f".{name}.lock", _say_waiting) as locked:
+            if _is_usable(place / name, path):  # another process has made it meanwhile
+                return _with_faults(place / name, path, rules, skip_broken)
+            for left in place.glob(f"partial-{name}-*") if locked else ():  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            partial = place / f"partial-{name}-{uuid.uuid4().hex[:12]}"
+            try:
+                with Writer(partial) as writer:
+                    faults = _encode(writer, path, texts, rules, lines, skip_broken, workers)
+                    after = path.stat()
+                    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                        raise UsageError(
+                            f"traces {str(path)!r} was written to while it was read: wait until it is whole"
+                        )
+                    if not _is_usable(place / name, path):  # without locks, another process may have made it
+                        writer.finish(place / name, path, key, faults)
+            except OSError as error:
+                if not _is_usable(place / name, path):
+                    raise _no_room(place, error) from error
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        with suppress(OSError):  # there is something in it
+            place.rmdir()
     return place / name
+
+
+def _no_room(place: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"the encoded traces cannot be written to {str(place)!r} ({error.strerror or error}): set traces_cache to a "
+        "folder with room for 4 bytes a token, and the prompts"
+    )
+
+
+def _say_waiting(owner: str) -> None:
+    _say(f"waiting for the traces, which are being encoded{owner}")
 
 
 def _encode(
