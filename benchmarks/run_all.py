@@ -20,6 +20,7 @@ SCRIPTS = (
     "pictures.py",
     "gradients.py",
     "training_memory.py",
+    "sft_memory.py",
     "rounding.py",
 )
 

@@ -76,6 +76,8 @@ def runs(traces, urls):
             "threads=1",
             "optim.warmup_steps=0",
             "student.freeze=[vision]",
+            "validation.share=0.3",
+            "validation.every=2",
         ],
     )
     return by_name
@@ -144,7 +146,7 @@ def assert_same(one: Path, other: Path, steps: int, tolerance: float = 1e-6) -> 
         for key in ("loss", "loss/policy", "loss/teacher", "reward/mean", "reward/std", "teacher/k2", "teacher/gap",
                     "teacher/k2_wrong", "length/mean", "groups/all_wrong", "missing/masked_positions", "lr",
                     "student/entropy", "dapo/rounds", "dapo/dropped_groups", "objective/on_policy",
-                    "sane/alarms"):  # fmt: skip
+                    "sane/alarms", "validation/loss"):  # fmt: skip
             assert (key in a) == (key in b), key
             if a.get(key) is not None:
                 assert a[key] == pytest.approx(b[key], rel=tolerance, abs=tolerance), (a["step"], key)

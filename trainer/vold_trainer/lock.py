@@ -93,17 +93,40 @@ def holding(out: Path, kind: Kind) -> Iterator[None]:
                 file.parent.rmdir()
 
 
+@contextlib.contextmanager
+def waiting_for(file: Path, on_wait: Callable[[str], None]) -> Iterator[bool]:
+    """Hold the lock `file`, once no other process does; yields whether it is held. on_wait: told of the other process.
+
+    A file system without locks, or one that cannot be written to, has none.
+    """
+    try:
+        try:
+            descriptor = _acquire(file)
+        except BlockingIOError:
+            on_wait(_owner(file))
+            descriptor = _acquire(file, wait=True)
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()
+        os.close(descriptor)
+
+
 def _lock_file(out: Path, kind: Kind) -> Path:
     return out.with_name(f".{out.name}.lock") if kind == "traces" else out / f".{kind}.lock"
 
 
-def _acquire(file: Path) -> int:
-    """The descriptor of the locked file. Raises BlockingIOError if another process holds the lock."""
+def _acquire(file: Path, *, wait: bool = False) -> int:
+    """The descriptor of the locked file. Raises BlockingIOError if another process holds the lock, unless it waits."""
     file.parent.mkdir(parents=True, exist_ok=True)
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_still(descriptor, file):
                 os.truncate(descriptor, 0)
                 os.pwrite(descriptor, _describe_self(), 0)

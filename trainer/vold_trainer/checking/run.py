@@ -148,7 +148,7 @@ def _measure_prompts(
 
     lengths = measure(whole_lengths, pictured, faults.append)
     lengths += measure(partial(known_lengths, student), others, faults.append)
-    lengths = [length for length in lengths if length]
+    lengths = _limited(config, report, [length for length in lengths if length])
     if faults:
         say = report.warning if config.data.skip_broken else report.error
         say(
@@ -157,6 +157,23 @@ def _measure_prompts(
             "data.skip_broken=true",
         )
     return lengths
+
+
+def _limited(config: TrainConfig, report: CheckReport, lengths: list[int]) -> list[int]:
+    """The lengths within `data.max_prompt_tokens`; the others are counted in the report."""
+    limit = config.data.max_prompt_tokens
+    if limit is None:
+        return lengths
+    kept = [length for length in lengths if length <= limit]
+    count = len(lengths) - len(kept)
+    text = f"{count:,} of {len(lengths):,} prompts have more than data.max_prompt_tokens {limit:,}"
+    if count and config.data.too_long == "error":
+        report.error("data", f"{text}: raise it, or leave such rows out with data.too_long=drop")
+    elif lengths and not kept:
+        report.error("data", f"{text}: raise it")
+    else:
+        report.ok("data", f"{text}{' and are dropped' if count else ''}")
+    return kept
 
 
 def _check_memory(config: TrainConfig, report: CheckReport, student: Student | None, lengths: Sequence[int]) -> None:

@@ -51,8 +51,7 @@ class BrokenTraces:
         _, batch = make_readable_batch(self.student, examples, ids, on_fault, device=device, share=share)
         if batch is not None:
             return batch, True
-        text = Example("", ({"role": "user", "content": "1"},), "")
-        return make_batch(self.student, [text], [self.student.eos_ids[:1]], device=device, share=share), False
+        return text_batch(self.student, device=device, share=share), False
 
     def end_step(self) -> set[int]:
         """The places of the traces that could not be read since the last step, on all processes. Logs each once."""
@@ -74,3 +73,9 @@ class BrokenTraces:
                 f"{self._reason}, for {self.in_a_row} steps in a row; missing.max_share is "
                 f"{self.config.missing.max_share:.0%}. Mend the traces"
             )
+
+
+def text_batch(student: Student, *, device: torch.device, share: bool) -> Batch:
+    """A batch that any student can read, for a pass without weight."""
+    text = Example("", ({"role": "user", "content": "1"},), "")
+    return make_batch(student, [text], [student.eos_ids[:1]], device=device, share=share)

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from vold_trainer.coldstart.broken import BrokenTraces
+from vold_trainer.coldstart.rows import load_traces
+from vold_trainer.coldstart.validation import METRIC, Validation
 from vold_trainer.config import SftConfig
 from vold_trainer.data import TraceOrder
-from vold_trainer.data.digest import digest
-from vold_trainer.data.keys import row_keys
-from vold_trainer.data.traces import TraceRules
 from vold_trainer.files import read_json_lines
 from vold_trainer.lock import holds_out
 from vold_trainer.processes.ranks import Ranks, make_accelerator, share
@@ -24,10 +23,10 @@ from vold_trainer.runs.live import SFT_TABLES, Dashboard
 from vold_trainer.runs.rescue import ended_run
 from vold_trainer.runs.saving import Saver
 from vold_trainer.runs.start import Start
+from vold_trainer.student.encoded import EncodedTraces
 from vold_trainer.student.fingerprint import fingerprint
-from vold_trainer.student.models import Student, load_student
+from vold_trainer.student.models import load_student
 from vold_trainer.student.plan import plan_optimiser_steps
-from vold_trainer.student.traces import Trace, read_traces
 from vold_trainer.terminal import console
 
 
@@ -47,19 +46,15 @@ def run_sft(config: SftConfig, *, resume: bool = False, step: str = "last", over
     ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
     ranks.require_one_each(config.batch, "batch")
     student = ranks.run_on_all(lambda: load_student(config.student))
-    skip = bool(config.skip_broken)
-    rules = TraceRules(config.columns, config.limit, prefix="")
-    traces = ranks.run_on_all(lambda: read_traces(config.traces, student, skip_broken=skip, rules=rules))
-    content = {
-        "student.path": fingerprint(student),
-        "traces": digest((trace.example, trace.ids) for trace in traces),
-    }
+    traces, held_out = load_traces(config, student, ranks)
+    content = {"student.path": fingerprint(student), "traces": ranks.run_on_all(traces.digest)}
     prepared = PreparedModel(student, config.optim, config.steps, config.seed, ranks)
     saver = Saver(config, student, prepared, ranks, content)
     restored = saver.restore(start)
     steps_done = restored.step if restored else 0
     folder = _open_folder(config, ranks, steps_done, saver.history, resumed=restored is not None)
-    order = TraceOrder(row_keys([trace.example for trace in traces]), config.batch, config.seed)
+    order = TraceOrder(traces.keys, config.batch, config.seed)
+    validation = Validation(config, student, prepared, held_out) if held_out is not None else None
     loop_state = restored.state.get("loop", {}) if restored else {}
     in_a_row = int(loop_state.get("missing_in_a_row", 0))
     broken = BrokenTraces(config, student, ranks, step=steps_done, in_a_row=in_a_row)
@@ -72,13 +67,18 @@ def run_sft(config: SftConfig, *, resume: bool = False, step: str = "last", over
         try:
             for number in range(steps_done, config.steps):
                 prepared.begin_step(number)
-                chosen = [traces[index] for index in order.indices(number)]
-                metrics = _train_step(student, prepared, chosen, config.micro, broken)
+                chosen = order.indices(number)
+                metrics = _train_step(prepared, traces, chosen, config.micro, broken)
                 steps_done = number + 1
                 prepared.end_step()
-                folder.write_metrics(steps_done, metrics)
+                try:
+                    if validation is not None and validation.is_due(steps_done):
+                        metrics |= validation.measure(steps_done)
+                finally:  # the step is done, whatever becomes of the measurement
+                    folder.write_metrics(steps_done, metrics)
                 if metrics["missing/rows"] < len(chosen):
-                    ranks.run_on_all(partial(saver.record_metrics, metrics))
+                    complete = validation is None or config.checkpoints.metric != METRIC  # most steps have none
+                    ranks.run_on_all(partial(saver.record_metrics, metrics, complete=complete))
                 ranks.run_on_all(partial(prepared.skipped.report, steps_done))
                 live.update(steps_done, **metrics)
                 asked = ranks.gather((stop.requested, saver.is_due(steps_done)))
@@ -126,16 +126,17 @@ def _open_folder(
 
 
 def _train_step(
-    student: Student, prepared: PreparedModel, traces: Sequence[Trace], micro_batch: int, broken: BrokenTraces
+    prepared: PreparedModel, traces: EncodedTraces, chosen: Sequence[int], micro_batch: int, broken: BrokenTraces
 ) -> dict[str, float]:
-    """Take one optimiser step on the traces that can be read. Returns its metrics. If there are none, no weight
+    """Take one optimiser step on the chosen traces that can be read. Returns its metrics. If there are none, no weight
     changes, and the schedule goes on.
     """
     started = time.monotonic()
-    loss = _forward_backward(student, prepared, traces, micro_batch, broken)
+    lengths = [int(traces.lengths[index]) for index in chosen]
+    loss = _forward_backward(prepared, traces, chosen, lengths, micro_batch, broken)
     faulty = broken.end_step()
     figures = {}
-    if len(faulty) < len(traces):
+    if len(faulty) < len(chosen):
         figures = {"loss": loss, "grad_norm": prepared.optimizer_step()}
     seconds = time.monotonic() - started
     return {
@@ -144,30 +145,38 @@ def _train_step(
         "lr": prepared.scheduler_step(),
         "missing/rows": float(len(faulty)),
         "time/step": seconds,
-        "tokens/per_second": sum(len(trace.ids) for index, trace in enumerate(traces) if index not in faulty) / seconds,
+        "tokens/per_second": sum(length for place, length in enumerate(lengths) if place not in faulty) / seconds,
     }
 
 
 def _forward_backward(
-    student: Student, prepared: PreparedModel, traces: Sequence[Trace], micro_batch: int, broken: BrokenTraces
+    prepared: PreparedModel,
+    traces: EncodedTraces,
+    chosen: Sequence[int],
+    lengths: Sequence[int],
+    micro_batch: int,
+    broken: BrokenTraces,
 ) -> float:
-    """Forward and backward pass over this process's share of the traces. Returns the mean loss over the completion
-    tokens of all processes, nats; a trace that cannot be read adds nothing.
+    """Forward and backward pass over this process's share of the chosen traces, whose completions have these lengths.
+    Returns the mean loss over the completion tokens of all processes, nats; a trace that cannot be read adds nothing.
     """
     ranks = prepared.ranks
-    shares = [share(len(traces), rank, ranks.size) for rank in range(ranks.size)]
-    lengths = [[(index, len(traces[index].ids)) for index in part] for part in shares]
+    shares = [share(len(chosen), rank, ranks.size) for rank in range(ranks.size)]
+    planned = [[(place, lengths[place]) for place in part] for part in shares]
     (update,) = plan_optimiser_steps(
-        lengths, ranks.rank, size=0, micro=micro_batch, seed=0, equal_counts=prepared.lock_step
+        planned, ranks.rank, size=0, micro=micro_batch, seed=0, equal_counts=prepared.lock_step
     )
-    own = [traces[index] for index in shares[ranks.rank]]
+    places = shares[ranks.rank]
+    # One object for a trace that the step has twice: its prompt is computed once.
+    made = {index: traces[index] for index in {chosen[place] for place in places}}
+    own = [made[chosen[place]] for place in places]
     total = 0.0
     for number, indices in enumerate(update.micro_batches, 1):
         # Where all processes must run equally many passes, a pass without traces repeats one with weight 0.
         part = [own[index] for index in indices] or own[:1]
         examples, ids, device = [t.example for t in part], [t.ids for t in part], prepared.accelerator.device
-        places = [shares[ranks.rank][index] for index in indices] or shares[ranks.rank][:1]
-        batch, readable = broken.batch(examples, ids, places, device=device, share=not prepared.lock_step)
+        in_part = [places[index] for index in indices] or places[:1]
+        batch, readable = broken.batch(examples, ids, in_part, device=device, share=not prepared.lock_step)
         with prepared.micro_batch(last=number == len(update.micro_batches)):
             scores = prepared.module(batch.inputs, batch.predicts_BS, batch.ids_N)
             loss = -scores.logprobs_N.sum() / update.tokens * bool(indices and readable)

@@ -23,6 +23,7 @@ from vold_trainer.config.parts import (
     StudentConfig,
     TeacherConfig,
     TlsConfig,
+    ValidationConfig,
     VerifierConfig,
 )
 from vold_trainer.config.runs import (
@@ -59,6 +60,7 @@ __all__ = [
     "TlsConfig",
     "TracesConfig",
     "TrainConfig",
+    "ValidationConfig",
     "VerifierConfig",
     "dump",
     "load",

@@ -182,6 +182,12 @@ class DataConfig(Config):
         description="true: go on without broken rows; false: stop at one; null: stop at one that is found before the "
         "run, and go on without one that is found in it",
     )
+    max_prompt_tokens: int | None = Field(
+        default=None, ge=1, description="of `vold train`: tokens of a prompt, images included; null: any number"
+    )
+    too_long: Literal["error", "drop"] = Field(
+        default="error", description="what becomes of a row whose prompt has more than max_prompt_tokens"
+    )
     adapter: str = Field(
         default="", description="the benchmark whose columns the rows have: mathvista, geometry3k, ..."
     )
@@ -315,6 +321,27 @@ class DiagnosticsConfig(Config):
     every: int = Field(default=10, ge=0, description="steps between measurements, the first step among them; 0: none")
     top_k: int = Field(default=16, ge=1, description="most likely ids of student and teacher that are compared")
     rollouts: int = Field(default=32, ge=1, description="completions of the step that are measured")
+
+
+class ValidationConfig(Config):
+    """The loss on traces that are not learned. It changes nothing else."""
+
+    file: Path | None = Field(default=None, description="traces to measure the loss on, like `traces`")
+    share: float = Field(
+        default=0.0, ge=0, lt=1, description="share of `traces` that is held out for it, by a hash of the rows' ids"
+    )
+    every: int = Field(default=50, ge=1, description="steps between measurements; the last step has one too")
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "ValidationConfig":
+        if self.file is not None and self.share:
+            raise ValueError("file and share are both set: measure on a file, or on a share of the traces")
+        return self
+
+    @property
+    def on(self) -> bool:
+        """Whether there is anything to measure the loss on."""
+        return self.file is not None or self.share > 0
 
 
 class CheckpointsConfig(Config):

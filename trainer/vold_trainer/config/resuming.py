@@ -41,6 +41,11 @@ RULES: dict[str, tuple[Rule, str]] = {
     "columns": ("content", "the traces"),
     "limit": ("content", "the traces"),
     "skip_broken": ("taken", ""),
+    "max_tokens": ("content", "the traces"),
+    "too_long": ("content", "the traces"),
+    "traces_cache": ("irrelevant", ""),
+    "validation.share": ("refused", "it decides which traces are learned"),
+    "validation.*": ("irrelevant", ""),
     "batch": ("refused", "it decides which traces a step has"),
     "micro": ("taken", ""),
     # vold train

@@ -21,6 +21,7 @@ from vold_trainer.config.parts import (
     SamplingConfig,
     StudentConfig,
     TeacherConfig,
+    ValidationConfig,
     VerifierConfig,
 )
 from vold_trainer.objectives import Vold
@@ -64,6 +65,16 @@ class SftConfig(RunConfig):
     )
     limit: int | None = Field(default=None, ge=1, description="number of traces; null: all of the file")
     skip_broken: bool | None = Field(default=None, description="of the traces, as data.skip_broken of `vold train`")
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="tokens of a trace, its prompt included; null: as many as the student takes"
+    )
+    too_long: Literal["error", "drop"] = Field(
+        default="error", description="what becomes of a trace with more than max_tokens"
+    )
+    traces_cache: Path | None = Field(
+        default=None, description="folder of the encoded traces; null: TRACES.encoded, beside the file"
+    )
+    validation: ValidationConfig = ValidationConfig()
     missing: MissingConfig = Field(default=MissingConfig(), description="of the traces of a step that cannot be read")
     optim: OptimConfig = OptimConfig(lr=1e-3, warmup_steps=20, schedule="cosine")
 
@@ -159,6 +170,15 @@ class TrainConfig(RunConfig):
                 claimed[tag] = name
 
 
+def _refuse_prompt_limit(data: DataConfig, command: str) -> None:
+    """Raise ValueError for a limit that only `vold train` applies."""
+    if data.max_prompt_tokens is not None:
+        raise ValueError(
+            f"data.max_prompt_tokens is {data.max_prompt_tokens}, and {command} counts no tokens of the student's: "
+            "leave it out; vold train drops such rows"
+        )
+
+
 class TracesConfig(Config):
     """`vold traces`: cold-start completions sampled from the teacher."""
 
@@ -175,6 +195,11 @@ class TracesConfig(Config):
         default="correct", description="correct: only completions that the verifier accepts"
     )
     request: int = Field(default=256, ge=1, description="prompts in one request")
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> "TracesConfig":
+        _refuse_prompt_limit(self.data, "vold traces")
+        return self
 
     @property
     def used_teachers(self) -> dict[str, TeacherConfig]:
@@ -217,6 +242,8 @@ class EvalConfig(Config):
     def _check_sets(self) -> "EvalConfig":
         if not self.greedy and not self.sampling.n:
             raise ValueError("greedy is false and sampling.n is 0: nothing would be generated; set one of them")
+        for data in self.data:
+            _refuse_prompt_limit(data, "vold eval")
         labels = [data.label for data in self.data]
         if duplicate := next((label for label in labels if labels.count(label) > 1), None):
             raise ValueError(f"data: two sets are called {duplicate!r}: rename one")

@@ -54,6 +54,19 @@ class LazyImage:
         if decode:
             self._decode(source)
 
+    @classmethod
+    def known(cls, source: ImageSource, where: str, pixels: int) -> "LazyImage":
+        """An image that was looked at before: nothing is read until it is opened."""
+        image = cls.__new__(cls)
+        image.where, image.path, image.pixels = where, source if isinstance(source, Path) else None, pixels
+        image._read, image._decoded = lambda: source, None
+        return image
+
+    @property
+    def source(self) -> ImageSource:
+        """The file, or its content."""
+        return self._read()
+
     def open(self) -> Image.Image:
         """The decoded image, as RGB on white. The same object as long as a reference to it exists."""
         image = self._decoded() if self._decoded is not None else None

@@ -5,6 +5,8 @@ on in the same order.
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
+
 
 class PromptOrder:
     """The prompts of each step. Another number of prompts is another shuffle."""
@@ -18,7 +20,7 @@ class PromptOrder:
     def indices(self, step: int) -> list[int]:
         """The `per_step` indices of step `step`, counted from 0."""
         first = step * self.per_step
-        return [self._epoch(n // self.count)[n % self.count] for n in range(first, first + self.per_step)]
+        return [int(self._epoch(n // self.count)[n % self.count]) for n in range(first, first + self.per_step)]
 
     def _epoch(self, number: int) -> Sequence[int]:
         if number not in self._epochs:
@@ -46,7 +48,10 @@ class TraceOrder(PromptOrder):
         self._keys = keys
 
     def _shuffle(self, epoch: int) -> Sequence[int]:
-        def rank(index: int) -> bytes:
-            return hashlib.blake2b(f"{self.seed}:{epoch}:{self._keys[index]}".encode(), digest_size=16).digest()
-
-        return sorted(range(self.count), key=rank)
+        # An array, and no list of hundreds of thousands of Python's numbers beside as many hashes.
+        words_N2 = np.empty((self.count, 2), ">u8")
+        for index, key in enumerate(self._keys):
+            hashed = hashlib.blake2b(f"{self.seed}:{epoch}:{key}".encode(), digest_size=16).digest()
+            words_N2[index] = np.frombuffer(hashed, ">u8")
+        order: Sequence[int] = np.lexsort((words_N2[:, 1], words_N2[:, 0])).astype(np.int32)  # type: ignore[assignment]
+        return order

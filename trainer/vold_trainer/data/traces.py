@@ -46,6 +46,49 @@ class TraceRow(NamedTuple):
     ids: Sequence[int] | None
 
 
+class TraceReader:
+    """Reads rows of a file of traces. seen: the columns that they have had."""
+
+    def __init__(self, rules: TraceRules) -> None:
+        """Raises UsageError for a field that traces have not."""
+        self.rules = rules
+        self.columns = Columns(rules.columns, TRACE_FIELD_COLUMNS, key=f"{rules.prefix}columns")
+        self.seen: dict[str, None] = {}
+        self._reader = Reader(self.columns, image_token=IMAGE_TOKEN, references=False)
+
+    def read(self, row: Row) -> TraceRow:
+        """The trace of a row. Raises UsageError that names file, row and field."""
+        if isinstance(row.values, UsageError):
+            raise row.values
+        self.seen |= dict.fromkeys(row.values)
+        fields = self.columns.fields(row.values)
+        chat, ids = chat_of(fields), fields.get("completion_ids")
+        try:
+            completion = completion_text(fields.get("completion", chat.answer if chat else None))
+            if not completion:
+                raise FieldError.of("completion", completion, "give the text of the completion")
+            if ids is not None and not (isinstance(ids, list) and all(type(token) is int for token in ids)):
+                raise FieldError.of("completion_ids", ids, "give a list of ids, or drop it")
+        except FieldError as error:
+            hint = "" if error.field in fields else self.columns.hint(error.field, tuple(row.values))
+            raise UsageError(f"{row.where}: {self.columns.describe(error.field)} {error.problem}{hint}") from error
+        return TraceRow(self._reader.example(row), completion, ids)
+
+    def check_seen(self, path: Path) -> None:
+        """Raise UsageError for a mapped column that no row of the file had, once all are read."""
+        if self.seen:
+            self.columns.check_seen(list(self.seen), repr(str(path)))
+
+    def of_broken_row(self, said: str) -> UsageError:
+        """The error that stops the command at a broken row. said: of the row."""
+        return UsageError(f"{said}. Mend the row, or set {self.rules.prefix}skip_broken=true")
+
+
+def warn_skipped(said: str) -> None:
+    """Log a broken row that is left out."""
+    log.warning("skipped %s", said)
+
+
 def read_trace_rows(
     path: Path, read: Callable[[TraceRow], T], rules: TraceRules, *, skip_broken: bool = False
 ) -> list[T]:
@@ -54,41 +97,19 @@ def read_trace_rows(
     Raises UsageError, also of `read`, that names file, row and field; with skip_broken, a broken row is left out with a
     warning.
     """
-    columns = Columns(rules.columns, TRACE_FIELD_COLUMNS, key=f"{rules.prefix}columns")
-    reader = Reader(columns, image_token=IMAGE_TOKEN, references=False)
+    reader = TraceReader(rules)
     made: list[T] = []
-    seen: dict[str, None] = {}
-    for row in file_rows(path, columns):
+    for row in file_rows(path, reader.columns):
         try:
-            made.append(read(_trace(row, columns, reader)))
+            made.append(read(reader.read(row)))
         except UsageError as error:
             if not skip_broken:
-                raise UsageError(f"{error}. Mend the row, or set {rules.prefix}skip_broken=true") from error
-            log.warning("skipped %s", error)
-        if not isinstance(row.values, UsageError):
-            seen |= dict.fromkeys(row.values)
+                raise reader.of_broken_row(str(error)) from error
+            warn_skipped(str(error))
         if len(made) == rules.limit:
             return made
-    if seen:
-        columns.check_seen(list(seen), repr(str(path)))
+    reader.check_seen(path)
     return made
-
-
-def _trace(row: Row, columns: Columns, reader: Reader) -> TraceRow:
-    if isinstance(row.values, UsageError):
-        raise row.values
-    fields = columns.fields(row.values)
-    chat, ids = chat_of(fields), fields.get("completion_ids")
-    try:
-        completion = completion_text(fields.get("completion", chat.answer if chat else None))
-        if not completion:
-            raise FieldError.of("completion", completion, "give the text of the completion")
-        if ids is not None and not (isinstance(ids, list) and all(type(token) is int for token in ids)):
-            raise FieldError.of("completion_ids", ids, "give a list of ids, or drop it")
-    except FieldError as error:
-        hint = "" if error.field in fields else columns.hint(error.field, tuple(row.values))
-        raise UsageError(f"{row.where}: {columns.describe(error.field)} {error.problem}{hint}") from error
-    return TraceRow(reader.example(row), completion, ids)
 
 
 def prompt_fields(example: Example, folder: Path, images: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ KEY_METRICS = (
     KeyMetric("length/mean", "completion length", "tokens"),
     KeyMetric("length/truncated", "truncated", "%"),
     KeyMetric("loss", "loss"),
+    KeyMetric("validation/loss", "loss, held out", "nats"),
     KeyMetric("time/step", "time a step", "s"),
     KeyMetric("tokens/per_second", "tokens a second"),
 )

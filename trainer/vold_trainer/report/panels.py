@@ -174,6 +174,13 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "The loss that is minimised; comparable only between runs with the same objective.",
                 _lines(loss="loss"),
             ),
+            Panel(
+                "Loss on held-out traces",
+                "Of traces that are not learned. If it rises while the loss falls, the student learns by heart.",
+                _lines(validation__loss="held out"),
+                unit="nats",
+                smooth=False,
+            ),
             Panel("Gradient norm", "Before clipping.", _lines(grad_norm="gradient norm"), floor=True),
             Panel(
                 "Clipped tokens",

@@ -85,7 +85,11 @@ THROUGHPUT_ROWS = (
 )
 TRAIN_TABLES = (LEARNING_ROWS, THROUGHPUT_ROWS)
 SFT_TABLES = (
-    (MetricRow("loss", "loss", "nats", brief=True), MetricRow("grad_norm", "gradient norm")),
+    (
+        MetricRow("loss", "loss", "nats", brief=True),
+        MetricRow("validation/loss", "loss, held out", "nats", brief=True),
+        MetricRow("grad_norm", "gradient norm"),
+    ),
     (
         MetricRow("lr", "learning rate"),
         MetricRow("optim/skipped", "updates skipped", alarm=True),

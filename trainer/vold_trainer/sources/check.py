@@ -62,6 +62,8 @@ def check_traces(config: SftConfig | TrainConfig) -> None:
     if isinstance(config, SftConfig):
         Columns(config.columns, TRACE_FIELD_COLUMNS, key="columns")
         require_file(config.traces, "traces", remedy)
+        if config.validation.file is not None:
+            require_file(config.validation.file, "validation.file", remedy)
     elif config.objective.needs.traces:
         require_file(Path(str(getattr(config.objective, "traces", None))), "objective.traces", remedy)
 

@@ -13,6 +13,7 @@ from vold_trainer.data.faults import PromptTooLongError, RowFault
 from vold_trainer.errors import UsageError
 from vold_trainer.student.models import Student
 from vold_trainer.student.readable import for_readable
+from vold_trainer.student.texts import Texts
 from vold_trainer.terminal import progress
 
 BATCH = 256
@@ -28,6 +29,13 @@ def known_lengths(student: Student, examples: Sequence[Example]) -> list[int]:
     plain, pictured = ([example for example in examples if bool(example.images) == has] for has in (False, True))
     ids = {False: iter(student.prompt_ids(plain) if plain else ()), True: iter(student.text_ids(pictured))}
     return [len(next(ids[bool(example.images)])) for example in examples]
+
+
+def whole_lengths(student: Student, examples: Sequence[Example]) -> list[int]:
+    """The number of ids of each prompt, with all that the processor makes of its images, one prompt at a time."""
+    lengths = known_lengths(student, [example for example in examples if not example.images])
+    known = iter(lengths)
+    return [len(student.prompt_ids([each])[0]) if each.images else next(known) for each in examples]
 
 
 def measure(
@@ -77,8 +85,10 @@ def _more(count: int, rows: int) -> str:
     return f" So are {count - 1:,} more of {rows:,} rows." if count > 1 else ""
 
 
-def check_trace(student: Student, example: Example, ids: Sequence[int]) -> None:
-    """Raise UsageError if the prompt cannot be made, or does not fit together with the completion."""
+def check_trace(student: Texts, example: Example, ids: Sequence[int]) -> int:
+    """The number of ids of the prompt's text, with one for each image. Raises UsageError if the prompt cannot be made,
+    or does not fit together with the completion.
+    """
     limit = student.max_positions
     try:
         (prompt,) = student.text_ids([example])
@@ -87,3 +97,4 @@ def check_trace(student: Student, example: Example, ids: Sequence[int]) -> None:
     if limit is not None and len(prompt) + len(ids) > limit:
         long = student.too_long(len(prompt), f"the {len(ids):,} of its completion")
         raise PromptTooLongError(str(RowFault.of(example, long))) from long
+    return len(prompt)

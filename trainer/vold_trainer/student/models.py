@@ -23,13 +23,11 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
-from vold_packing.marks import Marks, Prompt, reveal
 from vold_packing.transformers import attention_for, undocumented
 from vold_proto.distribution import missing_extra_message
 
 from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
-from vold_trainer.data.faults import PromptTooLongError
 from vold_trainer.errors import UsageError
 from vold_trainer.hub import explain_hub_failure
 from vold_trainer.paths import is_evident_path, require_model_folder
@@ -38,11 +36,11 @@ from vold_trainer.student import encoding
 from vold_trainer.student.liger import apply_liger
 from vold_trainer.student.logprobs import RECOMPUTE_BYTES, TokenScores, chunk_size, token_logprobs
 from vold_trainer.student.lora import add_lora, has_lora, merge_lora, save_adapter
-from vold_trainer.student.marks import Shield
 from vold_trainer.student.parts import freeze
 from vold_trainer.student.pictures import PictureCache
 from vold_trainer.student.prefill import PROMPT_INDEX, shared_hidden
 from vold_trainer.student.processors import load_processor
+from vold_trainer.student.texts import Texts
 from vold_trainer.student.trial import try_transformers
 
 with undocumented():
@@ -53,7 +51,7 @@ transformers_logging.disable_progress_bar()  # one bar per file read or written 
 
 
 @dataclass
-class Student:
+class Student(Texts):
     """A model with its processor and tokenizer. `processor` is the tokenizer if the model reads text only."""
 
     model: PreTrainedModel
@@ -92,38 +90,10 @@ class Student:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return limit if isinstance(limit, int) and limit > 0 else None
 
-    def too_long(self, length: int, others: str) -> PromptTooLongError:
-        """The error for a prompt of `length` tokens that takes too many positions. others: what comes after it."""
-        return PromptTooLongError(
-            f"its prompt has {length:,} tokens, and with {others} that is more than the {self.max_positions:,} "
-            f"positions of the student {self.path!r}"
-        )
-
     @property
     def computes_positions(self) -> bool:
         """Whether the model has multi-dimensional positions and computes them itself."""
         return hasattr(self.model.base_model, "get_rope_index")
-
-    def render(self, example: Example) -> str:
-        """The prompt as the student's chat template renders it, up to the start of the answer.
-
-        Raises UsageError if the template drops text of the last message.
-        """
-        return reveal(self.prompt(example, self.shield.marks))
-
-    def prompt(self, example: Example, marks: Marks) -> Prompt:
-        """The prompt as `render` has it, for a tokenizer with these marks."""
-        return encoding.render(self.processor, self.tokenizer, marks, example)
-
-    def text_ids(self, examples: Sequence[Example]) -> list[list[int]]:
-        """The token ids of the text of each prompt, with one placeholder for an image. Raises as `render`."""
-        marks = self.shield.marks
-        return marks.ids([self.prompt(example, marks) for example in examples])
-
-    @functools.cached_property
-    def shield(self) -> Shield:
-        """Keeps the texts of rows from becoming control tokens."""
-        return Shield(self.processor, self.tokenizer)
 
     def encode(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Model inputs of the prompts, padded on the left: input_ids and attention_mask [B, S] and, if there are

@@ -32,6 +32,7 @@ from vold_trainer.student.fingerprint import fingerprint
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.student.traces import Trace, read_traces
 from vold_trainer.training.loop import Loop
+from vold_trainer.training.prompts import limited_prompts
 
 
 @holds_out("run")
@@ -63,6 +64,7 @@ def run_train(
     with tracing.exporting(config.out.name), shared_opening(ranks, config, opened) as shared:
         services, (examples,) = shared.services, shared.sets
         student, traces = ranks.run_on_all(lambda: _load(config, examples))
+        examples = limited_prompts(config.data, student, examples, ranks)
         content = {"student.path": fingerprint(student), "data.source": digest((example, ()) for example in examples)}
         if traces:
             content["objective.traces"] = digest((trace.example, trace.ids) for trace in traces)
