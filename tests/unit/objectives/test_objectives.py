@@ -461,3 +461,47 @@ def test_the_entropy_bonus_is_subtracted_with_the_weight_of_the_other_tokens(nor
     assert not torch.autograd.grad(outcome.loss, entropy)[0][~batch.mask_CT].any()
     untouched = plain(batch)
     assert with_entropy_bonus(plain, untouched, batch, entropy) is untouched
+
+
+@pytest.mark.parametrize(
+    "objective", [*OBJECTIVES, Vold(mask="reward"), Vold(mask="reward", normalise="token")], ids=named
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_scores_of_completions_outside_the_teachers_mask_are_never_read(objective, seed):
+    """To the last digit, so that a teacher need not be asked for them."""
+    batch = rollouts(seed, C=12, dtype=torch.float32)
+    batch = replace(batch, rewards_C=torch.where(batch.rewarded_C, batch.correct_C * 0.5 + 0.5, torch.nan))
+    used_C = objective.teacher_mask(batch.verdicts)
+    assert used_C.all() or objective.teacher_mask_by != "nothing"
+    unsent = replace(
+        batch,
+        teacher_logprobs_CT=torch.where(used_C.unsqueeze(-1), batch.teacher_logprobs_CT, torch.nan),
+        teacher_mask_CT=batch.teacher_mask_CT & used_C.unsqueeze(-1),
+        support=replace(batch.support, mask_CTK=batch.support.mask_CTK & used_C.view(-1, 1, 1)),
+    )
+    both = (batch.logprobs_CT, batch.support.student_CTK)
+    outcomes = [objective(each).loss for each in (batch, unsent)]
+    assert outcomes[0].item() == outcomes[1].item()
+    gradients = [torch.autograd.grad(loss, both, allow_unused=True) for loss in outcomes]
+    for left, right in zip(*gradients, strict=True):
+        assert (left is None and right is None) or torch.equal(left, right)
+
+
+def test_masked_objectives_leave_out_what_their_verdicts_mask():
+    true, false = torch.tensor([True] * 4), torch.tensor([False, False, True, True])
+    batch = replace(
+        rollouts(0, C=4), rewarded_C=torch.tensor([True, True, True, False]), correct_C=~false & true,
+        rewards_C=torch.tensor([1.0, 0.5, 0.0, torch.nan]), unsolved_C=false,
+    )  # fmt: skip
+    expected = {
+        Vold(): [False, False, True, False],
+        Vold(mask="reward"): [False, True, True, False],
+        Vold(masked=False): [True] * 4,
+        Kdrl(mask="response"): [False, False, True, False],
+        Kdrl(mask="group"): [False, False, True, True],
+        Hdpo(): [False, False, True, True],
+        Srpo(): [False, False, True, False],
+        Opd(): [True] * 4,
+    }
+    for objective, mask in expected.items():
+        assert objective.teacher_mask(batch.verdicts).tolist() == mask, objective

@@ -110,6 +110,11 @@ class TeacherConfig(Config):
         le=1,
         description="smallest share of the student's token ids that mean the same to the teacher",
     )
+    only: Literal["used"] | None = Field(
+        default=None,
+        description="used: score only the completions whose scores the objective uses, after their verdicts; null: "
+        "every completion, while others are generated",
+    )
     sane: Annotated[Literal["warn", "stop", "off"], BeforeValidator(_read_off)] = Field(
         default="stop",
         description="if its values cannot be a language model's: warn, or stop the run after 3 such steps in a row",

@@ -9,6 +9,7 @@ from vold_trainer.objectives.lazy import Tensor, torch
 
 Normalise = Literal["sequence", "token", "constant"]
 Truncated = Literal["learn", "mask"]
+DecidedBy = Literal["nothing", "verdict", "group"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,16 @@ class Support:
 
 
 @dataclass(frozen=True)
+class Verdicts:
+    """What the verifier says of completions: the fields of `Rollouts` with these names."""
+
+    rewarded_C: Tensor
+    correct_C: Tensor
+    rewards_C: Tensor | None = None
+    unsolved_C: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Rollouts:
     """A batch of completions, usually the student's own, with their scores.
 
@@ -78,6 +89,10 @@ class Rollouts:
     support: Support | None = None
     step: int = 0
     max_tokens: int = 0
+
+    @property
+    def verdicts(self) -> Verdicts:
+        return Verdicts(self.rewarded_C, self.correct_C, self.rewards_C, self.unsolved_C)
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,17 @@ class Objective:
     def needs_at(self, step: int) -> Needs:
         """The needs of step `step`, counted from 0."""
         return self.needs
+
+    @property
+    def teacher_mask_by(self) -> DecidedBy:
+        """What `teacher_mask` reads: nothing, a completion's own verdict, or the verdicts of its whole group."""
+        return "nothing"
+
+    def teacher_mask(self, verdicts: Verdicts) -> Tensor:
+        """bool [C]: the completions whose teacher's scores have a part in the loss. Those of the others are not read
+        for it, and a teacher with `only: used` is not asked for them.
+        """
+        return torch.ones_like(verdicts.rewarded_C)
 
     def __call__(self, rollouts: Rollouts) -> LossOutput:
         raise NotImplementedError

@@ -2,6 +2,7 @@
 event loop. A score that does not come is missing: it is counted and masked, never a zero.
 """
 
+import asyncio
 import concurrent.futures
 import contextlib
 import math
@@ -30,6 +31,7 @@ from vold_trainer.data import Example
 from vold_trainer.data.faults import RowError, RowFault
 from vold_trainer.objectives import Needs
 from vold_trainer.rollout.base import Rollout
+from vold_trainer.scoring.chosen import UsedScores
 from vold_trainer.scoring.handshake import truncate_for_teacher
 from vold_trainer.scoring.refusals import may_be_a_rows, refuses_row, split_by_example
 from vold_trainer.scoring.sanity import valid_entropies, valid_logprobs
@@ -52,7 +54,8 @@ class RolloutScore:
     teacher_logprobs: float32 [T], NaN at masked positions. entropy: float32 [T], the teacher's, NaN at positions that
     it did not score. support_ids: int64 [T, K]. support_logprobs: float32 [T, K], the teacher's, NaN where the id is
     masked. teacher: the teacher's name. missing: why a score is missing, by service, in the service's own words.
-    invalid: how many of the teacher's values are none that a model gives; they are NaN here.
+    invalid: how many of the teacher's values are none that a model gives; they are NaN here. sent: whether the teacher
+    was asked; None where it is asked for every completion.
     """
 
     teacher_logprobs: Floats | None = None
@@ -66,6 +69,7 @@ class RolloutScore:
     reason: str = ""
     missing: dict[str, str] = field(default_factory=dict)
     invalid: int = 0
+    sent: bool | None = None
 
 
 @dataclass
@@ -101,14 +105,17 @@ class PendingScores:
     The thread that generates calls `submit` and `flush`; the thread that trains calls `wait` and `collect`.
     """
 
-    def __init__(self, scorer: "Scorer", needs: Needs, verify: bool) -> None:
+    def __init__(self, scorer: "Scorer", needs: Needs, verify: bool, used: UsedScores | None = None) -> None:
+        """used: chooses what teachers with `only: used` are asked for; None: everything."""
         self.scorer = scorer
         self.needs = needs
         self.verify = verify
+        self.used = used
         self.scores = StepScores({})
         self.waits: list[Span] = []
         self._unsent: list[Rollout] = []
         self._futures: dict[str, dict[int, concurrent.futures.Future[None]]] = {"teacher": {}, "verifier": {}}
+        self._flushed: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     def submit(self, rollouts: list[Rollout]) -> None:
         """Add finished rollouts. They are sent in requests of `Scorer.request_size`."""
@@ -122,6 +129,8 @@ class PendingScores:
         if self._unsent:
             self._send(self._unsent)
             self._unsent = []
+        if not self._flushed.done():
+            self._flushed.set_result(None)
 
     def wait(self, teacher_rows: Iterable[int], verifier_rows: Iterable[int]) -> None:
         """Wait until the teacher has scored `teacher_rows` and the verifier has verified `verifier_rows`.
@@ -150,8 +159,28 @@ class PendingScores:
         for future in done:
             future.result()
 
+    async def choose(self, rollouts: list[Rollout]) -> list[Rollout]:
+        """Those of the rollouts whose scores the objective uses, once the verdicts are there that decide about it.
+
+        Raises the error of the verdicts' request.
+        """
+        assert self.used is not None
+        if self.used.waits_for_groups:
+            await asyncio.wrap_future(self._flushed)
+        rows = self.used.rows(rollouts, self.scores.rows)
+        for future in {self._futures["verifier"][row] for row in rows}:
+            # Shielded: a coroutine that is cancelled must not cancel the request that others wait for.
+            await asyncio.shield(asyncio.wrap_future(future))
+        chosen = self.used.choose(rollouts, self.scores.rows)
+        sent = {rollout.row for rollout in chosen}
+        for rollout in rollouts:
+            self.scores.rows[rollout.row].sent = rollout.row in sent
+        return chosen
+
     def _send(self, rollouts: list[Rollout]) -> None:
         self.scores.rows.update({rollout.row: RolloutScore() for rollout in rollouts})
+        if self.scorer.verifier is not None and self.verify:
+            self._start("verifier", rollouts, self.scorer.request_verdicts(self, rollouts))
         if self.scorer.teachers and self.needs.teacher:
             by_teacher: dict[str, list[Rollout]] = {}
             for rollout in rollouts:
@@ -162,8 +191,6 @@ class PendingScores:
                 by_teacher.setdefault(name, []).append(rollout)
             for name, part in by_teacher.items():
                 self._start("teacher", part, self.scorer.request_scores(self, name, part))
-        if self.scorer.verifier is not None and self.verify:
-            self._start("verifier", rollouts, self.scorer.request_verdicts(self, rollouts))
 
     def _start(self, service: str, rollouts: list[Rollout], request: Coroutine[Any, Any, None]) -> None:
         future = self.scorer.submit(request)
@@ -242,9 +269,11 @@ class Scorer:
         for name, prompts in self.prompts.items():
             prompts.prepare([example for example in examples if self.route(example) == name], on_refused)
 
-    def begin(self, needs: Needs, *, verify: bool = True) -> PendingScores:
-        """Begin a step's scores. needs: what to request from the teachers. verify: whether to request verdicts."""
-        return PendingScores(self, needs, verify)
+    def begin(self, needs: Needs, *, verify: bool = True, used: UsedScores | None = None) -> PendingScores:
+        """Begin a step's scores. needs: what to request from the teachers. verify: whether to request verdicts. used:
+        chooses what teachers with `only: used` are asked for; it needs the verdicts.
+        """
+        return PendingScores(self, needs, verify, used)
 
     def submit(self, request: Coroutine[Any, Any, None]) -> "concurrent.futures.Future[None]":
         """Run `request` on the clients' event loop; `close` cancels it."""
@@ -259,8 +288,12 @@ class Scorer:
                 self.tasks.run(client.aclose())
 
     async def request_scores(self, pending: PendingScores, name: str, rollouts: list[Rollout]) -> None:
-        """Have these rollouts scored by the teacher `name`."""
+        """Have these rollouts scored by the teacher `name`, or those of them that it is to be asked for."""
         teacher = self.teachers[name]
+        if pending.used is not None and teacher.config.only == "used":
+            rollouts = await pending.choose(rollouts)
+        if not rollouts:
+            return
 
         async def request(part: list[Rollout]) -> None:
             with _record_span(pending.scores, "teacher"), tracing.span("score", rollouts=len(part)):

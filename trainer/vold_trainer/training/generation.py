@@ -17,6 +17,7 @@ from vold_trainer.objectives import AnyObjective, Dapo, Needs
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.rollout.base import Engine, Rollout, Sampling
 from vold_trainer.scoring.batch import AwaitScores, ScoredBatch
+from vold_trainer.scoring.chosen import UsedScores
 from vold_trainer.scoring.scorer import PendingScores, RolloutScore, Scorer, StepScores
 from vold_trainer.services.outages import Span
 from vold_trainer.student.models import Student
@@ -106,6 +107,7 @@ class RolloutGenerator:
         self.engine = engine
         self.scorer = scorer
         self.max_rounds = max_rounds(config.objective)
+        self.used = UsedScores(config.objective, config.rollout.group)
         self.stop_at_faults = config.data.skip_broken is False
         self.refused: dict[int, tuple[Example, RowFault]] = {}
 
@@ -163,7 +165,7 @@ class RolloutGenerator:
 
         The engine numbers rows as if no group were missing, so a row at fault changes no other row's completions.
         """
-        pending = self.scorer.begin(needs)
+        pending = self.scorer.begin(needs, used=self.used)
         prompts, group = self.config.rollout.prompts, self.config.rollout.group
         share = self.ranks.share(len(examples[number * prompts : (number + 1) * prompts]))
         first = number * prompts + share.start
@@ -275,7 +277,7 @@ class RolloutGenerator:
         return RolloutBatch(step, None, needs, examples, scored, scored, [pending], metrics=metrics, faults=faults)
 
     def _request_scores(self, rollouts: list[Rollout], needs: Needs, *, verify: bool = True) -> PendingScores:
-        pending = self.scorer.begin(needs, verify=verify)
+        pending = self.scorer.begin(needs, verify=verify, used=self.used if verify else None)
         pending.submit(rollouts)
         pending.flush()
         return pending
