@@ -64,6 +64,7 @@ def test_a_teacher_asked_for_less_scores_fewer_tokens_and_changes_no_loss(
         assert [row["teacher/sent"] for row in some] == pytest.approx(shares)
 
 
+@pytest.mark.slow
 def test_diagnostics_ask_for_completions_that_the_loss_does_not_use(tmp_path, pocket_teacher, verifier):
     rows, tokens = train(
         tmp_path / "diagnosed", pocket_teacher, verifier, "objective={name: vold}", "teacher.only=used", "steps=1",

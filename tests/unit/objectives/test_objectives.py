@@ -32,6 +32,7 @@ from vold_trainer.objectives import (
 from vold_trainer.objectives.base import with_entropy_bonus
 from vold_trainer.objectives.opd import discounted
 from vold_trainer.objectives.policy import Signal
+from vold_trainer.objectives.reference import reference_kl, with_reference_kl
 
 OBJECTIVES = [
     Grpo(),
@@ -116,6 +117,7 @@ def gradient(objective, batch):
 @pytest.mark.parametrize("seed", range(2))
 def test_gradient_is_that_of_finite_differences(objective, seed):
     batch = rollouts(seed)
+    objective = replace(objective, kl_ratio=False)  # a weight without a gradient
     base = batch.logprobs_CT.detach().clone()  # gradcheck moves its inputs in place
 
     def loss(logprobs_CT, student_CTK):
@@ -505,3 +507,106 @@ def test_masked_objectives_leave_out_what_their_verdicts_mask():
     }
     for objective, mask in expected.items():
         assert objective.teacher_mask(batch.verdicts).tolist() == mask, objective
+
+
+def later_step(V=5):
+    """A position after an optimiser step: (logits of the student, with gradient; one completion of a token for each of
+    the V ids, sampled by other weights; their probabilities under those; the teacher's log-probabilities).
+    """
+    torch.manual_seed(3)
+    logits = torch.randn(V, dtype=torch.float64, requires_grad=True)
+    old, teacher = (torch.randn(V, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    true = torch.ones(V, 1, dtype=torch.bool)
+    batch = Rollouts(
+        logprobs_CT=logits.log_softmax(-1).unsqueeze(-1), old_logprobs_CT=old.unsqueeze(-1), mask_CT=true,
+        advantages_C=torch.zeros(V).double(), rewarded_C=true[:, 0], correct_C=~true[:, 0],
+        teacher_logprobs_CT=teacher.unsqueeze(-1), teacher_mask_CT=true,
+        reference_logprobs_CT=teacher.unsqueeze(-1), reference_mask_CT=true,
+    )  # fmt: skip
+    return logits, batch, old.exp(), teacher
+
+
+def kl_gradients(logits, teacher):
+    """The gradients of KL(student || teacher) and of KL(teacher || student) by central differences."""
+    values = {"reverse": [], "forward": []}
+    for index in range(len(logits)):
+        moved = [logits.detach().index_add(0, torch.tensor([index]), torch.tensor([step]).double()).log_softmax(-1)
+                 for step in (1e-6, -1e-6)]  # fmt: skip
+        reverse = [(each.exp() * (each - teacher)).sum() for each in moved]
+        forward = [(teacher.exp() * (teacher - each)).sum() for each in moved]
+        values["reverse"].append((reverse[0] - reverse[1]) / 2e-6)
+        values["forward"].append((forward[0] - forward[1]) / 2e-6)
+    return {name: torch.stack(gradient) for name, gradient in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("objective", "kl"),
+    [
+        (Vold(beta=1.0), "reverse"),
+        (Vold(beta=1.0, divergence="k3"), "forward"),
+        (OpdTopK(divergence="k2"), "reverse"),
+        (Grpo(kl_beta=1.0, kl_estimator="k2"), "reverse"),
+        (Grpo(kl_beta=1.0, kl_estimator="k3"), "forward"),
+        (Grpo(kl_beta=1.0, kl_estimator="unbiased"), "reverse"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else named(value),
+)
+def test_in_a_later_optimiser_step_the_expected_gradient_is_that_of_the_kl(objective, kl):
+    """Of tokens that were sampled by the weights before it. Without the ratio it is another vector."""
+    logits, batch, probabilities, teacher = later_step()
+    expected = kl_gradients(logits, teacher)[kl]
+
+    def mean_gradient(chosen):
+        # The mean over completions is that over V; each token has the probability with which it was sampled.
+        weighted = replace(batch, logprobs_CT=logits.log_softmax(-1).unsqueeze(-1))
+        total = 0
+        for token in range(len(logits)):
+            one = {name: value[token : token + 1] for name, value in vars(weighted).items() if torch.is_tensor(value)}
+            each = replace(weighted, **one)
+            total = total + probabilities[token] * with_reference_kl(chosen, chosen(each), each).loss
+        return torch.autograd.grad(total, logits)[0]
+
+    assert torch.allclose(mean_gradient(objective), expected, atol=1e-8)
+    if objective.kl_estimator != "unbiased":
+        assert not torch.allclose(mean_gradient(replace(objective, kl_ratio=False)), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "objective", [Vold(), Vold(divergence="k3", masked=False), OpdTopK(divergence="k3")], ids=named
+)
+def test_in_the_first_optimiser_step_the_ratio_changes_no_digit(objective):
+    batch = rollouts(4, on_policy=True, dtype=torch.float32)
+    plain = replace(objective, kl_ratio=False)
+    assert objective(batch).loss.item() == plain(batch).loss.item()
+    assert torch.equal(gradient(objective, batch), gradient(plain, batch))
+
+
+def test_the_value_of_the_unbiased_estimate_is_the_kl():
+    logits, batch, probabilities, teacher = later_step()
+    student = logits.log_softmax(-1)
+    exact = (student.exp() * (student - teacher)).sum()
+    found, known = reference_kl(Grpo(kl_estimator="unbiased"), batch)
+    assert known.all()
+    assert (probabilities * found[:, 0]).sum().item() == pytest.approx(exact.item())
+
+
+def test_a_reference_that_is_missing_adds_nothing_and_stays_in_the_divisor():
+    batch = rollouts(1)
+    known_CT = torch.rand(batch.mask_CT.shape) > 0.4
+    reference_CT = torch.where(known_CT, batch.logprobs_CT.detach() - 0.5, torch.nan)
+    batch = replace(batch, reference_logprobs_CT=reference_CT, reference_mask_CT=known_CT)
+    objective = Grpo(kl_beta=0.7, kl_estimator="k2")
+    outcome = with_reference_kl(objective, objective(batch), batch)
+    weights_CT = (batch.logprobs_CT - batch.old_logprobs_CT).detach().exp()
+    lengths_C = batch.mask_CT.sum(-1)
+    kl = (torch.where(batch.mask_CT & known_CT, 0.125 * weights_CT, 0.0).sum(-1) / lengths_C).mean()
+    assert outcome.metrics["loss/reference"] == pytest.approx(kl.item())
+    assert outcome.loss.item() == pytest.approx(objective(batch).loss.item() + 0.7 * kl.item())
+    capped = replace(objective, rollout_cap=1.1)
+    cut_CT = (batch.old_logprobs_CT - batch.rollout_logprobs_CT).exp().clamp(max=1.1)
+    kl = (torch.where(batch.mask_CT & known_CT, 0.125 * weights_CT * cut_CT, 0.0).sum(-1) / lengths_C).mean()
+    assert with_reference_kl(capped, capped(batch), batch).metrics["loss/reference"] == pytest.approx(kl.item())
+    plain = objective(batch)
+    assert with_reference_kl(Grpo(), plain, batch) is plain
+    with pytest.raises(ValueError, match="kl_beta needs the reference"):
+        with_reference_kl(objective, plain, replace(batch, reference_logprobs_CT=None))

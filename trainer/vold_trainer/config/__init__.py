@@ -17,15 +17,18 @@ from vold_trainer.config.parts import (
     ObjectiveConfig,
     OptimConfig,
     OutageConfig,
+    ReferenceConfig,
     RolloutConfig,
     RoutedTeacherConfig,
     SamplingConfig,
+    ScoringModelConfig,
     StudentConfig,
     TeacherConfig,
     TlsConfig,
     VerifierConfig,
 )
 from vold_trainer.config.runs import (
+    REFERENCE,
     SINGLE_TEACHER,
     EvalConfig,
     RunConfig,
@@ -36,6 +39,7 @@ from vold_trainer.config.runs import (
 )
 
 __all__ = [
+    "REFERENCE",
     "SINGLE_TEACHER",
     "BatchConfig",
     "CheckpointsConfig",
@@ -49,10 +53,12 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "OutageConfig",
+    "ReferenceConfig",
     "RolloutConfig",
     "RoutedTeacherConfig",
     "RunConfig",
     "SamplingConfig",
+    "ScoringModelConfig",
     "SftConfig",
     "StudentConfig",
     "TeacherConfig",

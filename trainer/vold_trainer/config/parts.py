@@ -90,12 +90,14 @@ def _read_off(value: Any) -> Any:
     return "off" if value is False else value
 
 
-class TeacherConfig(Config):
-    url: str | list[str] = Field(default="local:pocket:teacher", description="URL of the teacher; several: replicas")
-    model: str = Field(default="", description="name of the teacher in the service; empty: its default")
-    system: str = Field(default="", description="system prompt for this teacher alone, before that of the row")
+class ScoringModelConfig(Config):
+    """A model behind a URL that gives log-probabilities of the student's completions."""
+
+    url: str | list[str] = Field(description="URL of the model's service; several: replicas")
+    model: str = Field(default="", description="name of the model in the service; empty: its default")
+    system: str = Field(default="", description="system prompt for this model alone, before that of the row")
     template: Literal["student", "teacher"] = Field(
-        default="student", description="whose chat template and tokenizer render this teacher's prompts"
+        default="student", description="whose chat template and tokenizer render its prompts"
     )
     api_key_env: VariableName = Field(
         default="VOLD_TEACHER_API_KEY", description="environment variable with the API key"
@@ -103,13 +105,21 @@ class TeacherConfig(Config):
     api_key_file: KeyFilePath = Field(default=None, description=KEY_FILE)
     tls: TlsConfig = TlsConfig()
     timeout: float = Field(default=120.0, gt=0, description="seconds for one call, retries included")
-    allow_identity_change: bool = Field(default=False, description="continue if the teacher changes during the run")
+    allow_identity_change: bool = Field(default=False, description="continue if the model changes during the run")
     min_shared: float = Field(
         default=0.9,
         ge=0,
         le=1,
-        description="smallest share of the student's token ids that mean the same to the teacher",
+        description="smallest share of the student's token ids that mean the same to the model",
     )
+
+
+class ReferenceConfig(ScoringModelConfig):
+    """The reference of objective.kl_beta as a service, in place of the student at the start of the run."""
+
+
+class TeacherConfig(ScoringModelConfig):
+    url: str | list[str] = Field(default="local:pocket:teacher", description="URL of the teacher; several: replicas")
     only: Literal["used"] | None = Field(
         default=None,
         description="used: score only the completions whose scores the objective uses, after their verdicts; null: "

@@ -16,9 +16,11 @@ from vold_trainer.config.parts import (
     ObjectiveConfig,
     OptimConfig,
     OutageConfig,
+    ReferenceConfig,
     RolloutConfig,
     RoutedTeacherConfig,
     SamplingConfig,
+    ScoringModelConfig,
     StudentConfig,
     TeacherConfig,
     VerifierConfig,
@@ -32,9 +34,14 @@ DEFAULT_ROLLOUT_CAP = 2.0
 SINGLE_TEACHER = ""
 """The teacher's name in a run that has one teacher."""
 
+REFERENCE = ":reference"
+"""The name, beside the teachers', of a reference that is a service."""
+
 
 def teacher_key(name: str) -> str:
-    """The config's key of the teacher `name`; of the only teacher if it is empty."""
+    """The config's key of the teacher `name`; of the only teacher if it is empty; of the reference."""
+    if name == REFERENCE:
+        return "reference"
     return f"teachers.{name}" if name else "teacher"
 
 
@@ -82,6 +89,9 @@ class TrainConfig(RunConfig):
     teachers: dict[str, RoutedTeacherConfig] = Field(
         default_factory=dict, description="several teachers by name, in place of `teacher`"
     )
+    reference: ReferenceConfig | None = Field(
+        default=None, description="of objective.kl_beta; null: the student as it was at the start of the run"
+    )
     verifier: VerifierConfig | None = VerifierConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -100,6 +110,18 @@ class TrainConfig(RunConfig):
         if not self.objective.needs.teacher:
             return {}
         return {SINGLE_TEACHER: self.teacher} if self.teacher is not None else dict(self.teachers)
+
+    @property
+    def used_scoring_models(self) -> dict[str, ScoringModelConfig]:
+        """The teachers that the objective needs and the reference, if it is a service, by name."""
+        uses_reference = self.objective.kl_beta and self.reference is not None
+        reference = {REFERENCE: self.reference} if uses_reference else {}
+        return {**self.used_teachers, **reference}  # type: ignore[dict-item]  # None is left out
+
+    @property
+    def copies_start(self) -> bool:
+        """Whether the run keeps the weights of its start, as the reference."""
+        return self.objective.kl_beta > 0 and self.reference is None
 
     @property
     def used_verifier(self) -> VerifierConfig | None:
@@ -129,6 +151,11 @@ class TrainConfig(RunConfig):
             raise ValueError(
                 f"objective.traces is not set, and objective {name!r} also uses completions of a file: set it to a "
                 "file of `vold traces`, or objective.student_share=1"
+            )
+        if needs.traces and self.objective.kl_beta:
+            raise ValueError(
+                f"objective.kl_beta is {self.objective.kl_beta:g}, and objective {name!r} also uses completions of a "
+                "file, from which no KL of the student can be estimated: set objective.student_share=1"
             )
         self._check_routes()
         self._set_rollout_cap()
@@ -177,7 +204,7 @@ class TracesConfig(Config):
     request: int = Field(default=256, ge=1, description="prompts in one request")
 
     @property
-    def used_teachers(self) -> dict[str, TeacherConfig]:
+    def used_scoring_models(self) -> dict[str, ScoringModelConfig]:
         return {SINGLE_TEACHER: self.teacher}
 
     @property
@@ -206,7 +233,7 @@ class EvalConfig(Config):
     threads: int = Field(default=0, ge=0, description="CPU threads of this process; 0: torch's choice")
 
     @property
-    def used_teachers(self) -> dict[str, TeacherConfig]:
+    def used_scoring_models(self) -> dict[str, ScoringModelConfig]:
         return {}
 
     @property

@@ -68,6 +68,7 @@ class Vold(TeacherTerm, GroupAdvantageOptions, PolicyGradient):
         if self.masked and self.mask == "reward":
             divergence_CT = divergence_CT * (1 - known_rewards(rollouts.verdicts)).unsqueeze(-1)
         if self.divergence in ("k2", "k3"):
+            divergence_CT = self.apply_ratio(divergence_CT, known_CT, rollouts)
             divergence_CT, known_CT = self.apply_rollout_weights(rollouts, divergence_CT, known_CT, metrics)
         teacher = self.mean(divergence_CT, known_CT, rollouts)
         loss = policy + self.beta * teacher

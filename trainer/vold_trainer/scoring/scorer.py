@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from vold_client import (
 )
 
 from vold_trainer import tracing
+from vold_trainer.config import REFERENCE
 from vold_trainer.data import Example
 from vold_trainer.data.faults import RowError, RowFault
 from vold_trainer.objectives import Needs
@@ -53,7 +54,7 @@ class RolloutScore:
 
     teacher_logprobs: float32 [T], NaN at masked positions. entropy: float32 [T], the teacher's, NaN at positions that
     it did not score. support_ids: int64 [T, K]. support_logprobs: float32 [T, K], the teacher's, NaN where the id is
-    masked. teacher: the teacher's name. missing: why a score is missing, by service, in the service's own words.
+    masked. reference_logprobs: as teacher_logprobs, of a reference that is a service. teacher: the teacher's name. missing: why a score is missing, by service, in the service's own words.
     invalid: how many of the teacher's values are none that a model gives; they are NaN here. sent: whether the teacher
     was asked; None where it is asked for every completion.
     """
@@ -62,6 +63,7 @@ class RolloutScore:
     entropy: Floats | None = None
     support_ids: NDArray[np.int64] | None = None
     support_logprobs: Floats | None = None
+    reference_logprobs: Floats | None = None
     teacher: str = ""
     reward: float | None = None
     correct: bool | None = None
@@ -114,7 +116,11 @@ class PendingScores:
         self.scores = StepScores({})
         self.waits: list[Span] = []
         self._unsent: list[Rollout] = []
-        self._futures: dict[str, dict[int, concurrent.futures.Future[None]]] = {"teacher": {}, "verifier": {}}
+        self._futures: dict[str, dict[int, concurrent.futures.Future[None]]] = {
+            "teacher": {},
+            "reference": {},
+            "verifier": {},
+        }
         self._flushed: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     def submit(self, rollouts: list[Rollout]) -> None:
@@ -133,15 +139,15 @@ class PendingScores:
             self._flushed.set_result(None)
 
     def wait(self, teacher_rows: Iterable[int], verifier_rows: Iterable[int]) -> None:
-        """Wait until the teacher has scored `teacher_rows` and the verifier has verified `verifier_rows`.
+        """Wait until teacher and reference have scored `teacher_rows` and the verifier has verified `verifier_rows`.
 
         Raises RunError if the teacher changed or a service does not come back, and any error of a service that no retry
         mends.
         """
-        teacher, verifier = self._futures["teacher"], self._futures["verifier"]
+        rows = list(teacher_rows)
+        wanted = {"teacher": rows, "reference": rows, "verifier": verifier_rows}
         self._wait(
-            {teacher[row] for row in teacher_rows if row in teacher}
-            | {verifier[row] for row in verifier_rows if row in verifier}
+            {self._futures[key][row] for key, asked in wanted.items() for row in asked if row in self._futures[key]}
         )
 
     def collect(self) -> StepScores:
@@ -191,6 +197,10 @@ class PendingScores:
                 by_teacher.setdefault(name, []).append(rollout)
             for name, part in by_teacher.items():
                 self._start("teacher", part, self.scorer.request_scores(self, name, part))
+        if self.scorer.reference is not None and self.needs.reference:
+            for rollout in rollouts:
+                self.scorer.prompts[REFERENCE].ensure_prepared(rollout.example)
+            self._start("reference", rollouts, self.scorer.request_reference(self, rollouts))
 
     def _start(self, service: str, rollouts: list[Rollout], request: Coroutine[Any, Any, None]) -> None:
         future = self.scorer.submit(request)
@@ -223,6 +233,7 @@ class Scorer:
     ) -> None:
         self.tasks = ClientTasks()
         self.teachers = self.tasks.run(_call(make_teachers))
+        self.reference = self.teachers.pop(REFERENCE, None)
         self.verifier = self.tasks.run(_call(make_verifier)) if make_verifier else None
         self.route = route
         self.verifier_name = verifier_name
@@ -233,13 +244,17 @@ class Scorer:
         self.outages = outages or Outages()
         self.stop_at_faults = stop_at_faults
         self.services = {
-            teacher.key: MonitoredService(teacher.key, teacher.client, self.outages)
-            for teacher in self.teachers.values()
+            teacher.key: MonitoredService(teacher.key, teacher.client, self.outages) for teacher in self.scoring_models
         }
         if self.verifier is not None:
             self.services["verifier"] = MonitoredService("verifier", self.verifier, self.outages)
         self.special_ids: frozenset[int] = frozenset()
         self.prompts: dict[str, TeacherPrompts] = {}
+
+    @property
+    def scoring_models(self) -> list[Teacher]:
+        """The teachers and the reference, if it is a service."""
+        return [*self.teachers.values(), *([self.reference] if self.reference is not None else [])]
 
     def service_states(self) -> list[tuple[str, str]]:
         """(key, state) of each service: the model, and how its requests go or how long it has been away."""
@@ -247,19 +262,22 @@ class Scorer:
 
     def _served_model(self, key: str) -> str:
         """The name of the teacher's model or of the verifier at this key."""
-        models = [t.info.identity.model for t in self.teachers.values() if t.key == key and t.info is not None]
+        models = [t.info.identity.model for t in self.scoring_models if t.key == key and t.info is not None]
         return Path(models[0]).name if models else self.verifier_name if key == "verifier" else "no handshake yet"
 
     def handshake(self, student: Student, requirements: TeacherRequirements) -> list[Teacher]:
-        """Complete the handshake with every teacher; from then on a change of identity is an error, unless the config
+        """Complete the handshake with every teacher and the reference; from then on a change of identity is an error, unless the config
         allows it. Raises HandshakeError if a teacher does not fit.
         """
         self.special_ids = frozenset(student.tokenizer.all_special_ids)
-        for teacher in self.teachers.values():
+        for teacher in self.scoring_models:
             info = self.tasks.run(teacher.client.info())
-            teacher.complete_handshake(info, self.tasks.run(teacher.client.tokenizer()), student, requirements)
+            required = requirements
+            if teacher is self.reference:
+                required = replace(requirements, objective="kl_beta", needs=Needs(teacher=True))
+            teacher.complete_handshake(info, self.tasks.run(teacher.client.tokenizer()), student, required)
             self.prompts[teacher.name] = TeacherPrompts(student, teacher)
-        return list(self.teachers.values())
+        return self.scoring_models
 
     def prepare_prompts(self, examples: Sequence[Example], on_refused: OnRefused | None = None) -> None:
         """Make the teachers' prompts of these examples. on_refused: receives those that their teachers cannot read.
@@ -267,7 +285,7 @@ class Scorer:
         Raises UsageError for the first of them without on_refused.
         """
         for name, prompts in self.prompts.items():
-            prompts.prepare([example for example in examples if self.route(example) == name], on_refused)
+            prompts.prepare([e for e in examples if name == REFERENCE or self.route(e) == name], on_refused)
 
     def begin(self, needs: Needs, *, verify: bool = True, used: UsedScores | None = None) -> PendingScores:
         """Begin a step's scores. needs: what to request from the teachers. verify: whether to request verdicts. used:
@@ -283,14 +301,14 @@ class Scorer:
         self.tasks.close()
         for service in self.services.values():
             self.tasks.run(service.aclose())
-        for client in (*(teacher.client for teacher in self.teachers.values()), self.verifier):
+        for client in (*(teacher.client for teacher in self.scoring_models), self.verifier):
             if client is not None:
                 self.tasks.run(client.aclose())
 
     async def request_scores(self, pending: PendingScores, name: str, rollouts: list[Rollout]) -> None:
         """Have these rollouts scored by the teacher `name`, or those of them that it is to be asked for."""
         teacher = self.teachers[name]
-        if pending.used is not None and teacher.config.only == "used":
+        if pending.used is not None and teacher.only_used:
             rollouts = await pending.choose(rollouts)
         if not rollouts:
             return
@@ -300,6 +318,17 @@ class Scorer:
                 await self._score(teacher, pending.needs, part, pending.scores)
 
         await self._count_lost("teacher", self.services[teacher.key], request, rollouts, pending.scores)
+
+    async def request_reference(self, pending: PendingScores, rollouts: list[Rollout]) -> None:
+        """Have these rollouts scored by the reference."""
+        reference = self.reference
+        assert reference is not None
+
+        async def request(part: list[Rollout]) -> None:
+            with _record_span(pending.scores, "reference"), tracing.span("reference", rollouts=len(part)):
+                await self._score(reference, Needs(), part, pending.scores)
+
+        await self._count_lost("reference", self.services[reference.key], request, rollouts, pending.scores)
 
     async def request_verdicts(self, pending: PendingScores, rollouts: list[Rollout]) -> None:
         """Have these rollouts verified."""
@@ -352,6 +381,8 @@ class Scorer:
         scores.faults.append(fault)
 
     async def _score(self, teacher: Teacher, needs: Needs, rollouts: list[Rollout], scores: StepScores) -> None:
+        is_reference = teacher is self.reference
+        service = "reference" if is_reference else "teacher"
         assert teacher.info is not None
         assert teacher.handshake is not None
         support_V = self._support_mask(teacher.handshake.shared_V.numpy(), needs)
@@ -360,7 +391,7 @@ class Scorer:
         for rollout in rollouts:
             sent, mask = truncate_for_teacher(rollout.ids, teacher.handshake.shared_V, teacher.info.vocab_size)
             if not sent:
-                scores.rows[rollout.row].teacher_logprobs = np.full(len(rollout.ids), np.nan, np.float32)
+                setattr(scores.rows[rollout.row], f"{service}_logprobs", np.full(len(rollout.ids), np.nan, np.float32))
                 continue
             masks[rollout.row] = mask
             candidates = None
@@ -388,11 +419,16 @@ class Scorer:
         for score in reply.scores:
             row = int(score.id)
             if score.error is not None or score.logprobs is None:
-                scores.add_missing("teacher", by_row[row], score.error, "the reply has no log-probabilities")
+                scores.add_missing(service, by_row[row], score.error, "the reply has no log-probabilities")
                 if score.error is not None and refuses_row(score.error, by_row[row].example):
                     self._report_fault(by_row[row].example, score.error, scores)
                 continue
-            _store_score(scores.rows[row], by_row[row], score, masks[row], support_V)
+            if is_reference:
+                found = RolloutScore()
+                _store_score(found, by_row[row], score, masks[row], support_V)
+                scores.rows[row].reference_logprobs = found.teacher_logprobs
+            else:
+                _store_score(scores.rows[row], by_row[row], score, masks[row], support_V)
 
     def _support_mask(self, shared_V: NDArray[np.bool_], needs: Needs) -> NDArray[np.bool_]:
         """bool [V]: the ids that a support may contain."""

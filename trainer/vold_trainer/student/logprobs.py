@@ -54,7 +54,7 @@ def token_logprobs(
 
     hidden_NH: the states that predict the ids. head: the output projection, [H] -> [V]. ids_N: int64. support_ids_NK:
     int64, ids whose log-probabilities are returned too. top_k: number of most likely ids to return. entropy_gradient:
-    whether the entropy has a gradient, which takes two more tensors of a chunk. chunk: positions per chunk. recompute:
+    whether the entropy has a gradient, which takes no more memory at the peak. chunk: positions per chunk. recompute:
     do not store the logits [N, V], but compute those of each chunk again in the backward pass.
     """
     parts = []

@@ -115,6 +115,10 @@ class RolloutGenerator:
         """Leave the groups of this example missing from now on. It is held, so that no other gets the same id()."""
         self.refused[id(example)] = (example, RowFault.of(example, error, refused=True))
 
+    def needs_at(self, step: int) -> Needs:
+        """The needs of step `step`, on the student's own completions."""
+        return self.objective.needs_at(step) | Needs(reference=self.objective.kl_beta > 0)
+
     def generate(self, step: int, examples: Sequence[Example]) -> RolloutBatch:
         """Generate completions of this process's share of the prompts, and request their scores. If the objective
         allows several rounds, further rounds follow until there are enough informative groups. examples: the whole
@@ -122,7 +126,7 @@ class RolloutGenerator:
 
         Waits for the other processes between rounds only: with one round it may run beside any work of theirs.
         """
-        needs, version = self.objective.needs_at(step), self.engine.version
+        needs, version = self.needs_at(step), self.engine.version
         if self.max_rounds > 1:
             return self._generate_rounds(step, version, examples, needs)
         made = self._generate_round(step, examples, needs, 0)
@@ -249,7 +253,7 @@ class RolloutGenerator:
         """
         if faults and self.stop_at_faults:
             raise RowError(next(iter(faults.values())))
-        needs = self.objective.needs_at(step)
+        needs = self.needs_at(step)
         pending = self._request_scores(rollouts, needs)
         scored = self._pending_batch(rollouts, pending, self.config.rollout.group)
         return RolloutBatch(step, version, needs, examples, scored, scored, [pending], faults=dict(faults))

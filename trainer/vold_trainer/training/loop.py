@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from rich.markup import escape
 
 from vold_trainer import tracing
-from vold_trainer.config import TrainConfig
+from vold_trainer.config import REFERENCE, TrainConfig
 from vold_trainer.config.resuming import SAMPLING
 from vold_trainer.data import Example
 from vold_trainer.data.faults import RowFault
@@ -152,16 +152,18 @@ class Loop:
             assert teacher.info is not None
             assert teacher.handshake is not None
             model = teacher.info.identity.model
-            label = f"{teacher.name} ({model})" if teacher.name else model
+            key = "the reference" if teacher is self.scorer.reference else teacher.name
+            label = f"{key} ({model})" if key else model
             met = f"handshake with {label}: {teacher.handshake.describe()}"  # tokens such as [/INST] among it
             console.print(f"[dim]{escape(met)}", highlight=False)
             identities[teacher.name] = teacher.identity_record()
         self.ranks.require_same(
             identities, "the processes met different teachers: their URLs must lead to the same one everywhere"
         )
+        reference = {"reference": identities.pop(REFERENCE)} if REFERENCE in identities else {}
         if SINGLE_TEACHER in identities:
-            return {"teacher": identities[SINGLE_TEACHER]}
-        return {"teachers": identities} if identities else {}
+            return {"teacher": identities[SINGLE_TEACHER], **reference}
+        return {**({"teachers": identities} if identities else {}), **reference}
 
     def _check_same_teachers(self, about: Mapping[str, Any]) -> None:
         """Raise RunError if a resumed run has other teachers than it began with, unless the config allows that."""
@@ -169,12 +171,13 @@ class Loop:
         before: dict[str, Any] = {}
         with suppress(OSError, ValueError):  # a power cut may have left a part of it
             before = json.loads(file.read_text())
-        for name, teacher in self.scorer.teachers.items():
-            old = before.get("teachers", {}).get(name) if name else before.get("teacher")
-            new = about["teachers"][name] if name else about["teacher"]
+        for teacher in self.scorer.scoring_models:
+            section, _, name = teacher.key.partition(".")
+            old, new = (each.get(section, {}) for each in (before, about))
+            old, new = (old.get(name), new.get(name)) if name else (old, new)
             if old and old != new and not teacher.config.allow_identity_change:
                 raise RunError(
-                    f"the run began with teacher {old}, and {new} answers now. Start a new run with it, or set "
+                    f"the run began with {section.removesuffix('s')} {old}, and {new} answers now. Start a new run with it, or set "
                     f"{teacher.key}.allow_identity_change=true"
                 )
 
@@ -186,7 +189,7 @@ class Loop:
         config = self.config
         refused = self.generator.refuse if config.data.skip_broken else None
         self.ranks.run_on_all(lambda: check_prompts(self.student, examples, config.rollout.max_tokens, refused))
-        if self.objective.needs.teacher:
+        if self.scorer.scoring_models:
             prompts = [*examples, *(trace.example for trace in traces)]
             self.ranks.run_on_all(lambda: self.scorer.prepare_prompts(prompts, refused))
         if self.ranks.is_main:
@@ -344,6 +347,7 @@ class Loop:
             **update_metrics,
             **diagnostics,
             "missing/teacher": float(missing.count_missing("teacher")),
+            **({"missing/reference": float(missing.count_missing("reference"))} if batch.needs.reference else {}),
             "missing/verifier": float(missing.count_missing("verifier")),
             "missing/rows": float(count_rows(missing.faults)),
             **({"missing/reasons": missing.sentences.lines(missing.missing)} if missing.missing else {}),
@@ -378,7 +382,7 @@ class Loop:
         self.missing_total += scores.missing.total()
         reasons = scores.describe_missing()
         console.print(f"[yellow]missing scores, masked: {escape(reasons)}", highlight=False, soft_wrap=True)
-        services = max(scores.count_missing("teacher"), scores.count_missing("verifier"))
+        services = max(scores.count_missing(key) for key in ("teacher", "reference", "verifier"))
         share = min(1.0, (services + scores.count_missing("row")) / max(1, count))
         self.missing_in_a_row = self.missing_in_a_row + 1 if share > self.config.missing.max_share else 0
         if self.missing_in_a_row >= self.config.missing.patience:

@@ -59,11 +59,13 @@ def run_train(
     torch.manual_seed(config.seed)
     trackers.check_installed(config.trackers)
     ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
-    teachers, verifier = config.used_teachers, config.verifier
+    teachers, verifier = config.used_scoring_models, config.verifier
     with tracing.exporting(config.out.name), shared_opening(ranks, config, opened) as shared:
         services, (examples,) = shared.services, shared.sets
         student, traces = ranks.run_on_all(lambda: _load(config, examples))
         content = {"student.path": fingerprint(student), "data.source": digest((example, ()) for example in examples)}
+        if config.copies_start:
+            content["reference"] = fingerprint(student, trained=True)
         if traces:
             content["objective.traces"] = digest((trace.example, trace.ids) for trace in traces)
         outages = Outages(config.outage.wait, why_ended=services.why_ended)
@@ -98,11 +100,13 @@ def _load(config: TrainConfig, examples: Sequence[Example]) -> tuple[Student, li
     router = TeacherRouter(config)
     if config.used_teachers:
         router.check(examples)
+    if config.used_scoring_models:
         check_twins(examples)
     student = load_student(config.student)
     traces = _load_traces(config.objective, student, skip_broken=bool(config.data.skip_broken))
     if config.used_teachers:
         router.check([trace.example for trace in traces])
+    if config.used_scoring_models:
         check_twins([trace.example for trace in traces])
     return student, traces
 
