@@ -219,6 +219,26 @@ def test_fsdp2_computes_the_same_and_resumes_in_one_process(tmp_path, urls, alon
     assert_same(alone, out, STEPS, tolerance=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", ["null", "{r: 4, alpha: 8}"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_in_two_processes_the_reference_is_the_student_at_the_start(tmp_path, urls, strategy, lora):
+    """Under FSDP2 its shards are put in the place of the student's: what is gathered of the one must not be used for
+    the other.
+    """
+    settings = (*SMALL, "steps=3", "objective.kl_beta=0.5", "optim.lr=1e-3", "optim.warmup_steps=0")
+    settings = (*settings, f"student.lora={lora}")
+    run_train(config(tmp_path / "alone", urls, *settings))
+    fsdp2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    environment = fsdp2 if strategy == "fsdp2" else {}
+    run_sharded(environment, "train", "pocket:vold", f"out={tmp_path / 'two'}", *urls, *settings)
+    alone, two = (read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("alone", "two"))
+    assert alone[0]["loss/reference"] > 0, "of the step's second optimiser step"
+    for left, right in zip(alone, two, strict=True):
+        for name in ("loss", "loss/reference", "grad_norm"):
+            assert left[name] == pytest.approx(right[name], rel=2e-3, abs=1e-6), name
+
+
 @pytest.fixture(params=["2", "3"])
 def deepspeed(request):
     """Stage 2 shards gradients and moments, stage 3 the weights too."""

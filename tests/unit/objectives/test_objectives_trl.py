@@ -74,8 +74,8 @@ def trainer(tmp_path_factory):
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value.name,
 )
 def test_one_step_equals_trl(trainer, monkeypatch, settings, objective):
-    """TRL's `beta` weights k3 against its reference model, which can be a teacher here. Its default multiplies k3 by the
-    ratio, as DeepSeek-V3.2 does.
+    """TRL's `beta` weights k3 against its reference model, which can be a teacher here. By default it multiplies k3 by
+    the ratio, as DeepSeek-V3.2 does.
     """
     defaults = {"epsilon_low": 0.2, "epsilon_high": 0.2, "beta": 0.0, "importance_sampling_level": "token"}
     defaults |= {"entropy_coef": 0.0, "use_bias_correction_kl": True}

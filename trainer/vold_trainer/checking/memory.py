@@ -225,12 +225,13 @@ def logit_bytes(model: ModelSize, rows: int) -> int:
     if that is another, beside two tensors of the chunk; with several chunks their sum stays until the last. The
     entropy's gradient (objective.entropy_bonus) comes before that of the log-probabilities, in the same five.
     """
-    chunk = min(logprobs.LOGIT_BYTES, 4 * rows * model.vocabulary)
+    largest = logprobs.chunk_bytes(_device())
+    chunk = min(largest, 4 * rows * model.vocabulary)
     head = model.vocabulary * model.hidden
     cast = head * model.head_bytes if model.casts_head else 0
     if not model.head_trainable:
         return 5 * chunk + cast
-    several = rows > logprobs.chunk_size(model.vocabulary)
+    several = rows > logprobs.chunk_size(model.vocabulary, largest)
     new = head * model.bytes + cast
     return cast + (head * model.bytes if several else 0) + max(5 * chunk, 2 * chunk + new)
 
@@ -264,6 +265,11 @@ def decoding_bytes(model: ModelSize, tokens: int, batch: int) -> int:
     copies = batch * tokens * model.kv_width * model.compute_bytes if model.casts else 0
     scores = batch * model.heads * tokens * (4 + 4 * model.compute_bytes)
     return copies + scores + 6 * 4 * batch * model.vocabulary
+
+
+def _device() -> torch.device:
+    """Where a run on this machine trains."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def available_memory() -> tuple[int, str]:

@@ -7,7 +7,7 @@ tokens are all that an estimate needs.
 from vold_trainer.objectives.base import LossOutput, Objective, Rollouts
 from vold_trainer.objectives.divergences import sampled
 from vold_trainer.objectives.lazy import Tensor, torch
-from vold_trainer.objectives.policy import rollout_weights
+from vold_trainer.objectives.policy import cap_of, rollout_weights
 
 
 def reference_kl(objective: Objective, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def with_reference_kl(objective: Objective, outcome: LossOutput, rollouts: Rollo
     if not objective.kl_beta:
         return outcome
     kl_CT, known_CT = reference_kl(objective, rollouts)
-    if (cap := getattr(objective, "rollout_cap", None)) is not None:
+    if (cap := cap_of(objective)) is not None:
         kl_CT = kl_CT * rollout_weights(rollouts, cap)[0]
     kl = objective.mean(kl_CT, known_CT, rollouts)
     loss = outcome.loss + objective.kl_beta * kl

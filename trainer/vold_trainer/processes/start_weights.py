@@ -1,4 +1,4 @@
-"""The student as it was at the start of the run: a copy of the weights that are trained, put in their place for a while.
+"""The student at the start of the run: a copy of the weights that are trained, put in their place for a while.
 
 The frozen weights are the student's own, so the copy is as large as what is trained: with adapters it is small, and
 their B is 0, which is the student without them.

@@ -54,9 +54,10 @@ class RolloutScore:
 
     teacher_logprobs: float32 [T], NaN at masked positions. entropy: float32 [T], the teacher's, NaN at positions that
     it did not score. support_ids: int64 [T, K]. support_logprobs: float32 [T, K], the teacher's, NaN where the id is
-    masked. reference_logprobs: as teacher_logprobs, of a reference that is a service. teacher: the teacher's name. missing: why a score is missing, by service, in the service's own words.
-    invalid: how many of the teacher's values are none that a model gives; they are NaN here. sent: whether the teacher
-    was asked; None where it is asked for every completion.
+    masked. reference_logprobs: as teacher_logprobs, of a reference that is a service. teacher: the teacher's name.
+    missing: why a score is missing, by service, in the service's own words. invalid: how many of the teacher's values
+    are none that a model gives; they are NaN here. sent: whether the teacher was asked; None where it is asked for
+    every completion.
     """
 
     teacher_logprobs: Floats | None = None
@@ -266,8 +267,8 @@ class Scorer:
         return Path(models[0]).name if models else self.verifier_name if key == "verifier" else "no handshake yet"
 
     def handshake(self, student: Student, requirements: TeacherRequirements) -> list[Teacher]:
-        """Complete the handshake with every teacher and the reference; from then on a change of identity is an error, unless the config
-        allows it. Raises HandshakeError if a teacher does not fit.
+        """Complete the handshake with every teacher and the reference; from then on a change of identity is an error,
+        unless the config allows it. Returns them. Raises HandshakeError if a teacher does not fit.
         """
         self.special_ids = frozenset(student.tokenizer.all_special_ids)
         for teacher in self.scoring_models:

@@ -24,8 +24,8 @@ log = logging.getLogger("vold.teachers")
 
 @dataclass
 class Teacher:
-    """The client of a teacher, or of a reference. info, handshake, tokenizer: set by the handshake. other_identities: identities other than
-    the handshake's that have answered since, where the config allows that.
+    """The client of a teacher, or of a reference. info, handshake, tokenizer: set by the handshake. other_identities:
+    identities other than the handshake's that have answered since, where the config allows that.
     """
 
     name: str

@@ -16,6 +16,7 @@ from vold_trainer.data.faults import PromptTooLongError, RowError, RowFault
 from vold_trainer.objectives import AnyObjective, Dapo, Needs
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.rollout.base import Engine, Rollout, Sampling
+from vold_trainer.rollout.stop import read_stop
 from vold_trainer.scoring.batch import AwaitScores, ScoredBatch
 from vold_trainer.scoring.chosen import UsedScores
 from vold_trainer.scoring.scorer import PendingScores, RolloutScore, Scorer, StepScores
@@ -107,6 +108,7 @@ class RolloutGenerator:
         self.engine = engine
         self.scorer = scorer
         self.max_rounds = max_rounds(config.objective)
+        self.stop = read_stop(config.rollout.stop, student.tokenizer, student.vocab_size, "rollout.stop")
         self.used = UsedScores(config.objective, config.rollout.group)
         self.stop_at_faults = config.data.skip_broken is False
         self.refused: dict[int, tuple[Example, RowFault]] = {}
@@ -222,6 +224,7 @@ class RolloutGenerator:
             top_p=rollout.top_p,
             top_k=rollout.top_k,
             min_p=rollout.min_p,
+            stop=self.stop,
             logprobs=True,
             candidates=needs.candidates,
         )

@@ -43,6 +43,8 @@ from vold_trainer.training.batches import BatchSource
 from vold_trainer.training.broken_rows import count_rows, dummy_rollout
 from vold_trainer.training.diagnostics import Diagnostics
 from vold_trainer.training.generation import RolloutBatch, RolloutGenerator
+from vold_trainer.training.mismatch import MismatchWatch
+from vold_trainer.training.opening_line import opening_line
 from vold_trainer.training.pipeline import Pipeline
 from vold_trainer.training.token_log import CompletionStats, TokenLog
 from vold_trainer.training.update import PolicyUpdater
@@ -102,6 +104,7 @@ class Loop:
         self.ranks = ranks
         self.accelerator = ranks.accelerator
         ranks.require_one_each(config.rollout.prompts, "rollout.prompts")
+        console.print(f"[dim]{escape(opening_line(config, self.accelerator))}", highlight=False, soft_wrap=True)
         self.updater = PolicyUpdater(config, student, ranks)
         prepared = self.updater.prepared
         self.engine: Engine = GatheredEngine(engine, prepared.module) if prepared.lock_step else engine
@@ -131,6 +134,8 @@ class Loop:
         self.missing_total = int(state.get("missing_total", 0))
         self.alarms = TeacherAlarms(scorer.teachers)
         self.alarms.restore(state.get("sanity", {}))
+        self.mismatch = MismatchWatch(config.rollout.max_mismatch)
+        self.mismatch.restore(state.get("mismatch", {}))
         self.fault_log = FaultLog()
         elapsed = ranks.gather(elapsed_seconds(config.out) if checkpoint else 0.0)[0]
         resumed = checkpoint is not None
@@ -177,8 +182,8 @@ class Loop:
             old, new = (old.get(name), new.get(name)) if name else (old, new)
             if old and old != new and not teacher.config.allow_identity_change:
                 raise RunError(
-                    f"the run began with {section.removesuffix('s')} {old}, and {new} answers now. Start a new run with it, or set "
-                    f"{teacher.key}.allow_identity_change=true"
+                    f"the run began with {section.removesuffix('s')} {old}, and {new} answers now. Start a new "
+                    f"run with it, or set {teacher.key}.allow_identity_change=true"
                 )
 
     def run(self, examples: Sequence[Example], traces: Sequence[Trace], *, export: bool = True) -> Path:
@@ -270,6 +275,7 @@ class Loop:
             "missing_in_a_row": self.missing_in_a_row,
             "missing_total": self.missing_total,
             "sanity": self.alarms.state(),
+            "mismatch": self.mismatch.state(),
         }
         save_batches = partial(self.pipeline.save, done=self.steps_done, rank=self.ranks.rank)
         if self.ranks.size > 1 and self.ranks.group is None:  # alone: the other processes' completions are gone
@@ -340,6 +346,7 @@ class Loop:
         summary = StepSummary.joined(self.ranks.gather(own))
         missing = StepScores({}, summary.missing, list(summary.faults), sentences=summary.sentences)
         self.alarms.observe(step + 1, summary.sanity)
+        self.mismatch.observe(step + 1, update_metrics.get("mismatch/abs"))
         self.fault_log.add(missing.faults, step + 1)
         metrics = {
             **(summary.stats.metrics() if batch.version is not None else {}),
@@ -368,6 +375,7 @@ class Loop:
         self.ranks.run_on_all(lambda: self.prepared.skipped.report(step + 1))
         self.ranks.run_on_all(lambda: self._check_missing(missing, len(summary.stats.rewards) + summary.absent))
         self.ranks.run_on_all(self.alarms.check)
+        self.ranks.run_on_all(self.mismatch.check)
         return metrics
 
     def _write_spans(self, spans: Sequence[Span]) -> None:

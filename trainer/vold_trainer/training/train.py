@@ -17,7 +17,7 @@ from vold_trainer.data.digest import digest
 from vold_trainer.lock import holds_out
 from vold_trainer.objectives import AnyObjective, Gkd
 from vold_trainer.processes.ranks import Ranks, make_accelerator
-from vold_trainer.rollout.engines import make_engine
+from vold_trainer.rollout.engines import check_images, make_engine
 from vold_trainer.runs import trackers
 from vold_trainer.runs.start import Start
 from vold_trainer.scoring.scorer import Scorer
@@ -103,6 +103,7 @@ def _load(config: TrainConfig, examples: Sequence[Example]) -> tuple[Student, li
     if config.used_scoring_models:
         check_twins(examples)
     student = load_student(config.student)
+    check_images(config.rollout, student, examples)
     traces = _load_traces(config.objective, student, skip_broken=bool(config.data.skip_broken))
     if config.used_teachers:
         router.check([trace.example for trace in traces])

@@ -14,8 +14,8 @@ from vold_trainer.objectives import Needs
 from vold_trainer.objectives.base import with_entropy_bonus
 from vold_trainer.objectives.reference import with_reference_kl
 from vold_trainer.processes.ranks import Ranks
-from vold_trainer.processes.start_weights import StartWeights
 from vold_trainer.processes.skipped import mean_norm
+from vold_trainer.processes.start_weights import StartWeights
 from vold_trainer.processes.wrapping import PreparedModel
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
