@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qwen_tokenizers import qwen as qwen_core
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from vold_trainer.config import StudentConfig
 from vold_trainer.errors import UsageError
@@ -22,8 +22,16 @@ def pocket():
 
 
 @pytest.fixture(scope="module")
-def qwen():
-    return PreTrainedTokenizerFast(tokenizer_object=qwen_core("qwen2.5"), eos_token="<|im_end|>")
+def of_bytes():
+    """A byte-level tokenizer like Qwen's, whose tokens are bytes and pairs of them, and two special tokens."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = [("Ã", "¼"), ("<", "/"), ("s", "w"), ("e", "r"), ("l", "o")]
+    words = [*letters, *("".join(pair) for pair in pairs)]
+    core = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, pairs))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, special=True) for token in ("<|end|>", "<|box|>")])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>")
 
 
 def first_with(rollout, stop: Stop, student) -> int | None:
@@ -36,11 +44,11 @@ def first_with(rollout, stop: Stop, student) -> int | None:
 
 
 def test_a_completion_ends_with_the_token_that_completes_a_text_or_is_an_id(pocket):
-    examples = make_examples("train", 6, modality="text", seed=0)
-    plain = generate(pocket, examples, group=3, max_tokens=24, seed=5, logprobs=True)
-    space = pocket.tokenizer.convert_tokens_to_ids("=")
-    for stop in (Stop(texts=("+ 1", "=1", "= 2")), Stop(ids=(space,)), Stop(ids=(space,), texts=("3",))):
-        stopped = generate(pocket, examples, group=3, max_tokens=24, seed=5, stop=stop, logprobs=True)
+    examples = make_examples("train", 3, modality="text", seed=0)
+    plain = generate(pocket, examples, group=2, max_tokens=16, seed=5, logprobs=True)
+    texts, token = (plain[0].text[4:7], plain[1].text[6:8]), plain[2].ids[5]
+    for stop in (Stop(texts=texts), Stop(ids=(token,)), Stop(ids=(token,), texts=texts)):
+        stopped = generate(pocket, examples, group=2, max_tokens=16, seed=5, stop=stop, logprobs=True)
         lengths = [first_with(rollout, stop, pocket) for rollout in plain]
         assert any(lengths), stop
         for before, after, length in zip(plain, stopped, lengths, strict=True):
@@ -51,22 +59,23 @@ def test_a_completion_ends_with_the_token_that_completes_a_text_or_is_an_id(pock
             assert after.logprobs == pytest.approx(before.logprobs[:length], abs=1e-4)
 
 
-@given(st.lists(st.integers(0, 151_664), max_size=60), st.data())
+@given(st.lists(st.integers(0, 262), max_size=60), st.data())
 @settings(max_examples=60)
-def test_a_text_is_found_at_the_token_that_completes_it_whatever_bytes_tokens_have(qwen, ids, data):
+def test_a_text_is_found_at_the_token_that_completes_it_whatever_bytes_tokens_have(of_bytes, ids, data):
     """Byte-level tokens end within characters, and special tokens have no text."""
-    ids = [*ids, *qwen("Grüße, 你好! </answer>", add_special_tokens=False)["input_ids"], 151_645, *ids[:5]]
-    whole = qwen.decode(ids, skip_special_tokens=True)
+    end = of_bytes.eos_token_id
+    ids = [*ids, *of_bytes("Grüße, 你好! </answer>", add_special_tokens=False)["input_ids"], end, *ids[:5]]
+    whole = of_bytes.decode(ids, skip_special_tokens=True)
     start = data.draw(st.integers(0, len(whole) - 1))
     texts = [text for text in (whole[start : start + 7], "</answer>", "üße") if "\ufffd" not in text]
-    stops = TextStops(texts, qwen)
+    stops = TextStops(texts, of_bytes)
     for length in range(1, len(ids) + 1):
         (found,) = stops.ended([ids[:length]])
         if found:
             break
     shortest = next(
         n for n in range(1, len(ids) + 1)
-        if any(text in qwen.decode(ids[:n], skip_special_tokens=True) for text in texts)
+        if any(text in of_bytes.decode(ids[:n], skip_special_tokens=True) for text in texts)
     )  # fmt: skip
     assert length == shortest
 

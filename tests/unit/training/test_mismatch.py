@@ -14,7 +14,7 @@ def feed(watch: MismatchWatch, *values: float | None) -> None:
 def test_steps_above_the_limit_stop_the_run_only_in_a_row(capsys):
     watch = MismatchWatch(0.5)
     feed(watch, *[0.6] * (PATIENCE - 1), 0.4, *[0.6] * (PATIENCE - 1))
-    assert capsys.readouterr().out.count("rollout.max_mismatch is 0.5") == 2 * (PATIENCE - 1)
+    assert capsys.readouterr().err.count("rollout.max_mismatch is 0.5") == 2 * (PATIENCE - 1)
     with pytest.raises(RunError, match=f"for {PATIENCE} steps in a row, last 0.7 .* rollout.max_mismatch=null"):
         feed(watch, 0.7)
 
@@ -22,17 +22,17 @@ def test_steps_above_the_limit_stop_the_run_only_in_a_row(capsys):
 def test_a_jump_below_the_limit_is_told_and_does_not_stop_the_run(capsys):
     watch = MismatchWatch(0.5)
     feed(watch, *[0.01] * 8, 0.3, 0.3, 0.3, 0.3)
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert told.count("the median of the steps before is 0.01") == 4
     feed(watch, 0.012)
-    assert not capsys.readouterr().out
+    assert not capsys.readouterr().err
 
 
 def test_rounding_and_steps_without_values_are_no_jump(capsys):
     watch = MismatchWatch(0.5)
     feed(watch, *[1e-7] * 8, 1e-4, 0.0, None, 0.019)
     feed(MismatchWatch(None), *[5.0] * 5)
-    assert not capsys.readouterr().out
+    assert not capsys.readouterr().err
 
 
 def test_a_resumed_run_goes_on_counting(capsys):
