@@ -1,5 +1,6 @@
 """Objectives against closed forms and finite differences. Against TRL: test_objectives_trl.py."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import CASES
 from torch.autograd import gradcheck
 from vold_trainer.objectives import (
     REGISTRY,
@@ -610,3 +612,17 @@ def test_a_reference_that_is_missing_adds_nothing_and_stays_in_the_divisor():
     assert with_reference_kl(Grpo(), plain, batch) is plain
     with pytest.raises(ValueError, match="kl_beta needs the reference"):
         with_reference_kl(objective, plain, replace(batch, reference_logprobs_CT=None))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
+def test_without_the_later_options_losses_and_gradients_are_the_recorded_ones(objective):
+    """Of the version before kl_beta, kl_ratio and the teacher's mask: off the policy, and on it."""
+    recorded = json.loads((CASES / "losses-of-objectives.json").read_text())[named(objective)]
+    found = []
+    for on_policy in (False, True):
+        batch = rollouts(5, C=8, on_policy=on_policy)
+        chosen = objective if on_policy else replace(objective, kl_ratio=False)  # on the policy the ratio is 1
+        loss = with_reference_kl(chosen, chosen(batch), batch).loss
+        gradients = torch.autograd.grad(loss, (batch.logprobs_CT, batch.support.student_CTK), allow_unused=True)
+        found += [loss.item(), sum(part.abs().sum().item() for part in gradients if part is not None)]
+    assert found == pytest.approx(recorded, rel=1e-12, abs=1e-15)
