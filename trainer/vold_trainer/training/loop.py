@@ -354,7 +354,7 @@ class Loop:
             **update_metrics,
             **diagnostics,
             "missing/teacher": float(missing.count_missing("teacher")),
-            **({"missing/reference": float(missing.count_missing("reference"))} if batch.needs.reference else {}),
+            **self._missing_reference(missing),
             "missing/verifier": float(missing.count_missing("verifier")),
             "missing/rows": float(count_rows(missing.faults)),
             **({"missing/reasons": missing.sentences.lines(missing.missing)} if missing.missing else {}),
@@ -377,6 +377,12 @@ class Loop:
         self.ranks.run_on_all(self.alarms.check)
         self.ranks.run_on_all(self.mismatch.check)
         return metrics
+
+    def _missing_reference(self, scores: StepScores) -> dict[str, float]:
+        """Empty if the reference is no service."""
+        if self.scorer.reference is None:
+            return {}
+        return {"missing/reference": float(scores.count_missing("reference"))}
 
     def _write_spans(self, spans: Sequence[Span]) -> None:
         """Write the spans of all processes to the timeline."""
