@@ -188,8 +188,11 @@ def test_a_collective_operation_of_the_devices_has_the_time_that_was_set(in_two)
     assert [(in_two[0] / f"timeout-{rank}").read_text() for rank in (0, 1)] == [str(DEVICE_TIMEOUT)] * 2
 
 
-def run_sharded(environment: dict[str, str], *arguments: str) -> None:
-    """Run `vold` in two processes, each with a part of the weights or of the moments."""
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+
+
+def run_sharded(environment: dict[str, str], *arguments: str) -> str:
+    """Run `vold` in two processes, each with a part of the weights or of the moments. Returns what they print."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SPREAD_FILE]
     done = subprocess.run(
         [*command, *arguments],
@@ -200,6 +203,7 @@ def run_sharded(environment: dict[str, str], *arguments: str) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 @pytest.mark.slow
@@ -219,6 +223,49 @@ def test_fsdp2_computes_the_same_and_resumes_in_one_process(tmp_path, urls, alon
         shutil.rmtree(out / "checkpoints" / f"step-{step:06d}")
     run_train(config(out, urls), resume=True)
     assert_same(alone, out, STEPS, tolerance=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", ["null", "{r: 4, alpha: 8}"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_in_two_processes_the_reference_is_the_student_at_the_start(tmp_path, urls, strategy, lora):
+    """Under FSDP2 its shards are put in the place of the student's: what is gathered of the one must not be used for
+    the other.
+    """
+    settings = (*SMALL, "steps=3", "objective.kl_beta=0.5", "optim.lr=1e-3", "optim.warmup_steps=0")
+    settings = (*settings, f"student.lora={lora}")
+    run_train(config(tmp_path / "alone", urls, *settings))
+    if strategy == "fsdp2":
+        run_sharded(FSDP2, "train", "pocket:vold", f"out={tmp_path / 'two'}", *urls, *settings)
+    else:
+        process = launch("forked", tmp_path / "two", urls, *settings)
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+    alone, two = (read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("alone", "two"))
+    assert alone[0]["loss/reference"] > 0, "of the step's second optimiser step"
+    for left, right in zip(alone, two, strict=True):
+        for name in ("loss", "loss/reference", "grad_norm"):
+            assert left[name] == pytest.approx(right[name], rel=2e-3, abs=1e-6), name
+
+
+@pytest.mark.slow
+def test_fsdp2_without_mixed_precision_has_the_numbers_of_autocast(tmp_path, urls):
+    """Under student.compute norms and the residual stream are float32 in each strategy; under accelerate's mixed
+    precision FSDP2 computes them in bfloat16, and the first line of the run says so.
+    """
+    settings = (*SMALL, "steps=1", "student.compute=bfloat16", "student.freeze=[]", "batch.size=0")
+    run_train(config(tmp_path / "alone", urls, *settings))
+    run_sharded(FSDP2, "train", "pocket:vold", f"out={tmp_path / 'same'}", *urls, *settings)
+    settings = (*settings[:-3], "student.freeze=[]", "batch.size=0")
+    mixed = {**FSDP2, "ACCELERATE_MIXED_PRECISION": "bf16"}
+    told = run_sharded(mixed, "train", "pocket:vold", f"out={tmp_path / 'other'}", *urls, *settings)
+    assert "FSDP2 with mixed_precision bf16: norms and the residual stream are bf16 too" in " ".join(told.split())
+    (alone,), (same,), (other,) = (
+        read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("alone", "same", "other")
+    )
+    for name in ("teacher/k2", "student/entropy", "grad_norm"):
+        assert same[name] == pytest.approx(alone[name], rel=2e-3), name
+        assert abs(other[name] - alone[name]) > abs(same[name] - alone[name]), name
 
 
 @pytest.fixture(params=["2", "3"])

@@ -227,7 +227,7 @@ def test_images_are_sent_as_messages_and_the_prompt_ids_have_to_match(stand_in):
         body = stand_in.bodies("/v1/chat/completions")[0]
         pictures = [part for message in body["messages"] for part in message["content"] if part["type"] == "image_url"]
         assert pictures[0]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
-        assert body["logit_bias"] == {str(token): -100.0 for token in student.placeholder_ids}
+        assert body["logit_bias"] == {str(token): -100.0 for token in student.banned_ids}
         stand_in.reads = lambda messages: [*read(messages)[:5], 9]
         with pytest.raises(RunError, match=r"vLLM read a prompt of 6 tokens, the student's processor makes \d+ of it"):
             engine.generate(PICTURES, SAMPLING, seed=0)

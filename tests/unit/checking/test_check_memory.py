@@ -120,6 +120,8 @@ MANY_WEIGHTS = {**DEEP, "hidden_size": 256, "intermediate_size": 1536, "num_hidd
         pytest.param(WIDE_HEAD, 128, 1 << 20, "bfloat16", True, id="logits in chunks, autocast"),
         pytest.param(WIDE_HEAD | {"head": "float32"}, 128, 1 << 28, "bfloat16", True, id="logits, float32 head"),
         pytest.param(WIDE_HEAD | {"head": "float32"}, 128, 1 << 20, "bfloat16", True, id="in chunks, float32 head"),
+        pytest.param(WIDE_HEAD | {"entropy": True}, 128, 1 << 28, "bfloat16", True, id="logits, entropy bonus"),
+        pytest.param(WIDE_HEAD | {"entropy": True}, 128, 1 << 20, None, True, id="in chunks, entropy bonus"),
         pytest.param(MANY_WEIGHTS, 48, 1 << 28, None, True, id="gradients"),
         pytest.param(MANY_WEIGHTS, 48, 1 << 28, "bfloat16", True, id="casts"),
     ],
@@ -127,13 +129,15 @@ MANY_WEIGHTS = {**DEEP, "hidden_size": 256, "intermediate_size": 1536, "num_hidd
 def test_the_peak_of_a_micro_batch_is_what_torch_allocates(monkeypatch, shape, tokens, chunk, compute, checkpointing):
     monkeypatch.setattr(logprobs, "LOGIT_BYTES", chunk)
     monkeypatch.setattr(models, "RECOMPUTE_BYTES", chunk)
-    model, size = qwen3(compute, checkpointing, **shape)
+    entropy = bool(shape.get("entropy"))
+    model, size = qwen3(compute, checkpointing, **{name: value for name, value in shape.items() if name != "entropy"})
     scorer = CompletionScorer(model)
     ids = torch.randint(0, shape["vocab_size"], (1, tokens))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def passes() -> None:
-        scorer(inputs, torch.ones_like(ids, dtype=torch.bool), ids[0]).logprobs_N.mean().backward()
+        scores = scorer(inputs, torch.ones_like(ids, dtype=torch.bool), ids[0], entropy_gradient=entropy)
+        (scores.logprobs_N.mean() - (scores.entropy_N.mean() if entropy else 0)).backward()
 
     for value in model.parameters():
         value.grad = torch.zeros_like(value)
@@ -220,3 +224,11 @@ def test_the_papers_size():
 
 def test_bytes_are_formatted_in_readable_units():
     assert [format_bytes(count) for count in (10, 3 << 10, 5 << 20, 3 << 29)] == ["10 B", "3 KiB", "5 MiB", "1.5 GiB"]
+
+
+def test_the_weights_of_the_start_are_held_throughout():
+    _, size = qwen3(**DEEP)
+    settings = {"tokens": 64, "micro_batch": 1, "generation_batch": 4, "checkpointing": False}
+    plain, kept = estimate_memory(size, **settings), estimate_memory(size, **settings, reference=True)
+    for peak in ("generation", "micro_batch", "step", "peak"):
+        assert getattr(kept, peak) - getattr(plain, peak) == size.trainable_bytes > 0

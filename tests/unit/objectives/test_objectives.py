@@ -1,5 +1,6 @@
 """Objectives against closed forms and finite differences. Against TRL: test_objectives_trl.py."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import CASES
 from torch.autograd import gradcheck
 from vold_trainer.objectives import (
     REGISTRY,
@@ -32,6 +34,7 @@ from vold_trainer.objectives import (
 from vold_trainer.objectives.base import with_entropy_bonus
 from vold_trainer.objectives.opd import discounted
 from vold_trainer.objectives.policy import Signal
+from vold_trainer.objectives.reference import reference_kl, with_reference_kl
 
 OBJECTIVES = [
     Grpo(),
@@ -116,6 +119,7 @@ def gradient(objective, batch):
 @pytest.mark.parametrize("seed", range(2))
 def test_gradient_is_that_of_finite_differences(objective, seed):
     batch = rollouts(seed)
+    objective = replace(objective, kl_ratio=False)  # a weight without a gradient
     base = batch.logprobs_CT.detach().clone()  # gradcheck moves its inputs in place
 
     def loss(logprobs_CT, student_CTK):
@@ -461,3 +465,164 @@ def test_the_entropy_bonus_is_subtracted_with_the_weight_of_the_other_tokens(nor
     assert not torch.autograd.grad(outcome.loss, entropy)[0][~batch.mask_CT].any()
     untouched = plain(batch)
     assert with_entropy_bonus(plain, untouched, batch, entropy) is untouched
+
+
+@pytest.mark.parametrize(
+    "objective", [*OBJECTIVES, Vold(mask="reward"), Vold(mask="reward", normalise="token")], ids=named
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_scores_of_completions_outside_the_teachers_mask_are_never_read(objective, seed):
+    """To the last digit, so that a teacher need not be asked for them."""
+    batch = rollouts(seed, C=12, dtype=torch.float32)
+    batch = replace(batch, rewards_C=torch.where(batch.rewarded_C, batch.correct_C * 0.5 + 0.5, torch.nan))
+    used_C = objective.teacher_mask(batch.verdicts)
+    assert used_C.all() or objective.teacher_mask_by != "nothing"
+    unsent = replace(
+        batch,
+        teacher_logprobs_CT=torch.where(used_C.unsqueeze(-1), batch.teacher_logprobs_CT, torch.nan),
+        teacher_mask_CT=batch.teacher_mask_CT & used_C.unsqueeze(-1),
+        support=replace(batch.support, mask_CTK=batch.support.mask_CTK & used_C.view(-1, 1, 1)),
+    )
+    both = (batch.logprobs_CT, batch.support.student_CTK)
+    outcomes = [objective(each).loss for each in (batch, unsent)]
+    assert outcomes[0].item() == outcomes[1].item()
+    gradients = [torch.autograd.grad(loss, both, allow_unused=True) for loss in outcomes]
+    for left, right in zip(*gradients, strict=True):
+        assert (left is None and right is None) or torch.equal(left, right)
+
+
+def test_masked_objectives_leave_out_what_their_verdicts_mask():
+    true, false = torch.tensor([True] * 4), torch.tensor([False, False, True, True])
+    batch = replace(
+        rollouts(0, C=4), rewarded_C=torch.tensor([True, True, True, False]), correct_C=~false & true,
+        rewards_C=torch.tensor([1.0, 0.5, 0.0, torch.nan]), unsolved_C=false,
+    )  # fmt: skip
+    expected = {
+        Vold(): [False, False, True, False],
+        Vold(mask="reward"): [False, True, True, False],
+        Vold(masked=False): [True] * 4,
+        Kdrl(mask="response"): [False, False, True, False],
+        Kdrl(mask="group"): [False, False, True, True],
+        Hdpo(): [False, False, True, True],
+        Srpo(): [False, False, True, False],
+        Opd(): [True] * 4,
+    }
+    for objective, mask in expected.items():
+        assert objective.teacher_mask(batch.verdicts).tolist() == mask, objective
+
+
+def later_step(V=5):
+    """A position after an optimiser step: (logits of the student, with gradient; one completion of a token for each of
+    the V ids, sampled by other weights; their probabilities under those; the teacher's log-probabilities).
+    """
+    torch.manual_seed(3)
+    logits = torch.randn(V, dtype=torch.float64, requires_grad=True)
+    old, teacher = (torch.randn(V, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    true = torch.ones(V, 1, dtype=torch.bool)
+    batch = Rollouts(
+        logprobs_CT=logits.log_softmax(-1).unsqueeze(-1), old_logprobs_CT=old.unsqueeze(-1), mask_CT=true,
+        advantages_C=torch.zeros(V).double(), rewarded_C=true[:, 0], correct_C=~true[:, 0],
+        teacher_logprobs_CT=teacher.unsqueeze(-1), teacher_mask_CT=true,
+        reference_logprobs_CT=teacher.unsqueeze(-1), reference_mask_CT=true,
+    )  # fmt: skip
+    return logits, batch, old.exp(), teacher
+
+
+def kl_gradients(logits, teacher):
+    """The gradients of KL(student || teacher) and of KL(teacher || student) by central differences."""
+    values = {"reverse": [], "forward": []}
+    for index in range(len(logits)):
+        moved = [logits.detach().index_add(0, torch.tensor([index]), torch.tensor([step]).double()).log_softmax(-1)
+                 for step in (1e-6, -1e-6)]  # fmt: skip
+        reverse = [(each.exp() * (each - teacher)).sum() for each in moved]
+        forward = [(teacher.exp() * (teacher - each)).sum() for each in moved]
+        values["reverse"].append((reverse[0] - reverse[1]) / 2e-6)
+        values["forward"].append((forward[0] - forward[1]) / 2e-6)
+    return {name: torch.stack(gradient) for name, gradient in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("objective", "kl"),
+    [
+        (Vold(beta=1.0), "reverse"),
+        (Vold(beta=1.0, divergence="k3"), "forward"),
+        (OpdTopK(divergence="k2"), "reverse"),
+        (Grpo(kl_beta=1.0, kl_estimator="k2"), "reverse"),
+        (Grpo(kl_beta=1.0, kl_estimator="k3"), "forward"),
+        (Grpo(kl_beta=1.0, kl_estimator="unbiased"), "reverse"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else named(value),
+)
+def test_in_a_later_optimiser_step_the_expected_gradient_is_that_of_the_kl(objective, kl):
+    """Of tokens that were sampled by the weights before it. Without the ratio it is another vector."""
+    logits, batch, probabilities, teacher = later_step()
+    expected = kl_gradients(logits, teacher)[kl]
+
+    def mean_gradient(chosen):
+        # The mean over completions is that over V; each token has the probability with which it was sampled.
+        weighted = replace(batch, logprobs_CT=logits.log_softmax(-1).unsqueeze(-1))
+        total = 0
+        for token in range(len(logits)):
+            one = {name: value[token : token + 1] for name, value in vars(weighted).items() if torch.is_tensor(value)}
+            each = replace(weighted, **one)
+            total = total + probabilities[token] * with_reference_kl(chosen, chosen(each), each).loss
+        return torch.autograd.grad(total, logits)[0]
+
+    assert torch.allclose(mean_gradient(objective), expected, atol=1e-8)
+    if objective.kl_estimator != "unbiased":
+        assert not torch.allclose(mean_gradient(replace(objective, kl_ratio=False)), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "objective", [Vold(), Vold(divergence="k3", masked=False), OpdTopK(divergence="k3")], ids=named
+)
+def test_in_the_first_optimiser_step_the_ratio_changes_no_digit(objective):
+    batch = rollouts(4, on_policy=True, dtype=torch.float32)
+    plain = replace(objective, kl_ratio=False)
+    assert objective(batch).loss.item() == plain(batch).loss.item()
+    assert torch.equal(gradient(objective, batch), gradient(plain, batch))
+
+
+def test_the_value_of_the_unbiased_estimate_is_the_kl():
+    logits, batch, probabilities, teacher = later_step()
+    student = logits.log_softmax(-1)
+    exact = (student.exp() * (student - teacher)).sum()
+    found, known = reference_kl(Grpo(kl_estimator="unbiased"), batch)
+    assert known.all()
+    assert (probabilities * found[:, 0]).sum().item() == pytest.approx(exact.item())
+
+
+def test_a_reference_that_is_missing_adds_nothing_and_stays_in_the_divisor():
+    batch = rollouts(1)
+    known_CT = torch.rand(batch.mask_CT.shape) > 0.4
+    reference_CT = torch.where(known_CT, batch.logprobs_CT.detach() - 0.5, torch.nan)
+    batch = replace(batch, reference_logprobs_CT=reference_CT, reference_mask_CT=known_CT)
+    objective = Grpo(kl_beta=0.7, kl_estimator="k2")
+    outcome = with_reference_kl(objective, objective(batch), batch)
+    weights_CT = (batch.logprobs_CT - batch.old_logprobs_CT).detach().exp()
+    lengths_C = batch.mask_CT.sum(-1)
+    kl = (torch.where(batch.mask_CT & known_CT, 0.125 * weights_CT, 0.0).sum(-1) / lengths_C).mean()
+    assert outcome.metrics["loss/reference"] == pytest.approx(kl.item())
+    assert outcome.loss.item() == pytest.approx(objective(batch).loss.item() + 0.7 * kl.item())
+    capped = replace(objective, rollout_cap=1.1)
+    cut_CT = (batch.old_logprobs_CT - batch.rollout_logprobs_CT).exp().clamp(max=1.1)
+    kl = (torch.where(batch.mask_CT & known_CT, 0.125 * weights_CT * cut_CT, 0.0).sum(-1) / lengths_C).mean()
+    assert with_reference_kl(capped, capped(batch), batch).metrics["loss/reference"] == pytest.approx(kl.item())
+    plain = objective(batch)
+    assert with_reference_kl(Grpo(), plain, batch) is plain
+    with pytest.raises(ValueError, match="kl_beta needs the reference"):
+        with_reference_kl(objective, plain, replace(batch, reference_logprobs_CT=None))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
+def test_without_the_later_options_losses_and_gradients_are_the_recorded_ones(objective):
+    """Of the version before kl_beta, kl_ratio and the teacher's mask: off the policy, and on it."""
+    recorded = json.loads((CASES / "losses-of-objectives.json").read_text())[named(objective)]
+    found = []
+    for on_policy in (False, True):
+        batch = rollouts(5, C=8, on_policy=on_policy)
+        chosen = objective if on_policy else replace(objective, kl_ratio=False)  # on the policy the ratio is 1
+        loss = with_reference_kl(chosen, chosen(batch), batch).loss
+        gradients = torch.autograd.grad(loss, (batch.logprobs_CT, batch.support.student_CTK), allow_unused=True)
+        found += [loss.item(), sum(part.abs().sum().item() for part in gradients if part is not None)]
+    assert found == pytest.approx(recorded, rel=1e-12, abs=1e-15)

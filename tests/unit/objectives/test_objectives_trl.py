@@ -5,6 +5,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from vold_trainer.objectives import Cispo, Dapo, DrGrpo, Grpo, Gspo, Rollouts, Vold
+from vold_trainer.objectives.base import with_entropy_bonus
+from vold_trainer.objectives.reference import with_reference_kl
 from vold_trainer.student.models import CompletionScorer
 
 C, T = 4, 5
@@ -55,18 +57,31 @@ def trainer(tmp_path_factory):
         ({"loss_type": "cispo", "epsilon_high": 5.0}, Cispo()),
         ({"loss_type": "grpo", "use_vllm": True}, Grpo(rollout_cap=1.1)),
         ({"loss_type": "dapo", "epsilon_high": 0.28, "use_vllm": True}, Dapo(rollout_cap=1.1)),
-        ({"loss_type": "grpo", "beta": 0.4}, Vold(divergence="k3", masked=False, beta=0.4, eps_high=0.2)),
+        (
+            {"loss_type": "grpo", "beta": 0.4, "use_bias_correction_kl": False},
+            Vold(divergence="k3", masked=False, beta=0.4, eps_high=0.2, kl_ratio=False),
+        ),
+        ({"loss_type": "grpo", "beta": 0.4, "use_bias_correction_kl": False}, Grpo(kl_beta=0.4, kl_ratio=False)),
+        ({"loss_type": "grpo", "beta": 0.4}, Grpo(kl_beta=0.4, kl_estimator="unbiased")),
+        ({"loss_type": "dr_grpo", "beta": 0.4}, DrGrpo(kl_beta=0.4, kl_estimator="unbiased")),
+        ({"loss_type": "cispo", "epsilon_high": 5.0, "beta": 0.4}, Cispo(kl_beta=0.4, kl_estimator="unbiased")),
+        ({"loss_type": "bnpo", "entropy_coef": 0.3}, Grpo(normalise="token", entropy_bonus=0.3)),
+        (
+            {"loss_type": "bnpo", "beta": 0.4, "entropy_coef": 0.3},
+            Grpo(normalise="token", kl_beta=0.4, kl_estimator="unbiased", entropy_bonus=0.3),
+        ),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value.name,
 )
 def test_one_step_equals_trl(trainer, monkeypatch, settings, objective):
-    """TRL's `beta` weights k3 against its reference model; here the teacher is the reference model."""
+    """TRL's `beta` weights k3 against its reference model, which can be a teacher here. By default it multiplies k3 by
+    the ratio, as DeepSeek-V3.2 does.
+    """
     defaults = {"epsilon_low": 0.2, "epsilon_high": 0.2, "beta": 0.0, "importance_sampling_level": "token"}
+    defaults |= {"entropy_coef": 0.0, "use_bias_correction_kl": True}
     for name, value in (defaults | settings).items():
-        monkeypatch.setattr(trainer, name, value)
-    monkeypatch.setattr(
-        trainer.args, "use_bias_correction_kl", False
-    )  # as in DeepSeek-V3.2, which multiplies k3 by the ratio
+        monkeypatch.setattr(trainer.args if name == "use_bias_correction_kl" else trainer, name, value)
+    monkeypatch.setattr(trainer, "_entropy_bonus_enabled", bool(settings.get("entropy_coef")))
     torch.manual_seed(1)
     model = trainer.model
     prompt, completion = torch.randint(2, 12, (C, 3)), torch.randint(2, 12, (C, T))
@@ -89,14 +104,18 @@ def test_one_step_equals_trl(trainer, monkeypatch, settings, objective):
     predicts = torch.zeros_like(ids, dtype=torch.bool)
     predicts[:, 2 : 2 + T] = MASK
     attention = torch.cat([torch.ones_like(prompt), MASK.long()], -1)
-    scores = CompletionScorer(model)({"input_ids": ids, "attention_mask": attention}, predicts, completion[MASK])
+    scores = CompletionScorer(model)(
+        {"input_ids": ids, "attention_mask": attention}, predicts, completion[MASK], entropy_gradient=True
+    )
     all_true = torch.ones(C, dtype=torch.bool)
-    loss = objective(
-        Rollouts(
-            torch.zeros(C, T).masked_scatter(MASK, scores.logprobs_N), old, MASK, advantages, all_true, all_true,
-            teacher_logprobs_CT=reference, teacher_mask_CT=MASK, rollout_logprobs_CT=sampling, max_tokens=T,
-        )
-    ).loss  # fmt: skip
+    rollouts = Rollouts(
+        torch.zeros(C, T).masked_scatter(MASK, scores.logprobs_N), old, MASK, advantages, all_true, all_true,
+        teacher_logprobs_CT=reference, teacher_mask_CT=MASK, rollout_logprobs_CT=sampling, max_tokens=T,
+        reference_logprobs_CT=reference, reference_mask_CT=MASK,
+    )  # fmt: skip
+    outcome = with_reference_kl(objective, objective(rollouts), rollouts)
+    entropy_CT = torch.zeros(C, T).masked_scatter(MASK, scores.entropy_N)
+    loss = with_entropy_bonus(objective, outcome, rollouts, entropy_CT).loss
     loss.backward()
     assert loss.item() == pytest.approx(trl_loss.item(), abs=1e-6)
     for name, value in model.named_parameters():

@@ -50,7 +50,7 @@ def test_greedy_completions_are_those_of_transformers(family):
     inputs = student.encode(prompts)
     expected = student.model.generate(
         **inputs, max_new_tokens=20, do_sample=False, eos_token_id=student.eos_ids, pad_token_id=student.pad_id,
-        suppress_tokens=student.placeholder_ids or None,
+        suppress_tokens=student.banned_ids or None,
     )  # fmt: skip
     for rollout, ids in zip(rollouts, expected[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
         assert list(rollout.ids) == ids[: len(rollout.ids)]
@@ -180,7 +180,7 @@ def test_generate_follows_the_students_distribution(pocket):
     example = make_examples("train", 1, modality="text")[0]
     rollouts = generate(pocket, [example], group=3000, max_tokens=1, temperature=4.0, seed=4)
     logits_V = pocket.model(**pocket.encode([example])).logits[0, -1].detach() / 4.0
-    expected_V = logits_V.index_fill(0, torch.tensor(pocket.placeholder_ids), -torch.inf).softmax(-1) * len(rollouts)
+    expected_V = logits_V.index_fill(0, torch.tensor(pocket.banned_ids), -torch.inf).softmax(-1) * len(rollouts)
     counts_V = torch.bincount(torch.tensor([r.ids[0] for r in rollouts]), minlength=len(expected_V))
     rare_V = expected_V < 8
     counts = torch.cat([counts_V[~rare_V], counts_V[rare_V].sum()[None]])

@@ -1,8 +1,10 @@
 """Chunked log-probabilities against torch's own, values and gradients."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from vold_trainer.student.logprobs import LOGIT_BYTES, chunk_size, token_logprobs
+from vold_trainer.student.logprobs import LARGEST_LOGIT_BYTES, LOGIT_BYTES, chunk_bytes, chunk_size, token_logprobs
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
@@ -56,7 +58,15 @@ def test_nothing_in_nothing_out():
 
 def test_a_chunk_is_bounded_in_bytes_whatever_the_vocabulary():
     for vocabulary in (110, 32_000, 152_064, 262_208, 10**9):
-        positions = chunk_size(vocabulary)
+        positions = chunk_size(vocabulary, LOGIT_BYTES)
         assert positions == 1 or 4 * vocabulary * positions <= LOGIT_BYTES
         assert 4 * vocabulary * (positions + 1) > LOGIT_BYTES
-    assert chunk_size(152_064) == 441
+    assert chunk_size(152_064, LOGIT_BYTES) == 441
+
+
+@pytest.mark.parametrize(("gigabytes", "expected"), [(8, LOGIT_BYTES), (80, 640 << 20), (1000, LARGEST_LOGIT_BYTES)])
+def test_a_larger_device_has_larger_chunks_and_a_cpu_those_of_before(monkeypatch, gigabytes, expected):
+    properties = SimpleNamespace(total_memory=gigabytes << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert chunk_bytes(torch.device("cuda", 0)) == expected
+    assert chunk_bytes(torch.device("cpu")) == LOGIT_BYTES

@@ -145,3 +145,14 @@ def test_a_row_that_the_template_refuses_may_be_left_out(pocket):
         UsageError, match=r"rows\.jsonl:7: row 'row': the chat template of teacher refuses it: no sevens"
     ):
         told.prepare(rows)
+
+
+def test_variables_of_the_teachers_own_template_reach_it_and_unknown_ones_are_refused(pocket):
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if not enable_thinking %}!{% endif %}"
+    for thinks, expected in ((True, "1+1?"), (False, "1+1?!")):
+        variables = {"enable_thinking": thinks}
+        told = of_pocket(pocket, template="teacher", chat_template=template, chat_template_kwargs=variables)
+        assert pocket.decode(told(example("1+1?"), ())) == expected
+    for name in ("enable_thinkin", "tokenize"):
+        with pytest.raises(HandshakeError, match=f"teacher.chat_template_kwargs: .* no variable '{name}'"):
+            of_pocket(pocket, template="teacher", chat_template=template, chat_template_kwargs={name: True})

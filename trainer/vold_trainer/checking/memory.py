@@ -92,6 +92,7 @@ class MemoryEstimate:
     generated. activations: of one micro-batch. logits: and the head's gradients. casts, generation_casts: of weights to
     the dtype of matrix products, in a micro-batch and in a decoding step. cache: keys and values of the sequences
     generated together. decoding: what a decoding step allocates besides. temporaries: of the optimizer's step.
+    reference: a copy of the trainable weights as they were at the start.
     """
 
     weights: int
@@ -105,21 +106,27 @@ class MemoryEstimate:
     cache: int
     decoding: int
     temporaries: int
+    reference: int = 0
+
+    @property
+    def held(self) -> int:
+        """What is there throughout the run."""
+        return self.weights + self.moments + self.reference
 
     @property
     def generation(self) -> int:
         """The peak during generation."""
-        return self.weights + self.moments + self.buckets + self.generation_casts + self.cache + self.decoding
+        return self.held + self.buckets + self.generation_casts + self.cache + self.decoding
 
     @property
     def micro_batch(self) -> int:
         """The peak during the forward and backward pass of a micro-batch."""
-        return self.weights + self.gradients + self.moments + self.activations + self.logits + self.casts
+        return self.held + self.gradients + self.activations + self.logits + self.casts
 
     @property
     def step(self) -> int:
         """The peak during the optimizer's step."""
-        return self.weights + self.gradients + self.moments + self.temporaries
+        return self.held + self.gradients + self.temporaries
 
     @property
     def update(self) -> int:
@@ -142,11 +149,12 @@ def estimate_memory(
     group: int = 1,
     processes: int = 1,
     fused: bool = False,
+    reference: bool = False,
 ) -> MemoryEstimate:
     """tokens: the maximum length of a prompt and its completion. micro_batch: sequences in one forward pass.
     generation_batch: sequences generated at the same time; 0 if another engine generates. checkpointing: activations
     are recomputed. prompt: of `tokens`, those whose keys and values the completions of a `group` share. processes:
-    under DDP. fused: the optimizer is.
+    under DDP. fused: the optimizer is. reference: the weights of the start are kept.
     """
     gradients, rows = model.trainable_bytes, tokens * micro_batch
     logits, casts, layer = logit_bytes(model, rows), cast_bytes(model), layer_bytes(model, rows)
@@ -169,6 +177,7 @@ def estimate_memory(
         decoding=decoding_bytes(model, tokens, generation_batch),
         # sqrt(v) and sqrt(v) / correction of one parameter after the other (torch/optim/adam.py, _single_tensor_adam).
         temporaries=0 if fused else 2 * model.largest_bytes,
+        reference=model.trainable_bytes if reference else 0,
     )
 
 
@@ -213,14 +222,16 @@ def logit_bytes(model: ModelSize, rows: int) -> int:
 
     Five float32 tensors of a chunk: the logits, the gradients of log-normalizer and of the sampled ids, their sum, and
     the product with the temperature. Then the head's gradient: in float32, before that in the dtype of matrix products
-    if that is another, beside two tensors of the chunk; with several chunks their sum stays until the last.
+    if that is another, beside two tensors of the chunk; with several chunks their sum stays until the last. The
+    entropy's gradient (objective.entropy_bonus) comes before that of the log-probabilities, in the same five.
     """
-    chunk = min(logprobs.LOGIT_BYTES, 4 * rows * model.vocabulary)
+    largest = logprobs.chunk_bytes(_device())
+    chunk = min(largest, 4 * rows * model.vocabulary)
     head = model.vocabulary * model.hidden
     cast = head * model.head_bytes if model.casts_head else 0
     if not model.head_trainable:
         return 5 * chunk + cast
-    several = rows > logprobs.chunk_size(model.vocabulary)
+    several = rows > logprobs.chunk_size(model.vocabulary, largest)
     new = head * model.bytes + cast
     return cast + (head * model.bytes if several else 0) + max(5 * chunk, 2 * chunk + new)
 
@@ -251,6 +262,11 @@ def decoding_bytes(model: ModelSize, tokens: int, batch: int) -> int:
     """
     scores = batch * model.heads * tokens * (4 + 4 * model.compute_bytes)
     return scores + 6 * 4 * batch * model.vocabulary
+
+
+def _device() -> torch.device:
+    """Where a run on this machine trains."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def available_memory() -> tuple[int, str]:

@@ -16,11 +16,12 @@ from vold_client import AsyncTeacherClient, Completion, Item, Verdict, VoldError
 
 from vold_trainer.checking.findings import CheckReport
 from vold_trainer.checking.memory import MemoryEstimate, ModelSize, available_memory, estimate_memory, format_bytes
-from vold_trainer.config import TeacherConfig, TrainConfig, VerifierConfig
+from vold_trainer.config import REFERENCE, ScoringModelConfig, TrainConfig, VerifierConfig
 from vold_trainer.data import Example
 from vold_trainer.data.faults import RowFault
 from vold_trainer.files import read_json_lines
 from vold_trainer.lock import check_free
+from vold_trainer.objectives import Needs
 from vold_trainer.processes.optim import require_trainable_parameters
 from vold_trainer.processes.rounding import rounding_warning
 from vold_trainer.runs.start import holds_run
@@ -195,6 +196,7 @@ def _check_memory(config: TrainConfig, report: CheckReport, student: Student | N
         prompt=prompt,
         group=config.rollout.group,
         fused=torch.cuda.is_available(),
+        reference=config.copies_start,
     )
     needed, spread = estimate(), estimate(processes=2)
     free, device = available_memory()
@@ -212,12 +214,13 @@ def _describe_memory(needed: MemoryEstimate) -> str:
     parts = {"weights": needed.weights, "optimizer": needed.moments}
     if needed.generation > needed.update:
         parts |= {
+            "the reference": needed.reference,
             "casts of the weights": needed.generation_casts,
             "cache": needed.cache,
             "a decoding step": needed.decoding,
         }
         return f"during generation {_list_parts(parts)}"
-    parts["gradients"] = needed.gradients
+    parts |= {"gradients": needed.gradients, "the reference": needed.reference}
     if needed.step > needed.micro_batch:
         parts["the optimizer's step"] = needed.temporaries
     else:
@@ -251,14 +254,14 @@ def _check_services(
     examples: Sequence[Example],
     lengths: Sequence[int],
 ) -> None:
-    teachers = config.used_teachers
-    if teachers:
+    models = config.used_scoring_models
+    if models:
         with report.catch_errors("teacher"):
-            TeacherRouter(config).check(examples)
+            TeacherRouter(config).check(examples if config.used_teachers else ())
             check_twins(examples)
-    for name, teacher in teachers.items():
-        topic = f"teacher {name}" if name else "teacher"
-        with report.catch_errors(topic), open_services(teacher=teacher, patience=READY_SECONDS) as services:
+    for name, teacher in models.items():
+        topic = "reference" if name == REFERENCE else f"teacher {name}" if name else "teacher"
+        with report.catch_errors(topic), open_services(teachers={name: teacher}, patience=READY_SECONDS) as services:
             _check_teacher(config, name, teacher, services, topic, report, student, examples, lengths)
     if config.verifier is not None:
         with (
@@ -271,7 +274,7 @@ def _check_services(
 def _check_teacher(
     config: TrainConfig,
     name: str,
-    teacher: TeacherConfig,
+    teacher: ScoringModelConfig,
     services: Services,
     topic: str,
     report: CheckReport,
@@ -280,7 +283,7 @@ def _check_teacher(
     lengths: Sequence[int],
 ) -> None:
     tasks = ClientTasks()
-    connected = Teacher(name, teacher, tasks.run(_make_client(teacher, services)))
+    connected = Teacher(name, teacher, tasks.run(_make_client(teacher, services, name)))
     try:
         info = tasks.run(connected.client.info())
         capabilities = ", ".join(sorted(info.capabilities))
@@ -291,7 +294,8 @@ def _check_teacher(
         )
         if student is None:
             return
-        required = TeacherRequirements(config.objective.name, config.objective.needs, config.rollout.temperature)
+        needs = Needs(teacher=True) if name == REFERENCE else config.objective.needs
+        required = TeacherRequirements(config.objective.name, needs, config.rollout.temperature)
         connected.complete_handshake(info, tasks.run(connected.client.tokenizer()), student, required)
         assert connected.handshake is not None
         report.ok(topic, connected.handshake.describe())
@@ -322,7 +326,7 @@ def _check_quota(
     with contextlib.suppress(VoldError):  # a service of an earlier version does not tell
         quota = tasks.run(teacher.client.quota())
         router = TeacherRouter(config)
-        own = [example for example in examples if router(example) == teacher.name]
+        own = [example for example in examples if teacher.name == REFERENCE or router(example) == teacher.name]
         share = len(own) / max(1, len(examples))
         tokens = teacher_tokens(TeacherPrompts(student, teacher), config.rollout, own, share)
         if text := describe_slow_quota(teacher.key, quota, len(teacher.client.urls), tokens):
@@ -353,8 +357,8 @@ def _probe_teacher(
     )
 
 
-async def _make_client(teacher: TeacherConfig, services: Services) -> AsyncTeacherClient:
-    return teacher_client(teacher, services)
+async def _make_client(teacher: ScoringModelConfig, services: Services, name: str) -> AsyncTeacherClient:
+    return teacher_client(teacher, services, name=name)
 
 
 def _check_verifier(

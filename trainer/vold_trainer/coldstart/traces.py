@@ -113,6 +113,7 @@ async def _write_traces(
                 temperature=config.temperature,
                 top_p=config.top_p,
                 seeds=seeds[start : start + config.request] if seeded else None,
+                chat_template_kwargs=config.teacher.chat_template_kwargs or None,
             )
         ]
         generations.sort(key=lambda generation: (generation.prompt, generation.index))

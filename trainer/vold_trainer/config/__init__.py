@@ -17,9 +17,11 @@ from vold_trainer.config.parts import (
     ObjectiveConfig,
     OptimConfig,
     OutageConfig,
+    ReferenceConfig,
     RolloutConfig,
     RoutedTeacherConfig,
     SamplingConfig,
+    ScoringModelConfig,
     StudentConfig,
     TeacherConfig,
     TlsConfig,
@@ -27,6 +29,7 @@ from vold_trainer.config.parts import (
     VerifierConfig,
 )
 from vold_trainer.config.runs import (
+    REFERENCE,
     SINGLE_TEACHER,
     EvalConfig,
     RunConfig,
@@ -37,6 +40,7 @@ from vold_trainer.config.runs import (
 )
 
 __all__ = [
+    "REFERENCE",
     "SINGLE_TEACHER",
     "BatchConfig",
     "CheckpointsConfig",
@@ -50,10 +54,12 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "OutageConfig",
+    "ReferenceConfig",
     "RolloutConfig",
     "RoutedTeacherConfig",
     "RunConfig",
     "SamplingConfig",
+    "ScoringModelConfig",
     "SftConfig",
     "StudentConfig",
     "TeacherConfig",

@@ -1,16 +1,57 @@
 """The components of a run's config. A field's description gives its meaning or its unit."""
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictInt,
+    StrictStr,
+    Tag,
+    model_validator,
+)
 
 from vold_trainer.objectives import REGISTRY, AnyObjective, Vold
 
 
 class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+def _check_stops(stops: list[int | str]) -> list[int | str]:
+    if len(stops) > MAX_STOPS:
+        raise ValueError(f"{len(stops)} entries: give at most {MAX_STOPS}")
+    for item in stops:
+        if isinstance(item, str) and not 0 < len(item) <= MAX_STOP_CHARACTERS:
+            raise ValueError(f"a text of {len(item)} characters: give 1 to {MAX_STOP_CHARACTERS}")
+    return stops
+
+
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
+Stops = Annotated[list[StrictInt | StrictStr], AfterValidator(_check_stops)]
+"""Ids and texts that end a completion."""
+
+
+def _check_variables(variables: dict[str, Any]) -> dict[str, Any]:
+    try:
+        size = len(json.dumps(variables))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a value that JSON has not: {error}") from error
+    if size > MAX_VARIABLE_BYTES:
+        raise ValueError(f"{size:,} bytes as JSON: give at most {MAX_VARIABLE_BYTES:,}")
+    return variables
+
+
+MAX_VARIABLE_BYTES = 65_536
+TemplateVariables = Annotated[dict[str, Any], AfterValidator(_check_variables)]
+"""Variables of a chat template beside those that every template has."""
 
 
 class LoraConfig(Config):
@@ -43,6 +84,9 @@ class StudentConfig(Config):
     lora: LoraConfig | None = Field(default=None, description="train adapters in place of the weights (extra: peft)")
     liger: bool = Field(default=False, description="Liger's fused kernels, on CUDA (extra: liger)")
     trust_remote_code: bool = Field(default=False, description="run code from the model's folder")
+    chat_template_kwargs: TemplateVariables = Field(
+        default={}, description="further variables of its chat template: {enable_thinking: false}"
+    )
     checkpoint_activations: bool = Field(
         default=False, description="recompute activations in the backward pass to save memory"
     )
@@ -90,12 +134,18 @@ def _read_off(value: Any) -> Any:
     return "off" if value is False else value
 
 
-class TeacherConfig(Config):
-    url: str | list[str] = Field(default="local:pocket:teacher", description="URL of the teacher; several: replicas")
-    model: str = Field(default="", description="name of the teacher in the service; empty: its default")
-    system: str = Field(default="", description="system prompt for this teacher alone, before that of the row")
+class ScoringModelConfig(Config):
+    """A model behind a URL that gives log-probabilities of the student's completions."""
+
+    url: str | list[str] = Field(description="URL of the model's service; several: replicas")
+    model: str = Field(default="", description="name of the model in the service; empty: its default")
+    system: str = Field(default="", description="system prompt for this model alone, before that of the row")
     template: Literal["student", "teacher"] = Field(
-        default="student", description="whose chat template and tokenizer render this teacher's prompts"
+        default="student", description="whose chat template and tokenizer render its prompts"
+    )
+    chat_template_kwargs: TemplateVariables = Field(
+        default={},
+        description="further variables of its own chat template: for template: teacher, `vold traces`",
     )
     api_key_env: VariableName = Field(
         default="VOLD_TEACHER_API_KEY", description="environment variable with the API key"
@@ -103,12 +153,25 @@ class TeacherConfig(Config):
     api_key_file: KeyFilePath = Field(default=None, description=KEY_FILE)
     tls: TlsConfig = TlsConfig()
     timeout: float = Field(default=120.0, gt=0, description="seconds for one call, retries included")
-    allow_identity_change: bool = Field(default=False, description="continue if the teacher changes during the run")
+    allow_identity_change: bool = Field(default=False, description="continue if the model changes during the run")
     min_shared: float = Field(
         default=0.9,
         ge=0,
         le=1,
-        description="smallest share of the student's token ids that mean the same to the teacher",
+        description="smallest share of the student's token ids that mean the same to the model",
+    )
+
+
+class ReferenceConfig(ScoringModelConfig):
+    """The reference of objective.kl_beta as a service, in place of the student at the start of the run."""
+
+
+class TeacherConfig(ScoringModelConfig):
+    url: str | list[str] = Field(default="local:pocket:teacher", description="URL of the teacher; several: replicas")
+    only: Literal["used"] | None = Field(
+        default=None,
+        description="used: score only the completions whose scores the objective uses, after their verdicts; null: "
+        "every completion, while others are generated",
     )
     sane: Annotated[Literal["warn", "stop", "off"], BeforeValidator(_read_off)] = Field(
         default="stop",
@@ -267,6 +330,15 @@ class RolloutConfig(Config):
     min_p: float = Field(
         default=0.0, ge=0, le=1, description="sample from ids with this share of the most likely id's probability"
     )
+    stop: Stops = Field(
+        default=[], description="ids and texts that end a completion, besides the student's EOS; they stay in it"
+    )
+    max_mismatch: float | None = Field(
+        default=1.0,
+        gt=0,
+        description="largest mean of |log pi_rollout - log pi_old| of a step's tokens, nats: 3 steps in a row above it "
+        "stop the run; null: never",
+    )
     batch: int = Field(default=0, ge=0, description="hf: sequences generated together; 0: all of a step")
     ahead: int = Field(default=0, ge=0, description="steps generated ahead of the policy update")
     engine: Literal["hf", "vllm"] = Field(
@@ -283,6 +355,9 @@ class RolloutConfig(Config):
         description="vllm, weights: disk: a folder that servers and trainer share; null: a temporary folder",
     )
     nccl_address: str = Field(default="", description="vllm, weights: nccl: address of this machine for the servers")
+    image_backend: Literal["torchvision", "pillow"] = Field(
+        default="torchvision", description="vllm: what the servers resize images with; pillow: they have no torchvision"
+    )
     vllm_args: list[str] = Field(default=[], description="vllm, url: local:: further arguments of the server")
     api_key_env: VariableName = Field(
         default="VOLD_ROLLOUT_API_KEY", description="vllm: environment variable with the API key of the servers"

@@ -35,6 +35,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "student.liger": ("taken", ""),
     "student.trust_remote_code": ("irrelevant", ""),
     "student.checkpoint_activations": ("irrelevant", ""),
+    "student.chat_template_kwargs": ("refused", "they write the student's prompts"),
     "optim.*": ("taken", "the moments stay"),
     # vold sft
     "traces": ("content", "the traces"),
@@ -56,6 +57,11 @@ RULES: dict[str, tuple[Rule, str]] = {
     "teacher.*": ("taken", "a teacher that differs needs allow_identity_change"),
     "teachers": ("taken", "a teacher that differs needs allow_identity_change"),
     "teachers.*": ("taken", "a teacher that differs needs allow_identity_change"),
+    "reference.api_key_*": ("irrelevant", ""),
+    "reference.tls.*": ("irrelevant", ""),
+    "reference.timeout": ("irrelevant", ""),
+    "reference": ("taken", "null is the student at the start of the run, which has to be the same"),
+    "reference.*": ("taken", "a reference that differs needs allow_identity_change"),
     "verifier.api_key_*": ("irrelevant", ""),
     "verifier.tls.*": ("irrelevant", ""),
     "verifier.timeout": ("irrelevant", ""),
@@ -68,12 +74,14 @@ RULES: dict[str, tuple[Rule, str]] = {
     "data.*": ("content", "the rows, in their order; data.allow_change=true goes on with others"),
     "rollout.prompts": ("refused", "it decides which rows a step has"),
     "rollout.batch": ("irrelevant", ""),
+    "rollout.max_mismatch": ("irrelevant", ""),
     "rollout.api_key_*": ("irrelevant", ""),
     "rollout.timeout": ("irrelevant", ""),
     "rollout.url": ("irrelevant", ""),
     "rollout.weights": ("irrelevant", ""),
     "rollout.weights_folder": ("irrelevant", ""),
     "rollout.nccl_address": ("irrelevant", ""),
+    "rollout.image_backend": ("irrelevant", ""),
     "rollout.*": ("taken", "completions that were generated ahead with other sampling options are generated again"),
     "objective.name": ("refused", "it is another run"),
     "objective.rounds": ("refused", "it decides which rows a step has"),
@@ -87,8 +95,13 @@ RULES: dict[str, tuple[Rule, str]] = {
 }
 """The rule of each key and its reason, by pattern: the first pattern that fits counts."""
 
-SAMPLING = tuple(f"rollout.{name}" for name in ("group", "max_tokens", "temperature", "top_p", "top_k", "min_p"))
+SAMPLING = tuple(
+    f"rollout.{name}" for name in ("group", "max_tokens", "temperature", "top_p", "top_k", "min_p", "stop")
+)
 """Keys by which completions are drawn."""
+
+MAPPINGS = ("data.columns", "columns", "verifier.parameters")
+"""Settings that are mappings whose keys are no settings."""
 
 REMEDY = (
     "Set it back, or begin a new run from the student so far: `vold export RUN FOLDER`, then student.path=FOLDER and "
@@ -128,7 +141,7 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
 def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         key = prefix + name
-        if isinstance(value, Mapping) and value and key not in ("data.columns", "columns", "verifier.parameters"):
+        if isinstance(value, Mapping) and value and not (key in MAPPINGS or name == "chat_template_kwargs"):
             yield from _flat(value, key + ".")
         else:
             yield key, value

@@ -16,9 +16,12 @@ from vold_trainer.config.parts import (
     ObjectiveConfig,
     OptimConfig,
     OutageConfig,
+    ReferenceConfig,
     RolloutConfig,
     RoutedTeacherConfig,
     SamplingConfig,
+    ScoringModelConfig,
+    Stops,
     StudentConfig,
     TeacherConfig,
     ValidationConfig,
@@ -27,15 +30,22 @@ from vold_trainer.config.parts import (
 from vold_trainer.objectives import Vold
 
 DEFAULT_ROLLOUT_CAP = 2.0
-"""Cap of truncated importance sampling for runs that generate ahead, if the config sets none."""
+"""Cap of truncated importance sampling for runs whose completions come from other probabilities than the trainer's
+float32: of older weights, of another engine, or in another dtype. If the config sets none.
+"""
 
 
 SINGLE_TEACHER = ""
 """The teacher's name in a run that has one teacher."""
 
+REFERENCE = ":reference"
+"""The name, beside the teachers', of a reference that is a service."""
+
 
 def teacher_key(name: str) -> str:
-    """The config's key of the teacher `name`; of the only teacher if it is empty."""
+    """The config's key of the teacher `name`; of the only teacher if it is empty; of the reference."""
+    if name == REFERENCE:
+        return "reference"
     return f"teachers.{name}" if name else "teacher"
 
 
@@ -93,6 +103,9 @@ class TrainConfig(RunConfig):
     teachers: dict[str, RoutedTeacherConfig] = Field(
         default_factory=dict, description="several teachers by name, in place of `teacher`"
     )
+    reference: ReferenceConfig | None = Field(
+        default=None, description="of objective.kl_beta; null: the student as it was at the start of the run"
+    )
     verifier: VerifierConfig | None = VerifierConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -111,6 +124,23 @@ class TrainConfig(RunConfig):
         if not self.objective.needs.teacher:
             return {}
         return {SINGLE_TEACHER: self.teacher} if self.teacher is not None else dict(self.teachers)
+
+    @property
+    def used_scoring_models(self) -> dict[str, ScoringModelConfig]:
+        """The teachers that the objective needs and the reference, if it is a service, by name."""
+        uses_reference = self.objective.kl_beta and self.reference is not None
+        reference = {REFERENCE: self.reference} if uses_reference else {}
+        return {**self.used_teachers, **reference}  # type: ignore[dict-item]  # None is left out
+
+    @property
+    def sampling_dtype(self) -> str | None:
+        """Of the products that completions are sampled from; None if another engine decides."""
+        return (self.student.compute or self.student.dtype) if self.rollout.engine == "hf" else None
+
+    @property
+    def copies_start(self) -> bool:
+        """Whether the run keeps the weights of its start, as the reference."""
+        return self.objective.kl_beta > 0 and self.reference is None
 
     @property
     def used_verifier(self) -> VerifierConfig | None:
@@ -141,20 +171,32 @@ class TrainConfig(RunConfig):
                 f"objective.traces is not set, and objective {name!r} also uses completions of a file: set it to a "
                 "file of `vold traces`, or objective.student_share=1"
             )
+        for key, model in self.used_scoring_models.items():
+            if model.chat_template_kwargs and model.template == "student":
+                raise ValueError(
+                    f"{teacher_key(key)}.chat_template_kwargs are set, and its template is the student's, which has "
+                    f"student.chat_template_kwargs: set {teacher_key(key)}.template=teacher, or leave them out"
+                )
+        if needs.traces and self.objective.kl_beta:
+            raise ValueError(
+                f"objective.kl_beta is {self.objective.kl_beta:g}, and objective {name!r} also uses completions of a "
+                "file, from which no KL of the student can be estimated: set objective.student_share=1"
+            )
         self._check_routes()
         self._set_rollout_cap()
         return self
 
     def _set_rollout_cap(self) -> None:
-        """Enable the importance weights of completions from older weights, in every objective that has them."""
-        if not self.rollout.ahead:
-            return
-        if getattr(self.objective, "rounds", 1) > 1:
+        """Enable the importance weights where completions come from other probabilities than the trainer's, in every
+        objective that has them.
+        """
+        if self.rollout.ahead and getattr(self.objective, "rounds", 1) > 1:
             raise ValueError(
                 f"rollout.ahead is {self.rollout.ahead}, and objective.rounds above 1 generates again when the "
                 "scores are known: set objective.rounds=1, or rollout.ahead=0"
             )
-        if getattr(self.objective, "rollout_cap", 0.0) is None:
+        exact = self.rollout.engine == "hf" and self.sampling_dtype == "float32"
+        if (self.rollout.ahead or not exact) and getattr(self.objective, "rollout_cap", 0.0) is None:
             self.objective = replace(self.objective, rollout_cap=DEFAULT_ROLLOUT_CAP)  # type: ignore[arg-type]  # the field exists
 
     def _check_routes(self) -> None:
@@ -202,7 +244,7 @@ class TracesConfig(Config):
         return self
 
     @property
-    def used_teachers(self) -> dict[str, TeacherConfig]:
+    def used_scoring_models(self) -> dict[str, ScoringModelConfig]:
         return {SINGLE_TEACHER: self.teacher}
 
     @property
@@ -226,12 +268,13 @@ class EvalConfig(Config):
     greedy: bool = Field(default=True, description="generate a greedy completion of every problem")
     sampling: SamplingConfig = SamplingConfig()
     max_tokens: int = Field(default=96, ge=1)
+    stop: Stops = Field(default=[], description="as rollout.stop of `vold train`")
     batch: int = Field(default=128, ge=1, description="sequences generated together")
     samples: int = Field(default=12, ge=0, description="completions of each set written for the report")
     threads: int = Field(default=0, ge=0, description="CPU threads of this process; 0: torch's choice")
 
     @property
-    def used_teachers(self) -> dict[str, TeacherConfig]:
+    def used_scoring_models(self) -> dict[str, ScoringModelConfig]:
         return {}
 
     @property

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import io
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -25,6 +26,7 @@ from vold_trainer.evaluation.results import SetResult, VerifiedExample, error_re
 from vold_trainer.files import write_json, write_lines
 from vold_trainer.lock import holds_out
 from vold_trainer.rollout.hf import generate
+from vold_trainer.rollout.stop import read_stop
 from vold_trainer.services.items import settle, verifier_item
 from vold_trainer.services.local import Services, verifier_client
 from vold_trainer.services.opening import Opened, opening
@@ -170,6 +172,7 @@ def _generate_batch(
         max_tokens=config.max_tokens,
         temperature=0.0 if greedy else config.sampling.temperature,
         top_p=1.0 if greedy else config.sampling.top_p,
+        stop=read_stop(config.stop, student.tokenizer, student.vocab_size, "stop"),
         seed=_seed(config.seed, label, keys[batch.indices[0]], batch.first),
         on_fault=on_fault,
     )
@@ -255,6 +258,8 @@ def _generation_settings(config: EvalConfig, weights: str) -> dict[str, Any]:
         "dtype": config.student.dtype,
         "max_tokens": config.max_tokens,
     }
+    if config.stop:
+        settings["stop"] = config.stop
     if sampling.n:
         settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": config.seed}
     return settings
@@ -263,6 +268,8 @@ def _generation_settings(config: EvalConfig, weights: str) -> dict[str, Any]:
 def student_digest(student: Student) -> str:
     """A digest of the chat template and of about 4,096 values of each weight tensor."""
     digest = hashlib.sha256(str(getattr(student.processor, "chat_template", "")).encode())
+    if student.template_variables:
+        digest.update(json.dumps(student.template_variables, sort_keys=True).encode())
     for name, tensor in sorted(student.model.state_dict().items()):
         flat = tensor.detach().flatten()
         values = flat[:: max(1, flat.numel() // 4096)].float().cpu().numpy()

@@ -9,6 +9,8 @@ from vold_trainer.objectives.lazy import Tensor, torch
 
 Normalise = Literal["sequence", "token", "constant"]
 Truncated = Literal["learn", "mask"]
+DecidedBy = Literal["nothing", "verdict", "group"]
+KlEstimator = Literal["k2", "k3", "unbiased"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Needs:
     teacher's most likely ids at each position (0: none). candidates: how many of the *student's* most likely ids the
     teacher scores at each position (0: none). entropy: the teacher's entropy. rollout_logprobs: the student's
     log-probabilities at sampling time. traces: completions from a file. mask_special: leave special ids out of a
-    support.
+    support. reference: the reference's log-probability of each sampled token.
     """
 
     reward: bool = False
@@ -30,6 +32,7 @@ class Needs:
     rollout_logprobs: bool = False
     traces: bool = False
     mask_special: bool = False
+    reference: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(*(max(getattr(self, field.name), getattr(other, field.name)) for field in fields(Needs)))
@@ -49,6 +52,16 @@ class Support:
 
 
 @dataclass(frozen=True)
+class Verdicts:
+    """What the verifier says of completions: the fields of `Rollouts` with these names."""
+
+    rewarded_C: Tensor
+    correct_C: Tensor
+    rewards_C: Tensor | None = None
+    unsolved_C: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Rollouts:
     """A batch of completions, usually the student's own, with their scores.
 
@@ -59,6 +72,7 @@ class Rollouts:
     known to be wrong.
     teacher_logprobs_CT: log pi_T of the same tokens, or None; never read where teacher_mask_CT is False.
     teacher_mask_CT: bool, True where the teacher scored the token and both tokenizers give it the same meaning.
+    reference_logprobs_CT, reference_mask_CT: the same of the reference model.
     teacher_entropy_CT: nats, NaN where missing. rollout_logprobs_CT: the student's log-probabilities at sampling time.
     step: steps of the run before this one. max_tokens: the maximum length of a completion.
     """
@@ -76,8 +90,14 @@ class Rollouts:
     teacher_entropy_CT: Tensor | None = None
     rollout_logprobs_CT: Tensor | None = None
     support: Support | None = None
+    reference_logprobs_CT: Tensor | None = None
+    reference_mask_CT: Tensor | None = None
     step: int = 0
     max_tokens: int = 0
+
+    @property
+    def verdicts(self) -> Verdicts:
+        return Verdicts(self.rewarded_C, self.correct_C, self.rewards_C, self.unsolved_C)
 
 
 @dataclass(frozen=True)
@@ -97,13 +117,18 @@ class Objective:
     "token": one mean over all tokens. "constant": the sum divided by sequences * max_tokens, so that the length of a
     completion does not change the weight of a token (Dr.GRPO). truncated: "mask" takes completions that reached
     rollout.max_tokens out of the loss, with the policy's term and the teacher's; they stay in the divisor, and their
-    rewards count in the group's advantages. entropy_bonus: weight of the student's mean entropy,
-    which is subtracted from the loss.
+    rewards count in the group's advantages. entropy_bonus: weight of the student's mean entropy, which is subtracted
+    from the loss. kl_beta: weight of the KL to a reference, which is added. kl_estimator: of that KL, from the sampled
+    token. kl_ratio: weigh estimates from the sampled token, of the teacher's divergence too, by the ratio
+    pi_theta / pi_old, which is 1 in the first optimiser step on a batch.
     """
 
     normalise: Normalise = "sequence"
     truncated: Truncated = "learn"
     entropy_bonus: Annotated[float, Ge(0)] = 0.0
+    kl_beta: Annotated[float, Ge(0)] = 0.0
+    kl_estimator: KlEstimator = "k3"
+    kl_ratio: bool = True
 
     @property
     def needs(self) -> Needs:
@@ -114,8 +139,31 @@ class Objective:
         """The needs of step `step`, counted from 0."""
         return self.needs
 
+    @property
+    def teacher_mask_by(self) -> DecidedBy:
+        """What `teacher_mask` reads: nothing, a completion's own verdict, or the verdicts of its whole group."""
+        return "nothing"
+
+    def teacher_mask(self, verdicts: Verdicts) -> Tensor:
+        """bool [C]: the completions whose teacher's scores have a part in the loss. Those of the others are not read
+        for it, and a teacher with `only: used` is not asked for them.
+        """
+        return torch.ones_like(verdicts.rewarded_C)
+
     def __call__(self, rollouts: Rollouts) -> LossOutput:
         raise NotImplementedError
+
+    def apply_ratio(self, divergence_CT: Tensor, mask_CT: Tensor, rollouts: Rollouts) -> Tensor:
+        """The sampled divergence times sg(pi_theta / pi_old), if `kl_ratio`.
+
+        The tokens were sampled by the weights before the batch's first optimiser step. In a later step the mean of a
+        gradient over them is an expectation under pi_old; the weight makes it one under pi_theta, at which k2 has the
+        gradient of KL(student || teacher). The weight has no gradient: that of ratio * k2 is no KL's.
+        """
+        if not self.kl_ratio:
+            return divergence_CT
+        gap_CT = torch.where(mask_CT, rollouts.logprobs_CT.detach() - rollouts.old_logprobs_CT, 0.0)
+        return divergence_CT * gap_CT.exp()
 
     def mean(self, values_CT: Tensor, mask_CT: Tensor, rollouts: Rollouts) -> Tensor:
         """The sum of `values_CT` over `mask_CT`, divided by the number of all completion tokens: a term that acts on

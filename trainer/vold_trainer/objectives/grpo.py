@@ -10,7 +10,15 @@ from annotated_types import Ge, Gt, Le
 
 from vold_trainer.objectives.base import LossOutput, Needs, Normalise, Objective, Rollouts, per_token, rewarded_tokens
 from vold_trainer.objectives.lazy import Tensor
-from vold_trainer.objectives.policy import PolicyGradient, Ratio, Signal, capped_policy_gradient, rollout_weights
+from vold_trainer.objectives.policy import (
+    PolicyGradient,
+    Ratio,
+    RolloutCap,
+    Signal,
+    cap_of,
+    capped_policy_gradient,
+    rollout_weights,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +33,7 @@ class GroupAdvantageOptions:
 
 def policy_needs(objective: PolicyGradient, *, reward: bool = False, teacher: bool = False) -> Needs:
     """The needs of a policy gradient: log-probabilities at sampling time if it corrects for them."""
-    return Needs(reward=reward, teacher=teacher, rollout_logprobs=objective.rollout_cap is not None)
+    return Needs(reward=reward, teacher=teacher, rollout_logprobs=cap_of(objective) is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +98,18 @@ class Cispo(GroupAdvantageOptions, Objective):
     name: Literal["cispo"] = "cispo"
     eps_max: Annotated[float, Gt(0)] = 5.0
     normalise: Normalise = "token"
-    rollout_cap: Annotated[float, Gt(0)] | None = None
+    rollout_cap: RolloutCap = None
 
     @property
     def needs(self) -> Needs:
-        return Needs(reward=True, rollout_logprobs=self.rollout_cap is not None)
+        return Needs(reward=True, rollout_logprobs=cap_of(self) is not None)
 
     def __call__(self, rollouts: Rollouts) -> LossOutput:
         mask_CT = rewarded_tokens(rollouts)
         advantages_CT = per_token(rollouts.advantages_C, rollouts)
         loss_CT, metrics = capped_policy_gradient(rollouts, advantages_CT, mask_CT, eps_max=self.eps_max)
-        if self.rollout_cap is not None:
-            weights_CT, weight_metrics = rollout_weights(rollouts, self.rollout_cap)
+        if (cap := cap_of(self)) is not None:
+            weights_CT, weight_metrics = rollout_weights(rollouts, cap)
             loss_CT, metrics = loss_CT * weights_CT, metrics | weight_metrics
         loss = self.mean(loss_CT, mask_CT, rollouts)
         return LossOutput(loss, {"loss/policy": loss.item(), **metrics})

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from vold_trainer.objectives.base import Needs, Rollouts, per_token, rewarded_tokens
+from vold_trainer.objectives.base import DecidedBy, Needs, Rollouts, Verdicts, per_token, rewarded_tokens
 from vold_trainer.objectives.gap import GapOptions
 from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.kdrl import unsolved_mask
@@ -31,7 +31,14 @@ class Hdpo(GapOptions, GroupAdvantageOptions, Signal):
     def needs(self) -> Needs:
         return policy_needs(self, reward=True, teacher=True)
 
+    @property
+    def teacher_mask_by(self) -> DecidedBy:
+        return "group"
+
+    def teacher_mask(self, verdicts: Verdicts) -> Tensor:
+        return unsolved_mask(verdicts)
+
     def signal(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         gap_CT, known_CT = self.gap(rollouts)
-        teacher_CT = torch.where(known_CT & unsolved_mask(rollouts).unsqueeze(-1), gap_CT.detach(), 0.0)
+        teacher_CT = torch.where(known_CT & self.teacher_mask(rollouts.verdicts).unsqueeze(-1), gap_CT.detach(), 0.0)
         return per_token(rollouts.advantages_C, rollouts) + self.beta * teacher_CT, rewarded_tokens(rollouts)

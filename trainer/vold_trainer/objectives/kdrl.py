@@ -11,7 +11,16 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from vold_trainer.objectives.base import LossOutput, Needs, Normalise, Rollouts, per_token, rewarded_tokens
+from vold_trainer.objectives.base import (
+    DecidedBy,
+    LossOutput,
+    Needs,
+    Normalise,
+    Rollouts,
+    Verdicts,
+    per_token,
+    rewarded_tokens,
+)
 from vold_trainer.objectives.gap import GapOptions
 from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.lazy import Tensor, torch
@@ -37,12 +46,19 @@ class Kdrl(GapOptions, GroupAdvantageOptions, Signal):
         """The weight of the teacher's part at step `step`, counted from 0."""
         return max(self.beta - self.anneal * step, min(self.beta, self.beta_min))
 
+    @property
+    def teacher_mask_by(self) -> DecidedBy:
+        decided: dict[str, DecidedBy] = {"none": "nothing", "response": "verdict", "group": "group"}
+        return decided[self.mask]
+
+    def teacher_mask(self, verdicts: Verdicts) -> Tensor:
+        if self.mask == "response":
+            return verdicts.rewarded_C & ~verdicts.correct_C
+        return unsolved_mask(verdicts) if self.mask == "group" else super().teacher_mask(verdicts)
+
     def signal(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         gap_CT, known_CT = self.gap(rollouts)
-        if self.mask == "response":
-            known_CT = known_CT & (rollouts.rewarded_C & ~rollouts.correct_C).unsqueeze(-1)
-        elif self.mask == "group":
-            known_CT = known_CT & unsolved_mask(rollouts).unsqueeze(-1)
+        known_CT = known_CT & self.teacher_mask(rollouts.verdicts).unsqueeze(-1)
         teacher_CT = torch.where(known_CT, gap_CT.detach(), 0.0)
         advantages_CT = per_token(rollouts.advantages_C, rollouts) + self.beta_at(rollouts.step) * teacher_CT
         return advantages_CT, rewarded_tokens(rollouts) | known_CT
@@ -52,11 +68,11 @@ class Kdrl(GapOptions, GroupAdvantageOptions, Signal):
         return LossOutput(output.loss, {**output.metrics, "objective/beta": self.beta_at(rollouts.step)})
 
 
-def unsolved_mask(rollouts: Rollouts) -> Tensor:
+def unsolved_mask(verdicts: Verdicts) -> Tensor:
     """bool [C]: completions of groups in which every completion is known to be wrong.
 
     Raises ValueError if `unsolved_C` is None.
     """
-    if rollouts.unsolved_C is None:
+    if verdicts.unsolved_C is None:
         raise ValueError("unsolved_C is None: this objective needs to know which groups have no correct completion")
-    return rollouts.unsolved_C
+    return verdicts.unsolved_C

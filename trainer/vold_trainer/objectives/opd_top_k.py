@@ -33,6 +33,8 @@ class OpdTopK(TeacherTerm, Objective):
 
     def __call__(self, rollouts: Rollouts) -> LossOutput:
         divergence_CT, known_CT, metrics = self.teacher_divergence(rollouts)
+        if self.divergence in ("k2", "k3"):
+            divergence_CT = self.apply_ratio(divergence_CT, known_CT, rollouts)
         loss = self.coefficient * self.mean(divergence_CT, known_CT, rollouts)
         return LossOutput(loss, {"loss/teacher": loss.item(), **metrics})
 

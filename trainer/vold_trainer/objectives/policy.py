@@ -6,12 +6,13 @@ A_{c,t} may differ from token to token; with one value per completion these are 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 
 from vold_trainer.objectives.base import LossOutput, Objective, Rollouts
 from vold_trainer.objectives.lazy import Tensor, torch
 
 Ratio = Literal["token", "sequence"]
+RolloutCap = Annotated[float, Ge(0)] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +22,14 @@ class PolicyGradient(Objective):
     eps_high above eps_low is clip-higher (DAPO, arXiv 2503.14476). ratio: per token, or of the whole sequence
     (GSPO, arXiv 2507.18071). rollout_cap: the cap C of truncated importance sampling, which multiplies every
     sampled-token term by min(pi_old / pi_rollout, C) to correct for the mismatch between rollout engine and trainer
-    (https://fengyao.notion.site/off-policy-rl); null turns it off. The usual C is 2.
+    (https://fengyao.notion.site/off-policy-rl); 0 turns it off. null is 0, except that a run which samples by an engine
+    of its own, in another dtype than float32, or ahead of its updates sets 2, the usual C.
     """
 
     eps_low: Annotated[float, Ge(0)] = 0.2
     eps_high: Annotated[float, Ge(0)] = 0.2
     ratio: Ratio = "token"
-    rollout_cap: Annotated[float, Gt(0)] | None = None
+    rollout_cap: RolloutCap = None
 
     def policy_loss(
         self, rollouts: Rollouts, advantages_CT: Tensor, mask_CT: Tensor
@@ -42,9 +44,10 @@ class PolicyGradient(Objective):
         self, rollouts: Rollouts, loss_CT: Tensor, mask_CT: Tensor, metrics: dict[str, float]
     ) -> tuple[Tensor, Tensor]:
         """(loss_CT, weighted by truncated importance sampling if `rollout_cap` is set; mask_CT)."""
-        if self.rollout_cap is None:
+        cap = cap_of(self)
+        if cap is None:
             return loss_CT, mask_CT
-        weights_CT, weight_metrics = rollout_weights(rollouts, self.rollout_cap)
+        weights_CT, weight_metrics = rollout_weights(rollouts, cap)
         metrics.update(weight_metrics)
         return loss_CT * weights_CT, mask_CT
 
@@ -110,6 +113,11 @@ def capped_policy_gradient(
         "ratio/mean": (ratio_CT[mask_CT].mean() if mask_CT.any() else ratio_CT.new_tensor(1.0)).item(),
     }
     return -ratio_CT.clamp(max=eps_max) * advantages_CT * logprobs_CT, metrics
+
+
+def cap_of(objective: Objective) -> float | None:
+    """The cap of truncated importance sampling; None if the objective has none or it is off."""
+    return getattr(objective, "rollout_cap", None) or None
 
 
 def rollout_weights(rollouts: Rollouts, cap: float) -> tuple[Tensor, dict[str, float]]:

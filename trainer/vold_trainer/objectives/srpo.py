@@ -8,7 +8,7 @@ A completion without a verdict has no loss, because c is unknown.
 from dataclasses import dataclass
 from typing import Literal
 
-from vold_trainer.objectives.base import Needs, Rollouts, per_token, rewarded_tokens
+from vold_trainer.objectives.base import DecidedBy, Needs, Rollouts, Verdicts, per_token, rewarded_tokens
 from vold_trainer.objectives.gap import GapOptions
 from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.lazy import Tensor, torch
@@ -23,11 +23,18 @@ class Srpo(GapOptions, GroupAdvantageOptions, Signal):
     def needs(self) -> Needs:
         return policy_needs(self, reward=True, teacher=True)
 
+    @property
+    def teacher_mask_by(self) -> DecidedBy:
+        return "verdict"
+
+    def teacher_mask(self, verdicts: Verdicts) -> Tensor:
+        return verdicts.rewarded_C & ~verdicts.correct_C
+
     def signal(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         gap_CT, known_CT = self.gap(rollouts)
         rewarded_CT = rewarded_tokens(rollouts)
         correct_CT = rewarded_CT & rollouts.correct_C.unsqueeze(-1)
-        wrong_CT = rewarded_CT & known_CT & ~rollouts.correct_C.unsqueeze(-1)
+        wrong_CT = known_CT & self.teacher_mask(rollouts.verdicts).unsqueeze(-1)
         return torch.where(
             correct_CT, per_token(rollouts.advantages_C, rollouts), gap_CT.detach()
         ), correct_CT | wrong_CT

@@ -13,7 +13,15 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from vold_trainer.objectives.base import LossOutput, Needs, Rollouts, per_token, rewarded_tokens
+from vold_trainer.objectives.base import (
+    DecidedBy,
+    LossOutput,
+    Needs,
+    Rollouts,
+    Verdicts,
+    per_token,
+    rewarded_tokens,
+)
 from vold_trainer.objectives.grpo import GroupAdvantageOptions, policy_needs
 from vold_trainer.objectives.lazy import Tensor
 from vold_trainer.objectives.policy import PolicyGradient
@@ -39,17 +47,28 @@ class Vold(TeacherTerm, GroupAdvantageOptions, PolicyGradient):
     def needs(self) -> Needs:
         return policy_needs(self, reward=True) | self.teacher_needs()
 
+    @property
+    def teacher_mask_by(self) -> DecidedBy:
+        return "verdict" if self.masked else "nothing"
+
+    def teacher_mask(self, verdicts: Verdicts) -> Tensor:
+        """A completion whose factor (1 - r) is 0 is left out, and one without a reward."""
+        if not self.masked:
+            return super().teacher_mask(verdicts)
+        if self.mask == "verdict":
+            return verdicts.rewarded_C & ~verdicts.correct_C
+        return verdicts.rewarded_C & (known_rewards(verdicts) < 1)
+
     def __call__(self, rollouts: Rollouts) -> LossOutput:
         policy, metrics = self.policy_loss(
             rollouts, per_token(rollouts.advantages_C, rollouts), rewarded_tokens(rollouts)
         )
         divergence_CT, known_CT, divergence_metrics = self.teacher_divergence(rollouts)
-        if self.masked and self.mask == "verdict":
-            known_CT = known_CT & (rollouts.rewarded_C & ~rollouts.correct_C).unsqueeze(-1)
-        elif self.masked:
-            divergence_CT = divergence_CT * (1 - known_rewards(rollouts)).unsqueeze(-1)
-            known_CT = known_CT & rollouts.rewarded_C.unsqueeze(-1)
+        known_CT = known_CT & self.teacher_mask(rollouts.verdicts).unsqueeze(-1)
+        if self.masked and self.mask == "reward":
+            divergence_CT = divergence_CT * (1 - known_rewards(rollouts.verdicts)).unsqueeze(-1)
         if self.divergence in ("k2", "k3"):
+            divergence_CT = self.apply_ratio(divergence_CT, known_CT, rollouts)
             divergence_CT, known_CT = self.apply_rollout_weights(rollouts, divergence_CT, known_CT, metrics)
         teacher = self.mean(divergence_CT, known_CT, rollouts)
         loss = policy + self.beta * teacher
@@ -65,8 +84,8 @@ class Vold(TeacherTerm, GroupAdvantageOptions, PolicyGradient):
         )
 
 
-def known_rewards(rollouts: Rollouts) -> Tensor:
-    """float [C]: rewards within [0, 1], 0 where missing. Raises ValueError if the rollouts have no rewards."""
-    if rollouts.rewards_C is None:
+def known_rewards(verdicts: Verdicts) -> Tensor:
+    """float [C]: rewards within [0, 1], 0 where missing. Raises ValueError if the verdicts have no rewards."""
+    if verdicts.rewards_C is None:
         raise ValueError("rewards_C is None: mask 'reward' needs the verifier's rewards")
-    return rollouts.rewards_C.nan_to_num(0.0).clamp(0.0, 1.0)
+    return verdicts.rewards_C.nan_to_num(0.0).clamp(0.0, 1.0)

@@ -257,7 +257,7 @@ def hidden_share(spans: Iterable[Span]) -> float | None:
     for span in spans:
         if span.lane not in ("wait", "outage", "throttled"):
             scoring, training = intervals.setdefault(span.process, ([], []))
-            (scoring if span.lane in ("teacher", "verifier") else training).append((span.start, span.end))
+            (scoring if span.lane in ("teacher", "reference", "verifier") else training).append((span.start, span.end))
     total = sum(_covered(scoring) for scoring, _ in intervals.values())
     hidden = sum(
         _covered(scoring) + _covered(training) - _covered(scoring + training)

@@ -176,10 +176,13 @@ def warnings(runs: Sequence[Run], summary: Mapping[str, Any]) -> list[str]:
     if missing:
         messages.append(f"Missing scores over all stages: {formats.number(missing)}.")
     for run in runs:
-        for key, service in (("missing/teacher", "teacher"), ("missing/verifier", "verifier")):
-            if total := run.total(key):
+        for service in ("teacher", "reference", "verifier"):
+            if total := run.total(f"missing/{service}"):
                 text = f"missing scores of the {service}: {formats.number(total)}"
                 messages.append(f"{run.name}: {text}; they were masked, not set to 0.")
+        if sent := [value for value in run.series("teacher/sent") if value is not None]:
+            text = f"the teacher was asked for {100 * sum(sent) / len(sent):.0f} % of the completions (teacher.only)"
+            messages.append(f"{run.name}: {text}, and its figures are over these alone.")
         messages += [f"{run.name}: the last of them: {text}." for text in run.last_sentences("missing/reasons")]
         if total := run.total("sane/alarms"):
             text = f"alarms about what the teacher answers: {formats.number(total)}"

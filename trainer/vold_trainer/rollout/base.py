@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vold_trainer.data import Example
 from vold_trainer.data.faults import OnFault
+from vold_trainer.rollout.stop import NO_STOP, Stop
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ OnFinished = Callable[[list[Rollout]], None]
 @dataclass(frozen=True)
 class Sampling:
     """Sampling parameters. group: completions per prompt. temperature: 0 is greedy. top_k: 0 for all ids. logprobs:
-    return log-probabilities. candidates: the number K of most likely ids to return at each position.
+    return log-probabilities. candidates: the number K of most likely ids to return at each position. stop: what ends a
+    completion besides the student's EOS.
     """
 
     group: int = 1
@@ -52,6 +54,7 @@ class Sampling:
     candidates: int = 0
     top_k: int = 0
     min_p: float = 0.0
+    stop: Stop = NO_STOP
 
     @property
     def leaves_out(self) -> bool:

@@ -8,7 +8,7 @@ candidates.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from functools import partial
 from itertools import chain
 
@@ -22,6 +22,7 @@ from vold_trainer.data.faults import OnFault, PromptTooLongError
 from vold_trainer.errors import DivergedError
 from vold_trainer.rollout.base import OnFinished, Rollout, Sampling
 from vold_trainer.rollout.sampler import SampledTokens, Sampler, uniforms
+from vold_trainer.rollout.stop import NO_STOP, Stop, TextStops
 from vold_trainer.student.decoder import Decoder
 from vold_trainer.student.models import Student
 from vold_trainer.student.readable import for_readable
@@ -40,6 +41,7 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     min_p: float = 0.0,
+    stop: Stop = NO_STOP,
     batch: int = 0,
     seed: int = 0,
     first_row: int = 0,
@@ -56,7 +58,7 @@ def generate(
 
     Raises RunError if the student's logits are not finite; RowError for an example at fault without `on_fault`.
     """
-    sampling = Sampling(group, max_tokens, temperature, top_p, logprobs, candidates, top_k, min_p)
+    sampling = Sampling(group, max_tokens, temperature, top_p, logprobs, candidates, top_k, min_p, stop)
     model = student.model
     was_training = model.training
     model.eval()
@@ -191,7 +193,7 @@ def _decode(
 
     device = student.model.device
     tokens = sampling.max_tokens
-    banned = torch.tensor(student.placeholder_ids, device=device) if student.placeholder_ids else None
+    banned = torch.tensor(student.banned_ids, device=device) if student.banned_ids else None
     sampler = Sampler(sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, banned, sampling.candidates)
     rows_C = [first_row + row for row in rows]
     uniforms_BT = torch.from_numpy(uniforms(seed, rows_C, tokens)).to(device)
@@ -203,11 +205,16 @@ def _decode(
     buffer = _CompletionBuffer(student, sampling, rows_C, examples_C, prompt_ids_C, decoder.logits_BV.shape[-1])
     completion_B = np.arange(len(rows))  # the completion of each sequence in the batch
     active_B = np.ones(len(rows), dtype=bool)
+    end_ids = [*student.eos_ids, *sampling.stop.ids]
+    stops = TextStops(sampling.stop.texts, student.tokenizer) if sampling.stop.texts else None
     wasted = 0  # tokens computed for ended sequences since the batch last shrank
     for position in range(tokens):
         sampled = sampler(decoder.logits_BV, uniforms_BT[:, position])
         buffer.add(completion_B, position, sampled)
-        ended_B = active_B & np.isin(buffer.ids_CT[completion_B, position], student.eos_ids)
+        ended_B = active_B & np.isin(buffer.ids_CT[completion_B, position], end_ids)
+        if stops is not None:
+            open_B = np.flatnonzero(active_B & ~ended_B)
+            ended_B[open_B] = stops.ended([buffer.ids_CT[completion_B[i], : position + 1] for i in open_B])
         if ended_B.any():
             active_B &= ~ended_B
             yield buffer.rollouts(completion_B[ended_B], position + 1, False)
@@ -252,7 +259,7 @@ class HfEngine:
         return generate(
             self.student,
             examples,
-            **asdict(sampling),
+            **{field.name: getattr(sampling, field.name) for field in fields(sampling)},
             batch=self.batch,
             seed=seed,
             first_row=first_row,

@@ -321,15 +321,19 @@ class VllmEngine:
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "ignore_eos": True,
-            "stop_token_ids": self.student.eos_ids,
+            "stop_token_ids": [*self.student.eos_ids, *sampling.stop.ids],
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
-        if self.student.placeholder_ids:
-            request["logit_bias"] = {str(token): -100.0 for token in self.student.placeholder_ids}
+        if sampling.stop.texts:
+            request |= {"stop": list(sampling.stop.texts), "include_stop_str_in_output": True}
+        if self.student.banned_ids:
+            request["logit_bias"] = {str(token): -100.0 for token in self.student.banned_ids}
         if not example.images:
             return {**request, "prompt": list(ids), "logprobs": sampling.candidates}
         messages = messages_with_images(example)
+        if self.student.template_variables:
+            request["chat_template_kwargs"] = self.student.template_variables
         return {**request, "messages": messages, "logprobs": True, "top_logprobs": sampling.candidates}
 
     def _rollout(

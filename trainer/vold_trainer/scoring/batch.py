@@ -124,6 +124,7 @@ class ScoredBatch:
         old_N: Tensor | None,
         needs: Needs,
         support: tuple[Tensor, Tensor] | None,
+        reference_N: Tensor | None = None,
         *,
         step: int,
         max_tokens: int,
@@ -132,11 +133,13 @@ class ScoredBatch:
 
         logprobs_N: the student's, with gradient. old_N: the student's before the step's first update; None if this is
         the first update. support: (the student's log-probabilities, the teacher's), both [N, K], if `needs` has one.
+        reference_N: the reference's log-probabilities, if it is not a service.
         """
         device = logprobs_N.device
         logprobs_CT = batch.pad(logprobs_N)
         index = torch.tensor(rows)
         teacher_CT, known_CT, entropy_CT, rollout_CT, support_CTK = None, None, None, None, None
+        reference_CT, reference_known_CT = None, None
         if needs.teacher:
             teacher_N = torch.cat([teacher_logprobs(self.scores[row], self.rollouts[row]) for row in rows]).to(device)
             known_CT = batch.pad(teacher_N, float("nan")).isfinite()
@@ -154,12 +157,21 @@ class ScoredBatch:
                 teacher_CTK=batch.pad(teacher_NK.nan_to_num(0.0)),
                 mask_CTK=batch.pad(teacher_NK, float("nan")).isfinite(),
             )
+        if needs.reference:
+            if reference_N is None:
+                served = [_tensor_or_nan(self.scores[row].reference_logprobs, self.rollouts[row]) for row in rows]
+                reference_N = torch.cat(served)
+            reference_N = reference_N.to(device)
+            reference_CT = batch.pad(reference_N)
+            reference_known_CT = batch.pad(reference_N, float("nan")).isfinite()
         rewarded_C = self.rewarded_C[index].to(device)
         if self.mask_truncated:
             whole_C = torch.tensor([not self.rollouts[row].truncated for row in rows], device=device)
             rewarded_C = rewarded_C & whole_C
             if known_CT is not None:
                 known_CT = known_CT & whole_C.unsqueeze(-1)
+            if reference_known_CT is not None:
+                reference_known_CT = reference_known_CT & whole_C.unsqueeze(-1)
             if support_CTK is not None:
                 support_CTK = replace(support_CTK, mask_CTK=support_CTK.mask_CTK & whole_C.view(-1, 1, 1))
         return Rollouts(
@@ -176,6 +188,8 @@ class ScoredBatch:
             teacher_entropy_CT=entropy_CT,
             rollout_logprobs_CT=rollout_CT,
             support=support_CTK,
+            reference_logprobs_CT=reference_CT,
+            reference_mask_CT=reference_known_CT,
             step=step,
             max_tokens=max_tokens,
         )

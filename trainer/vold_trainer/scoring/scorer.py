@@ -2,13 +2,14 @@
 event loop. A score that does not come is missing: it is counted and masked, never a zero.
 """
 
+import asyncio
 import concurrent.futures
 import contextlib
 import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +27,12 @@ from vold_client import (
 )
 
 from vold_trainer import tracing
+from vold_trainer.config import REFERENCE
 from vold_trainer.data import Example
 from vold_trainer.data.faults import RowError, RowFault
 from vold_trainer.objectives import Needs
 from vold_trainer.rollout.base import Rollout
+from vold_trainer.scoring.chosen import UsedScores
 from vold_trainer.scoring.handshake import truncate_for_teacher
 from vold_trainer.scoring.refusals import may_be_a_rows, refuses_row, split_by_example
 from vold_trainer.scoring.sanity import valid_entropies, valid_logprobs
@@ -51,14 +54,17 @@ class RolloutScore:
 
     teacher_logprobs: float32 [T], NaN at masked positions. entropy: float32 [T], the teacher's, NaN at positions that
     it did not score. support_ids: int64 [T, K]. support_logprobs: float32 [T, K], the teacher's, NaN where the id is
-    masked. teacher: the teacher's name. missing: why a score is missing, by service, in the service's own words.
-    invalid: how many of the teacher's values are none that a model gives; they are NaN here.
+    masked. reference_logprobs: as teacher_logprobs, of a reference that is a service. teacher: the teacher's name.
+    missing: why a score is missing, by service, in the service's own words. invalid: how many of the teacher's values
+    are none that a model gives; they are NaN here. sent: whether the teacher was asked; None where it is asked for
+    every completion.
     """
 
     teacher_logprobs: Floats | None = None
     entropy: Floats | None = None
     support_ids: NDArray[np.int64] | None = None
     support_logprobs: Floats | None = None
+    reference_logprobs: Floats | None = None
     teacher: str = ""
     reward: float | None = None
     correct: bool | None = None
@@ -66,6 +72,7 @@ class RolloutScore:
     reason: str = ""
     missing: dict[str, str] = field(default_factory=dict)
     invalid: int = 0
+    sent: bool | None = None
 
 
 @dataclass
@@ -101,14 +108,21 @@ class PendingScores:
     The thread that generates calls `submit` and `flush`; the thread that trains calls `wait` and `collect`.
     """
 
-    def __init__(self, scorer: "Scorer", needs: Needs, verify: bool) -> None:
+    def __init__(self, scorer: "Scorer", needs: Needs, verify: bool, used: UsedScores | None = None) -> None:
+        """used: chooses what teachers with `only: used` are asked for; None: everything."""
         self.scorer = scorer
         self.needs = needs
         self.verify = verify
+        self.used = used
         self.scores = StepScores({})
         self.waits: list[Span] = []
         self._unsent: list[Rollout] = []
-        self._futures: dict[str, dict[int, concurrent.futures.Future[None]]] = {"teacher": {}, "verifier": {}}
+        self._futures: dict[str, dict[int, concurrent.futures.Future[None]]] = {
+            "teacher": {},
+            "reference": {},
+            "verifier": {},
+        }
+        self._flushed: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     def submit(self, rollouts: list[Rollout]) -> None:
         """Add finished rollouts. They are sent in requests of `Scorer.request_size`."""
@@ -122,17 +136,19 @@ class PendingScores:
         if self._unsent:
             self._send(self._unsent)
             self._unsent = []
+        if not self._flushed.done():
+            self._flushed.set_result(None)
 
     def wait(self, teacher_rows: Iterable[int], verifier_rows: Iterable[int]) -> None:
-        """Wait until the teacher has scored `teacher_rows` and the verifier has verified `verifier_rows`.
+        """Wait until teacher and reference have scored `teacher_rows` and the verifier has verified `verifier_rows`.
 
         Raises RunError if the teacher changed or a service does not come back, and any error of a service that no retry
         mends.
         """
-        teacher, verifier = self._futures["teacher"], self._futures["verifier"]
+        rows = list(teacher_rows)
+        wanted = {"teacher": rows, "reference": rows, "verifier": verifier_rows}
         self._wait(
-            {teacher[row] for row in teacher_rows if row in teacher}
-            | {verifier[row] for row in verifier_rows if row in verifier}
+            {self._futures[key][row] for key, asked in wanted.items() for row in asked if row in self._futures[key]}
         )
 
     def collect(self) -> StepScores:
@@ -150,8 +166,28 @@ class PendingScores:
         for future in done:
             future.result()
 
+    async def choose(self, rollouts: list[Rollout]) -> list[Rollout]:
+        """Those of the rollouts whose scores the objective uses, once the verdicts are there that decide about it.
+
+        Raises the error of the verdicts' request.
+        """
+        assert self.used is not None
+        if self.used.waits_for_groups:
+            await asyncio.wrap_future(self._flushed)
+        rows = self.used.rows(rollouts, self.scores.rows)
+        for future in {self._futures["verifier"][row] for row in rows}:
+            # Shielded: a coroutine that is cancelled must not cancel the request that others wait for.
+            await asyncio.shield(asyncio.wrap_future(future))
+        chosen = self.used.choose(rollouts, self.scores.rows)
+        sent = {rollout.row for rollout in chosen}
+        for rollout in rollouts:
+            self.scores.rows[rollout.row].sent = rollout.row in sent
+        return chosen
+
     def _send(self, rollouts: list[Rollout]) -> None:
         self.scores.rows.update({rollout.row: RolloutScore() for rollout in rollouts})
+        if self.scorer.verifier is not None and self.verify:
+            self._start("verifier", rollouts, self.scorer.request_verdicts(self, rollouts))
         if self.scorer.teachers and self.needs.teacher:
             by_teacher: dict[str, list[Rollout]] = {}
             for rollout in rollouts:
@@ -162,8 +198,10 @@ class PendingScores:
                 by_teacher.setdefault(name, []).append(rollout)
             for name, part in by_teacher.items():
                 self._start("teacher", part, self.scorer.request_scores(self, name, part))
-        if self.scorer.verifier is not None and self.verify:
-            self._start("verifier", rollouts, self.scorer.request_verdicts(self, rollouts))
+        if self.scorer.reference is not None and self.needs.reference:
+            for rollout in rollouts:
+                self.scorer.prompts[REFERENCE].ensure_prepared(rollout.example)
+            self._start("reference", rollouts, self.scorer.request_reference(self, rollouts))
 
     def _start(self, service: str, rollouts: list[Rollout], request: Coroutine[Any, Any, None]) -> None:
         future = self.scorer.submit(request)
@@ -196,6 +234,7 @@ class Scorer:
     ) -> None:
         self.tasks = ClientTasks()
         self.teachers = self.tasks.run(_call(make_teachers))
+        self.reference = self.teachers.pop(REFERENCE, None)
         self.verifier = self.tasks.run(_call(make_verifier)) if make_verifier else None
         self.route = route
         self.verifier_name = verifier_name
@@ -206,13 +245,17 @@ class Scorer:
         self.outages = outages or Outages()
         self.stop_at_faults = stop_at_faults
         self.services = {
-            teacher.key: MonitoredService(teacher.key, teacher.client, self.outages)
-            for teacher in self.teachers.values()
+            teacher.key: MonitoredService(teacher.key, teacher.client, self.outages) for teacher in self.scoring_models
         }
         if self.verifier is not None:
             self.services["verifier"] = MonitoredService("verifier", self.verifier, self.outages)
         self.special_ids: frozenset[int] = frozenset()
         self.prompts: dict[str, TeacherPrompts] = {}
+
+    @property
+    def scoring_models(self) -> list[Teacher]:
+        """The teachers and the reference, if it is a service."""
+        return [*self.teachers.values(), *([self.reference] if self.reference is not None else [])]
 
     def service_states(self) -> list[tuple[str, str]]:
         """(key, state) of each service: the model, and how its requests go or how long it has been away."""
@@ -220,19 +263,22 @@ class Scorer:
 
     def _served_model(self, key: str) -> str:
         """The name of the teacher's model or of the verifier at this key."""
-        models = [t.info.identity.model for t in self.teachers.values() if t.key == key and t.info is not None]
+        models = [t.info.identity.model for t in self.scoring_models if t.key == key and t.info is not None]
         return Path(models[0]).name if models else self.verifier_name if key == "verifier" else "no handshake yet"
 
     def handshake(self, student: Student, requirements: TeacherRequirements) -> list[Teacher]:
-        """Complete the handshake with every teacher; from then on a change of identity is an error, unless the config
-        allows it. Raises HandshakeError if a teacher does not fit.
+        """Complete the handshake with every teacher and the reference; from then on a change of identity is an error,
+        unless the config allows it. Returns them. Raises HandshakeError if a teacher does not fit.
         """
         self.special_ids = frozenset(student.tokenizer.all_special_ids)
-        for teacher in self.teachers.values():
+        for teacher in self.scoring_models:
             info = self.tasks.run(teacher.client.info())
-            teacher.complete_handshake(info, self.tasks.run(teacher.client.tokenizer()), student, requirements)
+            required = requirements
+            if teacher is self.reference:
+                required = replace(requirements, objective="kl_beta", needs=Needs(teacher=True))
+            teacher.complete_handshake(info, self.tasks.run(teacher.client.tokenizer()), student, required)
             self.prompts[teacher.name] = TeacherPrompts(student, teacher)
-        return list(self.teachers.values())
+        return self.scoring_models
 
     def prepare_prompts(self, examples: Sequence[Example], on_refused: OnRefused | None = None) -> None:
         """Make the teachers' prompts of these examples. on_refused: receives those that their teachers cannot read.
@@ -240,11 +286,13 @@ class Scorer:
         Raises UsageError for the first of them without on_refused.
         """
         for name, prompts in self.prompts.items():
-            prompts.prepare([example for example in examples if self.route(example) == name], on_refused)
+            prompts.prepare([e for e in examples if name == REFERENCE or self.route(e) == name], on_refused)
 
-    def begin(self, needs: Needs, *, verify: bool = True) -> PendingScores:
-        """Begin a step's scores. needs: what to request from the teachers. verify: whether to request verdicts."""
-        return PendingScores(self, needs, verify)
+    def begin(self, needs: Needs, *, verify: bool = True, used: UsedScores | None = None) -> PendingScores:
+        """Begin a step's scores. needs: what to request from the teachers. verify: whether to request verdicts. used:
+        chooses what teachers with `only: used` are asked for; it needs the verdicts.
+        """
+        return PendingScores(self, needs, verify, used)
 
     def submit(self, request: Coroutine[Any, Any, None]) -> "concurrent.futures.Future[None]":
         """Run `request` on the clients' event loop; `close` cancels it."""
@@ -254,19 +302,34 @@ class Scorer:
         self.tasks.close()
         for service in self.services.values():
             self.tasks.run(service.aclose())
-        for client in (*(teacher.client for teacher in self.teachers.values()), self.verifier):
+        for client in (*(teacher.client for teacher in self.scoring_models), self.verifier):
             if client is not None:
                 self.tasks.run(client.aclose())
 
     async def request_scores(self, pending: PendingScores, name: str, rollouts: list[Rollout]) -> None:
-        """Have these rollouts scored by the teacher `name`."""
+        """Have these rollouts scored by the teacher `name`, or those of them that it is to be asked for."""
         teacher = self.teachers[name]
+        if pending.used is not None and teacher.only_used:
+            rollouts = await pending.choose(rollouts)
+        if not rollouts:
+            return
 
         async def request(part: list[Rollout]) -> None:
             with _record_span(pending.scores, "teacher"), tracing.span("score", rollouts=len(part)):
                 await self._score(teacher, pending.needs, part, pending.scores)
 
         await self._count_lost("teacher", self.services[teacher.key], request, rollouts, pending.scores)
+
+    async def request_reference(self, pending: PendingScores, rollouts: list[Rollout]) -> None:
+        """Have these rollouts scored by the reference."""
+        reference = self.reference
+        assert reference is not None
+
+        async def request(part: list[Rollout]) -> None:
+            with _record_span(pending.scores, "reference"), tracing.span("reference", rollouts=len(part)):
+                await self._score(reference, Needs(), part, pending.scores)
+
+        await self._count_lost("reference", self.services[reference.key], request, rollouts, pending.scores)
 
     async def request_verdicts(self, pending: PendingScores, rollouts: list[Rollout]) -> None:
         """Have these rollouts verified."""
@@ -319,6 +382,8 @@ class Scorer:
         scores.faults.append(fault)
 
     async def _score(self, teacher: Teacher, needs: Needs, rollouts: list[Rollout], scores: StepScores) -> None:
+        is_reference = teacher is self.reference
+        service = "reference" if is_reference else "teacher"
         assert teacher.info is not None
         assert teacher.handshake is not None
         support_V = self._support_mask(teacher.handshake.shared_V.numpy(), needs)
@@ -327,7 +392,7 @@ class Scorer:
         for rollout in rollouts:
             sent, mask = truncate_for_teacher(rollout.ids, teacher.handshake.shared_V, teacher.info.vocab_size)
             if not sent:
-                scores.rows[rollout.row].teacher_logprobs = np.full(len(rollout.ids), np.nan, np.float32)
+                setattr(scores.rows[rollout.row], f"{service}_logprobs", np.full(len(rollout.ids), np.nan, np.float32))
                 continue
             masks[rollout.row] = mask
             candidates = None
@@ -355,11 +420,16 @@ class Scorer:
         for score in reply.scores:
             row = int(score.id)
             if score.error is not None or score.logprobs is None:
-                scores.add_missing("teacher", by_row[row], score.error, "the reply has no log-probabilities")
+                scores.add_missing(service, by_row[row], score.error, "the reply has no log-probabilities")
                 if score.error is not None and refuses_row(score.error, by_row[row].example):
                     self._report_fault(by_row[row].example, score.error, scores)
                 continue
-            _store_score(scores.rows[row], by_row[row], score, masks[row], support_V)
+            if is_reference:
+                found = RolloutScore()
+                _store_score(found, by_row[row], score, masks[row], support_V)
+                scores.rows[row].reference_logprobs = found.teacher_logprobs
+            else:
+                _store_score(scores.rows[row], by_row[row], score, masks[row], support_V)
 
     def _support_mask(self, shared_V: NDArray[np.bool_], needs: Needs) -> NDArray[np.bool_]:
         """bool [V]: the ids that a support may contain."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vold_client import AsyncTeacherClient, Identity, TeacherInfo, TokenizerFile
 
-from vold_trainer.config import SINGLE_TEACHER, TeacherConfig, TrainConfig, teacher_key
+from vold_trainer.config import SINGLE_TEACHER, ScoringModelConfig, TeacherConfig, TrainConfig, teacher_key
 from vold_trainer.data import Example
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.objectives import Needs
@@ -24,12 +24,12 @@ log = logging.getLogger("vold.teachers")
 
 @dataclass
 class Teacher:
-    """A teacher's client. info, handshake, tokenizer: set by the handshake. other_identities: identities other than
-    the handshake's that have answered since, where the config allows that.
+    """The client of a teacher, or of a reference. info, handshake, tokenizer: set by the handshake. other_identities:
+    identities other than the handshake's that have answered since, where the config allows that.
     """
 
     name: str
-    config: TeacherConfig
+    config: ScoringModelConfig
     client: AsyncTeacherClient
     info: TeacherInfo | None = None
     handshake: Handshake | None = None
@@ -40,6 +40,16 @@ class Teacher:
     def key(self) -> str:
         """The teacher's key in the config."""
         return teacher_key(self.name)
+
+    @property
+    def sane(self) -> str:
+        """What follows from an alarm about its values. The values of a reference are not watched."""
+        return self.config.sane if isinstance(self.config, TeacherConfig) else "off"
+
+    @property
+    def only_used(self) -> bool:
+        """Whether it scores only what the objective uses."""
+        return isinstance(self.config, TeacherConfig) and self.config.only == "used"
 
     def complete_handshake(
         self, info: TeacherInfo, tokenizer: TokenizerFile, student: Student, requirements: "TeacherRequirements"
@@ -136,7 +146,7 @@ class TeacherRouter:
 
 
 def make_teachers(
-    configs: Mapping[str, TeacherConfig], make_client: Callable[[str, TeacherConfig], AsyncTeacherClient]
+    configs: Mapping[str, ScoringModelConfig], make_client: Callable[[str, ScoringModelConfig], AsyncTeacherClient]
 ) -> dict[str, Teacher]:
     """The teachers, before their handshakes. To be called on the event loop that will use the clients."""
     return {name: Teacher(name, config, make_client(name, config)) for name, config in configs.items()}

@@ -7,6 +7,7 @@ tokens after another prompt.
 
 import contextlib
 import logging
+import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from vold_trainer.data.faults import RowFault
 from vold_trainer.data.messages import count_image_parts, prepend_system
 from vold_trainer.errors import HandshakeError, UsageError
 from vold_trainer.scoring.teachers import Teacher
+from vold_trainer.student.encoding import RESERVED_VARIABLES
 from vold_trainer.student.models import Student
 from vold_trainer.terminal import progress
 
@@ -191,7 +193,12 @@ class TeacherPrompts:
             return self.student.prompt(Example(example.id, messages, ""), marks)
         shielded, found = marks.shield(flatten_content(messages))
         try:
-            text = self._template.apply_chat_template(list(shielded), tokenize=False, add_generation_prompt=True)
+            text = self._template.apply_chat_template(
+                list(shielded),
+                tokenize=False,
+                add_generation_prompt=True,
+                **self.teacher.config.chat_template_kwargs,
+            )
         except Exception as error:  # a template may raise any exception
             raise UsageError(f"{example.label}: the chat template of {self.teacher.key} refuses it: {error}") from error
         return Prompt(str(text), found)
@@ -217,6 +224,12 @@ def _template_tokenizer(teacher: Teacher, tokenizer: Tokenizer) -> Any:
         raise HandshakeError(
             f"{teacher.key}.template is 'teacher', and the teacher has no chat template: set it to 'student'"
         )
+    for name in teacher.config.chat_template_kwargs:
+        if name in RESERVED_VARIABLES or not re.search(rf"\b{re.escape(name)}\b", teacher.tokenizer.chat_template):
+            raise HandshakeError(
+                f"{teacher.key}.chat_template_kwargs: the teacher's chat template reads no variable {name!r}: leave it "
+                "out"
+            )
     special: Mapping[str, Any] = {
         f"{name}_token": tokenizer.id_to_token(index) for name, index in teacher.info.special_ids.items()
     }

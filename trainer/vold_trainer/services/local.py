@@ -24,7 +24,7 @@ from vold_client import (
 )
 
 from vold_trainer.child import child_process
-from vold_trainer.config import SINGLE_TEACHER, TeacherConfig, TlsConfig, VerifierConfig, teacher_key
+from vold_trainer.config import SINGLE_TEACHER, ScoringModelConfig, TlsConfig, VerifierConfig, teacher_key
 from vold_trainer.errors import UsageError
 from vold_trainer.services.keys import api_key, describe_key
 from vold_trainer.services.outages import Outages
@@ -93,9 +93,9 @@ class ChildService:
 @contextlib.contextmanager
 def open_services(
     *,
-    teacher: TeacherConfig | None = None,
+    teacher: ScoringModelConfig | None = None,
     verifier: VerifierConfig | None = None,
-    teachers: Mapping[str, TeacherConfig] | None = None,
+    teachers: Mapping[str, ScoringModelConfig] | None = None,
     patience: float = 20.0,
     check_verifier: Callable[[Services], None] = lambda services: None,
 ) -> Iterator[Services]:
@@ -186,9 +186,9 @@ def _start_local(
 
 
 def teacher_client(
-    config: TeacherConfig, services: Services, run_id: str = "", name: str = "", outages: Outages | None = None
+    config: ScoringModelConfig, services: Services, run_id: str = "", name: str = "", outages: Outages | None = None
 ) -> AsyncTeacherClient:
-    """A client of the only teacher, or of the teacher `name`. Requests go to the replicas in turn.
+    """A client of the only teacher, or of the teacher or reference `name`. Requests go to the replicas in turn.
 
     outages: of the run. Calls that the service refuses for now wait, whether or not there is a run.
     """
@@ -241,7 +241,7 @@ async def _check_kind_and_key(
     request: Callable[[], Awaitable[object]],
     kind: str,
     section: str,
-    config: TeacherConfig | VerifierConfig,
+    config: ScoringModelConfig | VerifierConfig,
     source: KeySource,
 ) -> None:
     """Raise UsageError if a service is of another kind or refuses the run's API key. The readiness check is the same

@@ -42,5 +42,5 @@ def opening(config: TracesConfig | TrainConfig | EvalConfig) -> Iterator[Opened]
             trials = verifier_trials(examples, verifier.name, verifier.parameters)
             check_verifier(verifier, services, trials, skip_broken=bool(each.skip_broken))
 
-    with open_services(teachers=config.used_teachers, verifier=verifier, check_verifier=check) as services:
+    with open_services(teachers=config.used_scoring_models, verifier=verifier, check_verifier=check) as services:
         yield Opened(sets, services)

@@ -9,9 +9,9 @@ from vold_trainer.config import (
     DataConfig,
     EvalConfig,
     RunConfig,
+    ScoringModelConfig,
     SftConfig,
     StudentConfig,
-    TeacherConfig,
     TlsConfig,
     TracesConfig,
     TrainConfig,
@@ -96,13 +96,13 @@ def _data(config: Config) -> list[DataConfig]:
     return data if isinstance(data, list) else [data] if isinstance(data, DataConfig) else []
 
 
-def _teachers(config: Config) -> dict[str, TeacherConfig]:
-    """The teachers that the command calls, by their key."""
+def _teachers(config: Config) -> dict[str, ScoringModelConfig]:
+    """The teachers and the reference that the command calls, by their key."""
     if isinstance(config, TracesConfig):
         return {"teacher": config.teacher}
     if not isinstance(config, TrainConfig):
         return {}
-    return {teacher_key(name): teacher for name, teacher in config.used_teachers.items()}
+    return {teacher_key(name): teacher for name, teacher in config.used_scoring_models.items()}
 
 
 def listed_urls(urls: str | list[str]) -> list[str]:

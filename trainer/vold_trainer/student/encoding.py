@@ -9,12 +9,14 @@ Shapes: B sequences, S positions.
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from vold_packing.marks import THOUGHTS_AND_TOOLS, Marks, Prompt, TooManyMarksError
 
 from vold_trainer.data import Example
@@ -24,12 +26,17 @@ from vold_trainer.student.pictures import PictureCache
 
 _ANSWER = "forty-two"
 
+NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
+RESERVED_VARIABLES = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"}
+
 TYPES = ("token_type_ids", "mm_token_type_ids")
 """Inputs with the type of each token, which some models need: 0 is text."""
 
 
-def render(processor: Any, tokenizer: Any, marks: Marks, example: Example) -> Prompt:
-    """The prompt of an example.
+def render(
+    processor: Any, tokenizer: Any, marks: Marks, example: Example, variables: Mapping[str, Any] = NO_VARIABLES
+) -> Prompt:
+    """The prompt of an example. variables: further ones of the template.
 
     Templates of image models expect content as a list of parts, and some silently drop strings. Templates of text
     models expect strings. Content is converted to the expected form. Raises UsageError if the template still drops
@@ -41,7 +48,7 @@ def render(processor: Any, tokenizer: Any, marks: Marks, example: Example) -> Pr
     except TooManyMarksError as error:
         raise UsageError(str(error)) from error
     messages = [{**message, "content": _content(message["content"], as_parts)} for message in shielded]
-    text = _fill_in(processor, tokenizer, messages, add_generation_prompt=True)
+    text = _fill_in(processor, tokenizer, messages, variables, add_generation_prompt=True)
     for message in messages:
         for part in _content(message["content"], True) if message["role"] in ("system", "user") else ():
             if part["type"] == "text" and part["text"].strip() not in text:
@@ -52,16 +59,23 @@ def render(processor: Any, tokenizer: Any, marks: Marks, example: Example) -> Pr
     return Prompt(text, found)
 
 
-def check_template(processor: Any, tokenizer: Any, path: str) -> None:
+def check_template(processor: Any, tokenizer: Any, path: str, variables: Mapping[str, Any] = NO_VARIABLES) -> None:
     """Raise UsageError if the template does not open the answer's turn at the end of a prompt: what is generated there
-    is no answer in a conversation.
+    is no answer in a conversation; or if the template reads no such variable.
     """
+    for name in variables:
+        if name in RESERVED_VARIABLES:
+            raise UsageError(f"student.chat_template_kwargs: {name!r} is set by vold: leave it out")
+        if not re.search(rf"\b{re.escape(name)}\b", str(_template(processor))):
+            raise UsageError(
+                f"student.chat_template_kwargs: the chat template of {path!r} reads no variable {name!r}: leave it out"
+            )
     as_parts = processor is not tokenizer
     question = {"role": "user", "content": _content("6 times 7?", as_parts)}
     answer = {"role": "assistant", "content": _content(_ANSWER, as_parts)}
     try:
-        prompt = _fill_in(processor, tokenizer, [question], add_generation_prompt=True)
-        whole = _fill_in(processor, tokenizer, [question, answer], add_generation_prompt=False)
+        prompt = _fill_in(processor, tokenizer, [question], variables, add_generation_prompt=True)
+        whole = _fill_in(processor, tokenizer, [question, answer], variables, add_generation_prompt=False)
     except Exception:  # of a template that takes no such conversation: its rows say what it refuses
         return
     before, found, _ = whole.removeprefix(prompt).partition(_ANSWER)
@@ -73,13 +87,26 @@ def check_template(processor: Any, tokenizer: Any, path: str) -> None:
         )
 
 
-def _fill_in(processor: Any, tokenizer: Any, messages: Sequence[Any], *, add_generation_prompt: bool) -> str:
-    # With the tokenizer's method, because some processors need their video part even to render text.
+def _template(processor: Any) -> Any:
     template = processor.chat_template
-    if isinstance(template, dict):
-        template = template["default"]
+    return template["default"] if isinstance(template, dict) else template
+
+
+def _fill_in(
+    processor: Any,
+    tokenizer: Any,
+    messages: Sequence[Any],
+    variables: Mapping[str, Any],
+    *,
+    add_generation_prompt: bool,
+) -> str:
+    # With the tokenizer's method, because some processors need their video part even to render text.
     text: str = tokenizer.apply_chat_template(
-        messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+        messages,
+        chat_template=_template(processor),
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        **variables,
     )
     return text
 
@@ -101,13 +128,14 @@ def encode(
     path: str,
     pictures: PictureCache,
     shield: Shield,
+    variables: Mapping[str, Any] = NO_VARIABLES,
 ) -> dict[str, Tensor]:
     """Model inputs of the prompts, padded on the left: input_ids and attention_mask [B, S], the token types [B, S] that
     the model takes, and the processor's outputs for the images, in the order of the examples.
 
     Raises UsageError if an example has images and the student reads text only.
     """
-    prompts = [render(processor, tokenizer, shield.marks, example) for example in examples]
+    prompts = [render(processor, tokenizer, shield.marks, example, variables) for example in examples]
     texts = [prompt.text for prompt in prompts]
     options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt", "verbose": False}
     options |= {"return_token_type_ids": False, "add_special_tokens": _adds_special_tokens(processor, tokenizer, texts)}

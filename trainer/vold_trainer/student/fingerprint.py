@@ -12,14 +12,16 @@ SAMPLES = 1024
 
 
 @torch.no_grad()
-def fingerprint(student: Student) -> str:
-    """Of a student as it was loaded, before its weights are sharded."""
+def fingerprint(student: Student, *, trained: bool = False) -> str:
+    """Of a student as it was loaded, before its weights are sharded. trained: with the weights that are trained, for a
+    run whose reference they are.
+    """
     state = hashlib.blake2b(digest_size=12)
     for name, value in student.model.named_parameters():
         if value.requires_grad and "lora_" in name:  # the adapters: they are in the checkpoint
             continue
         state.update(f"{name} {tuple(value.shape)}\n".encode())
-        if not value.requires_grad:
+        if trained or not value.requires_grad:
             flat = value.detach().reshape(-1)
             chosen = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES]
             state.update(chosen.float().cpu().numpy().tobytes())

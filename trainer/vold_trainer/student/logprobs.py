@@ -14,15 +14,31 @@ Head = Callable[[Tensor], Tensor]
 
 
 LOGIT_BYTES = 1 << 28
-"""Of the float32 logits of one chunk. Peak memory is about four times that, since softmax and entropy need copies."""
+"""Of the float32 logits of one chunk, at least. Peak memory is about five times that (checking/memory.py)."""
+
+LARGEST_LOGIT_BYTES = 1 << 30
+DEVICE_SHARE = 128
+"""A chunk's logits take 1 / DEVICE_SHARE of a GPU's memory, between LOGIT_BYTES and LARGEST_LOGIT_BYTES: with every
+chunk the gradient of the head, which has the size of the head, is read and written once more.
+"""
 
 RECOMPUTE_BYTES = 1 << 24
 """Of the float32 logits of a micro-batch. Larger logits are recomputed in the backward pass rather than stored."""
 
 
-def chunk_size(vocabulary: int) -> int:
-    """Number of positions whose float32 logits take at most LOGIT_BYTES: 441 at a vocabulary of 152,064."""
-    return max(1, LOGIT_BYTES // (4 * vocabulary))
+def chunk_bytes(device: torch.device) -> int:
+    """The float32 logits of one chunk on this device."""
+    if device.type != "cuda":
+        return LOGIT_BYTES
+    share = torch.cuda.get_device_properties(device).total_memory // DEVICE_SHARE
+    return max(LOGIT_BYTES, min(share, LARGEST_LOGIT_BYTES))
+
+
+def chunk_size(vocabulary: int, logit_bytes: int) -> int:
+    """Number of positions whose float32 logits take at most `logit_bytes`: with 256 MiB, 441 at a vocabulary of
+    152,064.
+    """
+    return max(1, logit_bytes // (4 * vocabulary))
 
 
 class TokenScores(NamedTuple):
@@ -54,7 +70,7 @@ def token_logprobs(
 
     hidden_NH: the states that predict the ids. head: the output projection, [H] -> [V]. ids_N: int64. support_ids_NK:
     int64, ids whose log-probabilities are returned too. top_k: number of most likely ids to return. entropy_gradient:
-    whether the entropy has a gradient, which takes two more tensors of a chunk. chunk: positions per chunk. recompute:
+    whether the entropy has a gradient, which takes no more memory at the peak. chunk: positions per chunk. recompute:
     do not store the logits [N, V], but compute those of each chunk again in the backward pass.
     """
     parts = []

@@ -34,7 +34,7 @@ from vold_trainer.paths import is_evident_path, require_model_folder
 from vold_trainer.pocket.shipped import resolve_model
 from vold_trainer.student import encoding
 from vold_trainer.student.liger import apply_liger
-from vold_trainer.student.logprobs import RECOMPUTE_BYTES, TokenScores, chunk_size, token_logprobs
+from vold_trainer.student.logprobs import RECOMPUTE_BYTES, TokenScores, chunk_bytes, chunk_size, token_logprobs
 from vold_trainer.student.lora import add_lora, has_lora, merge_lora, save_adapter
 from vold_trainer.student.parts import freeze
 from vold_trainer.student.pictures import PictureCache
@@ -60,6 +60,8 @@ class Student(Texts):
     path: str
     vocab_size: int
     """Rows of the embedding, padding included. Stored because partitioned weights do not show it."""
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables of the chat template."""
     pictures: PictureCache = field(default_factory=PictureCache, repr=False, compare=False)
     """What the processor made of prompts with images, within a training step."""
 
@@ -79,6 +81,12 @@ class Student(Texts):
         config = self.model.config
         names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
         return sorted({getattr(config, name) for name in names if getattr(config, name, None) is not None})
+
+    @functools.cached_property
+    def banned_ids(self) -> list[int]:
+        """Ids that are never sampled: placeholders, and rows of the vocabulary's padding, which stand for no token."""
+        known = set(self.tokenizer.get_vocab().values())
+        return sorted({*self.placeholder_ids, *(token for token in range(self.vocab_size) if token not in known)})
 
     @property
     def pad_id(self) -> int:
@@ -102,7 +110,15 @@ class Student(Texts):
         Raises UsageError if an example has images and the student reads text only.
         """
         return encoding.encode(
-            self.processor, self.tokenizer, self.model, examples, self.pad_id, self.path, self.pictures, self.shield
+            self.processor,
+            self.tokenizer,
+            self.model,
+            examples,
+            self.pad_id,
+            self.path,
+            self.pictures,
+            self.shield,
+            self.template_variables,
         )
 
     def prompt_ids(self, examples: Sequence[Example]) -> list[list[int]]:
@@ -159,7 +175,7 @@ def load_student(config: StudentConfig) -> Student:
 def make_student(model: PreTrainedModel, processor: Any, tokenizer: Any, config: StudentConfig) -> Student:
     """The student of a model that is in memory, prepared as the config asks. Raises as `load_student`."""
     _check_logits(model)
-    encoding.check_template(processor, tokenizer, config.path)
+    encoding.check_template(processor, tokenizer, config.path, config.chat_template_kwargs)
     embeddings: Any = model.get_input_embeddings()
     vocab_size = int(embeddings.weight.shape[0])
     _set_trainable(model, config)
@@ -171,7 +187,7 @@ def make_student(model: PreTrainedModel, processor: Any, tokenizer: Any, config:
         compute_head_in_float32(model)
     if config.checkpoint_activations:
         checkpoint_activations(model)
-    return Student(model, processor, tokenizer, config.path, vocab_size)
+    return Student(model, processor, tokenizer, config.path, vocab_size, config.chat_template_kwargs)
 
 
 def _load_pretrained(path: str, config: StudentConfig) -> tuple[PreTrainedModel, Any, Any]:
@@ -318,7 +334,7 @@ class CompletionScorer(nn.Module):
             functools.partial(logits, self.model),
             ids_N,
             temperature=temperature,
-            chunk=chunk_size(self.vocabulary),
+            chunk=chunk_size(self.vocabulary, chunk_bytes(hidden_BSH.device)),
             recompute=4 * len(ids_N) * self.vocabulary > RECOMPUTE_BYTES,
             support_ids_NK=support_ids_NK,
             top_k=top_k,

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoProcessor, ProcessorMixin, Qwen2_5_VLPr
 from vold_packing.transformers import undocumented
 
 with undocumented():
+    from transformers.image_processing_backends import PilBackend
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
     from transformers.utils import cached_file, is_torchvision_available
 
@@ -78,6 +79,11 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
             processor.video_settings = saved.get(VIDEO) or _read_video_settings(path)
             return processor
     return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def image_backend(processor: Any) -> str:
+    """What a processor resizes images with, "torchvision" or "pillow": the same image has other pixels after each."""
+    return "pillow" if isinstance(getattr(processor, "image_processor", None), PilBackend) else "torchvision"
 
 
 def _read_video_settings(path: str | Path) -> dict[str, Any] | None:

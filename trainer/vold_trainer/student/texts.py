@@ -1,8 +1,8 @@
 """What a student makes of texts: needs its processor and its tokenizer, and no model."""
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +23,8 @@ class Texts:
     tokenizer: Any
     path: str
     vocab_size: int
+    template_variables: Mapping[str, Any]
+    """Further variables of the chat template."""
 
     @property
     def eos_ids(self) -> list[int]:
@@ -50,7 +52,7 @@ class Texts:
 
     def prompt(self, example: Example, marks: Marks) -> Prompt:
         """The prompt as `render` has it, for a tokenizer with these marks."""
-        return encoding.render(self.processor, self.tokenizer, marks, example)
+        return encoding.render(self.processor, self.tokenizer, marks, example, self.template_variables)
 
     def text_ids(self, examples: Sequence[Example]) -> list[list[int]]:
         """The token ids of the text of each prompt, with one placeholder for an image. Raises as `render`."""
@@ -75,6 +77,7 @@ class DetachedTexts(Texts):
     vocab_size: int
     ends: list[int]
     limit: int | None
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def eos_ids(self) -> list[int]:
@@ -91,4 +94,12 @@ class DetachedTexts(Texts):
         if texts.processor is not texts.tokenizer:
             plain = {name: value for name, value in vars(texts.processor).items() if isinstance(value, str)}
             processor = SimpleNamespace(**plain | {"chat_template": texts.processor.chat_template})
-        return cls(processor, texts.tokenizer, texts.path, texts.vocab_size, texts.eos_ids, texts.max_positions)
+        return cls(
+            processor,
+            texts.tokenizer,
+            texts.path,
+            texts.vocab_size,
+            texts.eos_ids,
+            texts.max_positions,
+            dict(texts.template_variables),
+        )

@@ -22,7 +22,7 @@ class TeacherAlarms:
     """Watches every teacher whose `sane` is not off. teachers: by name, after their handshakes."""
 
     def __init__(self, teachers: Mapping[str, Teacher]) -> None:
-        self.teachers = {name: teacher for name, teacher in teachers.items() if teacher.config.sane != "off"}
+        self.teachers = {name: teacher for name, teacher in teachers.items() if teacher.sane != "off"}
         self.sanity: dict[str, TeacherSanity] = {}
         for name, teacher in self.teachers.items():
             assert teacher.info is not None
@@ -79,7 +79,7 @@ class TeacherAlarms:
             for line in self._lines(name):
                 console.print(f"[yellow]step {self._step}: {escape(line)}", highlight=False, soft_wrap=True)
             in_a_row = self.sanity[name].in_a_row
-            if teacher.config.sane == "stop" and self._alarms.get(name) and in_a_row >= PATIENCE:
+            if teacher.sane == "stop" and self._alarms.get(name) and in_a_row >= PATIENCE:
                 raise RunError(
                     f"{'; '.join(self._lines(name))}. This is step {in_a_row} in a row: the student has learned from "
                     f"such values since step {self._step - in_a_row + 1}. Check the service and restart it, then go on "

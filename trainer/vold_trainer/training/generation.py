@@ -16,7 +16,9 @@ from vold_trainer.data.faults import PromptTooLongError, RowError, RowFault
 from vold_trainer.objectives import AnyObjective, Dapo, Needs
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.rollout.base import Engine, Rollout, Sampling
+from vold_trainer.rollout.stop import read_stop
 from vold_trainer.scoring.batch import AwaitScores, ScoredBatch
+from vold_trainer.scoring.chosen import UsedScores
 from vold_trainer.scoring.scorer import PendingScores, RolloutScore, Scorer, StepScores
 from vold_trainer.services.outages import Span
 from vold_trainer.student.models import Student
@@ -106,12 +108,18 @@ class RolloutGenerator:
         self.engine = engine
         self.scorer = scorer
         self.max_rounds = max_rounds(config.objective)
+        self.stop = read_stop(config.rollout.stop, student.tokenizer, student.vocab_size, "rollout.stop")
+        self.used = UsedScores(config.objective, config.rollout.group)
         self.stop_at_faults = config.data.skip_broken is False
         self.refused: dict[int, tuple[Example, RowFault]] = {}
 
     def refuse(self, example: Example, error: Exception) -> None:
         """Leave the groups of this example missing from now on. It is held, so that no other gets the same id()."""
         self.refused[id(example)] = (example, RowFault.of(example, error, refused=True))
+
+    def needs_at(self, step: int) -> Needs:
+        """The needs of step `step`, on the student's own completions."""
+        return self.objective.needs_at(step) | Needs(reference=self.objective.kl_beta > 0)
 
     def generate(self, step: int, examples: Sequence[Example]) -> RolloutBatch:
         """Generate completions of this process's share of the prompts, and request their scores. If the objective
@@ -120,7 +128,7 @@ class RolloutGenerator:
 
         Waits for the other processes between rounds only: with one round it may run beside any work of theirs.
         """
-        needs, version = self.objective.needs_at(step), self.engine.version
+        needs, version = self.needs_at(step), self.engine.version
         if self.max_rounds > 1:
             return self._generate_rounds(step, version, examples, needs)
         made = self._generate_round(step, examples, needs, 0)
@@ -163,7 +171,7 @@ class RolloutGenerator:
 
         The engine numbers rows as if no group were missing, so a row at fault changes no other row's completions.
         """
-        pending = self.scorer.begin(needs)
+        pending = self.scorer.begin(needs, used=self.used)
         prompts, group = self.config.rollout.prompts, self.config.rollout.group
         share = self.ranks.share(len(examples[number * prompts : (number + 1) * prompts]))
         first = number * prompts + share.start
@@ -216,6 +224,7 @@ class RolloutGenerator:
             top_p=rollout.top_p,
             top_k=rollout.top_k,
             min_p=rollout.min_p,
+            stop=self.stop,
             logprobs=True,
             candidates=needs.candidates,
         )
@@ -247,7 +256,7 @@ class RolloutGenerator:
         """
         if faults and self.stop_at_faults:
             raise RowError(next(iter(faults.values())))
-        needs = self.objective.needs_at(step)
+        needs = self.needs_at(step)
         pending = self._request_scores(rollouts, needs)
         scored = self._pending_batch(rollouts, pending, self.config.rollout.group)
         return RolloutBatch(step, version, needs, examples, scored, scored, [pending], faults=dict(faults))
@@ -275,7 +284,7 @@ class RolloutGenerator:
         return RolloutBatch(step, None, needs, examples, scored, scored, [pending], metrics=metrics, faults=faults)
 
     def _request_scores(self, rollouts: list[Rollout], needs: Needs, *, verify: bool = True) -> PendingScores:
-        pending = self.scorer.begin(needs, verify=verify)
+        pending = self.scorer.begin(needs, verify=verify, used=self.used if verify else None)
         pending.submit(rollouts)
         pending.flush()
         return pending

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from rich.markup import escape
 
 from vold_trainer import tracing
-from vold_trainer.config import TrainConfig
+from vold_trainer.config import REFERENCE, TrainConfig
 from vold_trainer.config.resuming import SAMPLING
 from vold_trainer.data import Example
 from vold_trainer.data.faults import RowFault
@@ -43,6 +43,8 @@ from vold_trainer.training.batches import BatchSource
 from vold_trainer.training.broken_rows import count_rows, dummy_rollout
 from vold_trainer.training.diagnostics import Diagnostics
 from vold_trainer.training.generation import RolloutBatch, RolloutGenerator
+from vold_trainer.training.mismatch import MismatchWatch
+from vold_trainer.training.opening_line import opening_line
 from vold_trainer.training.pipeline import Pipeline
 from vold_trainer.training.token_log import CompletionStats, TokenLog
 from vold_trainer.training.update import PolicyUpdater
@@ -102,6 +104,7 @@ class Loop:
         self.ranks = ranks
         self.accelerator = ranks.accelerator
         ranks.require_one_each(config.rollout.prompts, "rollout.prompts")
+        console.print(f"[dim]{escape(opening_line(config, self.accelerator))}", highlight=False, soft_wrap=True)
         self.updater = PolicyUpdater(config, student, ranks)
         prepared = self.updater.prepared
         self.engine: Engine = GatheredEngine(engine, prepared.module) if prepared.lock_step else engine
@@ -131,6 +134,8 @@ class Loop:
         self.missing_total = int(state.get("missing_total", 0))
         self.alarms = TeacherAlarms(scorer.teachers)
         self.alarms.restore(state.get("sanity", {}))
+        self.mismatch = MismatchWatch(config.rollout.max_mismatch)
+        self.mismatch.restore(state.get("mismatch", {}))
         self.fault_log = FaultLog()
         elapsed = ranks.gather(elapsed_seconds(config.out) if checkpoint else 0.0)[0]
         resumed = checkpoint is not None
@@ -152,16 +157,18 @@ class Loop:
             assert teacher.info is not None
             assert teacher.handshake is not None
             model = teacher.info.identity.model
-            label = f"{teacher.name} ({model})" if teacher.name else model
+            key = "the reference" if teacher is self.scorer.reference else teacher.name
+            label = f"{key} ({model})" if key else model
             met = f"handshake with {label}: {teacher.handshake.describe()}"  # tokens such as [/INST] among it
             console.print(f"[dim]{escape(met)}", highlight=False)
             identities[teacher.name] = teacher.identity_record()
         self.ranks.require_same(
             identities, "the processes met different teachers: their URLs must lead to the same one everywhere"
         )
+        reference = {"reference": identities.pop(REFERENCE)} if REFERENCE in identities else {}
         if SINGLE_TEACHER in identities:
-            return {"teacher": identities[SINGLE_TEACHER]}
-        return {"teachers": identities} if identities else {}
+            return {"teacher": identities[SINGLE_TEACHER], **reference}
+        return {**({"teachers": identities} if identities else {}), **reference}
 
     def _check_same_teachers(self, about: Mapping[str, Any]) -> None:
         """Raise RunError if a resumed run has other teachers than it began with, unless the config allows that."""
@@ -169,13 +176,14 @@ class Loop:
         before: dict[str, Any] = {}
         with suppress(OSError, ValueError):  # a power cut may have left a part of it
             before = json.loads(file.read_text())
-        for name, teacher in self.scorer.teachers.items():
-            old = before.get("teachers", {}).get(name) if name else before.get("teacher")
-            new = about["teachers"][name] if name else about["teacher"]
+        for teacher in self.scorer.scoring_models:
+            section, _, name = teacher.key.partition(".")
+            old, new = (each.get(section, {}) for each in (before, about))
+            old, new = (old.get(name), new.get(name)) if name else (old, new)
             if old and old != new and not teacher.config.allow_identity_change:
                 raise RunError(
-                    f"the run began with teacher {old}, and {new} answers now. Start a new run with it, or set "
-                    f"{teacher.key}.allow_identity_change=true"
+                    f"the run began with {section.removesuffix('s')} {old}, and {new} answers now. Start a new "
+                    f"run with it, or set {teacher.key}.allow_identity_change=true"
                 )
 
     def run(self, examples: Sequence[Example], traces: Sequence[Trace], *, export: bool = True) -> Path:
@@ -186,7 +194,7 @@ class Loop:
         config = self.config
         refused = self.generator.refuse if config.data.skip_broken else None
         self.ranks.run_on_all(lambda: check_prompts(self.student, examples, config.rollout.max_tokens, refused))
-        if self.objective.needs.teacher:
+        if self.scorer.scoring_models:
             prompts = [*examples, *(trace.example for trace in traces)]
             self.ranks.run_on_all(lambda: self.scorer.prepare_prompts(prompts, refused))
         if self.ranks.is_main:
@@ -267,6 +275,7 @@ class Loop:
             "missing_in_a_row": self.missing_in_a_row,
             "missing_total": self.missing_total,
             "sanity": self.alarms.state(),
+            "mismatch": self.mismatch.state(),
         }
         save_batches = partial(self.pipeline.save, done=self.steps_done, rank=self.ranks.rank)
         if self.ranks.size > 1 and self.ranks.group is None:  # alone: the other processes' completions are gone
@@ -337,6 +346,7 @@ class Loop:
         summary = StepSummary.joined(self.ranks.gather(own))
         missing = StepScores({}, summary.missing, list(summary.faults), sentences=summary.sentences)
         self.alarms.observe(step + 1, summary.sanity)
+        self.mismatch.observe(step + 1, update_metrics.get("mismatch/abs"))
         self.fault_log.add(missing.faults, step + 1)
         metrics = {
             **(summary.stats.metrics() if batch.version is not None else {}),
@@ -344,6 +354,7 @@ class Loop:
             **update_metrics,
             **diagnostics,
             "missing/teacher": float(missing.count_missing("teacher")),
+            **self._missing_reference(missing),
             "missing/verifier": float(missing.count_missing("verifier")),
             "missing/rows": float(count_rows(missing.faults)),
             **({"missing/reasons": missing.sentences.lines(missing.missing)} if missing.missing else {}),
@@ -364,7 +375,14 @@ class Loop:
         self.ranks.run_on_all(lambda: self.prepared.skipped.report(step + 1))
         self.ranks.run_on_all(lambda: self._check_missing(missing, len(summary.stats.rewards) + summary.absent))
         self.ranks.run_on_all(self.alarms.check)
+        self.ranks.run_on_all(self.mismatch.check)
         return metrics
+
+    def _missing_reference(self, scores: StepScores) -> dict[str, float]:
+        """Empty if the reference is no service."""
+        if self.scorer.reference is None:
+            return {}
+        return {"missing/reference": float(scores.count_missing("reference"))}
 
     def _write_spans(self, spans: Sequence[Span]) -> None:
         """Write the spans of all processes to the timeline."""
@@ -378,7 +396,7 @@ class Loop:
         self.missing_total += scores.missing.total()
         reasons = scores.describe_missing()
         console.print(f"[yellow]missing scores, masked: {escape(reasons)}", highlight=False, soft_wrap=True)
-        services = max(scores.count_missing("teacher"), scores.count_missing("verifier"))
+        services = max(scores.count_missing(key) for key in ("teacher", "reference", "verifier"))
         share = min(1.0, (services + scores.count_missing("row")) / max(1, count))
         self.missing_in_a_row = self.missing_in_a_row + 1 if share > self.config.missing.max_share else 0
         if self.missing_in_a_row >= self.config.missing.patience:

@@ -21,13 +21,16 @@ MISMATCHES = ("mismatch/k1", "mismatch/abs", "mismatch/k3")
 
 @dataclass
 class CompletionStats:
-    """Rewards, verdicts and lengths of a step's completions; the completions of a group are neighbours."""
+    """Rewards, verdicts and lengths of a step's completions; the completions of a group are neighbours. sent: as in
+    `RolloutScore`.
+    """
 
     group: int
     rewards: list[float]
     correct: list[bool]
     lengths: list[int]
     truncated: list[bool]
+    sent: list[bool | None]
 
     @classmethod
     def of(cls, scored: ScoredBatch) -> "CompletionStats":
@@ -37,12 +40,13 @@ class CompletionStats:
             scored.correct_C.tolist(),
             [len(rollout.ids) for rollout in scored.rollouts],
             [rollout.truncated for rollout in scored.rollouts],
+            [score.sent for score in scored.scores],
         )
 
     @classmethod
     def joined(cls, parts: Sequence["CompletionStats"]) -> "CompletionStats":
         """The stats of several processes as one."""
-        columns = ("rewards", "correct", "lengths", "truncated")
+        columns = ("rewards", "correct", "lengths", "truncated", "sent")
         return cls(parts[0].group, *([v for part in parts for v in getattr(part, name)] for name in columns))
 
     def metrics(self) -> dict[str, float | None]:
@@ -66,7 +70,17 @@ class CompletionStats:
             "length/mean": float(np.mean(self.lengths)),
             **means_by_verdict("length/mean", lengths[verified], correct),
             "length/truncated": float(np.mean(self.truncated)),
+            **self._sent_metrics(),
         }
+
+    def _sent_metrics(self) -> dict[str, float | None]:
+        """Empty if every completion is sent to its teacher. Otherwise the share of those that were, and the number of
+        their tokens: all other metrics of the teacher are over these completions alone.
+        """
+        if all(sent is None for sent in self.sent):
+            return {}
+        sent = np.array([sent is not False for sent in self.sent])
+        return {"teacher/sent": float(sent.mean()), "teacher/sent_tokens": float(np.array(self.lengths)[sent].sum())}
 
 
 def means_by_verdict(name: str, values_C: Tensor, correct_C: Tensor) -> dict[str, float | None]:

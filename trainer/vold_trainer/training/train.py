@@ -17,7 +17,7 @@ from vold_trainer.data.digest import digest
 from vold_trainer.lock import holds_out
 from vold_trainer.objectives import AnyObjective, Gkd
 from vold_trainer.processes.ranks import Ranks, make_accelerator
-from vold_trainer.rollout.engines import make_engine
+from vold_trainer.rollout.engines import check_images, make_engine
 from vold_trainer.runs import trackers
 from vold_trainer.runs.start import Start
 from vold_trainer.scoring.scorer import Scorer
@@ -60,12 +60,14 @@ def run_train(
     torch.manual_seed(config.seed)
     trackers.check_installed(config.trackers)
     ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
-    teachers, verifier = config.used_teachers, config.verifier
+    teachers, verifier = config.used_scoring_models, config.verifier
     with tracing.exporting(config.out.name), shared_opening(ranks, config, opened) as shared:
         services, (examples,) = shared.services, shared.sets
         student, traces = ranks.run_on_all(lambda: _load(config, examples))
         examples = limited_prompts(config.data, student, examples, ranks)
         content = {"student.path": fingerprint(student), "data.source": digest((example, ()) for example in examples)}
+        if config.copies_start:
+            content["reference"] = fingerprint(student, trained=True)
         if traces:
             content["objective.traces"] = digest((trace.example, trace.ids) for trace in traces)
         outages = Outages(config.outage.wait, why_ended=services.why_ended)
@@ -100,11 +102,14 @@ def _load(config: TrainConfig, examples: Sequence[Example]) -> tuple[Student, li
     router = TeacherRouter(config)
     if config.used_teachers:
         router.check(examples)
+    if config.used_scoring_models:
         check_twins(examples)
     student = load_student(config.student)
+    check_images(config.rollout, student, examples)
     traces = _load_traces(config.objective, student, skip_broken=bool(config.data.skip_broken))
     if config.used_teachers:
         router.check([trace.example for trace in traces])
+    if config.used_scoring_models:
         check_twins([trace.example for trace in traces])
     return student, traces
 

@@ -12,8 +12,10 @@ from vold_trainer.config import TrainConfig
 from vold_trainer.data.faults import RowError, RowFault
 from vold_trainer.objectives import Needs
 from vold_trainer.objectives.base import with_entropy_bonus
+from vold_trainer.objectives.reference import with_reference_kl
 from vold_trainer.processes.ranks import Ranks
 from vold_trainer.processes.skipped import mean_norm
+from vold_trainer.processes.start_weights import StartWeights
 from vold_trainer.processes.wrapping import PreparedModel
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
@@ -27,7 +29,9 @@ from vold_trainer.training.token_log import TokenLog, token_metrics
 
 
 class PolicyUpdater:
-    """The student's weights and the optimizer that changes them."""
+    """The student's weights and the optimizer that changes them. start: the weights of the run's start, if they are the
+    reference; the student is at that start when this is made, and restored from a checkpoint later.
+    """
 
     def __init__(self, config: TrainConfig, student: Student, ranks: Ranks) -> None:
         self.config = config
@@ -37,6 +41,7 @@ class PolicyUpdater:
         self.accelerator = ranks.accelerator
         self.prepared = PreparedModel(student, config.optim, config.steps, config.seed, ranks)
         self.module = self.prepared.module
+        self.start = StartWeights(self.prepared, student.model) if config.copies_start else None
         self.faults: dict[int, RowFault] = {}
 
     def update(
@@ -61,7 +66,12 @@ class PolicyUpdater:
         seed = self.config.seed * 1_000_003 + step
         size, micro, even = self.config.batch.size, self.config.batch.micro, self.prepared.lock_step
         updates = plan_optimiser_steps(lengths, self.ranks.rank, size=size, micro=micro, seed=seed, equal_counts=even)
-        old = self._old_logprobs(scored.rollouts, max(map(len, lengths)), dummy) if len(updates) > 1 else None
+        most = max(map(len, lengths))
+        old = self._logprobs(scored.rollouts, most, dummy) if len(updates) > 1 else None
+        reference = None
+        if needs.reference and self.start is not None:
+            with self.start.active():
+                reference = self._logprobs(scored.rollouts, most, dummy)
         log = TokenLog(scored, old, getattr(self.objective, "gap_cap", None))
         sums: dict[str, float] = {}
         norms = []
@@ -80,7 +90,7 @@ class PolicyUpdater:
                         if self.objective.normalise == "token"
                         else len(rows) / update.sequences
                     )
-                    metrics = self._train_micro_batch(step, scored, rows, batch, needs, share, old, log)
+                    metrics = self._train_micro_batch(step, scored, rows, batch, needs, share, old, reference, log)
                     for name, value in metrics.items():
                         sums[name] = sums.get(name, 0.0) + value * share * update.sequences / update.total_sequences
             scored.wait()
@@ -142,6 +152,7 @@ class PolicyUpdater:
         needs: Needs,
         share: float,
         old: Mapping[int, Tensor] | None,
+        reference: Mapping[int, Tensor] | None,
         log: TokenLog,
     ) -> dict[str, float]:
         """Forward and backward pass of one micro-batch, weighted by its share of the optimiser step."""
@@ -166,17 +177,19 @@ class PolicyUpdater:
             None if old is None else torch.cat([old[row] for row in rows]),
             needs,
             None if teacher_NK is None else (student.support_logprobs_NK, teacher_NK),
+            None if reference is None else torch.cat([reference[row] for row in rows]),
             step=step,
             max_tokens=rollout.max_tokens,
         )
-        outcome = with_entropy_bonus(self.objective, self.objective(rollouts), rollouts, batch.pad(student.entropy_N))
+        outcome = with_reference_kl(self.objective, self.objective(rollouts), rollouts)
+        outcome = with_entropy_bonus(self.objective, outcome, rollouts, batch.pad(student.entropy_N))
         self.prepared.backward(outcome.loss * share)
         log.add(rows, student.logprobs_N.detach().cpu(), student.entropy_N.detach().cpu())
         return {"loss": outcome.loss.item(), **outcome.metrics}
 
     @torch.no_grad()
-    def _old_logprobs(self, rollouts: list[Rollout], most: int, dummy: Rollout) -> dict[int, Tensor]:
-        """The student's log-probabilities before any update, by row. most: rollouts of the process with the most."""
+    def _logprobs(self, rollouts: list[Rollout], most: int, dummy: Rollout) -> dict[int, Tensor]:
+        """The log-probabilities under the present weights, by row. most: rollouts of the process with the most."""
         logprobs: dict[int, Tensor] = {}
         micro = self.config.batch.micro
         parts = micro_batches([len(r.ids) for r in rollouts], micro)

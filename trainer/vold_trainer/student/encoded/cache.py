@@ -238,6 +238,7 @@ def texts_fingerprint(texts: Texts) -> str:
         "special": texts.tokenizer.special_tokens_map,
         "spaces": getattr(texts.tokenizer, "clean_up_tokenization_spaces", None),
         "templates": [_plain(getattr(owner, "chat_template", None)) for owner in owners],
+        "variables": dict(texts.template_variables),
         "media": sorted(media_marks(*owners)),
         "parts": texts.processor is not texts.tokenizer,
         "ends": texts.eos_ids,
