@@ -23,6 +23,7 @@ from vold_trainer.config.parts import (
     StudentConfig,
     TeacherConfig,
     TlsConfig,
+    TokenConfig,
     VerifierConfig,
 )
 from vold_trainer.config.runs import (
@@ -57,6 +58,7 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "TlsConfig",
+    "TokenConfig",
     "TracesConfig",
     "TrainConfig",
     "VerifierConfig",

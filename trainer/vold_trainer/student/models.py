@@ -27,7 +27,7 @@ from vold_packing.marks import Marks, Prompt, reveal
 from vold_packing.transformers import attention_for, undocumented
 from vold_proto.distribution import missing_extra_message
 
-from vold_trainer.config import StudentConfig
+from vold_trainer.config import StudentConfig, TokenConfig
 from vold_trainer.data import Example
 from vold_trainer.data.faults import PromptTooLongError
 from vold_trainer.errors import UsageError
@@ -35,6 +35,7 @@ from vold_trainer.hub import explain_hub_failure
 from vold_trainer.paths import is_evident_path, require_model_folder
 from vold_trainer.pocket.shipped import resolve_model
 from vold_trainer.student import encoding
+from vold_trainer.student.added_tokens import RECORD, add_tokens, choose_tokens, write_record
 from vold_trainer.student.liger import apply_liger
 from vold_trainer.student.logprobs import RECOMPUTE_BYTES, TokenScores, chunk_size, token_logprobs
 from vold_trainer.student.lora import add_lora, has_lora, merge_lora, save_adapter
@@ -43,6 +44,7 @@ from vold_trainer.student.parts import freeze
 from vold_trainer.student.pictures import PictureCache
 from vold_trainer.student.prefill import PROMPT_INDEX, shared_hidden
 from vold_trainer.student.processors import load_processor
+from vold_trainer.student.token_rows import fold_rows, train_rows
 from vold_trainer.student.trial import try_transformers
 
 with undocumented():
@@ -62,6 +64,10 @@ class Student:
     path: str
     vocab_size: int
     """Rows of the embedding, padding included. Stored because partitioned weights do not show it."""
+    added_tokens: tuple[TokenConfig, ...] = ()
+    """The tokens that `student.add_tokens` gave it, now or before."""
+    new_tokens: bool = False
+    """Whether some of them are not in the folder that it was loaded from."""
     pictures: PictureCache = field(default_factory=PictureCache, repr=False, compare=False)
     """What the processor made of prompts with images, within a training step."""
 
@@ -144,18 +150,24 @@ class Student:
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """Write a transformers folder that `from_pretrained` loads. With LoRA, the written weights include the
-        adapters, the student itself is not changed, and `folder/adapter` holds the adapters alone in peft's format.
+        adapters, the student itself is not changed, and `folder/adapter` holds the adapters alone in peft's format,
+        with the rows of added tokens and a tokenizer that has them.
 
         state: the whole state dict of the model, if it was gathered elsewhere (sharded training).
         """
         if has_lora(self.model):
             save_adapter(self.model, folder / "adapter", state)
+            if self.added_tokens:
+                self.tokenizer.save_pretrained(folder / "adapter")
             state = merge_lora(self.model, state)
+        state = fold_rows(self.model, state)
         with neutral_generation(self.model):
             self.model.save_pretrained(folder, state_dict=None if state is None else dict(state))
         self.processor.save_pretrained(folder)
         if self.processor is not self.tokenizer:
             self.tokenizer.save_pretrained(folder)
+        if self.added_tokens:
+            write_record(folder / RECORD, self.added_tokens)
 
 
 @contextmanager
@@ -173,17 +185,20 @@ def neutral_generation(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = published
 
 
-def load_student(config: StudentConfig) -> Student:
+def load_student(config: StudentConfig, offered: Sequence[TokenConfig] | None = None) -> Student:
     """Load the student on the CPU, as an image-text model if it is one, otherwise as a text model.
 
-    Raises UsageError that names the path if the model cannot be loaded, IncompatibleVersionError if the installed
-    transformers does not fit.
+    offered: the added tokens of the run's teacher, for `add_tokens: teacher`. Raises UsageError that names the path if
+    the model cannot be loaded, or cannot get the tokens that the config names; IncompatibleVersionError if the
+    installed transformers does not fit.
     """
     try_transformers()
     path = resolve_model(config.path)
     if is_evident_path(path):
         require_model_folder(path, f"student.path {config.path!r}", "OWNER/NAME of a model of the hub, or pocket:NAME")
     model, processor, tokenizer = _load_pretrained(path, config)
+    tokens = choose_tokens(config, path, tokenizer, offered)
+    new_tokens = add_tokens(model, tokenizer, tokens)
     _check_logits(model)
     encoding.check_template(processor, tokenizer, config.path)
     embeddings: Any = model.get_input_embeddings()
@@ -197,7 +212,8 @@ def load_student(config: StudentConfig) -> Student:
         compute_head_in_float32(model)
     if config.checkpoint_activations:
         checkpoint_activations(model)
-    return Student(model, processor, tokenizer, config.path, vocab_size)
+    train_rows(model, [token.id for token in tokens], torch.float32 if config.lora is not None else None)
+    return Student(model, processor, tokenizer, config.path, vocab_size, tuple(tokens), bool(new_tokens))
 
 
 def _load_pretrained(path: str, config: StudentConfig) -> tuple[PreTrainedModel, Any, Any]:
