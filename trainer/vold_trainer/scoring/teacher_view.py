@@ -130,12 +130,12 @@ class Translation:
         parts = []
         if self.teacher_only:
             parts.append(
-                f"the student spells {_listed(self.teacher_only)}, which the teacher has as tokens: it gets its own, and "
-                "the pieces have no teacher's term (student.add_tokens=teacher gives the student the tokens)"
+                f"the student spells {_listed(self.teacher_only)}, which the teacher has as tokens: it gets these, "
+                "and the pieces have no teacher's term (student.add_tokens=teacher gives the student the tokens)"
             )
         if self.student_only:
             parts.append(
-                f"the teacher spells {_listed(self.student_only)}, which the student has as tokens: it gets the pieces, "
+                f"the teacher spells {_listed(self.student_only)}, which the student has as tokens: it gets pieces, "
                 "and the tokens have no teacher's term"
             )
         return "; ".join(parts)
@@ -212,7 +212,7 @@ def _spells(tokenizer: Tokenizer, pieces: Sequence[int], content: str) -> bool:
 
 
 def _surfaces(tokenizer: Tokenizer) -> list[str]:
-    """Each id's token as it stands in the vocabulary; for ids without a token, and those beside the model, a barrier."""
+    """Each id's token as it stands in the vocabulary; a barrier for an id without one, or with one beside the model."""
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     beside = tokenizer.get_added_tokens_decoder()
     surfaces = [_BARRIER] * (max(vocabulary.values()) + 1)

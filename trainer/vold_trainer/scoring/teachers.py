@@ -25,8 +25,8 @@ log = logging.getLogger("vold.teachers")
 
 @dataclass
 class Teacher:
-    """A teacher's client. info, handshake, translation, tokenizer: set by the handshake. other_identities: identities other than
-    the handshake's that have answered since, where the config allows that.
+    """A teacher's client. info, handshake, translation, tokenizer: set by the handshake. other_identities: identities
+    other than the handshake's that have answered since, where the config allows that.
     """
 
     name: str

@@ -20,13 +20,13 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 from vold_packing.marks import Marks
 
-from vold_trainer.config import EvalConfig, RunConfig, StudentConfig, TokenConfig
+from vold_trainer.config import RunConfig, StudentConfig, TokenConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.hub import explain_hub_failure
 from vold_trainer.paths import is_evident_path
 from vold_trainer.pocket.shipped import resolve_model
 
-ConfigT = TypeVar("ConfigT", bound=RunConfig | EvalConfig)
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 OF_TEACHER = "teacher"
 """The value of `student.add_tokens` for the tokens of the run's teacher."""
@@ -57,7 +57,7 @@ def read_tokens(source: str) -> list[TokenConfig]:
     if path.is_dir():
         path = path / "tokenizer.json"
     if not path.is_file():
-        if path.exists() or is_evident_path(str(path)):
+        if path.exists() or is_evident_path(source):
             raise UsageError(f"{said}: there is no file {str(path)!r}: give the folder or the file of a tokenizer.json")
         try:
             path = Path(str(cached_file(source, "tokenizer.json")))
@@ -88,16 +88,18 @@ def choose_tokens(
         _missing(tokens, tokenizer)
         return tokens
     record = Path(path) / RECORD
-    recorded = {token.id: token for token in tokens_of_tokenizer(record.read_bytes(), str(record))} if (
-        record.is_file()
-    ) else {}
+    recorded = (
+        {token.id: token for token in tokens_of_tokenizer(record.read_bytes(), str(record))}
+        if (record.is_file())
+        else {}
+    )
     if config.add_tokens != OF_TEACHER:
         offered = read_tokens(config.add_tokens)
     elif offered is None and not recorded:
         raise UsageError(
-            "student.add_tokens is 'teacher', and there is no teacher to take them from: neither one that the objective "
-            "needs, nor the file with its tokens that `vold traces` writes beside the traces. Set it to the folder or "
-            "the file of the teacher's tokenizer, or to null"
+            "student.add_tokens is 'teacher', and there is no teacher to take them from: neither one that the "
+            "objective needs, nor the file with its tokens that `vold traces` writes beside the traces. Set it to the "
+            "folder or the file of the teacher's tokenizer, or to null"
         )
     elif offered is None:
         offered = list(recorded.values())
@@ -110,6 +112,7 @@ def _missing(tokens: Sequence[TokenConfig], tokenizer: Any) -> list[TokenConfig]
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     by_id = {index: token for token, index in vocabulary.items()}
     missing: dict[int, TokenConfig] = {}
+    contents = set[str]()
     faults = []
     for token in sorted(tokens, key=lambda token: token.id):
         own = vocabulary.get(token.content)
@@ -119,12 +122,13 @@ def _missing(tokens: Sequence[TokenConfig], tokenizer: Any) -> list[TokenConfig]
             faults.append(f"{token.content!r} is {token.id}, and the student has it at {own}")
         elif token.id in by_id:
             faults.append(f"{token.content!r} is {token.id}, which is {by_id[token.id]!r} in the student's vocabulary")
-        elif token.id in missing or any(other.content == token.content for other in missing.values()):
+        elif token.id in missing or token.content in contents:
             faults.append(f"{token.content!r} or its id {token.id} is named twice")
         else:
             missing[token.id] = token
+            contents.add(token.content)
     following = max(by_id, default=-1) + 1
-    gap = next((id for place, id in enumerate(missing, following) if id != place), None)
+    gap = next((index for place, index in enumerate(missing, following) if index != place), None)
     if gap is not None and not faults:
         faults.append(
             f"{missing[gap].content!r} is {gap}, and new ids follow on the student's last, {following - 1}, without a "

@@ -106,12 +106,14 @@ def save_adapter(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | N
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings: Any = model.peft_config
-    ids = row_ids(model)
+    config, ids = settings[ADAPTER_NAME], row_ids(model)
     state = model.state_dict() if state is None else state
-    if len({id(model.get_submodule(name).get_parameter(ROWS)) for name in ids}) == 1:  # peft ties the head's rows itself
-        ids = dict(list(ids.items())[:1])
-    indices = {name.rpartition(".")[2]: rows for name, rows in ids.items()} or None
-    replace(settings[ADAPTER_NAME], trainable_token_indices=indices).save_pretrained(folder)
+    own = {id(model.get_submodule(name).get_parameter(ROWS)): name for name in reversed(ids)}
+    ids = {name: ids[name] for name in own.values()}  # peft ties the head's rows to the embedding's itself
+    if ids:
+        indices = {name.rpartition(".")[2]: rows for name, rows in ids.items()}
+        config = replace(config, trainable_token_indices=indices)
+    config.save_pretrained(folder)
     weights = {
         f"base_model.model.{name.replace(f'.{ADAPTER_NAME}.', '.')}": value.detach().cpu().contiguous()
         for name, value in state.items()

@@ -45,9 +45,7 @@ def train_rows(model: PreTrainedModel, ids: Sequence[int], dtype: torch.dtype | 
 
 def row_ids(model: nn.Module) -> dict[str, list[int]]:
     """The ids whose rows are trained beside a frozen matrix, by the name of the module."""
-    return {
-        name: module._added_ids.tolist() for name, module in model.named_modules() if ROWS in module._parameters
-    }
+    return {name: module._added_ids.tolist() for name, module in model.named_modules() if ROWS in module._parameters}
 
 
 def is_row(name: str) -> bool:
