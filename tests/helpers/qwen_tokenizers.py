@@ -24,6 +24,8 @@ ADDED = {
     "qwen2.5": SHARED,
     "qwen3": [*SHARED, "<tool_response>", "</tool_response>", "<think>", "</think>"],
 }
+CONTROL = frozenset(SHARED[:14])
+"""The tokens that the models' own files call special."""
 
 
 @cache
@@ -57,7 +59,7 @@ def qwen(name: str) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ADDED[name]])
+    tokenizer.add_tokens([AddedToken(token, special=token in CONTROL, normalized=False) for token in ADDED[name]])
     return tokenizer
 
 

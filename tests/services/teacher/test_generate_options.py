@@ -11,6 +11,7 @@ from vold_trainer.coldstart.traces import run_traces
 from vold_trainer.config import TracesConfig
 from vold_trainer.errors import RunError
 from vold_trainer.files import read_json_lines, write_lines
+from vold_trainer.student.added_tokens import read_tokens
 
 TEMPLATE = (
     "{% for m in messages %}<user>{{ m.content }}{% endfor %}"
@@ -169,7 +170,7 @@ def test_the_openai_route_takes_min_p(teacher):
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "min_p")
 
 
-def test_a_teacher_that_ends_at_once_leaves_no_trace(templated, tmp_path):
+def test_a_teacher_that_ends_at_once_leaves_no_trace(templated, folder, tmp_path):
     """Its completion has no text, which no student can learn from."""
     rows = [{"id": str(number), "prompt": text, "reference": ""} for number, text in enumerate(("Say it", "nothing"))]
     write_lines(tmp_path / "rows.jsonl", rows)
@@ -185,5 +186,6 @@ def test_a_teacher_that_ends_at_once_leaves_no_trace(templated, tmp_path):
     (row,) = read_json_lines(tmp_path / "traces.jsonl")
     assert row["id"] == "0-0"
     assert row["completion"]
+    assert read_tokens(str(tmp_path / "traces-tokens.json")) == read_tokens(str(folder)), "beside what it wrote"
     with pytest.raises(RunError, match=r"not one of 1 traces was kept \(1 empty\)"):
         run_traces(traces(offset=1))

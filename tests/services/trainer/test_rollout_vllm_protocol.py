@@ -21,7 +21,7 @@ import pytest
 from paths import HELPERS
 from safetensors.torch import load_file
 from upstream_fixtures import free_port
-from vold_trainer.config import RolloutConfig, StudentConfig
+from vold_trainer.config import RolloutConfig, StudentConfig, TokenConfig
 from vold_trainer.data.faults import RowError
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.pocket.world import make_examples
@@ -188,6 +188,18 @@ def test_requests_carry_all_sampling_parameters(student, stand_in):
     assert engine.version == 3
     assert stand_in.weights.keys() == checkpoint_tensors(student).keys()
     assert not Path(stand_in.bodies("/collective_rpc")[0]["kwargs"]["weights_path"]).parent.exists()
+
+
+def test_a_server_gets_the_rows_of_added_tokens_in_their_matrix_and_has_to_have_the_tokens(student, stand_in):
+    token = TokenConfig(id=len(student.tokenizer), content="<mark>")
+    config = StudentConfig(path="pocket:teacher", add_tokens=[token], freeze=["embeddings"])
+    added = load_student(config)
+    with pytest.raises(UsageError, match="whose tokenizer is not that of the student"), engine_on(added, stand_in):
+        pass
+    with serving(StandIn(added.tokenizer, stand_in.settings)) as server, engine_on(added, server) as engine:
+        engine.sync(1)
+        assert server.weights.keys() == checkpoint_tensors(student).keys()
+        assert len(server.weights["model.embed_tokens.weight"]) == token.id + 1
 
 
 def test_several_servers_share_the_prompts_and_all_get_the_weights(student, stand_in):

@@ -1,5 +1,6 @@
 """Vocabularies compared id by id, and teachers that lack what an objective needs."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +16,7 @@ from vold_trainer.scoring.handshake import (
     truncate_for_teacher,
     vocabulary,
 )
+from vold_trainer.scoring.teacher_view import Translation
 
 WORDS = {index: f"t{index}" for index in range(100)}
 
@@ -152,6 +154,27 @@ def test_the_other_way_round_the_teacher_lacks_the_four(qwens):
     _, teacher, student = qwens
     handshake = compare_vocabularies(student, teacher, min_shared=0.99, size=151936)
     assert [(d.id, d.teacher) for d in handshake.differences] == [(index, None) for index in range(151665, 151669)]
+
+
+def test_what_qwen2_5_spells_qwen3_gets_as_it_writes_it_itself(qwens):
+    """`</think>` and an empty line are the ids of `</`, `think` and `>` with two line ends at Qwen2.5."""
+    from qwen_tokenizers import qwen
+
+    tokenizer, student, teacher = qwens
+    own = qwen("qwen3")
+    shared_V = compare_vocabularies(student, teacher, min_shared=0.99, size=151936).shared_V
+    translate = Translation(tokenizer.backend_tokenizer, own, shared_V, 151936)
+    assert list(translate.teacher_only.values()) == [151665, 151666, 151667, 151668]
+    thought = "<think>\nLet me see: 4.</think>\n\nIt is \\boxed{4}."
+    for text in (thought, "\n<think>A <tool_response>1\n</tool_response> b.\n</think>\nSo"):
+        completion = tokenizer(text)["input_ids"]
+        view = translate(completion)
+        assert view.ids == own.encode(text, add_special_tokens=False).ids
+        kept = np.flatnonzero(view.position_T >= 0)
+        assert [completion[t] for t in kept] == [view.ids[place] for place in view.position_T[kept]]
+        if text == thought:
+            lost = tokenizer.decode([token for t, token in enumerate(completion) if view.position_T[t] < 0])
+            assert lost == "<think>\n.</think>\n\n", "only the marks, and what stands in a token with them"
 
 
 def teacher(*capabilities, top_k=0, candidates=0):

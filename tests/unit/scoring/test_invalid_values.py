@@ -11,6 +11,7 @@ from vold_trainer.objectives import REGISTRY
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
 from vold_trainer.scoring.scorer import RolloutScore, _store_score
+from vold_trainer.scoring.teacher_view import TeacherView
 from vold_trainer.student.batching import Batch
 
 IDS, K = (5, 6, 7, 8, 9), 3
@@ -29,7 +30,8 @@ def stored(mask) -> RolloutScore:
         top_logprobs=top,
     )
     target = RolloutScore()
-    _store_score(target, rollout, score, mask, np.ones(16, bool))
+    view = TeacherView(list(IDS), np.arange(5), np.array(mask))
+    _store_score(target, rollout, score, view, np.ones(16, bool))
     return target
 
 

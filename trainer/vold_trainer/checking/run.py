@@ -16,7 +16,7 @@ from vold_client import AsyncTeacherClient, Completion, Item, Verdict, VoldError
 
 from vold_trainer.checking.findings import CheckReport
 from vold_trainer.checking.memory import MemoryEstimate, ModelSize, available_memory, estimate_memory, format_bytes
-from vold_trainer.config import REFERENCE, ScoringModelConfig, TrainConfig, VerifierConfig
+from vold_trainer.config import REFERENCE, ScoringModelConfig, TokenConfig, TrainConfig, VerifierConfig
 from vold_trainer.data import Example
 from vold_trainer.data.faults import RowFault
 from vold_trainer.files import read_json_lines
@@ -26,6 +26,7 @@ from vold_trainer.processes.optim import require_trainable_parameters
 from vold_trainer.processes.rounding import rounding_warning
 from vold_trainer.runs.start import holds_run
 from vold_trainer.scoring.pace import describe_slow_quota, teacher_tokens
+from vold_trainer.scoring.teacher_tokens import tokens_of_teachers
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements, TeacherRouter
 from vold_trainer.scoring.twins import TeacherPrompts, check_twins
 from vold_trainer.services.items import verifier_item, verifier_name, verifier_trials
@@ -33,6 +34,7 @@ from vold_trainer.services.local import Services, open_services, teacher_client,
 from vold_trainer.services.verifiers import MAX_FAULTS, Fault, find_faults
 from vold_trainer.sources import load_examples
 from vold_trainer.sources.check import check_student, check_traces
+from vold_trainer.student.added_tokens import OF_TEACHER, describe_tokens
 from vold_trainer.student.lengths import known_lengths, measure
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.tasks import ClientTasks
@@ -103,7 +105,7 @@ def _check_student(
     student, lengths = None, list[int]()
     with report.catch_errors("student"):
         check_student(config.student)
-        student = load_student(config.student)
+        student = load_student(config.student, _teachers_tokens(config))
         trainable = sum(value.numel() for value in require_trainable_parameters(student.model))
         total = sum(value.numel() for value in student.model.parameters())
         report.ok(
@@ -111,11 +113,22 @@ def _check_student(
             f"{type(student.model).__name__}, {_count(total)} parameters, {_count(trainable)} of them trainable, "
             f"{config.student.dtype}",
         )
+        if student.added_tokens:
+            news = "gets at their ids" if student.new_tokens else "has got before"
+            report.ok("student", f"the tokens that it {news} (add_tokens): {describe_tokens(student.added_tokens)}")
         if warning := rounding_warning(student.model, config.optim.lr):
             report.warning("student", warning)
         lengths = _measure_prompts(config, report, student, examples)
         _check_lengths(config, report, student, sorted(lengths))
     return student, lengths
+
+
+def _teachers_tokens(config: TrainConfig) -> list[TokenConfig] | None:
+    """The tokens that the student may get from the teachers, if the config asks for them."""
+    if config.student.add_tokens != OF_TEACHER or not config.used_teachers:
+        return None
+    with open_services(teachers=config.used_teachers, patience=READY_SECONDS) as services:
+        return tokens_of_teachers(config, services)
 
 
 def _check_lengths(config: TrainConfig, report: CheckReport, student: Student, lengths: Sequence[int]) -> None:
@@ -297,8 +310,7 @@ def _check_teacher(
         needs = Needs(teacher=True) if name == REFERENCE else config.objective.needs
         required = TeacherRequirements(config.objective.name, needs, config.rollout.temperature)
         connected.complete_handshake(info, tasks.run(connected.client.tokenizer()), student, required)
-        assert connected.handshake is not None
-        report.ok(topic, connected.handshake.describe())
+        report.ok(topic, connected.describe_handshake())
         longest = max(lengths, default=1) + config.rollout.max_tokens
         if longest > info.max_sequence:
             report.error(

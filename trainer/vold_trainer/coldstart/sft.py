@@ -10,6 +10,7 @@ import torch
 
 from vold_trainer.coldstart.broken import BrokenTraces
 from vold_trainer.coldstart.rows import load_traces
+from vold_trainer.coldstart.teacher_tokens import tokens_of_traces
 from vold_trainer.coldstart.validation import METRIC, Validation
 from vold_trainer.config import SftConfig
 from vold_trainer.data import TraceOrder
@@ -23,6 +24,7 @@ from vold_trainer.runs.live import SFT_TABLES, Dashboard
 from vold_trainer.runs.rescue import ended_run
 from vold_trainer.runs.saving import Saver
 from vold_trainer.runs.start import Start
+from vold_trainer.student.added_tokens import with_tokens
 from vold_trainer.student.encoded import EncodedTraces
 from vold_trainer.student.fingerprint import fingerprint
 from vold_trainer.student.models import load_student
@@ -45,7 +47,8 @@ def run_sft(config: SftConfig, *, resume: bool = False, step: str = "last", over
     trackers.check_installed(config.trackers)
     ranks = Ranks(make_accelerator(log_with=config.trackers or None, project_dir=str(config.out)))
     ranks.require_one_each(config.batch, "batch")
-    student = ranks.run_on_all(lambda: load_student(config.student))
+    student = ranks.run_on_all(lambda: load_student(config.student, tokens_of_traces(config)))
+    config = with_tokens(config, student.added_tokens)
     traces, held_out = load_traces(config, student, ranks)
     content = {"student.path": fingerprint(student), "traces": ranks.run_on_all(traces.digest)}
     prepared = PreparedModel(student, config.optim, config.steps, config.seed, ranks)

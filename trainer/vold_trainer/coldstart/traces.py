@@ -15,6 +15,7 @@ from typing import IO
 
 from vold_client import AsyncTeacherClient, AsyncVerifierClient, Generation
 
+from vold_trainer.coldstart.teacher_tokens import record_tokens
 from vold_trainer.config import TracesConfig
 from vold_trainer.data import Example
 from vold_trainer.data.faults import RowError, RowFault
@@ -146,6 +147,8 @@ async def _write_traces(
             stream.write(json.dumps(row) + "\n")
             written += 1
         live.update(start + len(part), written=str(written), dropped=str(dropped.total()))
+    if written:
+        await record_tokens(config.out, teacher)
     return TracesSummary(len(examples) * config.samples, written, dict(dropped), sentences)
 
 

@@ -25,6 +25,7 @@ from vold_trainer.config.parts import (
     StudentConfig,
     TeacherConfig,
     TlsConfig,
+    TokenConfig,
     ValidationConfig,
     VerifierConfig,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "TlsConfig",
+    "TokenConfig",
     "TracesConfig",
     "TrainConfig",
     "ValidationConfig",

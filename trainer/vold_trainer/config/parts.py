@@ -69,6 +69,28 @@ class LoraConfig(Config):
     )
 
 
+class TokenConfig(Config):
+    """A token beside those of a tokenizer's model, as a tokenizer.json describes it."""
+
+    id: int = Field(ge=0)
+    content: str = Field(min_length=1, max_length=256, description="the text that is this token")
+    special: bool = Field(default=False, description="left out of decoded texts, and never read in the texts of rows")
+    normalized: bool = Field(default=False, description="found in the text after normalization, not before")
+    lstrip: bool = Field(default=False, description="takes the whitespace on its left")
+    rstrip: bool = Field(default=False, description="takes the whitespace on its right")
+    single_word: bool = Field(default=False, description="found between words alone")
+
+
+def _check_add_tokens(value: Any) -> Any:
+    """Refuse what is no source of tokens, before the fields of tokens are checked."""
+    if value is None or isinstance(value, list) or (isinstance(value, str) and value):
+        return value
+    raise ValueError(
+        f"{value!r} says not where the tokens come from: write teacher, the folder or file of a tokenizer, a list of "
+        "tokens with id and content, or null"
+    )
+
+
 class StudentConfig(Config):
     path: str = Field(description="folder or hub name of the student; pocket:NAME is a shipped checkpoint")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the weights")
@@ -77,6 +99,11 @@ class StudentConfig(Config):
     )
     head_dtype: Literal["float32"] | None = Field(
         default=None, description="dtype of the output head's product; null: that of the other products"
+    )
+    add_tokens: Annotated[str | list[TokenConfig] | None, BeforeValidator(_check_add_tokens)] = Field(
+        default=None,
+        description="tokens that the student gets at their ids, such as <think>: teacher for those that the teacher "
+        "has beside it; the folder, file or hub name of a tokenizer; a list; null: none",
     )
     freeze: list[str] = Field(
         default=["vision"], description="parts that are not trained: vision, projector, language, embeddings, head"

@@ -28,6 +28,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "student.dtype": ("refused", "the weights and the moments have it"),
     "student.compute": ("taken", ""),
     "student.head_dtype": ("taken", ""),
+    "student.add_tokens": ("refused", "the vocabulary has them, and the weights their rows"),
     "student.freeze": ("refused", "the checkpoint holds the weights that were trained"),
     "student.lora.dropout": ("taken", ""),
     "student.lora": ("refused", "the adapters have this shape and this scale"),

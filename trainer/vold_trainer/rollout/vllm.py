@@ -138,7 +138,8 @@ class VllmEngine:
             )
         tokenizer = self.student.tokenizer
         ids = sorted(set(tokenizer.get_vocab().values()))
-        text = tokenizer.decode(ids[:: max(1, len(ids) // PROBE_IDS)])
+        added = [token.id for token in self.student.added_tokens]
+        text = tokenizer.decode(ids[:: max(1, len(ids) // PROBE_IDS)] + added)
         student_ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         server_ids = await server.tokenize(info.model, text)
         if student_ids != server_ids:

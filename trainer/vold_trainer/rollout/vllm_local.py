@@ -30,7 +30,11 @@ def serve_student(student: Student, config: RolloutConfig) -> Iterator[str]:
         raise UsageError(missing_extra_message(f"rollout.url {LOCAL!r}", "vllm", "vllm", remedy))
     with tempfile.TemporaryDirectory(prefix="vold-") as folder:
         socket, log = Path(folder) / "vllm.sock", Path(folder) / "vllm.log"
-        arguments = ["--model", resolve_model(student.path), "--uds", str(socket)]
+        model = resolve_model(student.path)
+        if student.new_tokens:  # which the student's own folder has not
+            model = str(Path(folder) / "student")
+            student.save(Path(model))
+        arguments = ["--model", model, "--uds", str(socket)]
         arguments += ["--dtype", str(student.model.dtype).removeprefix("torch."), *config.vllm_args]
         # Dev mode has the routes that change weights. Only this user can open the socket.
         variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}

@@ -25,6 +25,7 @@ from vold_trainer.config import RolloutConfig
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.rollout.vllm_server import Server, ServerInfo
 from vold_trainer.student.models import Student
+from vold_trainer.student.token_rows import fold_rows, is_row
 from vold_trainer.tasks import ClientTasks
 
 with undocumented():
@@ -86,6 +87,8 @@ def checkpoint_tensors(student: Student) -> dict[str, Tensor]:
     saved = model.state_dict().keys()
     tensors = {name: value.detach() for name, value in model.named_parameters()}
     tensors |= {name: value for name, value in model.named_buffers() if name in saved}
+    fold_rows(model)  # into the matrices themselves
+    tensors = {name: value for name, value in tensors.items() if not is_row(name)}
     return dict(revert_weight_conversion(model, tensors))
 
 

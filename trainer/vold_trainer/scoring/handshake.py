@@ -64,14 +64,18 @@ def vocabulary(tokenizer: Any) -> dict[int, str]:
     return {index: token for token, index in vocab.items()}
 
 
-def teacher_vocabulary(tokenizer_json: bytes) -> dict[int, str]:
-    """id -> token of a teacher's tokenizer file. Raises HandshakeError if the file is not a tokenizer."""
+def teacher_tokenizer(tokenizer_json: bytes) -> Tokenizer:
+    """The tokenizer of a teacher's tokenizer file. Raises HandshakeError if the file is not a tokenizer."""
     try:
         json.loads(tokenizer_json)
-        tokenizer = Tokenizer.from_buffer(tokenizer_json)
+        return Tokenizer.from_buffer(tokenizer_json)
     except Exception as error:  # tokenizers raises bare Exception
         raise HandshakeError(f"the teacher's tokenizer file cannot be read: {error}") from error
-    return {index: token for token, index in tokenizer.get_vocab(with_added_tokens=True).items()}
+
+
+def teacher_vocabulary(tokenizer_json: bytes) -> dict[int, str]:
+    """id -> token of a teacher's tokenizer file. Raises HandshakeError if the file is not a tokenizer."""
+    return vocabulary(teacher_tokenizer(tokenizer_json))
 
 
 def compare_vocabularies(

@@ -33,9 +33,9 @@ from vold_trainer.data.faults import RowError, RowFault
 from vold_trainer.objectives import Needs
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.chosen import UsedScores
-from vold_trainer.scoring.handshake import truncate_for_teacher
 from vold_trainer.scoring.refusals import may_be_a_rows, refuses_row, split_by_example
 from vold_trainer.scoring.sanity import valid_entropies, valid_logprobs
+from vold_trainer.scoring.teacher_view import TeacherView
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements
 from vold_trainer.scoring.twins import OnRefused, TeacherPrompts
 from vold_trainer.sentences import Sentences, sentence
@@ -386,22 +386,23 @@ class Scorer:
         service = "reference" if is_reference else "teacher"
         assert teacher.info is not None
         assert teacher.handshake is not None
+        assert teacher.translation is not None
         support_V = self._support_mask(teacher.handshake.shared_V.numpy(), needs)
         prompts: dict[tuple[int, ...], int] = {}
-        completions, masks = [], {}
+        completions, views = [], {}
         for rollout in rollouts:
-            sent, mask = truncate_for_teacher(rollout.ids, teacher.handshake.shared_V, teacher.info.vocab_size)
-            if not sent:
+            view = teacher.translation(rollout.ids)
+            if not view.ids:
                 setattr(scores.rows[rollout.row], f"{service}_logprobs", np.full(len(rollout.ids), np.nan, np.float32))
                 continue
-            masks[rollout.row] = mask
+            views[rollout.row] = view
             candidates = None
             if needs.candidates:
                 assert rollout.candidates is not None
-                candidates = _mask_ids(rollout.candidates[: len(sent)], support_V)[0]
+                candidates = _mask_ids(view.of_teacher(rollout.candidates), support_V)[0]
             prompt_ids = self.prompts[teacher.name](rollout.example, rollout.prompt_ids)
             prompt = prompts.setdefault(prompt_ids, len(prompts))
-            completions.append(Completion(prompt, sent, candidates, id=str(rollout.row)))
+            completions.append(Completion(prompt, view.ids, candidates, id=str(rollout.row)))
         if not completions:
             return
         try:
@@ -426,10 +427,10 @@ class Scorer:
                 continue
             if is_reference:
                 found = RolloutScore()
-                _store_score(found, by_row[row], score, masks[row], support_V)
+                _store_score(found, by_row[row], score, views[row], support_V)
                 scores.rows[row].reference_logprobs = found.teacher_logprobs
             else:
-                _store_score(scores.rows[row], by_row[row], score, masks[row], support_V)
+                _store_score(scores.rows[row], by_row[row], score, views[row], support_V)
 
     def _support_mask(self, shared_V: NDArray[np.bool_], needs: Needs) -> NDArray[np.bool_]:
         """bool [V]: the ids that a support may contain."""
@@ -468,33 +469,35 @@ class Scorer:
 
 
 def _store_score(
-    target: RolloutScore, rollout: Rollout, score: CompletionScore, mask: list[bool], support_V: NDArray[np.bool_]
+    target: RolloutScore, rollout: Rollout, score: CompletionScore, view: TeacherView, support_V: NDArray[np.bool_]
 ) -> None:
-    """Store a teacher's score, padded with NaN to the completion's length: the teacher may have got a part of it.
+    """Store a teacher's score at the student's positions, NaN where the teacher has none.
 
     A value that is none a model gives, such as a log-probability of +inf, is counted and becomes NaN as well.
     """
     assert score.logprobs is not None
-    length = len(rollout.ids)
-    known, valid = np.array(mask, bool), valid_logprobs(score.logprobs)
-    target.invalid = int((known & ~valid).sum())
-    target.teacher_logprobs = _padded(np.where(known & valid, score.logprobs, np.nan), length)
+    logprobs_T = view.of_student(score.logprobs)
+    valid = valid_logprobs(logprobs_T)
+    target.invalid = int((view.shared_T & ~valid).sum())
+    target.teacher_logprobs = np.where(view.shared_T & valid, logprobs_T, np.float32(np.nan))
     if score.entropy is not None:
         valid = valid_entropies(score.entropy)
         target.invalid += int((~valid).sum())
-        target.entropy = _padded(np.where(valid, score.entropy, np.nan), length)
-    ids: NDArray[np.integer] | None = score.top_ids
-    logprobs = score.top_logprobs
+        target.entropy = view.of_student(np.where(valid, score.entropy, np.nan))
+    ids_TK, logprobs_SK = None, score.top_logprobs
     if rollout.candidates is not None and isinstance(score.candidate_logprobs, np.ndarray):
-        ids, logprobs = rollout.candidates[: len(score.logprobs)], score.candidate_logprobs
-    if ids is None or logprobs is None or not ids.size:
+        ids_TK, logprobs_SK = rollout.candidates, score.candidate_logprobs
+    elif score.top_ids is not None:
+        ids_TK = view.ids_of_student(score.top_ids)
+    if ids_TK is None or logprobs_SK is None or not logprobs_SK.size:
         return
-    masked_ids, allowed = _mask_ids(ids, support_V)
-    valid = valid_logprobs(logprobs)
-    target.invalid += int((allowed & ~valid).sum())
-    target.support_ids = np.zeros((length, ids.shape[1]), np.int64)
-    target.support_ids[: len(ids)] = masked_ids
-    target.support_logprobs = _padded(np.where(allowed & valid, logprobs, np.nan), length)
+    masked_ids, allowed = _mask_ids(ids_TK, support_V)
+    scored = np.broadcast_to((view.position_T >= 0)[:, None], allowed.shape)
+    logprobs_TK = view.of_student(logprobs_SK)
+    valid = valid_logprobs(logprobs_TK)
+    target.invalid += int((scored & allowed & ~valid).sum())
+    target.support_ids = np.where(scored, masked_ids, 0)
+    target.support_logprobs = np.where(scored & allowed & valid, logprobs_TK, np.float32(np.nan))
 
 
 def _mask_ids(ids: NDArray[np.integer], support_V: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -502,12 +505,6 @@ def _mask_ids(ids: NDArray[np.integer], support_V: NDArray[np.bool_]) -> tuple[N
     inside = ids < len(support_V)
     allowed = inside & support_V[np.where(inside, ids, 0)]
     return np.where(allowed, ids, 0).astype(np.int64), allowed
-
-
-def _padded(values: NDArray[Any], length: int) -> Floats:
-    out = np.full((length, *values.shape[1:]), np.nan, np.float32)
-    out[: len(values)] = values
-    return out
 
 
 def _error_name(error: VoldError | None) -> str:

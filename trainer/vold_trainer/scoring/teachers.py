@@ -14,9 +14,10 @@ from vold_trainer.scoring.handshake import (
     Handshake,
     check_capabilities,
     compare_vocabularies,
-    teacher_vocabulary,
+    teacher_tokenizer,
     vocabulary,
 )
+from vold_trainer.scoring.teacher_view import Translation
 from vold_trainer.student.models import Student
 
 log = logging.getLogger("vold.teachers")
@@ -24,8 +25,8 @@ log = logging.getLogger("vold.teachers")
 
 @dataclass
 class Teacher:
-    """The client of a teacher, or of a reference. info, handshake, tokenizer: set by the handshake. other_identities:
-    identities other than the handshake's that have answered since, where the config allows that.
+    """The client of a teacher, or of a reference. info, handshake, translation, tokenizer: set by the handshake.
+    other_identities: identities other than the handshake's that have answered since, where the config allows that.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Teacher:
     client: AsyncTeacherClient
     info: TeacherInfo | None = None
     handshake: Handshake | None = None
+    translation: Translation | None = None
     tokenizer: TokenizerFile | None = None
     other_identities: list[Identity] = field(default_factory=list)
 
@@ -58,14 +60,23 @@ class Teacher:
         check_capabilities(requirements.objective, requirements.needs, info, requirements.temperature, self.key)
         self.info = info
         self.tokenizer = tokenizer
+        own = teacher_tokenizer(tokenizer.tokenizer_json)
         self.handshake = compare_vocabularies(
             vocabulary(student.tokenizer),
-            teacher_vocabulary(tokenizer.tokenizer_json),
+            vocabulary(own),
             min_shared=self.config.min_shared,
             size=student.vocab_size,
             student_eos=student.eos_ids,
             teacher_eos=info.eos_ids,
         )
+        shared_V = self.handshake.shared_V
+        self.translation = Translation(student.tokenizer.backend_tokenizer, own, shared_V, info.vocab_size)
+
+    def describe_handshake(self) -> str:
+        """What the handshake found, and what is done with it."""
+        assert self.handshake is not None
+        assert self.translation is not None
+        return "; ".join(filter(None, (self.handshake.describe(), self.translation.describe())))
 
     def check_identity(self, identity: Identity) -> None:
         """Raise RunError if a reply has another identity than the handshake had, unless the config allows it."""

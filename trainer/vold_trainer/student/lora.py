@@ -5,6 +5,7 @@ float32 whatever the dtype of the model, because their updates are small.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vold_proto.distribution import require_extra
 from vold_trainer.config import LoraConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.student.parts import parameter_parts
+from vold_trainer.student.token_rows import ROWS, row_ids
 
 ADAPTER_NAME = "default"  # peft's default
 
@@ -99,15 +101,26 @@ def merge_lora(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> d
 
 
 def save_adapter(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-    """Write the adapters alone in peft's format, which PeftModel.from_pretrained and adapter servers read."""
+    """Write the adapters alone in peft's format, which PeftModel.from_pretrained and adapter servers read, with the
+    rows of added tokens as its `trainable_token_indices`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     settings: Any = model.peft_config
-    settings[ADAPTER_NAME].save_pretrained(folder)
+    config, ids = settings[ADAPTER_NAME], row_ids(model)
     state = model.state_dict() if state is None else state
+    own = {id(model.get_submodule(name).get_parameter(ROWS)): name for name in reversed(ids)}
+    ids = {name: ids[name] for name in own.values()}  # peft ties the head's rows to the embedding's itself
+    if ids:
+        indices = {name.rpartition(".")[2]: rows for name, rows in ids.items()}
+        config = replace(config, trainable_token_indices=indices)
+    config.save_pretrained(folder)
     weights = {
         f"base_model.model.{name.replace(f'.{ADAPTER_NAME}.', '.')}": value.detach().cpu().contiguous()
         for name, value in state.items()
         if ".lora_" in name
     }
+    for name in ids:
+        rows = state[f"{name}.{ROWS}"].detach().cpu().contiguous()
+        weights[f"base_model.model.{name}.token_adapter.trainable_tokens_delta"] = rows
     with torch.no_grad():
         save_file(weights, folder / "adapter_model.safetensors")

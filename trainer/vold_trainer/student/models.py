@@ -26,13 +26,14 @@ from transformers.utils import logging as transformers_logging
 from vold_packing.transformers import attention_for, undocumented
 from vold_proto.distribution import missing_extra_message
 
-from vold_trainer.config import StudentConfig
+from vold_trainer.config import StudentConfig, TokenConfig
 from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 from vold_trainer.hub import explain_hub_failure
 from vold_trainer.paths import is_evident_path, require_model_folder
 from vold_trainer.pocket.shipped import resolve_model
 from vold_trainer.student import encoding
+from vold_trainer.student.added_tokens import RECORD, add_tokens, choose_tokens, write_record
 from vold_trainer.student.liger import apply_liger
 from vold_trainer.student.logprobs import RECOMPUTE_BYTES, TokenScores, chunk_bytes, chunk_size, token_logprobs
 from vold_trainer.student.lora import add_lora, has_lora, merge_lora, save_adapter
@@ -41,6 +42,7 @@ from vold_trainer.student.pictures import PictureCache
 from vold_trainer.student.prefill import PROMPT_INDEX, shared_hidden
 from vold_trainer.student.processors import load_processor
 from vold_trainer.student.texts import Texts
+from vold_trainer.student.token_rows import fold_rows, train_rows
 from vold_trainer.student.trial import try_transformers
 
 with undocumented():
@@ -62,6 +64,10 @@ class Student(Texts):
     """Rows of the embedding, padding included. Stored because partitioned weights do not show it."""
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     """Further variables of the chat template."""
+    added_tokens: tuple[TokenConfig, ...] = ()
+    """The tokens that `student.add_tokens` gave it, now or before."""
+    new_tokens: bool = False
+    """Whether some of them are not in the folder that it was loaded from."""
     pictures: PictureCache = field(default_factory=PictureCache, repr=False, compare=False)
     """What the processor made of prompts with images, within a training step."""
 
@@ -130,18 +136,24 @@ class Student(Texts):
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """Write a transformers folder that `from_pretrained` loads. With LoRA, the written weights include the
-        adapters, the student itself is not changed, and `folder/adapter` holds the adapters alone in peft's format.
+        adapters, the student itself is not changed, and `folder/adapter` holds the adapters alone in peft's format,
+        with the rows of added tokens and a tokenizer that has them.
 
         state: the whole state dict of the model, if it was gathered elsewhere (sharded training).
         """
         if has_lora(self.model):
             save_adapter(self.model, folder / "adapter", state)
+            if self.added_tokens:
+                self.tokenizer.save_pretrained(folder / "adapter")
             state = merge_lora(self.model, state)
+        state = fold_rows(self.model, state)
         with neutral_generation(self.model):
             self.model.save_pretrained(folder, state_dict=None if state is None else dict(state))
         self.processor.save_pretrained(folder)
         if self.processor is not self.tokenizer:
             self.tokenizer.save_pretrained(folder)
+        if self.added_tokens:
+            write_record(folder / RECORD, self.added_tokens)
 
 
 @contextmanager
@@ -159,21 +171,29 @@ def neutral_generation(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = published
 
 
-def load_student(config: StudentConfig) -> Student:
+def load_student(config: StudentConfig, offered: Sequence[TokenConfig] | None = None) -> Student:
     """Load the student on the CPU, as an image-text model if it is one, otherwise as a text model.
 
-    Raises UsageError that names the path if the model cannot be loaded, IncompatibleVersionError if the installed
-    transformers does not fit.
+    offered: the added tokens of the run's teacher, for `add_tokens: teacher`. Raises UsageError that names the path if
+    the model cannot be loaded, or cannot get the tokens that the config names; IncompatibleVersionError if the
+    installed transformers does not fit.
     """
     try_transformers()
     path = resolve_model(config.path)
     if is_evident_path(path):
         require_model_folder(path, f"student.path {config.path!r}", "OWNER/NAME of a model of the hub, or pocket:NAME")
-    return make_student(*_load_pretrained(path, config), config)
+    model, processor, tokenizer = _load_pretrained(path, config)
+    tokens = choose_tokens(config, path, tokenizer, offered)
+    return make_student(model, processor, tokenizer, config, tokens)
 
 
-def make_student(model: PreTrainedModel, processor: Any, tokenizer: Any, config: StudentConfig) -> Student:
-    """The student of a model that is in memory, prepared as the config asks. Raises as `load_student`."""
+def make_student(
+    model: PreTrainedModel, processor: Any, tokenizer: Any, config: StudentConfig, tokens: Sequence[TokenConfig] = ()
+) -> Student:
+    """The student of a model that is in memory, prepared as the config asks. tokens: that it has or gets. Raises as
+    `load_student`.
+    """
+    new_tokens = add_tokens(model, tokenizer, tokens)
     _check_logits(model)
     encoding.check_template(processor, tokenizer, config.path, config.chat_template_kwargs)
     embeddings: Any = model.get_input_embeddings()
@@ -187,7 +207,17 @@ def make_student(model: PreTrainedModel, processor: Any, tokenizer: Any, config:
         compute_head_in_float32(model)
     if config.checkpoint_activations:
         checkpoint_activations(model)
-    return Student(model, processor, tokenizer, config.path, vocab_size, config.chat_template_kwargs)
+    train_rows(model, [token.id for token in tokens], torch.float32 if config.lora is not None else None)
+    return Student(
+        model,
+        processor,
+        tokenizer,
+        config.path,
+        vocab_size,
+        config.chat_template_kwargs,
+        tuple(tokens),
+        bool(new_tokens),
+    )
 
 
 def _load_pretrained(path: str, config: StudentConfig) -> tuple[PreTrainedModel, Any, Any]:

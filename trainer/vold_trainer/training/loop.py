@@ -155,11 +155,10 @@ class Loop:
         identities = {}
         for teacher in self.ranks.run_on_all(lambda: self.scorer.handshake(self.student, requirements)):
             assert teacher.info is not None
-            assert teacher.handshake is not None
             model = teacher.info.identity.model
             key = "the reference" if teacher is self.scorer.reference else teacher.name
             label = f"{key} ({model})" if key else model
-            met = f"handshake with {label}: {teacher.handshake.describe()}"  # tokens such as [/INST] among it
+            met = f"handshake with {label}: {teacher.describe_handshake()}"  # tokens such as [/INST] among it
             console.print(f"[dim]{escape(met)}", highlight=False)
             identities[teacher.name] = teacher.identity_record()
         self.ranks.require_same(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vold_trainer import tracing
-from vold_trainer.config import TrainConfig
+from vold_trainer.config import TokenConfig, TrainConfig
 from vold_trainer.data import Example
 from vold_trainer.data.digest import digest
 from vold_trainer.lock import holds_out
@@ -21,6 +21,7 @@ from vold_trainer.rollout.engines import check_images, make_engine
 from vold_trainer.runs import trackers
 from vold_trainer.runs.start import Start
 from vold_trainer.scoring.scorer import Scorer
+from vold_trainer.scoring.teacher_tokens import tokens_of_teachers
 from vold_trainer.scoring.teachers import TeacherRouter, make_teachers
 from vold_trainer.scoring.twins import check_twins
 from vold_trainer.services.local import teacher_client, verifier_client
@@ -28,6 +29,7 @@ from vold_trainer.services.opening import Opened
 from vold_trainer.services.outages import Outages
 from vold_trainer.services.shared import shared_opening
 from vold_trainer.sources.check import check_files
+from vold_trainer.student.added_tokens import with_tokens
 from vold_trainer.student.fingerprint import fingerprint
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.student.traces import Trace, read_traces
@@ -63,7 +65,10 @@ def run_train(
     teachers, verifier = config.used_scoring_models, config.verifier
     with tracing.exporting(config.out.name), shared_opening(ranks, config, opened) as shared:
         services, (examples,) = shared.services, shared.sets
-        student, traces = ranks.run_on_all(lambda: _load(config, examples))
+        offered = ranks.run_on_all(partial(tokens_of_teachers, config, services) if ranks.is_main else lambda: None)
+        offered = ranks.gather(offered)[0]
+        student, traces = ranks.run_on_all(lambda: _load(config, examples, offered))
+        config = with_tokens(config, student.added_tokens)
         examples = limited_prompts(config.data, student, examples, ranks)
         content = {"student.path": fingerprint(student), "data.source": digest((example, ()) for example in examples)}
         if config.copies_start:
@@ -97,14 +102,18 @@ def run_train(
             scorer.close()
 
 
-def _load(config: TrainConfig, examples: Sequence[Example]) -> tuple[Student, list[Trace]]:
-    """The student and the traces, after a check that each row has a teacher that can read it."""
+def _load(
+    config: TrainConfig, examples: Sequence[Example], offered: Sequence[TokenConfig] | None
+) -> tuple[Student, list[Trace]]:
+    """The student and the traces, after a check that each row has a teacher that can read it. offered: the added tokens
+    of the teachers.
+    """
     router = TeacherRouter(config)
     if config.used_teachers:
         router.check(examples)
     if config.used_scoring_models:
         check_twins(examples)
-    student = load_student(config.student)
+    student = load_student(config.student, offered)
     check_images(config.rollout, student, examples)
     traces = _load_traces(config.objective, student, skip_broken=bool(config.data.skip_broken))
     if config.used_teachers:
