@@ -26,6 +26,7 @@ from vold_trainer.config.parts import (
     VerifierConfig,
 )
 from vold_trainer.config.runs import (
+    OPENAI_SCHEMES,
     SINGLE_TEACHER,
     EvalConfig,
     RunConfig,
@@ -36,6 +37,7 @@ from vold_trainer.config.runs import (
 )
 
 __all__ = [
+    "OPENAI_SCHEMES",
     "SINGLE_TEACHER",
     "BatchConfig",
     "CheckpointsConfig",
