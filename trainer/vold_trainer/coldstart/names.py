@@ -42,7 +42,7 @@ class RowNames:
         """The seed of a sample of the row with this name, 64 bits: a hash, so that rows and runs have seeds of their
         own.
         """
-        return _hash(f"{self.seed}:{name}" + (f":{sample}" if sample else ""))
+        return _hash(f"{self.seed}:{name}", sample)
 
     def _first_name(self, index: int, example: Example) -> str:
         if example.id != example.where:
@@ -51,5 +51,6 @@ class RowNames:
         return f"row-{self.offset + index}-{digest([(unnamed, example.twin)])[:12]}"
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+def _hash(text: str, salt: int = 0) -> int:
+    digest = hashlib.blake2b(text.encode(), digest_size=8, salt=salt.to_bytes(8, "big"))
+    return int.from_bytes(digest.digest(), "big")
