@@ -104,7 +104,10 @@ def test_the_body_takes_fields_and_leaves_some_out():
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 def test_reasoning_beside_the_answer_is_part_of_the_trace(name):
-    with endpoint(reply({"content": "2", name: "1 and 1\n"}), reply({"content": "", name: "1 and"}, "length")) as (url, _):
+    with endpoint(reply({"content": "2", name: "1 and 1\n"}), reply({"content": "", name: "1 and"}, "length")) as (
+        url,
+        _,
+    ):
         assert ask(url)[1].text == "<think>\n1 and 1\n</think>\n\n2"
         assert ask(url)[1].text == ""
 
@@ -129,7 +132,11 @@ def test_refusals_for_now_are_waited_for():
 @pytest.mark.parametrize(
     ("answer", "kind", "said"),
     [
-        (refusal(429, "see your plan" * 50, code="insufficient_quota"), UsageError, "insufficient_quota: see your plan"),
+        (
+            refusal(429, "see your plan" * 50, code="insufficient_quota"),
+            UsageError,
+            "insufficient_quota: see your plan",
+        ),
         (refusal(400, "no such thing", code="bad"), InvalidArgument, "bad: no such thing"),
         (refusal(401, "who are you", code="key"), Unauthenticated, "who are you"),
         (refusal(500, "oh"), Unavailable, "oh"),
@@ -163,7 +170,7 @@ def test_without_a_name_the_only_model_is_meant():
     models = [{"data": [{"id": "a"}]}, {"data": [{"id": "a"}, {"id": "b"}]}]
     with endpoint((200, models[0]), reply({"content": "2"}), (200, models[1])) as (url, bodies):
         assert ask(url, model="")[0].identity.model == bodies[0]["model"] == "a"
-        with pytest.raises(UsageError, match="teacher.model is empty, and .* has a, b: set it to one"):
+        with pytest.raises(UsageError, match=r"teacher.model is empty, and .* has a, b: set it to one"):
             ask(url, model="")
 
 
@@ -186,5 +193,7 @@ def test_a_wrong_url_is_told_before_anything_begins(url, said, tmp_path):
 
 def test_training_needs_a_teacher_with_log_probabilities(tmp_path):
     config = TrainConfig(out=tmp_path, student={"path": "pocket:student"}, teacher={"url": "openai+https://host/v1"})
-    with pytest.raises(UsageError, match="gives text and no log-probabilities, so that it is a source of `vold traces`"):
+    with pytest.raises(
+        UsageError, match="gives text and no log-probabilities, so that it is a source of `vold traces`"
+    ):
         check_files(config)

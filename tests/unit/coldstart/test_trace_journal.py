@@ -124,11 +124,15 @@ def test_a_line_of_another_kind_is_named(tmp_path, line):
     journal.close()
     with journal.path.open("ab") as file:
         file.write(line + b"\n")
-    with pytest.raises(UsageError, match=r"t\.partial:2 is no line of unfinished traces .* \(head -n 1\), or begin anew"):
+    with pytest.raises(
+        UsageError, match=r"t\.partial:2 is no line of unfinished traces .* \(head -n 1\), or begin anew"
+    ):
         list(Journal(journal.path, HEADER, ROWS, SAMPLES).resume())
 
 
-@pytest.mark.parametrize("content", [b"", b"{}\n", b"[1]\n", b'{"vold_traces": 99}\n', b'{"vold_traces": 1}', b"\xff\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}\n", b"[1]\n", b'{"vold_traces": 99}\n', b'{"vold_traces": 1}', b"\xff\n"]
+)
 def test_a_file_of_another_kind_is_no_journal(tmp_path, content):
     (tmp_path / "t.partial").write_bytes(content)
     with pytest.raises(UsageError, match=r"t\.partial is no file of unfinished traces"):

@@ -145,7 +145,7 @@ def test_if_all_are_away_the_window_waits_and_goes_on(capfd):
 
     async def go() -> None:
         window = asyncio.create_task(Window(parts, items, Outages()).run())
-        while not all(lane.away for lane in parts):
+        while not all(lane.away for lane in parts):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         parts[1].source.error, parts[1].source.is_ready = None, True
         await window
@@ -160,14 +160,14 @@ def test_if_all_are_away_the_window_waits_and_goes_on(capfd):
 def test_a_teacher_that_does_not_come_back_ends_the_window():
     parts, items = lanes(1000), Items(5)
     parts[0].source.error, parts[0].source.is_ready = Unavailable("broken"), False
-    with pytest.raises(ServiceGoneError, match="outage.wait is 0.1 s: "):
+    with pytest.raises(ServiceGoneError, match=r"outage\.wait is 0.1 s: "):
         asyncio.run(Window(parts, items, Outages(wait=0.1)).run())
 
 
 def test_a_teacher_that_is_ready_and_answers_nothing_is_away_too():
     parts, items = lanes(1000), Items(5)
     parts[0].source.error = Unavailable("broken")
-    with pytest.raises(ServiceGoneError, match="outage.wait is 0.1 s: "):
+    with pytest.raises(ServiceGoneError, match=r"outage\.wait is 0.1 s: "):
         asyncio.run(Window(parts, items, Outages(wait=0.1)).run())
 
 

@@ -15,7 +15,9 @@ from vold_trainer.data.spool import SpooledExamples
 from vold_trainer.sources import each_example, load_examples
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT, st.lists, max_leaves=4)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT, st.lists, max_leaves=4
+)
 MESSAGES = st.lists(st.fixed_dictionaries({"role": TEXT, "content": TEXT}), min_size=1, max_size=3).map(tuple)
 EXAMPLES = st.builds(
     Example,

@@ -73,8 +73,8 @@ class TraceMaker:
     def read(self, entries: Iterable[Entry]) -> None:
         """Take what the journal holds already."""
         for entry in entries:
-            self.found += entry.trace is not None or entry.state == DROPPED
             self._count(entry)
+        self.found = int(np.count_nonzero(self.journal.state_RS))
 
     def next_item(self) -> Item | None:
         if self.verdicts is not None and not self.verdicts.has_room:
