@@ -153,7 +153,7 @@ def test_a_teacher_that_refuses_every_prompt_is_told_at_once(tmp_path, pocket_te
 
 # Kills: of the command, of a replica, of the verifier.
 
-MANY = ("data.limit=150", "in_flight=6")
+MANY = ("data.limit=30", "in_flight=6")
 
 
 @contextlib.contextmanager
@@ -184,7 +184,7 @@ def test_kill_9_of_the_command_costs_what_was_under_way(tmp_path, pocket_teacher
     urls = [f"out={out}", f"teacher.url={pocket_teacher.grpc}", f"verifier.url={verifier.grpc}"]
     command = [sys.executable, "-m", "vold_trainer", "traces", "pocket:traces", *urls, *SETTINGS, *MANY]
     found = []
-    for number, size in enumerate((8_000, 30_000, 60_000)):
+    for number, size in enumerate((2_000, 9_000, 16_000)):
         process = programs.start([*command, "--resume"][: len(command) + (number > 0)])
         while not (partial_path(out).exists() and partial_path(out).stat().st_size > size):
             assert process.poll() is None
@@ -213,7 +213,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, pocket_teacher, verifier, many):
     urls = [f"out={out}", f"teacher.url={pocket_teacher.grpc}", f"verifier.url={verifier.grpc}"]
     command = [sys.executable, "-m", "vold_trainer", "traces", "pocket:traces", *urls, *SETTINGS, *MANY]
     process = programs.start(command, stderr=programs.subprocess.PIPE, text=True)
-    while not (partial_path(out).exists() and partial_path(out).stat().st_size > 8_000):
+    while not (partial_path(out).exists() and partial_path(out).stat().st_size > 5_000):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(60)
@@ -226,7 +226,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, pocket_teacher, verifier, many):
 def test_a_replica_that_is_killed_leaves_its_part_to_the_other(tmp_path, pocket_teacher, verifier, many, capfd):
     with serving("teacher", *TEACHER) as other:
         out = tmp_path / "t.jsonl"
-        with when_written(out, 20_000, other.process.kill):
+        with when_written(out, 6_000, other.process.kill):
             content, _ = make(out, f"[{pocket_teacher.grpc},{other.grpc}]", verifier.grpc, *MANY)
     assert content == many
     assert f"teacher {other.grpc} is away" in " ".join(capfd.readouterr().err.split())
@@ -249,7 +249,7 @@ def test_a_service_that_is_killed_and_started_again_is_waited_for(
 
         out = tmp_path / "t.jsonl"
         urls = {"teacher": pocket_teacher.grpc, "verifier": verifier.grpc, service: server.grpc}
-        with when_written(out, 20_000, kill_and_start):
+        with when_written(out, 6_000, kill_and_start):
             content, _ = make(out, urls["teacher"], urls["verifier"], *MANY)
     assert content == many
     said = " ".join(capfd.readouterr().err.split())
@@ -280,7 +280,7 @@ def test_another_teacher_in_the_middle_is_refused(tmp_path, verifier):
 
         out = tmp_path / "t.jsonl"
         with (
-            when_written(out, 20_000, swap),
+            when_written(out, 6_000, swap),
             pytest.raises(RunError, match=r"is now teacher-b .*, and the traces so far are of teacher"),
         ):
             make(out, server.grpc, verifier.grpc, *MANY)
