@@ -251,6 +251,8 @@ def main() -> None:
             table,
         )
         sizes = [int(each) for each in arguments.memory.split(",") if each]
+        if not sizes:
+            return
         with serving(folder, seconds=0.0, mean=20, rows=64) as replicas:
             rows = []
             for said, checkout in commands:

@@ -145,10 +145,12 @@ def test_a_trace_that_is_too_long_is_dropped(tmp_path, pocket_teacher, undisturb
     assert not {row["id"] for row in rows if len(row["completion_ids"]) > 38} & kept  # the prompt has some too
 
 
-def test_a_teacher_that_refuses_every_prompt_is_told_at_once(tmp_path, pocket_teacher, verifier):
-    settings = ("data.limit=400", "teacher.model=none", "in_flight=4")
+def test_a_teacher_that_refuses_every_prompt_is_told_at_once(tmp_path, pocket_teacher):
+    settings = ("keep=all", "verifier=null", "samples=1", "data.limit=400", f"teacher.system={'1+1=2 ' * 400}")
+    with pytest.raises(RunError, match=r"answers none of the prompts: \d+ teacher: InvalidArgument \(row 'train-"):
+        make(tmp_path / "t.jsonl", pocket_teacher.grpc, "local:", *settings)
     with pytest.raises(UsageError, match="there is no model 'none' here"):
-        make(tmp_path / "t.jsonl", pocket_teacher.grpc, verifier.grpc, *settings)
+        make(tmp_path / "t.jsonl", pocket_teacher.grpc, "local:", *settings, "teacher.model=none")
 
 
 # Kills: of the command, of a replica, of the verifier.

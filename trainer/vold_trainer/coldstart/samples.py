@@ -63,6 +63,7 @@ class TraceMaker:
         # The first sample of a row that was accepted, if those after it are not needed.
         self._first_R = np.full(len(examples), config.samples, np.int32)
         self._unneeded = 0
+        self._answered = False
         self._said_identity = False
 
     @property
@@ -75,6 +76,7 @@ class TraceMaker:
         for entry in entries:
             self._count(entry)
         self.found = int(np.count_nonzero(self.journal.state_RS))
+        self._answered = bool((self.journal.tokens_RS != 0).any())
 
     def next_item(self) -> Item | None:
         if self.verdicts is not None and not self.verdicts.has_room:
@@ -107,11 +109,12 @@ class TraceMaker:
             answer = await source.answer(messages, self.names.seed_of(name, sample) if self.seeded else None)
         except InvalidArgument as error:
             self._drop(item, example, f"teacher: {type(error).__name__}", error)
-            if self.dropped.total() >= MAX_FIRST_FAILURES and not self.accepted and not self.generated:
+            if self.dropped.total() >= MAX_FIRST_FAILURES and not self._answered:
                 raise RunError(
                     f"the teacher answers none of the prompts: {self.sentences.describe(self.dropped)}"
                 ) from error
             return
+        self._answered = True
         self._check_identity(answer.identity, source.url)
         self.generated += answer.tokens or 0
         self._take(item, example, name, answer)

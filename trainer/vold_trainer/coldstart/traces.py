@@ -247,17 +247,24 @@ class _Command:
             )
 
     async def _show(self, maker: TraceMaker, live: ProgressLine) -> None:
-        started, before = time.monotonic(), maker.settled
-        while True:
-            seconds = max(time.monotonic() - started, 1e-9)
+        started = time.monotonic()
+
+        def show() -> None:
+            speed = maker.generated / max(time.monotonic() - started, 1e-9)
             live.update(
                 maker.settled,
                 accepted=str(maker.accepted),
                 dropped=str(maker.dropped.total()),
                 in_flight=str(maker.window.in_flight),
-                **{"tokens/s": f"{maker.generated / seconds:,.0f}"} if maker.settled > before else {},
+                **{"tokens/s": f"{speed:,.0f}"},
             )
-            await asyncio.sleep(SHOW_SECONDS)
+
+        try:
+            while True:
+                show()
+                await asyncio.sleep(SHOW_SECONDS)
+        finally:
+            show()
 
     async def _sync(self) -> None:
         while True:
