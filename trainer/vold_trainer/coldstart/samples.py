@@ -121,7 +121,8 @@ class TraceMaker:
 
     async def submit_answers(self) -> None:
         """Give the verifier the answers of the journal that wait for a verdict."""
-        assert self.verdicts is not None
+        if self.verdicts is None:
+            return
         for row, sample in np.argwhere(self.journal.state_RS == ANSWERED).tolist():
             if self.needs_verdict((row, sample)):
                 await self.verdicts.wait_for_room()

@@ -8,7 +8,7 @@ replicas, and how often the command was killed and went on.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -107,9 +107,8 @@ def run_traces(config: TracesConfig, *, resume: bool = False, opened: Opened | N
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with nullcontext(opened) if opened is not None else opening(config) as both, StopSignal("stopping") as stop:
         (examples,) = both.sets
-        check_twins(examples)
         names = RowNames(config.seed, config.data.offset)
-        rows = digest((example, None) for example in names.counted(examples))
+        rows = digest((example, None) for example in names.counted(_readable(examples)))
         header = {"config": _used_settings(config), "rows": rows}
         journal = Journal(partial_path(config.out), header, len(examples), config.samples)
         outages = Outages(config.outage.wait, why_ended=both.services.why_ended, stop_requested=lambda: stop.requested)
@@ -123,6 +122,13 @@ def run_traces(config: TracesConfig, *, resume: bool = False, opened: Opened | N
             raise SystemExit(143) from error
         finally:
             tasks.close()
+
+
+def _readable(examples: Sequence[Example]) -> Iterator[Example]:
+    """The examples. Raises UsageError for one that no teacher can read."""
+    for example in examples:
+        check_twins([example])
+        yield example
 
 
 class _StoppedError(Exception):
@@ -217,12 +223,13 @@ class _Command:
         """Request and verify until every sample is settled. Raises RunError if some are not."""
 
         async def answer() -> None:
-            submitting = None
-            if maker.verdicts is not None:
-                submitting = asyncio.create_task(maker.submit_answers())
-            await maker.window.run()
-            if submitting is not None and maker.verdicts is not None:
+            submitting = asyncio.create_task(maker.submit_answers())
+            try:
+                await maker.window.run()
                 await submitting
+            finally:
+                submitting.cancel()
+            if maker.verdicts is not None:
                 await maker.verdicts.drain()
 
         work = [answer(), self._show(maker, live), self._sync(), self._watch_for_stop()]
