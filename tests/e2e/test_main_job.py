@@ -75,7 +75,7 @@ def test_the_ablation_runs_rows_in_parallel_and_only_missing_ones(tmp_path, pock
     monkeypatch.setattr(studies, "STUDIES", {**studies.STUDIES, "components": study})
     monkeypatch.setattr(ablation, "STUDIES", studies.STUDIES)
     overrides = (
-        *("traces:data.limit=48", "traces:request=48", "sft:steps=2"),
+        *("traces:data.limit=48", "sft:steps=2"),
         *("train:steps=1", "train:rollout.prompts=2", "train:rollout.group=2", "train:data.limit=16"),
     )
     results = tmp_path / "results" / "test.jsonl"
@@ -264,11 +264,11 @@ def test_traces_are_correct_completions_of_the_teacher(tmp_path, pocket_teacher,
          "data.limit=40"],
     )  # fmt: skip
     assert run_traces(unfiltered).written >= summary.written
-    # Which rows share a request, and which stand before a row, changes no trace of it.
+    # How many rows are under way together, and which stand before a row, changes no trace of it.
     part = load(
         TracesConfig,
         Path("pocket:traces"),
-        [*overrides, f"out={tmp_path / 'part.jsonl'}", "data.offset=7", "data.limit=20", "request=3"],
+        [*overrides, f"out={tmp_path / 'part.jsonl'}", "data.offset=7", "data.limit=20", "in_flight=3"],
     )
     run_traces(part)
     ids = {row["id"] for row in read_json_lines(part.out)}

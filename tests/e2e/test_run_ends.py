@@ -249,7 +249,7 @@ def test_a_process_that_does_not_end_after_another_failed_is_ended(monkeypatch):
 def traces(tmp_path_factory, pocket_teacher, verifier):
     out = tmp_path_factory.mktemp("traces") / "traces.jsonl"
     urls = [f"teacher.url={pocket_teacher.grpc}", f"verifier.url={verifier.grpc}"]
-    run_traces(load(TracesConfig, Path("pocket:traces"), [f"out={out}", *urls, "data.limit=24", "request=24"]))
+    run_traces(load(TracesConfig, Path("pocket:traces"), [f"out={out}", *urls, "data.limit=24"]))
     return out
 
 

@@ -106,20 +106,26 @@ def demo(
 def traces(
     config: ConfigFile = None,
     overrides: Overrides = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file `out`")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the answers of a command that ended")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the file `out`, and unfinished traces")
+    ] = False,
 ) -> None:
     """Generate cold-start traces with the teacher; the verifier may filter them."""
     from vold_trainer.config import TracesConfig
-    from vold_trainer.runs.start import refuse_existing
+    from vold_trainer.runs.start import traces_are_complete
 
     settings = _load(TracesConfig, config, overrides, writes="traces")
-    refuse_existing(settings.out, overwrite)
+    if traces_are_complete(settings.out, resume=resume, overwrite=overwrite):
+        _print_line(f"{settings.out} is complete: nothing is left to do")
+        return
     from vold_trainer.services.opening import opening
 
     with opening(settings) as opened:
         from vold_trainer.coldstart.traces import run_traces
 
-        summary = run_traces(settings, opened=opened)
+        summary = run_traces(settings, resume=resume, opened=opened)
+    Console(stderr=True).print(summary.table())
     dropped = summary.describe_dropped()
     _print_line(f"{summary.written} of {summary.requested} traces written to {settings.out}; dropped: {dropped}")
 

@@ -64,8 +64,13 @@ def require_folder(path: Path, field: str, remedy: str) -> None:
 
 def require_writable(folder: Path, field: str, value: Path) -> None:
     """Raise UsageError if `folder`, which need not exist yet, cannot be written to. value: what the field names."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    nearest = nearest_folder(folder)
     if not nearest.is_dir():
         raise UsageError(f"{field} {str(value)!r}: {str(nearest)!r} is no folder: name another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UsageError(f"{field} {str(value)!r}: nothing can be written to {str(nearest)!r}: name another place")
+
+
+def nearest_folder(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that exists; it may be no folder."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())

@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 from paths import ROOT
-from vold_trainer.config import SftConfig, TrainConfig
-from vold_trainer.config.resuming import RULES, changes, flat, require_resumable, rule_of
+from vold_trainer.config import SftConfig, TracesConfig, TrainConfig
+from vold_trainer.config.resuming import (
+    RULES,
+    TRACES_RULES,
+    changes,
+    flat,
+    require_resumable,
+    require_same_traces,
+    rule_of,
+)
 from vold_trainer.errors import ResumeRefusedError
 from vold_trainer.objectives import REGISTRY
 
@@ -74,6 +82,24 @@ def test_every_key_has_a_rule_and_a_change_of_it_is_found_and_treated_by_it(name
             require_resumable(found, [], allow_data=False)
 
 
+def test_every_key_of_traces_has_a_rule_and_is_treated_by_it():
+    before = dumped(TracesConfig.model_validate({"out": "t.jsonl"}))
+    for key, value in flat(before).items():
+        found = changes(before, with_value(before, key, other_value(value)), {})
+        assert [change.key for change in found] == [key]
+        rule, _ = rule_of(key, TRACES_RULES)
+        require_same_traces([] if rule == "refused" else found, same_rows=True)
+        if rule == "refused":
+            with pytest.raises(ResumeRefusedError, match=re.escape(str(found[0]))):
+                require_same_traces(found, same_rows=True)
+        said = re.escape(str(found[0])) if rule == "content" else "data: leads to other rows"
+        with pytest.raises(ResumeRefusedError, match=said):
+            require_same_traces(found, same_rows=False)
+    without = with_value(before, "verifier", None)
+    with pytest.raises(ResumeRefusedError, match="verifier"):
+        require_same_traces(changes(before, without, {}), same_rows=True)
+
+
 def test_content_counts_and_not_the_path_to_it():
     before = dumped(CONFIGS["vold"])
     found = changes(before, with_value(before, "data.source", "moved.jsonl"), {})
@@ -105,6 +131,7 @@ def test_a_key_that_is_newer_than_the_checkpoint_counts_if_it_is_set():
 
 def test_the_documented_table_is_that_of_the_rules():
     """If it is not, paste the expected lines into the page."""
-    expected = [f"| `{key}` | {rule} | {reason} |" for key, (rule, reason) in RULES.items()]
+    tables = (RULES, TRACES_RULES)
+    expected = [f"| `{key}` | {rule} | {reason} |" for table in tables for key, (rule, reason) in table.items()]
     page = Path(ROOT / "docs/guides/resume.md").read_text().splitlines()
     assert [line for line in page if line.startswith("| `")] == expected

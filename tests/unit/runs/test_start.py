@@ -5,7 +5,7 @@ import sys
 import pytest
 from vold_trainer import cli
 from vold_trainer.errors import UsageError
-from vold_trainer.runs.start import Start, clear_run, holds_run
+from vold_trainer.runs.start import Start, clear_run, holds_run, traces_are_complete
 
 
 @pytest.mark.parametrize("left", ["config.yaml", "run.json", "metrics.jsonl", "checkpoints", "model", "best"])
@@ -50,3 +50,22 @@ def test_traces_and_exports_are_not_replaced_in_silence(tmp_path, monkeypatch, c
         assert ended.value.code == 1
         assert "exists: replace it with --overwrite" in capsys.readouterr().err.replace("\n", "")
     assert (tmp_path / "traces.jsonl").read_text() == "what took a day"
+
+
+def test_traces_that_are_there_are_never_lost_by_mistake(tmp_path):
+    out, unfinished = tmp_path / "t.jsonl", tmp_path / "t.jsonl.partial"
+    assert not traces_are_complete(out, resume=False, overwrite=False)
+    assert not traces_are_complete(out, resume=True, overwrite=False)  # nothing there: it begins
+    unfinished.touch()
+    with pytest.raises(UsageError, match=r"t\.jsonl\.partial' holds unfinished traces: go on with --resume"):
+        traces_are_complete(out, resume=False, overwrite=False)
+    assert not traces_are_complete(out, resume=True, overwrite=False)
+    assert not traces_are_complete(out, resume=False, overwrite=True)
+    out.touch()
+    assert not traces_are_complete(out, resume=True, overwrite=False)  # killed between the end and the tidying up
+    unfinished.unlink()
+    assert traces_are_complete(out, resume=True, overwrite=False)
+    with pytest.raises(UsageError, match="exists: replace it with --overwrite"):
+        traces_are_complete(out, resume=False, overwrite=False)
+    with pytest.raises(UsageError, match="exclude each other"):
+        traces_are_complete(out, resume=True, overwrite=True)

@@ -30,6 +30,7 @@ from vold_trainer.config.parts import (
     VerifierConfig,
 )
 from vold_trainer.config.runs import (
+    OPENAI_SCHEMES,
     REFERENCE,
     SINGLE_TEACHER,
     EvalConfig,
@@ -41,6 +42,7 @@ from vold_trainer.config.runs import (
 )
 
 __all__ = [
+    "OPENAI_SCHEMES",
     "REFERENCE",
     "SINGLE_TEACHER",
     "BatchConfig",

@@ -39,6 +39,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "rollout.engine": ("use_vllm", "vllm", "inference_engine"),
     "rollout.temperature": ("temp",),
     "sampling.n": ("num_samples", "n_samples"),
+    "in_flight": ("request", "concurrency", "max_concurrency", "num_workers", "max_in_flight"),
     "samples": ("n", "num_samples", "n_samples", "num_generations"),
     "max_tokens": ("max_new_tokens", "max_completion_length", "max_length"),
     "objective.name": ("loss", "loss_type", "algorithm", "algo", "method", "adv_estimator", "trainer"),

@@ -96,12 +96,41 @@ RULES: dict[str, tuple[Rule, str]] = {
 }
 """The rule of each key and its reason, by pattern: the first pattern that fits counts."""
 
+TRACES_RULES: dict[str, tuple[Rule, str]] = {
+    "out": ("irrelevant", "the file may move, with its `.partial`"),
+    "seed": ("refused", "it draws the completions"),
+    "teacher.url": ("irrelevant", "a teacher that differs needs allow_identity_change"),
+    "teacher.model": ("refused", "it is another teacher"),
+    "teacher.system": ("refused", "it is part of the prompts"),
+    "teacher.chat_template_kwargs": ("refused", "they are part of the prompts"),
+    "teacher.*": ("irrelevant", ""),
+    "verifier": ("refused", "it decides which traces are kept"),
+    "verifier.name": ("refused", "it decides which traces are kept"),
+    "verifier.parameters": ("refused", "it decides which traces are kept"),
+    "verifier.on_limit": ("refused", "it decides which traces are kept"),
+    "verifier.*": ("irrelevant", ""),
+    "data.name": ("irrelevant", ""),
+    "data.check_images": ("irrelevant", ""),
+    "data.allow_change": ("irrelevant", ""),
+    "data.*": ("content", "the rows, in their order"),
+    "samples": ("refused", "it decides which traces there are"),
+    "max_tokens": ("refused", "the completions so far ended by it"),
+    "max_trace_tokens": ("refused", "it decides which traces are kept"),
+    "temperature": ("refused", "it draws the completions"),
+    "top_p": ("refused", "it draws the completions"),
+    "keep": ("refused", "it decides which traces are kept"),
+    "in_flight": ("irrelevant", ""),
+    "outage.*": ("irrelevant", ""),
+    "openai_body": ("refused", "it draws the completions"),
+}
+"""As RULES, of a file of `vold traces` that is continued."""
+
 SAMPLING = tuple(
     f"rollout.{name}" for name in ("group", "max_tokens", "temperature", "top_p", "top_k", "min_p", "stop")
 )
 """Keys by which completions are drawn."""
 
-MAPPINGS = ("data.columns", "columns", "verifier.parameters")
+MAPPINGS = ("data.columns", "columns", "verifier.parameters", "openai_body")
 """Settings that are mappings whose keys are no settings."""
 
 REMEDY = (
@@ -120,15 +149,16 @@ class Change:
 
     @property
     def rule(self) -> Rule:
+        """Of a run; a file of traces has TRACES_RULES."""
         return rule_of(self.key)[0]
 
     def __str__(self) -> str:
         return f"{self.key}: {_shown(self.before)} -> {_shown(self.now)}"
 
 
-def rule_of(key: str) -> tuple[Rule, str]:
+def rule_of(key: str, rules: Mapping[str, tuple[Rule, str]] = RULES) -> tuple[Rule, str]:
     """(rule, reason) of a dotted key. Raises KeyError for a key without a rule."""
-    for pattern, rule in RULES.items():
+    for pattern, rule in rules.items():
         if fnmatchcase(key, pattern):
             return rule
     raise KeyError(key)
@@ -184,6 +214,26 @@ def require_resumable(found: Sequence[Change], other_content: Sequence[str], *, 
     if lines:
         listed = "\n  ".join(lines)
         raise ResumeRefusedError(f"this cannot change in a run that is resumed:\n  {listed}\n{REMEDY}")
+
+
+def require_same_traces(found: Sequence[Change], *, same_rows: bool) -> None:
+    """Check the changes since a file of traces was begun. same_rows: whether the rows are those of then.
+
+    Raises ResumeRefusedError with every key that may not change, its values and the reason.
+    """
+    lines = []
+    for change in found:
+        rule, reason = rule_of(change.key, TRACES_RULES)
+        if rule == "refused" or (rule == "content" and not same_rows):
+            lines.append(f"{change} ({reason})")
+    if not same_rows and not any(line.startswith("data.") for line in lines):
+        lines.append("data: leads to other rows than before")
+    if lines:
+        listed = "\n  ".join(lines)
+        raise ResumeRefusedError(
+            f"this cannot change in a file of traces that is continued:\n  {listed}\nSet it back, begin anew with "
+            "--overwrite, or set another out"
+        )
 
 
 def _shown(value: Any) -> str:

@@ -35,6 +35,9 @@ float32: of older weights, of another engine, or in another dtype. If the config
 """
 
 
+OPENAI_SCHEMES = ("openai+http://", "openai+https://")
+"""Of the URL of an endpoint of OpenAI's API, which `vold traces` takes."""
+
 SINGLE_TEACHER = ""
 """The teacher's name in a run that has one teacher."""
 
@@ -229,14 +232,33 @@ class TracesConfig(Config):
     teacher: TeacherConfig = TeacherConfig()
     verifier: VerifierConfig | None = VerifierConfig()
     data: DataConfig = DataConfig(limit=3000)
-    samples: int = Field(default=1, ge=1, description="completions of each prompt")
-    max_tokens: int = Field(default=96, ge=1)
+    samples: int = Field(default=1, ge=1, le=1024, description="completions of each prompt")
+    max_tokens: int = Field(default=96, ge=1, description="most tokens of a completion; one that has more is dropped")
+    max_trace_tokens: int | None = Field(
+        default=None, ge=1, description="most tokens of prompt and completion together; null: no bound"
+    )
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    keep: Literal["all", "correct"] = Field(
-        default="correct", description="correct: only completions that the verifier accepts"
+    keep: Literal["all", "correct", "shortest-correct", "first-correct"] = Field(
+        default="correct",
+        description="all that end, or only what the verifier accepts: every one, or one of each prompt's samples",
     )
-    request: int = Field(default=256, ge=1, description="prompts in one request")
+    in_flight: int | None = Field(
+        default=None,
+        ge=1,
+        description="completions at a time at each replica; null: as many as it says that it generates at once, or 64",
+    )
+    outage: OutageConfig = OutageConfig()
+    openai_body: dict[str, Any] = Field(
+        default_factory=dict,
+        description="openai+http(s)://: further fields of each request's body; null leaves a field out",
+    )
+
+    @property
+    def from_openai(self) -> bool:
+        """Whether the teacher is an endpoint of OpenAI's API, which gives text alone."""
+        urls = self.teacher.url if isinstance(self.teacher.url, list) else [self.teacher.url]
+        return any(url.strip().startswith(OPENAI_SCHEMES) for url in urls)
 
     @model_validator(mode="after")
     def _check_limits(self) -> "TracesConfig":
@@ -245,11 +267,12 @@ class TracesConfig(Config):
 
     @property
     def used_scoring_models(self) -> dict[str, ScoringModelConfig]:
-        return {SINGLE_TEACHER: self.teacher}
+        """The teachers that are services of ours."""
+        return {} if self.from_openai else {SINGLE_TEACHER: self.teacher}
 
     @property
     def used_verifier(self) -> VerifierConfig | None:
-        return self.verifier if self.keep == "correct" else None
+        return self.verifier if self.keep != "all" else None
 
 
 class EvalConfig(Config):

@@ -133,5 +133,7 @@ def _image_path(example: Example, index: int, folder: Path, images: Path) -> str
         if not path.exists():
             images.mkdir(parents=True, exist_ok=True)
             image: Image.Image = example.images[index]
-            image.save(path)
+            partial = path.with_name(f"{path.name}.partial")  # killed, the command leaves no half of an image
+            image.save(partial, "PNG")
+            partial.replace(path)
     return os.path.relpath(path, folder)

@@ -64,7 +64,7 @@ def run_eval(config: EvalConfig, *, fresh: bool = False, opened: Opened | None =
 
 
 def _evaluate(
-    config: EvalConfig, sets: Sequence[tuple[DataConfig, list[Example]]], services: Services, *, fresh: bool
+    config: EvalConfig, sets: Sequence[tuple[DataConfig, Sequence[Example]]], services: Services, *, fresh: bool
 ) -> dict[str, SetResult]:
     student = load_student(config.student)
     if torch.cuda.is_available():

@@ -150,11 +150,12 @@ def trim_after(path: Path, step: int) -> None:
 class StopSignal:
     """Records whether SIGTERM or Ctrl-C has asked the run to save and stop. A second Ctrl-C stops the run at once.
 
-    Handles signals only in the main thread.
+    Handles signals only in the main thread. notice: what is printed at the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: str = "saving after this step, then stopping") -> None:
         self.requested = False
+        self.notice = notice
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -170,7 +171,7 @@ class StopSignal:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        console.print("[yellow]saving after this step, then stopping")
+        console.print(f"[yellow]{self.notice}")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -56,6 +56,23 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise UsageError(f"{str(path)!r} exists: replace it with --overwrite, or set another out")
 
 
+def traces_are_complete(out: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Whether there is nothing to go on with: the traces were finished. Raises UsageError if the options contradict
+    each other, or would lose traces.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other: go on with the traces, or begin anew")
+    unfinished = out.with_name(out.name + ".partial")
+    if resume:
+        return out.exists() and not unfinished.exists()
+    refuse_existing(out, overwrite)
+    if unfinished.exists() and not overwrite:
+        raise UsageError(
+            f"{str(unfinished)!r} holds unfinished traces: go on with --resume, or delete them with --overwrite"
+        )
+    return False
+
+
 def holds_run(out: Path) -> bool:
     """Whether a run, finished or not, has been in the folder."""
     return any((out / name).exists() for name in _MARKS)

@@ -19,6 +19,7 @@ from vold_client import (
     KeySource,
     NotFound,
     PermissionDenied,
+    Throttled,
     Tls,
     Unauthenticated,
 )
@@ -32,6 +33,9 @@ from vold_trainer.services.readiness import Readiness
 from vold_trainer.services.throttling import Throttling
 from vold_trainer.sources.check import check_service_urls, listed_urls, local_model
 from vold_trainer.tasks import ClientTasks
+
+RETRIES = 4
+"""How often a client repeats a call while the service is unavailable or full, before it raises the error."""
 
 START_SECONDS = 180.0
 """Seconds until a service that this process starts has to be ready."""
@@ -136,7 +140,7 @@ def open_services(
 
         async def probe_teacher(name: str) -> None:
             config, source = configs[name], sources[name]
-            tls = _tls(config.tls, urls[name])
+            tls = client_tls(config.tls, urls[name])
             async with AsyncTeacherClient(
                 list(urls[name]), timeout=timeout, api_key=source, tls=tls, model=config.model
             ) as client:
@@ -144,7 +148,7 @@ def open_services(
                 await _check_kind_and_key(client.info, "teacher", keys[name], config, source)
 
         async def probe_verifier(config: VerifierConfig) -> None:
-            tls = _tls(config.tls, verifier_urls)
+            tls = client_tls(config.tls, verifier_urls)
             async with AsyncVerifierClient(
                 list(verifier_urls), timeout=timeout, api_key=verifier_source, tls=tls
             ) as client:
@@ -186,23 +190,33 @@ def _start_local(
 
 
 def teacher_client(
-    config: ScoringModelConfig, services: Services, run_id: str = "", name: str = "", outages: Outages | None = None
+    config: ScoringModelConfig,
+    services: Services,
+    run_id: str = "",
+    name: str = "",
+    outages: Outages | None = None,
+    *,
+    replica: str = "",
+    throttled: Throttled | None = None,
 ) -> AsyncTeacherClient:
     """A client of the only teacher, or of the teacher or reference `name`. Requests go to the replicas in turn.
 
-    outages: of the run. Calls that the service refuses for now wait, whether or not there is a run.
+    outages: of the run. Calls that the service refuses for now wait, whether or not there is a run; `throttled`, if it
+    is given, does so. replica: the URL of the only replica to call, whose other failures are the caller's to repeat.
     """
     urls, key = services.teachers.get(name, services.teacher_urls), teacher_key(name)
+    urls = (replica,) if replica else urls
     outages, source = outages or Outages(), api_key(config, key)
     outages.key_origins[key] = partial(describe_key, config, key, source)
     return AsyncTeacherClient(
         list(urls),
         timeout=config.timeout,
         api_key=source,
-        tls=_tls(config.tls, urls),
+        tls=client_tls(config.tls, urls),
         run_id=run_id,
         model=config.model,
-        throttled=Throttling(key, urls, outages).wait,
+        throttled=throttled or Throttling(key, urls, outages).wait,
+        retries=0 if replica else RETRIES,
     )
 
 
@@ -216,13 +230,13 @@ def verifier_client(
         list(services.verifier_urls),
         timeout=config.timeout,
         api_key=source,
-        tls=_tls(config.tls, services.verifier_urls),
+        tls=client_tls(config.tls, services.verifier_urls),
         run_id=run_id,
         throttled=Throttling("verifier", services.verifier_urls, outages).wait,
     )
 
 
-def _tls(config: TlsConfig, urls: Sequence[str]) -> Tls | None:
+def client_tls(config: TlsConfig, urls: Sequence[str]) -> Tls | None:
     """The certificates; None if all URLs are Unix sockets, which need none."""
     if all(url.startswith("unix:") for url in urls):
         return None

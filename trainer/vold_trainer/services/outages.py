@@ -9,11 +9,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from rich.markup import escape
 from vold_client import (
-    AsyncTeacherClient,
-    AsyncVerifierClient,
     DeadlineExceeded,
     PermissionDenied,
     Unauthenticated,
@@ -75,10 +74,21 @@ class Outages:
         return taken
 
 
+class Probed(Protocol):
+    """What says whether a service is up: a client of it, or whatever stands for several."""
+
+    @property
+    def urls(self) -> list[str]: ...
+
+    async def ready(self, timeout: float, /, *, every: bool) -> None:  # noqa: ASYNC109 - as the clients have it
+        """Return once the service, or with `every` False one replica, is ready. Raises VoldError."""
+        ...
+
+
 class MonitoredService:
     """A service whose calls are repeated after an outage. Use it only on the event loop of its client."""
 
-    def __init__(self, name: str, client: AsyncTeacherClient | AsyncVerifierClient, outages: Outages) -> None:
+    def __init__(self, name: str, client: Probed, outages: Outages) -> None:
         self.name = name
         self.client = client
         self.outages = outages

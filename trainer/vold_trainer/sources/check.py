@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from vold_trainer.config import (
+    OPENAI_SCHEMES,
     Config,
     DataConfig,
     EvalConfig,
@@ -76,7 +78,10 @@ def _checks(config: Config) -> Iterator[Callable[[], None]]:
     for data in _data(config):
         yield partial(check_source, data)
     for key, teacher in _teachers(config).items():
-        yield partial(check_service_urls, teacher.url, f"{key}.url", teacher=True)
+        if isinstance(config, TracesConfig) and config.from_openai:
+            yield partial(check_openai_urls, teacher.url, f"{key}.url")
+        else:
+            yield partial(check_service_urls, teacher.url, f"{key}.url", teacher=True)
         yield partial(_check_tls, teacher.tls, key)
         yield partial(_check_key_file, teacher.api_key_file, key)
     verifier = getattr(config, "verifier", None)
@@ -115,6 +120,11 @@ def check_service_urls(urls: str | list[str], field: str, *, teacher: bool = Fal
     is not there.
     """
     listed = listed_urls(urls)
+    if found := next((url for url in listed if url.startswith(OPENAI_SCHEMES)), None):
+        raise UsageError(
+            f"{field}: {found!r} gives text and no log-probabilities, so that it is a source of `vold traces` alone: "
+            "give the URL of a service of vold"
+        )
     local = [url for url in listed if url.startswith("local:")]
     if teacher:
         for url in local:
@@ -128,6 +138,23 @@ def check_service_urls(urls: str | list[str], field: str, *, teacher: bool = Fal
         parse_urls(",".join(url for url in listed if url not in local))
     except InvalidArgument as error:
         raise UsageError(f"{field}: {error.message}; local: starts a service here") from error
+
+
+def check_openai_urls(urls: str | list[str], field: str) -> None:
+    """Raise UsageError if one of the URLs is no address of an endpoint of OpenAI's API."""
+    example = "write openai+https://HOST/v1, up to what stands before /chat/completions"
+    for url in listed_urls(urls):
+        if not url.startswith(OPENAI_SCHEMES):
+            raise UsageError(f"{field}: {url!r} is among endpoints of OpenAI's API, whose traces are text: take it out")
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError as error:
+            raise UsageError(f"{field}: {url!r} cannot be read ({error}): {example}") from error
+        if parts.username is not None or parts.password is not None:
+            raise UsageError(f"{field}: the URL for {host} holds credentials: name the key's variable, api_key_env")
+        if not host or parts.query or parts.fragment or parts.path.rstrip("/").endswith("/completions"):
+            raise UsageError(f"{field}: {url!r} is no base URL: {example}")
 
 
 def local_model(url: str, field: str) -> str:

@@ -31,28 +31,36 @@ _SPLIT = re.compile(r"(train|validation|valid|val|dev|eval|test)(?![A-Za-z])")
 
 def load_examples(config: DataConfig) -> list[Example]:
     """Load the examples of a config. Raises UsageError that names file, row and field."""
+    return list(each_example(config))
+
+
+def each_example(config: DataConfig) -> Iterator[Example]:
+    """The examples of a config, one after another. Raises as `load_examples`."""
     if config.source == "pocket":
-        return make_examples(
+        yield from make_examples(
             cast(Split, config.split),
             config.limit or 4096,
             modality=config.modality,
             seed=config.seed,
             offset=config.offset,
         )
+        return
     columns, reader = _make_reader(config)
     rows = _RecordedRows(_read_rows(config, columns))
     valid = _valid_examples(rows, reader, config)
     before = sum(1 for _ in islice(valid, config.offset))
-    examples = list(islice(valid, config.limit))
+    found = 0
+    for example in islice(valid, config.limit):
+        found += 1
+        yield example
     if rows.exhausted and rows.columns:
         columns.check_seen(list(rows.columns), repr(config.source))
-    if not examples:
+    if not found:
         if before:
             raise UsageError(
                 f"data.source {config.source!r} has {before:,} rows, and data.offset skips {config.offset:,}: lower it"
             )
         raise UsageError(f"data.source {config.source!r} has no rows")
-    return examples
 
 
 def check_source(config: DataConfig) -> None:
