@@ -279,7 +279,8 @@ def remainders(rng: Random) -> Iterator[Pair]:
 def letters_that_cancel(rng: Random) -> Iterator[Pair]:
     """Words and letters that vanish in algebra are still there."""
     value, name = rng.randrange(2, 40), rng.choice("xyznk")
-    claim = rng.choice([claim for claim in CLAIMS if claim not in ("squared", "cubed")])  # 0 squared is 0
+    # 0 squared, and 0 eighths, are 0.
+    claim = rng.choice([claim for claim in CLAIMS if claim not in ("squared", "cubed", "thirds", "eighths")])
     wrong = [
         f"{value}+{name}-{name}",
         rf"{value}\cdot\frac{{{name}}}{{{name}}}",

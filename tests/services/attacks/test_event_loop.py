@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from google.protobuf import struct_pb2
 from known_keys import known_key
 from loop_probe import Probe, probed
 from teacher_fixtures import save_model
@@ -347,7 +348,7 @@ def test_the_verifiers_protobuf(verifier, nested):
 
 @least_of_three
 def test_the_verifiers_names_and_parameters(verifier):
-    """A name of a mebibyte is compared with no other; parameters of millions of values are not walked on the loop."""
+    """A name of a mebibyte is compared with no other."""
     calls = stub(verifier, verifier_pb2_grpc.VerifierServiceStub)
     verifier.reset()
     item = verifier_pb2.VerifyItem(verifier="exakt" * (MIB // 5), completion="1")
@@ -355,3 +356,23 @@ def test_the_verifiers_names_and_parameters(verifier):
     assert result.error.field == "items[0].verifier"
     assert len(result.error.message) < 1000
     assert_loop_went_on(verifier)
+
+
+@pytest.mark.parametrize("values", [7_900, 100_000])
+@least_of_three
+def test_the_verifiers_parameters(verifier, values):
+    """So many values as an item may have are read within the bound, and more are not walked."""
+    calls = stub(verifier, verifier_pb2_grpc.VerifierServiceStub)
+    item = verifier_pb2.VerifyItem(verifier="json", completion="{}", reference="{}")
+    item.parameters.fields["schema"].struct_value.fields["enum"].list_value.values.extend(
+        struct_pb2.Value(number_value=number) for number in range(values)
+    )
+    verifier.reset()
+    (streamed,) = calls.VerifyStream(iter([item]))
+    (result,) = calls.Verify(verifier_pb2.VerifyRequest(items=[item])).results
+    assert_loop_went_on(verifier)
+    if values > 8_000:
+        assert (streamed.error.field, result.error.field) == ("parameters", "items[0].parameters")
+        assert "8,000 values" in streamed.error.message
+    else:
+        assert (streamed.reward, result.reward) == (0.0, 0.0)

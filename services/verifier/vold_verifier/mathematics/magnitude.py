@@ -223,18 +223,23 @@ class _Parser:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise _NoEstimateError
-        is_negative = self.take("-")
-        if not is_negative:
-            self.take("+")
-        total = self.parse_product()
-        total = _negate(total) if is_negative else total
+        total = self.parse_signed()
         while self.token in (("mark", "+"), ("mark", "-")):
             is_minus = self.token[1] == "-"
             self.position += 1
-            term = self.parse_product()
+            term = self.parse_signed()
             total = _add(total, _negate(term) if is_minus else term)
         self.depth -= 1
         return total
+
+    def parse_signed(self) -> _Size:
+        """A product, after any number of signs: 5 + -3."""
+        is_negative = False
+        while self.token in (("mark", "+"), ("mark", "-")):
+            is_negative ^= self.token[1] == "-"
+            self.position += 1
+        product = self.parse_product()
+        return _negate(product) if is_negative else product
 
     def parse_product(self) -> _Size:
         product = self.parse_power()

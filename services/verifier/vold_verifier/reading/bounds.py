@@ -15,6 +15,8 @@ MAX_FACTORIALS = 12
 """Per answer: a product of hundreds of x! takes sympy seconds."""
 MAX_PARAMETER_DEPTH = 24
 """Protocol buffers are parsed to 100 levels, and each level of parameters is three of these."""
+MAX_PARAMETER_VALUES = 8_000
+"""Of one item, lists and objects included. They are read on the event loop, at up to 10 microseconds each."""
 
 _CONTAINERS = ("struct_value", "list_value")
 _FACTORIAL = re.compile(r"(\d+)\s*\)?\s*!")
@@ -36,7 +38,11 @@ def parameters_violation(parameters: Struct, max_bytes: int) -> str | None:
     if size > max_bytes:
         return f"{size:,} bytes, over the limit of {max_bytes:,}: send less"
     containers: list[Message] = [parameters]
+    count = 0
     for _ in range(MAX_PARAMETER_DEPTH):
+        count += sum(map(_length, containers))
+        if count > MAX_PARAMETER_VALUES:
+            return f"has more than {MAX_PARAMETER_VALUES:,} values: send fewer, or a large value as JSON text"
         values = [value for container in containers for value in _values(container)]
         for value in values:
             if not math.isfinite(value.number_value):
@@ -45,6 +51,10 @@ def parameters_violation(parameters: Struct, max_bytes: int) -> str | None:
         if not containers:
             return None
     return f"nested deeper than {MAX_PARAMETER_DEPTH} levels: make them flatter"
+
+
+def _length(container: Message) -> int:
+    return len(container.fields if isinstance(container, Struct) else container.values)  # type: ignore[attr-defined]
 
 
 def _values(container: Message) -> Iterable[Value]:

@@ -75,6 +75,13 @@ def test_sizes_are_apart_only_for_different_values_and_always_for_huge_ones(a, n
         assert apart
 
 
+@pytest.mark.parametrize("answer", ["9^{9^{9}}+-33", "9^{9^{9}}--33", "-33-+9^{9^{9}}", r"9^{9^{9}} \cdot (-2+-1)"])
+def test_the_size_is_estimated_with_several_signs_in_a_row(answer):
+    assert magnitude.are_apart("-33", answer)
+    assert not magnitude.are_apart("-36", "-33+-3")
+    assert not magnitude.are_apart("36", "33--3")
+
+
 @pytest.mark.parametrize("spelling", ["6.02e23", r"6.02 \times 10^{23}", "602 000 000 000 000 000 000 000", "6.02E+23"])
 def test_the_spellings_of_a_large_number_are_not_apart(spelling):
     for other in ("6.02*10^23", "602000000000000000000000", r"\frac{602}{10^{-21}}"):
