@@ -84,7 +84,7 @@ def test_scores_and_gradients_in_float32_are_those_of_the_cpu(device, folder, fa
 
 
 def assert_gradients_near(found, expected):
-    """Within 10 % each, and 2 % of the whole gradient: those of queries and keys are small differences of large terms."""
+    """Within 10 % each and 2 % of the whole gradient: those of queries and keys are small differences."""
     whole = sum(float(gradient.square().sum()) for gradient in expected.values()) ** 0.5
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() < 0.1 * gradient.norm() + 0.02 * whole, name
