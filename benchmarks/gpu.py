@@ -43,17 +43,16 @@ def main(arguments: list[str]) -> int:
     if options.page:
         print(write_page(folder, options.size))
         return 0
-    if len(options.part) != 1:  # each in a process of its own, so that one leaves no memory to the next
-        return run_all(options.part or list(PARTS), arguments, options.part)
+    if len(options.part) != 1:
+        return run_all(options.part or list(PARTS), options, folder)
     return run_part(options.part[0], options, folder, command(arguments))
 
 
-def run_all(parts: list[str], arguments: list[str], named: list[str]) -> int:
-    rest = [argument for argument in arguments if argument not in named]
-    codes = [
-        subprocess.run([sys.executable, str(HERE / "gpu.py"), part, *rest], check=False).returncode for part in parts
-    ]
-    return max(codes)
+def run_all(parts: list[str], options: argparse.Namespace, folder: Path) -> int:
+    """Each part in a process of its own, so that it leaves no memory to the next. Returns the worst status."""
+    rest = ["--size", options.size, "--device", options.device, "--out", str(folder), "--label", options.label]
+    programs = [[sys.executable, str(HERE / "gpu.py"), part, *rest] for part in parts]
+    return max(subprocess.run(program, check=False).returncode for program in programs)
 
 
 def run_part(part: str, options: argparse.Namespace, folder: Path, line: str) -> int:

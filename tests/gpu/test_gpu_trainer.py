@@ -83,14 +83,19 @@ def test_scores_and_gradients_in_float32_are_those_of_the_cpu(device, folder, fa
         torch.testing.assert_close(gradient, expected[2][name], rtol=5e-3, atol=1e-4, msg=name)
 
 
+def assert_gradients_near(found, expected):
+    """Within 10 % each and 2 % of the whole gradient: those of queries and keys are small differences."""
+    whole = sum(float(gradient.square().sum()) for gradient in expected.values()) ** 0.5
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() < 0.1 * gradient.norm() + 0.02 * whole, name
+
+
 @pytest.mark.parametrize("family", [pytest.param("qwen2.5-vl", marks=pytest.mark.slow_on_cpu), "qwen3"])
 def test_bfloat16_products_are_near_float32(device, folder, family):
     exact = scores_and_gradients(make_student(folder(family), device), device)
     mixed = scores_and_gradients(make_student(folder(family), device, compute="bfloat16"), device)
     assert (mixed[0] - exact[0]).abs().max() < 0.1
-    for name, gradient in exact[2].items():
-        difference = (mixed[2][name] - gradient).norm()
-        assert difference < 0.2 * gradient.norm() + 1e-4, name
+    assert_gradients_near(mixed[2], exact[2])
 
 
 @pytest.mark.slow_on_cpu
@@ -110,8 +115,7 @@ def test_bfloat16_products_are_near_float32_at_real_width(device, tmp_path):
         student = prepare(model, processor, tokenizer, StudentConfig(path=str(tmp_path), compute=compute))
         found.append(scores_and_gradients(student, device))
     assert (found[1][0] - found[0][0]).abs().mean() < 0.03
-    for name, gradient in found[0][2].items():
-        assert (found[1][2][name] - gradient).norm() < 0.1 * gradient.norm() + 1e-4, name
+    assert_gradients_near(found[1][2], found[0][2])
 
 
 def random_rollouts():

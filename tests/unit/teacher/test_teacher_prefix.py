@@ -1,13 +1,17 @@
 """Prompts that completions share are computed once, and the scores are those of plain transformers forwards."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from teacher_fixtures import VOCAB, make_model, save_model
-from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, Qwen3Config
 from vold_packing import packed
+from vold_teacher.backends import torch as torch_backend
 from vold_teacher.backends.decoding import DecoderLimits
 from vold_teacher.backends.head import gpu_head_rows
+from vold_teacher.backends.prefix import shared_prompt_states
 from vold_teacher.backends.torch import TorchBackend
 from vold_teacher.batch import Layout
 from vold_teacher.types import ScoreOptions, Sequence
@@ -153,3 +157,44 @@ def test_a_batch_in_several_passes_has_the_scores_of_one(model_and_backend, monk
         np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-5)
         np.testing.assert_allclose(one.top_logprobs, other.top_logprobs, rtol=0, atol=1e-5)
         np.testing.assert_allclose(one.hidden_states, other.hidden_states, rtol=0, atol=5e-5)
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """A folder, and its model in bfloat16."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCAB, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, initializer_range=128**-0.5,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("narrow")
+    config.save_pretrained(path)
+    return path, AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+
+
+def rounded(decoder, sequences, groups):
+    """States as far from the exact ones as those of 36 layers of random weights at the width of real models are."""
+    states = shared_prompt_states(decoder, sequences, groups)
+    noise = torch.randn(states.shape, generator=torch.Generator().manual_seed(0)).to(states.dtype)
+    return states + 0.02 * states.std() * noise
+
+
+def another_token(decoder, sequences, groups):
+    changed = [replace(s, prompt=np.where(np.arange(len(s.prompt)) == 0, 77, s.prompt)) for s in sequences]
+    return shared_prompt_states(decoder, changed, groups)
+
+
+def one_token_more(decoder, sequences, groups):
+    longer = [replace(s, prompt=np.concatenate([s.prompt[:1], s.prompt])) for s in sequences]
+    return shared_prompt_states(decoder, longer, groups)
+
+
+@pytest.mark.parametrize(
+    ("states", "layout"),
+    [(rounded, Layout.SHARED), (another_token, Layout.SEPARATE), (one_token_more, Layout.SEPARATE)],
+)
+def test_rounding_in_16_bits_is_no_reason_to_compute_prompts_again(narrow, monkeypatch, states, layout):
+    path, model = narrow
+    monkeypatch.setattr(torch_backend, "shared_prompt_states", states)
+    backend = TorchBackend(path, device="cpu", attention="sdpa", limits=DecoderLimits(), model=model)
+    assert backend.info.layout is layout

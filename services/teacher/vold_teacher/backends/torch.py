@@ -34,6 +34,10 @@ log = logging.getLogger("vold.teacher.torch")
 # GPU runs a batch in one pass.
 PASS_TOKENS = {"cpu": 2048}
 
+# The distance that rounding to 16 bits may put between two states, relative to their size. 36 layers of random weights
+# have 0.02 in bfloat16; a state whose prompt has another token, or one more, is further away.
+MAX_ROUNDING = 0.1
+
 # Layers whose state is plain keys and values, which the decoder's cache can hold for rows of different lengths.
 CACHEABLE_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -234,8 +238,13 @@ class TorchBackend:
         return [Sequence(prompt, completion, ScoreOptions()) for prompt, completion in cuts]
 
     def _same(self, actual: Tensor, expected: Tensor) -> bool:
-        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
-        return torch.allclose(actual, expected, rtol=tolerance, atol=tolerance)
+        """Whether states [R, H] are equal but for rounding. In 16 bits each state is compared as a whole: over the
+        thousands of values of deep models, rounding moves some value by more than any useful tolerance.
+        """
+        if self.model.dtype == torch.float32:
+            return torch.allclose(actual, expected, rtol=1e-4, atol=1e-4)
+        errors_R, sizes_R = ((actual - expected).float().norm(dim=-1), expected.float().norm(dim=-1))
+        return bool((errors_R <= MAX_ROUNDING * sizes_R).all())
 
     def decoder(self, share: FairShare | None = None) -> TorchDecoder:
         return TorchDecoder(self.model, self.head, self.limits, rows=self.rows, share=share)
