@@ -150,7 +150,7 @@ def test_the_command_prints_a_table_and_says_what_it_follows(tmp_path):
     file, out = write_json(tmp_path / "orz.json", [orz("1 + 1?", "2"), orz("?", "")]), tmp_path / "out.jsonl"
     done = CliRunner().invoke(app, ["orz57k", str(file), "-o", str(out)])
     assert done.exit_code == 0, done.output
-    for shown in ("read", "kept", "dropped: no answer"):
+    for shown in ("read", "kept", "dropped: no answer", "written to"):
         assert shown in done.output
     assert lines(out) == [{"id": "orz57k-0", "prompt": "1 + 1?", "reference": "2"}]
     with pytest.raises(UsageError, match="exists: replace it with --overwrite"):

@@ -13,7 +13,7 @@ app = typer.Typer(
     help="Make files of vold's form from published data sets, which you download. Tried on hand-made rows.",
 )
 
-Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="the published files, in order")]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="the published files, in order")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="JSONL to write")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="leave broken rows out, and count them")]
@@ -79,3 +79,4 @@ def _prepare(
 
     prepared = run_prepare(layout, files, out, overwrite=overwrite, skip_broken=skip_broken, completions=completions)
     Console().print(prepared.table())
+    Console().print(f"written to {out}", highlight=False, soft_wrap=True, markup=False)

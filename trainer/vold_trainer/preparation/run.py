@@ -41,7 +41,7 @@ class Prepared:
     dropped: Counter[str] = field(default_factory=Counter)
 
     def table(self) -> Table:
-        table = Table("rows", "number", title=str(self.out))
+        table = Table("rows", "number")
         table.add_row("read", f"{self.rows:,}")
         table.add_row("kept", f"{self.kept:,}")
         for why, count in sorted(self.dropped.items()):
