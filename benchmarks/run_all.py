@@ -20,6 +20,7 @@ SCRIPTS = (
     "pictures.py",
     "gradients.py",
     "training_memory.py",
+    "head.py",
     "rounding.py",
 )
 
