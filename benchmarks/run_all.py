@@ -21,6 +21,7 @@ SCRIPTS = (
     "gradients.py",
     "training_memory.py",
     "sft_memory.py",
+    "head.py",
     "rounding.py",
 )
 

@@ -214,7 +214,7 @@ def _decode(
         ended_B = active_B & np.isin(buffer.ids_CT[completion_B, position], end_ids)
         if stops is not None:
             open_B = np.flatnonzero(active_B & ~ended_B)
-            ended_B[open_B] = stops.ended([buffer.ids_CT[completion_B[i], : position + 1] for i in open_B])
+            ended_B[open_B] = stops.ended([buffer.ids_CT[completion_B[i], : position + 1].tolist() for i in open_B])
         if ended_B.any():
             active_B &= ~ended_B
             yield buffer.rollouts(completion_B[ended_B], position + 1, False)

@@ -70,6 +70,6 @@ class TextStops:
         tails = []
         for ids in completions:
             # Twice the window: special tokens among them have no text, and are rarely the half.
-            tail = [int(token) for token in ids[-2 * self.window :] if int(token) not in self.special_ids]
+            tail = [token for token in ids[-2 * self.window :] if token not in self.special_ids]
             tails.append(tail[-self.window :])
         return [any(text in tail for text in self.texts) for tail in self.tokenizer.batch_decode(tails)]
