@@ -155,8 +155,8 @@ def tokenizer(name: str) -> PreTrainedTokenizerFast:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300, help="of the teacher; the students take two thirds")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--completions", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--completions", type=int, default=32)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -170,11 +170,11 @@ def main() -> None:
     spelled, added = translation(spelling, teacher), translation(knowing, teacher)
     show(
         "k2 of a completion in the marks of its thought",
-        ["marks", "k2, nats^2", "of it in the marks", "largest gap there", "tokens without a term", "tokens"],
+        ["the marks are", "k2", "of it in the marks", "largest gap there", "tokens without a term", "tokens"],
         [
-            measure("spelled", spelling, teacher, spelled, count, False),
-            measure("spelled, translated", spelling, teacher, spelled, count, True),
-            measure("added", knowing, teacher, added, count, True),
+            measure("spelled, and sent so", spelling, teacher, spelled, count, False),
+            measure("spelled, and translated for the teacher", spelling, teacher, spelled, count, True),
+            measure("added to the student", knowing, teacher, added, count, True),
         ],
     )
 

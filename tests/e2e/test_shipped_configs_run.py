@@ -18,6 +18,7 @@ from vold_trainer.config import StudentConfig, TrainConfig, load
 from vold_trainer.data.images import LazyImage
 from vold_trainer.files import read_json_lines, write_lines
 from vold_trainer.runs.checkpoint import latest_checkpoint
+from vold_trainer.student.added_tokens import with_tokens
 from vold_trainer.student.models import load_student
 from vold_trainer.training.train import run_train
 
@@ -113,7 +114,7 @@ def test_a_shipped_config_trains_two_steps_and_exports(
     assert {span["lane"] for span in read_json_lines(out / "timeline.jsonl")} >= {"generate", "verifier", "optimise"}
     about = json.loads((out / "run.json").read_text())
     assert (about["objective"], "teacher" in about) == (shipped.objective.name, shipped.teacher is not None)
-    assert load(TrainConfig, out / "config.yaml") == config
+    assert load(TrainConfig, out / "config.yaml") == with_tokens(config, ())
     assert latest_checkpoint(out).step == 2
 
     exported(config, out, family)

@@ -18,7 +18,7 @@ CONFIGS = ROOT / "configs"
 def test_a_step_changes_the_trainable_parameters_of_the_config(name, tmp_path):
     folder = tiny_student(CONFIG_FAMILIES[name], tmp_path)
     config = load(TrainConfig, CONFIGS / f"{name}.yaml", [f"student.path={folder}"])
-    student = load_student(config.student)
+    student = load_student(config.student, [])  # of a teacher without tokens of its own
     student.model.train()
     parts = parameter_parts(student.model)
     trainable = {name for name, value in student.model.named_parameters() if value.requires_grad}
