@@ -26,6 +26,7 @@ from vold_trainer.config.parts import (
     VerifierConfig,
 )
 from vold_trainer.config.runs import (
+    MAX_IN_FLIGHT,
     OPENAI_SCHEMES,
     SINGLE_TEACHER,
     EvalConfig,
@@ -37,6 +38,7 @@ from vold_trainer.config.runs import (
 )
 
 __all__ = [
+    "MAX_IN_FLIGHT",
     "OPENAI_SCHEMES",
     "SINGLE_TEACHER",
     "BatchConfig",

@@ -32,6 +32,9 @@ DEFAULT_ROLLOUT_CAP = 2.0
 OPENAI_SCHEMES = ("openai+http://", "openai+https://")
 """Of the URL of an endpoint of OpenAI's API, which `vold traces` takes."""
 
+MAX_IN_FLIGHT = 1 << 14
+"""Completions of `vold traces` at a time at one replica."""
+
 SINGLE_TEACHER = ""
 """The teacher's name in a run that has one teacher."""
 
@@ -184,6 +187,7 @@ class TracesConfig(Config):
     in_flight: int | None = Field(
         default=None,
         ge=1,
+        le=MAX_IN_FLIGHT,
         description="completions at a time at each replica; null: as many as it says that it generates at once, or 64",
     )
     outage: OutageConfig = OutageConfig()
