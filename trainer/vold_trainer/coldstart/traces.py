@@ -159,7 +159,9 @@ class _Command:
             if (verifier := self.config.used_verifier) is not None:
                 client = verifier_client(verifier, self.services, outages=self.outages)
                 await stack.enter_async_context(client)
-                maker.verdicts = Verdicts(client, verifier, self.outages, maker.on_verdict, maker.needs_verdict)
+                maker.verdicts = Verdicts(
+                    client, verifier, self.outages, maker.on_verdict, maker.needs_verdict, maker.window.wake
+                )
             started = time.monotonic()
             await self._make(maker, live)
             seconds = time.monotonic() - started
