@@ -270,8 +270,13 @@ def main() -> None:
         with serving(folder, seconds=0.0, mean=20, rows=64) as replicas:
             rows = []
             for said, checkout in commands:
-                peaks = [measure(replicas, folder, size, 0.0, checkout).peak for size in sizes]
-                rows.append([said, *(f"{peak / 2**20:.0f} MiB" for peak in peaks)])
+                peaks = []
+                for size in sizes:
+                    result = measure(replicas, folder, size, 0.0, checkout)
+                    peaks.append(f"{result.peak / 2**20:.0f} MiB")
+                    cpu = 1000 * result.command * result.seconds / size
+                    print(f"{said}, {size:,} prompts: {peaks[-1]}, {cpu:.1f} ms of CPU a prompt", file=sys.stderr)
+                rows.append([said, *peaks])
         show("Peak memory of the command", ["command", *(f"{size:,} prompts" for size in sizes)], rows)
 
 

@@ -53,6 +53,9 @@ DEFAULT_IN_FLIGHT = 64
 SYNC_SECONDS = 10.0
 """Seconds between two moments at which all answers so far are on disk."""
 
+MANY_TRACES = 20_000
+"""So many are not put in order in a moment."""
+
 SHOW_SECONDS = 0.25
 STOP_SECONDS = 0.2
 
@@ -314,6 +317,8 @@ class _Command:
             raise RunError(
                 f"not one of {requested} traces was kept ({summary.describe_dropped()}): check teacher and verifier"
             )
+        if written >= MANY_TRACES:
+            print_notice(f"[dim]putting {written:,} traces in order")
         self.journal.finish(self.config.out, kept_samples(self.journal, self.config.keep))
         return summary
 
