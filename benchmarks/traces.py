@@ -226,7 +226,7 @@ def list_schedule(durations: Sequence[float], slots: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=2560, help="of the schedule's table")
+    parser.add_argument("--prompts", type=int, default=2560, help="of the table of slots; 0: none")
     parser.add_argument("--mean", type=int, default=200, help="tokens of a completion")
     parser.add_argument("--seconds", type=float, default=0.03, help="that a token takes")
     parser.add_argument("--rows", type=int, default=16, help="slots of each replica")
@@ -237,27 +237,46 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = {"seconds": arguments.seconds, "mean": arguments.mean, "rows": arguments.rows}
-        with serving(folder, **options) as replicas:
-            table = []
-            for said, checkout in commands:
-                result = measure(replicas, folder, arguments.prompts, arguments.seconds, checkout)
-                ratio = result.generation / result.best
-                figures = [f"{result.busy:.1%}", f"{result.generation:.0f} s", f"{result.best:.0f} s", f"{ratio:.2f}x"]
-                table.append([said, *figures, f"{result.servers:.2f}", f"{result.command:.2f}"])
-        show(
-            f"Slots of {REPLICAS} replicas x {arguments.rows}, {arguments.prompts} prompts of "
-            f"{arguments.mean * arguments.seconds:g} s on average",
-            ["command", "busy", "generation", "list schedule", "ratio", "cores of the servers", "cores of the command"],
-            table,
-        )
+        if arguments.prompts:
+            with serving(folder, **options) as replicas:
+                table = []
+                for said, checkout in commands:
+                    result = measure(replicas, folder, arguments.prompts, arguments.seconds, checkout)
+                    ratio = result.generation / result.best
+                    figures = [
+                        f"{result.busy:.1%}",
+                        f"{result.generation:.0f} s",
+                        f"{result.best:.0f} s",
+                        f"{ratio:.2f}x",
+                    ]
+                    table.append([said, *figures, f"{result.servers:.2f}", f"{result.command:.2f}"])
+            show(
+                f"Slots of {REPLICAS} replicas x {arguments.rows}, {arguments.prompts} prompts of "
+                f"{arguments.mean * arguments.seconds:g} s on average",
+                [
+                    "command",
+                    "busy",
+                    "generation",
+                    "list schedule",
+                    "ratio",
+                    "cores of the servers",
+                    "cores of the command",
+                ],
+                table,
+            )
         sizes = [int(each) for each in arguments.memory.split(",") if each]
         if not sizes:
             return
         with serving(folder, seconds=0.0, mean=20, rows=64) as replicas:
             rows = []
             for said, checkout in commands:
-                peaks = [measure(replicas, folder, size, 0.0, checkout).peak for size in sizes]
-                rows.append([said, *(f"{peak / 2**20:.0f} MiB" for peak in peaks)])
+                peaks = []
+                for size in sizes:
+                    result = measure(replicas, folder, size, 0.0, checkout)
+                    peaks.append(f"{result.peak / 2**20:.0f} MiB")
+                    cpu = 1000 * result.command * result.seconds / size
+                    print(f"{said}, {size:,} prompts: {peaks[-1]}, {cpu:.1f} ms of CPU a prompt", file=sys.stderr)
+                rows.append([said, *peaks])
         show("Peak memory of the command", ["command", *(f"{size:,} prompts" for size in sizes)], rows)
 
 

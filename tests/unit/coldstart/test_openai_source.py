@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from vold_client import Internal, InvalidArgument, Unauthenticated, Unavailable
+from vold_client import Internal, InvalidArgument, PermissionDenied, Unavailable
 from vold_trainer.coldstart.openai import OpenAISource
 from vold_trainer.config import TracesConfig, TrainConfig
 from vold_trainer.errors import UsageError
@@ -41,7 +41,7 @@ def endpoint(*replies) -> Iterator[tuple[str, list]]:
             self.answer(self.path == "/v1/models")
 
         def answer(self, known: bool) -> None:
-            status, body, *headers = waiting.pop(0) if known else (404, {})
+            status, body, *headers = waiting.pop(0) if known and waiting else (404, {})
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
             for name, value in headers:
@@ -73,7 +73,6 @@ def ask(url: str, *, key=None, waits: list | None = None, seed=2**63, model="m",
     async def run():
         source = OpenAISource(url, config, key, None, throttled)
         try:
-            await source.ready(1) if settings.get("probe") else None
             described = await source.describe()
             return described, await source.answer(MESSAGES, seed)
         finally:
@@ -138,7 +137,7 @@ def test_refusals_for_now_are_waited_for():
             "insufficient_quota: see your plan",
         ),
         (refusal(400, "no such thing", code="bad"), InvalidArgument, "bad: no such thing"),
-        (refusal(401, "who are you", code="key"), Unauthenticated, "who are you"),
+        (refusal(401, "who are you", code="key"), UsageError, "who are you.* variable VOLD_TEACHER_API_KEY"),
         (refusal(500, "oh"), Unavailable, "oh"),
         ((502, b"<html>"), Unavailable, "HTTP 502"),
         ((200, b"<html>"), Internal, "is this the base URL"),
@@ -150,6 +149,21 @@ def test_what_an_endpoint_may_answer_instead(answer, kind, said):
     with endpoint(answer) as (url, _), pytest.raises(kind, match=said) as raised:
         ask(url, key="secret")
     assert "secret" not in str(raised.value)
+
+
+def test_a_key_that_was_accepted_may_be_replaced_while_the_endpoint_is_away():
+    with endpoint(reply({"content": "2"}), refusal(403, "gone")) as (url, _):
+
+        async def run() -> None:
+            config = TracesConfig(out="t.jsonl", teacher={"url": url, "model": "m"}, keep="all")
+            source = OpenAISource(url, config, "key", None, None)
+            await source.answer(MESSAGES, None)
+            with pytest.raises(PermissionDenied, match="gone"):
+                await source.answer(MESSAGES, None)
+            await source.ready(5)  # it has no list of models
+            await source.aclose()
+
+        asyncio.run(run())
 
 
 def test_nobody_there():

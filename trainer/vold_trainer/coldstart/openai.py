@@ -18,6 +18,7 @@ from vold_client.types import Identity
 from vold_trainer.coldstart.answers import Answer, Described, Messages
 from vold_trainer.config import TracesConfig
 from vold_trainer.errors import UsageError
+from vold_trainer.services.keys import describe_key
 
 SEED_BITS = 31
 """Servers take seeds of different sizes; all take this one."""
@@ -39,7 +40,9 @@ class OpenAISource:
         self.config = config
         self.model = config.teacher.model
         self._throttled = throttled
+        self._source = key
         self._key = ApiKey(key)
+        self._was_accepted = False
         self._limit_name = "max_tokens"
         base = url.removeprefix("openai+").rstrip("/") + "/"
         self._client = httpx.AsyncClient(
@@ -63,19 +66,25 @@ class OpenAISource:
         while True:
             name = self._limit_name
             try:
-                return self._read(await self._complete(self._body(messages, seed, name)))
+                answer = self._read(await self._complete(self._body(messages, seed, name)))
+            except KEY_REFUSED as error:
+                if self._was_accepted:  # it may be replaced
+                    raise
+                origin = describe_key(self.config.teacher, "teacher", self._source)
+                raise UsageError(f"teacher.url: {error}. {origin}") from error
             except InvalidArgument as error:
                 # OpenAI's newer models refuse the older name of the field.
                 if name != "max_tokens" or "max_completion_tokens" not in error.message:
                     raise
                 self._limit_name = "max_completion_tokens"
+            else:
+                self._was_accepted = True
+                return answer
 
     async def ready(self, seconds: float) -> None:
         """Endpoints need not list their models: any answer but a failure shows that this one is up."""
         try:
             await self._send("GET", "models", seconds=seconds)
-        except KEY_REFUSED:
-            raise
         except VoldError as error:
             if error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
                 raise

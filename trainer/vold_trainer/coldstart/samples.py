@@ -141,7 +141,6 @@ class TraceMaker:
             self._record(Entry(*item, ACCEPTED))
             for later in range(item[1] + 1, self.config.samples if self.config.keep == "first-correct" else 0):
                 self.window.cancel((item[0], later))
-        self.window.wake()
 
     def _take(self, item: Item, example: Example, name: str, answer: Answer) -> None:
         """Record an answer: dropped, accepted, or waiting for its verdict."""

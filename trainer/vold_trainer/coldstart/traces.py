@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 from vold_client import Throttled, VoldError
 from vold_client.types import Identity
@@ -26,7 +27,7 @@ from vold_trainer.coldstart.samples import TraceMaker, fingerprints
 from vold_trainer.coldstart.teacher_tokens import record_tokens
 from vold_trainer.coldstart.verdicts import Verdicts
 from vold_trainer.coldstart.window import Lane, Window
-from vold_trainer.config import TracesConfig
+from vold_trainer.config import MAX_IN_FLIGHT, TracesConfig
 from vold_trainer.config.resuming import changes, flat, require_same_traces
 from vold_trainer.data import Example
 from vold_trainer.data.digest import digest
@@ -35,14 +36,15 @@ from vold_trainer.lock import holds_out
 from vold_trainer.runs.folder import StopSignal
 from vold_trainer.scoring.twins import check_twins
 from vold_trainer.sentences import Sentences
-from vold_trainer.services.keys import api_key
+from vold_trainer.services.keys import api_key, describe_key
 from vold_trainer.services.local import Services, client_tls, teacher_client, verifier_client
+from vold_trainer.services.notices import print_notice
 from vold_trainer.services.opening import Opened, opening
 from vold_trainer.services.outages import InterruptedWaitError, Outages
 from vold_trainer.services.throttling import Throttling
 from vold_trainer.sources.check import check_files, listed_urls
 from vold_trainer.tasks import ClientTasks
-from vold_trainer.terminal import ProgressLine, console, progress
+from vold_trainer.terminal import ProgressLine, progress
 
 log = logging.getLogger("vold.traces")
 
@@ -51,6 +53,9 @@ DEFAULT_IN_FLIGHT = 64
 
 SYNC_SECONDS = 10.0
 """Seconds between two moments at which all answers so far are on disk."""
+
+MANY_TRACES = 20_000
+"""So many are not put in order in a moment."""
 
 SHOW_SECONDS = 0.25
 STOP_SECONDS = 0.2
@@ -119,7 +124,7 @@ def run_traces(config: TracesConfig, *, resume: bool = False, opened: Opened | N
             with closing(journal), progress("traces from the teacher", len(examples) * config.samples) as live:
                 return tasks.run(command.run(live, resume=resume))
         except (InterruptedWaitError, _StoppedError) as error:
-            console.print(f"stopped; the answers so far are in {journal.path}: --resume goes on", soft_wrap=True)
+            print_notice(escape(f"stopped; the answers so far are in {journal.path}: --resume goes on"))
             raise SystemExit(143) from error
         finally:
             tasks.close()
@@ -160,7 +165,9 @@ class _Command:
             if (verifier := self.config.used_verifier) is not None:
                 client = verifier_client(verifier, self.services, outages=self.outages)
                 await stack.enter_async_context(client)
-                maker.verdicts = Verdicts(client, verifier, self.outages, maker.on_verdict, maker.needs_verdict)
+                maker.verdicts = Verdicts(
+                    client, verifier, self.outages, maker.on_verdict, maker.needs_verdict, maker.window.wake
+                )
             started = time.monotonic()
             await self._make(maker, live)
             seconds = time.monotonic() - started
@@ -175,6 +182,7 @@ class _Command:
         def make_source(url: str, throttled: Throttled) -> AnswerSource:
             if config.from_openai:
                 key, tls = api_key(config.teacher, "teacher"), client_tls(config.teacher.tls, [url])
+                self.outages.key_origins["teacher"] = partial(describe_key, config.teacher, "teacher", key)
                 return OpenAISource(url, config, key, tls, throttled)
             client = teacher_client(
                 config.teacher, self.services, outages=self.outages, replica=url, throttled=throttled
@@ -197,7 +205,7 @@ class _Command:
                     f"{lane.source.url} {each.identity.model} ({each.identity.weights_fingerprint}): replicas are of "
                     "one model"
                 )
-            lane.set_cap(self.config.in_flight or each.in_flight or DEFAULT_IN_FLIGHT)
+            lane.set_cap(self.config.in_flight or min(each.in_flight, MAX_IN_FLIGHT) or DEFAULT_IN_FLIGHT)
         seeded = all(each.seeded for each in described)
         if not seeded:
             log.warning("%s ignores seeds: the traces will differ from run to run", first.model)
@@ -220,7 +228,7 @@ class _Command:
                 "begin anew with --overwrite"
             )
         maker.read(journal.resume())
-        console.print(f"{maker.found:,} answers are in {journal.path}", highlight=False, soft_wrap=True)
+        print_notice(escape(f"{maker.found:,} answers are in {journal.path}"))
 
     async def _make(self, maker: TraceMaker, live: ProgressLine) -> None:
         """Request and verify until every sample is settled. Raises RunError if some are not."""
@@ -312,6 +320,8 @@ class _Command:
             raise RunError(
                 f"not one of {requested} traces was kept ({summary.describe_dropped()}): check teacher and verifier"
             )
+        if written >= MANY_TRACES:
+            print_notice(f"[dim]putting {written:,} traces in order")
         self.journal.finish(self.config.out, kept_samples(self.journal, self.config.keep))
         return summary
 

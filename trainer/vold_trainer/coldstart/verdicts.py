@@ -32,7 +32,7 @@ class Waiting:
 
 class Verdicts:
     """Answers that wait for their verdicts. on_verdict: called with each; a verdict that could not be reached has its
-    error set. is_wanted: whether an answer still needs a verdict.
+    error set. is_wanted: whether an answer still needs a verdict. on_room: called when fewer answers wait.
     """
 
     def __init__(
@@ -42,11 +42,13 @@ class Verdicts:
         outages: Outages,
         on_verdict: Callable[[Item, Example, Verdict], None],
         is_wanted: Callable[[Item], bool],
+        on_room: Callable[[], None],
     ) -> None:
         self.client = client
         self.config = config
         self.on_verdict = on_verdict
         self.is_wanted = is_wanted
+        self.on_room = on_room
         self.unverified: dict[Item, VoldError] = {}
         self._service = MonitoredService("verifier", client, outages)
         self._queue: asyncio.Queue[Waiting] = asyncio.Queue()
@@ -148,6 +150,7 @@ class Verdicts:
         self._open -= count
         if count:
             self._changed.set()
+            self.on_room()
 
     async def _wait_until(self, condition: Callable[[], bool]) -> None:
         while not condition():

@@ -247,6 +247,8 @@ class Window:
             if await self._is_up(lane):
                 break
         lane.away, lane.on_trial = False, True
+        if len(self.lanes) > 1:
+            print_notice(f"[green]{escape(f'{self.key} {lane.source.url} is ready again')}")
         self._lane_up.set()
         self._changed.set()
 

@@ -30,6 +30,7 @@ from vold_trainer.config.parts import (
     VerifierConfig,
 )
 from vold_trainer.config.runs import (
+    MAX_IN_FLIGHT,
     OPENAI_SCHEMES,
     REFERENCE,
     SINGLE_TEACHER,
@@ -42,6 +43,7 @@ from vold_trainer.config.runs import (
 )
 
 __all__ = [
+    "MAX_IN_FLIGHT",
     "OPENAI_SCHEMES",
     "REFERENCE",
     "SINGLE_TEACHER",

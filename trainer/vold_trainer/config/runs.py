@@ -38,6 +38,9 @@ float32: of older weights, of another engine, or in another dtype. If the config
 OPENAI_SCHEMES = ("openai+http://", "openai+https://")
 """Of the URL of an endpoint of OpenAI's API, which `vold traces` takes."""
 
+MAX_IN_FLIGHT = 1 << 14
+"""Completions of `vold traces` at a time at one replica."""
+
 SINGLE_TEACHER = ""
 """The teacher's name in a run that has one teacher."""
 
@@ -246,6 +249,7 @@ class TracesConfig(Config):
     in_flight: int | None = Field(
         default=None,
         ge=1,
+        le=MAX_IN_FLIGHT,
         description="completions at a time at each replica; null: as many as it says that it generates at once, or 64",
     )
     outage: OutageConfig = OutageConfig()

@@ -93,7 +93,7 @@ def _checks(config: Config) -> Iterator[Callable[[], None]]:
         if isinstance(config, RunConfig | EvalConfig):
             yield partial(require_writable, config.out, "out", config.out)
         elif isinstance(config, TracesConfig):
-            yield partial(require_writable, config.out.parent, "out", config.out)
+            yield partial(_check_traces_file, config.out)
 
 
 def _data(config: Config) -> list[DataConfig]:
@@ -168,6 +168,12 @@ def local_model(url: str, field: str) -> str:
         others += f"; a teacher of the hub is fetched with `hf download {path} --local-dir {path}`"
     require_model_folder(path, f"{field} {url!r}", others)
     return path
+
+
+def _check_traces_file(out: Path) -> None:
+    require_writable(out.parent, "out", out)
+    if out.is_dir():
+        raise UsageError(f"out {str(out)!r} is a folder: name a file in it, such as {str(out / 'traces.jsonl')!r}")
 
 
 def _check_key_file(path: Path | None, key: str) -> None:
