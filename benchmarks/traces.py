@@ -1,6 +1,6 @@
 """How full does `vold traces` keep four replicas, how close is that to a list schedule, and what is its memory?
 
-    python benchmarks/traces.py                        # all tables, about 40 minutes on two idle cores
+    python benchmarks/traces.py                        # all tables: up to an hour on two idle cores
     python benchmarks/traces.py --prompts 640 --memory 1000,10000
 
 The replicas are real teacher services whose backend sleeps a known time a token in place of computing: lengths are

@@ -1,11 +1,13 @@
 """What services say of missing scores: bounded, in one line, a few for each reason, and printed as it is."""
 
+import io
 import sys
 from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from vold_client import DeadlineExceeded, InvalidArgument
 from vold_trainer import cli
 from vold_trainer.coldstart.traces import TracesSummary
@@ -82,6 +84,26 @@ def test_dropped_traces_are_said_with_their_reasons():
     summary = TracesSummary(3, 1, {"wrong": 1, "teacher: InvalidArgument": 1}, sentences)
     assert summary.describe_dropped() == ("1 wrong; 1 teacher: InvalidArgument (row 'a': INVALID_ARGUMENT: too long)")
     assert TracesSummary(1, 1, {}).describe_dropped() == "none"
+
+
+def test_the_table_of_traces_says_what_became_of_all_completions_and_how_fast_they_came():
+    summary = TracesSummary(1200, 1000, {"empty": 40, "wrong": 160}, tokens=5000, generated=6000, seconds=30, found=7)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary.table())
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text().splitlines()]
+    assert [row for row in cells if row] == [
+        ["requested", "1,200"],
+        ["written", "1,000"],
+        ["wrong", "160"],
+        ["empty", "40"],
+        ["there before this command", "7"],
+        ["tokens written", "5,000"],
+        ["tokens generated now", "6,000"],
+        ["tokens/s", "200"],
+        ["seconds", "30.0"],
+    ]
+    console.print(TracesSummary(1, 1, {}).table())
+    assert "unknown" in console.export_text()
 
 
 @pytest.mark.parametrize("name", ["a [unix:host]", "[/INST]", "[bold]"])
