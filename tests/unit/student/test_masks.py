@@ -11,6 +11,9 @@ from vold_trainer.rollout.hf import generate
 from vold_trainer.student.batching import make_batch
 from vold_trainer.student.models import CompletionScorer, load_student
 
+QUICK = ("qwen2.5-vl", "qwen3")
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in QUICK]
+
 
 @pytest.fixture
 def masks(monkeypatch):
@@ -48,12 +51,6 @@ def test_the_prompt_of_a_group_has_no_mask(masks, tmp_path):
         generate(student, TEXT_PROMPTS[1:2], group=3, max_tokens=3)
     prompts = [mask for queries, mask in masks if queries > 1]
     assert prompts == [False, False]
-
-
-QUICK = ("qwen2.5-vl", "qwen3")
-
-
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in QUICK]
 
 
 @pytest.mark.parametrize("family", [*QUICK, *OTHERS])
