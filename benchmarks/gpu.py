@@ -24,6 +24,8 @@ from gpu_parts.tables import PARTS
 HERE = Path(__file__).parent
 MINUTES = {"teacher": 8.0, "update": 6.5, "generation": 4.0, "step": 5.0}
 """After which a part begins no further measurement."""
+NO_DEVICE = 3
+"""The status where there is no GPU to measure."""
 
 
 def main(arguments: list[str]) -> int:
@@ -51,8 +53,13 @@ def main(arguments: list[str]) -> int:
 def run_all(parts: list[str], options: argparse.Namespace, folder: Path) -> int:
     """Each part in a process of its own, so that it leaves no memory to the next. Returns the worst status."""
     rest = ["--size", options.size, "--device", options.device, "--out", str(folder), "--label", options.label]
-    programs = [[sys.executable, str(HERE / "gpu.py"), part, *rest] for part in parts]
-    return max(subprocess.run(program, check=False).returncode for program in programs)
+    worst = 0
+    for part in parts:
+        program = [sys.executable, str(HERE / "gpu.py"), part, *rest]
+        worst = max(worst, abs(subprocess.run(program, check=False).returncode))  # negative if a signal ended it
+        if worst == NO_DEVICE:
+            break
+    return worst
 
 
 def run_part(part: str, options: argparse.Namespace, folder: Path, line: str) -> int:
@@ -63,7 +70,7 @@ def run_part(part: str, options: argparse.Namespace, folder: Path, line: str) ->
 
     if options.device == "cuda" and not torch.cuda.is_available():
         print(f"torch {torch.__version__} sees no CUDA device: nothing is measured, and nothing estimated in its place")
-        return 1
+        return NO_DEVICE
     device = torch.device(options.device)
     results = Results(folder, options.label)
     results.machine(part, machine_facts(device, options.size, line))

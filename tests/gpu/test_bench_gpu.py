@@ -107,7 +107,7 @@ def test_a_measurement_that_fails_is_written_with_its_reason_and_the_next_one_ru
 
 def test_without_a_gpu_nothing_is_measured_and_nothing_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu.main(["teacher", "--out", str(tmp_path)]) == 1
+    assert gpu.main(["teacher", "--out", str(tmp_path)]) == gpu.NO_DEVICE
     assert "sees no CUDA device: nothing is measured" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     for wrong, message in ((["--device", "cpu"], "needs --out FOLDER"), (["trainer"], "there is no part 'trainer'")):
