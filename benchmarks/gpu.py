@@ -16,10 +16,16 @@ import os
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpu_parts.results import Results, command, write_page
 from gpu_parts.tables import PARTS
+
+if TYPE_CHECKING:
+    from gpu_parts.measure import Bench
 
 HERE = Path(__file__).parent
 MINUTES = {"teacher": 8.0, "update": 6.5, "generation": 4.0, "step": 5.0}
@@ -79,9 +85,25 @@ def run_part(part: str, options: argparse.Namespace, folder: Path, line: str) ->
         measure = importlib.import_module(f"gpu_parts.{part}").run
     except ModuleNotFoundError as error:
         bench.skip_all(f"{error.name} is not installed")
+        code = 0
     else:
-        measure(bench)
+        code = measured(bench, measure)
     bench.say(f"done: {write_page(folder, options.size)}")
+    return code
+
+
+def measured(bench: "Bench", measure: "Callable[[Bench], None]") -> int:
+    """Measure a part. What ends it early is written as the reason of all rows that are left; returns the status."""
+    import torch
+
+    try:
+        measure(bench)
+    except torch.OutOfMemoryError:
+        bench.skip_all("out of memory")
+    except Exception as error:
+        traceback.print_exc()
+        bench.skip_all(f"{type(error).__name__}: {error}".partition("\n")[0][:200].replace("|", "/"))
+        return 1
     return 0
 
 
