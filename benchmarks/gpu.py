@@ -16,14 +16,22 @@ import os
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpu_parts.results import Results, command, write_page
 from gpu_parts.tables import PARTS
 
+if TYPE_CHECKING:
+    from gpu_parts.measure import Bench
+
 HERE = Path(__file__).parent
 MINUTES = {"teacher": 8.0, "update": 6.5, "generation": 4.0, "step": 5.0}
 """After which a part begins no further measurement."""
+NO_DEVICE = 3
+"""The status where there is no GPU to measure."""
 
 
 def main(arguments: list[str]) -> int:
@@ -51,8 +59,13 @@ def main(arguments: list[str]) -> int:
 def run_all(parts: list[str], options: argparse.Namespace, folder: Path) -> int:
     """Each part in a process of its own, so that it leaves no memory to the next. Returns the worst status."""
     rest = ["--size", options.size, "--device", options.device, "--out", str(folder), "--label", options.label]
-    programs = [[sys.executable, str(HERE / "gpu.py"), part, *rest] for part in parts]
-    return max(subprocess.run(program, check=False).returncode for program in programs)
+    worst = 0
+    for part in parts:
+        program = [sys.executable, str(HERE / "gpu.py"), part, *rest]
+        worst = max(worst, abs(subprocess.run(program, check=False).returncode))  # negative if a signal ended it
+        if worst == NO_DEVICE:
+            break
+    return worst
 
 
 def run_part(part: str, options: argparse.Namespace, folder: Path, line: str) -> int:
@@ -63,7 +76,7 @@ def run_part(part: str, options: argparse.Namespace, folder: Path, line: str) ->
 
     if options.device == "cuda" and not torch.cuda.is_available():
         print(f"torch {torch.__version__} sees no CUDA device: nothing is measured, and nothing estimated in its place")
-        return 1
+        return NO_DEVICE
     device = torch.device(options.device)
     results = Results(folder, options.label)
     results.machine(part, machine_facts(device, options.size, line))
@@ -72,9 +85,25 @@ def run_part(part: str, options: argparse.Namespace, folder: Path, line: str) ->
         measure = importlib.import_module(f"gpu_parts.{part}").run
     except ModuleNotFoundError as error:
         bench.skip_all(f"{error.name} is not installed")
+        code = 0
     else:
-        measure(bench)
+        code = measured(bench, measure)
     bench.say(f"done: {write_page(folder, options.size)}")
+    return code
+
+
+def measured(bench: "Bench", measure: "Callable[[Bench], None]") -> int:
+    """Measure a part. What ends it early is written as the reason of all rows that are left; returns the status."""
+    import torch
+
+    try:
+        measure(bench)
+    except torch.OutOfMemoryError:
+        bench.skip_all("out of memory")
+    except Exception as error:
+        traceback.print_exc()
+        bench.skip_all(f"{type(error).__name__}: {error}".partition("\n")[0][:200].replace("|", "/"))
+        return 1
     return 0
 
 

@@ -34,6 +34,7 @@ class Bench:
     until: float
     repeats: int = 2
     started: float = field(default_factory=time.monotonic)
+    written: set[tuple[str, Key]] = field(default_factory=set)
 
     @property
     def cuda(self) -> bool:
@@ -71,9 +72,10 @@ class Bench:
             if reason:  # outside the handler, whose traceback holds the tensors of the failed work
                 self.free()
         if reason:
-            self.results.skipped(table, key, reason)
+            self.skip(table, key, reason)
             self.say(f"{table} {', '.join(key)}: not run: {reason}")
             return False
+        self.written.add((table, key))
         self.results.row(table, key, values)
         columns = table_named(table).columns
         shown = (
@@ -82,12 +84,18 @@ class Bench:
         self.say(f"{table} {', '.join(key)}: {'; '.join(shown)}")
         return True
 
+    def skip(self, table: str, key: Key, reason: str) -> None:
+        """Write why a row cannot be measured."""
+        self.written.add((table, key))
+        self.results.skipped(table, key, reason)
+
     def skip_all(self, reason: str) -> None:
-        """Write of every row of the part why it cannot be measured."""
+        """Write of every row of the part that is not written yet why it cannot be measured."""
         for table in TABLES:
             if table.part == self.part:
                 for key in table.rows[self.size]:
-                    self.results.skipped(table.name, key, reason)
+                    if (table.name, key) not in self.written:
+                        self.skip(table.name, key, reason)
         self.say(f"not run: {reason}")
 
     def say(self, text: str) -> None:

@@ -137,7 +137,7 @@ def measure_attention(bench: Bench, path: Path, model: Any, attention: str) -> N
     except SkippedError as error:
         for table, keys in own.items():
             for key in keys:
-                bench.results.skipped(table, key, str(error))
+                bench.skip(table, key, str(error))
         bench.say(f"attention {attention}: not run: {error}")
         return
     length, largest = LOADS[bench.size].length, max(int(key[1]) for key in own["service"])

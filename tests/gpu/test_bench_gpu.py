@@ -98,16 +98,28 @@ def test_a_measurement_that_fails_is_written_with_its_reason_and_the_next_one_ru
         "out of memory", "ValueError: left / right", None, "out of time",
     ]  # fmt: skip
     assert "generation c, 1: tokens/s 5" in capsys.readouterr().out
-    bench.skip_all("pydantic is not installed")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [(torch.OutOfMemoryError("no room"), 0, "out of memory"), (KeyError("weights"), 1, "KeyError: 'weights'")],
+)
+def test_what_ends_a_part_is_the_reason_of_the_rows_that_are_left(tmp_path, capfd, error, status, reason):
+    def measure(bench):
+        bench.row("generation", ("12", "1"), lambda: {"tokens_s": 5.0})
+        raise error
+
+    assert gpu.measured(bench_of("generation", tmp_path), measure) == status
     page = results.render(results.read(tmp_path), "tiny")
-    assert page.count("not run: pydantic is not installed") == sum(
-        len(table.rows["tiny"]) for table in tables.TABLES if table.part == "generation"
-    )
+    rows = sum(len(table.rows["tiny"]) for table in tables.TABLES if table.part == "generation")
+    assert page.count(f"not run: {reason}") == rows - 1
+    assert "| 12 | 1 | 5 | not run | not run |" in page
+    assert ("Traceback" in capfd.readouterr().err) == (status == 1)
 
 
 def test_without_a_gpu_nothing_is_measured_and_nothing_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu.main(["teacher", "--out", str(tmp_path)]) == 1
+    assert gpu.main(["teacher", "--out", str(tmp_path)]) == gpu.NO_DEVICE
     assert "sees no CUDA device: nothing is measured" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     for wrong, message in ((["--device", "cpu"], "needs --out FOLDER"), (["trainer"], "there is no part 'trainer'")):

@@ -41,8 +41,13 @@ def make_batch(
     *,
     device: torch.device | None = None,
     share: bool = True,
+    masked: bool | None = None,
 ) -> Batch:
     """Prompts, padded on the left, followed by completions, padded on the right, on `device`.
+
+    If not `masked`, which is the default on a GPU, sequences whose prompts are not shared begin at the first position,
+    with all padding on the right. Under causal attention no token attends to it, so there is no mask, which would send
+    the attention to a slower kernel.
 
     If several completions have the same example and `share` is set, the batch holds its prompt once. Sharing makes the
     number of forward calls of the layers depend on the batch. It needs a key-value cache, so it is off if activations
@@ -60,6 +65,8 @@ def make_batch(
         batch = _shared_prompt_batch(student, list(prompts.values()), prompt_B, completions)
     else:
         batch = _repeated_prompt_batch(student, examples, completions)
+        if not (masked if masked is not None else device is None or device.type != "cuda"):
+            batch = _without_mask(batch)
     if device is None:
         return batch
     inputs = {name: value.to(device) for name, value in batch.inputs.items()}
@@ -118,6 +125,20 @@ def _repeated_prompt_batch(
     start = shape[1] - 1
     predicts_BS[:, start : start + mask_BT.shape[1]] = mask_BT
     return Batch(inputs, predicts_BS, ids_N, mask_BT)
+
+
+def _without_mask(batch: Batch) -> Batch:
+    """The batch with the tokens of each row at its start, and no attention mask."""
+    mask_BS = batch.inputs["attention_mask"].bool()
+    order_BS = (~mask_BS).long().argsort(dim=-1, stable=True)[:, : int(mask_BS.sum(-1).max())]
+    inputs = {
+        name: value.gather(-1, order_BS) if value.shape == mask_BS.shape else value
+        for name, value in batch.inputs.items()
+        if name != "attention_mask"
+    }
+    if "position_ids" in inputs:  # counted on over the padding: a repeated position would begin another sequence
+        inputs["position_ids"] = torch.arange(order_BS.shape[1]).expand_as(order_BS)
+    return Batch(inputs, batch.predicts_BS.gather(-1, order_BS), batch.ids_N, batch.mask_BT)
 
 
 def micro_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
