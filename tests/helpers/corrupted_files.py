@@ -19,9 +19,8 @@ from PIL import Image
 
 datasets.disable_progress_bars()
 
-MARKS = {"utf-8-sig": "utf-8-sig", "utf-16": "utf-16", "utf-32": "utf-32"}
 ENCODINGS = ("utf-8-sig", "utf-16", "utf-32", "utf-16-le", "latin-1", "gbk", "cp1252")
-PICTURES = ("png", "png16", "palette", "jpeg", "webp", "gif", "bmp", "tiff", "avif")
+PICTURES = ("png", "png16", "tiff32", "palette", "jpeg", "webp", "gif", "bmp", "tiff", "avif")
 
 
 @dataclass(frozen=True)
@@ -228,6 +227,8 @@ def picture_bytes(kind: str) -> bytes:
     picture, buffer = Image.fromarray(noise), io.BytesIO()
     if kind == "png16":
         picture, kind = Image.fromarray(noise[..., 0].astype(np.uint16) * 257), "png"
+    elif kind == "tiff32":
+        picture, kind = Image.fromarray(noise[..., 0].astype(np.int32) * 257), "tiff"
     elif kind == "palette":
         picture, kind = picture.quantize(16), "png"
     picture.save(buffer, kind, **({"exif": picture.getexif()} if kind == "jpeg" else {}))
@@ -329,7 +330,7 @@ def pixels(path: Path) -> np.ndarray:
     """What Pillow decodes, over white, as floating point from 0 to 255."""
     with Image.open(path) as picture:
         picture.load()
-        if picture.mode.startswith("I;16"):
+        if picture.mode.startswith("I"):
             grey = np.asarray(picture).astype(float) / 257
             return np.repeat(grey[..., None], 3, axis=2)
         clear = picture.convert("RGBA")

@@ -57,6 +57,8 @@ NOT_THERE = [
     (["demo", "--out", __file__], f"--out '{__file__}': '{__file__}' is no folder: name another place"),
     (["ablation", "--results", f"{__file__}/x"], f"--results '{__file__}/x': '{__file__}' is no folder"),
     (["train", *VOLD, "--resume", "--step", "best"], "'x' has no checkpoint of step 'best': there is none: leave"),
+    (["prepare", "orz57k", "no.json", "-o", "x.jsonl"], "FILE 'no.json' does not exist: download it"),
+    (["prepare", "geometry3k", __file__, "-o", "x.csv"], "--out 'x.csv': the file is JSONL: name it x.jsonl"),
     (["train", "pocket:vold", "out=/", "student.path=pocket:student", "--overwrite"], "which --overwrite would delete"),
 ]
 

@@ -248,6 +248,17 @@ def test_an_error_quotes_little_of_a_picture(tmp_path, value):
     assert "Mend the row" in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "row", [{"x" * 9000: 1}, {f"column {number}": 1 for number in range(5000)}], ids=["long", "many"]
+)
+def test_an_error_names_few_columns_of_a_row(tmp_path, row):
+    file = write_lines(tmp_path / "rows.jsonl", {"prompt": "q", **row})
+    for options in ({}, {"template": "{{question}}"}, {"columns": {"reference": "answers"}}):
+        with pytest.raises(UsageError, match=r"prompt, (xxx|column 0)") as raised:
+            load(file, **options)
+        assert len(str(raised.value)) < 700 + len(str(file))
+
+
 DEEP, LONG = "[" * 100_000 + "]" * 100_000, f"[{'9' * 5_000}]"
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vold_trainer.data.quoting import list_names
 from vold_trainer.errors import UsageError
 
 FIELD_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -103,7 +104,7 @@ class Columns:
 
     def hint(self, field: str, available: Sequence[str]) -> str:
         """The remedy for a field that may be missing because its column has another name."""
-        return f", or name its column with {self.key}.{field} (the row has {', '.join(available) or 'none'})"
+        return f", or name its column with {self.key}.{field} (the row has {list_names(available)})"
 
     def columns_to_read(self, available: Sequence[str], where: str) -> list[str]:
         """The columns to read, of those available. Raises UsageError if a mapped column is missing."""
@@ -120,7 +121,7 @@ class Columns:
             for path in self.paths.get(field, ()):
                 if path not in known and path.split(".")[0] not in known:
                     near = difflib.get_close_matches(path, available, n=1)
-                    hint = f"did you mean {near[0]!r}?" if near else f"columns there: {', '.join(available) or 'none'}"
+                    hint = f"did you mean {near[0]!r}?" if near else f"columns there: {list_names(available)}"
                     raise UsageError(f"{self.key}.{field} is {path!r}: {problem}; {hint}")
 
 

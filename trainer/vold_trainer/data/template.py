@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from vold_trainer.data.quoting import list_names
 from vold_trainer.errors import UsageError
 
 
@@ -31,7 +32,7 @@ class PromptTemplate:
         """The prompt of a row. Raises ValueError that says why there is none."""
         missing = [name for name in self.columns if name not in row]
         if missing:
-            raise ValueError(f"names the column {missing[0]!r}, and the row has {', '.join(row) or 'none'}")
+            raise ValueError(f"names the column {missing[0]!r}, and the row has {list_names(list(row))}")
         empty = [name for name in self.columns if row[name] is None]
         if empty:
             raise ValueError(f"names the column {empty[0]!r}, which is null here")

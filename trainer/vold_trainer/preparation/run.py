@@ -89,9 +89,8 @@ def run_prepare(
                     if prepared.rows % REFRESH == 0 or prepared.rows == total:
                         live.update(prepared.rows, kept=f"{prepared.kept:,}")
             if not prepared.kept:
-                raise UsageError(
-                    f"{', '.join(map(str, files))}: no row is left ({dict(prepared.dropped) or 'no rows'})"
-                )
+                why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(prepared.dropped.items()))
+                raise UsageError(f"{', '.join(map(str, files))}: no row is left ({why or 'there are none'})")
             partial.replace(out)
         except OSError as error:
             raise UsageError(f"--out {str(out)!r} cannot be written: {error}; it is as it was") from error
