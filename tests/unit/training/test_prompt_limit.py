@@ -1,4 +1,4 @@
-"""`data.max_prompt_tokens`: longer prompts are dropped and counted, or named, by `vold train` and its check."""
+"""`data.max_prompt_tokens`: prompts with more tokens are dropped and counted, or named, by a run and by its check."""
 
 import pytest
 from vold_trainer.checking.findings import CheckReport
