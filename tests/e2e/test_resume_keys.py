@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 VALUES = {
     "trackers": None, "student.path": str(checkpoint_path("student")), "student.dtype": "bfloat16",
+    "student.add_tokens": [{"id": 110, "content": "<mark>"}],
     "student.compute": "bfloat16", "student.freeze": ["vision", "head"], "student.lora": {"r": 4},
     "steps": 3, "optim.betas": [0.8, 0.9], "optim.schedule": "linear", "teacher.template": "teacher",
     "teacher.sane": "warn", "teacher.min_shared": 0.5, "teachers": None, "verifier.name": "math",
@@ -100,7 +101,15 @@ def test_each_key_is_taken_refused_or_irrelevant_as_the_table_says(run, tmp_path
             assert len(read_json_lines(out / "metrics.jsonl")) == config.steps, key
         shutil.rmtree(out)
     assert {key for key, what in seen.items() if what == "refused"} == {
-        *("seed", "student.dtype", "student.freeze", "student.lora", "rollout.prompts", "objective.name"),
+        *(
+            "seed",
+            "student.dtype",
+            "student.add_tokens",
+            "student.freeze",
+            "student.lora",
+            "rollout.prompts",
+            "objective.name",
+        ),
         *("checkpoints.metric", "checkpoints.mode", "data.split", "data.modality", "data.limit", "data.offset"),
         "data.seed",
     }

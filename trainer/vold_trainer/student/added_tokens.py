@@ -88,11 +88,9 @@ def choose_tokens(
         _missing(tokens, tokenizer)
         return tokens
     record = Path(path) / RECORD
-    recorded = (
-        {token.id: token for token in tokens_of_tokenizer(record.read_bytes(), str(record))}
-        if (record.is_file())
-        else {}
-    )
+    recorded: dict[int, TokenConfig] = {}
+    if record.is_file():
+        recorded = {token.id: token for token in tokens_of_tokenizer(record.read_bytes(), str(record))}
     if config.add_tokens != OF_TEACHER:
         offered = read_tokens(config.add_tokens)
     elif offered is None and not recorded:
