@@ -6,7 +6,6 @@ from typing import Any
 
 from vold_trainer.checking.memory import ModelSize, estimate_memory
 from vold_trainer.config import TrainConfig
-from vold_trainer.objectives import Vold
 from vold_trainer.processes.ranks import Ranks, make_accelerator
 from vold_trainer.student.models import Student
 from vold_trainer.training.update import PolicyUpdater
@@ -17,7 +16,6 @@ from gpu_parts.measure import GIB, Bench
 from gpu_parts.tables import SETTINGS
 
 COMPLETIONS = 4
-OBJECTIVE = Vold()
 FULL = {"dtype": "float32", "compute": "bfloat16", "freeze": ["vision", "projector"]}
 LORA = {"dtype": "bfloat16", "lora": {"r": 16, "alpha": 32}}
 RECOMPUTED = {"checkpoint_activations": True}
@@ -53,7 +51,7 @@ def measure_setting(bench: Bench, setting: str, folder: Path, ranks: Ranks) -> N
         bench.row("update", key, lambda key=key: measured(int(key[1])))
     if setting == SETTINGS[1] and made:
         batch = students.scored(made[0].student, COMPLETIONS, 2, *lengths(int(keys[0][1])))
-        bench.profile("Trainer: a policy update", lambda: made[0].update(0, batch, OBJECTIVE.needs))
+        bench.profile("Trainer: a policy update", lambda: made[0].update(0, batch, made[0].objective.needs))
 
 
 def make_updater(bench: Bench, setting: str, folder: Path, ranks: Ranks) -> PolicyUpdater:
@@ -62,7 +60,7 @@ def make_updater(bench: Bench, setting: str, folder: Path, ranks: Ranks) -> Poli
     settings = {
         "out": folder,
         "student": {"path": str(folder), **STUDENTS[setting]},
-        "objective": OBJECTIVE,
+        "objective": {"name": "vold"},
         "batch": {"micro": 4 if setting.endswith("of 4") else 1},
         "optim": {"lr": 1e-6},
     }
@@ -79,10 +77,10 @@ def update(bench: Bench, updater: PolicyUpdater, tokens: int) -> dict[str, Any]:
     student, config = updater.student, updater.config
     prompt, completion = lengths(tokens)
     batch = students.scored(student, COMPLETIONS, 2, prompt, completion)
-    updater.update(0, batch, OBJECTIVE.needs)
+    updater.update(0, batch, updater.objective.needs)
     bench.free()
     bench.begin_peak()
-    seconds = bench.seconds(lambda: updater.update(0, batch, OBJECTIVE.needs))
+    seconds = bench.seconds(lambda: updater.update(0, batch, updater.objective.needs))
     peak = bench.peak_gib()
     real = sum(len(student.prompt_ids([one.example])[0]) + len(one.ids) for one in batch.rollouts)
     check = expected_gib(student, config, real // COMPLETIONS)
