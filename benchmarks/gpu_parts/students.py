@@ -39,15 +39,16 @@ def example(index: int, tokens: int) -> Example:
 
 
 def rollouts(student: Student, count: int, group: int, prompt: int, completion: int) -> list[Rollout]:
-    """`count` completions of that many random tokens, `group` of each prompt."""
+    """`count` completions of that many random tokens, `group` of each prompt, sampled as from a uniform student."""
     rng = np.random.default_rng(0)
+    examples = [example(index, prompt) for index in range(-(-count // group))]
+    logprobs = np.full(completion, -np.log(student.vocab_size), np.float32)
     found = []
     for row in range(count):
         ids = rng.integers(len(student.tokenizer) // 2, student.vocab_size, completion)
-        one = example(row // group, prompt)
-        found.append(Rollout(row, one, (), tuple(ids.tolist()), "", truncated=True))
-    by_id = {one.example.id: one.example for one in reversed(found)}  # a group has one example
-    return [Rollout(one.row, by_id[one.example.id], (), one.ids, "", truncated=True) for one in found]
+        one = examples[row // group]
+        found.append(Rollout(row, one, (), tuple(ids.tolist()), "", truncated=True, logprobs=logprobs))
+    return found
 
 
 def scored(student: Student, count: int, group: int, prompt: int, completion: int) -> ScoredBatch:

@@ -6,7 +6,6 @@ from typing import Any
 
 from vold_trainer.checking.memory import ModelSize, estimate_memory
 from vold_trainer.config import TrainConfig
-from vold_trainer.objectives import Needs
 from vold_trainer.processes.ranks import Ranks, make_accelerator
 from vold_trainer.student.models import Student
 from vold_trainer.training.update import PolicyUpdater
@@ -31,9 +30,6 @@ STUDENTS: dict[str, dict[str, Any]] = {
 assert tuple(STUDENTS) == SETTINGS
 
 
-NEEDS = Needs(reward=True, teacher=True)
-
-
 def run(bench: Bench) -> None:
     ranks = Ranks(make_accelerator())
     for setting in SETTINGS:
@@ -55,7 +51,7 @@ def measure_setting(bench: Bench, setting: str, folder: Path, ranks: Ranks) -> N
         bench.row("update", key, lambda key=key: measured(int(key[1])))
     if setting == SETTINGS[1] and made:
         batch = students.scored(made[0].student, COMPLETIONS, 2, *lengths(int(keys[0][1])))
-        bench.profile("Trainer: a policy update", lambda: made[0].update(0, batch, NEEDS))
+        bench.profile("Trainer: a policy update", lambda: made[0].update(0, batch, made[0].objective.needs))
 
 
 def make_updater(bench: Bench, setting: str, folder: Path, ranks: Ranks) -> PolicyUpdater:
@@ -81,10 +77,10 @@ def update(bench: Bench, updater: PolicyUpdater, tokens: int) -> dict[str, Any]:
     student, config = updater.student, updater.config
     prompt, completion = lengths(tokens)
     batch = students.scored(student, COMPLETIONS, 2, prompt, completion)
-    updater.update(0, batch, NEEDS)
+    updater.update(0, batch, updater.objective.needs)
     bench.free()
     bench.begin_peak()
-    seconds = bench.seconds(lambda: updater.update(0, batch, NEEDS))
+    seconds = bench.seconds(lambda: updater.update(0, batch, updater.objective.needs))
     peak = bench.peak_gib()
     real = sum(len(student.prompt_ids([one.example])[0]) + len(one.ids) for one in batch.rollouts)
     check = expected_gib(student, config, real // COMPLETIONS)

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from noise_prompts import IMAGE_PROMPTS, TEXT_PROMPTS
 from tiny_students import tiny_student
 from vold_trainer.config import StudentConfig, TrainConfig, load
-from vold_trainer.objectives import REGISTRY, Needs, Rollouts, Support
+from vold_trainer.objectives import REGISTRY, Rollouts, Support
 from vold_trainer.processes.ranks import Ranks, make_accelerator
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.rollout.hf import generate
@@ -23,7 +23,6 @@ from vold_trainer.training.update import PolicyUpdater
 
 COMPLETIONS = [[20, 21, 22, 23, 24, 25], [30], [31, 20, 40], [33, 34], [41, 42, 20, 21, 22, 23, 24], [50, 51]]
 FAMILIES = ["qwen2.5-vl", "qwen3-vl", "qwen3"]
-NEEDS = Needs(reward=True, teacher=True)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +174,8 @@ def scored_batch():
     rng = np.random.default_rng(0)
     prompts = [TEXT_PROMPTS[1], IMAGE_PROMPTS[1]]
     rollouts = [
-        Rollout(row, prompts[row // 3], (), tuple(ids), "", truncated=False) for row, ids in enumerate(COMPLETIONS)
+        Rollout(row, prompts[row // 3], (), tuple(ids), "", truncated=False, logprobs=np.full(len(ids), -4, np.float32))
+        for row, ids in enumerate(COMPLETIONS)
     ]
     scores = [
         RolloutScore(-rng.random(len(ids)).astype(np.float32), reward=float(row % 2), correct=bool(row % 2))
@@ -202,7 +202,7 @@ def updated(folder, monkeypatch, device, *, micro, **settings):
         student.model.train()
         updater = PolicyUpdater(config, student, Ranks(make_accelerator()))
         assert student.model.device.type == torch.device(device).type
-        metrics, _ = updater.update(0, scored_batch(), NEEDS)
+        metrics, _ = updater.update(0, scored_batch(), config.objective.needs)
     AcceleratorState._reset_state(reset_partial_state=True)
     return {n: v.detach().float().cpu() for n, v in student.model.named_parameters() if v.requires_grad}, metrics
 
