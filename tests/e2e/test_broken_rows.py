@@ -113,6 +113,7 @@ def completions(batches) -> dict[tuple[int, int], tuple[str, tuple[int, ...]]]:
     return {(batch.step, r.row): (r.example.id, r.ids) for batch in batches for r in batch.scored.rollouts}
 
 
+@pytest.mark.slow
 def test_a_broken_picture_costs_its_own_group_alone(tmp_path, train, generated, caplog):
     train(tmp_path / "whole", write_rows(tmp_path / "good", broken=False))
     whole = completions(generated)

@@ -79,7 +79,8 @@ def one_ahead(tmp_path_factory, pocket_teacher, verifier):
     return out
 
 
-@pytest.mark.parametrize("batch", [pytest.param("batch.size=0", marks=pytest.mark.slow), "batch.size=8"])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", ["batch.size=0", "batch.size=8"])
 def test_updating_while_scores_come_changes_no_number(batch, tmp_path, pocket_teacher, verifier, monkeypatch):
     """Not one bit of losses, gradient norms and weights; the teacher's cache gives both runs the same scores."""
     run_train(config(tmp_path / "overlapped", pocket_teacher, verifier, "steps=2", batch))
@@ -116,7 +117,7 @@ def test_the_next_batch_is_generated_before_a_step_updates(one_ahead):
     assert {span["lane"] for span in spans} >= {"generate", "teacher", "verifier", "optimise", "sync", "checkpoint"}
 
 
-@pytest.mark.parametrize("done", [1, 3])
+@pytest.mark.parametrize("done", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_resumed_run_trains_on_the_batches_that_were_generated_ahead(
     done, tmp_path, one_ahead, pocket_teacher, verifier
 ):
@@ -211,6 +212,7 @@ def test_an_engine_with_its_own_weights_generates_during_the_update(
         assert update_span[0] < generation[1]
 
 
+@pytest.mark.slow
 def test_traces_are_never_stale(tmp_path, pocket_teacher, verifier):
     from vold_trainer.coldstart.traces import run_traces
     from vold_trainer.config import TracesConfig

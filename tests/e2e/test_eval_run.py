@@ -79,6 +79,7 @@ def test_sampled_metrics_agree_with_the_verdicts(uninterrupted, verifier):
     assert {sample["modality"] for sample in read_json_lines(uninterrupted / "eval_samples.jsonl")} == {"text", "image"}
 
 
+@pytest.mark.slow
 def test_a_killed_and_continued_evaluation_has_the_same_results(tmp_path, uninterrupted, verifier):
     command = [sys.executable, "-m", "vold_trainer", "eval", "pocket:eval", *settings(tmp_path, verifier)]
     store, all_lines = tmp_path / "answers.jsonl", 1 + 2 * PROBLEMS * (1 + SAMPLES)

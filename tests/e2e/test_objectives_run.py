@@ -82,6 +82,7 @@ def test_every_objective_runs_through_the_real_services(name, tmp_path, pocket_t
         assert all((row["support/ids"] == top_k) != ("mask_special" in objective) for row in rows)
 
 
+@pytest.mark.slow
 def test_gkd_samples_the_source_of_the_completions_of_each_step(tmp_path, pocket_teacher, verifier, traces):
     objective = f"{{name: gkd, traces: {traces}, student_share: 0.5}}"
     kept = ("checkpoints.every=1", "checkpoints.keep_best=1")  # by the reward, which steps on traces have not

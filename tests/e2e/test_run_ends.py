@@ -73,7 +73,10 @@ def assert_same(out: Path, whole: Path, processes: int = 1) -> None:
         ("generate", 3, ArithmeticError("of a kind that nobody knows"), ArithmeticError, 2),
         pytest.param("generate", 1, ValueError("nothing was learned yet"), ValueError, 0, marks=SLOW),
         pytest.param("scores", 5, InvalidArgument("the run is at fault"), RunError, 2, marks=SLOW),
-        ("backward", 5, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), RunError, 2),
+        pytest.param(
+            *("backward", 5, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), RunError, 2),
+            marks=SLOW,
+        ),
         pytest.param("backward", 5, RuntimeError("Allocator: can't allocate memory"), RunError, 2, marks=SLOW),
         pytest.param("diagnose", 2, RunError("the teacher changed"), RunError, 2, marks=SLOW),
         pytest.param("sync", 2, OSError("No space left on device"), RunError, 2, marks=SLOW),

@@ -104,6 +104,7 @@ def test_a_step_of_the_trainer_is_one_trace_through_both_services(tmp_path, coll
         assert verify.attributes["vold.items"] == 4
 
 
+@pytest.mark.slow
 def test_an_unreachable_collector_does_not_fail_requests(tmp_path, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")

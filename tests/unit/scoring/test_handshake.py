@@ -124,7 +124,11 @@ def test_real_qwen_ranks_encode_as_the_package_does(qwens):
     assert qwens[0](text)["input_ids"] == get_tokenizer("qwen2.5-72b-instruct").encode(text)
 
 
-@pytest.mark.parametrize("rows", [151936, 152064], ids=["padded-like-3b", "padded-like-7b"])
+@pytest.mark.parametrize(
+    "rows",
+    [151936, pytest.param(152064, marks=pytest.mark.slow)],
+    ids=["padded-like-3b", "padded-like-7b"],
+)
 def test_qwen2_5_and_qwen3_differ_in_four_ids_and_a_base_models_end(qwens, rows):
     """method.md's tokenizer trap: ids 151665 to 151668, and <|endoftext|> where the teacher ends with <|im_end|>."""
     tokenizer, student, teacher = qwens

@@ -7,6 +7,7 @@ from vold_trainer.data.columns import Columns
 from vold_trainer.data.json_array import holds_array, read_json_array
 from vold_trainer.data.jsonl import read_lines, read_object
 from vold_trainer.data.parquet import count_parquet_rows, parquet_rows
+from vold_trainer.data.parsing import Parser
 from vold_trainer.data.rows import Row
 from vold_trainer.errors import UsageError
 
@@ -19,8 +20,9 @@ StoredRow = Row | tuple[int, bytes]
 
 def file_rows(path: Path, columns: Columns) -> Iterator[Row]:
     """The rows of one file; its suffix tells the format. Raises UsageError for an unknown suffix."""
+    parser = Parser()
     for stored in stored_rows(path, columns):
-        yield read_row(stored, path)
+        yield read_row(stored, path, parser)
 
 
 def stored_rows(path: Path, columns: Columns) -> Iterator[StoredRow]:
@@ -38,13 +40,13 @@ def stored_rows(path: Path, columns: Columns) -> Iterator[StoredRow]:
         raise UsageError(f"{str(path)!r} is neither JSONL ({', '.join(JSONL)}) nor Parquet (.parquet): convert it")
 
 
-def read_row(stored: StoredRow, path: Path) -> Row:
-    """The row of a file as `stored_rows` has it."""
+def read_row(stored: StoredRow, path: Path, parser: Parser) -> Row:
+    """The row of a file as `stored_rows` has it. parser: of many rows, one after the other."""
     if isinstance(stored, Row):
         return stored
     number, line = stored
     where = f"{path}:{number}"
-    return Row(where, read_object(line, where), path.parent)
+    return Row(where, read_object(line, where, parser), path.parent)
 
 
 def count_rows(path: Path, lines: int) -> int:

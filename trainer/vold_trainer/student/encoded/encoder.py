@@ -8,6 +8,7 @@ import numpy as np
 
 from vold_trainer.data.digest import digest_record
 from vold_trainer.data.files import StoredRow, read_row
+from vold_trainer.data.parsing import Parser
 from vold_trainer.data.traces import TraceReader, TraceRules
 from vold_trainer.errors import UsageError
 from vold_trainer.student.encoded import rows
@@ -62,6 +63,7 @@ class Encoder:
         self.texts = texts
         self.path = path
         self._reader = TraceReader(rules)
+        self._parser = Parser()
 
     def encode(self, part: Sequence[StoredRow]) -> EncodedPart:
         """Encode rows. A broken one is a Fault."""
@@ -76,7 +78,7 @@ class Encoder:
         return encoded
 
     def _row(self, stored: StoredRow) -> EncodedRow:
-        trace, prompt = measured_trace(self._reader.read(read_row(stored, self.path)), self.texts)
+        trace, prompt = measured_trace(self._reader.read(read_row(stored, self.path, self._parser)), self.texts)
         example = trace.example
         return EncodedRow(
             ids=np.asarray(trace.ids, "<i4").tobytes(),
