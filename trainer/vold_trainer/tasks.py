@@ -1,13 +1,26 @@
-"""Run coroutines of the clients from code that has no event loop."""
+"""Coroutines of the clients: from code that has no event loop, and several at the same time."""
 
 import asyncio
 import concurrent.futures
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 from vold_client.loop import client_loop
 
 T = TypeVar("T")
+
+
+async def run_until_first(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run coroutines at the same time until one of them ends, and cancel the others. Raises the error of what ended."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class ClientTasks:

@@ -43,7 +43,7 @@ from vold_trainer.services.opening import Opened, opening
 from vold_trainer.services.outages import InterruptedWaitError, Outages
 from vold_trainer.services.throttling import Throttling
 from vold_trainer.sources.check import check_files, listed_urls
-from vold_trainer.tasks import ClientTasks
+from vold_trainer.tasks import ClientTasks, run_until_first
 from vold_trainer.terminal import ProgressLine, progress
 
 log = logging.getLogger("vold.traces")
@@ -246,15 +246,7 @@ class _Command:
         work = [answer(), self._show(maker, live), self._sync(), self._watch_for_stop()]
         if maker.verdicts is not None:
             work.append(maker.verdicts.run())
-        tasks = [asyncio.create_task(each) for each in work]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await run_until_first(work)
         unsettled = {**maker.window.unanswered, **(maker.verdicts.unverified if maker.verdicts is not None else {})}
         open_items = [item for item in unsettled if maker.is_wanted(item) or maker.needs_verdict(item)]
         if open_items:

@@ -12,6 +12,7 @@ from vold_trainer.data import Example
 from vold_trainer.errors import RunError
 from vold_trainer.services.items import settle, verifier_item
 from vold_trainer.services.outages import MonitoredService, Outages
+from vold_trainer.tasks import run_until_first
 
 BATCH = 64
 """Most answers of one call."""
@@ -72,15 +73,9 @@ class Verdicts:
 
     async def run(self) -> None:
         """Verify until cancelled. Raises RunError if the verifier does not come back."""
-        workers = [asyncio.create_task(self._work()) for _ in range(CALLS_PER_REPLICA * len(self.client.urls))]
         try:
-            done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-            for worker in done:
-                worker.result()
+            await run_until_first(self._work() for _ in range(CALLS_PER_REPLICA * len(self.client.urls)))
         finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
             await self._service.aclose()
 
     async def _work(self) -> None:
