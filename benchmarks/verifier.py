@@ -27,7 +27,7 @@ from common import environment_of, serving, show
 from vold_client import AsyncVerifierClient, Item, ItemBudget
 
 BATCH, ROUNDS = 256, 5
-NUMERIC_ITEMS, SYMBOLIC_ITEMS, CHOICE_ITEMS = 16 * BATCH, 2 * BATCH, 20_000
+NUMERIC_ITEMS, SYMBOLIC_ITEMS, CHOICE_ITEMS = 64 * BATCH, 4 * BATCH, 20_000
 ALONE_ITEMS = 96
 """The number of items for math-verify alone: enough for a rate."""
 POISON_EVERY = 50
@@ -184,7 +184,7 @@ def one_turn(tree: Path | None, number: int, gsm8k: Path | None) -> dict[str, fl
         first = symbolic_items(number + 1000)[:8]
         rates["first 8 symbolic answers"] = len(first) / asyncio.run(time_service(urls["grpc"], first))
         asyncio.run(time_service(urls["grpc"], [*numeric[:BATCH], *symbolic_items(number + 2000)[:BATCH]]))
-        for name, items in (("numeric", numeric), ("symbolic", symbolic), ("poison", with_poison(numeric[:2048]))):
+        for name, items in (("numeric", numeric), ("symbolic", symbolic), ("poison", with_poison(numeric))):
             rates[name] = len(items) / asyncio.run(time_service(urls["grpc"], items))
     rate = subprocess.run(
         [sys.executable, __file__, "--choice"], env=environment_of(tree), capture_output=True, text=True, check=True

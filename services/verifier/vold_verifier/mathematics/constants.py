@@ -2,7 +2,7 @@
 
 import re
 
-from vold_verifier.mathematics import magnitude, notation, numbers, symbolic
+from vold_verifier.mathematics import magnitude, notation, numbers, parsing, symbolic, values
 from vold_verifier.reading import bounds
 from vold_verifier.reading.text import symbols_to_latex
 
@@ -23,8 +23,9 @@ def parse(text: str, *, with_unit: bool = True) -> numbers.Number | None:
     latex = symbolic.value_side(notation.clean(symbols_to_latex(text)))
     if not latex or bounds.violation(latex) is not None or magnitude.are_apart("1", latex):
         return None
-    value = symbolic.constant_value(notation.normalise(latex))
-    return None if value is None else numbers.Number(value, places=symbolic.DIGITS - 5, digits=symbolic.DIGITS - 5)
+    parsing.forget()
+    value = values.constant_value(notation.normalise(latex))
+    return None if value is None else numbers.Number(value, places=values.DIGITS - 5, digits=values.DIGITS - 5)
 
 
 def plain(text: str, *, with_unit: bool = True) -> numbers.Number | None:

@@ -5,7 +5,7 @@ The exact path is faster, and gives the same result as algebra.
 
 from dataclasses import dataclass
 
-from vold_verifier.mathematics import magnitude, notation, numbers, symbolic
+from vold_verifier.mathematics import magnitude, notation, numbers, parsing, symbolic
 from vold_verifier.reading import bounds
 from vold_verifier.reading.text import shorten, symbols_to_latex
 from vold_verifier.types import BadReferenceError
@@ -64,6 +64,7 @@ def compare(reference: str, answer: str, *, use_exact_path: bool = True, allow_u
         raise BadReferenceError(f"the reference cannot be parsed safely: {violation}: {shorten(reference)}")
     if magnitude.are_apart(symbolic.value_side(reference_latex), symbolic.value_side(answer_latex)):
         return Comparison(False, "not equal: of another size", by_algebra=True)
+    parsing.forget()
     try:
         comparison = symbolic.compare(reference_latex, answer_latex, allow_unevaluated=allow_unevaluated)
         return Comparison(*comparison, by_algebra=True)

@@ -1,14 +1,13 @@
 """Compare two mathematical texts by math-verify's algebra, with checks for answers that math-verify decides wrongly.
 
-latex2sympy2_extended parses the texts, with upper and lower case distinct, and without its removal of units, which
-would read the t of 3 + 2t as tonnes. Each check refuses an answer that math-verify accepts: a false chain ("1 = 2" for
+The texts are read with upper and lower case distinct, and without latex2sympy's removal of units, which would read the
+t of 3 + 2t as tonnes (`parsing`). Each check refuses an answer that math-verify accepts: a false chain ("1 = 2" for
 2), an unevaluated integral or sum, another unit, another or a missing base, an anagram ("seat" for "east"), and tiny
 values that agree in six decimals. Expressions that algebra finds different are also evaluated at a few points.
 """
 
 import logging
 import re
-from fractions import Fraction
 from typing import Any
 
 from vold_verifier.mathematics import (
@@ -23,6 +22,7 @@ from vold_verifier.mathematics import (
     noncommutative,
     notation,
     numbers,
+    parsing,
     piecewise,
     polynomials,
     propositions,
@@ -31,6 +31,7 @@ from vold_verifier.mathematics import (
     spoken,
     tuples,
     units,
+    values,
     worked_out,
 )
 
@@ -54,11 +55,6 @@ _APPROX = re.compile(r"\\(?:approx|simeq|doteq|sim)(?![A-Za-z])")
 _EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
 _OPERATOR_NAME = re.compile(r"\\operatorname\s*\{[^{}]*\}")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
-_CONSTANT_COMMANDS = frozenset(
-    {"frac", "dfrac", "tfrac", "cfrac", "sqrt", "cdot", "times", "div", "pi", "binom", "exp", "log", "ln"}
-    | {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan"}
-)
-_CLOSED_FORM = re.compile(r"[\w\s.+*/^(){}\\!-]+", re.ASCII)
 _TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname)\s*\{[^{}]*\}")
 _PROSE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
@@ -76,12 +72,7 @@ _KINDS = (
 )
 """Answers that algebra does not compare: each function gives None for a reference of another kind."""
 
-FLOAT_TOLERANCE = 1e-6
-DIGITS = 30
 APPROXIMATION_TOLERANCE = 0.01
-POINTS = ("0.7310", "-1.3719", "2.1931", "-0.4173", "3.3391", "1.1273", "-2.7151")
-MIN_AGREEING_POINTS = 4
-MAX_SYMBOLS = 5
 MAX_REPEATED = 20
 
 
@@ -151,11 +142,11 @@ def compare(reference: str, answer: str, *, allow_unevaluated: bool = False) -> 
         return same, "the same cases" if same else "other cases", ""
     if notation.is_unfinished(answer) and not notation.is_unfinished(reference):
         return False, "a number that is not written to its end", ""
-    if not allow_unevaluated and (operation := worked_out.operation_left(reference, answer, _parse)) is not None:
+    if not allow_unevaluated and (operation := worked_out.operation_left(reference, answer, parsing.parse)) is not None:
         return False, f"{operation} is left to do", "unevaluated"
-    if (same := families.same_family(reference, answer, _parse)) is not None:
+    if (same := families.same_family(reference, answer, parsing.parse)) is not None:
         return same, "the same family" if same else "another family", ""
-    if (same := reals.are_equal(_remove_set_name(reference), _remove_set_name(answer), _parse)) is not None:
+    if (same := reals.are_equal(_remove_set_name(reference), _remove_set_name(answer), parsing.parse)) is not None:
         return same, "the same set" if same else "another set", ""
     reference, reference_unit = quantities.split_unit(reference)
     answer, answer_unit = quantities.split_unit(answer)
@@ -220,7 +211,7 @@ def _compare_values(reference: str, answer: str) -> tuple[bool, str, str]:
         return False, "only one of the two has a derivative or a primed letter", ""
     reference = _APPROX.split(reference)[0].strip()
     approximations = [part.strip() for part in _APPROX.split(answer) if part.strip()]
-    if len(approximations) > 1 and not _constants_agree(approximations, APPROXIMATION_TOLERANCE):
+    if len(approximations) > 1 and not values.constants_agree(approximations, APPROXIMATION_TOLERANCE):
         return False, "the two sides of the approximation are far apart", "false_chain"
     comparison = False, "not equal", ""
     for approximation in approximations:
@@ -243,17 +234,17 @@ def _compare_expressions(reference: str, answer: str) -> tuple[bool, str, str]:
         answer = _BACKWARD_ASSIGNMENT.sub(r"\2 = \1", answer)
         sides = _split_at_equals(answer)
         if len(sides) > 1 and not ("," in answer or ";" in answer):
-            if not _constants_agree(sides, FLOAT_TOLERANCE):
+            if not values.constants_agree(sides, values.FLOAT_TOLERANCE):
                 return False, "a chain of equalities that is false", "false_chain"
             if len(sides) == 2 and _NAME.match(sides[0].strip()):
                 if _has_name(sides[1], sides[0].strip()):
                     return False, "an equation in the name that it defines", ""
                 answer = sides[1]
-            elif _parse(sides[0]) is None or _constant_value(sides[0]) is not None:
+            elif parsing.parse(sides[0]) is None or values.evaluate_text(sides[0]) is not None:
                 answer = sides[-1]
     elif _measures_differ(reference, answer):
         return False, "the measure of another figure", ""
-    elif (same := identities.are_equal(reference, answer, _parse, _agree_at_points)) is not None:
+    elif (same := identities.are_equal(reference, answer, parsing.parse, values.agree_at_points)) is not None:
         return same, "the same identity" if same else "another identity", ""
     elif (definitions := _same_head(reference, answer)) is not None:
         reference, answer = definitions
@@ -263,7 +254,7 @@ def _compare_expressions(reference: str, answer: str) -> tuple[bool, str, str]:
         and "y" in (reference_head[1], answer_head[1])
     ):  # y = x^2 and f(x) = x^2 define the same function
         reference, answer = reference[reference_head.end() :], answer[answer_head.end() :]
-    parsed_reference, parsed_answer = _parse(reference), _parse(answer)
+    parsed_reference, parsed_answer = parsing.parse(reference), parsing.parse(answer)
     if parsed_reference is None or _is_undefined(parsed_reference):
         is_text = parsed_reference is None
         raise UnreadableError(
@@ -327,13 +318,13 @@ def _compare_parsed(reference: Any, answer: Any, *, has_percent: bool) -> tuple[
     if (same := polynomials.are_equal(reference, answer)) is not None:
         return same, "equal by algebra" if same else "not equal"
     if polynomials.has_large_power(reference) or polynomials.has_large_power(answer):
-        agree = _agree_at_points(reference, answer)
+        agree = values.agree_at_points(reference, answer)
         return agree, "equal at every point tried" if agree else "not equal"
     # Before algebra: both conditions must hold, and this one is faster.
-    if not has_percent and _constants_differ(reference, answer):
-        return False, f"not equal at {DIGITS} digits"
+    if not has_percent and values.constants_differ(reference, answer):
+        return False, f"not equal at {values.DIGITS} digits"
     equal = _equal_by_math_verify(reference, answer)
-    if not equal and not _agree_at_points(reference, answer):
+    if not equal and not values.agree_at_points(reference, answer):
         return False, "not equal"
     return True, "equal by algebra" if equal else "equal at every point tried"
 
@@ -350,30 +341,6 @@ def _split_at_equals(text: str) -> list[str]:
         return [text]
     masked = _EQUALS.sub("\x01", text)
     return notation.split(masked, "\x01")
-
-
-def _parse(text: str) -> Any:
-    """`text` as a SymPy expression, or None if it does not parse."""
-    import sympy
-    from latex2sympy2_extended import NormalizationConfig, latex2sympy
-    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
-    from latex2sympy2_extended.math_normalization import normalize_latex
-    from math_verify.parser import get_last_eq
-
-    text = notation.separate_factors(text)
-    normalised = normalize_latex(
-        text, NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
-    )
-    conversion = ConversionConfig(lowercase_symbols=False)
-    for latex in dict.fromkeys((normalised, get_last_eq(normalised))):
-        try:
-            parsed = latex2sympy(latex, is_real=True, normalization_config=None, conversion_config=conversion)
-            if isinstance(parsed, sympy.Basic) and (imaginary := [s for s in parsed.free_symbols if str(s) == "i"]):
-                parsed = parsed.subs(imaginary[0], sympy.I)
-        except Exception:  # noqa: S112  the parser raises many kinds of error, and the comparison i > 2 another
-            continue
-        return parsed
-    return None
 
 
 def _remove_set_name(text: str) -> str:
@@ -406,62 +373,6 @@ def _normalise_base(text: str) -> str:
     return f"{match[1]}_{{{match[2]}}}" if match else text
 
 
-def _constants_agree(sides: list[str], tolerance: float) -> bool:
-    """Whether all constants among `sides` are equal, within a relative `tolerance`."""
-    values = [value for side in sides if (value := _constant_value(side)) is not None]
-    return all(_is_close(values[0], value, tolerance) for value in values[1:])
-
-
-def constant_value(text: str) -> Fraction | None:
-    """The value of a closed form, such as \\sqrt{2}/2, rounded to DIGITS digits; None if `text` is none or not real."""
-    value = _constant_value(text) if _CLOSED_FORM.fullmatch(text) is not None else None
-    return Fraction(str(value)) if value is not None and value.is_real else None
-
-
-def _constant_value(side: str) -> Any:
-    """`side` as a number with DIGITS digits; None if it contains a variable or a command that is not listed."""
-    letters = _COMMAND.sub("", side)
-    if not side.strip() or any(c.isalpha() and c not in "ei" for c in letters):
-        return None
-    if not _CONSTANT_COMMANDS.issuperset(_COMMAND.findall(side)):
-        return None
-    parsed = _parse(side)
-    return _evaluate(parsed) if parsed is not None else None
-
-
-def _evaluate(expression: Any) -> Any:
-    """The value of a constant expression, or None."""
-    import sympy
-
-    if not isinstance(expression, sympy.Expr) or expression.free_symbols:
-        return None
-    value = expression.doit().evalf(DIGITS)
-    return value if value.is_number and value.is_finite else None
-
-
-def _is_close(first: Any, second: Any, tolerance: float) -> bool:
-    scale = max(abs(first), abs(second))
-    return bool(abs(first - second) <= tolerance * scale)
-
-
-def _constants_differ(reference: Any, answer: Any) -> bool:
-    """Whether two constants differ by more than their precision: 10^-7 is not 2 * 10^-7."""
-    import sympy
-
-    reference_value, answer_value = _evaluate(reference), _evaluate(answer)
-    if reference_value is None or answer_value is None:
-        return False
-    if reference.has(sympy.Float) or answer.has(sympy.Float):
-        return not _is_close(reference_value, answer_value, FLOAT_TOLERANCE)
-    return not _is_zero(reference - answer)
-
-
-def _is_zero(constant: Any) -> bool:
-    """Whether an exact constant is 0, or so small that sympy finds no significant digit."""
-    parts = constant.doit().evalf(DIGITS).as_real_imag()
-    return all(part == 0 or (part.is_Float and part._prec == 1) for part in parts)
-
-
 def _inequalities_agree(reference: Any, answer: Any) -> bool:
     """Whether two inequalities are the same: the ratio of their differences of sides is a positive number."""
     import sympy
@@ -472,36 +383,3 @@ def _inequalities_agree(reference: Any, answer: Any) -> bool:
     reference_difference, answer_difference = (relation.gts - relation.lts for relation in (reference, answer))
     ratio = sympy.simplify(reference_difference / answer_difference)
     return bool(ratio.is_number and ratio.is_positive)
-
-
-def _agree_at_points(reference: Any, answer: Any) -> bool:
-    """Whether two expressions in the same variables agree at several points, of both signs.
-
-    Without variables: whether they are the same constant.
-    """
-    import sympy
-
-    if not isinstance(reference, sympy.Expr) or not isinstance(answer, sympy.Expr):
-        return False
-    variables = sorted(reference.free_symbols, key=str)
-    inexact = reference.has(sympy.Float) or answer.has(sympy.Float)
-    if set(variables) != answer.free_symbols or len(variables) > MAX_SYMBOLS:
-        return False
-    if not variables:
-        reference_value, answer_value = _evaluate(reference), _evaluate(answer)
-        if reference_value is None or answer_value is None:
-            return False
-        return _is_close(reference_value, answer_value, 1e-12) if inexact else _is_zero(reference - answer)
-    agreeing = 0
-    for shift in range(len(POINTS)):
-        point = {
-            variable: sympy.Rational(POINTS[(shift + 3 * i) % len(POINTS)]) for i, variable in enumerate(variables)
-        }
-        values = [expression.subs(point).doit().evalf(DIGITS) for expression in (reference, answer)]
-        if not all(value.is_number and value.is_finite for value in values):
-            continue
-        reference_value, answer_value = values
-        if not _is_close(reference_value, answer_value, 1e-9 if inexact else 1e-20):
-            return False
-        agreeing += 1
-    return agreeing >= MIN_AGREEING_POINTS
