@@ -9,6 +9,7 @@ alternate, so that other load on the machine meets both alike.
 
 import argparse
 import asyncio
+import contextlib
 import statistics
 import tempfile
 import time
@@ -24,8 +25,8 @@ from transformers import AutoModelForCausalLM
 from vold_client import AsyncTeacherClient
 
 RUNS = 8
-TURNS = 9
-"""Of a comparison of two checkouts."""
+TURNS, PASSES = 7, 4
+"""Of a comparison of two checkouts: starts of both, and passes after each start."""
 BUDGETS = (1024, 2048, 4096, 16384)
 """Batch sizes of the bare forward, in tokens; the fastest is used, which depends on the machine's caches."""
 
@@ -91,34 +92,52 @@ async def score_over_wire(url: str, all_requests: Requests) -> None:
         await client.aclose()
 
 
+async def one_pass(url: str, all_requests: Requests) -> float:
+    """Seconds that a service takes for the requests."""
+    start = time.perf_counter()
+    await score_over_wire(url, all_requests)
+    return time.perf_counter() - start
+
+
+def turn(path: Path, name: str, tree: Path, number: int) -> tuple[int, float, float]:
+    """(tokens, seconds here, seconds there) of two services that have just started, in an order that alternates."""
+    load = LOADS[name]
+    trees = [None, tree] if number % 2 else [tree, None]
+    tokens, seconds = 0, {None: 0.0, tree: 0.0}
+    with contextlib.ExitStack() as services:
+        urls = {
+            each: services.enter_context(uncached_teacher(path, threads=load.threads, tree=each))["grpc"]
+            for each in trees
+        }
+        for index in range(PASSES + 1):
+            seed = number * (PASSES + 1) + index
+            all_requests = requests(models.SIZES[name].vocab, RUNS * load.requests, load.completions, seed)
+            for each in reversed(trees) if index % 2 else trees:
+                passed = asyncio.run(one_pass(urls[each], all_requests))
+                seconds[each] += passed if index else 0.0  # the first pass is the warm-up of both
+            if index:
+                tokens += sum(len(p[c.prompt]) + len(c.ids) for p, cs in all_requests for c in cs)
+    return tokens, seconds[None], seconds[tree]
+
+
 def compare(tree: Path, names: Iterable[str]) -> None:
-    """Two services with the same requests, turn by turn."""
+    """Two services with the same requests, turn by turn. Each turn starts both: where a process happens to lie in
+    memory alone makes it up to 5 % slower than a copy of itself, for as long as it runs.
+    """
     rows = []
     for name in names:
-        load, vocabulary = LOADS[name], models.SIZES[name].vocab
         with tempfile.TemporaryDirectory() as folder:
             path, parameters = models.save(name, Path(folder))
-            here = uncached_teacher(path, threads=load.threads)
-            there = uncached_teacher(path, threads=load.threads, tree=tree)
-            with here as mine, there as theirs:
-                turns: list[tuple[float, float]] = []
-                for turn in range(TURNS + 1):
-                    all_requests = requests(vocabulary, RUNS * load.requests, load.completions, turn)
-                    seconds = {}
-                    for side in (mine, theirs) if turn % 2 else (theirs, mine):
-                        start = time.perf_counter()
-                        asyncio.run(score_over_wire(side["grpc"], all_requests))
-                        seconds[side["grpc"]] = time.perf_counter() - start
-                    if turn:  # the first turn is the warm-up of both
-                        turns.append((seconds[mine["grpc"]], seconds[theirs["grpc"]]))
-        tokens = sum(len(p[c.prompt]) + len(c.ids) for p, cs in all_requests for c in cs)
-        own, other = (statistics.median(side) for side in zip(*turns, strict=True))
-        ratios = sorted(there_s / here_s for here_s, there_s in turns)
+            turns = [turn(path, name, tree, number) for number in range(TURNS)]
+        own, other = (
+            statistics.median(tokens / (here, there)[side] for tokens, here, there in turns) for side in (0, 1)
+        )
+        ratios = sorted(there / here for _, here, there in turns)
         rows.append(
             [
                 f"{parameters / 1e6:.1f} M",
-                f"{tokens / own:,.0f}",
-                f"{tokens / other:,.0f}",
+                f"{own:,.0f}",
+                f"{other:,.0f}",
                 f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})",
             ]
         )
