@@ -24,7 +24,7 @@ from pathlib import Path
 import models
 import numpy as np
 import yaml
-from common import add_against_option, show, uncached_teacher
+from common import add_against_option, both_teachers, show, uncached_teacher
 from vold_client import AsyncTeacherClient, Completion, VoldError
 from vold_service.keys import digest_of, new_key
 
@@ -140,25 +140,26 @@ def measure(url: str, load: Load, counts: Sequence[int]) -> list[list[str]]:
     return rows
 
 
-def compare(here: str, there: str, load: Load, counts: Sequence[int]) -> list[list[str]]:
-    """TURNS turns of each count, alternating between the two services."""
+def compare(path: Path, keys: Path, tree: Path, load: Load, counts: Sequence[int]) -> list[list[str]]:
+    """TURNS turns of each count, on the services of both checkouts."""
     rows = []
     for count in counts:
-        rates: dict[str, list[float]] = {here: [], there: []}
-        fairness: dict[str, list[float]] = {here: [], there: []}
+        rates: dict[Path | None, list[float]] = {None: [], tree: []}
+        fairness: dict[Path | None, list[float]] = {None: [], tree: []}
         for turn in range(TURNS):
-            for url in (here, there) if turn % 2 else (there, here):
-                began = time.monotonic()
-                runs = asyncio.run(load.turn(url, count))
-                rates[url].append(rate(runs, time.monotonic() - began))
-                fairness[url].append(jain([run.tokens for run in runs]))
-        ratios = sorted(mine / max(1.0, other) for mine, other in zip(rates[here], rates[there], strict=True))
+            with both_teachers(path, "--api-keys", str(keys), tree=tree, turn=turn) as urls:
+                for each, url in urls.items():
+                    began = time.monotonic()
+                    runs = asyncio.run(load.turn(url, count))
+                    rates[each].append(rate(runs, time.monotonic() - began))
+                    fairness[each].append(jain([run.tokens for run in runs]))
+        ratios = sorted(mine / max(1.0, other) for mine, other in zip(rates[None], rates[tree], strict=True))
         rows.append(
             [
                 str(count),
-                *(f"{statistics.median(rates[url]):,.0f}" for url in (here, there)),
+                *(f"{statistics.median(values):,.0f}" for values in rates.values()),
                 f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})",
-                *(f"{statistics.median(fairness[url]):.3f}" for url in (here, there)),
+                *(f"{statistics.median(values):.3f}" for values in fairness.values()),
             ]
         )
     return rows
@@ -182,14 +183,12 @@ def main() -> None:
         path, _ = models.save("tiny", Path(folder))
         file = Path(folder) / "keys.yaml"
         file.write_text(yaml.safe_dump({"tenants": tenants}))
-        here = stack.enter_context(uncached_teacher(path, "--api-keys", str(file)))["grpc"]
         if options.against:
-            tree = options.against.resolve()
-            there = stack.enter_context(uncached_teacher(path, "--api-keys", str(file), tree=tree))["grpc"]
-            rows = compare(here, there, load, options.runs)
+            rows = compare(path, file, options.against.resolve(), load, options.runs)
             columns = ["runs", "here, tok/s", "there, tok/s", "here / there", "fairness (Jain), here", "there"]
             title = f"Bursty runs on the teachers of two checkouts{beside}, medians of {TURNS} alternating turns"
         else:
+            here = stack.enter_context(uncached_teacher(path, "--api-keys", str(file)))["grpc"]
             rows = measure(here, load, options.runs)
             columns = ["runs", "completion tok/s", "p50, ms", "p99, ms", "fairness (Jain)", "rejects"]
             title = f"Bursty runs on one teacher of 1 M parameters{beside}, {options.seconds:.0f} s each"

@@ -9,7 +9,6 @@ alternate, so that other load on the machine meets both alike.
 
 import argparse
 import asyncio
-import contextlib
 import statistics
 import tempfile
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 import models
 import numpy as np
 import torch
-from common import Requests, add_against_option, add_size_option, requests, show, uncached_teacher
+from common import Requests, add_against_option, add_size_option, both_teachers, requests, show, uncached_teacher
 from transformers import AutoModelForCausalLM
 from vold_client import AsyncTeacherClient
 
@@ -100,19 +99,13 @@ async def one_pass(url: str, all_requests: Requests) -> float:
 
 
 def turn(path: Path, name: str, tree: Path, number: int) -> tuple[int, float, float]:
-    """(tokens, seconds here, seconds there) of two services that have just started, in an order that alternates."""
-    load = LOADS[name]
-    trees = [None, tree] if number % 2 else [tree, None]
-    tokens, seconds = 0, {None: 0.0, tree: 0.0}
-    with contextlib.ExitStack() as services:
-        urls = {
-            each: services.enter_context(uncached_teacher(path, threads=load.threads, tree=each))["grpc"]
-            for each in trees
-        }
+    """(tokens, seconds here, seconds there) of two services that have just started."""
+    load, tokens, seconds = LOADS[name], 0, dict.fromkeys((None, tree), 0.0)
+    with both_teachers(path, tree=tree, turn=number, threads=load.threads) as urls:
         for index in range(PASSES + 1):
             seed = number * (PASSES + 1) + index
             all_requests = requests(models.SIZES[name].vocab, RUNS * load.requests, load.completions, seed)
-            for each in reversed(trees) if index % 2 else trees:
+            for each in reversed(urls) if index % 2 else urls:
                 passed = asyncio.run(one_pass(urls[each], all_requests))
                 seconds[each] += passed if index else 0.0  # the first pass is the warm-up of both
             if index:
@@ -121,9 +114,7 @@ def turn(path: Path, name: str, tree: Path, number: int) -> tuple[int, float, fl
 
 
 def compare(tree: Path, names: Iterable[str]) -> None:
-    """Two services with the same requests, turn by turn. Each turn starts both: where a process happens to lie in
-    memory alone makes it up to 5 % slower than a copy of itself, for as long as it runs.
-    """
+    """Two services with the same requests, turn by turn."""
     rows = []
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
