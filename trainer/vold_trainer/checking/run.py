@@ -29,6 +29,7 @@ from vold_trainer.scoring.pace import describe_slow_quota, teacher_tokens
 from vold_trainer.scoring.teacher_tokens import tokens_of_teachers
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements, TeacherRouter
 from vold_trainer.scoring.twins import TeacherPrompts, check_twins
+from vold_trainer.sentences import sentence
 from vold_trainer.services.items import verifier_item, verifier_name, verifier_trials
 from vold_trainer.services.local import Services, open_services, teacher_client, verifier_client
 from vold_trainer.services.verifiers import MAX_FAULTS, Fault, find_faults
@@ -404,8 +405,8 @@ def _check_verifier(
             report.ok("verifier", text)
             return
         rejected, verdict = next((e, v) for e, v in zip(sample, verdicts, strict=True) if not v.correct)
-        reason = verdict.error or verdict.reason
-        report.warning("verifier", f"{text}; row {rejected.id!r}, reference {rejected.reference[:60]!r}: {reason}")
+        reason = sentence(verdict.error or verdict.reason)
+        report.warning("verifier", f"{text}; {rejected.label}, reference {rejected.reference[:60]!r}: {reason}")
     finally:
         tasks.close()
 
@@ -434,6 +435,7 @@ def _run_dry_step(config: TrainConfig, report: CheckReport) -> None:
         small = config.model_copy(deep=True)
         small.out, small.steps, small.trackers = Path(folder) / "run", 1, []
         small.checkpoints.every, small.checkpoints.minutes = 0, 0.0
+        small.data.skip_broken = bool(config.data.skip_broken)  # by default a row at fault is told, not masked
         small.rollout.prompts = min(config.rollout.prompts, DRY_PROMPTS)
         small.rollout.max_tokens = min(config.rollout.max_tokens, DRY_TOKENS)
         if torch.cuda.is_available():
@@ -453,7 +455,7 @@ def _run_dry_step(config: TrainConfig, report: CheckReport) -> None:
         if torch.cuda.is_available():
             text += f", {format_bytes(torch.cuda.max_memory_allocated())} of GPU memory"
         if rows := int(step["missing/rows"]):
-            report.error("a dry step", f"{text}; {rows} rows are at fault: see the warnings of vold.rows")
+            report.warning("a dry step", f"{text}; rows at fault, masked: {rows}; the warnings of vold.rows name them")
         elif loss is None or missing:
             reasons = "; ".join(step.get("missing/reasons", ())) or "look at the services' logs"
             report.error("a dry step", f"{text}; {missing} scores are missing: {reasons}")
