@@ -42,7 +42,7 @@ def test_a_valid_config_passes_a_dry_step_and_leaves_no_files(config, tmp_path):
         ("data.source=/no/such/file.jsonl", "data", "/no/such/file.jsonl"),
         ('objective={"name": "gkd", "traces": "/no/traces"}', "traces", "objective.traces '/no/traces' does not exist"),
         ("verifier.parameters={precent: 1}", "verifier", "verifier.parameters.precent: verifier 'numeric' has no"),
-        ("rollout.max_tokens=100000", "student", "lower rollout.max_tokens"),
+        ("rollout.max_tokens=100000", "student", "Lower rollout.max_tokens"),
     ],
 )
 def test_an_error_is_reported_and_the_other_topics_are_still_checked(config, override, topic, message):
@@ -89,6 +89,22 @@ def test_a_row_that_the_student_refuses_is_named_and_the_other_topics_are_checke
     assert report.passed == (level == "warning")
     for topic in ("student", "memory", "teacher", "verifier", "folder"):
         assert report.of_topic(topic)
+
+
+@pytest.mark.parametrize(("skip_broken", "level"), [("null", "error"), ("true", "warning")])
+def test_a_prompt_longer_than_the_student_is_named_as_a_run_names_it(config, tmp_path, skip_broken, level):
+    """The pocket student has 512 positions."""
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": prompt, "reference": "2"} for prompt in ("1+1", "1+1+" * 200, "1+1")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ("data.limit=null", "data.offset=0", "rollout.prompts=2", f"data.skip_broken={skip_broken}")
+    report = run_check(config(f"data.source={file}", *own), dry=False)
+    (finding,) = [finding for finding in report.findings if finding.level != "ok"]
+    assert (finding.topic, finding.level) == ("student", level)
+    assert (
+        f"{file}:2: its prompt has 808 tokens, and with rollout.max_tokens 80 that is more than the 512" in finding.text
+    )
+    assert ("Lower rollout.max_tokens, drop them, or set" in finding.text) == (level == "error")
 
 
 @pytest.mark.slow
