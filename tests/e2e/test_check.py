@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from verifier_server import running
 from vold_trainer.checking import run_check
 from vold_trainer.config import TrainConfig, load
 from vold_trainer.lock import holding
@@ -41,7 +42,7 @@ def test_a_valid_config_passes_a_dry_step_and_leaves_no_files(config, tmp_path):
         ("data.source=/no/such/file.jsonl", "data", "/no/such/file.jsonl"),
         ('objective={"name": "gkd", "traces": "/no/traces"}', "traces", "objective.traces '/no/traces' does not exist"),
         ("verifier.parameters={precent: 1}", "verifier", "verifier.parameters.precent: verifier 'numeric' has no"),
-        ("rollout.max_tokens=100000", "student", "lower rollout.max_tokens"),
+        ("rollout.max_tokens=100000", "student", "Lower rollout.max_tokens"),
     ],
 )
 def test_an_error_is_reported_and_the_other_topics_are_still_checked(config, override, topic, message):
@@ -67,7 +68,7 @@ def test_a_reference_that_its_verifier_rejects_is_a_warning(config, tmp_path):
     assert report.passed
     (warning,) = [finding for finding in report.of_topic("verifier") if finding.level == "warning"]
     assert "1 of 2" in warning.text
-    assert "'bad'" in warning.text
+    assert f"{file}:2: row 'bad', reference 'a dog': INVALID_ARGUMENT: reference: the reference" in warning.text
 
 
 @pytest.mark.parametrize(("skip_broken", "level"), [("null", "error"), ("true", "warning")])
@@ -90,10 +91,44 @@ def test_a_row_that_the_student_refuses_is_named_and_the_other_topics_are_checke
         assert report.of_topic(topic)
 
 
+@pytest.mark.parametrize(("skip_broken", "level"), [("null", "error"), ("true", "warning")])
+def test_a_prompt_longer_than_the_student_is_named_as_a_run_names_it(config, tmp_path, skip_broken, level):
+    """The pocket student has 512 positions."""
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": prompt, "reference": "2"} for prompt in ("1+1", "1+1+" * 200, "1+1")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ("data.limit=null", "data.offset=0", "rollout.prompts=2", f"data.skip_broken={skip_broken}")
+    report = run_check(config(f"data.source={file}", *own), dry=False)
+    (finding,) = [finding for finding in report.findings if finding.level != "ok"]
+    assert (finding.topic, finding.level) == ("student", level)
+    assert (
+        f"{file}:2: its prompt has 808 tokens, and with rollout.max_tokens 80 that is more than the 512" in finding.text
+    )
+    assert ("Lower rollout.max_tokens, drop them, or set" in finding.text) == (level == "error")
+
+
 @pytest.mark.slow
 def test_a_dry_step_says_why_scores_are_missing(config):
-    report = run_check(config("verifier.parameters={bogus: 1}"))
+    """The plugin's verifier "broken" fails on every item, which shows when it verifies."""
+    with running("--workers", "1") as server:
+        report = run_check(config(f"verifier.url={server.grpc_url}", "verifier.name=broken"))
+    assert not [finding for finding in report.of_topic("verifier") if finding.level == "error"]
     (dry,) = report.of_topic("a dry step")
     assert dry.level == "error"
-    assert "scores are missing: 16 verifier: InvalidArgument (row '" in dry.text
-    assert "bogus" in dry.text
+    assert "8 scores are missing: 8 verifier: Internal (row '" in dry.text
+    assert "verifier broken failed with RuntimeError on this item" in dry.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("skip_broken", "level"), [("null", "error"), ("true", "warning")])
+def test_a_dry_step_names_the_row_that_a_service_refuses(config, tmp_path, caplog, skip_broken, level):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a b", "reference": 3, "id": "good"}, {"prompt": "b a", "reference": "a dog", "id": "bad"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ("data.limit=null", "data.offset=0", "rollout.prompts=2", f"data.skip_broken={skip_broken}")
+    report = run_check(config(f"data.source={file}", *own))
+    (dry,) = report.of_topic("a dry step")
+    assert dry.level == level
+    named = f"{file}:2: row 'bad': INVALID_ARGUMENT: reference: the reference is not a number: 'a dog'"
+    assert named in (dry.text if level == "error" else caplog.text)
+    assert report.passed == (level == "warning")

@@ -2,10 +2,12 @@
 in the same bytes. A seed gives the same file, for one version of the libraries that write it.
 """
 
+import contextlib
 import functools
 import io
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +43,7 @@ def rows(rng: random.Random, count: int) -> list[dict]:
             "reference": rng.choice([5, "5", 0.1, -3, "x"]),
             "completion": f"\\boxed{{{number}}}",
             "tags": rng.choice([[], ["sum"], ["sum", "ganz klein"]]),
-            "parameters": rng.choice([None, {"tolerance": 0.25}]),
+            "parameters": rng.choice([None, {"relative_tolerance": 0.25}]),
         }
         for number in range(count)
     ]
@@ -168,7 +170,7 @@ def table(rng: random.Random, count: int) -> pyarrow.Table:
             "tags": pyarrow.array([row["tags"] for row in made], pyarrow.list_(pyarrow.string())),
             "category": pyarrow.array([rng.choice(["a", "b"]) for _ in made]).dictionary_encode(),
             "parameters": pyarrow.array(
-                [row["parameters"] for row in made], pyarrow.struct({"tolerance": pyarrow.float64()})
+                [row["parameters"] for row in made], pyarrow.struct({"relative_tolerance": pyarrow.float64()})
             ),
         }
     )
@@ -239,7 +241,7 @@ def picture_file(rng: random.Random, folder: Path) -> Corrupted:
     kind, damage = rng.choice(PICTURES), rng.choice(BYTES)
     (folder / "picture").write_bytes(damage(rng, picture_bytes(kind)))
     path = folder / "rows.jsonl"
-    row = {"prompt": "q", "reference": "1", "completion": "1", "image": "picture"}
+    row = {"prompt": "q", "twin": "a", "reference": "1", "completion": "1", "image": "picture"}
     path.write_text(json.dumps(row) + "\n")
     return Corrupted(path, "picture", f"{kind}, {damage.__name__}")
 
@@ -297,6 +299,12 @@ def decode(content: bytes) -> str:
     return content.decode("utf-8-sig")
 
 
+def marked(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON, with a further key if one comes twice, of which json takes the last."""
+    made = dict(pairs)
+    return made if len(made) == len(pairs) else {**made, "a key comes twice": True}
+
+
 def json_lines(path: Path) -> list[object | None]:
     """What json reads in each line that is not blank; None for a line that it refuses."""
     content = path.read_bytes()
@@ -308,7 +316,7 @@ def json_lines(path: Path) -> list[object | None]:
     for line in content.split(b"\n"):
         if line.strip():
             try:
-                values.append(json.loads(line.decode()))
+                values.append(json.loads(line.decode(), object_pairs_hook=marked))
             except Unreadable:
                 values.append(None)
     return values
@@ -324,6 +332,35 @@ def arrow_rows(path: Path) -> list[dict]:
     else:
         read = pyarrow.parquet.ParquetFile(path).read()
     return read.to_pylist()
+
+
+def rows_of(path: Path) -> list[object | None]:
+    """What json or pyarrow reads in a file of any kind, by its name; None for a line that json refuses. Columns that
+    pyarrow refuses are left out, and null is in the place of what json refuses in an array. Raises Unreadable.
+    """
+    if path.is_dir():
+        return list(arrow_rows(path))
+    if path.suffix == ".parquet":
+        return list(readable_columns(path))
+    if path.suffix == ".json":
+        with contextlib.suppress(*Unreadable):
+            text = re.sub(r"\[{100,}\]{100,}|9{4301,}", "null", decode(path.read_bytes()))
+            if isinstance(whole := json.loads(text, object_pairs_hook=marked), list):
+                return whole
+    elif path.suffix not in (".jsonl", ".ndjson"):
+        raise ValueError(f"{path.suffix} is no form of rows")
+    return json_lines(path)
+
+
+def readable_columns(path: Path) -> list[dict]:
+    """The rows of a Parquet file, in those columns of which every value can be read."""
+    file = pyarrow.parquet.ParquetFile(path)
+    rows: list[dict] = [{} for _ in range(file.metadata.num_rows)]
+    for name in file.schema_arrow.names:
+        with contextlib.suppress(*Unreadable):
+            for row, value in zip(rows, file.read(columns=[name])[name].to_pylist(), strict=True):
+                row[name] = value
+    return rows
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -1,5 +1,6 @@
 """`vold verify` as a user runs it: a file in, verdicts out, broken lines named, no other line lost."""
 
+import gzip
 import json
 import os
 import signal
@@ -10,6 +11,9 @@ import time
 import programs
 import pytest
 from verifier_server import running
+from vold_trainer.config import VerifierConfig
+from vold_trainer.errors import UsageError
+from vold_trainer.verification import run_verify
 
 RIGHT = {"id": "r", "completion": r"so \boxed{1/2}", "reference": "0.5"}
 KEYS = ["id", "reward", "correct", "extracted", "reason", "error", "seconds"]
@@ -220,6 +224,21 @@ def test_files_that_cannot_be_used_are_named(server, tmp_path):
         assert message in done.stderr
         assert "Traceback" not in done.stderr
     assert json.loads(file.read_text()) == RIGHT
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "form"),
+    [
+        ("rows.parquet", b"PAR1" + bytes(40), "Parquet"),
+        ("rows.jsonl.gz", gzip.compress(b"{}"), "compressed by gzip"),
+        ("rows.json", b'[{"id": 1,\n"completion": "1"}]', "one array of JSON"),
+    ],
+)
+def test_a_file_of_another_form_is_told_as_such(tmp_path, name, content, form):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=f"{name}' is {form}, and `vold verify` reads JSONL"):
+        run_verify(str(tmp_path / name), str(tmp_path / "out.jsonl"), VerifierConfig(url="grpc://127.0.0.1:9"))
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_ctrl_c_leaves_the_verdicts_received(server, tmp_path):

@@ -1,5 +1,6 @@
 """What the docs say exists: links resolve, commands parse, configs load, code compiles."""
 
+import ast
 import json
 import re
 import shlex
@@ -48,6 +49,14 @@ FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.M | re.S)
 CALL = re.compile(r"^ *(?:\$ )?(curl|grpcurl) (?:[^'\n]|'[^']*')*", re.M)
 OF_AN_INDEX = re.compile(r"""pip install [^\n&|;]*?(?<=['" ])vold(\[[\w,-]*\])?(?! ?@)(?=['"`\s;,.:)]|$)""", re.M)
 """vold is on no index; `vold[EXTRAS] @ URL` is another matter."""
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+SCRIPT = re.compile(r"\bpython3? ([a-z_]+/[\w/-]+\.py)([^\n`#|]*)")
+TEXTS = (".md", ".py", ".yaml")
+OF_OTHERS = {
+    *("--api-key", "--enable-deterministic-inference", "--logprobs-mode", "--max-logprobs", "--max-model-len"),
+    *("--num_processes", "--tensor-parallel-size", "--weight-transfer-config"),
+}
+"""Options of vLLM, SGLang and accelerate that pages name."""
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -232,11 +241,62 @@ def test_what_a_page_tells_to_write_passes_the_lint(tmp_path):
         assert ran.returncode == 0, ran.stdout
 
 
-def test_the_options_that_an_example_names_exist():
-    for script in (ROOT / "examples").glob("*/*.py"):
-        text = script.read_text()
-        documented = set(re.findall(r"--[a-z][\w-]*", text.split('"""')[1].replace("pip install --no-deps", "")))
-        assert documented <= set(re.findall(r'add_argument\("(--[\w-]+)"', text)), script
+def options_of(command):
+    """The options of a command and of all commands under it."""
+    own = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return own.union({"--help"}, *map(options_of, getattr(command, "commands", {}).values()))
+
+
+def test_the_options_that_a_text_names_for_a_script_exist():
+    """In pages, in comments of configs, and in the scripts themselves."""
+    folders = ("benchmarks", "configs", "docs", "examples", "locks", "tests/fuzz")
+    texts = [
+        path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".md", ".py", ".yaml")
+    ]
+    found = 0
+    for path in [*texts, *ROOT.glob("*.md"), ROOT / "Makefile"]:
+        for script, arguments in SCRIPT.findall(path.read_text().replace("\\\n", " ")):
+            named = set(OPTION.findall(arguments.partition(" -- ")[0]))
+            assert (ROOT / script).is_file(), f"{path}: {script}"
+            unknown = named - options_of_script(script) - {"--help"}
+            assert not unknown, f"{path}: {script} has no {', '.join(sorted(unknown))}"
+            found += len(named)
+    assert found >= 40
+
+
+def test_the_options_that_a_script_says_of_itself_exist(programs):
+    ours = set[str]().union(*map(options_of, programs.values()))
+    for folder in ("benchmarks", "examples", "tests/fuzz"):
+        for path in (ROOT / folder).rglob("*.py"):
+            said = ast.get_docstring(ast.parse(path.read_text())) or ""
+            named = set(OPTION.findall(re.sub(r"pip install[^&\n]*", "", said)))
+            unknown = named - options_of_script(str(path.relative_to(ROOT))) - ours - OF_OTHERS
+            assert not unknown, f"{path} has no {', '.join(sorted(unknown))}"
+
+
+def options_of_script(script):
+    """The options of a script, with those that benchmarks share."""
+    read = [ROOT / script, *([ROOT / "benchmarks/common.py"] if script.startswith("benchmarks/") else [])]
+    return {name for path in read for name in re.findall(r'add_argument\(\s*"(--[\w-]+)"', path.read_text())}
+
+
+def test_the_options_of_the_prose_exist(programs):
+    """Of the command that is named with them, or without a command of any of ours."""
+    scripts = [
+        path.relative_to(ROOT) for folder in ("benchmarks", "tests/fuzz") for path in (ROOT / folder).glob("*.py")
+    ]
+    ours = set[str]().union(*map(options_of, programs.values()), *(options_of_script(str(path)) for path in scripts))
+    for page in (*PAGES, Path("benchmarks/README.md")):
+        for span in re.findall(r"`([^`]+)`", FENCE.sub("", (ROOT / page).read_text())):
+            program, *words = span.split() or [""]
+            named = set(OPTION.findall(span))
+            if program in programs:
+                command = programs[program]
+                while words and words[0] in getattr(command, "commands", {}):
+                    command = command.commands[words.pop(0)]
+                assert named <= options_of(command), f"{page}: `{span}`"
+            elif program.startswith("--"):
+                assert named <= ours | OF_OTHERS, f"{page}: `{span}` is of no program of ours"
 
 
 @pytest.mark.parametrize("text", blocks("json"))

@@ -243,3 +243,10 @@ def test_an_offset_past_the_end_is_told_with_the_number_of_rows(tmp_path):
     file.write_text("")
     with pytest.raises(UsageError, match="has no rows"):
         load_examples(DataConfig(source=str(file)))
+
+
+def test_a_source_whose_rows_are_all_left_out_is_told_as_such(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "1 + 1?"}\n' * 3)
+    with pytest.raises(UsageError, match=r"all 3 rows are broken, and data\.skip_broken=true leaves them out"):
+        load_examples(DataConfig(source=str(file), skip_broken=True))

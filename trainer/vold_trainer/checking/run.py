@@ -29,13 +29,14 @@ from vold_trainer.scoring.pace import describe_slow_quota, teacher_tokens
 from vold_trainer.scoring.teacher_tokens import tokens_of_teachers
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements, TeacherRouter
 from vold_trainer.scoring.twins import TeacherPrompts, check_twins
+from vold_trainer.sentences import sentence
 from vold_trainer.services.items import verifier_item, verifier_name, verifier_trials
 from vold_trainer.services.local import Services, open_services, teacher_client, verifier_client
 from vold_trainer.services.verifiers import MAX_FAULTS, Fault, find_faults
 from vold_trainer.sources import load_examples
 from vold_trainer.sources.check import check_student, check_traces
 from vold_trainer.student.added_tokens import OF_TEACHER, describe_tokens
-from vold_trainer.student.lengths import known_lengths, measure
+from vold_trainer.student.lengths import REMEDY, describe_long, find_long, known_lengths, measure
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.tasks import ClientTasks
 from vold_trainer.terminal import progress, silenced
@@ -118,8 +119,7 @@ def _check_student(
             report.ok("student", f"the tokens that it {news} (add_tokens): {describe_tokens(student.added_tokens)}")
         if warning := rounding_warning(student.model, config.optim.lr):
             report.warning("student", warning)
-        lengths = _measure_prompts(config, report, student, examples)
-        _check_lengths(config, report, student, sorted(lengths))
+        lengths = _check_lengths(config, report, student, _measure_prompts(config, report, student, examples))
     return student, lengths
 
 
@@ -131,26 +131,35 @@ def _teachers_tokens(config: TrainConfig) -> list[TokenConfig] | None:
         return tokens_of_teachers(config, services)
 
 
-def _check_lengths(config: TrainConfig, report: CheckReport, student: Student, lengths: Sequence[int]) -> None:
-    if not lengths:
-        return
-    longest = lengths[-1] + config.rollout.max_tokens
-    limit = getattr(student.model.config.get_text_config(), "max_position_embeddings", None)
+def _check_lengths(
+    config: TrainConfig, report: CheckReport, student: Student, measured: Sequence[tuple[Example, int]]
+) -> list[int]:
+    """The lengths of the prompts that leave room for a completion. Those that do not are reported as a run says it."""
+    if not measured:
+        return []
+    lengths = sorted(length for _, length in measured)
     text = (
         f"prompts have {lengths[0]} to {lengths[-1]} tokens, median {lengths[len(lengths) // 2]}; with "
-        f"rollout.max_tokens {config.rollout.max_tokens} a sequence has at most {longest:,}"
+        f"rollout.max_tokens {config.rollout.max_tokens} a sequence has at most "
+        f"{lengths[-1] + config.rollout.max_tokens:,}"
     )
-    if limit is not None and longest > limit:
-        report.error("student", f"{text}, and the student takes {limit:,}: lower rollout.max_tokens, or drop long rows")
-    else:
+    long = find_long(student, measured, config.rollout.max_tokens)
+    if not long:
         report.ok("student", text)
+        return lengths
+    text = f"{text}. {describe_long(long, len(measured))}"
+    if config.data.skip_broken and len(long) < len(measured):
+        report.warning("student", text)
+    else:
+        report.error("student", f"{text} {REMEDY}")
+    return lengths[: len(lengths) - len(long)]
 
 
 def _measure_prompts(
     config: TrainConfig, report: CheckReport, student: Student, examples: Sequence[Example]
-) -> list[int]:
-    """The lengths of the prompts in tokens, without those of rows at fault, which are reported. Of prompts with images
-    the first MAX_MEASURED_IMAGES are measured with the images, the others without.
+) -> list[tuple[Example, int]]:
+    """The prompts with their lengths in tokens, without those of rows at fault, which are reported. Of prompts with
+    images the first MAX_MEASURED_IMAGES are measured with the images, the others without.
     """
     pictured = [example for example in examples if example.images][:MAX_MEASURED_IMAGES]
     exact = {id(example) for example in pictured}
@@ -162,28 +171,30 @@ def _measure_prompts(
 
     lengths = measure(whole_lengths, pictured, faults.append)
     lengths += measure(partial(known_lengths, student), others, faults.append)
-    lengths = _limited(config, report, [length for length in lengths if length])
+    pairs = zip((*pictured, *others), lengths, strict=True)
+    measured = _limited(config, report, [(example, length) for example, length in pairs if length])
     if faults:
-        say = report.warning if config.data.skip_broken else report.error
-        say(
-            "data",
-            f"{len(faults)} of {len(examples):,} rows are at fault for this student: {faults[0]}. Mend them, or set "
-            "data.skip_broken=true",
-        )
-    return lengths
+        text = f"{len(faults)} of {len(examples):,} rows are at fault for this student: {faults[0]}"
+        if config.data.skip_broken:
+            report.warning("data", text)
+        else:
+            report.error("data", f"{text}. Mend them, or set data.skip_broken=true")
+    return measured
 
 
-def _limited(config: TrainConfig, report: CheckReport, lengths: list[int]) -> list[int]:
-    """The lengths within `data.max_prompt_tokens`; the others are counted in the report."""
+def _limited(
+    config: TrainConfig, report: CheckReport, measured: list[tuple[Example, int]]
+) -> list[tuple[Example, int]]:
+    """The prompts within `data.max_prompt_tokens`; the others are counted in the report."""
     limit = config.data.max_prompt_tokens
     if limit is None:
-        return lengths
-    kept = [length for length in lengths if length <= limit]
-    count = len(lengths) - len(kept)
-    text = f"{count:,} of {len(lengths):,} prompts have more than data.max_prompt_tokens {limit:,}"
+        return measured
+    kept = [pair for pair in measured if pair[1] <= limit]
+    count = len(measured) - len(kept)
+    text = f"{count:,} of {len(measured):,} prompts have more than data.max_prompt_tokens {limit:,}"
     if count and config.data.too_long == "error":
         report.error("data", f"{text}: raise it, or leave such rows out with data.too_long=drop")
-    elif lengths and not kept:
+    elif measured and not kept:
         report.error("data", f"{text}: raise it")
     else:
         report.ok("data", f"{text}{' and are dropped' if count else ''}")
@@ -404,8 +415,8 @@ def _check_verifier(
             report.ok("verifier", text)
             return
         rejected, verdict = next((e, v) for e, v in zip(sample, verdicts, strict=True) if not v.correct)
-        reason = verdict.error or verdict.reason
-        report.warning("verifier", f"{text}; row {rejected.id!r}, reference {rejected.reference[:60]!r}: {reason}")
+        reason = sentence(verdict.error or verdict.reason)
+        report.warning("verifier", f"{text}; {rejected.label}, reference {rejected.reference[:60]!r}: {reason}")
     finally:
         tasks.close()
 
@@ -434,6 +445,7 @@ def _run_dry_step(config: TrainConfig, report: CheckReport) -> None:
         small = config.model_copy(deep=True)
         small.out, small.steps, small.trackers = Path(folder) / "run", 1, []
         small.checkpoints.every, small.checkpoints.minutes = 0, 0.0
+        small.data.skip_broken = bool(config.data.skip_broken)  # by default a row at fault is told, not masked
         small.rollout.prompts = min(config.rollout.prompts, DRY_PROMPTS)
         small.rollout.max_tokens = min(config.rollout.max_tokens, DRY_TOKENS)
         if torch.cuda.is_available():
@@ -443,7 +455,7 @@ def _run_dry_step(config: TrainConfig, report: CheckReport) -> None:
         seconds = time.monotonic() - started
         (step,) = read_json_lines(small.out / "metrics.jsonl")
         rollouts = small.rollout.prompts * small.rollout.group
-        missing = int(step["missing/teacher"] + step["missing/verifier"])
+        missing = [int(step["missing/teacher"]), int(step["missing/verifier"])]
         loss = step.get("loss")
         text = (
             f"{rollouts} completions of up to {small.rollout.max_tokens} tokens: {step['time/step']:.1f} s, "
@@ -452,11 +464,13 @@ def _run_dry_step(config: TrainConfig, report: CheckReport) -> None:
         )
         if torch.cuda.is_available():
             text += f", {format_bytes(torch.cuda.max_memory_allocated())} of GPU memory"
-        if rows := int(step["missing/rows"]):
-            report.error("a dry step", f"{text}; {rows} rows are at fault: see the warnings of vold.rows")
-        elif loss is None or missing:
+        rows = int(step["missing/rows"])
+        if rows and loss is not None and max(missing) <= rows * small.rollout.group:  # no score of another row
+            report.warning("a dry step", f"{text}; rows at fault, masked: {rows}; the warnings of vold.rows name them")
+        elif loss is None or any(missing):
             reasons = "; ".join(step.get("missing/reasons", ())) or "look at the services' logs"
-            report.error("a dry step", f"{text}; {missing} scores are missing: {reasons}")
+            said = f"{sum(missing)} scores are missing" if any(missing) else "all completions are missing"
+            report.error("a dry step", f"{text}; {said}: {reasons}")
         else:
             report.ok("a dry step", text)
         for reason in step.get("sane/reasons", ()):

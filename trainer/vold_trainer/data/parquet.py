@@ -50,7 +50,7 @@ def _open(path: Path) -> Any:
         file = arrow.parquet.ParquetFile(path, page_checksum_verification=True)
         _ = file.schema_arrow.names  # which may be no text
     except _broken() as error:
-        raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
+        raise UsageError(f"{path} cannot be read as Parquet: {str(error).strip()}") from error
     return file
 
 

@@ -60,6 +60,11 @@ def each_example(config: DataConfig) -> Iterator[Example]:
             raise UsageError(
                 f"data.source {config.source!r} has {before:,} rows, and data.offset skips {config.offset:,}: lower it"
             )
+        if rows.count:
+            raise UsageError(
+                f"data.source {config.source!r}: all {rows.count:,} rows are broken, and data.skip_broken=true leaves "
+                "them out: mend them; each has a warning"
+            )
         raise UsageError(f"data.source {config.source!r} has no rows")
 
 
@@ -157,11 +162,12 @@ def _valid_examples(rows: Iterator[Row], reader: Reader | AdapterReader, config:
 
 
 class _RecordedRows(Iterator[Row]):
-    """Rows, with a record of the columns so far and of whether all rows were read."""
+    """Rows, with a record of the columns so far, of how many rows were read and of whether all were."""
 
     def __init__(self, rows: Iterator[Row]) -> None:
         self.rows = rows
         self.exhausted = False
+        self.count = 0
         self.columns: dict[str, None] = {}
 
     def __next__(self) -> Row:
@@ -170,6 +176,7 @@ class _RecordedRows(Iterator[Row]):
         except StopIteration:
             self.exhausted = True
             raise
+        self.count += 1
         if not isinstance(row.values, UsageError):
             self.columns.update(dict.fromkeys(row.values))
         return row

@@ -4,7 +4,7 @@ The ids of a prompt's text are known before a run. A prompt with images is longe
 which is known when its batch is made (batching.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -20,6 +20,7 @@ BATCH = 256
 """Prompts tokenized together."""
 PROGRESS_FROM = 5000
 """The number of prompts above which progress is shown: they take seconds."""
+REMEDY = "Lower rollout.max_tokens, drop them, or set data.skip_broken=true"
 
 OnLong = Callable[[Example, PromptTooLongError], None]
 
@@ -67,18 +68,29 @@ def check_prompts(student: Student, examples: Sequence[Example], max_tokens: int
     lengths = measure(partial(known_lengths, student), examples, faults.append)
     if faults and on_long is None:
         raise UsageError(f"{faults[0]}.{_more(len(faults), len(examples))} Mend the row, or set data.skip_broken=true")
-    limit = student.max_positions
-    if limit is None:
-        return
-    long = [pair for pair in zip(examples, lengths, strict=True) if pair[1] + max_tokens > limit]
-    for example, length in long:
-        error = student.too_long(length, f"rollout.max_tokens {max_tokens}")
-        if on_long is None:
-            said = f"{RowFault.of(example, error)}.{_more(len(long), len(examples))}"
-            raise PromptTooLongError(
-                f"{said} Lower rollout.max_tokens, drop them, or set data.skip_broken=true"
-            ) from error
+    long = find_long(student, zip(examples, lengths, strict=True), max_tokens)
+    if long and on_long is None:
+        raise PromptTooLongError(f"{describe_long(long, len(examples))} {REMEDY}") from long[0][1]
+    for example, error in long:
+        assert on_long is not None
         on_long(example, error)
+
+
+def find_long(
+    student: Student, measured: Iterable[tuple[Example, int]], max_tokens: int
+) -> list[tuple[Example, PromptTooLongError]]:
+    """Those of the examples whose prompts, of so many ids, leave no room for `max_tokens`; and what to say of each."""
+    limit = student.max_positions
+    return [
+        (example, student.too_long(length, f"rollout.max_tokens {max_tokens}"))
+        for example, length in measured
+        if limit is not None and length + max_tokens > limit
+    ]
+
+
+def describe_long(long: Sequence[tuple[Example, PromptTooLongError]], rows: int) -> str:
+    """The first of the prompts that are too long, and how many there are among `rows`. REMEDY may follow."""
+    return f"{RowFault.of(*long[0])}.{_more(len(long), rows)}"
 
 
 def _more(count: int, rows: int) -> str:

@@ -24,6 +24,7 @@ from vold_client import AsyncVerifierClient, InvalidArgument, Item, Verdict, Vol
 
 from vold_trainer import terminal
 from vold_trainer.config import VerifierConfig
+from vold_trainer.data.json_array import holds_array
 from vold_trainer.data.jsonl import decoded_lines
 from vold_trainer.errors import UsageError
 from vold_trainer.sentences import Sentences
@@ -33,6 +34,8 @@ from vold_trainer.verification.lines import Line, LineParser, error_message, is_
 
 BATCH_LINES, BATCH_BYTES, MAX_PENDING_BATCHES = 256, 4 << 20, 4
 MAX_PRINTED_ERRORS, MAX_PRINTED_CHARS = 10, 600
+BINARY_FORMS = {b"PAR1": "Parquet", b"\x1f\x8b": "compressed by gzip", b"(\xb5/\xfd": "compressed by Zstandard"}
+"""First bytes of files that are often given for JSONL, and what such a file is."""
 TIMEOUT_SECONDS = 3600.0
 """The deadline of one batch; the service's own time limit per item is much shorter."""
 
@@ -101,6 +104,7 @@ def run_verify(path: str, out: str, config: VerifierConfig, *, explain: str | No
     console = terminal.console
     with ExitStack() as stack:
         source = _open_input(stack, path)
+        _check_form(source, path)
         if explain is None and path != "-" and out != "-" and Path(out).exists() and os.path.samefile(path, out):
             raise UsageError(f"-o {out!r} is the input: name another file")
         services = stack.enter_context(open_services(verifier=config))
@@ -153,6 +157,18 @@ def _open_input(stack: ExitStack, path: str) -> IO[bytes]:
         return open(0, "rb", closefd=False) if path == "-" else stack.enter_context(open(path, "rb"))
     except OSError as error:
         raise UsageError(f"cannot read {path!r}: {error.strerror}") from error
+
+
+def _check_form(source: IO[bytes], path: str) -> None:
+    """Raise UsageError for a file whose lines are no lines of JSONL. A pipe is not looked into."""
+    if not S_ISREG(os.fstat(source.fileno()).st_mode):
+        return
+    first = os.pread(source.fileno(), 4, 0)
+    form = next((form for mark, form in BINARY_FORMS.items() if first.startswith(mark)), "")
+    if path.endswith(".json") and holds_array(Path(path)):
+        form = "one array of JSON"
+    if form:
+        raise UsageError(f"{path!r} is {form}, and `vold verify` reads JSONL, an object in each line: convert it")
 
 
 def _open_output(stack: ExitStack, out: str) -> IO[str]:
