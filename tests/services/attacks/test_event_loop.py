@@ -242,18 +242,25 @@ def bombs(repeated: bytes, size: int = 24 * MIB) -> bytes:
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
-        ("Score", "/v1/score", bombs(b"\x1a\x00")),  # prompts
-        pytest.param("Score", "/v1/score", bombs(b"\x22\x00"), marks=pytest.mark.slow),  # completions
-        ("Score", "/v1/score", b"\x22" + b"\x80\x80\x80\x10" + b"\x22\x00" * (16 * MIB)),  # candidates of one
-        # a field that does not exist
-        pytest.param("Score", "/v1/score", bombs(b"\x98\x06\x01"), marks=pytest.mark.slow),
-        ("Generate", "/v1/generate", b"\x1a" + b"\x80\x80\x80\x10" + b"\x1a\x00" * (16 * MIB)),  # messages of a prompt
-        (
+        pytest.param("Score", "/v1/score", bombs(b"\x1a\x00"), id="prompts"),
+        pytest.param("Score", "/v1/score", bombs(b"\x22\x00"), id="completions", marks=pytest.mark.slow),
+        pytest.param(
+            "Score", "/v1/score", b"\x22" + b"\x80\x80\x80\x10" + b"\x22\x00" * (16 * MIB), id="candidates of one"
+        ),
+        pytest.param("Score", "/v1/score", bombs(b"\x98\x06\x01"), id="an unknown field", marks=pytest.mark.slow),
+        pytest.param(
+            "Generate",
+            "/v1/generate",
+            b"\x1a" + b"\x80\x80\x80\x10" + b"\x1a\x00" * (16 * MIB),
+            id="messages of a prompt",
+        ),
+        pytest.param(
             "Generate",
             "/v1/generate",
             b"\x22" + b"\x88\x80\x80\x10" + b"\x3a\x80\x80\x80\x10" + bytes(32 * MIB),
-        ),  # stops
-        ("Score", "/v1/score", bombs(b"\x0b\x0c")),  # groups
+            id="stops",
+        ),
+        pytest.param("Score", "/v1/score", bombs(b"\x0b\x0c"), id="groups"),
     ],
 )
 @least_of_three
@@ -314,15 +321,28 @@ def test_the_openai_routes_write_large_replies_elsewhere(teacher):
 @pytest.mark.parametrize(
     "items",
     [
-        b",".join([b"{}"] * (MIB // 3 - 10)),
-        pytest.param(b",".join([b"[]"] * (MIB // 3 - 10)), marks=pytest.mark.slow),
-        b'{"verifier":"numeric","completion":"1","parameters":{"a":[' + b",".join([b"1"] * (MIB // 2 - 100)) + b"]}}",
-        b'{"verifier":"numeric","completion":"1","parameters":{"a":' + b"[" * 1000 + b"]" * 1000 + b"}}",
-        b'{"verifier":"' + b"a" * (MIB - 100) + b'","completion":"1"}',
+        pytest.param(b",".join([b"{}"] * (MIB // 3 - 10)), id="objects"),
+        pytest.param(b",".join([b"[]"] * (MIB // 3 - 10)), id="arrays", marks=pytest.mark.slow),
         pytest.param(
-            b",".join([b'{"verifier":"exact","completion":"1","reference":"2"}'] * 4096), marks=pytest.mark.slow
+            b'{"verifier":"numeric","completion":"1","parameters":{"a":['
+            + b",".join([b"1"] * (MIB // 2 - 100))
+            + b"]}}",
+            id="a long parameter",
         ),
-        b",".join(b'{"verifier":"exact","completion":"%d","reference":"2"}' % index for index in range(4096)),
+        pytest.param(
+            b'{"verifier":"numeric","completion":"1","parameters":{"a":' + b"[" * 1000 + b"]" * 1000 + b"}}",
+            id="a deep parameter",
+        ),
+        pytest.param(b'{"verifier":"' + b"a" * (MIB - 100) + b'","completion":"1"}', id="a long name"),
+        pytest.param(
+            b",".join([b'{"verifier":"exact","completion":"1","reference":"2"}'] * 4096),
+            id="one item many times",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            b",".join(b'{"verifier":"exact","completion":"%d","reference":"2"}' % index for index in range(4096)),
+            id="many items",
+        ),
     ],
 )
 @least_of_three
