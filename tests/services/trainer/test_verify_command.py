@@ -230,9 +230,10 @@ def test_files_that_cannot_be_used_are_named(server, tmp_path):
     ("name", "content", "form"),
     [
         ("rows.parquet", b"PAR1" + bytes(40), "Parquet"),
-        ("rows.jsonl.gz", gzip.compress(b"{}"), "compressed by gzip"),
+        ("rows.jsonl.gz", gzip.compress(b"{}", mtime=0), "compressed by gzip"),
         ("rows.json", b'[{"id": 1,\n"completion": "1"}]', "one array of JSON"),
     ],
+    ids=["parquet", "gzip", "array"],
 )
 def test_a_file_of_another_form_is_told_as_such(tmp_path, name, content, form):
     (tmp_path / name).write_bytes(content)
