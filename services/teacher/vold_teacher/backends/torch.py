@@ -129,9 +129,7 @@ class TorchBackend:
         long = self._score([s for s, fit in zip(sequences, fits, strict=True) if not fit], self._padded_layout)
         parts = {True: iter(short.scores), False: iter(long.scores)}
         scores = [next(parts[fit]) for fit in fits]
-        return ScoredBatch(
-            scores, short.computed_tokens + long.computed_tokens, short.real_tokens + long.real_tokens
-        )
+        return ScoredBatch(scores, short.computed_tokens + long.computed_tokens, short.real_tokens + long.real_tokens)
 
     def _score(self, sequences: Seq[Sequence], layout: Layout) -> ScoredBatch:
         groups: Seq[Seq[int]] = list(group_by_prompt(sequences).values())
