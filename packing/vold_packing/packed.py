@@ -154,13 +154,15 @@ def register_varlen(name: str, kernel: Kernel) -> str:
     return f"{ATTENTION}_{name}"
 
 
-def packed_states(model: Any, groups: Seq[tuple[Ids, Seq[Ids]]]) -> Tensor:
+def packed_states(model: Any, groups: Seq[tuple[Ids, Seq[Ids]]], *, apart: bool = False) -> Tensor:
     """The states [R, H] that predict the tokens of all completions, one completion after another.
 
     model: the decoder without its head, with this module's attention. groups: prompts with their completions; every
-    prompt and every completion has at least one id.
+    prompt and every completion has at least one id. apart: compute the attention of a prompt with a single completion
+    as that of a shared one, in calls of their own, so that the shapes of a completion's calls follow from the lengths
+    of its prompt and itself alone. One call for both is faster, and differs in the last bits.
     """
-    layout = _lay_out(groups)
+    layout = _lay_out(groups, apart)
     device = model.device
     with _packed(layout.segments):
         hidden_SH: Tensor = model(
@@ -181,7 +183,7 @@ class _Layout:
     segments: list[Segment]
 
 
-def _lay_out(groups: Seq[tuple[Ids, Seq[Ids]]]) -> _Layout:
+def _lay_out(groups: Seq[tuple[Ids, Seq[Ids]]], apart: bool) -> _Layout:
     """Each prompt and then its completions, without their last tokens, in one row."""
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
@@ -199,7 +201,7 @@ def _lay_out(groups: Seq[tuple[Ids, Seq[Ids]]]) -> _Layout:
     for prompt, completions in groups:
         start = append(prompt, 0)
         end = size
-        if len(completions) == 1:
+        if len(completions) == 1 and not apart:
             append(completions[0][:-1], len(prompt))
             segments.append(Segment(start, size))
             rows.append(np.arange(end - 1, size))

@@ -39,6 +39,7 @@ def serve(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
     attention: Annotated[str | None, typer.Option(help=_help("attention"))] = None,
     compile: Annotated[bool | None, typer.Option("--compile", help=_help("compile"))] = None,  # noqa: A002
+    batch_invariant: Annotated[bool | None, typer.Option("--batch-invariant", help=_help("batch_invariant"))] = None,
     gpu_memory_utilization: Annotated[float | None, typer.Option(help=_help("gpu_memory_utilization"))] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help=_help("max_num_batched_tokens"))] = None,
     tokenizer: Annotated[Path | None, typer.Option(help=_help("tokenizer"))] = None,

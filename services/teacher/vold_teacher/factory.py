@@ -24,8 +24,11 @@ def make_backend(settings: TeacherSettings, location: str) -> Backend:
 
 def _make_torch(settings: TeacherSettings, location: str) -> Backend:
     from vold_teacher.backends.decoding import DecoderLimits
+    from vold_teacher.backends.invariance import make_products_invariant
     from vold_teacher.backends.torch import TorchBackend
 
+    if settings.batch_invariant:
+        make_products_invariant()
     return TorchBackend(
         Path(location),
         dtype=settings.dtype,
@@ -34,6 +37,7 @@ def _make_torch(settings: TeacherSettings, location: str) -> Backend:
         limits=DecoderLimits(settings.max_rows, settings.max_cache_tokens, settings.max_batch_tokens),
         attention=settings.attention,
         compiled=settings.compile,
+        batch_invariant=settings.batch_invariant,
     )
 
 

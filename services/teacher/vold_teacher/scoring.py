@@ -113,5 +113,7 @@ def score_rows(
             scores.candidate_logprobs[first:last] = logprobs_RV[rows_M, candidates_M[first:last]]
         if scores.entropy is not None:
             # entr gives 0 for probability 0 (a logit of -inf), where 0 * -inf would be NaN.
-            scores.entropy[start:stop] = torch.special.entr(logprobs_RV.exp_()).sum(-1)
+            # At least two sums: torch splits a single long one between threads, which adds in another order.
+            terms_RV = torch.special.entr(logprobs_RV.exp_()).expand(max(stop - start, 2), -1)
+            scores.entropy[start:stop] = terms_RV.sum(-1)[: stop - start]
     return scores

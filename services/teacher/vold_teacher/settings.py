@@ -17,6 +17,7 @@ OPTIONS_OF_BACKENDS = {
     "dtype": ("torch", "vllm"),
     "attention": ("torch",),
     "compile": ("torch",),
+    "batch_invariant": ("torch",),
     "max_cache_tokens": ("torch",),
     "gpu_memory_utilization": ("vllm",),
     "max_num_batched_tokens": ("vllm",),
@@ -58,6 +59,10 @@ class TeacherSettings(ServerSettings):
         description="torch: how attention is computed; auto is what transformers picks; varlen packs batches on a GPU",
     )
     compile: bool = Field(default=False, description="torch: compile the model's forward pass with torch.compile")
+    batch_invariant: bool = Field(
+        default=False,
+        description="torch: on a CPU in float32, a score is the same to the last bit in whatever batch it is computed",
+    )
     gpu_memory_utilization: float | None = Field(
         default=None, gt=0, le=1, description="vllm: part of the device's memory; 0.8, on a CPU 0.25, where absent"
     )

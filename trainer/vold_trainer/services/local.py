@@ -179,12 +179,16 @@ def _start_local(
     """Start the service that a `local:` URL names, and add it to `children`. Returns the URL of its socket."""
     socket = f"unix:{folder / f'{service}-{len(children)}.sock'}"
     arguments = ["serve", "--grpc", socket, "--http", "none"]
+    environment = local_service_environment()
     if service == "teacher":
         # Half of the cores: two pools of spinning threads on the same cores starve each other.
         threads = max(1, (os.cpu_count() or 2) // 2)
         arguments += ["--model", local_model(url, f"{key}.url"), "--threads", str(threads)]
+        if environment.get("VOLD_TEACHER_BACKEND", "torch") == "torch":
+            # Which completions share a batch depends on when they end: without this the same seed trains otherwise.
+            environment.setdefault("VOLD_TEACHER_BATCH_INVARIANT", "true")
     log = folder / f"{service}-{len(children)}.log"
-    process = child_process(f"vold_{service}", arguments, log, local_service_environment())
+    process = child_process(f"vold_{service}", arguments, log, environment)
     children[socket] = ChildService(url, stack.enter_context(process), log)
     return socket
 

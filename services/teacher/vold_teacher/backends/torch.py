@@ -21,6 +21,7 @@ from vold_teacher.backends.base import Capabilities, ModelInfo, ScoredBatch
 from vold_teacher.backends.decoding import DecoderLimits, TorchDecoder
 from vold_teacher.backends.folder import eos_ids, text_config
 from vold_teacher.backends.head import OutputHead, head_rows
+from vold_teacher.backends.invariance import products_vary
 from vold_teacher.backends.prefix import shared_prompt_states
 from vold_teacher.backends.trial import try_transformers
 from vold_teacher.batch import BatchSize, Layout, group_by_prompt
@@ -58,16 +59,19 @@ class TorchBackend:
         max_logits: int | None = None,
         attention: str = "auto",
         compiled: bool = False,
+        batch_invariant: bool = False,
         model: Any | None = None,
     ) -> None:
         """attention: auto, varlen, or an implementation of transformers. compiled: run the decoder through
-        torch.compile. model: of the folder's config, if there is one in memory already; its dtype stays.
+        torch.compile. batch_invariant: a score is the same to the last bit in every batch; a warning says where it
+        cannot be. model: of the folder's config, if there is one in memory already; its dtype stays.
         """
         if attention == "varlen" and compiled:
             raise OSError("--attention varlen and --compile cannot be had together: leave one of them out")
         try_transformers()
         self.device = _device(device)
         self.limits = limits
+        self._apart = batch_invariant
         own = "auto" if attention == "varlen" else attention
         self.model = model if model is not None else _load(path, _choose_dtype(dtype, path, self.device), own)
         if model is not None and own != "auto":
@@ -92,6 +96,8 @@ class TorchBackend:
         self._window = getattr(config, "sliding_window", None) if "sliding_attention" in layer_types else None
         self._padded_layout = Layout.SHARED if cacheable and self._can_share_prompts() else Layout.SEPARATE
         packs = cacheable and not compiled and self._packs(attention)
+        if batch_invariant and (reason := self._varies(packs)):
+            log.warning("--batch-invariant: the last bits of a score depend on its batch, because %s", reason)
         self.info = ModelInfo(
             vocab_size=vocab_size,
             max_sequence=max_sequence or own_limit or 4096,
@@ -104,11 +110,28 @@ class TorchBackend:
             layout=Layout.PACKED if packs else self._padded_layout,
         )
 
+    def _varies(self, packs: bool) -> str | None:
+        """Why a score depends on what else is in its batch; None if it does not."""
+        if not packs or self.device.type != "cpu":
+            return "only packed batches on a CPU can do without"
+        return products_vary(self.model)
+
     @torch.inference_mode()
     def score(self, sequences: Seq[Sequence]) -> ScoredBatch:
         layout = self.info.layout
-        if layout is Layout.PACKED and self._window and max(sequence.length for sequence in sequences) > self._window:
-            layout = self._padded_layout
+        if layout is not Layout.PACKED or not self._window:
+            return self._score(sequences, layout)
+        # Each part by itself, so that a long sequence does not change how the others are computed.
+        fits = [sequence.length <= self._window for sequence in sequences]
+        if len(set(fits)) == 1:
+            return self._score(sequences, layout if fits[0] else self._padded_layout)
+        short = self._score(list(itertools.compress(sequences, fits)), layout)
+        long = self._score([s for s, fit in zip(sequences, fits, strict=True) if not fit], self._padded_layout)
+        parts = {True: iter(short.scores), False: iter(long.scores)}
+        scores = [next(parts[fit]) for fit in fits]
+        return ScoredBatch(scores, short.computed_tokens + long.computed_tokens, short.real_tokens + long.real_tokens)
+
+    def _score(self, sequences: Seq[Sequence], layout: Layout) -> ScoredBatch:
         groups: Seq[Seq[int]] = list(group_by_prompt(sequences).values())
         if not BatchSize.of_groups([sequences[index] for index in group] for group in groups).shares_prompts(layout):
             layout = Layout.SEPARATE
@@ -133,7 +156,7 @@ class TorchBackend:
             prompts = [
                 (sequences[group[0]].prompt, [sequences[index].completion for index in group]) for group in groups
             ]
-            return packed_states(self.model.base_model, prompts)
+            return packed_states(self.model.base_model, prompts, apart=self._apart)
         ordered = [sequences[index] for group in groups for index in group]
         if layout is Layout.SEPARATE:
             first_B = [len(sequence.prompt) for sequence in ordered]
@@ -143,6 +166,19 @@ class TorchBackend:
         return _scored_states(shared_prompt_states(self.model.base_model, ordered, places), ordered, [1] * len(ordered))
 
     def _scores(self, hidden_RH: Tensor, sequences: Seq[Sequence]) -> list[SequenceScore | ServiceError]:
+        """Sequences with the same top-k are scored together: which of equal logits come first depends on the top-k."""
+        sizes = {sequence.options.top_k for sequence in sequences}
+        if len(sizes) == 1:
+            return self._scores_of(hidden_RH, sequences)
+        hidden = hidden_RH.split([len(sequence.completion) for sequence in sequences])
+        scores: dict[int, SequenceScore | ServiceError] = {}
+        for size in sizes:
+            places = [place for place, sequence in enumerate(sequences) if sequence.options.top_k == size]
+            part = self._scores_of(torch.cat([hidden[place] for place in places]), [sequences[p] for p in places])
+            scores.update(zip(places, part, strict=True))
+        return [scores[place] for place in range(len(sequences))]
+
+    def _scores_of(self, hidden_RH: Tensor, sequences: Seq[Sequence]) -> list[SequenceScore | ServiceError]:
         candidates_M, candidate_counts_R = _candidates(sequences)
         temperature_B = torch.tensor([sequence.options.temperature for sequence in sequences])
         counts_B = torch.tensor([len(sequence.completion) for sequence in sequences])
