@@ -29,9 +29,11 @@ PACKAGES = ("proto", "packing", "client", "services/common", "services/teacher",
 def environment_of(tree: Path | None) -> dict[str, str]:
     """The environment in which Python imports the packages of another checkout, or of this one.
 
-    Both by their folders: an editable install finds them by a hook, which makes a start slower.
+    Both by their folders: an editable install finds them by a hook, which makes a start slower. Bytecode is kept, as it
+    is for a user: otherwise each start compiles every module.
     """
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(str((tree or ROOT) / name) for name in PACKAGES)}
+    folders = os.pathsep.join(str((tree or ROOT) / name) for name in PACKAGES)
+    return {**os.environ, "PYTHONPATH": folders, "PYTHONDONTWRITEBYTECODE": ""}
 
 
 @contextlib.contextmanager

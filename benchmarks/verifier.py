@@ -7,26 +7,26 @@ item is repeated, so that no cache helps. The figures are medians.
 python benchmarks/verifier.py [--gsm8k FOLDER] [--against CHECKOUT]
 
 --gsm8k: a folder with GSM8K's test.jsonl, for numeric answers in real solutions; without it, synthetic solutions.
---against: the same service of another checkout (`git worktree add CHECKOUT COMMIT`), and nothing else: turns alternate
-between both, so that other load on the machine meets both alike. Each turn starts a service, and the table begins with
-its first verdicts.
+--against: the same service of another checkout (`git worktree add CHECKOUT COMMIT`), and nothing else. Each turn starts
+both, and the table begins with their first verdicts; then they get the same batches in turns.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from common import environment_of, serving, show
-from vold_client import AsyncVerifierClient, Item, ItemBudget
+from vold_client import AsyncVerifierClient, Item, ItemBudget, Verdict
 
-BATCH, ROUNDS = 256, 5
+BATCH, ROUNDS, TURNS = 256, 5, 7
 NUMERIC_ITEMS, SYMBOLIC_ITEMS, CHOICE_ITEMS = 64 * BATCH, 4 * BATCH, 20_000
 ALONE_ITEMS = 96
 """The number of items for math-verify alone: enough for a rate."""
@@ -134,16 +134,42 @@ def timed(work: Callable[[], int]) -> float:
     return time.perf_counter() - start
 
 
+def check(items: Sequence[Item], verdicts: Sequence[Verdict]) -> None:
+    """Assert that every item except poison has its expected reward."""
+    for item, verdict in zip(items, verdicts, strict=True):
+        if not item.id.startswith("poison"):
+            assert verdict.reward == item.id.startswith("right"), verdict
+
+
 async def time_service(url: str, items: Sequence[Item]) -> float:
-    """Seconds for `items`. Asserts that every item except poison gets its expected reward."""
+    """Seconds for `items`."""
     async with AsyncVerifierClient(url, timeout=300, budget=ItemBudget(items=BATCH)) as client:
         await client.list_verifiers()
         start = time.perf_counter()
         verdicts = await client.verify(items)
         seconds = time.perf_counter() - start
-    for item, verdict in zip(items, verdicts, strict=True):
-        if not item.id.startswith("poison"):
-            assert verdict.reward == item.id.startswith("right"), verdict
+    check(items, verdicts)
+    return seconds
+
+
+async def time_in_turns(urls: Mapping[Path | None, str], items: Sequence[Item]) -> dict[Path | None, float]:
+    """Seconds of each service for `items`: a batch on one, the same on the other, and so on, so that other load on the
+    machine meets both alike.
+    """
+    seconds = dict.fromkeys(urls, 0.0)
+    async with contextlib.AsyncExitStack() as stack:
+        clients = {
+            tree: await stack.enter_async_context(AsyncVerifierClient(url, timeout=300)) for tree, url in urls.items()
+        }
+        for client in clients.values():
+            await client.list_verifiers()
+        for number, start in enumerate(range(0, len(items), BATCH)):
+            batch = items[start : start + BATCH]
+            for tree in reversed(clients) if number % 2 else clients:
+                began = time.perf_counter()
+                verdicts = await clients[tree].verify(batch)
+                seconds[tree] += time.perf_counter() - began
+                check(batch, verdicts)
     return seconds
 
 
@@ -174,43 +200,59 @@ def choice_rate() -> float:
     return CHOICE_ITEMS / statistics.median(timed(choice) for _ in range(ROUNDS))
 
 
-def one_turn(tree: Path | None, number: int, gsm8k: Path | None) -> dict[str, float]:
-    """Items a second of each kind from one service that has just started, and verdicts a second of its first items."""
-    rates: dict[str, float] = {}
+def choice_rate_of(tree: Path | None) -> float:
+    """`choice_rate` with the packages of a checkout."""
+    command = [sys.executable, __file__, "--choice"]
+    ran = subprocess.run(command, env=environment_of(tree), capture_output=True, text=True, check=True)
+    return float(ran.stdout)
+
+
+def one_turn(trees: Sequence[Path | None], number: int, gsm8k: Path | None) -> dict[str, dict[Path | None, float]]:
+    """Items a second of each kind by checkout, from services that have just started in the order of `trees`, and
+    verdicts a second of their first items.
+    """
+    rates: dict[str, dict[Path | None, float]] = {"starts": {}, "first 8 symbolic answers": {}}
+    urls: dict[Path | None, str] = {}
+    first = symbolic_items(number + 1000)[:8]
     numeric, symbolic = numeric_items(gsm8k, number), symbolic_items(number)
-    started = time.perf_counter()
-    with serving("verifier", "--workers", "2", "--cache-bytes", "0", tree=tree) as urls:
-        rates["starts"] = 1 / (time.perf_counter() - started)
-        first = symbolic_items(number + 1000)[:8]
-        rates["first 8 symbolic answers"] = len(first) / asyncio.run(time_service(urls["grpc"], first))
-        asyncio.run(time_service(urls["grpc"], [*numeric[:BATCH], *symbolic_items(number + 2000)[:BATCH]]))
+    with contextlib.ExitStack() as services:
+        for tree in trees:
+            began = time.perf_counter()
+            urls[tree] = services.enter_context(serving("verifier", "--workers", "2", "--cache-bytes", "0", tree=tree))[
+                "grpc"
+            ]
+            rates["starts"][tree] = 1 / (time.perf_counter() - began)
+            rates["first 8 symbolic answers"][tree] = len(first) / asyncio.run(time_service(urls[tree], first))
+        asyncio.run(time_in_turns(urls, [*numeric[:BATCH], *symbolic_items(number + 2000)[:BATCH]]))
         for name, items in (("numeric", numeric), ("symbolic", symbolic), ("poison", with_poison(numeric))):
-            rates[name] = len(items) / asyncio.run(time_service(urls["grpc"], items))
-    rate = subprocess.run(
-        [sys.executable, __file__, "--choice"], env=environment_of(tree), capture_output=True, text=True, check=True
-    )
-    rates["choice, in process"] = float(rate.stdout)
+            seconds = asyncio.run(time_in_turns(urls, items))
+            rates[name] = {tree: len(items) / spent for tree, spent in seconds.items()}
+    rates["choice, in process"] = {tree: choice_rate_of(tree) for tree in trees}
     return rates
 
 
 def compare(tree: Path, gsm8k: Path | None) -> None:
-    here: list[dict[str, float]] = []
-    there: list[dict[str, float]] = []
-    for number in range(ROUNDS):
-        turns = [(here, None), (there, tree)]
-        for rates, each in turns if number % 2 else reversed(turns):
-            rates.append(one_turn(each, number, gsm8k))
+    for each in (None, tree):
+        with serving("verifier", tree=each):  # keeps its bytecode
+            pass
+    turns = [one_turn((None, tree) if number % 2 else (tree, None), number, gsm8k) for number in range(TURNS)]
     rows = []
-    for name in here[0]:
-        pairs = [(mine[name], other[name]) for mine, other in zip(here, there, strict=True)]
+    for name in turns[0]:
+        pairs = [(turn[name][None], turn[name][tree]) for turn in turns]
         mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
         ratios = sorted(x / y for x, y in pairs)
         rows.append(
-            [name, f"{mine:,.3g}", f"{other:,.3g}", f"{mine / other:.2f}", " ".join(f"{r:.2f}" for r in ratios)]
+            [
+                name,
+                f"{mine:,.3g}",
+                f"{other:,.3g}",
+                f"{statistics.median(ratios):.2f}",
+                " ".join(f"{r:.2f}" for r in ratios),
+            ]
         )
     show(
-        f"The verifier against another checkout, median of {ROUNDS} alternating turns",
-        ["", "here, 1/s", "there, 1/s", "ratio of medians", "ratio of each pair of turns"],
+        f"The verifier against another checkout, {TURNS} turns",
+        ["", "here, 1/s", "there, 1/s", "here / there", "of each turn"],
         rows,
     )
 

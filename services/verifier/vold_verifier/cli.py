@@ -1,5 +1,6 @@
 """`vold-verifier`: serve the verifiers, list them, and make API keys."""
 
+import asyncio
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,23 +129,28 @@ def _settings(options: dict[str, Any]) -> VerifierSettings:
 
 
 async def _serve(settings: VerifierSettings, keys: Keys, tls: Tls | None, processes: Processes) -> None:
-    from vold_service.http import add_status_page
-
     from vold_verifier.engine.engine import Engine
-    from vold_verifier.grpc import make_server
-    from vold_verifier.http import create_app
-    from vold_verifier.status import create_history, snapshot
 
-    readiness, history = Readiness(lambda: engine.available), create_history()
+    readiness = Readiness(lambda: engine.available)
     try:
         engine = Engine(settings, processes, on_change=readiness.update)
     except registry.PluginError as error:
         raise SystemExit(f"error: {error}") from error
+    starting = asyncio.create_task(engine.start(), name="engine")
+    await asyncio.to_thread(_import_faces)  # while the engine's processes import the verifiers
+
+    from vold_service.http import add_status_page
+
+    from vold_verifier.grpc import make_server
+    from vold_verifier.http import create_app
+    from vold_verifier.status import create_history, snapshot
+
+    history = create_history()
     app = create_app(engine, max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys, tls=tls is not None)
     add_status_page(app, lambda viewer: snapshot(engine, history, ready=readiness(), viewer=viewer), "vold_verifier")
 
     async def start() -> None:
-        await engine.start()
+        await starting
         history.start()
 
     async def stop() -> None:
@@ -168,6 +174,10 @@ async def _serve(settings: VerifierSettings, keys: Keys, tls: Tls | None, proces
         start=start,
         stop=stop,
     )
+
+
+def _import_faces() -> None:
+    from vold_verifier import grpc, http, status  # noqa: F401
 
 
 @app.command("key")

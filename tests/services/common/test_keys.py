@@ -191,7 +191,7 @@ def routes(app) -> set[tuple[str, str]]:
         for method in getattr(route, "methods", None) or {"GET"}
     }
     method_paths |= {(method.upper(), path) for path, item in app.openapi()["paths"].items() for method in item}
-    return {(method, path.replace("{", "").replace("}", "")) for method, path in method_paths}
+    return {(method, re.sub(r"\{(\w+)(?::\w+)?\}", r"\1", path)) for method, path in method_paths}
 
 
 def check_routes(service: Service, app, own: set[tuple[str, str]], openai: frozenset[str] = frozenset()) -> None:

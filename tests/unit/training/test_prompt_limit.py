@@ -48,10 +48,12 @@ def test_a_prompt_counts_with_its_pictures(student, examples, capsys):
         ("drop", 5, "error", "3 of 3 prompts have more than data.max_prompt_tokens 5: raise it", []),
     ],
 )
-def test_check_counts_them_too(too_long, limit, level, text, kept):
+def test_check_counts_them_too(examples, too_long, limit, level, text, kept):
     overrides = ["out=x", "student.path=pocket:student", f"data.max_prompt_tokens={limit}", f"data.too_long={too_long}"]
     report = CheckReport()
-    assert _limited(load(TrainConfig, None, overrides), report, [10, 20, 30]) == kept
+    measured = list(zip(examples, [10, 20, 30], strict=False))
+    assert _limited(load(TrainConfig, None, overrides), report, measured) == measured[: len(kept)]
+    assert [length for _, length in measured[: len(kept)]] == kept
     (finding,) = report.findings
     assert (finding.topic, finding.level) == ("data", level)
     assert finding.text.startswith(text)

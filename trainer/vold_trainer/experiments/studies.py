@@ -157,6 +157,8 @@ _TERMS = (
     ),
     _few("candidates-unmasked", "candidates, unmasked", CANDIDATES, "objective.masked=false"),
     _few("opd-then-rl", "distillation for 60 steps, then GRPO", PAPER, "objective={name: opd-then-rl}"),
+    _few("grpo-kl", "GRPO, kl_beta 1e-2", "grpo", "objective.kl_beta=1e-2"),
+    _few("grpo-entropy", "GRPO, entropy_bonus 1e-2", "grpo", "objective.entropy_bonus=1e-2"),
 )
 _UNIFORM: dict[str, Any] = {"teacher": UNIFORM_TEACHER, "seeds": 3}
 _CONTROLS = (
