@@ -29,6 +29,10 @@ CONNECTION_IDLE_FACTOR = 10
 """A connection without a call is closed after this many times the idle time of the service."""
 MIN_MESSAGE_BYTES_PER_SECOND = 1 << 18
 """A call's request message has the time of the largest one at this rate, and the idle time of the service."""
+MAX_CONNECTION_CALLS = 100
+"""Calls of one connection at a time; a caller's further calls wait at the caller. Streams that are reset count until
+the server has dealt with them: without this limit a flood of them fills gRPC's queue, in which honest calls are lost.
+"""
 HEALTH_METHODS = f"/{health.SERVICE_NAME}/"
 
 log = logging.getLogger("vold.grpc")
@@ -262,6 +266,7 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_concurrent_streams", MAX_CONNECTION_CALLS),
                 # A client may send keepalive pings while a long call sends no data.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 # Close the connection of a peer that has gone silently or that never speaks HTTP/2.

@@ -1,22 +1,24 @@
 """`vold-verifier`: serve the verifiers, list them, and make API keys."""
 
-import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from vold_service.keys import Keys, KeysError, describe_new_key
-from vold_service.processes import Processes
-from vold_service.serve import Readiness, run, serve
 from vold_service.settings import ExposureError, shown_input
 from vold_service.tls import Tls, TlsError
 from vold_service.version import version_option
 
 from vold_verifier import registry
 from vold_verifier.settings import VerifierSettings
+
+if TYPE_CHECKING:
+    from vold_service.processes import Processes
+
+    from vold_verifier.engine.forkclient import ForkServerProcess
 
 app = typer.Typer(
     help="Rewards for completions, computed in worker processes that can be killed.",
@@ -105,7 +107,14 @@ def serve_command(
         settings.check_exposure(keys, tls)
     except (KeysError, TlsError, ExposureError) as error:
         raise typer.BadParameter(str(error)) from None
-    run(lambda processes: _serve(settings, keys, tls, processes), name="vold-verifier", settings=settings)
+    from vold_verifier.engine.forkclient import ForkServerProcess
+    from vold_verifier.engine.pool import main_options
+
+    # It loads the verifiers while this process loads the libraries of the servers.
+    launched = ForkServerProcess.launch(main_options(settings).of_fork_server())
+    from vold_service.serve import run
+
+    run(lambda processes: _serve(settings, keys, tls, processes, launched), name="vold-verifier", settings=settings)
 
 
 def _settings(options: dict[str, Any]) -> VerifierSettings:
@@ -128,29 +137,27 @@ def _settings(options: dict[str, Any]) -> VerifierSettings:
     return settings
 
 
-async def _serve(settings: VerifierSettings, keys: Keys, tls: Tls | None, processes: Processes) -> None:
-    from vold_verifier.engine.engine import Engine
-
-    readiness = Readiness(lambda: engine.available)
-    try:
-        engine = Engine(settings, processes, on_change=readiness.update)
-    except registry.PluginError as error:
-        raise SystemExit(f"error: {error}") from error
-    starting = asyncio.create_task(engine.start(), name="engine")
-    await asyncio.to_thread(_import_faces)  # while the engine's processes import the verifiers
-
+async def _serve(
+    settings: VerifierSettings, keys: Keys, tls: Tls | None, processes: "Processes", launched: "ForkServerProcess"
+) -> None:
     from vold_service.http import add_status_page
+    from vold_service.serve import Readiness, serve
 
+    from vold_verifier.engine.engine import Engine
     from vold_verifier.grpc import make_server
     from vold_verifier.http import create_app
     from vold_verifier.status import create_history, snapshot
 
-    history = create_history()
+    readiness, history = Readiness(lambda: engine.available), create_history()
+    try:
+        engine = Engine(settings, processes, on_change=readiness.update, launched=launched)
+    except registry.PluginError as error:
+        raise SystemExit(f"error: {error}") from error
     app = create_app(engine, max_body_bytes=settings.max_body_bytes, ready=readiness, keys=keys, tls=tls is not None)
     add_status_page(app, lambda viewer: snapshot(engine, history, ready=readiness(), viewer=viewer), "vold_verifier")
 
     async def start() -> None:
-        await starting
+        await engine.start()
         history.start()
 
     async def stop() -> None:
@@ -174,10 +181,6 @@ async def _serve(settings: VerifierSettings, keys: Keys, tls: Tls | None, proces
         start=start,
         stop=stop,
     )
-
-
-def _import_faces() -> None:
-    from vold_verifier import grpc, http, status  # noqa: F401
 
 
 @app.command("key")

@@ -400,6 +400,17 @@ def test_connections_without_a_whole_call_do_not_shut_the_grpc_door(impatient):
     assert all(map(ended, held))
 
 
+def test_a_connection_has_a_hundred_calls_at_a_time(impatient):
+    """Without a limit a flood of streams that are reset at once fills gRPC's queue, and honest calls are lost there."""
+    with connect(impatient[1], H2) as connection, connection.makefile("rb") as replies:
+        length, kind = int.from_bytes(replies.read(3), "big"), replies.read(1)
+        replies.read(5)
+        settings = replies.read(length)
+    assert kind == b"\4", "of settings"
+    by_id = {settings[at : at + 2]: int.from_bytes(settings[at + 2 : at + 6], "big") for at in range(0, length, 6)}
+    assert by_id[b"\0\3"] == 100, "SETTINGS_MAX_CONCURRENT_STREAMS"
+
+
 @pytest.mark.slow
 def test_a_body_that_trickles_is_cut_off_and_a_slow_one_is_not(impatient):
     """Both never pause for the limit of silence, of one second."""

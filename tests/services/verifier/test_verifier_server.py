@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -219,6 +221,22 @@ def test_requests_in_flight_finish_after_sigterm(tmp_path):
         assert server.process.wait(60) == 0
         assert not psutil.wait_procs(processes, timeout=10)[1]
         assert not (tmp_path / "verifier.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--plugin=nowhere_at_all", "error: plugin 'nowhere_at_all': No module named"),
+        ("--enable=magic", "--enable magic"),
+    ],
+)
+def test_a_start_that_fails_says_why_in_one_line(option, message):
+    """Its fork server, which was launched before the service knew, says nothing more."""
+    command = [sys.executable, "-m", "vold_verifier", "serve", "--http=127.0.0.1:0", "--grpc=none", option]
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.count("\n") == 1
+    assert message in failed.stderr
 
 
 def test_no_process_outlives_a_killed_server():

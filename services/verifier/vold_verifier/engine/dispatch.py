@@ -17,7 +17,8 @@ from vold_service.tenants import Tenant
 
 from vold_verifier import registry
 from vold_verifier.engine.composite import OnVerified, PartCollector, part_items
-from vold_verifier.engine.pool import Pool, PoolOptions
+from vold_verifier.engine.forkclient import ForkServerProcess
+from vold_verifier.engine.pool import Pool, main_options
 from vold_verifier.engine.waiting import OnResult, RequestQueue
 from vold_verifier.engine.worker import error_result, read_parameters, verdict_result
 from vold_verifier.sandbox.confine import hide_memory
@@ -44,22 +45,17 @@ class Dispatcher:
     """The pools of workers. Call `start` and `stop` once each, on the event loop that serves."""
 
     def __init__(
-        self, settings: VerifierSettings, verifiers: dict[str, Verifier[Any]], on_change: Callable[[], None]
+        self,
+        settings: VerifierSettings,
+        verifiers: dict[str, Verifier[Any]],
+        on_change: Callable[[], None],
+        launched: ForkServerProcess | None = None,
     ) -> None:
-        """on_change: called when `available` may have changed."""
+        """on_change: called when `available` may have changed. launched: the main pool's fork server."""
         self.settings = settings
         self.verifiers = verifiers
-        options = PoolOptions(
-            workers=settings.workers,
-            cpu_seconds=settings.time_limit,
-            wall_seconds=settings.wall_limit,
-            memory_bytes=settings.worker_memory_bytes,
-            recycle_after=settings.recycle_after,
-            max_queued=settings.max_queued_items,
-            plugins=settings.plugins,
-            enable=settings.enable,
-        )
-        self.main = Pool(options, on_change)
+        options = main_options(settings)
+        self.main = Pool(options, on_change, launched)
         self.sandbox = Pool(
             replace(
                 options,

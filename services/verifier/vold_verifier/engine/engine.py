@@ -26,6 +26,7 @@ from vold_verifier.engine import light
 from vold_verifier.engine.cache import ResultCache, item_key
 from vold_verifier.engine.composite import part_field, part_items
 from vold_verifier.engine.dispatch import Dispatcher
+from vold_verifier.engine.forkclient import ForkServerProcess
 from vold_verifier.engine.worker import first_error, read_parameters
 from vold_verifier.reading.bounds import parameters_violation
 from vold_verifier.settings import VerifierSettings
@@ -56,9 +57,10 @@ class Engine:
         processes: Processes | None = None,
         *,
         on_change: Callable[[], None] = lambda: None,
+        launched: ForkServerProcess | None = None,
     ) -> None:
         """processes: for work that must not run on the event loop. on_change: called when `available` may have
-        changed.
+        changed. launched: the fork server of the main pool, if it has been launched.
         """
         self.settings = settings
         self.processes = processes or Processes()
@@ -66,7 +68,7 @@ class Engine:
         self.server_version = VERSION
         self.quotas = Quotas(max_bytes=settings.max_tenant_bytes)
         self.cache = ResultCache(settings.cache_bytes, self.server_version)
-        self.dispatcher = Dispatcher(settings, self.verifiers, on_change)
+        self.dispatcher = Dispatcher(settings, self.verifiers, on_change, launched)
 
     @property
     def available(self) -> bool:

@@ -5,8 +5,10 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from vold_verifier.sandbox.confine import closed_environment
@@ -19,6 +21,44 @@ def environment_without_secrets() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("VOLD_")}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkServerOptions:
+    """What a fork server is told. pool: "main" or "sandbox". plugins, enable: of `registry.load`. cpu_seconds: of one
+    item. memory_bytes: address space of one worker.
+    """
+
+    pool: str
+    plugins: tuple[str, ...]
+    enable: tuple[str, ...]
+    cpu_seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForkServerProcess:
+    """A fork server that was launched and may not be ready. control: the service's end of its socket."""
+
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+
+    @classmethod
+    def launch(cls, options: ForkServerOptions) -> "ForkServerProcess":
+        """Call it in the main thread: the kernel ends the process with the thread that started it."""
+        local, remote = socket.socketpair()
+        arguments = {**asdict(options), "parent": os.getpid(), "fd": remote.fileno()}
+        environment = closed_environment() if options.pool == "sandbox" else environment_without_secrets()
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        with remote:
+            process = subprocess.Popen(  # noqa: S603  (our own module)
+                [sys.executable, "-P", "-m", "vold_verifier.engine.forkserver", json.dumps(arguments)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(remote.fileno(),),
+                env=environment,
+                start_new_session=True,  # the service handles a Ctrl-C at the terminal
+            )
+        return cls(process, local)
+
+
 class ForkServerClient:
     """One fork server process. The callbacks run on the event loop, and never after `stop`.
 
@@ -29,45 +69,30 @@ class ForkServerClient:
 
     def __init__(
         self,
-        options: dict[str, Any],
+        launched: ForkServerProcess,
         *,
         on_started: Callable[[int], None],
         on_exited: Callable[[int, int], None],
         on_lost: Callable[[], None],
     ) -> None:
-        self.options = options
         self.on_started = on_started
         self.on_exited = on_exited
         self.on_lost = on_lost
         self.layers: tuple[str, ...] = ()
-        self._control: socket.socket | None = None
+        self._process = launched.process
+        self._control: socket.socket | None = launched.control
         self._buffer = b""
-        self._process: asyncio.subprocess.Process | None = None
         self._ready: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
-        """Start the process, and wait until it has loaded every verifier.
+        """Wait until the process has loaded every verifier.
 
-        Raises OSError if a verifier cannot be loaded, or has not been after START_SECONDS. Call it in the main thread:
-        the kernel ends the process with the thread that started it.
+        Raises OSError if a verifier cannot be loaded, or has not been after START_SECONDS.
         """
-        local, remote = socket.socketpair()
-        options = {**self.options, "parent": os.getpid(), "fd": remote.fileno()}
-        sandboxed = self.options["pool"] == "sandbox"
-        environment = closed_environment() if sandboxed else environment_without_secrets()
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        with remote:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-P", "-m", "vold_verifier.engine.forkserver", json.dumps(options)),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(remote.fileno(),),
-                env=environment,
-                start_new_session=True,  # the service handles a Ctrl-C at the terminal
-            )
+        assert self._control is not None
         loop = asyncio.get_running_loop()
-        self._control, self._ready = local, loop.create_future()
-        loop.add_reader(local.fileno(), self._on_readable)
+        self._ready = loop.create_future()
+        loop.add_reader(self._control.fileno(), self._on_readable)
         try:
             await asyncio.wait_for(self._ready, START_SECONDS)
         except BaseException as error:
@@ -80,16 +105,12 @@ class ForkServerClient:
     async def stop(self) -> None:
         """End the process; the kernel then ends its workers."""
         self._close_control()
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait)
 
     def kill_all(self) -> None:
         """Kill the process and, by the kernel, its workers; `on_lost` follows."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        self._process.kill()
 
     def spawn(self, number: int) -> socket.socket:
         """Start a worker; return the service's end of its pipe, in non-blocking mode."""

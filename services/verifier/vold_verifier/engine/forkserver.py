@@ -148,6 +148,8 @@ def main(options: dict[str, Any]) -> None:
             verifier.warm_up()
     except Exception as error:
         control.sendall(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
+        if isinstance(error, registry.PluginError):
+            return  # the service finds and reports it too
         raise
     layers = confinement.lock() if confinement is not None else []
     # Workers hold the items of all tenants, with their references. A change of user would undo this, and before

@@ -28,9 +28,10 @@ from vold_service.tenants import OPEN_TENANT, Tenant
 
 from vold_verifier import metrics
 from vold_verifier.engine.connection import MAX_IN_FLIGHT_SECONDS, WorkerConnection
-from vold_verifier.engine.forkclient import START_SECONDS, ForkServerClient
+from vold_verifier.engine.forkclient import START_SECONDS, ForkServerClient, ForkServerOptions, ForkServerProcess
 from vold_verifier.engine.waiting import OnResult, QueuedItem, RequestQueue, WaitingItems
 from vold_verifier.engine.worker import EXIT_OUT_OF_MEMORY, EXIT_TRIPWIRE, HEADER, error_result
+from vold_verifier.settings import VerifierSettings
 
 MAX_IN_FLIGHT_COST = 32
 """Most cost in flight in a worker, in units of Verifier.cost; one item is always allowed."""
@@ -63,13 +64,42 @@ class PoolOptions:
     sandbox: bool = False
     stall_seconds: float = 30.0
 
+    def of_fork_server(self) -> ForkServerOptions:
+        return ForkServerOptions(
+            pool="sandbox" if self.sandbox else "main",
+            plugins=self.plugins,
+            enable=self.enable,
+            cpu_seconds=self.cpu_seconds,
+            memory_bytes=self.memory_bytes,
+        )
+
+
+def main_options(settings: VerifierSettings) -> PoolOptions:
+    """The options of a server's main pool."""
+    return PoolOptions(
+        workers=settings.workers,
+        cpu_seconds=settings.time_limit,
+        wall_seconds=settings.wall_limit,
+        memory_bytes=settings.worker_memory_bytes,
+        recycle_after=settings.recycle_after,
+        max_queued=settings.max_queued_items,
+        plugins=settings.plugins,
+        enable=settings.enable,
+    )
+
 
 class Pool:
     """Call `start` and `stop` once each, on the event loop that uses the pool. The loop must run in the main thread."""
 
-    def __init__(self, options: PoolOptions, on_change: Callable[[], None] = lambda: None) -> None:
-        """on_change: called when `available` may have changed."""
+    def __init__(
+        self,
+        options: PoolOptions,
+        on_change: Callable[[], None] = lambda: None,
+        launched: ForkServerProcess | None = None,
+    ) -> None:
+        """on_change: called when `available` may have changed. launched: the first fork server, with these options."""
         self.options = options
+        self._launched = launched
         self.available = False  # whether the fork server is up and has started every worker
         self._on_change = on_change
         self._workers: dict[int, WorkerConnection] = {}
@@ -284,14 +314,9 @@ class Pool:
 
     async def _start_workers(self) -> None:
         """Start a fork server and every worker. Raises OSError, and then leaves no process and no worker behind."""
+        launched, self._launched = self._launched or ForkServerProcess.launch(self.options.of_fork_server()), None
         fork_server = ForkServerClient(
-            {
-                "pool": "sandbox" if self.options.sandbox else "main",
-                "plugins": self.options.plugins,
-                "enable": self.options.enable,
-                "cpu_seconds": self.options.cpu_seconds,
-                "memory_bytes": self.options.memory_bytes,
-            },
+            launched,
             on_started=self._on_worker_started,
             on_exited=self._on_worker_exited,
             on_lost=self._on_fork_server_lost,

@@ -1,7 +1,11 @@
-"""The words that mark an answer, "Answer:", "the answer is", "答案是", and the letters of options, by language."""
+"""The words that mark an answer, "Answer:", "the answer is", "答案是", and the letters of options, by language.
+
+The patterns of all languages take tens of milliseconds to compile: they are compiled when a text asks for them.
+"""
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,41 +58,63 @@ _SYMBOLS_BEFORE = r"(?:(?![\n\"'`“”‘’«»(\\$<|=])[\W_])*+"
 _TEXT_COMMAND = r"(?:\\(?:text|textbf|mathbf|mathrm)\s*\{\s*)?"
 
 
-def _line(languages: tuple[_Language, ...]) -> re.Pattern[str]:
-    """A line that starts with the word for "answer" and a colon, or that ends after the word."""
-    labels = "|".join(
-        rf"(?:{language.noun})(?:[\]*_}} \t】〗」』]{{0,6}}?(?:[ \t]?(?:{language.verb or '[ ]'}))?"
+def _label(language: _Language) -> str:
+    """The word for "answer" at the start of a line, and a colon or the end of the line."""
+    verb = language.verb or "[ ]"
+    return (
+        rf"(?:{language.noun})(?:[\]*_}} \t】〗」』]{{0,6}}?(?:[ \t]?(?:{verb}))?"
         rf"[*_}}\] \t]{{0,6}}[:：]|[ \t]*[】〗」』]"
-        rf"|[*_}}\]]{{0,4}}(?:[ \t]?(?:{language.verb or '[ ]'}))?[*_}}\] \t]{{0,4}}(?=[\r \t#*_]*$))"
-        for language in languages
+        rf"|[*_}}\]]{{0,4}}(?:[ \t]?(?:{verb}))?[*_}}\] \t]{{0,4}}(?=[\r \t#*_]*$))"
     )
+
+
+@cache
+def _line(*, ascii_only: bool) -> re.Pattern[str]:
+    """A line that starts with the word for "answer" and a colon, or that ends after the word."""
+    labels = "|".join(map(_label, _ASCII if ascii_only else (*_ASCII, *_OTHERS)))
     pattern = rf"^{_SYMBOLS_BEFORE}{_TEXT_COMMAND}(?:{labels})[}}]?(?P<answer>.*)$"
     return re.compile(pattern, re.IGNORECASE | re.MULTILINE)
 
 
-def _statement(language: _Language) -> str:
+_ENGLISH_STATEMENT = (
+    r"(?:answers?|result)\s+(?:is|are|equals|should\s+be|must\s+be|would\s+be)\b"
+    r"(?:\s+(?:therefore|thus|then|hence|simply|just|equal\s+to))*\s*[:：]?|(?:final|correct)\s+answer\s*[:：]"
+)
+
+
+def _stated(language: _Language) -> str:
     """The word for "answer" and a verb or a colon, anywhere in a line."""
     verb = rf"\s*(?:{language.verb})\s*[:：]?|" if language.verb else ""
     return rf"(?:{language.noun})(?:{verb}\s*[:：])"
 
 
-_ASCII_LINE, _ANY_LINE = _line(_ASCII), _line((*_ASCII, *_OTHERS))
-_ENGLISH_STATEMENT = (
-    r"(?:answers?|result)\s+(?:is|are|equals|should\s+be|must\s+be|would\s+be)\b"
-    r"(?:\s+(?:therefore|thus|then|hence|simply|just|equal\s+to))*\s*[:：]?|(?:final|correct)\s+answer\s*[:：]"
-)
-_ASCII_STATEMENTS = rf"\b(?:{'|'.join([_ENGLISH_STATEMENT, *map(_statement, _ASCII[1:])])})(?=\s|$)"
-_ASCII_STATEMENT = re.compile(rf"{_ASCII_STATEMENTS}\s*", re.IGNORECASE)
-_ANY_STATEMENT = re.compile(rf"(?:{_ASCII_STATEMENTS}|{'|'.join(map(_statement, _OTHERS))})\s*", re.IGNORECASE)
-_PREFIX = re.compile(
-    rf"^\s*{_TEXT_COMMAND}(?:"
-    + "|".join(
+@cache
+def _statement(*, ascii_only: bool) -> re.Pattern[str]:
+    """ "The answer is", and white space after it."""
+    pattern = rf"\b(?:{'|'.join([_ENGLISH_STATEMENT, *map(_stated, _ASCII[1:])])})(?=\s|$)"
+    if not ascii_only:
+        pattern = rf"(?:{pattern}|{'|'.join(map(_stated, _OTHERS))})"
+    return re.compile(rf"{pattern}\s*", re.IGNORECASE)
+
+
+@cache
+def _prefix() -> re.Pattern[str]:
+    """The word for "answer" with a verb or a colon, at the start of an answer."""
+    labels = "|".join(
         rf"(?:{language.noun})[*_】\]]{{0,4}}(?:\s*(?:{language.verb or '[:：]'})(?![A-Za-z])\s*[:：]?|\s*[:：])"
         for language in (*_ASCII, *_OTHERS)
     )
-    + r")[*_\s}]*",
-    re.IGNORECASE,
-)
+    return re.compile(rf"^\s*{_TEXT_COMMAND}(?:{labels})[*_\s}}]*", re.IGNORECASE)
+
+
+def warm_up() -> None:
+    """Compile every pattern."""
+    for ascii_only in (True, False):
+        _line(ascii_only=ascii_only)
+        _statement(ascii_only=ascii_only)
+    _prefix()
+
+
 _CLOSING = re.compile(
     r"(?:(?<=\s)|(?<=^)|(?<=[.!。$]))(?:I\s+hope\s+(?:it|this|that|my\s+answer)\s+(?:is\s+(?:correct|right|clear)|helps)"
     r"|(?:I\s+)?hope\s+(?:it|this|that)\s+helps|let\s+me\s+know\s+if\s+you\s+have\s+any\s+(?:other\s+|more\s+)?questions"
@@ -102,15 +128,15 @@ _MARKS_AT_END = re.compile(r"[\s✅✓✔☑️🎉∎■□◻]+$")
 def lines(text: str, start: int = 0) -> list[re.Match[str]]:
     """The lines of `text` from `start` on that start with the word for "answer"; group `answer` may be empty."""
     if not text.isascii():
-        return list(_ANY_LINE.finditer(text, start))
+        return list(_line(ascii_only=False).finditer(text, start))
     if ":" not in text and "\n" not in text:
         return []  # no label, and no heading with something below
-    return list(_ASCII_LINE.finditer(text, start))
+    return list(_line(ascii_only=True).finditer(text, start))
 
 
 def statements(line: str) -> list[re.Match[str]]:
     """Each "the answer is" in `line`; the answer follows the match."""
-    return list((_ASCII_STATEMENT if line.isascii() else _ANY_STATEMENT).finditer(line))
+    return list(_statement(ascii_only=line.isascii()).finditer(line))
 
 
 def ends_with_statement(line: str) -> bool:
@@ -121,7 +147,7 @@ def ends_with_statement(line: str) -> bool:
 def without_label(answer: str) -> str:
     """`answer` without the words that only say that it is one: "The answer is 42." becomes "42"."""
     for _ in range(3):
-        shorter = _PREFIX.sub("", answer, count=1)
+        shorter = _prefix().sub("", answer, count=1)
         if shorter == answer:
             break
         answer = shorter

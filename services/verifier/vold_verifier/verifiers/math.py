@@ -11,7 +11,7 @@ from pydantic import Field
 
 from vold_verifier.mathematics import constants, equations, notation, numbers, spoken, symbolic
 from vold_verifier.mathematics.equality import Comparison, compare
-from vold_verifier.reading import bounds, hacking
+from vold_verifier.reading import bounds, hacking, labels
 from vold_verifier.reading.extraction import ExtractedAnswer, find, reference_text
 from vold_verifier.reading.text import symbols_to_latex
 from vold_verifier.types import BadReferenceError
@@ -35,6 +35,7 @@ class MathVerifier(Verifier[MathParameters]):
 
     def warm_up(self) -> None:
         symbolic.warm_up()
+        labels.warm_up()  # of every verifier that reads texts
 
     def check(self, item: Item, parameters: MathParameters, /) -> Verdict:
         reference = reference_text(item.reference)
