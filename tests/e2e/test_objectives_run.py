@@ -116,6 +116,39 @@ def test_the_teacher_is_not_queried_after_the_switch_to_reinforcement_learning(t
     assert "teacher/gap" not in rows[1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_reinforcement_learning_follows_once_distillation_levels_off(tmp_path, pocket_teacher, verifier, ahead):
+    out = tmp_path / f"plateau-{ahead}"
+    still = ("steps=8", "optim.lr=1e-9", f"rollout.ahead={ahead}")
+    rows = train(out, "{name: opd-then-rl, switch: plateau, window: 1}", pocket_teacher.grpc, verifier.grpc, *still)
+    distils = [row["objective/distils"] for row in rows]
+    levelled = next(n for n in range(1, 8) if rows[n]["teacher/k2"] >= 0.95 * rows[n - 1]["teacher/k2"])
+    assert distils == [1.0] * (levelled + 1 + ahead) + [0.0] * (7 - levelled - ahead)
+    assert ["teacher/k2" in row for row in rows] == [bool(each) for each in distils]
+    sent = sum(32 * row["length/mean"] for row in rows if row["objective/distils"])
+    assert scored_tokens(pocket_teacher, out.name) == pytest.approx(sent)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("kept", [1, 2, 4])
+def test_a_resumed_run_switches_at_the_step_of_an_uninterrupted_one(tmp_path, pocket_teacher, verifier, ahead, kept):
+    urls = [f"teacher.url={pocket_teacher.grpc}", f"verifier.url={verifier.grpc}"]
+    settings = [*urls, *SMALL, "objective={name: opd-then-rl, switch: plateau, window: 1}", "optim.lr=1e-6"]
+    settings += ["steps=6", "checkpoints.every=1", "checkpoints.keep_last=9", f"rollout.ahead={ahead}"]
+    config = load(TrainConfig, Path("pocket:vold"), [f"out={tmp_path / 'run'}", *settings])
+    run_train(config)
+    whole = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert {row["objective/distils"] for row in whole} == {0.0, 1.0}
+    for step in range(kept + 1, 7):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{step:06d}")
+    run_train(config, resume=True)
+    resumed = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    for name in ("objective/distils", "loss", "grad_norm", "length/mean"):
+        assert [row[name] for row in resumed] == [row[name] for row in whole], name
+
+
 def scored_tokens(server, run_id: str) -> int:
     with TeacherClient(server.grpc) as client:
         return sum(usage.scored_tokens for usage in client.usage() if usage.run_id == run_id)

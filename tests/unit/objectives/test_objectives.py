@@ -36,7 +36,7 @@ from vold_trainer.objectives.opd import discounted
 from vold_trainer.objectives.policy import Signal
 from vold_trainer.objectives.reference import reference_kl, with_reference_kl
 
-OBJECTIVES = [
+RECORDED = [
     Grpo(),
     Grpo(normalise="token"),
     Grpo(rollout_cap=1.1),
@@ -67,6 +67,8 @@ OBJECTIVES = [
     Gkd(),
     Gkd(beta=0.0, normalise="constant"),
 ]
+"""Objectives whose numbers are kept in a file."""
+OBJECTIVES = [*RECORDED, Vold(beta=0.7, anneal=0.2), OpdThenRl(switch="plateau")]
 
 
 def named(objective):
@@ -185,6 +187,12 @@ def test_reinforcement_learning_after_distillation_needs_no_teacher():
     objective = OpdThenRl(switch=3)
     assert [objective.needs_at(step).teacher for step in range(5)] == [True, True, True, False, False]
     assert [objective.needs_at(step).reward for step in range(5)] == [False, False, False, True, True]
+
+
+def test_until_the_step_of_a_plateau_is_known_a_run_distils():
+    objective = OpdThenRl(switch="plateau")
+    assert objective.needs == Needs(reward=True, teacher=True)
+    assert all(objective.needs_at(step) == Needs(teacher=True) for step in (0, 10_000))
 
 
 def advantages_by_hand(objective, batch):
@@ -352,6 +360,25 @@ def test_masked_k2_at_ratio_one_is_a_policy_gradient(seed, beta, token):
     lengths = batch.mask_CT.sum(-1, keepdim=True)
     weights = 1 / batch.mask_CT.sum() if token else 1 / (lengths * len(lengths))
     assert torch.allclose(gradient(objective, batch), -advantages * weights * batch.mask_CT, atol=1e-12)
+
+
+@pytest.mark.parametrize("divergence", ["k2", "reverse-kl"])
+def test_the_teachers_term_anneals_to_grpo(divergence):
+    objective = Vold(beta=0.3, anneal=0.1, divergence=divergence)
+    for step, beta in ((0, 0.3), (1, 0.2), (2, 0.1)):
+        batch = replace(rollouts(step), step=step)
+        assert objective.needs_at(step) == objective.needs
+        assert objective(batch).metrics["objective/beta"] == pytest.approx(beta)
+        assert torch.allclose(
+            gradient(objective, batch), gradient(Vold(beta=beta, divergence=divergence), batch), atol=1e-15
+        )
+    for step in (3, 100):
+        batch = replace(rollouts(step), step=step, teacher_logprobs_CT=None, teacher_mask_CT=None, support=None)
+        assert objective.needs_at(step) == Needs(reward=True)
+        assert torch.equal(gradient(objective, batch), gradient(Grpo(eps_high=0.3), batch))
+    kept = Vold(beta=0.3, anneal=0.1, beta_min=0.05)
+    assert kept.beta_at(100) == 0.05
+    assert kept.needs_at(100).teacher
 
 
 @pytest.mark.parametrize("objective", [Opd(), Vold(beta=3.0), Vold(beta=3.0, masked=False)], ids=str)
@@ -614,7 +641,7 @@ def test_a_reference_that_is_missing_adds_nothing_and_stays_in_the_divisor():
         with_reference_kl(objective, plain, replace(batch, reference_logprobs_CT=None))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
+@pytest.mark.parametrize("objective", RECORDED, ids=named)
 def test_without_the_later_options_losses_and_gradients_are_the_recorded_ones(objective):
     """Of the version before kl_beta, kl_ratio and the teacher's mask: off the policy, and on it."""
     recorded = json.loads((CASES / "losses-of-objectives.json").read_text())[named(objective)]

@@ -157,6 +157,14 @@ _TERMS = (
     ),
     _few("candidates-unmasked", "candidates, unmasked", CANDIDATES, "objective.masked=false"),
     _few("opd-then-rl", "distillation for 60 steps, then GRPO", PAPER, "objective={name: opd-then-rl}"),
+    _few(
+        "opd-then-rl-plateau",
+        "distillation until it levels off, then GRPO",
+        PAPER,
+        "objective={name: opd-then-rl, switch: plateau}",
+    ),
+    _few("vold-annealed", "the paper's form, beta falls to 0", PAPER, "objective.anneal=1e-3"),
+    _few("candidates-annealed", "candidates, beta falls to 0", CANDIDATES, "objective.anneal=1e-2"),
     _few("grpo-kl", "GRPO, kl_beta 1e-2", "grpo", "objective.kl_beta=1e-2"),
     _few("grpo-entropy", "GRPO, entropy_bonus 1e-2", "grpo", "objective.entropy_bonus=1e-2"),
 )

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
+from vold_trainer.objectives.annealing import AnnealedBeta
 from vold_trainer.objectives.base import (
     DecidedBy,
     LossOutput,
@@ -28,8 +29,8 @@ from vold_trainer.objectives.policy import Signal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kdrl(GapOptions, GroupAdvantageOptions, Signal):
-    """beta: at the first step. anneal: the decrease of beta per step, 0 for a constant beta. mask: see above."""
+class Kdrl(AnnealedBeta, GapOptions, GroupAdvantageOptions, Signal):
+    """beta, anneal, beta_min: of the teacher's advantage. mask: see above."""
 
     name: Literal["kdrl"] = "kdrl"
     beta: Annotated[float, Ge(0)] = 5e-3
@@ -41,10 +42,6 @@ class Kdrl(GapOptions, GroupAdvantageOptions, Signal):
     @property
     def needs(self) -> Needs:
         return policy_needs(self, reward=True, teacher=True)
-
-    def beta_at(self, step: int) -> float:
-        """The weight of the teacher's part at step `step`, counted from 0."""
-        return max(self.beta - self.anneal * step, min(self.beta, self.beta_min))
 
     @property
     def teacher_mask_by(self) -> DecidedBy:

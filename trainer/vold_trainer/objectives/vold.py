@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
+from vold_trainer.objectives.annealing import AnnealedBeta
 from vold_trainer.objectives.base import (
     DecidedBy,
     LossOutput,
@@ -29,9 +30,10 @@ from vold_trainer.objectives.term import TeacherTerm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vold(TeacherTerm, GroupAdvantageOptions, PolicyGradient):
-    """beta: the weight of the teacher term; 0.1 in the paper's text, 1e-3 in its supplement. masked: use the factor
-    (1 - r). mask: r is 1 for a correct completion and else 0 (verdict), or the reward, within [0, 1] (reward).
+class Vold(AnnealedBeta, TeacherTerm, GroupAdvantageOptions, PolicyGradient):
+    """beta: the weight of the teacher term; 0.1 in the paper's text, 1e-3 in its supplement. anneal, beta_min: how it
+    falls; from the step at which it is 0 the teacher is no longer queried. masked: use the factor (1 - r). mask: r is 1
+    for a correct completion and else 0 (verdict), or the reward, within [0, 1] (reward).
 
     A completion without a reward has no policy gradient. It has the teacher term only if `masked` is off, because it is
     not known to be wrong.
@@ -46,6 +48,13 @@ class Vold(TeacherTerm, GroupAdvantageOptions, PolicyGradient):
     @property
     def needs(self) -> Needs:
         return policy_needs(self, reward=True) | self.teacher_needs()
+
+    def needs_at(self, step: int) -> Needs:
+        return policy_needs(self, reward=True) if self.ended_at(step) else self.needs
+
+    def ended_at(self, step: int) -> bool:
+        """Whether the teacher's term has fallen to nothing."""
+        return self.anneal > 0 and self.beta_at(step) == 0
 
     @property
     def teacher_mask_by(self) -> DecidedBy:
@@ -63,6 +72,11 @@ class Vold(TeacherTerm, GroupAdvantageOptions, PolicyGradient):
         policy, metrics = self.policy_loss(
             rollouts, per_token(rollouts.advantages_C, rollouts), rewarded_tokens(rollouts)
         )
+        beta = self.beta_at(rollouts.step)
+        if self.anneal:
+            metrics["objective/beta"] = beta
+        if self.ended_at(rollouts.step):
+            return LossOutput(policy, {"loss/policy": policy.item(), "loss/total": policy.item(), **metrics})
         divergence_CT, known_CT, divergence_metrics = self.teacher_divergence(rollouts)
         known_CT = known_CT & self.teacher_mask(rollouts.verdicts).unsqueeze(-1)
         if self.masked and self.mask == "reward":
@@ -71,7 +85,7 @@ class Vold(TeacherTerm, GroupAdvantageOptions, PolicyGradient):
             divergence_CT = self.apply_ratio(divergence_CT, known_CT, rollouts)
             divergence_CT, known_CT = self.apply_rollout_weights(rollouts, divergence_CT, known_CT, metrics)
         teacher = self.mean(divergence_CT, known_CT, rollouts)
-        loss = policy + self.beta * teacher
+        loss = policy + beta * teacher
         return LossOutput(
             loss,
             {

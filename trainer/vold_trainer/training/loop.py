@@ -46,6 +46,7 @@ from vold_trainer.training.generation import RolloutBatch, RolloutGenerator
 from vold_trainer.training.mismatch import MismatchWatch
 from vold_trainer.training.opening_line import opening_line
 from vold_trainer.training.pipeline import Pipeline
+from vold_trainer.training.plateau import PlateauSwitch
 from vold_trainer.training.token_log import CompletionStats, TokenLog
 from vold_trainer.training.update import PolicyUpdater
 
@@ -136,6 +137,9 @@ class Loop:
         self.alarms.restore(state.get("sanity", {}))
         self.mismatch = MismatchWatch(config.rollout.max_mismatch)
         self.mismatch.restore(state.get("mismatch", {}))
+        self.plateau = PlateauSwitch(self.objective)
+        self.plateau.restore(state.get("plateau", {}))
+        self._follow_plateau()
         self.fault_log = FaultLog()
         elapsed = ranks.gather(elapsed_seconds(config.out) if checkpoint else 0.0)[0]
         resumed = checkpoint is not None
@@ -275,6 +279,7 @@ class Loop:
             "missing_total": self.missing_total,
             "sanity": self.alarms.state(),
             "mismatch": self.mismatch.state(),
+            "plateau": self.plateau.state(),
         }
         save_batches = partial(self.pipeline.save, done=self.steps_done, rank=self.ranks.rank)
         if self.ranks.size > 1 and self.ranks.group is None:  # alone: the other processes' completions are gone
@@ -346,6 +351,8 @@ class Loop:
         missing = StepScores({}, summary.missing, list(summary.faults), sentences=summary.sentences)
         self.alarms.observe(step + 1, summary.sanity)
         self.mismatch.observe(step + 1, update_metrics.get("mismatch/abs"))
+        if self.plateau.observe(update_metrics.get("teacher/k2"), next_step=step + 1 + self.config.rollout.ahead):
+            self._follow_plateau()
         self.fault_log.add(missing.faults, step + 1)
         metrics = {
             **(summary.stats.metrics() if batch.version is not None else {}),
@@ -376,6 +383,9 @@ class Loop:
         self.ranks.run_on_all(self.alarms.check)
         self.ranks.run_on_all(self.mismatch.check)
         return metrics
+
+    def _follow_plateau(self) -> None:
+        self.objective = self.generator.objective = self.updater.objective = self.plateau.objective
 
     def _missing_reference(self, scores: StepScores) -> dict[str, float]:
         """Empty if the reference is no service."""
