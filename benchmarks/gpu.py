@@ -42,9 +42,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, help="folder of gpu.jsonl and gpu.md; benchmarks/ if absent")
     parser.add_argument("--label", default="", help="a section of its own on the page")
-    parser.add_argument(
-        "--resume", action="store_true", help="leave out the rows that were measured before"
-    )
+    parser.add_argument("--resume", action="store_true", help="leave out the rows that were measured before")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     options = parser.parse_args(arguments)
     if unknown := [part for part in options.part if part not in PARTS]:
