@@ -2,6 +2,7 @@
 
 python benchmarks/gpu.py                      all parts, under 25 minutes together, and the page benchmarks/gpu.md
 python benchmarks/gpu.py teacher              one part, under 9 minutes: teacher, update, generation or step
+python benchmarks/gpu.py --resume             what a run that was stopped has not measured
 python benchmarks/gpu.py --label "after X"    as a section of its own, beside what was measured before
 python benchmarks/gpu.py --page               the page alone, from the results that are there
 python benchmarks/gpu.py --size tiny --device cpu --out runs/gpu      the same code in a minute, without a GPU
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpu_parts.results import Results, command, write_page
+from gpu_parts.results import Results, command, measured_rows, read, write_page
 from gpu_parts.tables import PARTS
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, help="folder of gpu.jsonl and gpu.md; benchmarks/ if absent")
     parser.add_argument("--label", default="", help="a section of its own on the page")
+    parser.add_argument("--resume", action="store_true", help="leave out the rows that were measured before")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     options = parser.parse_args(arguments)
     if unknown := [part for part in options.part if part not in PARTS]:
@@ -59,6 +61,7 @@ def main(arguments: list[str]) -> int:
 def run_all(parts: list[str], options: argparse.Namespace, folder: Path) -> int:
     """Each part in a process of its own, so that it leaves no memory to the next. Returns the worst status."""
     rest = ["--size", options.size, "--device", options.device, "--out", str(folder), "--label", options.label]
+    rest += ["--resume"] if options.resume else []
     worst = 0
     for part in parts:
         program = [sys.executable, str(HERE / "gpu.py"), part, *rest]
@@ -80,7 +83,12 @@ def run_part(part: str, options: argparse.Namespace, folder: Path, line: str) ->
     device = torch.device(options.device)
     results = Results(folder, options.label)
     results.machine(part, machine_facts(device, options.size, line))
-    bench = Bench(part, options.size, device, results, until=time.monotonic() + 60 * MINUTES[part])
+    done = measured_rows(read(folder), options.label, part) if options.resume else {}
+    bench = Bench(part, options.size, device, results, until=time.monotonic() + 60 * MINUTES[part], done=done)
+    if done:
+        bench.say(f"{len(done)} rows were measured before, and {bench.count_left} are left")
+        if not bench.count_left:
+            return 0
     try:
         measure = importlib.import_module(f"gpu_parts.{part}").run
     except ModuleNotFoundError as error:

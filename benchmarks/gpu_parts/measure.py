@@ -4,7 +4,7 @@ import gc
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -25,7 +25,9 @@ class SkippedError(Exception):
 
 @dataclass
 class Bench:
-    """What the measurements of a part share. until: `time.monotonic` when the part should end."""
+    """What the measurements of a part share. until: `time.monotonic` when the part should end. done: the values of rows
+    that were measured before, which are not measured again.
+    """
 
     part: str
     size: str
@@ -33,8 +35,12 @@ class Bench:
     results: Results
     until: float
     repeats: int = 2
+    done: dict[tuple[str, Key], Mapping[str, Any]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     written: set[tuple[str, Key]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.written |= self.done.keys()
 
     @property
     def cuda(self) -> bool:
@@ -55,8 +61,26 @@ class Bench:
     def rows(self, table: str) -> list[Key]:
         return list(table_named(table).rows[self.size])
 
+    def left(self, table: str, keys: Iterable[Key] | None = None) -> list[Key]:
+        """The rows of a table that were not measured before. keys: of these rows; None: of all."""
+        return [key for key in (self.rows(table) if keys is None else keys) if (table, key) not in self.done]
+
+    @property
+    def count_left(self) -> int:
+        """Rows of the part that were not measured before."""
+        return sum(len(self.left(table.name)) for table in TABLES if table.part == self.part)
+
+    def together(self, *rows: tuple[str, Key]) -> None:
+        """Measure all of these rows again if one of them is left: one measurement fills them."""
+        if not self.done.keys() >= set(rows):
+            for place in rows:
+                self.done.pop(place, None)
+                self.written.discard(place)
+
     def row(self, table: str, key: Key, work: Callable[[], Mapping[str, Any]]) -> bool:
-        """Measure a row and write it, or why it could not be measured. Returns whether it was measured."""
+        """Measure a row and write it, or why it could not be measured. Returns whether it was, now or before."""
+        if (table, key) in self.done:
+            return True
         reason = ""
         if self.late:
             reason = "out of time"

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpu_parts.tables import TABLES, Key, Table
+from gpu_parts.tables import TABLES, Key, Table, table_named
 
 NOT_RUN = "not run"
 FACTS = ("chip", "memory", "driver", "cuda", "torch", "transformers", "python", "date", "size", "command")
+COMPARABLE = tuple(fact for fact in FACTS if fact not in ("date", "command"))
+"""Facts that figures of one section have in common: with others they are other figures."""
 
 
 class Results:
@@ -19,6 +21,7 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "gpu.jsonl"
         self.label = label
+        _remove_cut_line(self.file)
 
     def machine(self, part: str, facts: Mapping[str, Any]) -> None:
         self._write({"kind": "machine", "part": part, **facts})
@@ -51,6 +54,46 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _remove_cut_line(file: Path) -> None:
+    """Remove a last line that a crash cut off: what is appended would become a part of it."""
+    if file.is_file():
+        with file.open("rb+") as lines:
+            lines.truncate(lines.read().rfind(b"\n") + 1)
+
+
+def _part_of(line: Mapping[str, Any]) -> str:
+    return line["part"] if "part" in line else table_named(line["table"]).part
+
+
+def of_last_machines(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of one label, without those of a part that another machine or other versions measured earlier: the page
+    names one machine for a part's figures.
+    """
+    found: list[dict[str, Any]] = []
+    facts_of: dict[str, list[Any]] = {}
+    for line in lines:
+        part = _part_of(line)
+        if line["kind"] == "machine":
+            facts = [line.get(fact) for fact in COMPARABLE]
+            if facts_of.setdefault(part, facts) != facts:
+                facts_of[part] = facts
+                found = [one for one in found if _part_of(one) != part]
+        found.append(line)
+    return found
+
+
+def measured_rows(lines: Iterable[dict[str, Any]], label: str, part: str) -> dict[tuple[str, Key], dict[str, Any]]:
+    """The values of a part's rows that its last machine measured under the label, by table and key. A row whose last
+    line is a reason is not among them.
+    """
+    own = of_last_machines(line for line in lines if line["label"] == label)
+    rows = {}
+    for line in own:
+        if line["kind"] in ("row", "skipped") and _part_of(line) == part:
+            rows[line["table"], tuple(line["key"])] = line.get("values")
+    return {place: values for place, values in rows.items() if values is not None}
+
+
 def write_page(folder: Path, size: str) -> Path:
     """Write gpu.md beside the results, and return it. size: of the tables where nothing has been measured."""
     page = folder / "gpu.md"
@@ -67,7 +110,7 @@ def render(lines: list[dict[str, Any]], size: str) -> str:
     ]
     labels = list(dict.fromkeys(line["label"] for line in lines)) or [""]
     for label in labels:
-        own = [line for line in lines if line["label"] == label]
+        own = of_last_machines(line for line in lines if line["label"] == label)
         if label:
             out.append(f"## {label}\n")
         out += _facts(own)

@@ -27,6 +27,7 @@ Interval = tuple[float, float]
 def run(bench: Bench) -> None:
     found: dict[str, float] = {}
     setting: dict[str, str] = {}
+    bench.together(*(("step", key) for key in bench.rows("step")), ("step_setting", ("student",)))
     with tempfile.TemporaryDirectory() as folder:
         for key in bench.rows("step"):
 

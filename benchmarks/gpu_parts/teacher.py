@@ -124,6 +124,7 @@ def run(bench: Bench) -> None:
         bench.say("making random weights")
         model = shapes.teacher_model(bench.size, bench.device)
         for attention in ATTENTIONS:
+            bench.together(*(("places", key) for key in bench.rows("places") if key[0] == attention))
             measure_attention(bench, path, model, attention)
 
 
@@ -141,14 +142,18 @@ def measure_attention(bench: Bench, path: Path, model: Any, attention: str) -> N
         bench.say(f"attention {attention}: not run: {error}")
         return
     length, largest = LOADS[bench.size].length, max(int(key[1]) for key in own["service"])
-    for key in own["scoring"]:
+    left = bench.left("scoring", own["scoring"])
+    for key in left:
         _, tokens, group, asked = key
         sequences = batch(bench.size, int(tokens), int(group), asked)
         bench.row("scoring", key, lambda sequences=sequences: scoring(bench, backend, sequences))
     sequences = batch(bench.size, length, largest, ASKED[1])
-    bench.profile(f"Teacher: one batch, attention {attention}", lambda: backend.score(sequences))
+    if left:
+        bench.profile(f"Teacher: one batch, attention {attention}", lambda: backend.score(sequences))
     if attention == ATTENTIONS[0]:
         measure_head(bench, backend, sequences)
+    if not bench.left("service", own["service"]) + bench.left("places", own["places"]):
+        return
     with contextlib.ExitStack() as stack:
         service: Service | str
         try:

@@ -24,6 +24,7 @@ from vold_trainer.coldstart.sft import run_sft
 from vold_trainer.coldstart.traces import run_traces
 from vold_trainer.config import SftConfig, TracesConfig, TrainConfig, load
 from vold_trainer.files import read_json_lines
+from vold_trainer.pocket.shipped import checkpoint_path
 from vold_trainer.processes.ranks import DEVICE_TIMEOUT
 from vold_trainer.runs.checkpoint import list_checkpoints
 from vold_trainer.runs.export import run_export
@@ -246,6 +247,40 @@ def test_in_two_processes_the_reference_is_the_student_at_the_start(tmp_path, ur
     for left, right in zip(alone, two, strict=True):
         for name in ("loss", "loss/reference", "grad_norm"):
             assert left[name] == pytest.approx(right[name], rel=2e-3, abs=1e-6), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["student.freeze=[vision, projector, embeddings]", "student.lora={r: 4, alpha: 8}"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_in_two_processes_rows_of_added_tokens_are_trained_and_the_teacher_is_asked_for_less(
+    tmp_path, urls, strategy, how
+):
+    """Rows beside a frozen matrix, a masked completion that was cut, and scores that are requested after the verdicts:
+    each process decides about its own rollouts.
+    """
+    settings = (*SMALL, "steps=2", "optim.lr=1e-3", "optim.warmup_steps=0", "batch.size=0", "rollout.max_tokens=12")
+    settings += ('student.add_tokens=[{"id": 110, "content": "<mark>"}]', how, "teacher.only=used")
+    settings += ("objective={name: vold, truncated: mask, entropy_bonus: 0.01}",)
+    run_train(config(tmp_path / "alone", urls, *settings))
+    if strategy == "fsdp2":
+        run_sharded(FSDP2, "train", "pocket:vold", f"out={tmp_path / 'two'}", *urls, *settings)
+    else:
+        process = launch("forked", tmp_path / "two", urls, *settings)
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+    alone, two = (read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("alone", "two"))
+    for left, right in zip(alone, two, strict=True):
+        for name in ("loss", "loss/teacher", "loss/entropy", "grad_norm", "teacher/sent", "length/truncated"):
+            assert left[name] == pytest.approx(right[name], rel=2e-3, abs=1e-6), name
+        assert 0 < left["teacher/sent"] < 1
+        assert left["teacher/sent_tokens"] == right["teacher/sent_tokens"]
+    models = [AutoModelForImageTextToText.from_pretrained(tmp_path / name / "model") for name in ("alone", "two")]
+    rows = [model.get_input_embeddings().weight for model in models]
+    assert len(rows[0]) == len(rows[1]) == 111
+    base = AutoModelForImageTextToText.from_pretrained(checkpoint_path("student")).get_input_embeddings().weight
+    for weight in rows:
+        assert torch.equal(weight[:110], base[:110]), "the other rows are frozen"
+    torch.testing.assert_close(rows[1][110], rows[0][110], rtol=2e-3, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -35,11 +35,19 @@ VALUES = {
     "checkpoints.metric": "loss", "student.trust_remote_code": None, "student.liger": None, "teacher.tls.ca": None,
     "teacher.tls.cert": None, "teacher.tls.key": None, "verifier.tls.ca": None, "verifier.tls.cert": None,
     "verifier.tls.key": None, "teacher.model": None, "teacher.url": None, "verifier.url": None, "out": None,
-    "data.source": None, "data.image_token": "<picture>",
+    "data.source": None, "data.image_token": "<picture>", "data.template": None, "data.too_long": "drop",
+    "data.max_prompt_tokens": 500, "student.chat_template_kwargs": None,
+    "student.head_dtype": "float32", "teacher.chat_template_kwargs": None, "teacher.only": "used",
+    "reference": None, "rollout.stop": ["="], "rollout.image_backend": "pillow", "objective.truncated": "mask",
+    "objective.kl_estimator": "k2", "objective.mask": "reward", "objective.rollout_cap": 2.0, "objective.gap_cap": 3.0,
+    "optim.min_lr": 1e-4,
 }  # fmt: skip
 """Other values of keys for which no value can be made from the present one. None: left out; the service, the file, the
-package or the GPU that it needs is not here, or another test is about it.
+package, the variable of a template or the GPU that it needs is not here, or another test is about it.
 """
+
+BESIDE = {"optim.min_lr": "optim.schedule=cosine"}
+"""What a key cannot be set without."""
 
 
 def other_value(key, value):
@@ -77,7 +85,7 @@ def test_each_key_is_taken_refused_or_irrelevant_as_the_table_says(run, tmp_path
         config = load(
             TrainConfig,
             Path("pocket:vold"),
-            [*base, f"out={out}", f"{key}={json.dumps(other)}"],
+            [*base, f"out={out}", f"{key}={json.dumps(other)}", *([BESIDE[key]] if key in BESIDE else [])],
         )
         now = flat(config.model_dump(mode="json"))
         rule = rule_of(key)[0]

@@ -56,6 +56,51 @@ def test_results_are_read_back_and_the_last_of_a_row_counts(tmp_path):
         results.read(tmp_path)
 
 
+def test_what_follows_a_line_that_a_crash_cut_off_is_a_line_of_its_own(tmp_path):
+    results.Results(tmp_path, "").row("service", ("auto", "1"), {"bare_s": 1.0})
+    with (tmp_path / "gpu.jsonl").open("a") as file:
+        file.write('{"label": "", "kind": "ro')
+    results.Results(tmp_path, "").row("service", ("auto", "8"), {"bare_s": 2.0})
+    assert [line["values"]["bare_s"] for line in results.read(tmp_path)] == [1.0, 2.0]
+
+
+def test_a_section_has_the_figures_of_one_machine_alone(tmp_path):
+    """What another chip, or another version, measured of a part before is not under the name of the last one."""
+    written = results.Results(tmp_path, "")
+    for chip, seconds in (("NVIDIA H100", 3.0), ("NVIDIA H200", 2.0)):
+        for part in ("teacher", "update") if seconds == 3 else ("teacher",):
+            written.machine(part, {"chip": chip, "size": "real", "date": chip})
+        written.row("service", ("auto", "1" if seconds == 3 else "8"), {"bare_s": seconds})
+        written.row("update", ("LoRA", "1024"), {"seconds": 7.0})
+    page = results.render(results.read(tmp_path), "real")
+    assert "| auto | 1 | not run | not run | not run | not run |" in page
+    assert "| auto | 8 | 2.000 |" in page
+    assert "| LoRA | 1024 | 7.00 |" in page, "of a part that the other machine alone measured"
+    rows = results.measured_rows(results.read(tmp_path), "", "teacher")
+    assert rows == {("service", ("auto", "8")): {"bare_s": 2.0}}
+
+
+def test_what_was_measured_before_is_neither_measured_nor_written_again(tmp_path):
+    written = results.Results(tmp_path, "")
+    written.machine("generation", {"chip": "a", "size": "tiny"})
+    written.row("generation", ("12", "1"), {"tokens_s": 5.0, "step_ms": 1.0})
+    written.row("generation", ("12", "4"), {"tokens_s": 6.0, "step_ms": 1.0})
+    written.skipped("generation", ("12", "4"), "out of time")
+    bench = bench_of("generation", tmp_path)
+    bench = Bench(
+        "generation", "tiny", bench.device, bench.results, until=float("inf"),
+        done=results.measured_rows(results.read(tmp_path), "", "generation"),
+    )  # fmt: skip
+    assert bench.left("generation") == [("12", "4")]
+    assert bench.row("generation", ("12", "1"), lambda: pytest.fail("measured again"))
+    bench.skip_all("the rest")
+    page = results.render(results.read(tmp_path), "tiny")
+    assert "| 12 | 1 | 5 | 1.0 | not run |" in page
+    assert "| 12 | 4 | not run: the rest |" in page
+    bench.together(("generation", ("12", "1")), ("generation", ("12", "4")))
+    assert len(bench.left("generation")) == 2, "of what one measurement fills nothing is left alone"
+
+
 @pytest.mark.parametrize(
     ("name", "teraflops"),
     [
@@ -194,6 +239,31 @@ def test_every_part_runs_at_tiny_size(part, tmp_path):
     assert reasons.keys() == SKIPPED[part].keys(), reasons
     for place, reason in SKIPPED[part].items():
         assert reasons[place].startswith(reason)
+
+
+@pytest.mark.slow
+def test_a_part_that_was_killed_goes_on_with_what_is_left(tmp_path):
+    options = ["teacher", "--size", "tiny", "--device", "cpu", "--out", str(tmp_path)]
+    program = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *options]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as run:
+        for line in run.stdout:
+            if "scoring auto, 24, 3, sampled token" in line:
+                run.kill()
+                break
+    before = results.measured_rows(results.read(tmp_path), "", "teacher")
+    assert 4 <= len(before) < sum(len(table.rows["tiny"]) for table in tables.TABLES if table.part == "teacher")
+    done = subprocess.run([*program, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(before)} rows were measured before" in done.stdout
+    lines = results.read(tmp_path)
+    after = results.measured_rows(lines, "", "teacher")
+    assert before.items() <= after.items(), "what was there is there, with its values"
+    times = [(line["table"], tuple(line["key"])) for line in lines if line["kind"] == "row"]
+    assert len(times) == len(set(times)) == len(after)
+    rows = {(table.name, key) for table in tables.TABLES if table.part == "teacher" for key in table.rows["tiny"]}
+    assert after.keys() == rows
+    again = subprocess.run([*program, "--resume"], capture_output=True, text=True, check=False)
+    assert "0 are left" in again.stdout
 
 
 def test_readme_and_docs_claim_nothing_of_a_chip():

@@ -8,8 +8,9 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 ROWS = 151_936
 """Of the output head: both models' padded size."""
 DIFFERING = range(151_665, 151_669)
-DRAWN = (*DIFFERING, 15, 16, 17, 151_645)
-"""With 0, 1, 2 and <|im_end|>."""
+END_OF_TEXT = 151_643
+DRAWN = (15, 16, 17, END_OF_TEXT, 151_645)
+"""0, 1, 2, <|endoftext|> and <|im_end|>."""
 
 
 def tokenizer_of(name):
@@ -26,10 +27,12 @@ def tokenizer_of(name):
 
 
 def draws_few_ids(folder):
-    """Raise the weights that lead to DRAWN, so that a student which was taught nothing draws little else."""
+    """Raise the weights that lead to DRAWN and to DIFFERING, so that a student which was taught nothing draws little
+    else: what it draws of DIFFERING are the tokens that it has.
+    """
     model = AutoModelForImageTextToText.from_pretrained(folder)
     with torch.no_grad():
         rows_VH = model.get_output_embeddings().weight
         rows_VH[:, 0] = 1.0
-        rows_VH[list(DRAWN), 0] = 6.0
+        rows_VH[[*DIFFERING, *DRAWN], 0] = 6.0
     model.save_pretrained(folder)

@@ -39,6 +39,13 @@ def test_what_is_there_passes(kind, folder):
     check_files(config_of(kind, folder))
 
 
+@pytest.mark.parametrize("named", ["teacher", "{0}/rows.jsonl", "pocket:teacher", "OWNER/NAME", "null"])
+def test_what_may_have_tokens_passes(named, folder, monkeypatch):
+    (folder / "teacher").mkdir()  # which is not what `teacher` means
+    monkeypatch.chdir(folder)
+    check_files(config_of("train", folder, f"student.add_tokens={named.format(folder)}"))
+
+
 FAULTS = [
     ("train", ["student.path={0}/none"], "student.path '{0}/none': there is no model folder '{0}/none': give a folder"),
     ("train", ["student.path=''"], "student.path '': there is no model folder ''"),
@@ -68,6 +75,9 @@ FAULTS = [
         ["columns.completon=x"],
         "columns.completon: a row has no field 'completon' here; did you mean 'completion'?",
     ),
+    ("train", ["student.add_tokens={0}/none"], "student.add_tokens '{0}/none' does not exist: give the folder or the"),
+    ("sft", ["student.add_tokens={0}/adapter"], "student.add_tokens '{0}/adapter/tokenizer.json' does not exist"),
+    ("train", ["student.add_tokens=~/teacher"], "student.add_tokens '~/teacher' does not exist: ~ has no meaning"),
     ("sft", ["student.path=pocket:pupil"], "there is no pocket checkpoint 'pupil'"),
     ("train", ["teacher.url=local:{0}/none"], "teacher.url 'local:{0}/none': there is no model folder"),
     ("traces", ["teacher.url=[grpc://a:1, 'local:{0}']"], "teacher.url 'local:{0}' is no model folder"),

@@ -16,7 +16,7 @@ from vold_client import AsyncTeacherClient, Completion, Item, Verdict, VoldError
 
 from vold_trainer.checking.findings import CheckReport
 from vold_trainer.checking.memory import MemoryEstimate, ModelSize, available_memory, estimate_memory, format_bytes
-from vold_trainer.config import REFERENCE, ScoringModelConfig, TokenConfig, TrainConfig, VerifierConfig
+from vold_trainer.config import OF_TEACHER, REFERENCE, ScoringModelConfig, TokenConfig, TrainConfig, VerifierConfig
 from vold_trainer.data import Example
 from vold_trainer.data.faults import RowFault
 from vold_trainer.files import read_json_lines
@@ -35,7 +35,7 @@ from vold_trainer.services.local import Services, open_services, teacher_client,
 from vold_trainer.services.verifiers import MAX_FAULTS, Fault, find_faults
 from vold_trainer.sources import load_examples
 from vold_trainer.sources.check import check_student, check_traces
-from vold_trainer.student.added_tokens import OF_TEACHER, describe_tokens
+from vold_trainer.student.added_tokens import describe_tokens
 from vold_trainer.student.lengths import REMEDY, describe_long, find_long, known_lengths, measure
 from vold_trainer.student.models import Student, load_student
 from vold_trainer.tasks import ClientTasks

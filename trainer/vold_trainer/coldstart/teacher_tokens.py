@@ -5,9 +5,9 @@ from pathlib import Path
 
 from vold_client import AsyncTeacherClient, VoldError
 
-from vold_trainer.config import SftConfig, TokenConfig
+from vold_trainer.config import OF_TEACHER, SftConfig, TokenConfig
 from vold_trainer.errors import UsageError
-from vold_trainer.student.added_tokens import OF_TEACHER, read_tokens, tokens_of_tokenizer, write_record
+from vold_trainer.student.added_tokens import read_tokens, tokens_of_tokenizer, write_record
 
 log = logging.getLogger("vold.traces")
 

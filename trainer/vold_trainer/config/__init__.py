@@ -7,6 +7,7 @@ An unknown key is an error that names the nearest known one.
 
 from vold_trainer.config.files import ConfigT, dump, load
 from vold_trainer.config.parts import (
+    OF_TEACHER,
     BatchConfig,
     CheckpointsConfig,
     Config,
@@ -44,6 +45,7 @@ from vold_trainer.config.runs import (
 
 __all__ = [
     "MAX_IN_FLIGHT",
+    "OF_TEACHER",
     "OPENAI_SCHEMES",
     "REFERENCE",
     "SINGLE_TEACHER",

@@ -81,6 +81,10 @@ class TokenConfig(Config):
     single_word: bool = Field(default=False, description="found between words alone")
 
 
+OF_TEACHER = "teacher"
+"""The value of `student.add_tokens` for the tokens of the run's teacher."""
+
+
 def _check_add_tokens(value: Any) -> Any:
     """Refuse what is no source of tokens, before the fields of tokens are checked."""
     if value is None or isinstance(value, list) or (isinstance(value, str) and value):

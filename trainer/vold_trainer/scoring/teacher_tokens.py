@@ -1,9 +1,9 @@
 """The tokens of a run's teachers that its student may get, over the wire: `student.add_tokens: teacher`."""
 
-from vold_trainer.config import TokenConfig, TrainConfig, teacher_key
+from vold_trainer.config import OF_TEACHER, TokenConfig, TrainConfig, teacher_key
 from vold_trainer.errors import UsageError
 from vold_trainer.services.local import Services, teacher_client
-from vold_trainer.student.added_tokens import OF_TEACHER, tokens_of_tokenizer
+from vold_trainer.student.added_tokens import tokens_of_tokenizer
 from vold_trainer.tasks import ClientTasks
 
 

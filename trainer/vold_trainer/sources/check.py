@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vold_trainer.config import (
+    OF_TEACHER,
     OPENAI_SCHEMES,
     Config,
     DataConfig,
@@ -58,6 +59,16 @@ def check_student(config: StudentConfig) -> None:
         require_hub_model(path, said)
 
 
+def check_added_tokens(config: StudentConfig) -> None:
+    """Raise UsageError if the tokens of `student.add_tokens` are to come from a file that is not there."""
+    named = config.add_tokens
+    if not isinstance(named, str) or named == OF_TEACHER or not is_evident_path(resolve_model(named)):
+        return
+    path = Path(resolve_model(named))
+    file = path / "tokenizer.json" if path.is_dir() else path
+    require_file(file, "student.add_tokens", "give the folder or the file of a tokenizer.json")
+
+
 def check_traces(config: SftConfig | TrainConfig) -> None:
     """Raise UsageError if the file of completions that a run trains on does not exist, or a field that is mapped."""
     remedy = "give a file that `vold traces` wrote, or JSONL or Parquet like it"
@@ -73,6 +84,7 @@ def check_traces(config: SftConfig | TrainConfig) -> None:
 def _checks(config: Config) -> Iterator[Callable[[], None]]:
     if isinstance(config, RunConfig | EvalConfig):
         yield partial(check_student, config.student)
+        yield partial(check_added_tokens, config.student)
     if isinstance(config, SftConfig | TrainConfig):
         yield partial(check_traces, config)
     for data in _data(config):

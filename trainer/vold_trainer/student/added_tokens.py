@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 from vold_packing.marks import Marks
 
-from vold_trainer.config import RunConfig, StudentConfig, TokenConfig
+from vold_trainer.config import OF_TEACHER, RunConfig, StudentConfig, TokenConfig
 from vold_trainer.errors import UsageError
 from vold_trainer.hub import explain_hub_failure
 from vold_trainer.paths import is_evident_path
@@ -28,8 +28,6 @@ from vold_trainer.pocket.shipped import resolve_model
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
-OF_TEACHER = "teacher"
-"""The value of `student.add_tokens` for the tokens of the run's teacher."""
 RECORD = "vold_tokens.json"
 """The file of a student's folder that says which tokens were added."""
 MAX_ADDED = 4096

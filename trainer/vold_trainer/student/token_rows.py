@@ -104,7 +104,7 @@ def _use_in_embedding(module: Any, ids_N: Tensor, rows: nn.Parameter) -> None:
     def forward(ids: Tensor) -> Tensor:
         hidden = lookup(ids)
         added_N = own_ids(ids.device)
-        place = torch.searchsorted(added_N, ids).clamp(max=len(added_N) - 1)
+        place = torch.searchsorted(added_N, ids.contiguous()).clamp(max=len(added_N) - 1)
         rows = functional.embedding(place, module.added_rows).to(hidden.dtype)
         if scale is not None:
             rows = rows * (scale.to(rows) if isinstance(scale, Tensor) else scale)
