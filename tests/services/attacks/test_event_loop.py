@@ -446,3 +446,34 @@ def test_numbers_after_long_prompts_are_verified_by_turns(verifier):
     reply = stub(verifier, verifier_pb2_grpc.VerifierServiceStub).Verify(verifier_pb2.VerifyRequest(items=items))
     assert all(result.reward == 1.0 for result in reply.results)
     assert_loop_went_on(verifier)
+
+
+MANY_CHOICES = {
+    "completions": ("/v1/completions", {"prompt": [5], "n": 4096, "max_tokens": 1}),
+    "logprobs": ("/v1/completions", {"prompt": [5], "n": 4096, "max_tokens": 1, "logprobs": 2}),
+    "echo": ("/v1/completions", {"prompt": [5, 6], "n": 4096, "max_tokens": 0, "echo": True}),
+    "prompts": ("/v1/completions", {"prompt": [[5, 6]] * 4096, "max_tokens": 0, "prompt_logprobs": 1}),
+    "chat": (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": "a"}],
+            "n": 4096,
+            "max_tokens": 1,
+            "logprobs": True,
+            "top_logprobs": 1,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "echo" else pytest.param(name, marks=pytest.mark.slow) for name in MANY_CHOICES]
+)
+@least_of_three
+def test_the_openai_routes_write_many_small_choices_elsewhere(teacher, name):
+    path, body = MANY_CHOICES[name]
+    teacher.reset()
+    response = post(teacher, path, body)
+    assert response.status_code == 200
+    assert len(response.json()["choices"]) == 4096
+    assert_loop_went_on(teacher)

@@ -3,6 +3,7 @@
 Shape letters: T positions, K top-k.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,25 @@ class TokenScores:
     def __getitem__(self, part: slice) -> "TokenScores":
         ranks = None if self.ranks is None else self.ranks[part]
         return TokenScores(self.ids[part], self.logprobs[part], self.top_ids[part], self.top_logprobs[part], ranks)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JoinedScores:
+    """Scores one after another, for another process: thousands of small arrays take long to pickle."""
+
+    scores: TokenScores
+    lengths: list[int]
+
+    @classmethod
+    def of(cls, parts: Sequence[TokenScores]) -> "JoinedScores":
+        """parts: of the same top-k."""
+        top_k = parts[0].top_ids.shape[1] if parts else 0
+        ranks = bool(parts) and parts[0].ranks is not None
+        return cls(TokenScores.concatenate(parts, top_k, ranks=ranks), [len(part.ids) for part in parts])
+
+    def split(self) -> list[TokenScores]:
+        ends = list(itertools.accumulate(self.lengths))
+        return [self.scores[end - length : end] for end, length in zip(ends, self.lengths, strict=True)]
 
 
 async def score_completions(

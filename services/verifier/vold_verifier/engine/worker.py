@@ -210,9 +210,7 @@ def verdict_result(verdict: Verdict) -> verifier_pb2.VerifyResult:
     return result
 
 
-def error_result(
-    code: "status_pb2.Code", message: str, field: str = "", reason: str = ""
-) -> verifier_pb2.VerifyResult:
+def error_result(code: "status_pb2.Code", message: str, field: str = "", reason: str = "") -> verifier_pb2.VerifyResult:
     """reason: `INVALID` if the item is refused as the service itself would refuse it, before it is verified."""
     return verifier_pb2.VerifyResult(
         error=status_pb2.Status(code=code, message=_without_surrogates(message), field=field, reason=reason)
