@@ -30,8 +30,8 @@ FIRST_GUESS_SECONDS = 1.0
 
 REFUNDED_CODES = (status_pb2.RESOURCE_EXHAUSTED, status_pb2.UNAVAILABLE)
 """A request that ends with one of these errors costs nothing: the service did no work for it, and the caller sends it
-again. A request that was cancelled, or that missed its deadline, may have been computed, and one of whose reply a part is
-there has been."""
+again. A request that was cancelled, or that missed its deadline, may have been computed, and one of whose reply a part
+is there has been."""
 
 
 LIMITS = ("tokens_per_minute", "max_concurrent", "bytes_under_way")
@@ -101,7 +101,8 @@ class Place:
 
     @contextmanager
     def charging(self, tokens: int) -> Iterator[None]:
-        """Take tokens for the work in the block; give them back if it ends with one of REFUNDED_CODES before `answered`.
+        """Take tokens for the work in the block; give them back if it ends with one of REFUNDED_CODES and
+        was not `answered`.
 
         Raises RESOURCE_EXHAUSTED, with the seconds until the retry.
         """

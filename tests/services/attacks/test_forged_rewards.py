@@ -209,7 +209,8 @@ OTHER_FORMS = {
 
 @pytest.mark.parametrize("test", OTHER_FORMS.values(), ids=OTHER_FORMS)
 def test_an_assert_of_another_form_is_marked_and_refused_when_strict(server, test):
-    text = "def f(n):\n    return n\ndef same(a, b):\n    return True\ndef sqrt(n):\n    return 7\nCounter = from_setup = sqrt"
+    text = "def f(n):\n    return n\ndef same(a, b):\n    return True\ndef sqrt(n):\n    return 7"
+    text += "\nCounter = from_setup = sqrt"
     setup = "globals()['from_setup'] = lambda n: 2 * n"
     loose, strict = server.verify(
         *(program(text, [{"code": test}], setup=setup, strict=strict) for strict in (False, True))

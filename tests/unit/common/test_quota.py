@@ -342,12 +342,14 @@ def test_a_refund_is_at_most_the_charge(tokens, refunds):
 def test_a_request_is_paid_back_whole_only_if_no_part_of_its_reply_was_there(answered):
     """A caller that reads too slowly is refused in the middle, when its tokens are computed."""
     quotas = Quotas(Clock())
-    with (
-        pytest.raises(ServiceError),
-        quotas.admit(TENANT, 6000) as place,
-    ):
-        place.refund(1000)
-        if answered:
-            place.answered()
-        raise ServiceError(Code.RESOURCE_EXHAUSTED, "read faster")
+
+    def generate() -> None:
+        with quotas.admit(TENANT, 6000) as place:
+            place.refund(1000)
+            if answered:
+                place.answered()
+            raise ServiceError(Code.RESOURCE_EXHAUSTED, "read faster")
+
+    with pytest.raises(ServiceError):
+        generate()
     assert quotas.quota(TENANT).tokens_left == (1000 if answered else 6000)

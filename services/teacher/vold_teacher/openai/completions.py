@@ -1,5 +1,6 @@
 """/v1/completions: scores and completes prompts."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
@@ -125,6 +126,7 @@ class CompletionsReply:
             choices = [Delta(choice, finish_reason="length") for choice in range(len(self.prompts) * self.request.n)]
         rest = self._chunk([]) | {"usage": self._usage(sum(len(choice.ids) for choice in choices))}
         del rest["choices"]
+        await asyncio.sleep(0)  # joining the scores of thousands of choices takes a turn, and pickling them another
         return await self.model.texts.run(
             write_completions,
             self.writer,
