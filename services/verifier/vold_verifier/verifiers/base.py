@@ -83,8 +83,8 @@ class Verifier(Protocol[P_contra]):
     program, open a socket or write a file: an error or a wrong answer; "off" disables the tripwire. deterministic:
     equal items have equal verdicts, so that verdicts may be cached. parameters_in_worker: reading parameters of the
     size that an item may have can take more than some milliseconds, because a validator compiles or walks them; a
-    worker then reads them, and not the service. version: change it with the behaviour of the verifier, so that no cached
-    verdict of an earlier version is used.
+    worker then reads them, and not the service. version: change it with the behaviour of the verifier, so that no
+    cached verdict of an earlier version is used.
     """
 
     name: ClassVar[str]
