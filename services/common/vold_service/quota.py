@@ -30,7 +30,8 @@ FIRST_GUESS_SECONDS = 1.0
 
 REFUNDED_CODES = (status_pb2.RESOURCE_EXHAUSTED, status_pb2.UNAVAILABLE)
 """A request that ends with one of these errors costs nothing: the service did no work for it, and the caller sends it
-again. A request that was cancelled, or that missed its deadline, may have been computed."""
+again. A request that was cancelled, or that missed its deadline, may have been computed, and one of whose reply a part
+is there has been."""
 
 
 LIMITS = ("tokens_per_minute", "max_concurrent", "bytes_under_way")
@@ -80,7 +81,7 @@ class Place:
         self._key, self._remaining = key, remaining
         self._started = quotas.clock()
         self._prepaid = self._spent = self._unused = self._bytes = 0
-        self._admitted = self._closed = False
+        self._admitted = self._closed = self._answered = False
         account.running += 1
 
     def prepay(self, tokens: int) -> None:
@@ -100,7 +101,8 @@ class Place:
 
     @contextmanager
     def charging(self, tokens: int) -> Iterator[None]:
-        """Take tokens for the work in the block; give them back if it ends with one of REFUNDED_CODES.
+        """Take tokens for the work in the block; give them back if it ends with one of REFUNDED_CODES and
+        was not `answered`.
 
         Raises RESOURCE_EXHAUSTED, with the seconds until the retry.
         """
@@ -112,9 +114,13 @@ class Place:
         try:
             yield
         except ServiceError as error:
-            if error.code in REFUNDED_CODES:
+            if error.code in REFUNDED_CODES and not self._answered:
                 self.refund(tokens)
             raise
+
+    def answered(self) -> None:
+        """A part of the reply is there: whatever ends the request now, work was done for it."""
+        self._answered = True
 
     def refund(self, tokens: int) -> None:
         """Give back charged tokens that are not used, when the place is closed."""

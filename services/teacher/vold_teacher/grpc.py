@@ -23,7 +23,7 @@ from vold_teacher.service import Teacher
 log = logging.getLogger("vold.teacher.grpc")
 
 SERVICE_NAME = "vold.v1.TeacherService"
-PLACED = frozenset({"Score", "Generate"})
+PLACED = frozenset({"Score", "Generate", "GetTokenizer"})
 """The methods whose calls take a place of their tenant. Each request of a ScoreStream takes its own."""
 MAX_STREAM_REQUESTS = 64
 """Requests of one ScoreStream under way at once; a reply makes room for the next request."""
@@ -59,7 +59,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
     ) -> pb.TokenizerReply:
         try:
             with count_request("grpc", "GetTokenizer"):
-                return self.teacher.get_tokenizer(request)
+                return self.teacher.get_tokenizer(request, parse_call(context))
         except Exception as error:
             await abort(context, error)
 

@@ -1,5 +1,6 @@
 """The HTTP face: it only translates. Each route takes and returns JSON or the wire's protobuf messages."""
 
+import json
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -70,6 +71,12 @@ def add_routes(app: FastAPI, teacher: Teacher) -> None:
     _add_generate_route(app, teacher)
 
 
+def _tokenizer_json(packed: bytes) -> bytes:
+    reply = pb.TokenizerReply.FromString(packed)
+    values = {**_as_dict(reply), "tokenizer_json": reply.tokenizer_json.decode()}
+    return json.dumps(values, ensure_ascii=False).encode()
+
+
 def _add_info_routes(app: FastAPI, teacher: Teacher) -> None:
     @app.get("/v1/info", tags=["teacher"])
     async def info(request: Request, model: str = "") -> Response:
@@ -82,10 +89,13 @@ def _add_info_routes(app: FastAPI, teacher: Teacher) -> None:
     async def tokenizer(request: Request, model: str = "") -> Response:
         """The tokenizer file; in JSON as text, under tokenizer_json."""
         with count_request("http", "GetTokenizer"):
-            reply = teacher.get_tokenizer(pb.GetTokenizerRequest(model=model))
+            call = admit_call(request, teacher.quotas)
+            reply = teacher.get_tokenizer(pb.GetTokenizerRequest(model=model), call)
+            size = len(reply.tokenizer_json)
             if wants_protobuf(request):
-                return _protobuf(reply)
-            return JSONResponse({**_as_dict(reply), "tokenizer_json": reply.tokenizer_json.decode()})
+                return sized_response([reply.SerializeToString()], PROTOBUF)
+            body = await teacher.encode_json(_tokenizer_json, reply.SerializeToString(), size=size, call=call)
+            return sized_response([body], "application/json")
 
     @app.get("/v1/usage", tags=["teacher"], response_model=UsageOut)
     async def usage(request: Request, tenant: str = "") -> Response:

@@ -307,8 +307,10 @@ class Teacher:
             max_prompt_chars=model.texts.max_characters(backend.max_sequence),
         )
 
-    def get_tokenizer(self, request: pb.GetTokenizerRequest) -> pb.TokenizerReply:
+    def get_tokenizer(self, request: pb.GetTokenizerRequest, call: Call) -> pb.TokenizerReply:
+        """call: has a place, which holds the bytes of the file."""
         model = self.model(request.model)
+        _place(call).hold(len(model.tokenizer.file), "model")
         return pb.TokenizerReply(
             identity=model.identity,
             tokenizer_json=model.tokenizer.file,
@@ -512,6 +514,7 @@ class Teacher:
             async for chunk in chunks:
                 self.usage.add(call, Counts(generated_tokens=len(chunk.ids)))
                 lengths[chunk.prompt, chunk.index] += len(chunk.ids)
+                _place(call).answered()  # a caller that reads too slowly is refused then, and has the rest computed
                 if chunk.finish_reason is not None:
                     _place(call).refund(max_tokens[chunk.prompt] - lengths[chunk.prompt, chunk.index])
                 yield chunk

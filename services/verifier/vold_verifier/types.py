@@ -11,3 +11,7 @@ class Parameters(BaseModel):
 
 class BadReferenceError(ValueError):
     """The reference is unusable: the item gets an error, not a reward."""
+
+
+INVALID = "invalid"
+"""The reason of an error of parameters that are no parameters of the verifier, as in `vold_service.errors.REASONS`."""

@@ -210,6 +210,9 @@ def test_a_reply_that_nobody_reads_keeps_its_place(roomy, face):
     stub(teacher).Score(request, metadata=METADATA)
     leave = {"grpc": unread_streams, "http": unread_sockets}[face](teacher, request.SerializeToString())
     wait_until(lambda: running_requests(teacher) == 4)
+    for url in (f"grpc://{teacher.grpc}", teacher.http):
+        with TeacherClient(url, api_key=FOUR, retries=0) as client, pytest.raises(ResourceExhausted):
+            client.tokenizer()  # a large file, which a caller may leave unread as well
     with TeacherClient(f"grpc://{teacher.grpc}", api_key=FOUR, retries=0) as client:
         for _ in range(20):
             with pytest.raises(ResourceExhausted, match="4 requests under way"):

@@ -6,6 +6,7 @@ longest callback on the loop's thread, and the most text handed to a parser, a t
 
 import contextlib
 import functools
+import itertools
 import json
 
 import grpc
@@ -396,3 +397,83 @@ def test_the_verifiers_parameters(verifier, values):
         assert "8,000 values" in streamed.error.message
     else:
         assert (streamed.reward, result.reward) == (0.0, 0.0)
+
+
+def slow_parameters(name: str, number: int) -> dict:
+    """Parameters that no one has read before. number: another one each time."""
+    if name == "regex":  # ignoring case, Python's compiler walks each of a set's characters
+        return {"pattern": f"(?i){number}" + "[\x00-\uffff]" * 50}
+    if name == "json":
+        return {"schema": {"properties": {f"name {number} {index}": True for index in range(7_900)}}}
+    if name == "boolean":
+        return {"true_words": ["w" * 300 + f"{number}w{index}" for index in range(7_900)]}
+    return {"entry": f'{{"metadata": [{number},' + "[]," * 600_000 + "[]]}"}
+
+
+NUMBERS = itertools.count()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["regex", *(pytest.param(name, marks=pytest.mark.slow) for name in ("json", "boolean", "reasoning-gym"))],
+)
+@least_of_three
+def test_parameters_that_are_slow_to_read_are_read_in_a_worker(verifier, name):
+    """Alone, and as a part of a composite."""
+    calls = stub(verifier, verifier_pb2_grpc.VerifierServiceStub)
+    items = [verifier_pb2.VerifyItem(verifier=name, completion="yes", reference="yes") for _ in range(2)]
+    for item in items:
+        item.parameters.update(slow_parameters(name, next(NUMBERS)))
+    part = verifier_pb2.VerifyItem(verifier="composite", completion="yes", reference="yes")
+    part.parameters.update({"parts": [{"verifier": name, "parameters": slow_parameters(name, next(NUMBERS))}]})
+    verifier.reset()
+    list(calls.VerifyStream(iter(items[:1])))
+    calls.Verify(verifier_pb2.VerifyRequest(items=[items[1], part]))
+    assert_loop_went_on(verifier)
+
+
+@least_of_three
+def test_numbers_after_long_prompts_are_verified_by_turns(verifier):
+    """A comparison of numbers on the loop, which needs no worker, takes longer the longer its texts are."""
+    text = "<" * 32_700
+    items = [
+        verifier_pb2.VerifyItem(
+            verifier="math", completion=f"{text}\\boxed{{{number}}}", reference=str(number), prompt=text
+        )
+        for number in range(10, 74)
+    ]
+    verifier.reset()
+    reply = stub(verifier, verifier_pb2_grpc.VerifierServiceStub).Verify(verifier_pb2.VerifyRequest(items=items))
+    assert all(result.reward == 1.0 for result in reply.results)
+    assert_loop_went_on(verifier)
+
+
+MANY_CHOICES = {
+    "completions": ("/v1/completions", {"prompt": [5], "n": 4096, "max_tokens": 1}),
+    "logprobs": ("/v1/completions", {"prompt": [5], "n": 4096, "max_tokens": 1, "logprobs": 2}),
+    "echo": ("/v1/completions", {"prompt": [5, 6], "n": 4096, "max_tokens": 0, "echo": True}),
+    "prompts": ("/v1/completions", {"prompt": [[5, 6]] * 4096, "max_tokens": 0, "prompt_logprobs": 1}),
+    "chat": (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": "a"}],
+            "n": 4096,
+            "max_tokens": 1,
+            "logprobs": True,
+            "top_logprobs": 1,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "echo" else pytest.param(name, marks=pytest.mark.slow) for name in MANY_CHOICES]
+)
+@least_of_three
+def test_the_openai_routes_write_many_small_choices_elsewhere(teacher, name):
+    path, body = MANY_CHOICES[name]
+    teacher.reset()
+    response = post(teacher, path, body)
+    assert response.status_code == 200
+    assert len(response.json()["choices"]) == 4096
+    assert_loop_went_on(teacher)

@@ -199,13 +199,22 @@ OTHER_FORMS = {
     "a variable": "x = f(7)\nassert x == 4",
     "a method of the value": "assert f(7).startswith('a')",
     "a comparison by another name": "assert same(f(7), 4)",
+    "a comparison in an index": "assert g(7)[same(f(7), 4)]",
+    "a name of a star import": "from math import *\nassert f(7) == sqrt(2)",
+    "a name that the program may import": "assert f(7) == Counter('abc')",
+    "a value that the program may set": "assert sorted(f(7))[0] == EXPECTED",
+    "a name of the setup that no statement binds": "assert f(7) == from_setup(2)",
 }
 
 
 @pytest.mark.parametrize("test", OTHER_FORMS.values(), ids=OTHER_FORMS)
 def test_an_assert_of_another_form_is_marked_and_refused_when_strict(server, test):
-    text = "def f(n):\n    return n\ndef same(a, b):\n    return True"
-    loose, strict = server.verify(program(text, [{"code": test}]), program(text, [{"code": test}], strict=True))
+    text = "def f(n):\n    return n\ndef same(a, b):\n    return True\ndef sqrt(n):\n    return 7"
+    text += "\nCounter = from_setup = sqrt"
+    setup = "globals()['from_setup'] = lambda n: 2 * n"
+    loose, strict = server.verify(
+        *(program(text, [{"code": test}], setup=setup, strict=strict) for strict in (False, True))
+    )
     assert loose.forgeable
     assert loose.HasField("reward")
     assert strict.error.code == status_pb2.INVALID_ARGUMENT

@@ -336,3 +336,20 @@ def test_a_refund_is_at_most_the_charge(tokens, refunds):
     left = 6000 - tokens + min(tokens, sum(refunds))
     assert retry_delay(quotas, TENANT, left) == 0
     assert retry_delay(quotas, TENANT, 10) > 0
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_request_is_paid_back_whole_only_if_no_part_of_its_reply_was_there(answered):
+    """A caller that reads too slowly is refused in the middle, when its tokens are computed."""
+    quotas = Quotas(Clock())
+
+    def generate() -> None:
+        with quotas.admit(TENANT, 6000) as place:
+            place.refund(1000)
+            if answered:
+                place.answered()
+            raise ServiceError(Code.RESOURCE_EXHAUSTED, "read faster")
+
+    with pytest.raises(ServiceError):
+        generate()
+    assert quotas.quota(TENANT).tokens_left == (1000 if answered else 6000)

@@ -18,6 +18,7 @@ from vold_service import tracing
 from vold_service.call import Call
 from vold_service.errors import ServiceError, deadline_exceeded, internal, unavailable
 from vold_service.fairness import Claim
+from vold_service.turns import Turn
 
 from vold_teacher import metrics
 from vold_teacher.backends.base import Backend, ScoredBatch
@@ -115,7 +116,11 @@ class Scorer:
         """Score sequences by index. If the awaiting task is cancelled, sequences not yet begun are never computed."""
         if call.expired:
             raise deadline_exceeded()
-        keys = {index: score_key(sequence, self._model_key) for index, sequence in sequences.items()}
+        keys: dict[int, bytes | None] = {}
+        turn = Turn()
+        for index, sequence in sequences.items():
+            keys[index] = score_key(sequence, self._model_key)
+            await turn.pause()
         arrived, started, compute_seconds = time.monotonic(), None, 0.0
         self.active_requests += 1
         try:

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Self
 
+import numpy as np
 from vold_service.call import Call
 from vold_service.errors import invalid
 
-from vold_teacher.openai.choices import write_reply
+from vold_teacher.openai.choices import scores_of, write_reply
 from vold_teacher.openai.completions import usage_json
 from vold_teacher.openai.generation import Delta, generate, generate_all
 from vold_teacher.openai.prompts import Prompt, read_messages
 from vold_teacher.openai.schemas import ChatRequest
 from vold_teacher.openai.scoring import (
     ID_BYTES,
+    JoinedScores,
     TokenScores,
     chat_logprobs,
     check_reply_size,
@@ -58,10 +60,12 @@ def write_chat(
     writer: ChatWriter,
     rest: dict[str, Any],
     choices: Sequence[Delta],
-    scores: Sequence[TokenScores],
+    scores: JoinedScores | None,
 ) -> bytes:
-    """The reply of /v1/chat/completions. rest: the reply without its choices."""
-    return write_reply(rest, map(writer.whole_choice, repeat(tokenizer), choices, scores))
+    """The reply of /v1/chat/completions. rest: the reply without its choices. scores: of the choices, if not their
+    own.
+    """
+    return write_reply(rest, map(writer.whole_choice, repeat(tokenizer), choices, scores_of(choices, scores)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,16 +119,17 @@ class ChatReply:
         choices = await generate_all(
             self.teacher, [self.prompt], self.request, self.max_tokens, model=self.model, offsets=False, call=self.call
         )
-        scores = [choice.scores for choice in choices]
+        scores = None
         if self.top_k:
-            scores = await score_completions(
+            again = await score_completions(
                 self.teacher,
-                [(self.prompt.ids, choice_scores.ids) for choice_scores in scores],
+                [(self.prompt.ids, np.array(choice.ids, np.int32)) for choice in choices],
                 model=self.request.model,
                 top_k=self.top_k,
                 priority=self.request.wire_priority,
                 call=self.call,
             )
+            scores = JoinedScores.of(again)
         tokens = sum(len(choice.ids) for choice in choices)
         rest = self._reply("chat.completion", []) | {
             "usage": usage_json(len(self.prompt.ids), tokens),

@@ -11,7 +11,7 @@ from typing import Any
 from vold_teacher.openai.generation import Delta
 from vold_teacher.openai.prompts import Prompt
 from vold_teacher.openai.schemas import CompletionRequest
-from vold_teacher.openai.scoring import LegacyLogprobs, TokenScores, prompt_logprobs
+from vold_teacher.openai.scoring import JoinedScores, LegacyLogprobs, TokenScores, prompt_logprobs
 from vold_teacher.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -120,11 +120,18 @@ def write_completions(
     writer: CompletionWriter,
     rest: Json,
     choices: Sequence[Delta],
-    scores: Sequence[TokenScores],
-    prompt_scores: Sequence[TokenScores],
+    scores: JoinedScores | None,
+    prompt_scores: JoinedScores,
 ) -> bytes:
-    """The reply of /v1/completions. rest: the reply without its choices."""
-    return write_reply(rest, map(writer.whole_choice, repeat(tokenizer), choices, scores, repeat(prompt_scores)))
+    """The reply of /v1/completions. rest: the reply without its choices. scores: of the choices, if not their own."""
+    of_choices = scores_of(choices, scores)
+    of_prompts = prompt_scores.split()
+    return write_reply(rest, map(writer.whole_choice, repeat(tokenizer), choices, of_choices, repeat(of_prompts)))
+
+
+def scores_of(choices: Sequence[Delta], scores: JoinedScores | None) -> Iterable[TokenScores]:
+    """The scores of each choice: `scores`, or those that its tokens were sampled with."""
+    return scores.split() if scores is not None else (choice.scores for choice in choices)
 
 
 def write_reply(rest: Json, choices: Iterable[Json]) -> bytes:

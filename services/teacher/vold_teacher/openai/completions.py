@@ -1,13 +1,16 @@
 """/v1/completions: scores and completes prompts."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 from vold_service.call import Call
 from vold_service.errors import invalid
+from vold_service.turns import Turn
 
 from vold_teacher.openai.choices import CompletionWriter, write_completions
 from vold_teacher.openai.generation import ChoiceReader, Delta, generate, generate_all
@@ -15,6 +18,7 @@ from vold_teacher.openai.prompts import Prompt, read_prompts
 from vold_teacher.openai.schemas import CompletionRequest
 from vold_teacher.openai.scoring import (
     ID_BYTES,
+    JoinedScores,
     TokenScores,
     check_reply_size,
     check_top_k,
@@ -98,9 +102,15 @@ class CompletionsReply:
     async def body(self) -> bytes:
         """The whole reply, as JSON."""
         prompt_scores, next_scores = await self._score_prompts()
+        choices: list[Delta] = []
+        scores: JoinedScores | None = None
         if next_scores:
-            scores = [next_scores[index // self.request.n] for index in range(len(self.prompts) * self.request.n)]
-            choices = [self._greedy_choice(choice, token) for choice, token in enumerate(scores)]
+            repeated = [next_scores[index // self.request.n] for index in range(len(self.prompts) * self.request.n)]
+            scores = JoinedScores.of(repeated)
+            turn = Turn()
+            for choice, token in enumerate(repeated):
+                choices.append(self._greedy_choice(choice, token))
+                await turn.pause()
         elif self.request.max_tokens:
             choices = await generate_all(
                 self.teacher,
@@ -114,16 +124,16 @@ class CompletionsReply:
             scores = await self._score_choices(choices)
         else:
             choices = [Delta(choice, finish_reason="length") for choice in range(len(self.prompts) * self.request.n)]
-            scores = [choice.scores for choice in choices]
         rest = self._chunk([]) | {"usage": self._usage(sum(len(choice.ids) for choice in choices))}
         del rest["choices"]
+        await asyncio.sleep(0)  # joining the scores of thousands of choices takes a turn, and pickling them another
         return await self.model.texts.run(
             write_completions,
             self.writer,
             rest,
             choices,
             scores,
-            prompt_scores,
+            JoinedScores.of(prompt_scores),
             size=self._reply_ids(choices) * ID_BYTES,
             tenant=self.call.tenant,
         )
@@ -192,18 +202,19 @@ class CompletionsReply:
         stops = {*self.model.eos_ids, *self.request.stop_token_ids}
         return reader.push([index], token.logprobs.tolist(), "stop" if index in stops else "length")
 
-    async def _score_choices(self, choices: list[Delta]) -> list[TokenScores]:
-        """The scores for `logprobs` of the choices' tokens; scores them again if a top-k is requested."""
+    async def _score_choices(self, choices: list[Delta]) -> JoinedScores | None:
+        """The scores for `logprobs` of the choices' tokens if a top-k is requested, which scores them again."""
         if not self.top_k:
-            return [choice.scores for choice in choices]
-        return await score_completions(
+            return None
+        scores = await score_completions(
             self.teacher,
-            [(self.prompts[choice.choice // self.request.n].ids, choice.scores.ids) for choice in choices],
+            [(self.prompts[choice.choice // self.request.n].ids, np.array(choice.ids, np.int32)) for choice in choices],
             model=self.request.model,
             top_k=self.top_k,
             priority=self.request.wire_priority,
             call=self.call,
         )
+        return JoinedScores.of(scores)
 
     @property
     def writer(self) -> CompletionWriter:

@@ -3,6 +3,7 @@
 Shape letters: T positions, K top-k.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from vold_proto.arrays import pack_ids
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.call import Call
 from vold_service.errors import ServiceError, invalid
+from vold_service.turns import Turn
 
 from vold_teacher.detokenizer import Detokenizer
 from vold_teacher.openai.prompts import Prompt
@@ -61,6 +63,25 @@ class TokenScores:
         return TokenScores(self.ids[part], self.logprobs[part], self.top_ids[part], self.top_logprobs[part], ranks)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class JoinedScores:
+    """Scores one after another, for another process: thousands of small arrays take long to pickle."""
+
+    scores: TokenScores
+    lengths: list[int]
+
+    @classmethod
+    def of(cls, parts: Sequence[TokenScores]) -> "JoinedScores":
+        """parts: of the same top-k."""
+        top_k = parts[0].top_ids.shape[1] if parts else 0
+        ranks = bool(parts) and parts[0].ranks is not None
+        return cls(TokenScores.concatenate(parts, top_k, ranks=ranks), [len(part.ids) for part in parts])
+
+    def split(self) -> list[TokenScores]:
+        ends = list(itertools.accumulate(self.lengths))
+        return [self.scores[end - length : end] for end, length in zip(ends, self.lengths, strict=True)]
+
+
 async def score_completions(
     teacher: Teacher,
     pairs: Sequence[tuple[Ids, Ids]],
@@ -82,7 +103,9 @@ async def score_completions(
         options=pb.ScoreOptions(top_k=top_k, ranks=ranks),
     )
     prompt_indices: dict[bytes, int] = {}
+    turn = Turn()
     for prompt, completion in pairs:
+        await turn.pause()
         packed = pack_ids(prompt)
         if packed not in prompt_indices:
             prompt_indices[packed] = len(prompt_indices)
@@ -90,7 +113,9 @@ async def score_completions(
         request.completions.add(prompt=prompt_indices[packed], ids=pack_ids(completion))
     answer = await teacher.score(request, call)
     scores = []
+    turn = Turn()
     for (_, completion), score in zip(pairs, answer.scores, strict=True):
+        await turn.pause()
         if isinstance(score, ServiceError):
             raise score
         none = TokenScores.without_top_k(completion, score.logprobs)
@@ -137,7 +162,9 @@ async def score_prompts(
 
     shares = loaded.engine.backend.info.shares_prompts
     cuts = shared_prefix_lengths([prompt.ids for prompt in prompts]) if shares else [1] * len(prompts)
+    turn = Turn()
     for ids, cut in zip(sequences, cuts, strict=True):
+        await turn.pause()
         head = ids[:cut]
         if head.tobytes() not in heads:
             heads[head.tobytes()] = add(head[:1], head[1:])
@@ -145,12 +172,15 @@ async def score_prompts(
     scored = await score_completions(
         teacher, pairs, model=model, top_k=top_k, ranks=ranks, priority=priority, call=call
     )
-    whole = [TokenScores.concatenate([scored[index] for index in part], top_k, ranks=ranks) for part in parts]
-    ends = [len(prompt.ids) - 1 for prompt in prompts]
-    return (
-        [scores[:end] for scores, end in zip(whole, ends, strict=True)],
-        [scores[end:] for scores, end in zip(whole, ends, strict=True)],
-    )
+    before_ends: list[TokenScores] = []
+    after_ends: list[TokenScores] = []
+    turn = Turn()
+    for prompt, part in zip(prompts, parts, strict=True):
+        await turn.pause()
+        whole = TokenScores.concatenate([scored[index] for index in part], top_k, ranks=ranks)
+        before_ends.append(whole[: len(prompt.ids) - 1])
+        after_ends.append(whole[len(prompt.ids) - 1 :])
+    return before_ends, after_ends
 
 
 ID_BYTES = 100

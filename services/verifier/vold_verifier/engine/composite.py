@@ -11,6 +11,7 @@ from functools import partial
 
 from vold_proto.v1 import status_pb2, verifier_pb2
 
+from vold_verifier.types import INVALID
 from vold_verifier.verifiers.composite import CompositeParameters, Gate, Penalty, WeightedPart
 
 OnVerified = Callable[[verifier_pb2.VerifyResult], None]
@@ -73,7 +74,7 @@ def combine(parameters: CompositeParameters, results: list[verifier_pb2.VerifyRe
         for part, result in parts_and_results
     )
     for number, (part, result) in enumerate(parts_and_results):
-        if result.HasField("error") and not getattr(part, "optional", False):
+        if result.HasField("error") and not (getattr(part, "optional", False) and result.error.reason != INVALID):
             combined.error.CopyFrom(result.error)
             field = part_field(parameters, number)
             combined.error.message = f"{_role(part)} {part.label}: {result.error.message}"

@@ -26,7 +26,7 @@ from vold_proto.v1 import status_pb2, verifier_pb2
 from vold_verifier.reading.hacking import UNSAFE
 from vold_verifier.reading.text import shorten
 from vold_verifier.sandbox.tripwire import Tripwire, TripwireError
-from vold_verifier.types import BadReferenceError, Parameters
+from vold_verifier.types import INVALID, BadReferenceError, Parameters
 from vold_verifier.verifiers.base import BadParameterError, Item, NoVerdictError, Verdict, Verifier
 
 EXIT_OUT_OF_MEMORY = 3
@@ -166,7 +166,7 @@ def verify(item: verifier_pb2.VerifyItem, verifiers: Mapping[str, Verifier[Any]]
         return error_result(status_pb2.INVALID_ARGUMENT, str(error), f"parameters.{error.field}")
     except ValidationError as error:
         field, message = first_error(error)
-        return error_result(status_pb2.INVALID_ARGUMENT, message, field)
+        return error_result(status_pb2.INVALID_ARGUMENT, message, field, INVALID)
     except NoVerdictError as error:
         return error_result(status_pb2.UNAVAILABLE, str(error))
     except MemoryError:
@@ -210,9 +210,10 @@ def verdict_result(verdict: Verdict) -> verifier_pb2.VerifyResult:
     return result
 
 
-def error_result(code: "status_pb2.Code", message: str, field: str = "") -> verifier_pb2.VerifyResult:
+def error_result(code: "status_pb2.Code", message: str, field: str = "", reason: str = "") -> verifier_pb2.VerifyResult:
+    """reason: `INVALID` if the item is refused as the service itself would refuse it, before it is verified."""
     return verifier_pb2.VerifyResult(
-        error=status_pb2.Status(code=code, message=_without_surrogates(message), field=field)
+        error=status_pb2.Status(code=code, message=_without_surrogates(message), field=field, reason=reason)
     )
 
 

@@ -81,8 +81,10 @@ class Verifier(Protocol[P_contra]):
     and costly items nearly one by one. pool: "sandbox" if the verifier, or a library under it, runs text of the
     completion as code; see docs/verifier-isolation.md. tripwire: the result in the sandbox if `check` tries to start a
     program, open a socket or write a file: an error or a wrong answer; "off" disables the tripwire. deterministic:
-    equal items have equal verdicts, so that verdicts may be cached. version: change it with the behaviour of the
-    verifier, so that no cached verdict of an earlier version is used.
+    equal items have equal verdicts, so that verdicts may be cached. parameters_in_worker: reading parameters of the
+    size that an item may have can take more than some milliseconds, because a validator compiles or walks them; a
+    worker then reads them, and not the service. version: change it with the behaviour of the verifier, so that no
+    cached verdict of an earlier version is used.
     """
 
     name: ClassVar[str]
@@ -92,6 +94,7 @@ class Verifier(Protocol[P_contra]):
     pool: ClassVar[Pool] = "main"
     tripwire: ClassVar[Literal["error", "wrong", "off"]] = "error"
     deterministic: ClassVar[bool] = True
+    parameters_in_worker: ClassVar[bool] = False
     version: ClassVar[str] = ""
 
     def check(self, item: Item, parameters: P_contra, /) -> Verdict:

@@ -1,6 +1,7 @@
 """`boolean`: the answer is yes or no, in the words that the parameters list. An answer with both is wrong."""
 
 import re
+from collections import Counter
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -30,10 +31,11 @@ class BooleanParameters(Extraction):
     @model_validator(mode="after")
     def _words_are_distinct(self) -> Self:
         words = [word.casefold() for word in (*self.true_words, *self.false_words)]
+        counts = Counter(words)
         for word in words:
             if _WORD.fullmatch(word) is None:
                 raise ValueError(f"{word!r} is not one word")
-            if words.count(word) > 1:
+            if counts[word] > 1:
                 raise ValueError(f"{word!r} is listed twice")
         return self
 

@@ -11,7 +11,8 @@ operators, constants, and calls of Python's own functions.
     assert Solution().f(2)              Solution().f(2)
     def check(candidate): ...           the asserts in it, for the call check(f) that follows
 
-An assert that compares in the program's process, for example by a function of the test itself, cannot be split.
+An assert that compares in the program's process, for example by a function of the test itself, cannot be split. Nor can
+one that compares two names that the test does not define: both values would be the program's.
 """
 
 import ast
@@ -155,6 +156,8 @@ class _Reader:
         if any(isinstance(node, ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom) for node in ast.walk(test)):
             raise _NotSplitError
         subject = self._built_in_subject(test)
+        if any(len(set(self._names_under_test(operand, subject))) > 1 for operand in _operands(test)):
+            raise _NotSplitError  # such as f(2) == sqrt(2) after a star import: both sides would be the program's
         count = len(self.expressions)
         condition = _Splitter(self, subject).visit(copy.deepcopy(test))
         if len(self.expressions) == count and not isinstance(test, ast.Constant):
@@ -170,12 +173,29 @@ class _Reader:
             return calls[0].func.id
         return ""
 
+    def _names_under_test(self, node: ast.AST, subject: str) -> Iterator[str]:
+        """The name of what each of the program's expressions in `node` calls or reads."""
+        if not isinstance(node, ast.expr) or not self.is_programs(node, subject):
+            for child in ast.iter_child_nodes(node):
+                yield from self._names_under_test(child, subject)
+            return
+        while not isinstance(node, ast.Name):
+            if isinstance(node, ast.Call):
+                node = node.args[0] if self._is_wrapper(node) and _root(node) != subject else node.func
+            else:
+                node = node.value  # type: ignore[attr-defined]
+        yield node.id
+
     def is_programs(self, node: ast.expr, subject: str) -> bool:
         """Whether the program's process is to evaluate `node`: a name, a call, or an attribute or element of these."""
         if isinstance(node, ast.Name):
             return node.id == subject or not (node.id in _BUILT_IN or node.id in self.others or node.id == "math")
         if isinstance(node, ast.Attribute | ast.Subscript):
-            return self.is_programs(node.value, subject)
+            if not self.is_programs(node.value, subject):
+                return False
+            if isinstance(node, ast.Subscript) and any(isinstance(each, ast.Call) for each in ast.walk(node.slice)):
+                raise _NotSplitError  # such as f(2)[same(f(3), 4)]
+            return True
         if not isinstance(node, ast.Call):
             return False
         if self._is_wrapper(node) and node.func.id != subject:  # type: ignore[attr-defined]
@@ -244,6 +264,17 @@ class _Replace(ast.NodeTransformer):
         if not _is_read(node):
             raise _NotSplitError
         return copy.deepcopy(self.by)
+
+
+def _operands(test: ast.expr) -> Iterator[ast.expr]:
+    """The parts of a condition that `and`, `or` and `not` join."""
+    if isinstance(test, ast.BoolOp):
+        for operand in test.values:
+            yield from _operands(operand)
+    elif isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        yield from _operands(test.operand)
+    else:
+        yield test
 
 
 def _root(node: ast.expr) -> str:

@@ -68,6 +68,7 @@ class JsonVerifier(Verifier[JsonParameters]):
     summary: ClassVar[str] = "a JSON value that fits a schema and has the fields of the reference, by weight"
     parameters: ClassVar[type[JsonParameters]] = JsonParameters
     cost: ClassVar[int] = 8
+    parameters_in_worker: ClassVar[bool] = True
 
     def warm_up(self) -> None:
         import jsonschema  # noqa: F401

@@ -81,6 +81,7 @@ class ReasoningGymVerifier(Verifier[ReasoningGymParameters]):
     summary: ClassVar[str] = "a task of the reasoning-gym package, by the task's own scorer"
     parameters: ClassVar[type[ReasoningGymParameters]] = ReasoningGymParameters
     pool: ClassVar[Pool] = "sandbox"
+    parameters_in_worker: ClassVar[bool] = True
     tripwire: ClassVar[Literal["error", "wrong", "off"]] = "wrong"
 
     def warm_up(self) -> None:

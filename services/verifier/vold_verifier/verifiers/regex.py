@@ -49,6 +49,7 @@ class RegexVerifier(Verifier[RegexParameters]):
     summary: ClassVar[str] = "the answer matches a pattern, or a pattern finds the reference in the answer"
     parameters: ClassVar[type[RegexParameters]] = RegexParameters
     cost: ClassVar[int] = 8
+    parameters_in_worker: ClassVar[bool] = True
 
     def check(self, item: Item, parameters: RegexParameters, /) -> Verdict:
         flags = re.IGNORECASE * parameters.ignore_case | re.DOTALL * parameters.dot_matches_newline
