@@ -60,7 +60,7 @@ def _sides(text: str, parse: Callable[[str], Any]) -> tuple[Any, Any] | None:
     sides = notation.split(_EQUALS.sub("\x01", text), "\x01")
     if len(sides) != 2:
         return None
-    left, right = (parse(side) for side in sides)
+    left, right = (parse(side.replace("\x01", "=")) for side in sides)  # the k=1 of a sum
     if not (isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr)) or left.is_Matrix or right.is_Matrix:
         return None
     return _evaluate(left), _evaluate(right)

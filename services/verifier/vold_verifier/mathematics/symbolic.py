@@ -340,7 +340,7 @@ def _split_at_equals(text: str) -> list[str]:
     if _EQUALS.search(text) is None:
         return [text]
     masked = _EQUALS.sub("\x01", text)
-    return notation.split(masked, "\x01")
+    return [side.replace("\x01", "=") for side in notation.split(masked, "\x01")]
 
 
 def _remove_set_name(text: str) -> str:
