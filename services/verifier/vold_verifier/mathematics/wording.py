@@ -28,7 +28,7 @@ SCALES = {
 }
 _SCALES_OF_LANGUAGES = {
     12: "douzaine docena dutzend dozijn dúzia dozzina düzine",
-    100: "cent ciento cien hundert cem cento honderd yüz trăm seratus ratus",
+    100: "ciento cien hundert cem cento honderd yüz trăm seratus ratus",
     1000: "mille mil tausend mila duizend bin nghìn ngàn ribu tusen tysiąc tysiące tysięcy tisíc",
     10**6: "millón millones millionen milhão milhões milione milioni miljoen milyon triệu juta milion miliony milionów",
     10**9: "milliard milliarde milliarden milliards millardo miliardo miliardi miljard milyar tỷ miliar miliard bilhão "
@@ -39,9 +39,9 @@ SCALES |= {
     for scale, names in _SCALES_OF_LANGUAGES.items()
     for name in names.split()
     for spelling in (name, f"{name}s")
-    if spelling not in ("cents", "bins", "mils")
+    if spelling not in ("bins", "mils")
 }
-"""The bins, cents and mils of English are things and units."""
+"""The bins and mils of English are things and units, and so is a cent."""
 SCALES |= {f"{name}s": scale for name, scale in SCALES.items() if name.isascii()}
 _ORDINALS = """third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth
 sixteenth seventeenth eighteenth nineteenth"""
@@ -70,14 +70,14 @@ seventy eighty ninety ago early late short extra off wrong incorrect false inval
 correct right works work fails fail solution solutions infinity infinite infinitely divides over sqrt pi ish odd
 """
 _NO_NOUNS_OF_LANGUAGES = """
-ou et ni pas ne non est sont faux fausse vrai plus moins fois demi demie demis tiers quart carré cube environ si sauf
+ou et ni pas ne non est sont faux fausse vrai plus moins fois demi demie demis tiers carré environ si sauf
 entre sur par sans avec dans mais soit donc incorrecte juste
-o y ni no es son falso falsa más menos mas veces vez medio medios media tercio tercios cuarto cuartos cuadrado cubo
-aproximadamente incorrecta correcto correcta pero salvo excepto entre por sin con
-oder und nicht kein keine keinen ist sind falsch richtig mehr weniger mal halbe halb halber drittel viertel achtel hoch
-quadrat etwa mindestens höchstens aber außer zwischen durch ohne mit pro zum
+o y ni no es son falso falsa más menos mas veces vez medio medios tercio tercios cuarto cuartos cuadrado cubo
+aproximadamente incorrecta correcto correcta pero salvo excepto entre sin
+oder und nicht kein keine keinen ist sind falsch richtig mehr weniger halbe halb halber drittel viertel achtel hoch
+quadrat etwa mindestens höchstens aber außer zwischen durch ohne mit zum
 ou e não é são mais vezes meio meios terço terços quarto quartos quadrado errado errada certo mas entre sem com
-di è sono sbagliato più meno volte mezzo mezzi terzo terzi quarti quadrato ma tra senza con
+di è sono sbagliato più meno volte mezzo mezzi terzo terzi quarti quadrato ma tra senza
 of en niet geen is zijn fout meer minder keer halve kwart maar tussen zonder met
 veya ve değil yanlış doğru fazla az daha kat kere buçuk yarım çeyrek en
 hoặc và không là sai đúng hơn lần rưỡi nửa trở
@@ -85,8 +85,7 @@ atau dan bukan salah benar lebih kurang kali setengah
 lub i nie jest błędne więcej mniej razy pół
 """
 """Words of negation, comparison, multiples and parts in other languages that use Latin letters."""
-_FOREIGN = frozenset(_NO_NOUNS_OF_LANGUAGES.split()) - {"cube", "quart", "quarts", "pro", "media", "mal", "con"}
-_NO_NOUNS = _FOREIGN | frozenset(_FUNCTION_WORDS.split()) | frozenset(_OPERATIONS.split()) | frozenset(PARTS) | frozenset(SCALES)
+_NO_NOUNS = frozenset((_FUNCTION_WORDS + _NO_NOUNS_OF_LANGUAGES + _OPERATIONS).split()) | frozenset(PARTS) | frozenset(SCALES)
 _NOUN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿ]{2,}(?:['-][A-Za-z]+)*\.?")
 _COUNTED = frozenset("个人种只本名位次张条件辆棵台块页题分岁道组支颗头间座套双根瓶箱袋步班")
 """Chinese measure words."""
