@@ -19,7 +19,7 @@ Pt Au Hg Tl Pb Bi Rn Ra Th
 """
 _FORMULA = re.compile(rf"(?=.*[a-z])(?:{'|'.join(_ELEMENTS.split())}|[HBCNOFPSKVYIWU])+|(?:([A-Z])(?i:\1))+")
 """NaCl, and AaBb."""
-_LETTERS_THEN_DIGITS = re.compile(r"[A-Za-z]{1,3}\d[A-Za-z\d]*")
+_LETTERS_THEN_DIGITS = re.compile(r"(?:[A-Za-z]{1,3}|\d{1,9}[A-Z]{1,3})\d[A-Za-z\d]*")
 _DIGITS_AND_LETTERS = re.compile(r"(?=.*\d)[A-Za-z\d]{2,}")
 _PRODUCT_SIGN = re.compile(r"\\(?:cdot|times)(?![A-Za-z])|\*|[{}_]")
 _HYPHENATED = re.compile(r"\d+(?:-\d+)+|[A-Z]{2,}(?:-[A-Z\d]+)*-\d+[A-Z\d-]*|\d+(?:-[A-Z\d]+)*-[A-Z]{2,}[A-Z\d-]*")

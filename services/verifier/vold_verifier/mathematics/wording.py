@@ -26,6 +26,7 @@ SCALES = {
     "万": Fraction(10**4),
     "亿": Fraction(10**8),
 }
+SCALES |= {f"{name}s": scale for name, scale in SCALES.items() if name.isascii()}
 _SCALES_OF_LANGUAGES = {
     12: "douzaine docena dutzend dozijn dúzia dozzina düzine",
     100: "ciento cien hundert cem cento honderd yüz trăm seratus ratus",
@@ -42,7 +43,6 @@ SCALES |= {
     if spelling not in ("bins", "mils")
 }
 """The bins and mils of English are things and units, and so is a cent."""
-SCALES |= {f"{name}s": scale for name, scale in SCALES.items() if name.isascii()}
 _ORDINALS = """third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth
 sixteenth seventeenth eighteenth nineteenth"""
 _PARTS = {name: value for value, name in enumerate(_ORDINALS.split(), start=3)}
@@ -67,18 +67,18 @@ twice thrice fold root roots power powers factorial inverse reciprocal negative 
 base percent percentage percents pct logarithm log exponent prime zero one two three four five six seven eight nine
 ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty
 seventy eighty ninety ago early late short extra off wrong incorrect false invalid impossible undefined unknown true
-correct right works work fails fail solution solutions infinity infinite infinitely divides over sqrt pi ish odd
+correct right works work fails fail solution solutions infinity infinite infinitely divides over sqrt pi ish odd score
 """
 _NO_NOUNS_OF_LANGUAGES = """
 ou et ni pas ne non est sont faux fausse vrai plus moins fois demi demie demis tiers carré environ si sauf
-entre sur par sans avec dans mais soit donc incorrecte juste
+entre sur sans avec dans mais soit donc incorrecte juste
 o y ni no es son falso falsa más menos mas veces vez medio medios tercio tercios cuarto cuartos cuadrado cubo
 aproximadamente incorrecta correcto correcta pero salvo excepto entre sin
 oder und nicht kein keine keinen ist sind falsch richtig mehr weniger halbe halb halber drittel viertel achtel hoch
 quadrat etwa mindestens höchstens aber außer zwischen durch ohne mit zum
 ou e não é são mais vezes meio meios terço terços quarto quartos quadrado errado errada certo mas entre sem com
 di è sono sbagliato più meno volte mezzo mezzi terzo terzi quarti quadrato ma tra senza
-of en niet geen is zijn fout meer minder keer halve kwart maar tussen zonder met
+en niet geen is zijn fout meer minder keer halve kwart maar tussen zonder met
 veya ve değil yanlış doğru fazla az daha kat kere buçuk yarım çeyrek en
 hoặc và không là sai đúng hơn lần rưỡi nửa trở
 atau dan bukan salah benar lebih kurang kali setengah
