@@ -340,5 +340,6 @@ class _Parser:
             return _raise(self.parse_argument(), _invert(degree))
         if name in ("log", "ln"):
             is_enclosed = self.token in (("mark", "("), ("mark", "{"))
-            return _logarithm(self.parse_factor() if is_enclosed else self.parse_power(), 10 if name == "log" else math.e)
+            argument = self.parse_factor() if is_enclosed else self.parse_power()
+            return _logarithm(argument, 10 if name == "log" else math.e)
         raise _NoEstimateError

@@ -85,7 +85,9 @@ atau dan bukan salah benar lebih kurang kali setengah
 lub i nie jest błędne więcej mniej razy pół
 """
 """Words of negation, comparison, multiples and parts in other languages that use Latin letters."""
-_NO_NOUNS = frozenset((_FUNCTION_WORDS + _NO_NOUNS_OF_LANGUAGES + _OPERATIONS).split()) | frozenset(PARTS) | frozenset(SCALES)
+_NO_NOUNS = (
+    frozenset((_FUNCTION_WORDS + _NO_NOUNS_OF_LANGUAGES + _OPERATIONS).split()) | frozenset(PARTS) | frozenset(SCALES)
+)
 _NOUN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿ]{2,}(?:['-][A-Za-z]+)*\.?")
 _COUNTED = frozenset("个人种只本名位次张条件辆棵台块页题分岁道组支颗头间座套双根瓶箱袋步班")
 """Chinese measure words."""

@@ -122,7 +122,7 @@ def are_consecutive_parts(first: str, second: str) -> bool:
 
 
 def has_attachment(text: str, start: int, end: int) -> bool:
-    """Whether a sign or a formula stands before the box from `start` to `end`, or a power, a unit or a quotient after it."""
+    """Whether a sign, a power, a unit, a quotient or the rest of a formula stands at the box from `start` to `end`."""
     return (
         _sign_before(text, start)[0] != ""
         or (_MAY_CONTINUE.match(text, end) is not None and _SUFFIX.match(text, end) is not None)
@@ -171,7 +171,8 @@ def _with_surroundings(text: str, start: int, end: int, content: str) -> Box:
     content = strip_boxes(content)
     if (formula := _formula_around(text, start, end)) is not None and _IS_VALUE.fullmatch(content) is not None:
         before, after = formula
-        return Box(start - len(before), end + len(after), f"{before}({content}){after}".strip())
+        times = r"\cdot" if before.rstrip()[-1:].isdigit() else ""
+        return Box(start - len(before), end + len(after), f"{before}{times}({content}){after}".strip())
     sign, sign_start = _sign_before(text, start)
     if not sign and _MAY_CONTINUE.match(text, end) is None:
         return Box(start, end, content)

@@ -31,7 +31,10 @@ _ASCII = (
     _Language(r"(?:la\s+)?risposta(?:\s+(?:finale|corretta))?"),
     _Language(r"(?:a\s+)?resposta(?:\s+(?:final|correta))?"),
     _Language(r"(?:het\s+)?(?:(?:juiste|uiteindelijke)\s+)?antwoord", r"is"),
-    _Language(r"(?:the\s+)?(?:dogru\s+)?cevap|jawaban(?:nya)?(?:\s+(?:yang\s+)?(?:benar|akhir))?|jibu|idahun|svar(?:et)?|vastaus", rf"adalah|ni|{_AT_ONCE}"),
+    _Language(
+        r"(?:the\s+)?(?:dogru\s+)?cevap|jawaban(?:nya)?(?:\s+(?:yang\s+)?(?:benar|akhir))?|jibu|idahun|svar(?:et)?|vastaus",
+        rf"adalah|ni|{_AT_ONCE}",
+    ),
 )
 _OTHERS = (
     _Language(
@@ -46,7 +49,10 @@ _OTHERS = (
     _Language(r"(?:die\s+)?(?:endgültige\s+)?antwort", r"ist"),
     _Language(r"(?:la\s+)?risposta(?:\s+(?:finale|corretta|giusta))?", r"è(?:\s+la(?=\s+[A-Z](?![A-Za-z])))?"),
     _Language(r"(?:a\s+)?resposta(?:\s+(?:final|correta|certa))?", r"é(?:\s+(?:a\s+)?(?:letra|alternativa|opção))?"),
-    _Language(r"(?:(?:окончательный|итоговый|правильный)\s+)?ответ|правильный\s+вариант(?:\s+ответа)?|відповідь|отговор", r"равен|есть|[-—–](?=\s)"),
+    _Language(
+        r"(?:(?:окончательный|итоговый|правильный)\s+)?ответ|правильный\s+вариант(?:\s+ответа)?|відповідь|отговор",
+        r"равен|есть|[-—–](?=\s)",
+    ),
     _Language(r"(?:doğru\s+)?(?:cevap|yanıt)|doğru\s+seçenek", _AT_ONCE),
     _Language(r"(?:prawidłowa\s+|poprawna\s+)?odpowiedź", r"to"),
     _Language(r"odpověď|välasz|válasz|răspuns(?:ul)?|απάντηση|ìdáhùn", r"este|είναι"),

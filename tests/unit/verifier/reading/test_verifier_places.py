@@ -155,10 +155,28 @@ def test_a_dash_or_the_minus_of_a_difference_is_no_sign(around, box, number):
 
 
 PARTS_OF_FORMULAS = (
-    *("$2%s$", r"$x = 2 \cdot %s$", "$1-%s$", "$x+%s$", r"$\sqrt{%s}$", r"\(\frac{1}{%s}\)", r"$\frac{%s}{7}$", "$%s!$"),
+    *(
+        "$2%s$",
+        r"$x = 2 \cdot %s$",
+        "$1-%s$",
+        "$x+%s$",
+        r"$\sqrt{%s}$",
+        r"\(\frac{1}{%s}\)",
+        r"$\frac{%s}{7}$",
+        "$%s!$",
+    ),
     *("$%s+1$", "$y=%si$", r"\[%s\cdot 4\]", r"$%s\pi$", r"x = 3%s", r"$\log %s$", r"$\pi%s$."),
 )
-WHOLE_SIDES = ("$2+%s=9$", "$x=%s$", "$x+1=5$ so $x=%s$", "$%s$ - done", "$%s = 2+1$", r"$\quad %s$", "2. $%s$", r"\$%s")
+WHOLE_SIDES = (
+    "$2+%s=9$",
+    "$x=%s$",
+    "$x+1=5$ so $x=%s$",
+    "$%s$ - done",
+    "$%s = 2+1$",
+    r"$\quad %s$",
+    "2. $%s$",
+    r"\$%s",
+)
 
 
 @settings(max_examples=40, deadline=None)
