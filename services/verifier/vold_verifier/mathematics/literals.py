@@ -101,6 +101,8 @@ def _is_sequence(text: str) -> bool:
 
 def _same_range(reference: str, answer: str) -> bool | None:
     """Ranges, scores, numbers of telephones and plates."""
+    if reference[:1] + reference[-1:] in ("[]", "()"):
+        reference = reference[1:-1].strip()
     if _HYPHENATED.fullmatch(reference) is None:
         return None
     answer = answer.replace("--", "-")
@@ -126,7 +128,7 @@ def _same_named_code(reference: str, answer: str) -> bool | None:
 
 
 def _same_list_of_figures(reference: str, answer: str) -> bool | None:
-    """Several scores or ranges, 6-4, 7-5, in their order; None for other references."""
+    """Several scores or ranges, 6-4, 7-5, or 1910-1915, 1917, in their order; None for other references."""
     known = _figures(reference)
     return None if known is None else _figures(answer) == known
 
@@ -140,7 +142,9 @@ def _figures(text: str) -> list[str] | None:
     elif text[:1] + text[-1:] in ("()", "[]"):
         text = text[1:-1]
     parts = [_SPACE.sub("", part) for part in _LIST_MARK.split(text.strip())]
-    return parts if len(parts) > 1 and all(_FIGURES.fullmatch(part) for part in parts) else None
+    if len(parts) < 2 or not all(part.isdigit() or _FIGURES.fullmatch(part) for part in parts):
+        return None
+    return parts if any("-" in part for part in parts) else None
 
 
 def _same_remainder(reference: str, answer: str) -> bool | None:

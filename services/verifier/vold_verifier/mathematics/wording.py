@@ -81,6 +81,7 @@ di è sono sbagliato più meno volte mezzo mezzi terzo terzi quarti quadrato ma 
 en niet geen is zijn fout meer minder keer halve kwart maar tussen zonder met
 veya ve değil yanlış doğru fazla az daha kat kere buçuk yarım çeyrek en
 hoặc và không là sai đúng hơn lần rưỡi nửa trở
+máximo máxima mínimo mínima massimo minimo maximal minimal ceros nullen
 atau dan bukan salah benar lebih kurang kali setengah
 lub i nie jest błędne więcej mniej razy pół
 """

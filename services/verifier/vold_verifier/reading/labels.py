@@ -22,12 +22,12 @@ _AT_ONCE = r"(?=\s(?:\d|[A-Z](?![A-Za-z])))"
 _ASCII = (
     _Language(
         r"(?:(?:the|my|our|so|thus|hence|therefore)[ ,]+){0,3}(?:(?:final|correct|right|best|short)\s+){0,2}"
-        r"(?:answers?|ans\b\.?)|final\s+result|endergebnis|resultado\s+final",
+        r"(?:answers?|ans\b\.?)|final\s+result",
         r"(?:is|are|equals|should be|must be|would be)(?:\s+(?:therefore|thus|then|hence|simply|just|equal to))*",
     ),
-    _Language(r"(?:la\s+)?respuesta(?:\s+(?:final|correcta))?", r"es|son"),
+    _Language(r"(?:la\s+)?respuesta(?:\s+(?:final|correcta))?|(?:el\s+)?resultado\s+final", r"es|son"),
     _Language(r"(?:la\s+)?reponse(?:\s+(?:finale|correcte))?", r"est"),
-    _Language(r"(?:die\s+)?(?:(?:finale|richtige|korrekte)\s+)?antwort", r"ist|lautet"),
+    _Language(r"(?:die\s+)?(?:(?:finale|richtige|korrekte)\s+)?antwort|(?:das\s+)?(?:end)?ergebnis", r"ist|lautet"),
     _Language(r"(?:la\s+)?risposta(?:\s+(?:finale|corretta))?"),
     _Language(r"(?:a\s+)?resposta(?:\s+(?:final|correta))?"),
     _Language(r"(?:het\s+)?(?:(?:juiste|uiteindelijke)\s+)?antwoord", r"is"),
@@ -53,10 +53,10 @@ _OTHERS = (
         r"(?:(?:окончательный|итоговый|правильный)\s+)?ответ|правильный\s+вариант(?:\s+ответа)?|відповідь|отговор",
         r"равен|есть|[-—–](?=\s)",
     ),
-    _Language(r"(?:doğru\s+)?(?:cevap|yanıt)|doğru\s+seçenek", _AT_ONCE),
+    _Language(r"(?:doğru\s+)?(?:cevap|yanıt)|doğru\s+seçenek|sonuç", _AT_ONCE),
     _Language(r"(?:prawidłowa\s+|poprawna\s+)?odpowiedź", r"to"),
     _Language(r"odpověď|välasz|válasz|răspuns(?:ul)?|απάντηση|ìdáhùn", r"este|είναι"),
-    _Language(r"đáp\s+án(?:\s+(?:đúng|cuối\s+cùng|chính\s+xác))?|đáp\s+số|câu\s+trả\s+lời", r"là"),
+    _Language(r"đáp\s+án(?:\s+(?:đúng|cuối\s+cùng|chính\s+xác))?|đáp\s+số|kết\s+quả|câu\s+trả\s+lời", r"là"),
     # The last word twice: in NFKC its vowel is two characters.
     _Language(
         r"(?:अंतिम\s+|सही\s+)?(?:उत्तर|जवाब)|सही\s+विकल्प|(?:চূড়ান্ত\s+|সঠিক\s+)?উত্তর|సమాధానం|விடை|பதில்|(?:คำตอบ|\u0e04\u0e4d\u0e32\u0e15\u0e2d\u0e1a)(?:ที่ถูกต้อง|สุดท้าย)?",
