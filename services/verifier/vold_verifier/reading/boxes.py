@@ -45,7 +45,7 @@ _FORMULA_BEFORE = re.compile(
     r"|\\(?:cdot|times|pi|sqrt|log|ln|sin|cos|tan)(?![A-Za-z]))+)$"
 )
 _FORMULA_AFTER = re.compile(
-    r"(?P<after>(?:\s*(?:[-+*/]|\\(?:cdot|times)(?![A-Za-z]))?\s*"
+    r"(?P<after>(?:\s{0,3}(?:[-+*/]|\\(?:cdot|times)(?![A-Za-z]))?\s{0,3}"
     r"(?:[!}]|\{\d{1,9}\}|\d{1,9}(?:\.\d{1,9})?|\\pi(?![A-Za-z])|[ixyzn](?![A-Za-z]))){0,8})"
     r"[\s.,;]{0,4}(?:(?<!\\)\$|\\\)|\\\]|\n|\Z)"
 )
@@ -192,10 +192,14 @@ def _formula_around(text: str, start: int, end: int) -> tuple[str, str] | None:
 
     A formula that goes on with an equals sign after the box has the box as a blank, 3+\\boxed{4}=7: None as well.
     """
+    before_box, before = text[max(0, start - _MAX_FORMULA_CHARS) : start], ""
+    is_plain = not ("$" in before_box or "=" in before_box or "\\" in before_box or "&" in before_box)
+    if is_plain or (before_box[-1] == "$" and text[end : end + 1] == "$"):
+        return None  # a fast test: no formula opens, or the box is the whole of it
     match = _FORMULA_AFTER.match(text, end)
     if match is None or (match["after"].endswith("!") and match.group()[-1] in "!\n"):  # the end of a sentence
         return None
-    before_box, before, after = text[max(0, start - _MAX_FORMULA_CHARS) : start], "", match["after"]
+    after = match["after"]
     if (opening := _FORMULA_BEFORE.search(before_box)) is not None:
         before = opening["before"]
     elif not after.strip() or _OPENS_FORMULA.search(before_box) is None:
