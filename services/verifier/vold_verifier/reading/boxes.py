@@ -204,8 +204,8 @@ def _formula_around(text: str, start: int, end: int) -> tuple[str, str] | None:
         before = opening["before"]
     elif not after.strip() or _OPENS_FORMULA.search(before_box) is None:
         return None
-    if before.strip() in ("", "-", "+") and not after.strip():
-        return None
+    if (before.strip() in ("", "+") or before.rstrip().endswith("-")) and not after.strip():
+        return None  # a minus is a sign or a dash: see `_sign_before`
     return (before, after) if (before + after).count("{") == (before + after).count("}") else None
 
 

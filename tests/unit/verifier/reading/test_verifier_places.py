@@ -143,7 +143,18 @@ def test_a_sign_before_the_box_belongs_to_the_answer(sign, box, number):
 
 @given(
     st.sampled_from(
-        ["- %s", "a\n- %s", "The answer - %s", "10 - %s", "10 - %s = 7", "$3-%s=7$", "Well — %s", "%s!", "%s. -"]
+        [
+            "- %s",
+            "a\n- %s",
+            "The answer - %s",
+            "10 - %s",
+            "10 - %s = 7",
+            "$x-%s$",
+            "$3-%s=7$",
+            "Well — %s",
+            "%s!",
+            "%s. -",
+        ]
     ),
     st.sampled_from(BOXES[:2] + BOXES[8:9]),
     NUMBERS,
@@ -158,7 +169,7 @@ PARTS_OF_FORMULAS = (
     *(
         "$2%s$",
         r"$x = 2 \cdot %s$",
-        "$1-%s$",
+        "$1+%s$",
         "$x+%s$",
         r"$\sqrt{%s}$",
         r"\(\frac{1}{%s}\)",
