@@ -12,6 +12,7 @@ from typing import Any
 from vold_verifier.mathematics import notation, polynomials
 
 MAX_CONSTANTS = 3
+INTEGER_POINTS = ((2, 3, 5, 4), (3, 2, 4, 5), (5, 4, 2, 3))
 _EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
 _SPACE = re.compile(r"\s+|[{}]")
 _ONE_CONSTANT = frozenset({"C", "c", "K", "k", "D", "const", "constant"})
@@ -31,8 +32,10 @@ def are_equal(
     if _EQUALS.search(reference) is None:
         return None
     sides = _sides(reference, parse)
-    if sides is None or not _is_identity(*sides, agree):
+    if sides is None:
         return None
+    if not _is_identity(*sides, agree):
+        return False if _says_nothing(answer, parse) else None
     given = _sides(answer, parse)
     if given is None:
         return False
@@ -45,13 +48,19 @@ def are_equal(
     return given_difference in (difference, -difference)
 
 
+def _says_nothing(answer: str, parse: Callable[[str], Any]) -> bool:
+    """Whether `answer` is an equation of a text with itself, such as 0=0, which algebra may find equal to any other."""
+    sides = _sides(answer, parse)
+    return sides is not None and sides[0] == sides[1]
+
+
 def _sides(text: str, parse: Callable[[str], Any]) -> tuple[Any, Any] | None:
     import sympy
 
     sides = notation.split(_EQUALS.sub("\x01", text), "\x01")
     if len(sides) != 2:
         return None
-    left, right = (parse(side) for side in sides)
+    left, right = (parse(side.replace("\x01", "=")) for side in sides)  # the k=1 of a sum
     if not (isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr)) or left.is_Matrix or right.is_Matrix:
         return None
     return _evaluate(left), _evaluate(right)
@@ -69,13 +78,34 @@ def _evaluate(expression: Any) -> Any:
 
 
 def _is_identity(left: Any, right: Any, agree: Callable[[Any, Any], bool]) -> bool:
+    import sympy
+
     if left == right:
         return True
     if not (variables := left.free_symbols | right.free_symbols):
         return False
     same = polynomials.are_equal(left, right)
+    if same is not None:
+        return same
+    if left.has(sympy.Sum, sympy.Product) or right.has(sympy.Sum, sympy.Product):
+        return _agree_at_integers(left, right)
     shift = sum(variables)  # so that both have every variable
-    return bool(agree(left + shift, right + shift)) if same is None else same
+    if agree(left + shift, right + shift):
+        return True
+    if not (left.has(sympy.log) or right.has(sympy.log)):
+        return False
+    positive = {symbol: sympy.exp(symbol) for symbol in variables}  # where logarithms are real
+    return bool(agree((left + shift).xreplace(positive), (right + shift).xreplace(positive)))
+
+
+def _agree_at_integers(left: Any, right: Any) -> bool:
+    """Whether two sums agree where the number of their terms is an integer."""
+    variables = sorted(left.free_symbols | right.free_symbols, key=str)
+    for point in INTEGER_POINTS:
+        values = dict(zip(variables, point, strict=False))
+        if len(variables) > len(point) or not (left - right).subs(values).doit().equals(0):
+            return False
+    return True
 
 
 def with_constants_of(reference: Any, answer: Any, equal: Callable[[Any, Any], bool]) -> bool:

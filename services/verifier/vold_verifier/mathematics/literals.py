@@ -19,13 +19,16 @@ Pt Au Hg Tl Pb Bi Rn Ra Th
 """
 _FORMULA = re.compile(rf"(?=.*[a-z])(?:{'|'.join(_ELEMENTS.split())}|[HBCNOFPSKVYIWU])+|(?:([A-Z])(?i:\1))+")
 """NaCl, and AaBb."""
-_LETTERS_THEN_DIGITS = re.compile(r"[A-Za-z]{1,3}\d[A-Za-z\d]*")
+_LETTERS_THEN_DIGITS = re.compile(r"(?:[A-Za-z]{1,3}|\d{1,9}[A-Z]{1,3})\d[A-Za-z\d]*")
 _DIGITS_AND_LETTERS = re.compile(r"(?=.*\d)[A-Za-z\d]{2,}")
 _PRODUCT_SIGN = re.compile(r"\\(?:cdot|times)(?![A-Za-z])|\*|[{}_]")
 _HYPHENATED = re.compile(r"\d+(?:-\d+)+|[A-Z]{2,}(?:-[A-Z\d]+)*-\d+[A-Z\d-]*|\d+(?:-[A-Z\d]+)*-[A-Z]{2,}[A-Z\d-]*")
 _GAP = r"(?:\s|\\[,;: ]|~)+"
 _SPACED_NUMBERS = re.compile(rf"\d+(?:{_GAP}\d+)+")
 _RANGE = re.compile(r"(?:between\s+|from\s+)?(\d[\d,.]*)\s*(?:-|to|and)\s*(\d[\d,.]*)")
+_FIGURES = re.compile(r"\d+-\d+")
+_LIST_MARK = re.compile(r"\s*[,;]\s*|\s+and\s+")
+_NAMED_CODE = re.compile(r"(?P<words>(?:[A-Za-z][a-z]{2,} ){1,3})(?P<code>(?=[A-Z]*\d)[A-Z\d]{1,10})")
 _DATE = re.compile(r"(?P<y>\d{4})(?P<mark>[-/.])(?P<m>\d{1,2})(?P=mark)(?P<d>\d{1,2})")
 _AMERICAN_DATE = re.compile(r"(?P<m>\d{1,2})(?P<mark>[-/.])(?P<d>\d{1,2})(?P=mark)(?P<y>\d{4})")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -61,6 +64,8 @@ def are_equal(reference: str, answer: str) -> bool | None:
     for same in (
         _same_numbers(reference, answer),
         _same_chain(reference, answer),
+        _same_named_code(reference, answer),
+        _same_list_of_figures(reference, answer),
         _same_range(reference, answer),
         _same_remainder(reference, answer),
         _same_relation(reference, answer),
@@ -96,8 +101,11 @@ def _is_sequence(text: str) -> bool:
 
 def _same_range(reference: str, answer: str) -> bool | None:
     """Ranges, scores, numbers of telephones and plates."""
+    if reference[:1] + reference[-1:] in ("[]", "()"):
+        reference = reference[1:-1].strip()
     if _HYPHENATED.fullmatch(reference) is None:
         return None
+    answer = answer.replace("--", "-")
     if _SPACE.sub("", reference) == _SPACE.sub("", answer):
         return True
     first, second = _RANGE.fullmatch(reference), _RANGE.fullmatch(answer.lower().replace(":", "-"))
@@ -105,6 +113,38 @@ def _same_range(reference: str, answer: str) -> bool | None:
         return False
     ends = [(numbers.parse(match[1]), numbers.parse(match[2])) for match in (first, second)]
     return ends[0] == ends[1] and None not in ends[0]
+
+
+def _same_named_code(reference: str, answer: str) -> bool | None:
+    """Words and the code or the number that they name: gate 12C, type 2. The code alone may stand for both."""
+    known, given = (_NAMED_CODE.fullmatch(" ".join(_SPACE.split(text))) for text in (reference, answer))
+    if known is None:
+        return None
+    if given is not None:
+        return known["code"] == given["code"] and known["words"].lower() == given["words"].lower()
+    if known["code"].isdigit():
+        return None
+    return _SPACE.sub("", answer) == known["code"]
+
+
+def _same_list_of_figures(reference: str, answer: str) -> bool | None:
+    """Several scores or ranges, 6-4, 7-5, or 1910-1915, 1917, in their order; None for other references."""
+    known = _figures(reference)
+    return None if known is None else _figures(answer) == known
+
+
+def _figures(text: str) -> list[str] | None:
+    if "-" not in text:
+        return None
+    text = text.strip().replace("--", "-")
+    if text.startswith("\\{") and text.endswith("\\}"):
+        text = text[2:-2]
+    elif text[:1] + text[-1:] in ("()", "[]"):
+        text = text[1:-1]
+    parts = [_SPACE.sub("", part) for part in _LIST_MARK.split(text.strip())]
+    if len(parts) < 2 or not all(part.isdigit() or _FIGURES.fullmatch(part) for part in parts):
+        return None
+    return parts if any("-" in part for part in parts) else None
 
 
 def _same_remainder(reference: str, answer: str) -> bool | None:

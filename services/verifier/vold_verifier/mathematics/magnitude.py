@@ -18,6 +18,10 @@ HUGE = 30.0
 """Only magnitudes beyond exp(HUGE), or below exp(-HUGE), are decided here: the others are computed exactly."""
 MARGIN = 25.0
 """By how much two logarithms must differ: more than the letters of a unit, which are read as variables, may change."""
+GIANT = 1e6
+"""The logarithm of a number that no exact computation can write: what has one inside, such as its logarithm, is decided
+here too, if the two logarithms differ by GIANT_MARGIN."""
+GIANT_MARGIN = 1.0
 _WIDENING = 1e-9
 _TOKEN = re.compile(
     r"(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,9}(?!\w))?)|\\(?P<command>[A-Za-z]+)|(?P<letter>[A-Za-z])(?:_(?:\{\w+\}|\w))?|(?P<mark>\*\*|[-+*/^!(){}\[\]|])"
@@ -55,17 +59,19 @@ def are_apart(reference: str, answer: str) -> bool:
         return False
     for shift in range(len(POINTS)):
         try:
-            known, given = (_Parser(text, shift).parse() for text in (reference, answer))
+            parsers = [_Parser(text, shift) for text in (reference, answer)]
+            known, given = (parser.parse() for parser in parsers)
         except (_NoEstimateError, RecursionError, OverflowError, ValueError):
             return False
         if known.sign is None or given.sign is None:
             continue
-        is_extreme = any(size.sign and (size.low > HUGE or size.high < -HUGE) for size in (known, given))
+        has_giant = any(parser.has_giant for parser in parsers)
+        is_extreme = has_giant or any(size.sign and (size.low > HUGE or size.high < -HUGE) for size in (known, given))
         if not is_extreme:
             continue
         if known.sign != given.sign:
             return True
-        margin = MARGIN + _WIDENING * min(abs(known.low), abs(given.low), 1e300)
+        margin = (GIANT_MARGIN if has_giant else MARGIN) + _WIDENING * min(abs(known.low), abs(given.low), 1e300)
         if known.low > given.high + margin or given.low > known.high + margin:
             return True
     return False
@@ -180,12 +186,20 @@ def _factorial(size: _Size) -> _Size:
     return _widen(1, *(math.lgamma(n + 1) if n < 1e300 else math.inf if n == high else 1e300 for n in (low, high)))
 
 
+def _logarithm(size: _Size, base: float) -> _Size:
+    if size.sign != 1 or size.low <= 0:
+        raise _NoEstimateError
+    scale = math.log(math.log(base))
+    return _widen(1, math.log(size.low) - scale, math.log(size.high) - scale)
+
+
 class _Parser:
     """A recursive descent: sum, product, power, factor."""
 
     def __init__(self, text: str, shift: int) -> None:
         self.shift = shift
         self.depth = 0
+        self.has_giant = False
         self.tokens: list[tuple[str, str]] = []
         position = 0
         while position < len(text):
@@ -274,6 +288,7 @@ class _Parser:
             base = _raise(base, _negate(exponent) if sign else exponent)
         while self.take("!"):
             base = _factorial(base)
+        self.has_giant |= GIANT < base.low < math.inf
         return base
 
     def parse_group(self) -> _Size:
@@ -323,4 +338,8 @@ class _Parser:
                 degree = self.parse_sum()
                 self.expect("]")
             return _raise(self.parse_argument(), _invert(degree))
+        if name in ("log", "ln"):
+            is_enclosed = self.token in (("mark", "("), ("mark", "{"))
+            argument = self.parse_factor() if is_enclosed else self.parse_power()
+            return _logarithm(argument, 10 if name == "log" else math.e)
         raise _NoEstimateError

@@ -15,12 +15,19 @@ _LOST_BACKSLASH = re.compile(  # JSON and Python read the \f of \frac as a form 
     r"|(?<![\\A-Za-z\x0c\t])(?=(?:d?frac|sqrt)\s*\{)|(?<![\\A-Za-z\x0c])(?=rac\{)"
 )
 _LOST = {"\x0c": r"\f", "\t": r"\t", "\x08": r"\b", "": "\\"}
+_WITHOUT_MEANING = re.compile(
+    r"\\(?:text)?color\s*\{[A-Za-z]{1,20}\}\s*|\\ensuremath\s*(?=\{)|\\[hv]?phantom\s*\{[^{}]{0,20}\}|\\underline\s*(?=\{\s*\\underline)"
+)
 _FONT_SWITCH = re.compile(r"\\(?:bf|rm|it|sf|tt|sl|bfseries|itshape|boldmath|large|Large|small)(?![A-Za-z])\s*")
 _FONT = re.compile(r"\\(?:textbf|textnormal|textit|textsf|texttt|textup|textsl|emph|underline)(?=\s*\{)")
 _PLAIN_SET = re.compile(r"^\{(?P<items>\s*[A-Za-z]\s*(?:\||:|\\mid|\\in)[^{}]*|[^{}]*,[^{}]*)\}$")
 _SPELLINGS = (
     (re.compile(r"\\(?:mid|vert|lvert|rvert)(?![A-Za-z])"), "|"),
     (re.compile(r"\\\|([^|]+)\\\||\\[lr]?Vert(?![A-Za-z])(.+?)\\[lr]?Vert(?![A-Za-z])"), r"|\1\2|"),
+    (re.compile(r"\\(?:bm|boldsymbol|pmb)(?=\s*\{)"), r"\\mathbf"),
+    (re.compile(r"\\(?:nice|s)frac(?=\s*\{)"), r"\\frac"),
+    (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
+    (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
     (re.compile(r"\\(?:dots[cbmio]?|cdots)(?![A-Za-z])"), r"\\ldots"),
     (re.compile(r"\\(?:text|mathrm)\s*\{\s*([A-Za-z]+)\s*\}(?=\s*=)"), r"\1"),
 )
@@ -30,6 +37,9 @@ _TEXT_COMMAND = re.compile(r"^\\text\s*(?=\{)")
 _ASSIGNED_NUMBER = re.compile(r"\{\s*[A-Za-z]\s*=\s*-?[\d.,/]+\s*\}$")
 _MATHEMATICS = re.compile(r"\\(?:[dt]?frac|sqrt|pi|times|cdot|infty|pm|le|ge|ne)(?![A-Za-z])")
 _THIN_SPACE_AFTER_COMMA = re.compile(r",\s*\\!\s*(?=\d{3})")
+_TURNED_INTERVAL = re.compile(
+    r"(?P<gap>\s*(?:[A-Za-z]\s*\\in\s*)?)(?P<first>[\[\]])(?P<ends>[^\[\],;]+[,;][^\[\],;]+)(?P<last>[\[\]])(?P<rest>\s*)"
+)
 _CONCLUSION = re.compile(
     r"^(?:\\(?:therefore|implies|Rightarrow|Longrightarrow|Leftrightarrow|to|rightarrow)(?![A-Za-z])|[∴⇒→])\s*"
 )
@@ -132,9 +142,11 @@ def clean(text: str) -> str:
     if text.count("$") == 1:
         text = _PRICE.sub(r"\1\\$", text.strip())
     text = _DELIMITERS.sub("", text).strip()
+    if text[:1] == "]" or text[-1:] == "[":
+        text = "\\cup".join(map(_with_round_brackets, text.split("\\cup")))
     if len(text) > 4 and text.startswith("**") and text.endswith("**"):
         text = text[2:-2].strip()
-    while text.endswith(("\\", ",", ";")) or (text.endswith(".") and not text.endswith("..")):
+    while text.endswith(("\\", ",", ";", "。")) or (text.endswith(".") and not text.endswith("..")):
         text = text[:-1].rstrip()
     text = _ABOUT.sub("", _CONCLUSION.sub("", text))
     if "sqrt" in text:
@@ -142,9 +154,17 @@ def clean(text: str) -> str:
     return _FUNCTION.sub(r"\\\1", text).replace("**", "^").strip()
 
 
+def _with_round_brackets(text: str) -> str:
+    """An interval whose open ends are brackets that are turned outwards: ]0, 1] is (0, 1]."""
+    match = _TURNED_INTERVAL.fullmatch(text)
+    if match is None:
+        return text
+    return f"{match['gap']}{'(['[match['first'] == '[']}{match['ends']}{')]'[match['last'] == ']']}{match['rest']}"
+
+
 def _clean_commands(text: str) -> str:
     """Repair commands, remove fonts, and write the sloppy forms of a command in its full form."""
-    text = _LOST_BACKSLASH.sub(_restore_backslash, text)
+    text = _WITHOUT_MEANING.sub("", _LOST_BACKSLASH.sub(_restore_backslash, text))
     text = _FONT.sub(r"\\text", _FONT_SWITCH.sub("", text))
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
@@ -200,6 +220,12 @@ _COUNT = re.compile(
     r"(?:_\s*\{?\s*(?P<n1>\d{1,3})\s*\}?\s*\^\s*\{?\s*(?P<r1>\d{1,3})\s*\}?|\(\s*(?P<n2>\d{1,3})\s*,\s*(?P<r2>\d{1,3})\s*\))"
 )
 
+_COUNT_BETWEEN = re.compile(
+    r"(?<![\w})\]])(?:\{\s*\}\s*)?[_^]\s*(?:\{\s*(?=\d{1,3}\s*\}))?(?P<n>\d{1,3})\s*\}?\s*"
+    r"(?P<kind>[CP])\s*_\s*(?:\{\s*)?(?P<r>\d{1,3})\s*\}?"
+)
+"""The C_2 after a raised or lowered 5."""
+
 
 def with_counts(text: str) -> str:
     """Combinations and permutations, C_5^2, C(5, 2), A_5^2 and P(5, 2), as binomials and factorials."""
@@ -210,6 +236,7 @@ def with_counts(text: str) -> str:
             return match.group()
         return rf"\binom{{{n}}}{{{r}}}" if kind == "C" else rf"\frac{{{n}!}}{{{n - r}!}}"
 
+    text = _COUNT_BETWEEN.sub(lambda m: f"{m['kind']}({m['n']}, {m['r']})", text)
     return _COUNT.sub(expand, text)
 
 

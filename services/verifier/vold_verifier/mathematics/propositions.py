@@ -21,6 +21,7 @@ _CONNECTIVE = re.compile(
     r"\\(?:neg|lnot|land|wedge|cap|lor|vee|cup|setminus|oplus|to|rightarrow|Rightarrow|implies|iff|complement"
     r"|(?:long)?leftrightarrow|(?:Long)?leftrightarrow|Leftrightarrow|triangle)(?![A-Za-z])"
 )
+_WORD = re.compile(r"\b(?:and|or)\b")
 Truth = Callable[[dict[str, bool]], bool]
 
 
@@ -33,14 +34,15 @@ def are_equal(reference: str, answer: str) -> bool | None:
 
     A formula that is always true, or always false, equals only a formula with the same text.
     """
-    if _CONNECTIVE.search(reference) is None:
+    in_words = _CONNECTIVE.search(reference) is None
+    if in_words and _WORD.search(reference) is None:
         return None
     known = _read(reference)
     if known is None:
         return None
     given = _read(answer)
     if given is None:
-        return False
+        return None if in_words else False  # "x and y" may be two values: x, y
     variables = sorted(known[1] | given[1])
     if len(variables) > MAX_VARIABLES:
         return None

@@ -82,9 +82,20 @@ def same_words(reference: str, answer: str) -> bool | None:
         {reference_words, answer_words} <= group for group in _SYNONYMS
     ):
         return True
+    if (joined := _joined(reference_words)) is not None and joined == _joined(answer_words):
+        return True
     # The answer may be another spelling of the set that the symbol stands for: algebra decides.
     both_are_words = as_words(reference) is not None and as_words(answer) is not None
     return False if both_are_words or _words_for_symbol(reference) is None else None
+
+
+def _joined(words: str) -> tuple[str, list[str]] | None:
+    """("or" or "and", the names that it joins, in order); None for other words."""
+    for word in ("or", "and"):
+        names = words.split(f" {word} ")
+        if len(names) > 1 and all(names):
+            return word, sorted(names)
+    return None
 
 
 def _without_article(words: str) -> str:

@@ -163,6 +163,10 @@ def compare(reference: str, answer: str, *, allow_unevaluated: bool = False) -> 
     reference, answer = notation.separate_with_commas(reference), notation.separate_with_commas(answer)
     if joined_by_or[0] != joined_by_or[1] and tuples.is_assignment(reference) and tuples.is_assignment(answer):
         return False, "one value each and a choice of values", ""
+    if joined_by_or[0] != joined_by_or[1] and all(
+        sum(_RELATION.search(part) is not None for part in notation.split(text)) > 1 for text in (reference, answer)
+    ):
+        return False, "conditions that hold together and a choice of conditions", ""
     if joined_by_or == [True, False] and "(" not in reference and re.match(r"\(.*,.*\)$", answer) is not None:
         return False, "an ordered pair and a choice of values", ""
     if (same := _same_repeated_values(reference, answer)) is not None:
@@ -340,7 +344,7 @@ def _split_at_equals(text: str) -> list[str]:
     if _EQUALS.search(text) is None:
         return [text]
     masked = _EQUALS.sub("\x01", text)
-    return notation.split(masked, "\x01")
+    return [side.replace("\x01", "=") for side in notation.split(masked, "\x01")]
 
 
 def _remove_set_name(text: str) -> str:

@@ -27,6 +27,22 @@ SCALES = {
     "亿": Fraction(10**8),
 }
 SCALES |= {f"{name}s": scale for name, scale in SCALES.items() if name.isascii()}
+_SCALES_OF_LANGUAGES = {
+    12: "douzaine docena dutzend dozijn dúzia dozzina düzine",
+    100: "ciento cien hundert cem cento honderd yüz trăm seratus ratus",
+    1000: "mille mil tausend mila duizend bin nghìn ngàn ribu tusen tysiąc tysiące tysięcy tisíc",
+    10**6: "millón millones millionen milhão milhões milione milioni miljoen milyon triệu juta milion miliony milionów",
+    10**9: "milliard milliarde milliarden milliards millardo miliardo miliardi miljard milyar tỷ miliar miliard bilhão "
+    "bilhões",
+}
+SCALES |= {
+    spelling: Fraction(scale)
+    for scale, names in _SCALES_OF_LANGUAGES.items()
+    for name in names.split()
+    for spelling in (name, f"{name}s")
+    if spelling not in ("bins", "mils")
+}
+"""The bins and mils of English are things and units, and so is a cent."""
 _ORDINALS = """third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth
 sixteenth seventeenth eighteenth nineteenth"""
 _PARTS = {name: value for value, name in enumerate(_ORDINALS.split(), start=3)}
@@ -51,9 +67,28 @@ twice thrice fold root roots power powers factorial inverse reciprocal negative 
 base percent percentage percents pct logarithm log exponent prime zero one two three four five six seven eight nine
 ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty
 seventy eighty ninety ago early late short extra off wrong incorrect false invalid impossible undefined unknown true
-correct right works work fails fail solution solutions infinity infinite infinitely divides over sqrt pi ish odd
+correct right works work fails fail solution solutions infinity infinite infinitely divides over sqrt pi ish odd score
 """
-_NO_NOUNS = frozenset(_FUNCTION_WORDS.split()) | frozenset(_OPERATIONS.split()) | frozenset(PARTS) | frozenset(SCALES)
+_NO_NOUNS_OF_LANGUAGES = """
+ou et ni pas ne non est sont faux fausse vrai plus moins fois demi demie demis tiers carré environ si sauf
+entre sur sans avec dans mais soit donc incorrecte juste
+o y ni no es son falso falsa más menos mas veces vez medio medios tercio tercios cuarto cuartos cuadrado cubo
+aproximadamente incorrecta correcto correcta pero salvo excepto entre sin
+oder und nicht kein keine keinen ist sind falsch richtig mehr weniger halbe halb halber drittel viertel achtel hoch
+quadrat etwa mindestens höchstens aber außer zwischen durch ohne mit zum
+ou e não é são mais vezes meio meios terço terços quarto quartos quadrado errado errada certo mas entre sem com
+di è sono sbagliato più meno volte mezzo mezzi terzo terzi quarti quadrato ma tra senza
+en niet geen is zijn fout meer minder keer halve kwart maar tussen zonder met
+veya ve değil yanlış doğru fazla az daha kat kere buçuk yarım çeyrek en
+hoặc và không là sai đúng hơn lần rưỡi nửa trở
+máximo máxima mínimo mínima massimo minimo maximal minimal ceros nullen
+atau dan bukan salah benar lebih kurang kali setengah
+lub i nie jest błędne więcej mniej razy pół
+"""
+"""Words of negation, comparison, multiples and parts in other languages that use Latin letters."""
+_NO_NOUNS = (
+    frozenset((_FUNCTION_WORDS + _NO_NOUNS_OF_LANGUAGES + _OPERATIONS).split()) | frozenset(PARTS) | frozenset(SCALES)
+)
 _NOUN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿ]{2,}(?:['-][A-Za-z]+)*\.?")
 _COUNTED = frozenset("个人种只本名位次张条件辆棵台块页题分岁道组支颗头间座套双根瓶箱袋步班")
 """Chinese measure words."""

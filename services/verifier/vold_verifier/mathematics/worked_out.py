@@ -67,7 +67,7 @@ def operation_left(reference: str, answer: str, parse: Callable[[str], Any]) -> 
 
 
 def is_solved(text: str, parse: Callable[[str], Any]) -> bool:
-    """Whether every inequality in `text` compares a linear expression, or its absolute value, with a constant."""
+    """Whether every inequality in `text` compares the unknown with a constant: x > 3, 2x > 6, x - 3 > 0."""
     import sympy
 
     for part in re.split(
@@ -86,6 +86,11 @@ def is_solved(text: str, parse: Callable[[str], Any]) -> bool:
             inner = side.args[0] if isinstance(side, sympy.Abs) else side
             if not inner.is_polynomial(*variables) or sympy.degree(inner, *variables) > 1:
                 return False
+            constant = inner.subs(dict.fromkeys(variables, 0))
+            if constant != 0 and abs(inner.coeff(*variables)) != 1:
+                return False  # 2x - 3 > 5
+            if constant != 0 and inner is side and any(other != 0 for other in sides if other is not side):
+                return False  # x + 1 > 4
     return True
 
 

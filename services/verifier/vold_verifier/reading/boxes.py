@@ -1,6 +1,7 @@
 r"""The boxes of a completion: \boxed{7}, its LaTeX relatives, \boxed 7, and the box tokens of GLM.
 
-What is attached to a box belongs to its content: -\boxed{3} is -3, and \boxed{3}\times 10^5 is 300,000.
+What is attached to a box belongs to its content: -\boxed{3} is -3, and \boxed{3}\times 10^5 is 300,000. A box that is
+a part of a formula (2\boxed{3}, \sqrt{\boxed{3}}, \boxed{3}!) is the formula.
 """
 
 import re
@@ -37,6 +38,22 @@ _MAY_CONTINUE = re.compile(r"[\s$]*[\\%^_/×⋅*]")
 _CONTINUES_AS_EQUATION = re.compile(r"\s*\$?\s*=(?!=)")
 _IS_ONE_FACTOR = re.compile(r"[\w.,]+|\\[A-Za-z]+\s*(?:\{[^{}]*\}|\d)*")
 _NAMES_OPTION = re.compile(r"\s*(?:\\\w+\s*\{)?[\s(]*[A-Z][\s).]*\}?\s*")
+
+_FORMULA_BEFORE = re.compile(
+    r"(?:(?<!\\)\$|\\\(|\\\[|[=&]|\\approx)"
+    r"(?P<before>(?:[\d.+*/\s-]|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|\\d?frac\s*\{(?:\d{1,9}\}\s*\{)?|\\sqrt\s*\{"
+    r"|\\(?:cdot|times|pi|sqrt|log|ln|sin|cos|tan)(?![A-Za-z]))+)$"
+)
+_FORMULA_AFTER = re.compile(
+    r"(?P<after>(?:\s{0,3}(?:[-+*/]|\\(?:cdot|times)(?![A-Za-z]))?\s{0,3}"
+    r"(?:[!}]|\{\d{1,9}\}|\d{1,9}(?:\.\d{1,9})?|\\pi(?![A-Za-z])|[ixyzn](?![A-Za-z]))){0,8})"
+    r"[\s.,;]{0,4}(?:(?<!\\)\$|\\\)|\\\]|\n|\Z)"
+)
+"""What stands around a box in a formula that ends without another equals sign."""
+_OPENS_FORMULA = re.compile(r"(?:(?<!\\)\$|\\\(|\\\[|[=&]|\\approx)\s*$")
+_IS_VALUE = re.compile(r"(?!\s*\(?[A-Z]\)?\s*$)[^=<>,;&]{1,60}")
+"""The content of a box that may be a part of a formula: no option, list or relation."""
+_MAX_FORMULA_CHARS = 40
 
 _NAME = re.compile(r"(?<![A-Za-z\\])(?P<name>[A-Za-z](?:_\{?\w+\}?)?)\s*=\s*$")
 _PART = re.compile(
@@ -105,9 +122,11 @@ def are_consecutive_parts(first: str, second: str) -> bool:
 
 
 def has_attachment(text: str, start: int, end: int) -> bool:
-    """Whether a sign stands before the box from `start` to `end`, or a power, a unit sign or a quotient after it."""
-    return _sign_before(text, start)[0] != "" or (
-        _MAY_CONTINUE.match(text, end) is not None and _SUFFIX.match(text, end) is not None
+    """Whether a sign, a power, a unit, a quotient or the rest of a formula stands at the box from `start` to `end`."""
+    return (
+        _sign_before(text, start)[0] != ""
+        or (_MAY_CONTINUE.match(text, end) is not None and _SUFFIX.match(text, end) is not None)
+        or _formula_around(text, start, end) is not None
     )
 
 
@@ -150,6 +169,10 @@ def strip_boxes(content: str) -> str:
 def _with_surroundings(text: str, start: int, end: int, content: str) -> Box:
     """The box with its sign, and its power or percent sign."""
     content = strip_boxes(content)
+    if (formula := _formula_around(text, start, end)) is not None and _IS_VALUE.fullmatch(content) is not None:
+        before, after = formula
+        times = r"\cdot" if before.rstrip()[-1:].isdigit() else ""
+        return Box(start - len(before), end + len(after), f"{before}{times}({content}){after}".strip())
     sign, sign_start = _sign_before(text, start)
     if not sign and _MAY_CONTINUE.match(text, end) is None:
         return Box(start, end, content)
@@ -162,6 +185,28 @@ def _with_surroundings(text: str, start: int, end: int, content: str) -> Box:
     factor = content if _IS_ONE_FACTOR.fullmatch(content) else f"({content})"
     value = f"{factor}{suffix}"
     return Box(sign_start, suffix_end, f"{sign}{value}" if content else content)
+
+
+def _formula_around(text: str, start: int, end: int) -> tuple[str, str] | None:
+    """What stands before and after the box in the formula that it is a part of; None if it is the whole of a side.
+
+    A formula that goes on with an equals sign after the box has the box as a blank, 3+\\boxed{4}=7: None as well.
+    """
+    before_box, before = text[max(0, start - _MAX_FORMULA_CHARS) : start], ""
+    is_plain = not ("$" in before_box or "=" in before_box or "\\" in before_box or "&" in before_box)
+    if is_plain or (before_box[-1] == "$" and text[end : end + 1] == "$"):
+        return None  # a fast test: no formula opens, or the box is the whole of it
+    match = _FORMULA_AFTER.match(text, end)
+    if match is None or (match["after"].endswith("!") and match.group()[-1] in "!\n"):  # the end of a sentence
+        return None
+    after = match["after"]
+    if (opening := _FORMULA_BEFORE.search(before_box)) is not None:
+        before = opening["before"]
+    elif not after.strip() or _OPENS_FORMULA.search(before_box) is None:
+        return None
+    if (before.strip() in ("", "+") or before.rstrip().endswith("-")) and not after.strip():
+        return None  # a minus is a sign or a dash: see `_sign_before`
+    return (before, after) if (before + after).count("{") == (before + after).count("}") else None
 
 
 def _sign_before(text: str, start: int) -> tuple[str, int]:

@@ -16,40 +16,51 @@ class _Language:
     verb: str = ""
 
 
+_AT_ONCE = r"(?=\s(?:\d|[A-Z](?![A-Za-z])))"
+"""The answer without a verb before it, in languages whose verb comes last or is left out."""
+
 _ASCII = (
     _Language(
         r"(?:(?:the|my|our|so|thus|hence|therefore)[ ,]+){0,3}(?:(?:final|correct|right|best|short)\s+){0,2}"
         r"(?:answers?|ans\b\.?)|final\s+result",
         r"(?:is|are|equals|should be|must be|would be)(?:\s+(?:therefore|thus|then|hence|simply|just|equal to))*",
     ),
-    _Language(r"(?:la\s+)?respuesta(?:\s+(?:final|correcta))?", r"es|son"),
+    _Language(r"(?:la\s+)?respuesta(?:\s+(?:final|correcta))?|(?:el\s+)?resultado\s+final", r"es|son"),
     _Language(r"(?:la\s+)?reponse(?:\s+(?:finale|correcte))?", r"est"),
-    _Language(r"(?:die\s+)?(?:(?:finale|richtige|korrekte)\s+)?antwort", r"ist|lautet"),
+    _Language(r"(?:die\s+)?(?:(?:finale|richtige|korrekte)\s+)?antwort|(?:das\s+)?(?:end)?ergebnis", r"ist|lautet"),
     _Language(r"(?:la\s+)?risposta(?:\s+(?:finale|corretta))?"),
     _Language(r"(?:a\s+)?resposta(?:\s+(?:final|correta))?"),
     _Language(r"(?:het\s+)?(?:(?:juiste|uiteindelijke)\s+)?antwoord", r"is"),
-    _Language(r"(?:the\s+)?(?:dogru\s+)?cevap|jawaban(?:nya)?|jibu|idahun|svar(?:et)?|vastaus", r"adalah|ni"),
+    _Language(
+        r"(?:the\s+)?(?:dogru\s+)?cevap|jawaban(?:nya)?(?:\s+(?:yang\s+)?(?:benar|akhir))?|jibu|idahun|svar(?:et)?|vastaus",
+        rf"adalah|ni|{_AT_ONCE}",
+    ),
 )
 _OTHERS = (
     _Language(
-        r"(?:[所因故综則则][以此上]?[,，]?\s*)?(?:最终|最終|最后|最後|正确|正確|标准|本题|该题)?的?(?:答案|答复)(?:选项)?|答",
+        r"(?:[所因故综則则][以此上]?[,，]?\s*)?(?:最终|最終|最后|最後|正确|正確|标准|本题|该题)?的?(?:答案|答复)(?:选项)?|答|(?:[所因][以此]\s*)?最[终后]结果",
         r"(?:应该|應該|应|應|就|分别)?(?:是|为|為|选|選|等于)",
     ),
     _Language(r"(?:最終的?な?|正しい)?(?:答え|解答|回答|正解)", r"[はが]"),
     _Language(r"(?:따라서\s*)?(?:최종\s*)?(?:정답|답변|해답|답)", r"[은는이가]"),
     _Language(r"(?:الإجابة|الاجابة|إجابة|الجواب|جواب|پاسخ)(?:\s+(?:النهائية|النهائي|الصحيحة|الصحيح|نهایی))?", r"هي|هو"),
     _Language(r"(?:ה?תשובה)(?:\s+(?:הסופית|הנכונה))?", r"היא"),
-    _Language(r"(?:la\s+)?réponse(?:\s+(?:finale|correcte))?", r"est"),
+    _Language(r"(?:la\s+)?(?:bonne\s+)?réponse(?:\s+(?:finale|correcte|juste))?|résultat\s+final", r"est"),
     _Language(r"(?:die\s+)?(?:endgültige\s+)?antwort", r"ist"),
-    _Language(r"(?:la\s+)?risposta(?:\s+(?:finale|corretta))?", r"è"),
-    _Language(r"(?:a\s+)?resposta(?:\s+(?:final|correta))?", r"é"),
-    _Language(r"(?:(?:окончательный|итоговый|правильный)\s+)?ответ|відповідь|отговор", r"равен|есть|[-—–](?=\s)"),
-    _Language(r"(?:doğru\s+)?cevap|odpowiedź|odpověď|välasz|válasz|răspuns(?:ul)?|απάντηση|ìdáhùn", r"este|είναι"),
-    _Language(r"đáp\s+án|đáp\s+số|câu\s+trả\s+lời", r"là"),
+    _Language(r"(?:la\s+)?risposta(?:\s+(?:finale|corretta|giusta))?", r"è(?:\s+la(?=\s+[A-Z](?![A-Za-z])))?"),
+    _Language(r"(?:a\s+)?resposta(?:\s+(?:final|correta|certa))?", r"é(?:\s+(?:a\s+)?(?:letra|alternativa|opção))?"),
+    _Language(
+        r"(?:(?:окончательный|итоговый|правильный)\s+)?ответ|правильный\s+вариант(?:\s+ответа)?|відповідь|отговор",
+        r"равен|есть|[-—–](?=\s)",
+    ),
+    _Language(r"(?:doğru\s+)?(?:cevap|yanıt)|doğru\s+seçenek|sonuç", _AT_ONCE),
+    _Language(r"(?:prawidłowa\s+|poprawna\s+)?odpowiedź", r"to"),
+    _Language(r"odpověď|välasz|válasz|răspuns(?:ul)?|απάντηση|ìdáhùn", r"este|είναι"),
+    _Language(r"đáp\s+án(?:\s+(?:đúng|cuối\s+cùng|chính\s+xác))?|đáp\s+số|kết\s+quả|câu\s+trả\s+lời", r"là"),
     # The last word twice: in NFKC its vowel is two characters.
     _Language(
-        r"(?:अंतिम\s+|सही\s+)?उत्तर|(?:চূড়ান্ত\s+|সঠিক\s+)?উত্তর|సమాధానం|விடை|பதில்|คำตอบ|\u0e04\u0e4d\u0e32\u0e15\u0e2d\u0e1a",
-        r"है|হলো|হল|คือ",
+        r"(?:अंतिम\s+|सही\s+)?(?:उत्तर|जवाब)|सही\s+विकल्प|(?:চূড়ান্ত\s+|সঠিক\s+)?উত্তর|సమాధానం|விடை|பதில்|(?:คำตอบ|\u0e04\u0e4d\u0e32\u0e15\u0e2d\u0e1a)(?:ที่ถูกต้อง|สุดท้าย)?",
+        rf"है|হলো|হল|คือ|{_AT_ONCE}",
     ),
 )
 
@@ -122,6 +133,7 @@ _CLOSING = re.compile(
     re.IGNORECASE,
 )
 _POLITE_ENDING = re.compile(r"\s*(?:です|である|だ|입니다|이다|입니다\.|है|হয়|dır|dir)\s*$")
+_TURKISH_ENDING = re.compile(r"(?<=[\dA-Z])['’][dt][ıiuü]r\.?$")
 _MARKS_AT_END = re.compile(r"[\s✅✓✔☑️🎉∎■□◻]+$")
 
 
@@ -161,6 +173,8 @@ def strip_marks(answer: str) -> str:
         answer = answer[:-1].rstrip("*_")
     if answer.endswith("}") and answer.count("{") < answer.count("}"):
         answer = answer[:-1].rstrip()
+    if "'" in answer:
+        answer = _TURKISH_ENDING.sub("", answer)
     if answer.isascii():
         return answer
     answer = _MARKS_AT_END.sub("", answer).rstrip("。．｡।۔*_ ")

@@ -56,6 +56,10 @@ _SYMBOLS = {
     "∏": r"\prod ",
     "’": "'",
     "′": "'",
+    "\u2061": " ",  # the invisible function application, times, comma and plus of MathML
+    "\u2062": " ",
+    "\u2063": ",",
+    "\u2064": "+",
     "“": '"',
     "”": '"',
 }

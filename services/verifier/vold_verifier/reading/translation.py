@@ -83,7 +83,24 @@ _UNITS = {
     "рублей": "rouble",
     "рубля": "rouble",
 }
-_COUNTERS = "个個只名人位张張本条條颗顆件次棵头頭辆輛盒袋块塊支朵杯页頁道题種种开개명마리権枚匹台"
+_UNITS_OF_LANGUAGES = {
+    "km": "километр километра километров किलोमीटर किमी كم كيلومتر กิโลเมตร กม",
+    "m": "метр метра метров मीटर متر أمتار เมตร mét",
+    "cm": "сантиметр сантиметра сантиметров सेंटीमीटर सेमी سم سنتيمتر เซนติเมตร ซม",
+    "kg": "килограмм килограмма килограммов किलोग्राम किलो كجم كيلوغرام กิโลกรัม กก",
+    "g": "грамм грамма граммов ग्राम غرام جرام กรัม",
+    "l": "литр литра литров लीटर لتر ลิตร lít",
+    "h": "घंटे घंटा घंटों ساعة ساعات ชั่วโมง giờ",
+    "min": "минута минуты मिनट دقيقة دقائق นาที phút",
+    "s": "секунда секунды секунд सेकंड ثانية ثواني ثوان วินาที giây",
+    "day": "день дня дней दिन يوم أيام วัน ngày 일",
+    "year": "год года лет वर्ष साल سنة سنوات ปี năm",
+    "degree": "градус градуса градусов डिग्री درجة องศา độ",
+    "rupee": "रुपये रुपया रुपए",
+    "baht": "บาท",
+}
+_UNITS |= {name: unit for unit, names in _UNITS_OF_LANGUAGES.items() for name in names.split()}
+_COUNTERS = "つ本回个個只名人位张張本条條颗顆件次棵头頭辆輛盒袋块塊支朵杯页頁道题種种开개명마리権枚匹台"
 _PERS = "/每"
 _UNIT = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
 _QUANTITY = re.compile(
@@ -94,7 +111,7 @@ _IN_TEXT = re.compile(rf"\\(?:text|textrm|mathrm|mbox)\s*\{{\s*((?:平方|立方
 _COUNTED = re.compile(rf"(?<=\d)\s*[{_COUNTERS}](?=[\s$。.)}}]*$)")
 _OPERAND_BEFORE, _OPERAND_AFTER = r"(?<=[\dA-Za-z})\]$%])", r"(?=[\dA-Za-z({\[$\\+-])"
 _OR = re.compile(rf"{_OPERAND_BEFORE}\s*[,，]?\s*(?:或者?|または|あるいは|또는|혹은|или|أو)\s*{_OPERAND_AFTER}")
-_AND = re.compile(rf"{_OPERAND_BEFORE}\s*(?:[、和与與及]|以及|และ|と|와|과|그리고|и|و)\s*{_OPERAND_AFTER}")
+_AND = re.compile(rf"{_OPERAND_BEFORE}\s*(?:[、和与與及]|以及|และ|と|와|과|그리고|및|и|و)\s*{_OPERAND_AFTER}")
 _COMPARISONS = {
     **dict.fromkeys(("大于或等于", "大于等于", "不小于"), r" \ge "),
     **dict.fromkeys(("小于或等于", "小于等于", "不大于"), r" \le "),
@@ -104,15 +121,19 @@ _COMPARISONS = {
     "等于": " = ",
 }
 _COMPARED = re.compile(rf"{_OPERAND_BEFORE}\s*(?P<words>{'|'.join(_COMPARISONS)})\s*{_OPERAND_AFTER}")
-_HAS_LATIN_WORD = re.compile(r"[\s{](?:ou|oder|et|und)[\s}]")
+_HAS_LATIN_WORD = re.compile(r"[\s{](?:ou|oder|et|und)[\s}]|\d\s+(?:[yeo]|ve|veya|và|hoặc)\s+-?\d")
 _LATIN_OR = re.compile(rf"{_OPERAND_BEFORE}\s+(?:ou|oder|\\text\s*\{{\s*(?:ou|oder)\s*\}})\s+{_OPERAND_AFTER}")
 _LATIN_AND = re.compile(rf"{_OPERAND_BEFORE}\s+(?:et|und|\\text\s*\{{\s*(?:et|und)\s*\}})\s+{_OPERAND_AFTER}")
+_AND_OF_NUMBERS = re.compile(r"(?<=\d)\s+(?:[ye]|ve|và)\s+(?=-?\d)")
+_OR_OF_NUMBERS = re.compile(r"(?<=\d)\s+(?:o|veya|hoặc)\s+(?=-?\d)")
+"""Single letters are names elsewhere: 2x y 3."""
 
 
 def to_latex(text: str) -> str:
     """`text` with the units, counters and conjunctions of other languages in LaTeX."""
     if _HAS_LATIN_WORD.search(text):
         text = _LATIN_AND.sub(", ", _LATIN_OR.sub(r" \\text{ or } ", text))
+        text = _AND_OF_NUMBERS.sub(", ", _OR_OF_NUMBERS.sub(r" \\text{ or } ", text))
     if text.isascii():
         return text
     if phrase := _PHRASES.get(" ".join(text.strip(" $。.").split())):

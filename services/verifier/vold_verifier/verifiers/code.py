@@ -15,6 +15,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -351,8 +352,9 @@ def _numbers_equal(value: float, expected: float, *, relative: float, absolute: 
         return False
     try:
         close = math.isclose(value, expected, rel_tol=relative, abs_tol=absolute)
-        has_integer = isinstance(value, int) or isinstance(expected, int)
-        return close and (not has_integer or abs(value - expected) <= INTEGER_TOLERANCE)
+        if not close or not (isinstance(value, int) or isinstance(expected, int)):
+            return close
+        return abs(Fraction(value) - Fraction(expected)) <= INTEGER_TOLERANCE  # a float may have lost the last digits
     except OverflowError:  # an integer beyond the range of floats
         return False
 

@@ -32,7 +32,8 @@ _ONLY_ANOTHER_IS_WRONG = re.compile(
 )
 _DENIED = re.compile(
     r"^[\s*_$)\]}.\"']*(?:(?:is|was|are|seems|looks)\s+(?:not|wrong|incorrect|false)\b|isn't|wasn't|can't|cannot"
-    r"|项?(?:是?错误|错|不对|不正确|不是正确))",
+    r"|项?(?:是?错误|错|不对|不正确|不是正确)|(?:で|じゃ)は?(?:ない|なく|ありません)|ではあり?ません|[가이]?\s*아니|değil"
+    r"|(?:n'est|n’est)\s+pas|no\s+es\b|não\s+é\b|ist\s+(?:nicht|falsch)|est\s+(?:faux|fausse|incorrect)|неверн|не\s+верн)",
     re.IGNORECASE,
 )
 _OPEN = re.compile(
@@ -47,7 +48,7 @@ _WITHDRAWN = re.compile(
 _SENTENCE_END = re.compile(r"\.{2,}|…|(?<!\d)[.;。；!?！？\n]|[.;](?!\d)")
 _CLAUSE_START = re.compile(r"[,:，：()\[\]—–]|\bbut\b|\band\b(?!\s+not\b)|\bthough\b", re.IGNORECASE)
 _DISMISSED_BEFORE = re.compile(
-    r"\b(?:not|neither|nor|none\s+of|rather\s+than|instead\s+of|as\s+opposed\s+to|unlike|over|than|non|pas|nicht|kein"
+    r"\b(?:not|neither|nor|none\s+of|rather\s+than|instead\s+of|as\s+opposed\s+to|unlike|over|than|non(?!\s*[,.:;!—–-])|pas|nicht|kein"
     r"|exclud\w+|eliminat\w+|rul\w+\s+out|reject\w*|impossible)\b|n't\b|n’t\b|cannot|^\s*to\s*$|不是|并非|不选|排除|而非",
     re.IGNORECASE,
 )
@@ -64,7 +65,7 @@ _REASON = re.compile(
 )
 _CORRECTION = re.compile(
     r"\b(?:wait|actually|nope|sorry|oops|hmm+|correction|rather|instead|on\s+second\s+thoughts?|on\s+reflection|scratch"
-    r"|i\s+mean|should\s+(?:be|have\s+been)|must\s+be|chang\w+|reconsider\w*|revis\w+)\b|\bno\b\s*[,.:;!—–-]"
+    r"|i\s+mean|should\s+(?:be|have\s+been)|must\s+be|chang\w+|reconsider\w*|revis\w+)\b|\b(?:no|non|nein|não|nee|nie|нет|hayır|không)\b\s*[,.:;!—–-]"
     r"|\b(?:that|this|it)(?:'s|’s|\s+is|\s+was)\s+(?:wrong|incorrect|a\s+mistake|not\s+right)"
     r"|\bI\s+(?:was|am)\s+(?:wrong|mistaken)\b|\bmy\s+(?:mistake|error|bad)\b|\bmistaken\b"
     r"|→|⇒|->|=>|不对|错了|应该是|应为|应選|应选|更正|改为|改選|改选",

@@ -49,6 +49,7 @@ _JOINED_BEFORE = re.compile(
 )
 # If an ASCII text has none of these words, the pattern cannot match; a search would take ten times as long.
 _STATING = ("answer", "option", "choice", "selected", "respuesta", "antwort", "risposta", "resposta")
+_STATING_ELSEWHERE = ("cevap", "jawaban", "antwoord")
 _CHOOSING = ("it", "choose", "pick", "select", "go", "must")
 _CALLING = ("correct", "right", "best", "answer")
 _ASCII_PATTERNS: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
@@ -69,6 +70,9 @@ def last_stated_option(text: str, parameters: ChoiceParameters) -> str | None:
             ):
                 continue
             statements += _stated(text, match.start("rest"), parameters)
+    if lowered and any(word in lowered for word in _STATING_ELSEWHERE):
+        for match in labels.statements(text[-MAX_STATED_CHARS:]):
+            statements += _stated(text, max(0, len(text) - MAX_STATED_CHARS) + match.end(), parameters)
     if not lowered:
         for match in _OTHER_STATED.finditer(text):
             statements += _stated(text, match.end(), parameters)

@@ -55,6 +55,8 @@ def test_code_gives_a_float_no_more_room_beside_an_integer_than_beside_a_float(i
     assert values_equal(float(integer), integer)
     assert not values_equal(integer + 0.5, integer)
     assert not values_equal(integer, float(integer + 1))
+    large = 2 * integer + 2**60 + 1  # no float has this value
+    assert not values_equal(float(large), large)
     assert values_equal(0.3, 0.1 + 0.2)
     assert values_equal(3 + noise / 1e3, 3)
     assert outputs_equal(f"{3 + noise}", "3", "tokens")

@@ -143,7 +143,18 @@ def test_a_sign_before_the_box_belongs_to_the_answer(sign, box, number):
 
 @given(
     st.sampled_from(
-        ["- %s", "a\n- %s", "The answer - %s", "10 - %s", "10 - %s = 7", "$x-%s$", "Well — %s", "%s!", "%s. -"]
+        [
+            "- %s",
+            "a\n- %s",
+            "The answer - %s",
+            "10 - %s",
+            "10 - %s = 7",
+            "$x-%s$",
+            "$3-%s=7$",
+            "Well — %s",
+            "%s!",
+            "%s. -",
+        ]
     ),
     st.sampled_from(BOXES[:2] + BOXES[8:9]),
     NUMBERS,
@@ -152,6 +163,48 @@ def test_a_dash_or_the_minus_of_a_difference_is_no_sign(around, box, number):
     completion = around % (box % number)
     assert is_paid(completion, number)
     assert not is_paid(completion, -number)
+
+
+PARTS_OF_FORMULAS = (
+    *(
+        "$2%s$",
+        r"$x = 2 \cdot %s$",
+        "$1+%s$",
+        "$x+%s$",
+        r"$\sqrt{%s}$",
+        r"\(\frac{1}{%s}\)",
+        r"$\frac{%s}{7}$",
+        "$%s!$",
+    ),
+    *("$%s+1$", "$y=%si$", r"\[%s\cdot 4\]", r"$%s\pi$", r"x = 3%s", r"$\log %s$", r"$\pi%s$."),
+)
+WHOLE_SIDES = (
+    "$2+%s=9$",
+    "$x=%s$",
+    "$x+1=5$ so $x=%s$",
+    "$%s$ - done",
+    "$%s = 2+1$",
+    r"$\quad %s$",
+    "2. $%s$",
+    r"\$%s",
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(PARTS_OF_FORMULAS), NUMBERS)
+def test_a_box_inside_a_formula_is_not_the_answer(formula, number):
+    assert not is_paid("So " + formula % rf"\boxed{{{number + 3}}}", number + 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(WHOLE_SIDES), NUMBERS)
+def test_a_box_that_is_the_whole_of_a_side_is_the_answer(formula, number):
+    assert is_paid("So " + formula % rf"\boxed{{{number}}}", number)
+
+
+def test_a_box_inside_a_formula_gives_the_value_of_the_formula():
+    for completion, value in ((r"Hence $n = 2\boxed{21}$", "42"), (r"Hence $\boxed{3}!$", "6")):
+        assert MATH.check(Item(completion, value), MathParameters()).correct
 
 
 @given(
