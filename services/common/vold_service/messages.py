@@ -18,6 +18,7 @@ M = TypeVar("M", bound=Message)
 COUNTED_BYTES = 1 << 16
 """A smaller message is parsed uncounted: within a few milliseconds, whatever it holds."""
 
+MIN_FIELD_BYTES = 2
 MAX_PACKED_BYTES = 1 << 16
 """Bytes of a repeated number: the wire's arrays of ids and floats are fields of bytes, which are not unpacked here."""
 
@@ -36,7 +37,7 @@ async def parse_message(kind: type[M], data: bytes | bytearray, max_fields: int,
 
     Raises INVALID_ARGUMENT if the message has more fields or cannot be parsed.
     """
-    if len(data) > COUNTED_BYTES:
+    if len(data) > max(COUNTED_BYTES, MIN_FIELD_BYTES * max_fields):  # shorter ones cannot have as many
         await _check_count(kind, data, max_fields, field)
     try:
         return kind.FromString(data)  # type: ignore[arg-type]  # it takes any buffer

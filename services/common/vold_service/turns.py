@@ -15,6 +15,11 @@ class Turn:
     def __init__(self) -> None:
         self._ends = time.monotonic() + TURN_SECONDS
 
+    @property
+    def is_over(self) -> bool:
+        """Whether `pause` would let the loop go on: to ask costs less than to call it."""
+        return time.monotonic() >= self._ends
+
     async def pause(self) -> None:
         """Let the loop go on if the turn is over."""
         if time.monotonic() >= self._ends:

@@ -151,7 +151,8 @@ class Engine:
         first_index: dict[bytes, int] = {}
         turn = Turn()
         for index, item in enumerate(items):
-            await turn.pause()
+            if turn.is_over:
+                await turn.pause()
             try:
                 if index in faults:
                     raise faults[index]
@@ -174,12 +175,14 @@ class Engine:
         results: Results,
     ) -> IndexedVerifiers:
         """Set `results` for the light and the cached items of `accepted`; return the rest of `accepted`."""
-        pending = []
-        turn = Turn()
+        if call.expired:
+            raise deadline_exceeded()
+        pending, turn = [], Turn()
         for index, verifier in accepted:
-            await turn.pause()  # by time: an item with a long prompt takes a hundred times that of a short one
-            if call.expired:
-                raise deadline_exceeded()
+            if turn.is_over:  # by time: an item with a long prompt takes a hundred times that of a short one
+                await turn.pause()
+                if call.expired:
+                    raise deadline_exceeded()
             result = self._light_or_cached(items[index], verifier, call.tenant.cache_owner)
             if result is None:
                 pending.append((index, verifier))

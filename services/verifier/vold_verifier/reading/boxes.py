@@ -79,6 +79,8 @@ class Box(NamedTuple):
 
 def boxed_contents(text: str) -> tuple[list[str], bool]:
     r"""(contents of each outermost balanced `\boxed{}`, in order; whether any box is unclosed). Takes linear time."""
+    if "\\" not in text:
+        return [], False
     spans, unclosed = _braced_spans(text)
     return [text[start:end] for _, start, end in spans], bool(unclosed)
 
