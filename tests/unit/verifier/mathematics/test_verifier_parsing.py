@@ -1,9 +1,13 @@
 """Texts are read once in a comparison, and what was read for one is not there for the next."""
 
+import string
+
+import pytest
 import sympy
 from hypothesis import given
 from hypothesis import strategies as st
 from latex2sympy2_extended import latex2sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from vold_verifier.mathematics import equality, parsing
 
 
@@ -26,3 +30,16 @@ def test_digits_alone_are_the_number_that_the_parser_reads(digits):
     read = parsing.parse(digits)
     assert isinstance(read, sympy.Integer)
     assert read == latex2sympy(digits, is_real=True, normalization_config=None)
+
+
+@pytest.mark.parametrize("text", [*string.ascii_letters, "0", "-0", "007", "-7", "123456789012345678"])
+def test_what_is_read_without_the_parser_is_what_the_parser_reads(text):
+    latex = latex2sympy(
+        text, is_real=True, normalization_config=None, conversion_config=ConversionConfig(lowercase_symbols=False)
+    )
+    own = parsing.parse(text)
+    if text in "iI":
+        assert own == sympy.I
+    else:
+        assert own == latex
+        assert type(own) is type(latex)
