@@ -49,7 +49,6 @@ _JOINED_BEFORE = re.compile(
 )
 # If an ASCII text has none of these words, the pattern cannot match; a search would take ten times as long.
 _STATING = ("answer", "option", "choice", "selected", "respuesta", "antwort", "risposta", "resposta")
-_STATING_ELSEWHERE = ("cevap", "jawaban", "antwoord")
 _CHOOSING = ("it", "choose", "pick", "select", "go", "must")
 _CALLING = ("correct", "right", "best", "answer")
 _ASCII_PATTERNS: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
@@ -63,14 +62,14 @@ def last_stated_option(text: str, parameters: ChoiceParameters) -> str | None:
     """The option of the last statement in `text` that names exactly one option."""
     statements: list[tuple[int, str]] = []
     lowered = text.lower() if text.isascii() else ""
-    if not lowered or any(word in lowered for word in _STATING):
+    if not lowered or _has_any(lowered, _STATING):
         for match in _STATED.finditer(text):
             if _JOINED_BEFORE.search(text, max(0, match.start() - 20), match.start()) or (
                 match["name"] and not _ONLY_NAMED.match(text, match.end())
             ):
                 continue
             statements += _stated(text, match.start("rest"), parameters)
-    if lowered and any(word in lowered for word in _STATING_ELSEWHERE):
+    if "cevap" in lowered or "jawaban" in lowered or "antwoord" in lowered:
         for match in labels.statements(text[-MAX_STATED_CHARS:]):
             statements += _stated(text, max(0, len(text) - MAX_STATED_CHARS) + match.end(), parameters)
     if not lowered:
@@ -79,7 +78,7 @@ def last_stated_option(text: str, parameters: ChoiceParameters) -> str | None:
         for match in labels.statements(text[-MAX_STATED_CHARS:]):
             statements += _stated(text, max(0, len(text) - MAX_STATED_CHARS) + match.end(), parameters)
     for pattern, words in _ASCII_PATTERNS if lowered else _PATTERNS:
-        if lowered and not any(word in lowered for word in words):
+        if lowered and not _has_any(lowered, words):
             continue
         for match in pattern.finditer(text):
             before = text[max(0, match.start() - 80) : match.start("letter")]
@@ -94,6 +93,13 @@ def last_stated_option(text: str, parameters: ChoiceParameters) -> str | None:
         if letter in parameters.allowed_letters:
             statements.append((len(text), letter))
     return max(statements)[1] if statements else None
+
+
+def _has_any(text: str, words: tuple[str, ...]) -> bool:
+    for word in words:  # noqa: SIM110  takes half the time of `any`
+        if word in text:
+            return True
+    return False
 
 
 def _stated(text: str, start: int, parameters: ChoiceParameters) -> list[tuple[int, str]]:
