@@ -207,6 +207,16 @@ def run_sharded(environment: dict[str, str], *arguments: str) -> str:
     return done.stderr
 
 
+def train_in_two(strategy: str, out: Path, urls: list[str], settings: tuple[str, ...]) -> None:
+    """`vold train` in two processes, under "ddp" or "fsdp2"."""
+    if strategy == "fsdp2":
+        run_sharded(FSDP2, "train", "pocket:vold", f"out={out}", *urls, *settings)
+    else:
+        process = launch("forked", out, urls, *settings)
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+
+
 @pytest.mark.slow
 def test_fsdp2_computes_the_same_and_resumes_in_one_process(tmp_path, urls, alone):
     """FSDP2 sums gradients in another order, and Adam's first steps amplify that: 1e-4 after some steps."""
@@ -236,12 +246,7 @@ def test_in_two_processes_the_reference_is_the_student_at_the_start(tmp_path, ur
     settings = (*SMALL, "steps=3", "objective.kl_beta=0.5", "optim.lr=1e-3", "optim.warmup_steps=0")
     settings = (*settings, f"student.lora={lora}")
     run_train(config(tmp_path / "alone", urls, *settings))
-    if strategy == "fsdp2":
-        run_sharded(FSDP2, "train", "pocket:vold", f"out={tmp_path / 'two'}", *urls, *settings)
-    else:
-        process = launch("forked", tmp_path / "two", urls, *settings)
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
+    train_in_two(strategy, tmp_path / "two", urls, settings)
     alone, two = (read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("alone", "two"))
     assert alone[0]["loss/reference"] > 0, "of the step's second optimiser step"
     for left, right in zip(alone, two, strict=True):
@@ -262,12 +267,7 @@ def test_in_two_processes_rows_of_added_tokens_are_trained_and_the_teacher_is_as
     settings += ('student.add_tokens=[{"id": 110, "content": "<mark>"}]', how, "teacher.only=used")
     settings += ("objective={name: vold, truncated: mask, entropy_bonus: 0.01}",)
     run_train(config(tmp_path / "alone", urls, *settings))
-    if strategy == "fsdp2":
-        run_sharded(FSDP2, "train", "pocket:vold", f"out={tmp_path / 'two'}", *urls, *settings)
-    else:
-        process = launch("forked", tmp_path / "two", urls, *settings)
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
+    train_in_two(strategy, tmp_path / "two", urls, settings)
     alone, two = (read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("alone", "two"))
     for left, right in zip(alone, two, strict=True):
         for name in ("loss", "loss/teacher", "loss/entropy", "grad_norm", "teacher/sent", "length/truncated"):

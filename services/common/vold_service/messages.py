@@ -19,6 +19,7 @@ COUNTED_BYTES = 1 << 16
 """A smaller message is parsed uncounted: within a few milliseconds, whatever it holds."""
 
 MIN_FIELD_BYTES = 2
+"""A field has a tag and a value."""
 MAX_PACKED_BYTES = 1 << 16
 """Bytes of a repeated number: the wire's arrays of ids and floats are fields of bytes, which are not unpacked here."""
 
@@ -37,7 +38,8 @@ async def parse_message(kind: type[M], data: bytes | bytearray, max_fields: int,
 
     Raises INVALID_ARGUMENT if the message has more fields or cannot be parsed.
     """
-    if len(data) > max(COUNTED_BYTES, MIN_FIELD_BYTES * max_fields):  # shorter ones cannot have as many
+    few = MIN_FIELD_BYTES * max_fields if not _has_numbers(kind.DESCRIPTOR) else 0  # a shorter one cannot have as many
+    if len(data) > max(COUNTED_BYTES, few):
         await _check_count(kind, data, max_fields, field)
     try:
         return kind.FromString(data)  # type: ignore[arg-type]  # it takes any buffer
@@ -143,6 +145,20 @@ def _varint(data: bytes | bytearray, position: int, end: int) -> tuple[int, int]
 @cache
 def _plan(descriptor: Any) -> _Plan:
     return {field.number: field.message_type for field in descriptor.fields if _is_counted(field)}
+
+
+@cache
+def _has_numbers(descriptor: Any) -> bool:
+    """Whether a kind of message, or one in it, has a repeated number, whose bytes are bounded by themselves."""
+    pending, seen = [descriptor], {descriptor}
+    while pending:
+        for nested in _plan(pending.pop()).values():
+            if nested is None:
+                return True
+            if nested not in seen:
+                seen.add(nested)
+                pending.append(nested)
+    return False
 
 
 def _is_counted(field: Any) -> bool:
