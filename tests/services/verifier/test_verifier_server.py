@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import grpc
 import httpx
@@ -16,6 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from verifier_server import item, running
 from vold_proto.v1 import status_pb2, verifier_pb2
+from vold_verifier.engine.forkclient import ForkServerProcess
+from vold_verifier.engine.pool import main_options
+from vold_verifier.settings import VerifierSettings
 
 MIXED = [
     item("numeric", r"\boxed{1,000}", "1000", "a"),
@@ -237,6 +241,16 @@ def test_a_start_that_fails_says_why_in_one_line(option, message):
     assert failed.returncode == 1
     assert failed.stderr.count("\n") == 1
     assert message in failed.stderr
+
+
+@pytest.mark.parametrize("plugins", [("nowhere_at_all",), ()], ids=["has an error to tell", "is ready"])
+def test_a_fork_server_whose_service_has_gone_says_nothing(plugins, capfd):
+    """The kernel closes a service's files before it ends the fork server."""
+    options = replace(main_options(VerifierSettings()).of_fork_server(), plugins=plugins)
+    launched = ForkServerProcess.launch(options)
+    launched.control.close()
+    assert launched.process.wait(60) == 0
+    assert not capfd.readouterr().err
 
 
 def test_no_process_outlives_a_killed_server():

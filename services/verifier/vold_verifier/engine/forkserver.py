@@ -9,7 +9,8 @@ The sandbox's fork server confines itself before it forks, see `sandbox.confine`
 It is started with one end of a Unix socket as file descriptor `fd`, and exchanges lines of JSON on it:
   in   {"spawn": n} with the worker's socket as ancillary data, {"kill": n}
   out  {"ready": true, "layers": [...]}, {"error": text}, {"started": n}, {"exited": n, "status": waitstatus}
-It ends at the end of file on the socket.
+It ends at the end of file on the socket, and without a word if the service has gone: the kernel closes the files of
+a service that ends before it ends this process.
 """
 
 import contextlib
@@ -39,6 +40,14 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
+def send(control: socket.socket, **message: Any) -> None:
+    """Tell the service; end this process if the service no longer listens."""
+    try:
+        control.sendall(json.dumps(message).encode() + b"\n")
+    except ConnectionError:
+        os._exit(0)
+
+
 class ForkServer:
     """Forks and kills workers as the service says on `control`, and reports the workers that end."""
 
@@ -51,7 +60,7 @@ class ForkServer:
         self.worker_sockets: deque[int] = deque()
 
     def send(self, **message: Any) -> None:
-        self.control.sendall(json.dumps(message).encode() + b"\n")
+        send(self.control, **message)
 
     def run(self) -> None:
         wake_read, wake_write = socket.socketpair()
@@ -68,7 +77,10 @@ class ForkServer:
                 wake_read.recv(4096)
                 self.reap()
             if self.control in readable:
-                received, descriptors, _, _ = socket.recv_fds(self.control, 65536, 64)
+                try:
+                    received, descriptors, _, _ = socket.recv_fds(self.control, 65536, 64)
+                except ConnectionError:
+                    return
                 if not received:
                     return
                 self.worker_sockets.extend(descriptors)
@@ -147,7 +159,7 @@ def main(options: dict[str, Any]) -> None:
         for verifier in verifiers.values():
             verifier.warm_up()
     except Exception as error:
-        control.sendall(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
+        send(control, error=f"{type(error).__name__}: {error}")
         if isinstance(error, registry.PluginError):
             return  # the service finds and reports it too
         raise
