@@ -59,8 +59,6 @@ def test_every_request_has_an_id_a_line_and_a_count(folder, tmp_path):
         assert dict(raised.value.trailing_metadata())["x-request-id"] == "wrong"
         stream = [message("s1"), message("s2", options=pb.ScoreOptions(temperature=-1))]
         assert len(list(stub.ScoreStream(iter(stream)))) == 2
-        with pytest.raises(grpc.RpcError) as raised:
-            stub.Score(message("late"), timeout=1e-9)
         sampled = list(
             stub.Generate(
                 pb.GenerateRequest(
@@ -71,6 +69,9 @@ def test_every_request_has_an_id_a_line_and_a_count(folder, tmp_path):
             )
         )
         metrics = httpx.get(f"{server.http}/metrics").text
+        # After the figures: how far the service comes with it before it is cancelled is a matter of chance.
+        with pytest.raises(grpc.RpcError):
+            stub.Score(message("late"), timeout=1e-9)
 
     text = (tmp_path / "log").read_text()
     assert SECRET not in text
@@ -89,6 +90,7 @@ def test_every_request_has_an_id_a_line_and_a_count(folder, tmp_path):
     assert (access["s1"]["method"], access["s1"]["code"]) == ("ScoreStream/request", "OK")
     assert access["s2"]["reason"] == "invalid"
     assert access["sample"]["tokens"] == sum(len(event.ids) // 4 for event in sampled) > 0
+    assert access.get("late", {}).get("code") != "INTERNAL"
     assert not [line for line in lines if line.get("method") == "GET /healthz"]
 
     assert count(metrics, 'vold_rejected_requests_total{face="grpc",reason="invalid"}') == 2
@@ -101,7 +103,6 @@ def test_every_request_has_an_id_a_line_and_a_count(folder, tmp_path):
         stage: count(metrics, f'vold_teacher_stage_seconds_count{{stage="{stage}"}}')
         for stage in ("parse", "queue", "compute", "serialize", "total")
     }
-    assert stages.pop("parse") in (5, 6)  # the call with the expired deadline may have reached this stage
     assert set(stages.values()) == {5}, stages
 
 
