@@ -1,5 +1,6 @@
 """A teacher that is asked only for what the objective uses: fewer tokens, and the same run to the last digit."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,27 @@ def test_diagnostics_ask_for_completions_that_the_loss_does_not_use(tmp_path, po
     assert tokens == pytest.approx(lengths + rows[0]["teacher/sent_tokens"])
     assert rows[0]["teacher/sent_tokens"] < lengths
     assert rows[0]["overlap/ratio_correct"] is not None
+
+
+GRADED = {
+    "parts": [
+        {"verifier": "numeric", "weight": 0.5},
+        {"verifier": "format", "weight": 0.5, "parameters": {"tags": [], "max_chars": 1000}},
+    ]
+}
+"""Every wrong answer of the student is half right: its form is."""
+
+
+@pytest.mark.slow
+def test_a_graded_reward_weighs_the_teachers_term(tmp_path, pocket_teacher, verifier):
+    """With (1 - r) from the reward a half right completion has half the term, and a right one none."""
+    graded = ("verifier.name=composite", f"verifier.parameters={json.dumps(GRADED)}", "teacher.only=used", "steps=1")
+    by_verdict, sent = train(tmp_path / "verdict", pocket_teacher, verifier, *graded, "objective={name: vold}")
+    by_reward, sent_too = train(
+        tmp_path / "reward", pocket_teacher, verifier, *graded, "objective={name: vold, mask: reward}"
+    )
+    assert {sample["reward"] for sample in read_json_lines(tmp_path / "reward" / "rollouts.jsonl")} == {0.5, 1.0}
+    assert by_reward[0]["loss/teacher"] == pytest.approx(by_verdict[0]["loss/teacher"] / 2, rel=1e-5)
+    assert by_reward[0]["loss/teacher"] > 0
+    assert by_reward[0]["loss/policy"] == by_verdict[0]["loss/policy"]
+    assert 0 < sent_too == sent
