@@ -21,6 +21,7 @@ from upstream_fixtures import free_port, process
 from vllm_students import save_text_student
 from vold_trainer.config import RolloutConfig, StudentConfig, TrainConfig
 from vold_trainer.config import load as load_config
+from vold_trainer.data.faults import RowError
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.files import read_json_lines
 from vold_trainer.pocket.shipped import checkpoint_path
@@ -181,11 +182,11 @@ def test_a_server_with_other_weights_than_the_last_ones_sent_stops_the_run(engin
 
 
 def test_requests_that_do_not_fit_the_server_are_refused(engine):
-    with pytest.raises(UsageError, match=r"rollout\.max_tokens=500 that is more than the 512 of rollout\.url http"):
+    with pytest.raises(RowError, match=r"rollout\.max_tokens=500 that is more than the 512 of rollout\.url http"):
         engine.generate(PROMPTS, Sampling(max_tokens=500), seed=0)
     with pytest.raises(UsageError, match=r"21 most likely ids .* gives 20: start it with --max-logprobs 21"):
         engine.generate(PROMPTS, Sampling(candidates=21), seed=0)
-    with pytest.raises(UsageError, match=r"temperature is 0\.7 .* --logprobs-mode processed_logprobs"):
+    with pytest.raises(UsageError, match=r"temperature is 0\.7, .* --logprobs-mode processed_logprobs"):
         engine.generate(PROMPTS, Sampling(temperature=0.7, logprobs=True), seed=0)
     (rollout,) = engine.generate(PROMPTS[:1], Sampling(temperature=0.7, max_tokens=4), seed=0)
     assert rollout.ids

@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 from test_rollout_vllm import ON_A_CPU, PROMPTS, SAMPLING, TOLERANCE, load, mismatch
+from transformers import AutoTokenizer
 from vllm_students import save_text_student
-from vold_trainer.config import RolloutConfig
+from vold_trainer.config import RolloutConfig, StudentConfig, TokenConfig
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.rollout import vllm_server
 from vold_trainer.rollout.engines import make_engine
+from vold_trainer.student.models import load_student
 
 pytestmark = [
     pytest.mark.vllm,
@@ -49,6 +52,31 @@ def test_a_server_of_its_own_at_another_temperature_and_its_end(monkeypatch, tmp
     assert not [
         worker for worker in psutil.wait_procs(workers, timeout=5)[1] if worker.status() != psutil.STATUS_ZOMBIE
     ]
+
+
+def test_tokens_that_the_student_has_got_are_drawn_and_learned(monkeypatch, tmp_path):
+    """The server starts with the new rows, draws the new token, and gets the rows again once they have changed."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    path = save_text_student(tmp_path / "student")
+    mark = TokenConfig(id=len(AutoTokenizer.from_pretrained(path)), content="<mark>")
+    student = load_student(StudentConfig(path=str(path), add_tokens=[mark], freeze=["embeddings"]))
+    learned = [parameter for parameter in student.model.parameters() if parameter.requires_grad]
+    engine = make_engine(RolloutConfig(engine="vllm", vllm_args=ON_A_CPU), student)
+    try:
+        before = engine.generate(PROMPTS, replace(SAMPLING, group=5), seed=7)
+        assert any(mark.id in rollout.ids for rollout in before)
+        assert mismatch(student, before) < TOLERANCE
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in learned:
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+        engine.sync(1)
+        fresh = engine.generate(PROMPTS, replace(SAMPLING, group=5), seed=7)
+        assert any(mark.id in rollout.ids for rollout in fresh)
+        assert mismatch(student, before) > 0.01
+        assert mismatch(student, fresh) < TOLERANCE
+    finally:
+        engine.close()
 
 
 def test_a_server_that_does_not_start_is_reported_with_its_log(tmp_path):
