@@ -275,7 +275,9 @@ def report(
 
 @app.command()
 def ablation(
-    study: Annotated[str, typer.Option(help="claim, components, terms, controls, weak, starts, tuning")] = "components",
+    study: Annotated[
+        str, typer.Option(help="claim, components, terms, controls, weak, starts, sampled, tuning")
+    ] = "components",
     out: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs/ablation"),
     results: Annotated[
         Path, typer.Option(help="folder of the results, the table and the plot; rows with a result are not run again")

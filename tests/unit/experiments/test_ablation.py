@@ -17,6 +17,7 @@ from vold_trainer.experiments.studies import (
     TUNING_SEEDS,
     parse_seeds,
 )
+from vold_trainer.report import write_ablation
 
 
 def line(row: str, seed: int, image: float, text: float = 0.5) -> str:
@@ -96,6 +97,19 @@ def test_rows_that_have_a_result_are_not_run_again(tmp_path) -> None:
     table = (results / "claim.md").read_text()
     assert "| VOLD, the paper's form, 2e-4 | 41.0 ± 0.0 | 50.0 ± 0.0 | +1.0 ± 0.0, 2 of 2, p 0.5 |" in table
     assert not (tmp_path / "runs" / "seed-11").exists()
+
+
+def test_the_table_of_sampled_answers_has_pass_at_k(tmp_path) -> None:
+    lines = [
+        json.loads(line("grpo", seed, 0.4))
+        | {"image_pass": {"32": high, "8": 0.5, "1": 0.25}, "text_pass": {"8": 0.75}}
+        for seed, high in ((11, 0.5), (12, 0.75))
+    ]
+    result = {"title": "t", "command": "c", "split": "test", "n": 200, "rows": [{"label": "GRPO", "seeds": lines}]}
+    table, _ = write_ablation(result, tmp_path)
+    head, _, row = table.read_text().splitlines()[-3:]
+    assert "| pictures pass@1, % | pictures pass@8, % | pictures pass@32, % | text pass@8, % |" in head
+    assert "| 25.0 ± 0.0 | 50.0 ± 0.0 | 62.5 ± 17.7 | 75.0 ± 0.0 |" in row
 
 
 def test_a_control_shuffles_scores_within_a_completion() -> None:

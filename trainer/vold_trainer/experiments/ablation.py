@@ -19,7 +19,7 @@ from vold_trainer.experiments.controls import shuffled, uniform_teacher, weak_te
 from vold_trainer.experiments.outcome import read_outcome
 from vold_trainer.experiments.paired import compare
 from vold_trainer.experiments.stages import Recipe, pocket_services
-from vold_trainer.experiments.studies import BASE, STARTS, STUDIES, UNIFORM_TEACHER, WEAK_TEACHER, Row, Study
+from vold_trainer.experiments.studies import BASE, PASSES, STARTS, STUDIES, UNIFORM_TEACHER, WEAK_TEACHER, Row, Study
 from vold_trainer.experiments.workers import share_of_threads, worker_processes
 from vold_trainer.files import read_json_lines, write_json, write_lines
 from vold_trainer.report import write_ablation
@@ -45,7 +45,7 @@ def run_ablation(
     only: Sequence[str] | None = None,
     overrides: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Run the rows of a study that have no line yet in `results`/SPLIT.jsonl, in folders under `out`; write the study's
+    """Run the rows of a study that have no line yet in its file of `results`, in folders under `out`; write the study's
     table and plot into `results`, and return what they show.
 
     seeds: in place of the study's own. workers: how many rows run at the same time, each in a process of its own,
@@ -54,7 +54,7 @@ def run_ablation(
     chosen = find_study(study)
     rows = find_rows(study, only)
     numbers = tuple(seeds) if seeds is not None else chosen.seeds
-    lines = results / f"{chosen.split}.jsonl"
+    lines = results / f"{chosen.measure}.jsonl"
     known = {(line["row"], line["seed"]) for line in read_json_lines(lines)}
     missing = [(row, seed) for seed, row in _by_seed(rows, numbers) if (row.name, seed) not in known]
     if missing:
@@ -140,18 +140,27 @@ def run_row(recipe: Recipe, row: Row, study: Study) -> dict[str, Any]:
     """Train and evaluate one row of one seed, and return its line. The cold start must exist. What is in the row's
     folder is not done again.
     """
-    folder = recipe.out / row.name
-    if not (folder / "eval.json").is_file():
-        student: Path | str = BASE_STUDENT if row.start == BASE else _cold_start_model(recipe, row.start)
-        if row.objective is not None:
-            change = shuffled if row.control == "shuffled" else None
-            student = recipe.train(row.objective, student, row.name, *row.overrides, change=change)
+    answers = recipe.out / (f"{row.name}-sampled" if study.samples else row.name)
+    if not (answers / "eval.json").is_file():
         sets = [
             f"{{source: pocket, split: {study.split}, modality: {modality}, limit: {study.problems}}}"
             for modality in ("text", "image")
         ]
-        recipe.evaluate(student, row.name, f"data=[{', '.join(sets)}]")
-    return read_outcome(folder, row.name, recipe.seed, study)
+        sampling = f"sampling={{n: {study.samples}, k: {list(PASSES) if study.samples else []}}}"
+        recipe.evaluate(_student(recipe, row), answers.name, f"data=[{', '.join(sets)}]", sampling)
+    return read_outcome(answers, recipe.out / row.name, row.name, recipe.seed, study)
+
+
+def _student(recipe: Recipe, row: Row) -> Path | str:
+    """The student that the row evaluates, trained if it is not there."""
+    start = BASE_STUDENT if row.start == BASE else _cold_start_model(recipe, row.start)
+    if row.objective is None:
+        return start
+    model = recipe.out / row.name / "model"
+    if (model / "config.json").is_file():
+        return model
+    change = shuffled if row.control == "shuffled" else None
+    return recipe.train(row.objective, start, row.name, *row.overrides, change=change)
 
 
 def cold_start(recipe: Recipe, name: str) -> Path:

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from vold_trainer.evaluation.answers import GREEDY, NAME
-from vold_trainer.experiments.studies import Study
+from vold_trainer.experiments.studies import PASSES, Study
 from vold_trainer.files import read_json_lines
 from vold_trainer.pocket.world import make_examples
 
@@ -20,12 +20,14 @@ FIRST_LINE = re.compile(r"<think>([^\n]*)\n")
 """Where a chain in the teacher's style restates the problem."""
 
 
-def read_outcome(folder: Path, row: str, seed: int, study: Study) -> dict[str, Any]:
+def read_outcome(folder: Path, run: Path, row: str, seed: int, study: Study) -> dict[str, Any]:
     """One line: accuracies and misread shares in [0, 1], the mean reward over the whole second stage and over its last
-    LAST_STEPS steps, and the versions it was measured with.
+    LAST_STEPS steps, pass@k if answers were sampled, and the versions it was measured with.
+
+    folder: of the evaluation. run: of the second stage.
     """
     evaluation = json.loads((folder / "eval.json").read_text())
-    steps = [line.get("reward/mean") for line in read_json_lines(folder / "metrics.jsonl")]
+    steps = [line.get("reward/mean") for line in read_json_lines(run / "metrics.jsonl")]
     rewards = [reward for reward in steps if reward is not None]
     misread = misread_shares(folder / NAME, study)
     return {
@@ -36,6 +38,11 @@ def read_outcome(folder: Path, row: str, seed: int, study: Study) -> dict[str, A
         "image_accuracy": evaluation["image"]["accuracy"],
         "text_misread": misread.get("text"),
         "image_misread": misread.get("image"),
+        **{
+            f"{modality}_pass": {str(k): evaluation[modality]["sampled"][f"pass@{k}"]["value"] for k in PASSES}
+            for modality in ("text", "image")
+            if study.samples
+        },
         "reward": fmean(rewards[-LAST_STEPS:]) if rewards else None,
         "reward_over_stage": fmean(rewards) if rewards else None,
         "versions": {"torch": version("torch"), "transformers": version("transformers"), "machine": platform.machine()},

@@ -19,6 +19,8 @@ RATES = ("5e-5", "1e-4", "2e-4", "4e-4")
 """The learning rates of the second stage at which every arm of the claim is reported."""
 CHOSEN: Mapping[str, str] = {"grpo": "1e-4", "vold": "2e-4", "candidates": "4e-4", "opd": "4e-4"}
 """The rate of each arm, chosen on the tuning seeds and the validation problems; the shipped configs have it."""
+PASSES = (1, 8, 32)
+"""The k of pass@k."""
 SIZES = (100, 300, 1000, 3000)
 """Traces of the cold starts of several sizes."""
 TUNING_SEEDS, CLAIM_SEEDS = (101, 102, 103), tuple(range(11, 19))
@@ -63,7 +65,8 @@ class Row:
 @dataclass(frozen=True)
 class Study:
     """A set of rows. baseline: the row that is subtracted from the others, seed by seed. split: of the problems in
-    the evaluation. problems: how many of them, as text and again as pictures.
+    the evaluation. problems: how many of them, as text and again as pictures. samples: answers to each that are drawn
+    at temperature 1, for pass@k, besides the greedy one.
     """
 
     title: str
@@ -72,10 +75,16 @@ class Study:
     seeds: tuple[int, ...]
     split: str = "test"
     problems: int = 1000
+    samples: int = 0
     by_name: Mapping[str, Row] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {row.name: row for row in self.rows})
+
+    @property
+    def measure(self) -> str:
+        """Names the file of the results; rows of studies with one name are evaluated alike."""
+        return f"{self.split}-sampled" if self.samples else self.split
 
 
 PAPER, CANDIDATES = "vold", "vold-candidates"
@@ -197,6 +206,8 @@ _STARTS = tuple(
     for arm in (_SFT, _GRPO, _VOLD, _CANDIDATES)
 )
 
+_SAMPLED = tuple(replace(row, seeds=3) for row in (_SFT, *_ARMS))
+
 STUDIES: Mapping[str, Study] = {
     "tuning": Study("Rates of the second stage, tuning seeds", _GRID, "grpo", TUNING_SEEDS, "validation", 500),
     "claim": Study("What the teacher adds to the second stage", _GRID, "grpo", CLAIM_SEEDS),
@@ -205,6 +216,7 @@ STUDIES: Mapping[str, Study] = {
     "controls": Study("Negative controls", _CONTROLS, "grpo", CLAIM_SEEDS),
     "weak": Study("A teacher that is no better than the student", _WEAK, "grpo", CLAIM_SEEDS),
     "starts": Study("Cold starts of several sizes", _STARTS, "grpo-from-1000", CLAIM_SEEDS),
+    "sampled": Study("Sampled answers", _SAMPLED, "grpo", CLAIM_SEEDS, problems=200, samples=max(PASSES)),
 }
 
 

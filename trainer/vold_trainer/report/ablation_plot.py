@@ -28,9 +28,9 @@ def write_ablation(result: Mapping[str, Any], out_dir: Path) -> tuple[Path, Path
     """Write NAME.md and NAME.svg into `out_dir`, for the result's name or else "ablation", and return both paths.
 
     result: {"name", "title", "n", "split", "baseline", "command", "rows": [{"name", "label", "seeds": [{"seed",
-    "text_accuracy", "image_accuracy", "image_misread", "reward_over_stage"}], "minus": {accuracy: {"says", "p"}}}]};
-    all but the rows may be missing. Shares in [0, 1]; a null is shown as a dash and is in no mean. Raises ValueError if
-    there is no row.
+    "text_accuracy", "image_accuracy", "image_misread", "reward_over_stage", "text_pass", "image_pass"}], "minus":
+    {accuracy: {"says", "p"}}}]}; all but the rows may be missing. text_pass, image_pass: {k: pass@k}. Shares in [0, 1];
+    a null is shown as a dash and is in no mean. Raises ValueError if there is no row.
     """
     rows = ablation_rows(result)
     if not rows:
@@ -56,9 +56,19 @@ def _heading(result: Mapping[str, Any]) -> str:
 def markdown_table(
     raw_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], baseline: str | None = None
 ) -> str:
-    """A row per variant: accuracies, differences from the baseline, misread pictures, the reward, the seeds."""
+    """A row per variant: accuracies, differences from the baseline, pass@k if there is any, misread pictures, the
+    reward, the seeds.
+    """
+    passes = [
+        (f"{name} pass@{k}, %", modality, k)
+        for modality, name in (("image_pass", "pictures"), ("text_pass", "text"))
+        for k in sorted(
+            {k for raw in raw_rows for seed in raw.get("seeds") or [] for k in seed.get(modality, {})}, key=int
+        )
+    ]
     head = ["variant", *(f"{name}, %" for _, name, _ in MEASURES)]
     head += [f"minus {baseline}, {name}" for _, name, _ in MEASURES] if baseline else []
+    head += [head for head, _, _ in passes]
     head += ["misread pictures, %", "reward over the stage", "seeds"]
     lines = [f"| {' | '.join(map(_cell, head))} |", f"|{'---|' + '---:|' * (len(head) - 1)}"]
     for raw, row in zip(raw_rows, rows, strict=True):
@@ -67,6 +77,9 @@ def markdown_table(
         cells += [_mean_and_std(*row["statistics"][key], scale=100, digits=1) for key, _, _ in MEASURES]
         if baseline:
             cells += [_difference((raw.get("minus") or {}).get(key)) for key, _, _ in MEASURES]
+        for _, modality, k in passes:
+            values = [value for seed in seeds if (value := share(seed.get(modality, {}).get(k))) is not None]
+            cells.append(_mean_and_std(*mean_and_std(values), scale=100, digits=1))
         misread = [value for seed in seeds if (value := share(seed.get("image_misread"))) is not None]
         reward = [value for seed in seeds if (value := number(seed.get("reward_over_stage"))) is not None]
         cells.append(_mean_and_std(*mean_and_std(misread), scale=100, digits=1))
