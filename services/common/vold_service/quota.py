@@ -29,9 +29,9 @@ FIRST_GUESS_SECONDS = 1.0
 """The assumed duration of a tenant's request until the first one has ended."""
 
 REFUNDED_CODES = (status_pb2.RESOURCE_EXHAUSTED, status_pb2.UNAVAILABLE)
-"""A request that ends with one of these errors costs nothing: the service did no work for it, and the caller sends it
-again. A request that was cancelled, or that missed its deadline, may have been computed, and one of whose reply a part
-is there has been."""
+"""A request that ends with one of these errors costs no more than the reading of its texts: the service did no other
+work for it, and the caller sends it again. A request that was cancelled, or that missed its deadline, may have been
+computed, and one of whose reply a part is there has been."""
 
 
 LIMITS = ("tokens_per_minute", "max_concurrent", "bytes_under_way")
@@ -81,7 +81,7 @@ class Place:
         self._key, self._remaining = key, remaining
         self._started = quotas.clock()
         self._prepaid = self._spent = self._unused = self._bytes = 0
-        self._admitted = self._closed = self._answered = False
+        self._admitted = self._closed = self._answered = self._refused = False
         account.running += 1
 
     def prepay(self, tokens: int) -> None:
@@ -95,14 +95,14 @@ class Place:
 
     def spend(self, tokens: int) -> None:
         """Take prepaid tokens for good, because their text is read now. A request that is charged later, for the same
-        tokens among others, pays them once.
+        tokens among others, pays them once; one that is refused after that, these alone.
         """
         self._spent = min(self._prepaid, self._spent + tokens)
 
     @contextmanager
     def charging(self, tokens: int) -> Iterator[None]:
-        """Take tokens for the work in the block; give them back if it ends with one of REFUNDED_CODES and
-        was not `answered`.
+        """Take tokens for the work in the block; give them back, but for what was spent, if it ends with one of
+        REFUNDED_CODES and was not `answered`.
 
         Raises RESOURCE_EXHAUSTED, with the seconds until the retry.
         """
@@ -116,6 +116,7 @@ class Place:
         except ServiceError as error:
             if error.code in REFUNDED_CODES and not self._answered:
                 self.refund(tokens)
+                self._refused = True
             raise
 
     def answered(self) -> None:
@@ -157,8 +158,10 @@ class Place:
         account = self._account
         account.running -= 1
         account.bytes -= self._bytes
-        spent = 0 if self.charged else self._spent
-        account.tokens += self._unused + self._prepaid - spent
+        cost = self.charged - self._unused
+        if self._refused or not self.charged:
+            cost = max(cost, self._spent)
+        account.tokens += self.charged + self._prepaid - cost
         if self._admitted:  # how fast requests are refused says nothing of how long one takes
             account.seconds = 0.8 * account.seconds + 0.2 * (self._quotas.clock() - self._started)
 

@@ -1,5 +1,6 @@
 """Quotas: no tenant gets more than its tokens a minute, a refusal costs nothing, and who comes back is admitted."""
 
+import contextlib
 import heapq
 from itertools import count
 
@@ -153,6 +154,40 @@ def test_a_large_request_does_not_wait_for_ever_behind_a_stream_of_small_ones():
     assert attempts == 3
     assert admitted_small > 50  # until the large request came back in vain, it held no small one up
     assert clock.now - 1000 <= 125
+
+
+@given(
+    prepaid=st.integers(0, 2000),
+    spent=st.integers(0, 3000),
+    charged=st.integers(0, 3000) | st.none(),
+    unused=st.integers(0, 4000),
+    ended=st.sampled_from(["served", "refused", "refused after a part of its reply", "wrong"]),
+)
+def test_a_request_costs_its_tokens_or_if_it_is_refused_the_texts_that_were_read(
+    prepaid, spent, charged, unused, ended
+):
+    quotas = Quotas(Clock())
+    place = quotas.open_place(TENANT)
+    place.prepay(prepaid)
+    place.spend(spent)
+    spent = min(spent, prepaid)
+    cost = spent
+    if charged is not None:
+        error = {"served": None, "wrong": invalid("f", "m")}.get(ended, unavailable("busy"))
+        with contextlib.suppress(ServiceError), place.charging(charged):
+            if ended == "refused after a part of its reply":
+                place.answered()
+            place.refund(unused)
+            if error is not None:
+                raise error
+        cost = max(charged - unused, 0) if charged else spent
+        if ended == "refused":
+            cost = spent
+    place.close()
+    place.close()
+    available = TENANT.tokens_per_minute - cost
+    assert retry_delay(quotas, TENANT, available) == 0
+    assert retry_delay(quotas, TENANT, 1) > 0
 
 
 def test_a_caller_that_had_a_place_and_does_not_come_back_loses_it():
