@@ -30,7 +30,8 @@ from vold_trainer.runs.saving import Saver
 from vold_trainer.runs.start import Start
 from vold_trainer.scoring.pace import warn_of_slow_quotas
 from vold_trainer.scoring.sanity import Figures
-from vold_trainer.scoring.scorer import Scorer, StepScores
+from vold_trainer.scoring.scorer import Scorer
+from vold_trainer.scoring.scores import StepScores
 from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRequirements
 from vold_trainer.sentences import Sentences
 from vold_trainer.services.outages import InterruptedWaitError, Span
