@@ -5,8 +5,8 @@ import logging
 import torch
 from transformers.utils import logging as transformers_logging
 from vold_proto.v1 import teacher_pb2_grpc
+from vold_service.app import add_status_page, make_app
 from vold_service.grpc import GrpcServer
-from vold_service.http import add_status_page, make_app
 from vold_service.keys import Keys
 from vold_service.processes import Processes
 from vold_service.serve import Readiness, serve

@@ -140,7 +140,7 @@ def _settings(options: dict[str, Any]) -> VerifierSettings:
 async def _serve(
     settings: VerifierSettings, keys: Keys, tls: Tls | None, processes: "Processes", launched: "ForkServerProcess"
 ) -> None:
-    from vold_service.http import add_status_page
+    from vold_service.app import add_status_page
     from vold_service.serve import Readiness, serve
 
     from vold_verifier.engine.engine import Engine
