@@ -27,7 +27,8 @@ from vold_service.http import (
 )
 from vold_service.keys import Keys
 
-from vold_verifier.engine.engine import Engine, check_count
+from vold_verifier.engine.admission import check_count
+from vold_verifier.engine.engine import Engine
 from vold_verifier.reading.text import shorten
 
 MAX_INTEGER_DIGITS = 308
