@@ -18,7 +18,7 @@ from vold_trainer.data import Example
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
 from vold_trainer.scoring.handshake import truncate_for_teacher
-from vold_trainer.scoring.scorer import RolloutScore
+from vold_trainer.scoring.scores import RolloutScore
 
 ROUNDS = 3
 ROLLOUTS, GROUP, MICRO = 8192, 8, 8

@@ -10,7 +10,7 @@ from vold_trainer.data import Example
 from vold_trainer.errors import UsageError
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
-from vold_trainer.scoring.scorer import RolloutScore
+from vold_trainer.scoring.scores import RolloutScore
 from vold_trainer.student.models import Student, make_student
 
 from gpu_parts import shapes

@@ -182,6 +182,11 @@ def _wire_size(completion: pb.Completion, options: pb.ScoreOptions) -> int:
     return completion.ByteSize() + reply_size
 
 
+def unpack_identity(identity: pb.Identity) -> Identity:
+    """The identity that a reply names."""
+    return Identity(identity.model, identity.revision, identity.weights_fingerprint, identity.tokenizer_fingerprint)
+
+
 def unpack_score(
     score: pb.CompletionScore, completion: Completion, identifier: str, reply: pb.ScoreReply, url: str
 ) -> CompletionScore:

@@ -7,11 +7,12 @@ from typing import Any, Generic, Self, TypeVar
 
 from vold_client.base import AsyncClient
 from vold_client.errors import VoldError
+from vold_client.generation import Messages
 from vold_client.keys import KeySource
 from vold_client.loop import client_loop, open_iterators
 from vold_client.packing import Budget
 from vold_client.replicas import Throttled
-from vold_client.teacher import AsyncTeacherClient, Messages
+from vold_client.teacher import AsyncTeacherClient
 from vold_client.tls import Tls
 from vold_client.types import (
     Completion,

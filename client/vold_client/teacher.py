@@ -4,18 +4,17 @@
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-from vold_proto.arrays import unpack_floats, unpack_ids
 from vold_proto.v1 import teacher_pb2 as pb
 
 from vold_client.base import AsyncClient, RequestStreams, new_request_id
 from vold_client.concurrency import map_as_completed
 from vold_client.errors import IdentityChanged, Internal, InvalidArgument, Unavailable, VoldError, from_status
+from vold_client.generation import Messages, pack_prompt, pack_sampling, pack_variables, unpack_generation
 from vold_client.keys import KeySource
 from vold_client.methods import GENERATE, GET_INFO, GET_TEACHER_QUOTA, GET_TOKENIZER, GET_USAGE, SCORE, SCORE_STREAM
-from vold_client.packing import Budget, RequestPart, pack_array, restore_indices, split_request, unpack_score
+from vold_client.packing import Budget, RequestPart, restore_indices, split_request, unpack_identity, unpack_score
 from vold_client.replicas import Throttled
 from vold_client.tls import Tls
 from vold_client.transport import Transport
@@ -32,9 +31,6 @@ from vold_client.types import (
     TokenizerFile,
     Usage,
 )
-
-Messages = Sequence[Mapping[str, str]]
-"""Chat messages: [{"role": "user", "content": "..."}, ...]."""
 
 SendScore = Callable[[Transport, pb.ScoreRequest, float], Awaitable[pb.ScoreReply]]
 """Sends a request to one replica with a timeout in seconds."""
@@ -89,7 +85,7 @@ class AsyncTeacherClient(AsyncClient):
         message = pb.GetInfoRequest(model=model or self._model)
         info, _ = await self._unary(GET_INFO, message, self._deadline(timeout))
         return TeacherInfo(
-            identity=_identity(info.identity),
+            identity=unpack_identity(info.identity),
             vocab_size=info.vocab_size,
             tokenizer_size=info.tokenizer_size,
             special_ids=dict(info.special_ids),
@@ -110,7 +106,7 @@ class AsyncTeacherClient(AsyncClient):
         """The teacher's tokenizer, for comparison with the student's without a model hub."""
         message = pb.GetTokenizerRequest(model=model or self._model)
         reply, _ = await self._unary(GET_TOKENIZER, message, self._deadline(timeout))
-        return TokenizerFile(_identity(reply.identity), reply.tokenizer_json, reply.chat_template)
+        return TokenizerFile(unpack_identity(reply.identity), reply.tokenizer_json, reply.chat_template)
 
     async def usage(self, tenant: str = "", *, timeout: float | None = None) -> list[Usage]:
         """The usage of runs since the service started: of the key's tenant, or with an administrator's key of all
@@ -233,13 +229,13 @@ class AsyncTeacherClient(AsyncClient):
         request_id = new_request_id()
         if seeds is not None and len(seeds) != len(prompts):
             raise InvalidArgument(f"{len(seeds)} seeds for {len(prompts)} prompts: give one for each", field="seeds")
-        options = _pack_sampling(n, max_tokens, temperature, top_p, top_k, seed, stop_ids, min_p, stop)
-        _pack_variables(options, chat_template_kwargs or {})
+        options = pack_sampling(n, max_tokens, temperature, top_p, top_k, seed, stop_ids, min_p, stop)
+        pack_variables(options, chat_template_kwargs or {})
         message = pb.GenerateRequest(
             request_id=request_id,
             model=self._model,
             prompts=[
-                _pack_prompt(prompt, index, None if seeds is None else seeds[index])
+                pack_prompt(prompt, index, None if seeds is None else seeds[index])
                 for index, prompt in enumerate(prompts)
             ],
             options=options,
@@ -261,7 +257,7 @@ class AsyncTeacherClient(AsyncClient):
                 failure = from_status(event.status, url)
                 if failure is not None and not event.id:
                     raise failure  # over HTTP: a stream that has begun reports an error of the call as an event
-                generation = _unpack_generation(event, url)
+                generation = unpack_generation(event, url)
                 if event.id in missing:
                     missing[event.id] = 0 if generation.error is not None else missing[event.id] - 1
                 yield generation
@@ -298,9 +294,9 @@ class AsyncTeacherClient(AsyncClient):
 
 
 def _merge_replies(request: ScoreRequest, request_id: str, replies: list[_PartReply]) -> ScoreResult:
-    identity = _identity(replies[0].message.identity)
+    identity = unpack_identity(replies[0].message.identity)
     for reply in replies:
-        _check_identity(_identity(reply.message.identity), identity, request.expect, reply.url)
+        _check_identity(unpack_identity(reply.message.identity), identity, request.expect, reply.url)
     scores: dict[int, CompletionScore] = {}
     for part, message, url in ((reply.part, reply.message, reply.url) for reply in replies):
         if len(message.scores) != len(part.completions):
@@ -338,75 +334,3 @@ def _check_identity(actual: Identity, first: Identity, expect: Identity | str | 
                 f"({expected.model}: {expected_digest!r}): replicas must serve one model, and a run keeps its teacher",
                 url=url,
             )
-
-
-def _identity(identity: pb.Identity) -> Identity:
-    return Identity(identity.model, identity.revision, identity.weights_fingerprint, identity.tokenizer_fingerprint)
-
-
-def _pack_sampling(
-    n: int,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    seed: int | None,
-    stop_ids: Sequence[int],
-    min_p: float,
-    stop: Sequence[str],
-) -> pb.GenerateOptions:
-    try:
-        return pb.GenerateOptions(
-            n=n,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            stop_ids=[int(token) for token in stop_ids],
-            min_p=min_p or None,
-            stop=[stop] if isinstance(stop, str) else stop,
-        )
-    except (ValueError, TypeError) as error:
-        raise InvalidArgument(f"a sampling option is out of range: {error}", field="options") from None
-
-
-def _pack_variables(options: pb.GenerateOptions, variables: Mapping[str, Any]) -> None:
-    if not variables:
-        return
-    try:
-        options.chat_template_kwargs.update(dict(variables))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InvalidArgument(
-            f"chat_template_kwargs holds a value that JSON has not: {error}", field="chat_template_kwargs"
-        ) from None
-
-
-def _pack_prompt(prompt: Ids | Messages, index: int, seed: int | None) -> pb.GeneratePrompt:
-    if seed is not None and not 0 <= seed < 2**64:
-        raise InvalidArgument(f"seeds[{index}] is {seed}: give a number from 0 to 2^64 - 1", field=f"seeds[{index}]")
-    if len(prompt) and isinstance(prompt[0], Mapping):
-        try:
-            messages = [pb.ChatMessage(**cast(Mapping[str, str], message)) for message in prompt]
-        except (ValueError, TypeError) as error:
-            raise InvalidArgument(
-                f"prompts[{index}]: a message has a role and a content, both text: {error}", field=f"prompts[{index}]"
-            ) from None
-        return pb.GeneratePrompt(id=str(index), messages=messages, seed=seed)
-    return pb.GeneratePrompt(id=str(index), ids=pack_array(cast(Ids, prompt), f"prompts[{index}]"), seed=seed)
-
-
-def _unpack_generation(event: pb.GenerateEvent, url: str) -> Generation:
-    if not event.id.isdecimal():
-        raise Internal(f"a completion came back for the prompt {event.id!r}, which was not sent", url=url)
-    return Generation(
-        prompt=int(event.id),
-        index=event.index,
-        ids=unpack_ids(event.ids),
-        logprobs=unpack_floats(event.logprobs) if event.logprobs else np.empty(0, np.float32),
-        text=event.text,
-        finish_reason=event.finish_reason,
-        prompt_ids=unpack_ids(event.prompt_ids),
-        identity=_identity(event.identity),
-        error=from_status(event.status, url),
-    )

@@ -22,7 +22,8 @@ from vold_trainer.objectives import Needs
 from vold_trainer.pocket.shipped import checkpoint_path
 from vold_trainer.pocket.world import make_examples
 from vold_trainer.rollout.base import Rollout
-from vold_trainer.scoring.scorer import Scorer, StepScores
+from vold_trainer.scoring.scorer import Scorer
+from vold_trainer.scoring.scores import StepScores
 from vold_trainer.training import loop
 from vold_trainer.training.generation import RolloutGenerator
 from vold_trainer.training.train import run_train

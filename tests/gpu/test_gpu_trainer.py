@@ -15,7 +15,7 @@ from vold_trainer.processes.ranks import Ranks, make_accelerator
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.rollout.hf import generate
 from vold_trainer.scoring.batch import ScoredBatch
-from vold_trainer.scoring.scorer import RolloutScore
+from vold_trainer.scoring.scores import RolloutScore
 from vold_trainer.student.batching import make_batch
 from vold_trainer.student.models import CompletionScorer, load_student
 from vold_trainer.training.train import run_train

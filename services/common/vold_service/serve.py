@@ -15,10 +15,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from vold_service import logs, tracing
+from vold_service.app import make_probe_app
 from vold_service.connection import Connection
 from vold_service.descriptors import ConnectionCount, connections_of_a_face, raise_limit
 from vold_service.grpc import GrpcServer
-from vold_service.http import make_probe_app
 from vold_service.keys import Keys
 from vold_service.processes import Processes
 from vold_service.settings import ServerSettings, is_loopback, split_address

@@ -118,14 +118,14 @@ def _add_model_routes(app: FastAPI, teacher: Teacher) -> None:
     async def load(request: Request) -> Response:
         """Serve another model from the server's --models-dir. For administrators."""
         body = await _read_json(request, parse_call(request), teacher, LoadIn)
-        await teacher.load(body.name, body.path, parse_call(request))
+        await teacher.models.load(body.name, body.path, parse_call(request))
         return JSONResponse(_as_dict(teacher.get_info(pb.GetInfoRequest(model=body.name))))
 
     @app.post("/v1/models/unload", tags=["admin"], openapi_extra=_request_body(UnloadIn))
     async def unload(request: Request) -> ModelsOut:
         """Stop serving a model once its requests under way are done. For administrators."""
         body = await _read_json(request, parse_call(request), teacher, UnloadIn)
-        await teacher.unload(body.name, parse_call(request))
+        await teacher.models.unload(body.name, parse_call(request))
         return list_models(teacher)
 
 

@@ -5,12 +5,13 @@ import logging
 import torch
 from transformers.utils import logging as transformers_logging
 from vold_proto.v1 import teacher_pb2_grpc
+from vold_service.app import add_status_page, make_app
 from vold_service.grpc import GrpcServer
-from vold_service.http import add_status_page, make_app
 from vold_service.keys import Keys
 from vold_service.processes import Processes
 from vold_service.serve import Readiness, serve
 from vold_service.tls import Tls
+from vold_service.usage import Usage
 
 from vold_teacher.backends.base import Backend
 from vold_teacher.backends.folder import text_config
@@ -19,7 +20,8 @@ from vold_teacher.engine.engine import EngineLimits
 from vold_teacher.factory import make_backend
 from vold_teacher.grpc import PLACED, SERVICE_NAME, TeacherServicer
 from vold_teacher.http import add_routes
-from vold_teacher.service import ModelSpec, Teacher
+from vold_teacher.models import Models, ModelSpec
+from vold_teacher.service import Teacher
 from vold_teacher.settings import TeacherSettings, model_folder
 from vold_teacher.status import make_history, snapshot
 from vold_teacher.tokenizer import Tokenizer
@@ -45,7 +47,8 @@ def make_teacher(settings: TeacherSettings, processes: Processes) -> Teacher:
         return settings.revision or str(text_config(model_folder(settings, location)).get("_commit_hash") or "")
 
     disk = DiskTier(settings.cache_dir, settings.cache_dir_bytes) if settings.cache_dir is not None else None
-    return Teacher(
+    usage = Usage()
+    models = Models(
         [ModelSpec(name, location, revision(location)) for name, location in settings.named_models()],
         load=load,
         engine_limits=EngineLimits(settings.max_batch_tokens, settings.max_queue_tokens),
@@ -55,9 +58,17 @@ def make_teacher(settings: TeacherSettings, processes: Processes) -> Teacher:
         cache=ScoreCache(settings.cache_bytes, disk) if settings.cache_bytes or disk is not None else None,
         max_sequences=settings.max_sequences,
         max_reply_bytes=settings.max_reply_bytes,
+        processes=processes,
+        usage=usage,
+    )
+    return Teacher(
+        models,
+        max_sequences=settings.max_sequences,
+        max_reply_bytes=settings.max_reply_bytes,
         max_rows=settings.max_rows,
         max_tenant_bytes=settings.max_tenant_bytes,
         processes=processes,
+        usage=usage,
     )
 
 
@@ -89,12 +100,12 @@ async def main(settings: TeacherSettings, keys: Keys, tls: Tls | None, processes
     teacher_pb2_grpc.add_TeacherServiceServicer_to_server(TeacherServicer(teacher), grpc_server.server)
 
     async def start() -> None:
-        await teacher.start()
+        await teacher.models.start()
         history.start()
 
     async def stop() -> None:
         await history.stop()
-        await teacher.stop()
+        await teacher.models.stop()
 
     await serve(
         settings,

@@ -18,7 +18,7 @@ from vold_teacher.service import Teacher
 
 def total_backlog(teacher: Teacher) -> Backlog:
     """The backlogs of all models together."""
-    backlogs = [model.engine.backlog() for model in teacher.models.values()]
+    backlogs = [model.engine.backlog() for model in teacher.models.loaded.values()]
     return Backlog(
         sum(backlog.tokens for backlog in backlogs),
         sum(backlog.requests for backlog in backlogs),
@@ -60,7 +60,7 @@ def snapshot(
     usage: returns a row {name, requests, tokens, queue_seconds} per tenant; None takes them from the metrics.
     """
     backlog = total_backlog(teacher)
-    limits = teacher.engine_limits
+    limits = teacher.models.engine_limits
     figures: dict[str, Any] = {
         "queue": {
             "tokens": backlog.tokens,
@@ -75,7 +75,7 @@ def snapshot(
         "history": history.series("scored", "generated", "queued"),
     }
     if not viewer.sees_all:
-        waiting = sum(model.engine.waiting_tokens(viewer.name) for model in teacher.models.values())
+        waiting = sum(model.engine.waiting_tokens(viewer.name) for model in teacher.models.loaded.values())
         figures = hidden(figures)
         figures["queue"] |= {"tokens": waiting, "max_tokens": limits.max_queue_tokens}
         figures["totals"] |= _own_totals(viewer.name)
@@ -152,7 +152,7 @@ def _tenant_rows(viewer: Tenant, usage: Callable[[], Iterable[dict[str, Any]]]) 
 def _model_rows(teacher: Teacher) -> list[dict[str, Any]]:
     """The loaded models, the default first, then the models that are still loading."""
     rows: list[dict[str, Any]] = []
-    for name in teacher.models:
+    for name in teacher.models.loaded:
         info = teacher.get_info(pb.GetInfoRequest(model=name))
         rows.append(
             {
@@ -169,5 +169,5 @@ def _model_rows(teacher: Teacher) -> list[dict[str, Any]]:
                 "capabilities": [field.name for field, value in info.capabilities.ListFields() if value],
             }
         )
-    rows += [{"name": name, "revision": "", "error": "still loading"} for name in teacher.loading]
+    rows += [{"name": name, "revision": "", "error": "still loading"} for name in teacher.models.loading]
     return rows

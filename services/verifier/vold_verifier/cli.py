@@ -108,7 +108,7 @@ def serve_command(
     except (KeysError, TlsError, ExposureError) as error:
         raise typer.BadParameter(str(error)) from None
     from vold_verifier.engine.forkclient import ForkServerProcess
-    from vold_verifier.engine.pool import main_options
+    from vold_verifier.engine.options import main_options
 
     # It loads the verifiers while this process loads the libraries of the servers.
     launched = ForkServerProcess.launch(main_options(settings).of_fork_server())
@@ -140,7 +140,7 @@ def _settings(options: dict[str, Any]) -> VerifierSettings:
 async def _serve(
     settings: VerifierSettings, keys: Keys, tls: Tls | None, processes: "Processes", launched: "ForkServerProcess"
 ) -> None:
-    from vold_service.http import add_status_page
+    from vold_service.app import add_status_page
     from vold_service.serve import Readiness, serve
 
     from vold_verifier.engine.engine import Engine

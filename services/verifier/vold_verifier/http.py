@@ -10,13 +10,13 @@ from fastapi import FastAPI, Request, Response
 from google.protobuf.message import Message
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from vold_proto.v1 import verifier_pb2
+from vold_service.app import make_app
 from vold_service.call import Call
 from vold_service.errors import MAX_NAME, Code, ServiceError, invalid
 from vold_service.http import (
     PROTOBUF,
     admit_call,
     cancel_on_disconnect,
-    make_app,
     parse_call,
     quota_response,
     read_json,
@@ -27,7 +27,8 @@ from vold_service.http import (
 )
 from vold_service.keys import Keys
 
-from vold_verifier.engine.engine import Engine, check_count
+from vold_verifier.engine.admission import check_count
+from vold_verifier.engine.engine import Engine
 from vold_verifier.reading.text import shorten
 
 MAX_INTEGER_DIGITS = 308

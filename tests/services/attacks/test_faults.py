@@ -37,7 +37,8 @@ from vold_client import Completion, InvalidArgument, TeacherClient
 from vold_proto.v1 import status_pb2, verifier_pb2, verifier_pb2_grpc
 from vold_teacher.engine.cache import _pack
 from vold_teacher.types import SequenceScore
-from vold_verifier.engine.pool import RESPAWN_DELAY_SECONDS, Pool, PoolOptions
+from vold_verifier.engine.options import PoolOptions
+from vold_verifier.engine.pool import RESPAWN_DELAY_SECONDS, Pool
 
 
 def until(condition: Callable[[], object]) -> None:

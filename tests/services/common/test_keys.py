@@ -38,7 +38,7 @@ from vold_client import (
 from vold_proto.arrays import pack_ids
 from vold_proto.v1 import teacher_pb2 as pb
 from vold_proto.v1 import teacher_pb2_grpc, verifier_pb2
-from vold_service.http import make_app
+from vold_service.app import make_app
 from vold_service.keys import Keys, KeysError, digest_of, outgoing_key
 from vold_service.processes import Processes
 from vold_teacher.cli import app as teacher_cli

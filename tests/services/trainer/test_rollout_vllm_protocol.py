@@ -28,7 +28,7 @@ from vold_trainer.pocket.world import make_examples
 from vold_trainer.rollout import vllm, vllm_server
 from vold_trainer.rollout.base import Sampling
 from vold_trainer.rollout.engines import make_engine
-from vold_trainer.rollout.vllm import row_seed
+from vold_trainer.rollout.vllm_requests import row_seed
 from vold_trainer.rollout.weights import FanOutClient, checkpoint_tensors
 from vold_trainer.services import readiness
 from vold_trainer.student.models import load_student

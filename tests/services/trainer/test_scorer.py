@@ -9,7 +9,8 @@ from vold_client import AsyncVerifierClient
 from vold_trainer.data import Example
 from vold_trainer.objectives import Needs
 from vold_trainer.rollout.base import Rollout
-from vold_trainer.scoring.scorer import Scorer, StepScores
+from vold_trainer.scoring.scorer import Scorer
+from vold_trainer.scoring.scores import StepScores
 
 
 def score(verifier: str, answers: Sequence[str], *, zero_on_limit: bool = False) -> StepScores:

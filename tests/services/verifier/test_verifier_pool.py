@@ -11,7 +11,8 @@ from verifier_server import item
 from vold_proto.v1 import status_pb2, verifier_pb2
 from vold_service.errors import ServiceError
 from vold_service.tenants import OPEN_TENANT, Tenant
-from vold_verifier.engine.pool import Pool, PoolOptions
+from vold_verifier.engine.options import PoolOptions
+from vold_verifier.engine.pool import Pool
 
 
 @contextlib.asynccontextmanager

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from verifier_server import item, running
 from vold_proto.v1 import status_pb2, verifier_pb2
 from vold_verifier.engine.forkclient import ForkServerProcess
-from vold_verifier.engine.pool import main_options
+from vold_verifier.engine.options import main_options
 from vold_verifier.settings import VerifierSettings
 
 MIXED = [

@@ -10,7 +10,7 @@ from vold_trainer.data import Example
 from vold_trainer.objectives import REGISTRY
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
-from vold_trainer.scoring.scorer import RolloutScore, _store_score
+from vold_trainer.scoring.scores import RolloutScore, store_score
 from vold_trainer.scoring.teacher_view import TeacherView
 from vold_trainer.student.batching import Batch
 
@@ -31,7 +31,7 @@ def stored(mask) -> RolloutScore:
     )
     target = RolloutScore()
     view = TeacherView(list(IDS), np.arange(5), np.array(mask))
-    _store_score(target, rollout, score, view, np.ones(16, bool))
+    store_score(target, rollout, score, view, np.ones(16, bool))
     return target
 
 

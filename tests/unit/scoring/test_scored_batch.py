@@ -13,7 +13,7 @@ from vold_trainer.objectives import Grpo, Kdrl, Opd, OpdTopK, Vold
 from vold_trainer.objectives.advantages import group_advantages, overlong_penalty, unsolved_groups
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
-from vold_trainer.scoring.scorer import RolloutScore
+from vold_trainer.scoring.scores import RolloutScore
 
 MAX_TOKENS = 8
 FIELDS = ("rewards_C", "advantages_C", "correct_C", "rewarded_C", "unsolved_C")

@@ -13,7 +13,7 @@ from vold_trainer import cli
 from vold_trainer.coldstart.traces import TracesSummary
 from vold_trainer.data import Example
 from vold_trainer.rollout.base import Rollout
-from vold_trainer.scoring.scorer import RolloutScore, StepScores
+from vold_trainer.scoring.scores import RolloutScore, StepScores
 from vold_trainer.sentences import MAX_CHARS, MAX_SENTENCES, Sentences, sentence
 
 REASONS = st.sampled_from(["teacher: InvalidArgument", "verifier: Internal"])

@@ -10,7 +10,7 @@ from vold_client import CompletionScore
 from vold_trainer.data import Example
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.handshake import compare_vocabularies, truncate_for_teacher, vocabulary
-from vold_trainer.scoring.scorer import RolloutScore, _store_score
+from vold_trainer.scoring.scores import RolloutScore, store_score
 from vold_trainer.scoring.teacher_view import Translation
 
 MERGED = ["th", "ink", "<th", "</", ".</", ">\n", ">\n\n", "><", " <", "\n\n", "so", "<"]
@@ -141,7 +141,7 @@ def test_values_come_back_at_the_students_positions():
     )
     target, support_V = RolloutScore(), np.ones(64, bool)
     support_V[OPEN] = False
-    _store_score(target, rollout, score, view, support_V)
+    store_score(target, rollout, score, view, support_V)
     nan = np.nan
     np.testing.assert_array_equal(target.teacher_logprobs, np.array([-1, nan, nan, nan, -3], np.float32))
     np.testing.assert_allclose(target.entropy, [0.1, nan, nan, nan, 0.3])

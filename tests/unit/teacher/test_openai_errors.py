@@ -2,7 +2,7 @@
 
 import pytest
 from starlette.testclient import TestClient
-from vold_service.http import make_app
+from vold_service.app import make_app
 from vold_service.keys import Keys
 from vold_teacher.http import add_routes
 

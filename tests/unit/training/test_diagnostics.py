@@ -13,7 +13,7 @@ from vold_trainer.errors import RunError
 from vold_trainer.processes.ranks import Ranks, make_accelerator
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
-from vold_trainer.scoring.scorer import RolloutScore
+from vold_trainer.scoring.scores import RolloutScore
 from vold_trainer.services.outages import ServiceGoneError
 from vold_trainer.student.logprobs import token_logprobs
 from vold_trainer.terminal import console

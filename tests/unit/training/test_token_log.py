@@ -9,7 +9,7 @@ from vold_trainer.config import StudentConfig
 from vold_trainer.data import Example
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
-from vold_trainer.scoring.scorer import RolloutScore
+from vold_trainer.scoring.scores import RolloutScore
 from vold_trainer.student.models import load_student
 from vold_trainer.training.means import Means
 from vold_trainer.training.token_log import TokenLog, token_metrics

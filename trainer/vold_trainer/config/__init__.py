@@ -5,12 +5,12 @@
 An unknown key is an error that names the nearest known one.
 """
 
+from vold_trainer.config.base import Config
 from vold_trainer.config.files import ConfigT, dump, load
 from vold_trainer.config.parts import (
     OF_TEACHER,
     BatchConfig,
     CheckpointsConfig,
-    Config,
     DataConfig,
     DiagnosticsConfig,
     LoraConfig,
@@ -18,17 +18,11 @@ from vold_trainer.config.parts import (
     ObjectiveConfig,
     OptimConfig,
     OutageConfig,
-    ReferenceConfig,
     RolloutConfig,
-    RoutedTeacherConfig,
     SamplingConfig,
-    ScoringModelConfig,
     StudentConfig,
-    TeacherConfig,
-    TlsConfig,
     TokenConfig,
     ValidationConfig,
-    VerifierConfig,
 )
 from vold_trainer.config.runs import (
     MAX_IN_FLIGHT,
@@ -41,6 +35,14 @@ from vold_trainer.config.runs import (
     TracesConfig,
     TrainConfig,
     teacher_key,
+)
+from vold_trainer.config.services import (
+    ReferenceConfig,
+    RoutedTeacherConfig,
+    ScoringModelConfig,
+    TeacherConfig,
+    TlsConfig,
+    VerifierConfig,
 )
 
 __all__ = [

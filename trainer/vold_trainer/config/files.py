@@ -9,8 +9,8 @@ from typing import Any, TypeVar, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from vold_trainer.config.base import Config
 from vold_trainer.config.names import meant_key
-from vold_trainer.config.parts import Config
 from vold_trainer.config.runs import COMMANDS
 from vold_trainer.errors import UsageError
 from vold_trainer.objectives import REGISTRY, Vold

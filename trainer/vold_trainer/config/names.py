@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from vold_trainer.config.parts import Config
+from vold_trainer.config.base import Config
 from vold_trainer.objectives import Vold
 
 ALIASES: Mapping[str, tuple[str, ...]] = {

@@ -6,25 +6,26 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from vold_trainer.config.base import Config, Stops
 from vold_trainer.config.parts import (
     BatchConfig,
     CheckpointsConfig,
-    Config,
     DataConfig,
     DiagnosticsConfig,
     MissingConfig,
     ObjectiveConfig,
     OptimConfig,
     OutageConfig,
-    ReferenceConfig,
     RolloutConfig,
-    RoutedTeacherConfig,
     SamplingConfig,
-    ScoringModelConfig,
-    Stops,
     StudentConfig,
-    TeacherConfig,
     ValidationConfig,
+)
+from vold_trainer.config.services import (
+    ReferenceConfig,
+    RoutedTeacherConfig,
+    ScoringModelConfig,
+    TeacherConfig,
     VerifierConfig,
 )
 from vold_trainer.objectives import Vold

@@ -4,8 +4,8 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+from vold_trainer.config.base import Config
 from vold_trainer.config.files import load
-from vold_trainer.config.parts import Config
 from vold_trainer.config.runs import EvalConfig, SftConfig, TracesConfig, TrainConfig
 from vold_trainer.errors import UsageError
 

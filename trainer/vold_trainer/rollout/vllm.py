@@ -9,9 +9,6 @@ Shapes: G completions of a prompt, T completion positions, K candidates.
 """
 
 import asyncio
-import base64
-import hashlib
-import io
 import queue
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +18,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-import numpy as np
 import torch.distributed as dist
-from PIL import Image
 
 from vold_trainer.config import RolloutConfig
 from vold_trainer.data import Example
@@ -31,6 +26,7 @@ from vold_trainer.data.faults import OnFault, PromptTooLongError, RowError, RowF
 from vold_trainer.errors import RunError, UsageError
 from vold_trainer.rollout.base import OnFinished, Rollout, Sampling
 from vold_trainer.rollout.vllm_local import LOCAL, serve_student
+from vold_trainer.rollout.vllm_requests import first_difference, read_reply, request_body, row_seed
 from vold_trainer.rollout.vllm_server import RefusedError, Reply, Server, ServerInfo
 from vold_trainer.rollout.weights import make_transfer
 from vold_trainer.services.keys import api_key, describe_key
@@ -224,7 +220,8 @@ class VllmEngine:
                     elif isinstance(reply, BaseException):
                         raise reply
                     elif index not in refused:
-                        new.append(self._rollout(row, examples[index], prompts[index], reply, sampling, has_logprobs))
+                        example, prompt = examples[index], prompts[index]
+                        new.append(read_reply(self.student, row, example, prompt, reply, sampling, has_logprobs))
                 finished.update({rollout.row: rollout for rollout in new})
                 if on_finished is not None and new:
                     on_finished(new)
@@ -243,7 +240,7 @@ class VllmEngine:
             prompts = [tuple(ids) for ids in self.student.prompt_ids(part)]
             self._check_lengths(prompts, sampling)
             pairs = zip(part, prompts, strict=True)
-            return [(ids, self._request(example, ids, sampling)) for example, ids in pairs]
+            return [(ids, request_body(self.student, example, ids, sampling)) for example, ids in pairs]
 
         readable, made = for_readable(requests, examples, on_fault)
         by_index = dict(zip(readable, made or (), strict=True))
@@ -307,64 +304,6 @@ class VllmEngine:
                     "larger --max-model-len"
                 )
 
-    def _request(self, example: Example, ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
-        """The request body of a prompt's rows, without seed and model. All sampling parameters are given: vLLM takes
-        the default of a missing one from the model's generation_config.json.
-        """
-        request = {
-            "max_tokens": sampling.max_tokens,
-            "n": 1,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "ignore_eos": True,
-            "stop_token_ids": [*self.student.eos_ids, *sampling.stop.ids],
-            "return_token_ids": True,
-            "return_tokens_as_token_ids": True,
-        }
-        if sampling.stop.texts:
-            request |= {"stop": list(sampling.stop.texts), "include_stop_str_in_output": True}
-        if self.student.banned_ids:
-            request["logit_bias"] = {str(token): -100.0 for token in self.student.banned_ids}
-        if not example.images:
-            return {**request, "prompt": list(ids), "logprobs": sampling.candidates}
-        messages = messages_with_images(example)
-        if self.student.template_variables:
-            request["chat_template_kwargs"] = self.student.template_variables
-        return {**request, "messages": messages, "logprobs": True, "top_logprobs": sampling.candidates}
-
-    def _rollout(
-        self, row: int, example: Example, prompt: tuple[int, ...], reply: Reply, sampling: Sampling, has_logprobs: bool
-    ) -> Rollout:
-        if reply.prompt_ids != prompt:
-            start = first_difference(prompt, reply.prompt_ids)
-            raise RunError(
-                f"example {example.id!r}: vLLM read a prompt of {len(reply.prompt_ids)} tokens, the student's "
-                f"processor makes {len(prompt)} of it (from token {start} on they differ). Serve the student's own "
-                "folder, with its chat template and processor"
-            )
-        candidates = None
-        if sampling.candidates:
-            if any(len(ids) < sampling.candidates for ids in reply.top_ids):
-                raise RunError(
-                    f"vLLM gave fewer than the {sampling.candidates} most likely ids of a position that were requested"
-                )
-            candidates = np.array([ids[: sampling.candidates] for ids in reply.top_ids], np.int64)
-        return Rollout(
-            row,
-            example,
-            prompt,
-            reply.ids,
-            self.student.tokenizer.decode(reply.ids, skip_special_tokens=True),
-            reply.truncated,
-            logprobs=np.array(reply.logprobs, np.float32) if has_logprobs else None,
-            candidates=candidates,
-        )
-
     async def _check_weights(self) -> None:
         """Raises RunError if a server has other weights than the last ones sent, as after a restart."""
         for server in self.servers:
@@ -426,40 +365,3 @@ def _report_refusal(index: int, example: Example, error: RefusedError, on_fault:
     if on_fault is None:
         raise RowError(fault) from error
     on_fault(index, fault)
-
-
-def row_seed(seed: int, row: int) -> int:
-    """The seed of a row's request, below 2^63: a hash, so that rows of different steps have different seeds."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{row}".encode()).digest()[:8], "big") >> 1
-
-
-def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
-    """The first index at which two different lists differ."""
-    differing = (index for index, (left, right) in enumerate(zip(a, b, strict=False)) if left != right)
-    return next(differing, min(len(a), len(b)))
-
-
-def messages_with_images(example: Example) -> list[dict[str, Any]]:
-    """The messages in the format of OpenAI's chat API, with the images as lossless PNG."""
-    images = iter(example.images)
-
-    def part(item: Any) -> dict[str, Any]:
-        if item["type"] != "image":
-            return dict(item)
-        return {"type": "image_url", "image_url": {"url": _data_url(next(images))}}
-
-    return [
-        {
-            **message,
-            "content": message["content"]
-            if isinstance(message["content"], str)
-            else [part(item) for item in message["content"]],
-        }
-        for message in example.messages
-    ]
-
-
-def _data_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -3,7 +3,8 @@ scored batch that an objective reads.
 """
 
 from vold_trainer.scoring.batch import ScoredBatch
-from vold_trainer.scoring.scorer import RolloutScore, Scorer, StepScores
+from vold_trainer.scoring.scorer import Scorer
+from vold_trainer.scoring.scores import RolloutScore, StepScores
 from vold_trainer.scoring.teachers import Teacher, make_teachers
 from vold_trainer.scoring.twins import check_twins
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from vold_trainer.objectives import Needs, Rollouts, Support
 from vold_trainer.objectives.advantages import group_advantages, informative_groups, overlong_penalty, unsolved_groups
 from vold_trainer.rollout.base import Rollout
-from vold_trainer.scoring.scorer import RolloutScore
+from vold_trainer.scoring.scores import RolloutScore
 from vold_trainer.student.batching import Batch
 
 AwaitScores = Callable[[Iterable[int], Iterable[int]], None]

@@ -7,9 +7,8 @@ import concurrent.futures
 import contextlib
 import math
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,88 +17,26 @@ from numpy.typing import NDArray
 from vold_client import (
     AsyncVerifierClient,
     Completion,
-    CompletionScore,
-    DeadlineExceeded,
     IdentityChanged,
-    InvalidArgument,
-    ResourceExhausted,
-    VoldError,
 )
 
 from vold_trainer import tracing
 from vold_trainer.config import REFERENCE
 from vold_trainer.data import Example
-from vold_trainer.data.faults import RowError, RowFault
 from vold_trainer.objectives import Needs
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.chosen import UsedScores
-from vold_trainer.scoring.refusals import may_be_a_rows, refuses_row, split_by_example
-from vold_trainer.scoring.sanity import valid_entropies, valid_logprobs
-from vold_trainer.scoring.teacher_view import TeacherView
+from vold_trainer.scoring.missing import report_fault, request_or_mask
+from vold_trainer.scoring.refusals import refuses_row
+from vold_trainer.scoring.scores import RolloutScore, StepScores, mask_ids, store_score
 from vold_trainer.scoring.teachers import Teacher, TeacherRequirements
 from vold_trainer.scoring.twins import OnRefused, TeacherPrompts
-from vold_trainer.sentences import Sentences, sentence
 from vold_trainer.services.items import settle, verifier_item
 from vold_trainer.services.outages import MonitoredService, Outages, Span
 from vold_trainer.student.models import Student
 from vold_trainer.tasks import ClientTasks
 
 T = TypeVar("T")
-Floats = NDArray[np.float32]
-
-
-@dataclass
-class RolloutScore:
-    """The scores of one rollout; None where a score is missing or was not requested.
-
-    teacher_logprobs: float32 [T], NaN at masked positions. entropy: float32 [T], the teacher's, NaN at positions that
-    it did not score. support_ids: int64 [T, K]. support_logprobs: float32 [T, K], the teacher's, NaN where the id is
-    masked. reference_logprobs: as teacher_logprobs, of a reference that is a service. teacher: the teacher's name.
-    missing: why a score is missing, by service, in the service's own words. invalid: how many of the teacher's values
-    are none that a model gives; they are NaN here. sent: whether the teacher was asked; None where it is asked for
-    every completion.
-    """
-
-    teacher_logprobs: Floats | None = None
-    entropy: Floats | None = None
-    support_ids: NDArray[np.int64] | None = None
-    support_logprobs: Floats | None = None
-    reference_logprobs: Floats | None = None
-    teacher: str = ""
-    reward: float | None = None
-    correct: bool | None = None
-    extracted: str | None = None
-    reason: str = ""
-    missing: dict[str, str] = field(default_factory=dict)
-    invalid: int = 0
-    sent: bool | None = None
-
-
-@dataclass
-class StepScores:
-    """The scores of a step, by row. missing: number of missing scores, by "teacher: CLASS" or "verifier: CLASS" of the
-    error, or "row: ...". sentences: what the services say about them. faults: of the rows that a service refuses.
-    """
-
-    rows: dict[int, RolloutScore]
-    missing: Counter[str] = field(default_factory=Counter)
-    faults: list[RowFault] = field(default_factory=list)
-    spans: list[Span] = field(default_factory=list)
-    sentences: Sentences = field(default_factory=Sentences)
-
-    def count_missing(self, service: str) -> int:
-        return sum(count for reason, count in self.missing.items() if reason.startswith(service))
-
-    def add_missing(self, service: str, rollout: Rollout, error: VoldError | None, text: str = "") -> None:
-        """Count a missing score of this rollout. text: what to say if there is no error."""
-        reason = f"{service}: {_error_name(error)}"
-        self.missing[reason] += 1
-        self.sentences.add(reason, rollout.example.id, error or text)
-        self.rows[rollout.row].missing[service] = sentence(error or text)
-
-    def describe_missing(self) -> str:
-        """The number of missing scores by reason, and what the services say about them. Plain text."""
-        return self.sentences.describe(self.missing)
 
 
 class PendingScores:
@@ -318,7 +255,9 @@ class Scorer:
             with _record_span(pending.scores, "teacher"), tracing.span("score", rollouts=len(part)):
                 await self._score(teacher, pending.needs, part, pending.scores)
 
-        await self._count_lost("teacher", self.services[teacher.key], request, rollouts, pending.scores)
+        await request_or_mask(
+            "teacher", self.services[teacher.key], request, rollouts, pending.scores, stop_at_faults=self.stop_at_faults
+        )
 
     async def request_reference(self, pending: PendingScores, rollouts: list[Rollout]) -> None:
         """Have these rollouts scored by the reference."""
@@ -329,7 +268,14 @@ class Scorer:
             with _record_span(pending.scores, "reference"), tracing.span("reference", rollouts=len(part)):
                 await self._score(reference, Needs(), part, pending.scores)
 
-        await self._count_lost("reference", self.services[reference.key], request, rollouts, pending.scores)
+        await request_or_mask(
+            "reference",
+            self.services[reference.key],
+            request,
+            rollouts,
+            pending.scores,
+            stop_at_faults=self.stop_at_faults,
+        )
 
     async def request_verdicts(self, pending: PendingScores, rollouts: list[Rollout]) -> None:
         """Have these rollouts verified."""
@@ -338,48 +284,9 @@ class Scorer:
             with _record_span(pending.scores, "verifier"), tracing.span("verify", rollouts=len(part)):
                 await self._verify(part, pending.scores)
 
-        await self._count_lost("verifier", self.services["verifier"], request, rollouts, pending.scores)
-
-    async def _count_lost(
-        self,
-        service: str,
-        monitored: MonitoredService,
-        request: Callable[[list[Rollout]], Awaitable[None]],
-        rollouts: list[Rollout],
-        scores: StepScores,
-    ) -> None:
-        """Make the request. Count the scores that are lost because a service is too slow or too full, or refuses a row.
-        Any other error ends the run.
-
-        A request that is refused as a whole is sent in halves, so that one row costs no score of another.
-        """
-        try:
-            await monitored.call(lambda: request(rollouts))
-        except (DeadlineExceeded, ResourceExhausted) as error:
-            self._count_missing(service, rollouts, error, scores)
-        except InvalidArgument as error:
-            if not may_be_a_rows(error):
-                raise
-            halves = split_by_example(rollouts)
-            for half in halves:
-                await self._count_lost(service, monitored, request, half, scores)
-            if not halves:
-                self._count_missing(service, rollouts, error, scores)
-                self._report_fault(rollouts[0].example, error, scores)
-
-    def _count_missing(self, service: str, rollouts: list[Rollout], error: VoldError, scores: StepScores) -> None:
-        """Count the scores of these rollouts as missing for this error."""
-        for rollout in rollouts:
-            scores.add_missing(service, rollout, error)
-            if service == "verifier":
-                scores.rows[rollout.row].reason = sentence(error)
-
-    def _report_fault(self, example: Example, error: VoldError, scores: StepScores) -> None:
-        """Record that a service refuses a row. Raises RowError if that stops the run."""
-        fault = RowFault.of(example, error, refused=True)
-        if self.stop_at_faults:
-            raise RowError(fault) from error
-        scores.faults.append(fault)
+        await request_or_mask(
+            "verifier", self.services["verifier"], request, rollouts, pending.scores, stop_at_faults=self.stop_at_faults
+        )
 
     async def _score(self, teacher: Teacher, needs: Needs, rollouts: list[Rollout], scores: StepScores) -> None:
         is_reference = teacher is self.reference
@@ -399,7 +306,7 @@ class Scorer:
             candidates = None
             if needs.candidates:
                 assert rollout.candidates is not None
-                candidates = _mask_ids(view.of_teacher(rollout.candidates), support_V)[0]
+                candidates = mask_ids(view.of_teacher(rollout.candidates), support_V)[0]
             prompt_ids = self.prompts[teacher.name](rollout.example, rollout.prompt_ids)
             prompt = prompts.setdefault(prompt_ids, len(prompts))
             completions.append(Completion(prompt, view.ids, candidates, id=str(rollout.row)))
@@ -423,14 +330,14 @@ class Scorer:
             if score.error is not None or score.logprobs is None:
                 scores.add_missing(service, by_row[row], score.error, "the reply has no log-probabilities")
                 if score.error is not None and refuses_row(score.error, by_row[row].example):
-                    self._report_fault(by_row[row].example, score.error, scores)
+                    report_fault(by_row[row].example, score.error, scores, stop=self.stop_at_faults)
                 continue
             if is_reference:
                 found = RolloutScore()
-                _store_score(found, by_row[row], score, views[row], support_V)
+                store_score(found, by_row[row], score, views[row], support_V)
                 scores.rows[row].reference_logprobs = found.teacher_logprobs
             else:
-                _store_score(scores.rows[row], by_row[row], score, views[row], support_V)
+                store_score(scores.rows[row], by_row[row], score, views[row], support_V)
 
     def _support_mask(self, shared_V: NDArray[np.bool_], needs: Needs) -> NDArray[np.bool_]:
         """bool [V]: the ids that a support may contain."""
@@ -462,53 +369,10 @@ class Scorer:
                 score.reason = score.missing["verifier"]
                 example = by_row[row].example
                 if verdict.error is not None and refuses_row(verdict.error, example):
-                    self._report_fault(example, verdict.error, scores)
+                    report_fault(example, verdict.error, scores, stop=self.stop_at_faults)
                 continue
             score.reward, score.correct = verdict.reward, bool(verdict.correct)
             score.extracted, score.reason = verdict.extracted, verdict.reason
-
-
-def _store_score(
-    target: RolloutScore, rollout: Rollout, score: CompletionScore, view: TeacherView, support_V: NDArray[np.bool_]
-) -> None:
-    """Store a teacher's score at the student's positions, NaN where the teacher has none.
-
-    A value that is none a model gives, such as a log-probability of +inf, is counted and becomes NaN as well.
-    """
-    assert score.logprobs is not None
-    logprobs_T = view.of_student(score.logprobs)
-    valid = valid_logprobs(logprobs_T)
-    target.invalid = int((view.shared_T & ~valid).sum())
-    target.teacher_logprobs = np.where(view.shared_T & valid, logprobs_T, np.float32(np.nan))
-    if score.entropy is not None:
-        valid = valid_entropies(score.entropy)
-        target.invalid += int((~valid).sum())
-        target.entropy = view.of_student(np.where(valid, score.entropy, np.nan))
-    ids_TK, logprobs_SK = None, score.top_logprobs
-    if rollout.candidates is not None and isinstance(score.candidate_logprobs, np.ndarray):
-        ids_TK, logprobs_SK = rollout.candidates, score.candidate_logprobs
-    elif score.top_ids is not None:
-        ids_TK = view.ids_of_student(score.top_ids)
-    if ids_TK is None or logprobs_SK is None or not logprobs_SK.size:
-        return
-    masked_ids, allowed = _mask_ids(ids_TK, support_V)
-    scored = np.broadcast_to((view.position_T >= 0)[:, None], allowed.shape)
-    logprobs_TK = view.of_student(logprobs_SK)
-    valid = valid_logprobs(logprobs_TK)
-    target.invalid += int((scored & allowed & ~valid).sum())
-    target.support_ids = np.where(scored, masked_ids, 0)
-    target.support_logprobs = np.where(scored & allowed & valid, logprobs_TK, np.float32(np.nan))
-
-
-def _mask_ids(ids: NDArray[np.integer], support_V: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """(ids with 0 in place of those outside the support, bool: whether each id is in the support)."""
-    inside = ids < len(support_V)
-    allowed = inside & support_V[np.where(inside, ids, 0)]
-    return np.where(allowed, ids, 0).astype(np.int64), allowed
-
-
-def _error_name(error: VoldError | None) -> str:
-    return type(error).__name__ if error is not None else "no value"
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ from vold_trainer.processes.ranks import Ranks
 from vold_trainer.processes.wrapping import PreparedModel
 from vold_trainer.rollout.base import Rollout
 from vold_trainer.scoring.batch import ScoredBatch
-from vold_trainer.scoring.scorer import PendingScores, RolloutScore, Scorer
+from vold_trainer.scoring.scorer import PendingScores, Scorer
+from vold_trainer.scoring.scores import RolloutScore
 from vold_trainer.services.outages import Span
 from vold_trainer.student.batching import Batch, micro_batches
 from vold_trainer.student.models import Student

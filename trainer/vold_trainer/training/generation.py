@@ -19,7 +19,8 @@ from vold_trainer.rollout.base import Engine, Rollout, Sampling
 from vold_trainer.rollout.stop import read_stop
 from vold_trainer.scoring.batch import AwaitScores, ScoredBatch
 from vold_trainer.scoring.chosen import UsedScores
-from vold_trainer.scoring.scorer import PendingScores, RolloutScore, Scorer, StepScores
+from vold_trainer.scoring.scorer import PendingScores, Scorer
+from vold_trainer.scoring.scores import RolloutScore, StepScores
 from vold_trainer.services.outages import Span
 from vold_trainer.student.models import Student
 from vold_trainer.student.readable import for_readable

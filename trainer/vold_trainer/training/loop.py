@@ -2,10 +2,8 @@
 
 import json
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +14,6 @@ from vold_trainer import tracing
 from vold_trainer.config import REFERENCE, TrainConfig
 from vold_trainer.config.resuming import SAMPLING
 from vold_trainer.data import Example
-from vold_trainer.data.faults import RowFault
 from vold_trainer.errors import RunError
 from vold_trainer.files import read_json_lines
 from vold_trainer.processes.ranks import Ranks
@@ -29,60 +26,27 @@ from vold_trainer.runs.rescue import ended_run
 from vold_trainer.runs.saving import Saver
 from vold_trainer.runs.start import Start
 from vold_trainer.scoring.pace import warn_of_slow_quotas
-from vold_trainer.scoring.sanity import Figures
-from vold_trainer.scoring.scorer import Scorer, StepScores
+from vold_trainer.scoring.scorer import Scorer
+from vold_trainer.scoring.scores import StepScores
 from vold_trainer.scoring.teachers import SINGLE_TEACHER, TeacherRequirements
-from vold_trainer.sentences import Sentences
 from vold_trainer.services.outages import InterruptedWaitError, Span
 from vold_trainer.student.lengths import check_prompts
 from vold_trainer.student.models import Student
 from vold_trainer.student.traces import Trace
 from vold_trainer.terminal import console
-from vold_trainer.training.alarms import TeacherAlarms, join_figures
+from vold_trainer.training.alarms import TeacherAlarms
 from vold_trainer.training.batches import BatchSource
 from vold_trainer.training.broken_rows import count_rows, dummy_rollout
 from vold_trainer.training.diagnostics import Diagnostics
 from vold_trainer.training.generation import RolloutBatch, RolloutGenerator
 from vold_trainer.training.mismatch import MismatchWatch
+from vold_trainer.training.missing import MissingWatch
 from vold_trainer.training.opening_line import opening_line
 from vold_trainer.training.pipeline import Pipeline
 from vold_trainer.training.plateau import PlateauSwitch
+from vold_trainer.training.summary import StepSummary
 from vold_trainer.training.token_log import CompletionStats, TokenLog
 from vold_trainer.training.update import PolicyUpdater
-
-
-@dataclass
-class StepSummary:
-    """What each process reports to the others about its share of a step.
-
-    absent: completions that are missing because of rows at fault.
-    """
-
-    stats: CompletionStats
-    missing: Counter[str]
-    generate_seconds: float
-    wait_seconds: float
-    sentences: Sentences
-    sanity: dict[str, Figures]
-    absent: int = 0
-    faults: tuple[RowFault, ...] = ()
-
-    @classmethod
-    def joined(cls, parts: Sequence["StepSummary"]) -> "StepSummary":
-        """The summaries of several processes as one. The seconds are those of the slowest process."""
-        sentences = Sentences()
-        for part in parts:
-            sentences.update(part.sentences)
-        return cls(
-            CompletionStats.joined([part.stats for part in parts]),
-            sum((part.missing for part in parts), Counter()),
-            max(part.generate_seconds for part in parts),
-            max(part.wait_seconds for part in parts),
-            sentences,
-            join_figures([part.sanity for part in parts]),
-            sum(part.absent for part in parts),
-            tuple(fault for part in parts for fault in part.faults),
-        )
 
 
 class Loop:
@@ -131,8 +95,8 @@ class Loop:
                 trim_after(config.out, checkpoint.step)
         self.first_step = self.steps_done = checkpoint.step if checkpoint else 0
         state = checkpoint.state["loop"] if checkpoint else {}
-        self.missing_in_a_row = int(state.get("missing_in_a_row", 0))
-        self.missing_total = int(state.get("missing_total", 0))
+        self.missing = MissingWatch(config.missing)
+        self.missing.restore(state)
         self.alarms = TeacherAlarms(scorer.teachers)
         self.alarms.restore(state.get("sanity", {}))
         self.mismatch = MismatchWatch(config.rollout.max_mismatch)
@@ -275,8 +239,7 @@ class Loop:
     def _save(self) -> list[Span]:
         started = time.monotonic()
         state = {
-            "missing_in_a_row": self.missing_in_a_row,
-            "missing_total": self.missing_total,
+            **self.missing.state(),
             "sanity": self.alarms.state(),
             "mismatch": self.mismatch.state(),
             "plateau": self.plateau.state(),
@@ -379,7 +342,7 @@ class Loop:
         if failure is not None:
             raise failure
         self.ranks.run_on_all(lambda: self.prepared.skipped.report(step + 1))
-        self.ranks.run_on_all(lambda: self._check_missing(missing, len(summary.stats.rewards) + summary.absent))
+        self.ranks.run_on_all(lambda: self.missing.check(missing, len(summary.stats.rewards) + summary.absent))
         self.ranks.run_on_all(self.alarms.check)
         self.ranks.run_on_all(self.mismatch.check)
         return metrics
@@ -396,25 +359,6 @@ class Loop:
     def _write_spans(self, spans: Sequence[Span]) -> None:
         """Write the spans of all processes to the timeline."""
         self.folder.write_spans(self.steps_done, self.ranks.gather(self.folder.relative_to_start(spans)))
-
-    def _check_missing(self, scores: StepScores, count: int) -> None:
-        """Report missing scores. Raises RunError if too large a share of `count` is missing for too many steps."""
-        if not scores.missing:
-            self.missing_in_a_row = 0
-            return
-        self.missing_total += scores.missing.total()
-        reasons = scores.describe_missing()
-        console.print(f"[yellow]missing scores, masked: {escape(reasons)}", highlight=False, soft_wrap=True)
-        services = max(scores.count_missing(key) for key in ("teacher", "reference", "verifier"))
-        share = min(1.0, (services + scores.count_missing("row")) / max(1, count))
-        self.missing_in_a_row = self.missing_in_a_row + 1 if share > self.config.missing.max_share else 0
-        if self.missing_in_a_row >= self.config.missing.patience:
-            limit = self.config.missing.max_share
-            raise RunError(
-                f"{share:.0%} of the scores were missing for {self.missing_in_a_row} steps in a row "
-                f"({reasons}); missing.max_share is {limit:.0%}. Check the services"
-                + "".join(f"; mend the rows at fault, such as {fault}" for fault in scores.faults[:1])
-            )
 
 
 def total_seconds(spans: Sequence[Span]) -> float:

@@ -26,7 +26,8 @@ from vold_packing.transformers import cache_name, undocumented
 from vold_service.fairness import FairQueue, FairShare, Waiting
 from vold_service.tenants import OPEN_TENANT, Tenant
 
-from vold_teacher.sampling import sample_tokens, stream_key, uniforms
+from vold_teacher.backends.rows import Row, Rows
+from vold_teacher.sampling import sample_tokens, uniforms
 from vold_teacher.scoring import Head
 from vold_teacher.types import GenerateChunk, GeneratePrompt, SamplingOptions
 
@@ -79,35 +80,6 @@ class _ColumnLayer(DynamicLayer):
         return self.filled
 
 
-ROW_STATE = np.dtype(
-    [
-        ("live", np.bool_),
-        ("start", np.int64),  # the column of its first prompt token
-        ("steps", np.int64),  # tokens sampled
-        ("sent", np.int64),  # tokens returned by `advance`
-        ("last_id", np.int64),
-        ("max_tokens", np.int64),
-        ("streams", np.bool_),
-        ("key", np.uint64),  # the key of its random stream
-        ("temperature", np.float32),
-        ("top_p", np.float32),
-        ("top_k", np.int64),
-        ("min_p", np.float32),
-    ]
-)
-
-
-@dataclass(slots=True, eq=False)
-class _Row:
-    """A completion under way."""
-
-    request: int
-    tenant: Tenant
-    prompt: GeneratePrompt
-    index: int
-    options: SamplingOptions
-
-
 @dataclass(slots=True, eq=False)
 class _Group:
     """Completions `first` to `first + n - 1` of one prompt, prefilled together."""
@@ -142,7 +114,7 @@ class TorchDecoder:
         self._share = self._waiting.share
         self._positions: dict[int, float] = {}
         self._layers: list[_ColumnLayer] = []
-        self._rows: list[_Row | None] = []
+        self._rows = Rows()
         self._filled = 0
         self._columns = 0
         self.computed_tokens = 0
@@ -150,10 +122,10 @@ class TorchDecoder:
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting) or any(row is not None for row in self._rows)
+        return bool(self._waiting) or self._rows.busy
 
     def tenants(self) -> Iterable[Tenant]:
-        running = {row.tenant.name: row.tenant for row in self._rows if row is not None}
+        running = {row.tenant.name: row.tenant for row in self._rows.live}
         return (running | {tenant.name: tenant for tenant in self._waiting.tenants()}).values()
 
     def take_positions(self) -> dict[int, float]:
@@ -180,16 +152,10 @@ class TorchDecoder:
 
     def cancel(self, request: int) -> None:
         self._waiting.drop(request)
-        for slot, row in enumerate(self._rows):
-            if row is not None and row.request == request:
-                self._rows[slot] = None
-                self._state["live"][slot] = False
+        self._rows.cancel(request)
 
     def end(self, request: int, prompt: int, index: int) -> None:
-        for slot, row in enumerate(self._rows):
-            if row is not None and (row.request, row.prompt.index, row.index) == (request, prompt, index):
-                self._rows[slot] = None
-                self._state["live"][slot] = False
+        self._rows.end(request, prompt, index)
 
     @torch.inference_mode()
     def advance(self, seconds: float) -> list[tuple[int, GenerateChunk]]:
@@ -201,8 +167,8 @@ class TorchDecoder:
                 self._admit(groups)
             else:
                 self._step()
-            chunks.extend(self._collect())
-            if chunks and any(row is not None and row.options.stream_tokens for row in self._rows):
+            chunks.extend(self._rows.take_chunks())
+            if chunks and any(row.options.stream_tokens for row in self._rows.live):
                 break
             if time.monotonic() >= until:
                 break
@@ -214,11 +180,11 @@ class TorchDecoder:
         """Remove waiting groups from the queue to admit them: as many as fit, or none while too few rows are free."""
         if not self._waiting:
             return []
-        live = int(self._state["live"].sum())
+        live = int(self._rows.state["live"].sum())
         chosen: list[Waiting[_Group]] = []
-        rows, widest, growth = live, 0, self._remaining()
-        filled = self._filled - int(self._state["start"][self._state["live"]].min()) if live else 0
-        running = self._running()
+        rows, widest, growth = live, 0, self._rows.remaining
+        filled = self._filled - int(self._rows.state["start"][self._rows.state["live"]].min()) if live else 0
+        running = self._rows.remaining_of_tenants()
         most = self._limits.max_cache_tokens
         for waiting, ahead in self._waiting.in_order(running):
             group = waiting.item
@@ -241,21 +207,12 @@ class TorchDecoder:
         enough = sum(waiting.item.n for waiting in chosen) >= max(1, live // 4)
         return self._take(chosen) if chosen and (enough or chosen[0].tenant.name not in running) else []
 
-    def _running(self) -> dict[str, float]:
-        """The positions that each tenant's running rows may still take."""
-        running: Counter[str] = Counter()
-        remaining_R = (self._state["max_tokens"] - self._state["steps"]).tolist()
-        for row, remaining in zip(self._rows, remaining_R, strict=True):
-            if row is not None:
-                running[row.tenant.name] += remaining
-        return dict(running)
-
     def _take(self, chosen: list[Waiting[_Group]]) -> list[_Group]:
         for waiting in chosen:
             self._waiting.take(waiting)  # charged as it is computed
         return [waiting.item for waiting in chosen]
 
-    def _charge(self, computed: Iterable[_Group | _Row], positions: int, cost: int) -> None:
+    def _charge(self, computed: Iterable[_Group | Row], positions: int, cost: int) -> None:
         """Charge what was computed: an account has the positions of its own rows, in which nothing of others shows; the
         cost of all is divided evenly for the shares of the device.
         """
@@ -271,16 +228,12 @@ class TorchDecoder:
         for request, count in counts.items():
             self._share.charge(tenants[request], cost * count / total)
 
-    def _remaining(self) -> int:
-        """The most columns that a running row may still need."""
-        return int((self._state["max_tokens"] - self._state["steps"])[self._state["live"]].max(initial=0))
-
     def _admit(self, groups: list[_Group]) -> None:
         """Prefill each group's prompt once, copy its keys and values to the group's rows, sample first tokens."""
         cache, hidden_PSH = self._prefill(groups)
         width = hidden_PSH.shape[1]
         new = [
-            _Row(group.request, group.tenant, group.prompt, group.first + index, group.options)
+            Row(group.request, group.tenant, group.prompt, group.first + index, group.options)
             for group in groups
             for index in range(group.n)
         ]
@@ -292,7 +245,7 @@ class TorchDecoder:
             span = slice(self._filled - width, self._filled)
             layer.keys[slots, :, span] = fresh.keys.repeat_interleave(repeats_P, 0)
             layer.values[slots, :, span] = fresh.values.repeat_interleave(repeats_P, 0)
-        self._fill_slots(slots_R, new)
+        self._rows.fill(slots_R, new, self._filled)
         self._sample(slots_R, hidden_PSH[:, -1].repeat_interleave(repeats_P, 0))
 
     def _prefill(self, groups: list[_Group]) -> tuple[DynamicCache, Tensor]:
@@ -318,13 +271,13 @@ class TorchDecoder:
 
     def _make_room(self, fresh: Seq[Any], count: int, width: int, max_tokens: int) -> np.ndarray:
         """Slots int64 [count] for new rows of `width` columns that may grow by `max_tokens`. fresh: see `_rebuild`."""
-        free_R = np.flatnonzero(~self._state["live"])
-        growth = max(self._remaining(), max_tokens)
+        free_R = np.flatnonzero(~self._rows.state["live"])
+        growth = max(self._rows.remaining, max_tokens)
         if len(free_R) >= count and width <= self._filled and self._filled + growth <= self._columns:
             return free_R[:count]
-        live_R = np.flatnonzero(self._state["live"])
+        live_R = np.flatnonzero(self._rows.state["live"])
         rows = len(live_R) + count
-        offset = int(self._state["start"][live_R].min()) if len(live_R) else self._filled
+        offset = int(self._rows.state["start"][live_R].min()) if len(live_R) else self._filled
         filled = max(self._filled - offset, width)
         # Spare columns within the limit, so that the next refills need no copy.
         needed = filled + growth
@@ -349,28 +302,27 @@ class TorchDecoder:
                 values[: len(live_R), :, target] = like.values[live, :, source]
             layers.append(_ColumnLayer(keys, values, filled))
         self._layers = layers
-        self._compact_rows(live_R, rows, filled - self._filled)
+        self._rows.compact(live_R, rows, filled - self._filled)
         self._filled, self._columns = filled, columns
 
     def _step(self) -> None:
         """Sample one token for every row. A dead row is computed and ignored until the block is rebuilt without it."""
-        live_R = np.flatnonzero(self._state["live"])
+        live_R = np.flatnonzero(self._rows.state["live"])
         if len(live_R) <= SHRINK_AT * len(self._rows):
-            offset = int(self._state["start"][live_R].min())
+            offset = int(self._rows.state["start"][live_R].min())
             filled = self._filled - offset
-            self._rebuild([], live_R, len(live_R), filled, filled + self._remaining())
-        positions_R = np.where(self._state["live"], self._filled - self._state["start"], 0)
-        mask_RL = np.arange(self._filled + 1) >= self._state["start"][:, None]
+            self._rebuild([], live_R, len(live_R), filled, filled + self._rows.remaining)
+        positions_R = np.where(self._rows.state["live"], self._filled - self._rows.state["start"], 0)
+        mask_RL = np.arange(self._filled + 1) >= self._rows.state["start"][:, None]
         hidden_R1H = self._model.base_model(
-            input_ids=self._tensor(self._state["last_id"])[:, None],
+            input_ids=self._tensor(self._rows.state["last_id"])[:, None],
             attention_mask=self._tensor(mask_RL),
             position_ids=self._tensor(positions_R)[:, None],
             use_cache=True,
             **{self._cache_name: Cache(layers=list(self._layers))},
         ).last_hidden_state
         self._filled += 1
-        live = [row for row in self._rows if row is not None]
-        self._charge(live, len(self._rows), max(len(self._rows), STEP_POSITIONS))
+        self._charge(self._rows.live, len(self._rows), max(len(self._rows), STEP_POSITIONS))
         self._sample(np.arange(len(self._rows)), hidden_R1H[:, 0])
 
     def _sample(self, slots_R: np.ndarray, hidden_RH: Tensor) -> None:
@@ -380,102 +332,17 @@ class TorchDecoder:
             logits_RV = self._head(hidden_RH[begin : begin + self._logit_rows]).float()
             ids, logprobs = sample_tokens(
                 logits_RV,
-                self._tensor(uniforms(self._state["key"][slots], self._state["steps"][slots])),
-                self._tensor(self._state["temperature"][slots]),
-                self._tensor(self._state["top_p"][slots]),
-                self._tensor(self._state["top_k"][slots]),
-                self._tensor(self._state["min_p"][slots]),
+                self._tensor(uniforms(self._rows.state["key"][slots], self._rows.state["steps"][slots])),
+                self._tensor(self._rows.state["temperature"][slots]),
+                self._tensor(self._rows.state["top_p"][slots]),
+                self._tensor(self._rows.state["top_k"][slots]),
+                self._tensor(self._rows.state["min_p"][slots]),
             )
-            steps = self._state["steps"][slots]
-            self._state["last_id"][slots] = ids.cpu().numpy()
-            room = steps < self._ids.shape[1]  # dead rows continue past their end
-            self._ids[slots[room], steps[room]] = self._state["last_id"][slots[room]]
-            self._logprobs[slots[room], steps[room]] = logprobs.cpu().numpy()[room]
-            self._state["steps"][slots] += 1
-
-    def _collect(self) -> list[tuple[int, GenerateChunk]]:
-        """New chunks since the last call: of finished completions, and of those that stream."""
-        stopped_R = (self._state["last_id"][:, None] == self._stop_ids).any(-1)
-        ended_R = self._state["live"] & (stopped_R | (self._state["steps"] >= self._state["max_tokens"]))
-        chunks = []
-        for slot in np.flatnonzero(
-            ended_R | (self._state["live"] & self._state["streams"] & (self._state["steps"] > self._state["sent"]))
-        ):
-            row = self._rows[slot]
-            assert row is not None
-            span = slice(self._state["sent"][slot], self._state["steps"][slot])
-            self._state["sent"][slot] = self._state["steps"][slot]
-            reason = None
-            if ended_R[slot]:
-                reason = "stop" if stopped_R[slot] else "length"
-                self._rows[slot] = None
-                self._state["live"][slot] = False
-            chunk = GenerateChunk(
-                prompt=row.prompt.index,
-                index=row.index,
-                ids=self._ids[slot, span].copy(),
-                logprobs=self._logprobs[slot, span].copy(),
-                finish_reason=reason,
-            )
-            chunks.append((row.request, chunk))
-        return chunks
+            self._rows.record(slots, ids.cpu().numpy(), logprobs.cpu().numpy())
 
     def _reset(self) -> None:
-        self._layers, self._rows, self._filled, self._columns = [], [], 0, 0
-        self._state = np.zeros(0, ROW_STATE)
-        self._stop_ids = np.zeros((0, 1), np.int64)
-        self._ids = np.zeros((0, 1), np.int32)
-        self._logprobs = np.zeros((0, 1), np.float32)
-
-    def _compact_rows(self, live_R: np.ndarray, rows: int, shift: int) -> None:
-        """Move the state of the live rows to the top of arrays of `rows` rows; their columns move by `shift`."""
-        count = len(live_R)
-        self._rows = [self._rows[slot] for slot in live_R] + [None] * (rows - count)
-        state = np.zeros(rows, ROW_STATE)
-        state[:count] = self._state[live_R]
-        state["start"][:count] += shift
-        self._state = state
-        self._stop_ids = _enlarge(self._stop_ids[live_R], rows, self._stop_ids.shape[1], fill=-1)
-        self._ids = _enlarge(self._ids[live_R], rows, self._ids.shape[1])
-        self._logprobs = _enlarge(self._logprobs[live_R], rows, self._logprobs.shape[1])
-
-    def _fill_slots(self, slots_R: np.ndarray, new: list[_Row]) -> None:
-        """Start new rows in free slots; their prompts end at the last filled column."""
-        rows = len(self._rows)
-        max_stops = max(len(row.options.stop_ids) for row in new)
-        if max_stops > self._stop_ids.shape[1]:
-            self._stop_ids = _enlarge(self._stop_ids, rows, max_stops, fill=-1)
-        max_tokens = max(row.prompt.max_tokens for row in new)
-        if max_tokens > self._ids.shape[1]:
-            self._ids = _enlarge(self._ids, rows, max_tokens)
-            self._logprobs = _enlarge(self._logprobs, rows, max_tokens)
-        for slot, row in zip(slots_R, new, strict=True):
-            options = row.options
-            self._rows[slot] = row
-            self._stop_ids[slot] = -1
-            self._stop_ids[slot, : len(options.stop_ids)] = sorted(options.stop_ids)
-            self._state[slot] = (
-                True,
-                self._filled - len(row.prompt.ids),
-                0,
-                0,
-                -1,
-                row.prompt.max_tokens,
-                options.stream_tokens,
-                stream_key(*row.prompt.seed_and_place(options), row.index),
-                options.temperature,
-                options.top_p,
-                options.top_k,
-                options.min_p,
-            )
+        self._layers, self._rows, self._filled, self._columns = [], Rows(), 0, 0
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         # A copy, because torch refuses the strides of a field of the row state.
         return torch.from_numpy(array.copy()).to(self._device)
-
-
-def _enlarge(array: np.ndarray, rows: int, columns: int, fill: int = 0) -> np.ndarray:
-    """A larger array with a copy of `array` in its corner and `fill` elsewhere."""
-    larger = np.full((rows, columns), fill, array.dtype)
-    larger[: array.shape[0], : array.shape[1]] = array
-    return larger

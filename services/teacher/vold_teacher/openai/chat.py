@@ -11,6 +11,7 @@ import numpy as np
 from vold_service.call import Call
 from vold_service.errors import invalid
 
+from vold_teacher.models import LoadedModel
 from vold_teacher.openai.choices import scores_of, write_reply
 from vold_teacher.openai.completions import usage_json
 from vold_teacher.openai.generation import Delta, generate, generate_all
@@ -25,7 +26,7 @@ from vold_teacher.openai.scoring import (
     check_top_k,
     score_completions,
 )
-from vold_teacher.service import LoadedModel, Teacher
+from vold_teacher.service import Teacher
 from vold_teacher.tokenizer import Tokenizer
 
 
@@ -82,7 +83,7 @@ class ChatReply:
     @classmethod
     async def prepare(cls, teacher: Teacher, request: ChatRequest, call: Call) -> Self:
         """Check a request and read its prompt. Raises ServiceError if it cannot be served."""
-        model = teacher.model(request.model)
+        model = teacher.models.find(request.model)
         top_k = None
         if request.logprobs:
             top_k = check_top_k(request.top_logprobs, "top_logprobs", model)

@@ -12,6 +12,7 @@ from vold_service.call import Call
 from vold_service.errors import invalid
 from vold_service.turns import Turn
 
+from vold_teacher.models import LoadedModel
 from vold_teacher.openai.choices import CompletionWriter, write_completions
 from vold_teacher.openai.generation import ChoiceReader, Delta, generate, generate_all
 from vold_teacher.openai.prompts import Prompt, read_prompts
@@ -25,7 +26,7 @@ from vold_teacher.openai.scoring import (
     score_completions,
     score_prompts,
 )
-from vold_teacher.service import LoadedModel, Teacher
+from vold_teacher.service import Teacher
 
 
 def usage_json(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
@@ -51,7 +52,7 @@ class CompletionsReply:
     @classmethod
     async def prepare(cls, teacher: Teacher, request: CompletionRequest, call: Call) -> Self:
         """Check a request and read its prompts. Raises ServiceError if it cannot be served."""
-        model = teacher.model(request.model)
+        model = teacher.models.find(request.model)
         prompt_top_k = None
         if request.prompt_logprobs is not None:
             prompt_top_k = check_top_k(request.prompt_logprobs, "prompt_logprobs", model)

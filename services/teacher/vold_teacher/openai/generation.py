@@ -10,11 +10,12 @@ from vold_proto.v1 import teacher_pb2 as pb
 from vold_service.call import Call
 
 from vold_teacher.detokenizer import Detokenizer, StopTexts
+from vold_teacher.models import LoadedModel
 from vold_teacher.openai.errors import raise_status
 from vold_teacher.openai.prompts import Prompt
 from vold_teacher.openai.schemas import SamplingRequest
 from vold_teacher.openai.scoring import TokenScores
-from vold_teacher.service import LoadedModel, Teacher
+from vold_teacher.service import Teacher
 
 
 @dataclass(slots=True, eq=False)

@@ -8,8 +8,8 @@ from vold_service.call import Call
 from vold_service.errors import invalid, shown
 from vold_service.turns import Turn
 
+from vold_teacher.models import LoadedModel
 from vold_teacher.openai.schemas import Message
-from vold_teacher.service import LoadedModel
 from vold_teacher.texts import estimated_tokens
 from vold_teacher.types import Ids
 from vold_teacher.validation import check_count, read_token_ids

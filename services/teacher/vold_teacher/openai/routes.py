@@ -15,6 +15,7 @@ from vold_service.errors import ServiceError, check_name
 from vold_service.http import admit_call, cancel_on_disconnect, read_json, sized_response, stream_events
 
 from vold_teacher.metrics import count_request
+from vold_teacher.models import LoadedModel
 from vold_teacher.openai.chat import ChatReply
 from vold_teacher.openai.completions import CompletionsReply
 from vold_teacher.openai.errors import OpenAIErrors, error_body
@@ -28,7 +29,7 @@ from vold_teacher.openai.schemas import (
 )
 from vold_teacher.openai.tokens import detokenize, tokenize, tokenizer_info
 from vold_teacher.schemas import ModelOut, ModelsOut, inline_definitions
-from vold_teacher.service import LoadedModel, Teacher
+from vold_teacher.service import Teacher
 
 log = logging.getLogger("vold.teacher.openai")
 
@@ -57,7 +58,7 @@ def add_openai_routes(app: FastAPI, teacher: Teacher) -> None:
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> ModelOut:
         """A model served here, as OpenAI describes it."""
-        return _describe(teacher.model(name))
+        return _describe(teacher.models.find(name))
 
     @router.post("/v1/completions", openapi_extra=_request_body(CompletionRequest))
     async def completions(request: Request) -> Response:
@@ -96,14 +97,14 @@ def add_openai_routes(app: FastAPI, teacher: Teacher) -> None:
     @router.get("/health")
     async def health() -> Response:
         """200 once the teacher can serve, at the path that vLLM's clients expect."""
-        teacher.model("")
+        teacher.models.find("")
         return Response()
 
     app.include_router(router)
 
 
 def list_models(teacher: Teacher) -> ModelsOut:
-    return ModelsOut(data=[_describe(model) for model in teacher.models.values()])
+    return ModelsOut(data=[_describe(model) for model in teacher.models.loaded.values()])
 
 
 def _describe(model: LoadedModel) -> ModelOut:

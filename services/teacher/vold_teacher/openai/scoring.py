@@ -16,9 +16,10 @@ from vold_service.errors import ServiceError, invalid
 from vold_service.turns import Turn
 
 from vold_teacher.detokenizer import Detokenizer
+from vold_teacher.models import LoadedModel
 from vold_teacher.openai.prompts import Prompt
 from vold_teacher.openai.sharing import shared_prefix_lengths
-from vold_teacher.service import LoadedModel, Teacher
+from vold_teacher.service import Teacher
 from vold_teacher.tokenizer import Tokenizer
 from vold_teacher.types import Floats, Ids
 

@@ -21,7 +21,7 @@ TOKEN_BYTES = 16
 
 async def tokenize(teacher: Teacher, request: TokenizeRequest, call: Call) -> bytes:
     """The reply of /tokenize, as JSON."""
-    model = teacher.model(request.model)
+    model = teacher.models.find(request.model)
     if (request.prompt is None) == (request.messages is None):
         raise invalid("prompt", "prompt and messages are both there or both absent: send one of them")
     if request.messages is not None:
@@ -52,7 +52,7 @@ def _write_tokens(tokenizer: Tokenizer, ids: Ids, max_sequence: int, with_texts:
 
 
 async def detokenize(teacher: Teacher, request: DetokenizeRequest, call: Call) -> dict[str, Any]:
-    model = teacher.model(request.model)
+    model = teacher.models.find(request.model)
     check_room(len(request.tokens), "tokens", model, 0)
     _spend(call, len(request.tokens))
     try:
@@ -71,7 +71,7 @@ def _spend(call: Call, tokens: int) -> None:
 
 
 def tokenizer_info(teacher: Teacher, name: str) -> dict[str, Any]:
-    tokenizer = teacher.model(name).tokenizer
+    tokenizer = teacher.models.find(name).tokenizer
     special = {
         f"{kind}_token": tokenizer.token(tokenizer.special_ids[kind]) if kind in tokenizer.special_ids else None
         for kind in ("bos", "eos", "pad", "unk")

@@ -18,7 +18,8 @@ from vold_service.tenants import Tenant
 from vold_verifier import registry
 from vold_verifier.engine.composite import OnVerified, PartCollector, part_items
 from vold_verifier.engine.forkclient import ForkServerProcess
-from vold_verifier.engine.pool import Pool, main_options
+from vold_verifier.engine.options import main_options
+from vold_verifier.engine.pool import Pool
 from vold_verifier.engine.waiting import OnResult, RequestQueue
 from vold_verifier.engine.worker import error_result, read_parameters, verdict_result
 from vold_verifier.sandbox.confine import hide_memory

@@ -11,38 +11,27 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from functools import lru_cache
 from typing import Any
 
-from pydantic import ValidationError
 from vold_proto.distribution import VERSION
 from vold_proto.v1 import quota_pb2, status_pb2, verifier_pb2
 from vold_service import access
 from vold_service.call import Call
-from vold_service.errors import MAX_NAME, Code, ServiceError, check_name, deadline_exceeded, invalid
+from vold_service.errors import MAX_NAME, Code, ServiceError, check_name, deadline_exceeded
 from vold_service.processes import Processes
 from vold_service.quota import Quotas
 from vold_service.turns import Turn
 
 from vold_verifier import metrics, registry
 from vold_verifier.engine import light
+from vold_verifier.engine.admission import check_count, check_item, estimate_tokens
 from vold_verifier.engine.cache import ResultCache, item_key
-from vold_verifier.engine.composite import part_field, part_items
 from vold_verifier.engine.dispatch import Dispatcher
 from vold_verifier.engine.forkclient import ForkServerProcess
-from vold_verifier.engine.worker import first_error, read_parameters
-from vold_verifier.reading.bounds import parameters_violation
 from vold_verifier.settings import VerifierSettings
 from vold_verifier.verifiers.base import Verifier
-from vold_verifier.verifiers.composite import CompositeParameters
 
-CHARACTERS_PER_TOKEN = 4
 Results = list[verifier_pb2.VerifyResult | None]
 IndexedVerifiers = list[tuple[int, Verifier[Any]]]
 """The index of an item in its request, and the item's verifier."""
-
-
-def check_count(count: int, limit: int) -> None:
-    """Raise ServiceError if a request has more items than `limit`."""
-    if count > limit:
-        raise invalid("items", f"the request has {count} items, over the limit of {limit}: send fewer")
 
 
 class Engine:
@@ -156,7 +145,7 @@ class Engine:
             try:
                 if index in faults:
                     raise faults[index]
-                verifier = self._validate(item, f"items[{index}].")
+                verifier = check_item(item, f"items[{index}].", self.verifiers, self.settings)
             except ServiceError as error:
                 results[index] = self._error_result(item, error)
                 continue
@@ -285,7 +274,7 @@ class Engine:
                 await self.dispatcher.wait_for_room(call.tenant)
                 try:
                     check_name("id", item.id)
-                    verifier = self._validate(item, "")
+                    verifier = check_item(item, "", self.verifiers, self.settings)
                     self._charge_item(current_call, item)
                 except ServiceError as error:
                     results.put_nowait(self._error_result(item, error))
@@ -330,38 +319,6 @@ class Engine:
             access.count_refusal(error)
             raise
 
-    def _validate(self, item: verifier_pb2.VerifyItem, path: str) -> Verifier[Any]:
-        """Return the item's verifier. Raises ServiceError for an unknown verifier, a long text or bad parameters.
-
-        path: prefix of the field that an error names. Parameters that take long to read are read by a worker alone,
-        which refuses them in the same way.
-        """
-        check_name(path + "verifier", item.verifier)
-        verifier = registry.look_up(self.verifiers, item.verifier, path + "verifier")
-        for name, text, limit in (
-            ("completion", item.completion, self.settings.max_completion_chars),
-            ("prompt", item.prompt, self.settings.max_completion_chars),
-            ("reference", item.reference, self.settings.max_reference_chars),
-        ):
-            if len(text) > limit:
-                raise invalid(
-                    path + name, f"{path}{name} has {len(text):,} characters, over the limit of {limit:,}: shorten it"
-                )
-        if item.HasField("parameters") or verifier.name == "composite":
-            if fault := parameters_violation(item.parameters, self.settings.max_parameters_bytes):
-                raise invalid(path + "parameters", f"{path}parameters: {fault}")
-            if getattr(verifier, "parameters_in_worker", False):  # a plugin may define the names of an older Verifier
-                return verifier
-            try:
-                parameters = read_parameters(verifier, item.parameters)
-            except ValidationError as error:
-                field, message = first_error(error)
-                raise invalid(path + field, f"{path}{message}") from None
-            if isinstance(parameters, CompositeParameters):
-                for number, part in enumerate(part_items(item, parameters)):
-                    self._validate(part, f"{path}{part_field(parameters, number)}.")
-        return verifier
-
     def _error_result(self, item: verifier_pb2.VerifyItem, error: ServiceError) -> verifier_pb2.VerifyResult:
         return self._complete(item, verifier_pb2.VerifyResult(error=error.status()), "")
 
@@ -383,11 +340,6 @@ class Engine:
         if not result.cached:
             _seconds_histogram(name).observe(result.seconds)
         return result
-
-
-def estimate_tokens(item: verifier_pb2.VerifyItem) -> int:
-    """The item's share of its tenant's tokens a minute: a token is 4 characters, as the service has no tokenizer."""
-    return -(-(len(item.completion) + len(item.prompt) + len(item.reference)) // CHARACTERS_PER_TOKEN)
 
 
 def _completion_at_fault(error: status_pb2.Status) -> bool:

@@ -14,13 +14,10 @@ own. Items wait for the first one that follows; once a start has failed, they ge
 
 import asyncio
 import logging
-import os
-import signal
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 from vold_proto.v1 import status_pb2, verifier_pb2
@@ -28,64 +25,20 @@ from vold_service.tenants import OPEN_TENANT, Tenant
 
 from vold_verifier import metrics
 from vold_verifier.engine.connection import MAX_IN_FLIGHT_SECONDS, WorkerConnection
-from vold_verifier.engine.forkclient import START_SECONDS, ForkServerClient, ForkServerOptions, ForkServerProcess
+from vold_verifier.engine.exits import BETWEEN_ITEMS, cause_of_exit, ends_at_once
+from vold_verifier.engine.forkclient import START_SECONDS, ForkServerClient, ForkServerProcess
+from vold_verifier.engine.options import PoolOptions
 from vold_verifier.engine.waiting import OnResult, QueuedItem, RequestQueue, WaitingItems
-from vold_verifier.engine.worker import EXIT_OUT_OF_MEMORY, EXIT_TRIPWIRE, HEADER, error_result
-from vold_verifier.settings import VerifierSettings
+from vold_verifier.engine.worker import HEADER, error_result
 
 MAX_IN_FLIGHT_COST = 32
 """Most cost in flight in a worker, in units of Verifier.cost; one item is always allowed."""
 MAX_ATTEMPTS = 2
 RESPAWN_DELAY_SECONDS = 0.5
 MAX_RESTART_DELAY_SECONDS = 10.0
-BETWEEN_ITEMS = ("cpu_limit", "recycled", "reclaimed", "forkserver", "tripwire")
-"""Reasons why a worker ends for which no item in flight is at fault."""
 NO_WORKERS = "no worker can verify the item: the workers' processes do not start, and the server's log says why"
 
 log = logging.getLogger("vold.verifier.pool")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolOptions:
-    """cpu_seconds: soft limit for one item. wall_seconds: hard limit for one item. memory_bytes: address space of one
-    worker. recycle_after: items after which a worker is replaced. max_queued: items in all queues, of which each
-    tenant has its part. enable: verifiers
-    that are off by default. sandbox: the workers are confined, and serve the verifiers of pool "sandbox" only.
-    stall_seconds: time for the fork server to start or to end a worker; then it is replaced."""
-
-    workers: int
-    cpu_seconds: float = 1.0
-    wall_seconds: float = 10.0
-    memory_bytes: int = 512 << 20
-    recycle_after: int = 2000
-    max_queued: int = 65536
-    plugins: tuple[str, ...] = ()
-    enable: tuple[str, ...] = ()
-    sandbox: bool = False
-    stall_seconds: float = 30.0
-
-    def of_fork_server(self) -> ForkServerOptions:
-        return ForkServerOptions(
-            pool="sandbox" if self.sandbox else "main",
-            plugins=self.plugins,
-            enable=self.enable,
-            cpu_seconds=self.cpu_seconds,
-            memory_bytes=self.memory_bytes,
-        )
-
-
-def main_options(settings: VerifierSettings) -> PoolOptions:
-    """The options of a server's main pool."""
-    return PoolOptions(
-        workers=settings.workers,
-        cpu_seconds=settings.time_limit,
-        wall_seconds=settings.wall_limit,
-        memory_bytes=settings.worker_memory_bytes,
-        recycle_after=settings.recycle_after,
-        max_queued=settings.max_queued_items,
-        plugins=settings.plugins,
-        enable=settings.enable,
-    )
 
 
 class Pool:
@@ -245,13 +198,13 @@ class Pool:
             metrics.WORKERS.dec()
         if self._stopping:
             return
-        reason = worker.stop_reason or _cause_of_exit(worker.exit_status)
+        reason = worker.stop_reason or cause_of_exit(worker.exit_status)
         self._charge_lost(worker, reason)
         metrics.RESTARTS.labels(reason).inc()
         self._settle(list(worker.in_flight), reason)
         if reason not in ("cpu_limit", "cpu_kill", "recycled", "reclaimed", "wall_limit"):
             log.warning("worker %d ended: %s", worker.number, reason)
-        if not _ends_at_once(worker, reason):
+        if not ends_at_once(worker, reason):
             self._spawn()
         else:
             # A worker that ends before its first result may do so every time: the delay prevents a busy loop.
@@ -265,7 +218,7 @@ class Pool:
                 self._waiting.refund(item)
             else:
                 seconds = time.monotonic() - worker.item_started
-                self._waiting.settle(item, seconds + RESPAWN_DELAY_SECONDS * _ends_at_once(worker, reason))
+                self._waiting.settle(item, seconds + RESPAWN_DELAY_SECONDS * ends_at_once(worker, reason))
 
     def _settle(self, items: list[QueuedItem], reason: str) -> None:
         """Answer or retry the item that the ended worker was verifying, and requeue the items behind it."""
@@ -435,20 +388,3 @@ class Pool:
         self._finished, self._swept_at = 0, now
         interval = min(0.25, self.options.wall_seconds / 10)
         self._sweep_handle = asyncio.get_running_loop().call_later(interval, self._sweep)
-
-
-def _ends_at_once(worker: WorkerConnection, reason: str) -> bool:
-    """Whether the worker may end before its first result every time: another starts after a delay."""
-    return not worker.answered and reason not in ("wall_limit", "cpu_kill", "reclaimed")
-
-
-def _cause_of_exit(status: int | None) -> str:
-    """Return the reason that `vold_verifier_worker_restarts` counts. status: None if the fork server ended first."""
-    if status is None:
-        return "forkserver"
-    if os.WIFSIGNALED(status):
-        if os.WTERMSIG(status) == signal.SIGVTALRM:
-            return "cpu_kill"
-        return f"signal {signal.Signals(os.WTERMSIG(status)).name}"
-    code = os.WEXITSTATUS(status)
-    return {EXIT_OUT_OF_MEMORY: "memory_limit", EXIT_TRIPWIRE: "tripwire"}.get(code, f"exit {code}")
