@@ -53,6 +53,17 @@ def test_an_error_is_reported_and_the_other_topics_are_still_checked(config, ove
     assert report.of_topic("folder")
 
 
+def test_a_student_that_writes_what_the_teacher_never_would_is_warned_of(config):
+    """The base student has not seen this teacher's traces."""
+    (warning,) = [f for f in run_check(config()).of_topic("teacher") if f.level == "warning"]
+    assert "nats a token less likely to the teacher" in warning.text
+    assert "vold traces, vold sft" in warning.text
+    alike = run_check(config("student.path=pocket:teacher", "student.freeze=[]"))
+    assert not [f for f in alike.of_topic("teacher") if f.level == "warning"]
+    alone = run_check(config("objective={name: grpo}"))
+    assert not [f for f in alone.of_topic("teacher") if f.level == "warning"]
+
+
 def test_a_folder_in_use_is_reported(config):
     made = config("student.path=/no/such/folder")
     with holding(made.out, "run"):
