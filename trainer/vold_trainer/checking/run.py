@@ -315,8 +315,9 @@ def _check_gap(gap: float | None, report: CheckReport) -> None:
     report.warning(
         "teacher",
         f"the student's tokens are {-gap:.1f} nats a token less likely to the teacher than to the student: "
-        "so far apart (teacher/gap), the teacher's term pushes down whatever the student writes, and completions may collapse: "
-        "train the student on this teacher's traces first (vold traces, vold sft), or choose the teacher of its traces",
+        "so far apart (teacher/gap), the teacher's term pushes down whatever the student writes, and completions may "
+        "collapse: train the student on this teacher's traces first (vold traces, vold sft), or choose the teacher of "
+        "its traces",
     )
 
 
