@@ -3,6 +3,8 @@
 python benchmarks/gpu_parts/serving.py real cuda varlen FOLDER [options of vold-teacher serve]
 """
 
+import ctypes
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from gpu_parts import shapes
 
 
 def main() -> None:
+    if sys.platform == "linux":  # a benchmark that is killed leaves no service that holds the device's memory
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     size, device, attention, folder, *options = sys.argv[1:]
 
     def make_backend(settings: TeacherSettings, location: str) -> TorchBackend:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import gpu
+import psutil
 import pytest
 import torch
 from gpu_parts import chips, results, shapes, tables
@@ -272,3 +273,32 @@ def test_readme_and_docs_claim_nothing_of_a_chip():
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"):
         found = chip.search(page.read_text())
         assert found is None, f"{page.name}: {found}"
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import torch
+from gpu_parts import results, shapes
+from gpu_parts.measure import Bench
+from gpu_parts.teacher import serving
+folder = Path(sys.argv[1])
+bench = Bench("teacher", "tiny", torch.device("cpu"), results.Results(folder, ""), until=float("inf"), repeats=1)
+with serving(bench, shapes.teacher_folder("tiny", folder), "auto"):
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+def test_a_benchmark_that_is_killed_leaves_no_service(tmp_path):
+    """Its service would hold the device's memory."""
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    killed = subprocess.run(command, cwd=ROOT / "benchmarks", check=False, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -9, killed.stderr
+
+    def left() -> list[psutil.Process]:
+        return [
+            each for each in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(each.info["cmdline"] or ())
+        ]
+
+    assert not psutil.wait_procs(left(), timeout=60)[1]
