@@ -276,7 +276,7 @@ def report(
 @app.command()
 def ablation(
     study: Annotated[
-        str, typer.Option(help="claim, components, terms, controls, weak, starts, sampled, tuning")
+        str, typer.Option(help="claim, components, terms, controls, weak, starts, sampled, steady, tuning")
     ] = "components",
     out: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs/ablation"),
     results: Annotated[

@@ -140,7 +140,7 @@ def run_row(recipe: Recipe, row: Row, study: Study) -> dict[str, Any]:
     """Train and evaluate one row of one seed, and return its line. The cold start must exist. What is in the row's
     folder is not done again.
     """
-    answers = recipe.out / (f"{row.name}-sampled" if study.samples else row.name)
+    answers = recipe.out / (row.name if study.measure == study.split else f"{row.name}-{study.measure}")
     if not (answers / "eval.json").is_file():
         sets = [
             f"{{source: pocket, split: {study.split}, modality: {modality}, limit: {study.problems}}}"

@@ -66,7 +66,8 @@ class Row:
 class Study:
     """A set of rows. baseline: the row that is subtracted from the others, seed by seed. split: of the problems in
     the evaluation. problems: how many of them, as text and again as pictures. samples: answers to each that are drawn
-    at temperature 1, for pass@k, besides the greedy one.
+    at temperature 1, for pass@k, besides the greedy one. measure: names the file of the results; rows of studies with
+    one measure are evaluated alike. Empty: the split.
     """
 
     title: str
@@ -76,15 +77,12 @@ class Study:
     split: str = "test"
     problems: int = 1000
     samples: int = 0
+    measure: str = ""
     by_name: Mapping[str, Row] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {row.name: row for row in self.rows})
-
-    @property
-    def measure(self) -> str:
-        """Names the file of the results; rows of studies with one name are evaluated alike."""
-        return f"{self.split}-sampled" if self.samples else self.split
+        object.__setattr__(self, "measure", self.measure or self.split)
 
 
 PAPER, CANDIDATES = "vold", "vold-candidates"
@@ -224,7 +222,8 @@ STUDIES: Mapping[str, Study] = {
     "controls": Study("Negative controls", _CONTROLS, "grpo", CLAIM_SEEDS),
     "weak": Study("A teacher that is no better than the student", _WEAK, "grpo", CLAIM_SEEDS),
     "starts": Study("Cold starts of several sizes", _STARTS, "grpo-from-1000", CLAIM_SEEDS),
-    "sampled": Study("Sampled answers", _SAMPLED, "grpo", CLAIM_SEEDS, problems=200, samples=max(PASSES)),
+    "sampled": Study("Sampled answers", _SAMPLED, "grpo", CLAIM_SEEDS, "test", 200, max(PASSES), "sampled"),
+    "steady": Study("Steadiness", (_SFT, *_ARMS), "grpo", TUNING_SEEDS, "validation", 2000, measure="steady"),
 }
 
 
