@@ -24,12 +24,14 @@ STAGES = ("sft", "train", "eval")
 SCALE = 1e-6
 
 
-def chain(out: Path, seeds: str, *overrides: str, python: str = sys.executable, **environment: str) -> dict:
-    """The results of one chain, {(row, seed): line}."""
+def chain(
+    out: Path, seeds: str, *overrides: str, workers: int = 2, python: str = sys.executable, **environment: str
+) -> dict:
+    """The results of one chain, {(row, seed): line}. workers: rows at a time."""
     command = [python, "-m", "vold_trainer", "ablation", "--study", "steady", "--seeds", seeds]
     command += [part for row in ROWS for part in ("--row", row)]
     command += [part for override in overrides for part in ("--set", override)]
-    command += ["--out", str(out / "runs"), "--results", str(out)]
+    command += ["--out", str(out / "runs"), "--results", str(out), "--workers", str(workers)]
     subprocess.run(command, env={**os.environ, **environment}, check=True, stdout=subprocess.DEVNULL)
     return {(line["row"], line["seed"]): line for line in read_json_lines(out / "steady.jsonl")}
 
@@ -46,7 +48,7 @@ def main() -> None:
     varied = {
         f"start weights x (1 + {SCALE:g})": chain(args.out / "start", args.seeds, f"sft:student.path={start}"),
         "2 threads for 1": chain(
-            args.out / "threads", args.seeds, "sft:threads=2", "train:threads=2", "eval:threads=2"
+            args.out / "threads", args.seeds, *(f"{stage}:threads=2" for stage in STAGES), workers=1
         ),
         "plain instructions": chain(args.out / "instructions", args.seeds, ATEN_CPU_CAPABILITY="default"),
     }
