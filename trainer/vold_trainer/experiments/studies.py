@@ -220,7 +220,7 @@ STUDIES: Mapping[str, Study] = {
     "components": Study("Components", _COMPONENTS, "grpo", CLAIM_SEEDS),
     "terms": Study("Forms of the teacher's term", _TERMS, "grpo", CLAIM_SEEDS),
     "controls": Study("Negative controls", _CONTROLS, "grpo", CLAIM_SEEDS),
-    "weak": Study("A teacher that is no better than the student", _WEAK, "grpo", CLAIM_SEEDS),
+    "weak": Study("A weak teacher", _WEAK, "grpo", CLAIM_SEEDS),
     "starts": Study("Cold starts of several sizes", _STARTS, "grpo-from-1000", CLAIM_SEEDS),
     "sampled": Study("Sampled answers", _SAMPLED, "grpo", CLAIM_SEEDS, "test", 200, max(PASSES), "sampled"),
     "steady": Study("Steadiness", (_SFT, *_ARMS), "grpo", TUNING_SEEDS, "validation", 2000, measure="steady"),
